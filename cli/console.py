@@ -1,0 +1,90 @@
+"""What a command shows: tables and text for people, one JSON object for programs.
+
+People read the result on stdout and follow the work on stderr. With --json the result too goes
+to stderr, and stdout ends in one line of JSON.
+"""
+
+import json
+import math
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_ops.errors import UserError
+
+err = Console(stderr=True, highlight=False)
+
+
+class Output:
+    """Where a command's result goes."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.out = err if as_json else Console(highlight=False)
+
+    def show(self, *renderables: Any) -> None:
+        """Show part of the result."""
+        for renderable in renderables:
+            self.out.print(renderable)
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Print the JSON object, if one is wanted."""
+        if self.as_json:
+            print_json(result)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print one line of strict JSON on stdout: NaN and infinity become null."""
+    sys.stdout.write(json.dumps(_jsonable(result), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def report_error(error: BaseException, exit_code: int, as_json: bool, debug: bool) -> None:
+    """Say in one line on stderr what went wrong and what to do."""
+    if debug:
+        traceback.print_exception(error)
+    cause = error.cause if isinstance(error, UserError) else " ".join(str(error).split())
+    remedy = error.remedy if isinstance(error, UserError) else ""
+    word = "interrupted" if exit_code == 130 else "error"
+    color = "\x1b[1;31m{}\x1b[0m" if err.is_terminal and not err.no_color else "{}"
+    # Not through rich, which would wrap the line and take [brackets] for markup.
+    sys.stderr.write(f"{color.format(word)}: {' '.join(f'{cause} {remedy}'.split())}\n")
+    if as_json:
+        print_json({"status": word, "exit_code": exit_code, "error": cause, "remedy": remedy})
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """Make an empty table in the house's style; columns that start with '>' are set to the right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return made
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Write a share from 0 to 1 as a percentage."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def ago(moment: datetime) -> str:
+    """Say how long ago `moment` (with a time zone) was."""
+    seconds = max(0, (datetime.now(UTC) - moment).total_seconds())
+    for unit, length in (("day", 86400), ("hour", 3600), ("min", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 and unit != 'min' else ''} ago"
+    return "just now"

@@ -1,0 +1,81 @@
+"""The way in: gathers the commands, and turns every way out into a line and an exit code.
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+"""
+
+import gc
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+import resnet_ops
+from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
+
+from . import doctor, export, runs, train
+from .console import report_error
+
+app = typer.Typer(
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train plain and residual networks on Ray, and export the best to ONNX, proven.",
+    epilog="A first run: [bold]resnet-ops train --name first[/], then [bold]resnet-ops export first --onnx[/].",
+)
+app.command("train", rich_help_panel="Work", epilog=train.EXAMPLES)(train.train)
+app.command("export", rich_help_panel="Work", epilog=export.EXAMPLES)(export.export)
+app.command("runs", rich_help_panel="See")(runs.runs)
+app.command("doctor", rich_help_panel="See")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Answer what is asked without a command."""
+    if version:
+        typer.echo(f"resnet-ops {resnet_ops.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> NoReturn:
+    """Run one command; the console script."""
+    code = run(sys.argv[1:])
+    gc.freeze()  # or Python looks through a million objects once more before it lets go: 0.5 s
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    signal.signal(signal.SIGTERM, _interrupt)  # what Slurm, Kubernetes and `kill` send: end as for Ctrl-C
+    try:
+        code = app(arguments, prog_name="resnet-ops", standalone_mode=False)
+        if code == INTERRUPTED:  # Typer's word for a Ctrl-C that no command answered
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        report_error(error, error.exit_code, as_json, debug)
+        return error.exit_code
+    except TyperException as error:
+        report_error(UserError(error.format_message().rstrip(".") + ".", "See --help."), BAD_REQUEST, as_json, debug)
+        return BAD_REQUEST
+    except KeyboardInterrupt as error:
+        report_error(UserError("Interrupted."), INTERRUPTED, as_json, debug)
+        del error
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `resnet-ops runs | head`
+        sys.stderr.close()
+        return WORK_FAILED
+    except Exception as error:
+        told = UserError(f"Internal error, {type(error).__name__}: {error}", "The traceback: --debug.", WORK_FAILED)
+        report_error(told if not debug else error, WORK_FAILED, as_json, debug)
+        return WORK_FAILED
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,31 @@
+"""Options made from the fields of a configuration: help, choices and default are said once, there."""
+
+from typing import Annotated, Any
+
+import typer
+
+from resnet_ops.config import Config, TrainConfig
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line; all else goes to stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def option(config: type[Config], name: str, panel: str | None = None, *declarations: str) -> Any:
+    """Make the command-line option for field `name` of `config`."""
+    choices = config.choices(name)
+    return typer.Option(
+        *declarations,
+        help=config.model_fields[name].description,
+        metavar=f"[{'|'.join(choices)}]" if choices else None,
+        rich_help_panel=panel,
+        show_default=config.default(name) is not None,
+        envvar="RESNET_OPS_RUNS_DIR" if name == "runs_dir" else None,
+    )
+
+
+def argument(config: type[Config], name: str) -> Any:
+    """Make the command-line argument for field `name` of `config`."""
+    return typer.Argument(help=config.model_fields[name].description, metavar=name.upper())
+
+
+RunsDir = option(TrainConfig, "runs_dir", "Run")

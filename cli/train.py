@@ -1,0 +1,154 @@
+"""`resnet-ops train`: from options to a run, and what one sees meanwhile."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.errors import UserError
+
+from .clock import importing, process_started_at
+from .console import Output, percent
+from .options import Debug, Json, RunsDir, option
+from .screen import Screen
+
+EXAMPLES = """
+[bold]resnet-ops train[/]  ResNet-20 on the embedded digits, in seconds
+
+[bold]resnet-ops train --model plain56 --epochs 15 --name deep-and-plain[/]  watch depth hurt
+
+[bold]resnet-ops train --data ~/images --model resnet56 --name mine[/]  your own images, in Parquet
+
+[bold]resnet-ops train --resume mine[/]  go on where it stopped
+"""
+default = TrainConfig.default
+NETWORK, TRAINING, PLACE, RUN = "Network and images", "Training", "Where it runs", "Run"
+
+
+def _option(name: str, panel: str) -> Any:
+    return option(TrainConfig, name, panel)
+
+
+def train(
+    context: typer.Context,
+    model: Annotated[str, _option("model", NETWORK)] = default("model"),
+    shortcut: Annotated[str | None, _option("shortcut", NETWORK)] = default("shortcut"),
+    data: Annotated[str, _option("data", NETWORK)] = default("data"),
+    epochs: Annotated[int, _option("epochs", TRAINING)] = default("epochs"),
+    batch_size: Annotated[int, _option("batch_size", TRAINING)] = default("batch_size"),
+    lr: Annotated[float, _option("lr", TRAINING)] = default("lr"),
+    schedule: Annotated[str, _option("schedule", TRAINING)] = default("schedule"),
+    momentum: Annotated[float, _option("momentum", TRAINING)] = default("momentum"),
+    weight_decay: Annotated[float, _option("weight_decay", TRAINING)] = default("weight_decay"),
+    crop_padding: Annotated[int | None, _option("crop_padding", TRAINING)] = default("crop_padding"),
+    flip: Annotated[bool | None, _option("flip", TRAINING)] = default("flip"),
+    seed: Annotated[int, _option("seed", TRAINING)] = default("seed"),
+    device: Annotated[str, _option("device", PLACE)] = default("device"),
+    workers_per_node: Annotated[int | None, _option("workers_per_node", PLACE)] = default("workers_per_node"),
+    precision: Annotated[str, _option("precision", PLACE)] = default("precision"),
+    name: Annotated[str | None, _option("name", RUN)] = default("name"),
+    runs_dir: Annotated[Path, RunsDir] = default("runs_dir"),
+    num_to_keep: Annotated[int, _option("num_to_keep", RUN)] = default("num_to_keep"),
+    resume: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Go on with a run where it stopped.", rich_help_panel=RUN)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run of the same name.", rich_help_panel=RUN)
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a plain or residual network on Ray and keep its best checkpoint.
+
+    The run directory runs/NAME/ holds the configuration (run.json), the metrics of every epoch
+    (metrics.jsonl), checkpoints to resume from, and the weights that validated best.
+    """
+    output = Output(json)
+    if resume is None:
+        config = TrainConfig.of(
+            model=model,
+            shortcut=shortcut,
+            data=data,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            schedule=schedule,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            crop_padding=crop_padding,
+            flip=flip,
+            seed=seed,
+            device=device,
+            workers_per_node=workers_per_node,
+            precision=precision,
+            name=name,
+            runs_dir=runs_dir,
+            num_to_keep=num_to_keep,
+        )
+    else:
+        _refuse_changes(context, resume)
+    with Screen() as screen:
+        with importing():
+            from resnet_ops.training import job, worker  # noqa: F401  # the worker brings Ray
+
+        if resume is None:
+            result = job.train(config, overwrite=overwrite, observer=screen, started_at=process_started_at())
+        else:
+            result = job.resume(runs_dir, resume, observer=screen, started_at=process_started_at())
+    _show(output, result)
+
+
+def _refuse_changes(context: typer.Context, resume: str) -> None:
+    """A run goes on as it began: with the same data, schedule and seed, or its result means nothing."""
+    free = {"resume", "runs_dir", "json", "debug"}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in free and source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise UserError(
+                f"--resume {resume} goes on with the options the run began with; {option} cannot be changed.",
+                f"Leave {option} out, or train a new run.",
+            )
+
+
+def _show(output: Output, result: Any) -> None:
+    record, run, best = result.record, result.run, result.record.best
+    speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
+    output.show(
+        f"[bold]{percent(best.val_accuracy, 2)}[/] validation accuracy: {record.config.model} on {record.data.name}, "
+        f"best epoch {best.epoch} of {result.epochs}{speed}, {result.total_s:.0f} s in all",
+        f"  best weights  {_short(best.checkpoint)}",
+        f"  metrics       {_short(run.metrics_file)}",
+        f"  next          resnet-ops export {run.name} --onnx" + _runs_dir_option(run.path.parent),
+    )
+    output.end(
+        {
+            "name": run.name,
+            "run_dir": run.path,
+            "status": record.status,
+            "model": record.config.model,
+            "data": record.data.name,
+            "epochs": result.epochs,
+            "world_size": record.world_size,
+            "device": record.device,
+            "parameters": record.parameters,
+            "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy, "checkpoint": best.checkpoint},
+            "images_per_second": result.images_per_second,
+            "time_to_first_step_s": result.time_to_first_step_s,
+            "time_after_last_step_s": result.time_after_last_step_s,
+            "total_s": result.total_s,
+        }
+    )
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _runs_dir_option(runs_dir: Path) -> str:
+    return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {_short(runs_dir)}"

@@ -1,0 +1,154 @@
+"""What a run is: every option with its default, its limits and its one-line description.
+
+The command line takes names, defaults and help texts from here; nothing repeats them. This
+module imports neither torch nor Ray, so that `--help` stays fast.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from resnet_ops.errors import UserError, did_you_mean
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Config(BaseModel):
+    """A frozen set of options; `of` is the way to make one from what a user typed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Validate `values`.
+
+        Raises:
+            UserError: Names the first option that is wrong, as typed on the command line.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise _explain(cls, error) from None
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """The default of option `name`."""
+        return cls.model_fields[name].default
+
+    @classmethod
+    def choices(cls, name: str) -> list[str]:
+        """The values that option `name` may take, or [] where any will do."""
+        return _choices(cls.model_fields[name].annotation)
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [choice for inner in get_args(annotation) for choice in _choices(inner)]
+
+
+def _explain(cls: type[Config], error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    name, typed = str(first["loc"][0]) if first["loc"] else "", first.get("input")
+    option = "--" + name.replace("_", "-")
+    if first["type"] == "extra_forbidden":
+        return UserError(f"There is no option {name!r}.", did_you_mean(name, cls.model_fields))
+    if first["type"] == "literal_error":
+        choices = cls.choices(name)
+        remedy = f"{did_you_mean(str(typed), choices)} Valid: {', '.join(choices)}."
+        return UserError(f"{option} cannot be {str(typed)!r}.", remedy)
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return UserError(f"{option} {message}; {str(typed)!r} was given.")
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(Config):
+    """One training run, whole: what `run.json` stores and a worker receives."""
+
+    model: Annotated[str, Field(description="Network: resnetN or plainN, e.g. resnet20, plain56, resnet50.")] = (
+        "resnet20"
+    )
+    shortcut: Annotated[
+        Literal["A", "B", "C"] | None,
+        Field(description="Shortcuts: A zero-padded, B projected where shapes change, C all projected. "
+              "By default A for CIFAR networks, B for ImageNet ones."),
+    ] = None  # fmt: skip
+    data: Annotated[
+        str, Field(description="Images: 'digits' (embedded), or a Parquet file, folder or glob in Hugging Face layout.")
+    ] = "digits"
+
+    epochs: Annotated[Positive, Field(description="Passes over the training images.")] = 30
+    batch_size: Annotated[Positive, Field(description="Images a step, over all workers together.")] = 128
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="Peak learning rate.")] = 0.1
+    schedule: Annotated[
+        Literal["one-cycle", "steps"],
+        Field(description="Learning rate over time: one cosine cycle, or the paper's tenths after 1/2 and 3/4."),
+    ] = "one-cycle"
+    momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum of SGD.")] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="L2 penalty on all weights.")] = 1e-4
+    crop_padding: Annotated[
+        int | None,
+        Field(ge=0, description="Pad by so many pixels and crop at random; by default an eighth of the image's side."),
+    ] = None
+    flip: Annotated[
+        bool | None,
+        Field(description="Mirror half of the training images; by default yes, but not for digits."),
+    ] = None
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Same seed, workers and threads: same weights.")] = 0
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="Where to train; auto takes the GPUs where there are any.")
+    ] = "auto"
+    workers_per_node: Annotated[
+        Positive | None, Field(description="Training processes; by default one a GPU, or one on the CPU.")
+    ] = None
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="Arithmetic of the network; auto is bf16 autocast on GPUs that have it, else fp32."),
+    ] = "auto"
+
+    name: Annotated[str | None, Field(description="Name of the run; by default made of model and data.")] = None
+    runs_dir: Annotated[Path, Field(description="Folder that holds the runs.")] = Path("runs")
+    num_to_keep: Annotated[
+        Positive, Field(description="Best checkpoints to keep, besides the last one, which is always kept.")
+    ] = 2
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_one_folder(cls, name: str | None) -> str | None:
+        return name if name is None else check_run_name(name)
+
+
+class ExportConfig(Config):
+    """One export: which run, into what, proven how."""
+
+    run: Annotated[str, Field(description="Name of the run, or path of its folder or of one of its checkpoints.")]
+    runs_dir: Annotated[Path, Field(description="Folder that holds the runs.")] = Path("runs")
+    opset: Annotated[int, Field(ge=18, le=23, description="ONNX operator set; PyTorch's exporter starts at 18.")] = 18
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="ONNX Runtime's execution provider for the proof; auto is CUDA where there is a GPU."),
+    ] = "auto"
+    data: Annotated[
+        str | None, Field(description="Images to validate on; by default those that the run was trained on.")
+    ] = None
+    tolerance: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="Largest |difference| of logits, as a share of the largest "
+              "|logit|; by default 1e-5 on CPU, 1e-4 on CUDA."),
+    ] = None  # fmt: skip
+
+
+def check_run_name(name: str) -> str:
+    """Return `name` if it can name a run: one folder, no surprises in a shell.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if not RUN_NAME.fullmatch(name):
+        raise ValueError("must be letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit")
+    return name

@@ -1,0 +1,100 @@
+"""Batches on the device: which images, in which order, on which worker.
+
+The order and the augmentation of every step follow from (seed, epoch, step, rank) alone. No
+generator's state lives from step to step, so there is none to save and restore.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnet_ops.data.augment import crop_and_flip, normalise, pixel_statistics
+from resnet_ops.data.sources import Images, Source
+
+EVAL_BATCH = 500
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """One split in the device's memory: pixels (N, H, W, C) uint8, labels (N,) int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, images: Images, device: torch.device) -> "DeviceImages":
+        """Copy a decoded split to the device."""
+        return cls(torch.from_numpy(images.pixels).to(device), torch.from_numpy(images.labels).to(device))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Both splits of a data set on one worker's device, and how its images are prepared."""
+
+    train: DeviceImages
+    val: DeviceImages
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int  # images a step over all workers
+    crop_padding: int
+    flip: bool
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch; images that do not fill a last batch sit this epoch out."""
+        return len(self.train) // self.batch_size
+
+    def train_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This worker's share of each batch: (n, C, H, W) float32 and (n,) int64.
+
+        Shares of one batch are disjoint, make up the batch, and differ in size by at most one.
+        """
+        device = self.train.labels.device
+        order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch)).to(device)
+        for step in range(self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            share = batch[self.rank :: self.world_size]
+            pixels = self.train.pixels.index_select(0, share)
+            if self.crop_padding or self.flip:
+                generator = _generator(self.seed, epoch, step + 1, self.rank)
+                pixels = crop_and_flip(pixels, self.crop_padding, self.flip, generator)
+            yield normalise(pixels, self.mean, self.std), self.train.labels.index_select(0, share)
+
+    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This worker's share of the validation images, in order."""
+        share = slice(self.rank, None, self.world_size)
+        pixels, labels = self.val.pixels[share], self.val.labels[share]
+        for x, y in zip(pixels.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
+            yield normalise(x, self.mean, self.std), y
+
+
+def open_loader(
+    source: Source,
+    device: torch.device,
+    *,
+    batch_size: int,
+    crop_padding: int,
+    flip: bool,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Decode a source and put it on the device."""
+    train = DeviceImages.of(source.load("train"), device)
+    val = DeviceImages.of(source.load("val"), device)
+    mean, std = pixel_statistics(train.pixels)
+    return Loader(train, val, mean, std, batch_size, crop_padding, flip, seed, rank, world_size)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -1,0 +1,210 @@
+"""Examines this machine by using it: starts Ray, runs a convolution on every execution provider.
+
+A list of what is installed proves little: ONNX Runtime names its CUDA provider as available on
+machines that have no GPU. Each examination here does the thing, small.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from resnet_ops import runs
+from resnet_ops.errors import UserError
+from resnet_ops.orchestration.connect import local_ray
+from resnet_ops.orchestration.placement import cores
+
+SHARED = Path("/dev/shm")  # noqa: S108
+State = Literal["ok", "absent", "broken"]
+SHARED_BYTES = 1 << 30  # Docker gives 64 MB, with which Ray's object store spills to the disk
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one examination found; 'absent' is fine where nobody asks for it."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine(runs_dir: Path) -> Iterator[Finding]:
+    """Examine this machine, yielding one finding at a time."""
+    yield Finding("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
+    yield _versions()
+    yield from _attempt("torch", _torch)
+    yield from _attempt("torchvision", _torchvision)
+    yield _cpu()
+    gpu = _gpu()
+    yield gpu
+    yield from _attempt("NCCL", lambda: _nccl(gpu.state == "ok"))
+    yield from _attempt("Ray", _ray)
+    yield from _attempt("ONNX export", _onnx_export)
+    for provider in _providers():
+        yield from _attempt(provider, lambda provider=provider: _provider(provider))  # type: ignore[misc]
+    yield _disk(runs_dir)
+
+
+def _attempt(name: str, examination: Callable[[], Finding]) -> Iterator[Finding]:
+    try:
+        yield examination()
+    except UserError as error:
+        yield Finding(name, "broken", error.cause, error.remedy)
+    except Exception as error:  # any failure is a finding
+        text = (str(error).splitlines() or [""])[0]
+        yield Finding(name, "broken", f"{type(error).__name__}: {text}", f"Reinstall {name}, or look into the message.")
+
+
+def _versions() -> Finding:
+    found = {name: version for name, version in runs.versions().items() if name != "python"}
+    return Finding("installed", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def _torch() -> Finding:
+    import torch
+
+    image, kernel = torch.ones(1, 3, 8, 8), torch.ones(1, 3, 3, 3)
+    assert torch.nn.functional.conv2d(image, kernel).flatten()[0].item() == 27
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
+    return Finding("torch", "ok", f"{torch.__version__}, {build}")
+
+
+def _torchvision() -> Finding:
+    import torchvision
+
+    return Finding("torchvision", "ok", torchvision.__version__)
+
+
+def _cpu() -> Finding:
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    level = torch.backends.cpu.get_cpu_capability()
+    return Finding("CPU", "ok", f"{cores()} cores, {level}, {memory:.0f} GiB of memory")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    from resnet_ops.export import runtime
+
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        listed = ", ".join(f"{d.name} ({d.total_memory / 2**30:.0f} GiB)" for d in devices)
+        return Finding("GPU", "ok", f"{listed}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
+    if runtime.has_gpu():
+        wanted = torch.version.cuda or "none: this torch is built for the CPU"
+        return Finding(
+            "GPU", "broken", f"The driver sees a GPU, torch does not (its CUDA: {wanted}).",
+            "Update the NVIDIA driver, or install the torch that is built for it.",
+        )  # fmt: skip
+    return Finding("GPU", "absent", "none: training and validation run on the CPU")
+
+
+def _nccl(gpu: bool) -> Finding:
+    import torch
+    import torch.distributed as dist
+
+    if not gpu:
+        found = "not tried without a GPU; workers on CPUs use gloo"
+        return Finding("NCCL", "absent" if dist.is_gloo_available() else "broken", found)
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("nccl", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            total = torch.ones(1, device="cuda")
+            dist.all_reduce(total)
+            assert total.item() == 1
+        finally:
+            dist.destroy_process_group()
+    return Finding("NCCL", "ok", ".".join(map(str, torch.cuda.nccl.version())))
+
+
+def _ray() -> Finding:
+    started = time.perf_counter()
+    with local_ray(1, 0):
+        import ray
+
+        elsewhere = ray.remote(num_cpus=1)(_process_id).remote()
+        assert ray.get(elsewhere, timeout=60) != os.getpid()
+    seconds = time.perf_counter() - started
+    shared = shutil.disk_usage(SHARED).total if SHARED.is_dir() else None
+    if shared is not None and shared < SHARED_BYTES:
+        return Finding(
+            "Ray", "broken", f"{SHARED} has {shared / 2**20:.0f} MB, too little for Ray's object store.",
+            "Give the container more: docker run --shm-size=2g",
+        )  # fmt: skip
+    return Finding("Ray", "ok", f"{ray.__version__}: started and ran a task in {seconds:.1f} s")
+
+
+def _process_id() -> int:
+    return os.getpid()
+
+
+def _onnx_export() -> Finding:
+    import onnx
+    import onnxscript
+
+    return Finding("ONNX export", "ok", f"onnx {onnx.__version__}, onnxscript {onnxscript.__version__}")
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    with contextlib.suppress(AttributeError):
+        return list(reversed(onnxruntime.get_available_providers()))
+    return ["onnxruntime"]
+
+
+def _provider(provider: str) -> Finding:
+    from resnet_ops.export import runtime
+
+    if provider == runtime.CUDA:
+        if not runtime.has_gpu():
+            missing = {name: of for name, of in runtime.missing_cuda_libraries().items() if name != "libcuda.so.1"}
+            if not missing:
+                return Finding(provider, "absent", "no GPU; all of its libraries are there but the driver's")
+            packages = " ".join(sorted(set(missing.values())))
+            return Finding(provider, "absent", f"no GPU; missing too: {', '.join(missing)}", f"pip install {packages}")
+        runtime.choose_provider("cuda")
+    elif provider != runtime.CPU:
+        return Finding(provider, "absent", "named by ONNX Runtime, not used by resnet-ops")
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "convolution.onnx"
+        file.write_bytes(_convolution())
+        session = runtime.load(file, provider)
+        import numpy as np
+
+        assert session.run(np.ones((1, 3, 8, 8), np.float32)).flatten()[0] == 27
+    return Finding(provider, "ok", f"ran a convolution, {(time.perf_counter() - started) * 1e3:.0f} ms")
+
+
+def _convolution() -> bytes:
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    image, out = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, size, size])
+        for name, channels, size in (("x", 3, 8), ("y", 1, 6))
+    )
+    kernel = numpy_helper.from_array(np.ones((1, 3, 3, 3), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "check", [image], [out], [kernel])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def _disk(runs_dir: Path) -> Finding:
+    folder = next(parent for parent in (runs_dir.absolute(), *runs_dir.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    if not os.access(folder, os.W_OK):
+        return Finding("runs", "broken", f"{folder} cannot be written.", "Choose another place with --runs-dir.")
+    if free < 1:
+        return Finding("runs", "broken", f"{folder} has {free:.1f} GiB free.", "Free some space, or use --runs-dir.")
+    return Finding("runs", "ok", f"{runs_dir.absolute()}, {free:.0f} GiB free")

@@ -1,0 +1,35 @@
+"""The one exception meant for users' eyes, and the search for what they meant to type."""
+
+import difflib
+from collections.abc import Iterable
+
+WORK_FAILED = 1
+BAD_REQUEST = 2
+INTERRUPTED = 130
+
+
+class UserError(ValueError):
+    """What went wrong and what to do about it, each in a sentence.
+
+    Args:
+        cause: What was asked and what is there instead.
+        remedy: What the user can do.
+        exit_code: `BAD_REQUEST` (the request was wrong), `WORK_FAILED` (the request was
+            fine, the work failed) or `INTERRUPTED`.
+    """
+
+    def __init__(self, cause: str, remedy: str = "", exit_code: int = BAD_REQUEST) -> None:
+        # All three go to super() so that the error survives pickling between processes.
+        super().__init__(cause, remedy, exit_code)
+        self.cause = cause
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.cause} {self.remedy}".split())
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'Did you mean X?' for the known word nearest to `word`, or '' when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,291 @@
+"""Plain and residual networks of any valid depth (He et al. 2015, arXiv 1512.03385).
+
+Two families, one class:
+
+- CIFAR (sec. 4.2): a 3x3 stem and three stages of 16, 32, 64 channels; 6n + 2 layers.
+- ImageNet (sec. 4.1, table 1): a 7x7 stem and four stages of 64...512 channels; basic blocks
+  for 18 and 34 layers, bottlenecks for 50, 101 and 152.
+
+A plain network is the residual one with its shortcuts taken out, nothing else. Parameters are
+named as in torchvision's ResNet, whose weights load key for key; like there, a bottleneck
+strides in its 3x3 convolution. Shapes: N images, C channels, H height, W width.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_ops.errors import UserError, did_you_mean
+
+Kind = Literal["resnet", "plain"]
+Family = Literal["cifar", "imagenet"]
+Shortcut = Literal["A", "B", "C"]
+
+IMAGENET_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+DEEPEST = 10_000  # a guard against typing errors: the paper's deepest network has 1,202 layers
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a network's name says, e.g. `plain56`: kind, depth in weighted layers, family."""
+
+    kind: Kind
+    depth: int
+    family: Family
+
+    @property
+    def name(self) -> str:
+        """The name that `parse_name` reads back, without a needless `-cifar`."""
+        ambiguous = self.family == "cifar" and self.depth in IMAGENET_BLOCKS
+        return f"{self.kind}{self.depth}" + ("-cifar" if ambiguous else "")
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks in each stage."""
+        if self.family == "imagenet":
+            return IMAGENET_BLOCKS[self.depth]
+        return ((self.depth - 2) // 6,) * 3
+
+    @property
+    def default_shortcut(self) -> Shortcut:
+        """A for the CIFAR family (sec. 4.2), B for the ImageNet family (sec. 4.1, torchvision)."""
+        return "A" if self.family == "cifar" else "B"
+
+    @property
+    def smallest_image(self) -> int:
+        """Pixels a side below which a stride-2 layer has nothing left to halve."""
+        return 4 if self.family == "cifar" else 32
+
+
+def parse_name(name: str) -> Architecture:
+    """Read a network's name: `resnet20`, `plain56`, `resnet50`, `resnet50-cifar`.
+
+    Depths 18, 34, 50, 101 and 152 mean the ImageNet family, every other valid depth the CIFAR
+    family; `-cifar` says it outright where a depth is valid in both.
+
+    Raises:
+        UserError: The name or its depth is not valid; says what is, nearby.
+    """
+    match = re.fullmatch(r"(resnet|plain)-?(\d{1,9})(-cifar)?", name.strip().lower())
+    if match is None:
+        known = [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (8, 20, 32, 44, 56, 110, 1202)]
+        known += [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in IMAGENET_BLOCKS]
+        raise UserError(
+            f"There is no network called {name!r}.",
+            f"{did_you_mean(name.lower(), known)} Names are resnetN and plainN: N = 18, 34, 50, 101, 152 "
+            "(ImageNet family) or 6n+2, such as 20, 56, 110 (CIFAR family).",
+        )
+    kind: Kind = "resnet" if match[1] == "resnet" else "plain"
+    depth, says_cifar = int(match[2]), match[3] is not None
+    if depth in IMAGENET_BLOCKS and not says_cifar:
+        return Architecture(kind, depth, "imagenet")
+    if depth % 6 != 2 or not 8 <= depth <= DEEPEST:
+        suffix = "-cifar" if says_cifar else ""
+        near = ", ".join(f"{kind}{d}{suffix}" for d in _valid_depths_near(depth, cifar_only=says_cifar))
+        raise UserError(
+            f"{name} is not a valid depth: the CIFAR family has 6n+2 layers from 8 to {DEEPEST:,}"
+            + ("." if says_cifar else ", the ImageNet family 18, 34, 50, 101 or 152."),
+            f"Valid nearby: {near}.",
+        )
+    return Architecture(kind, depth, "cifar")
+
+
+def _valid_depths_near(depth: int, cifar_only: bool) -> list[int]:
+    shallower = max(8, min(depth, DEEPEST) // 6 * 6 + 2 - (6 if depth % 6 < 2 else 0))
+    valid = {shallower, min(shallower + 6, DEEPEST // 6 * 6 + 2)}
+    if not cifar_only:
+        valid.add(min(IMAGENET_BLOCKS, key=lambda d: abs(d - depth)))
+    return sorted(d for d in valid if d <= DEEPEST)
+
+
+def build(
+    name: str | Architecture,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    shortcut: Shortcut | None = None,
+) -> "ResNet":
+    """Build a network with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: As `parse_name` reads it.
+        num_classes: Size of the logits.
+        in_channels: Channels of the images, e.g. 1 for grey, 3 for RGB.
+        shortcut: A, B or C (sec. 4.1); the family's own default where None. Plain networks
+            have none.
+
+    Returns:
+        A network from (N, C, H, W) float to (N, num_classes) logits, for any H and W of at
+        least `Architecture.smallest_image`.
+
+    Raises:
+        UserError: The name is not valid, a shortcut is asked of a plain network, or a number
+            is below one.
+    """
+    architecture = name if isinstance(name, Architecture) else parse_name(name)
+    if architecture.kind == "plain" and shortcut is not None:
+        raise UserError(
+            f"{architecture.name} is a plain network and has no shortcuts, so shortcut {shortcut} means nothing.",
+            "Leave the shortcut out, or take the resnet of that depth.",
+        )
+    if num_classes < 1 or in_channels < 1:
+        raise UserError(f"A network needs classes and channels; {num_classes} and {in_channels} were asked for.")
+    return ResNet(architecture, num_classes, in_channels, shortcut or architecture.default_shortcut)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions: F(x), to which the shortcut is added (figure 2)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None, plain: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = downsample
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels * expansion, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(_add_shortcut(self, out, x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1 down, 3x3, 1x1 up to four times the channels (figure 5, right)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None, plain: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.downsample = downsample
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels * expansion, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        return F.relu(_add_shortcut(self, out, x), inplace=True)
+
+
+def _add_shortcut(block: BasicBlock | Bottleneck, out: Tensor, x: Tensor) -> Tensor:
+    if block.plain:
+        return out
+    return out + (x if block.downsample is None else block.downsample(x))
+
+
+class ZeroPadShortcut(nn.Module):
+    """Option A: subsample, and fill the new channels with zeros, half before and half after."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        before = (out_channels - in_channels) // 2
+        self.padding = (0, 0, 0, 0, before, out_channels - in_channels - before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+class ResNet(nn.Module):
+    """A plain or residual network; `build` is the way to make one."""
+
+    def __init__(self, architecture: Architecture, num_classes: int, in_channels: int, shortcut: Shortcut):
+        super().__init__()
+        self.architecture = architecture
+        self.shortcut = shortcut
+        imagenet = architecture.family == "imagenet"
+        block = Bottleneck if imagenet and architecture.depth >= 50 else BasicBlock
+        width = 64 if imagenet else 16
+
+        kernel, stride, padding = (7, 2, 3) if imagenet else (3, 1, 1)
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else nn.Identity()
+        self.stages = len(architecture.blocks)
+        channels = width
+        for stage, blocks in enumerate(architecture.blocks):
+            layer = self._stage(block, channels, width << stage, blocks, stride=1 if stage == 0 else 2)
+            setattr(self, f"layer{stage + 1}", layer)
+            channels = (width << stage) * block.expansion
+        self.fc = nn.Linear(channels, num_classes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _stage(
+        self, block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int, blocks: int, stride: int
+    ) -> nn.Sequential:
+        plain, out_channels = self.architecture.kind == "plain", channels * block.expansion
+        layers: list[nn.Module] = []
+        for index in range(blocks):
+            inputs, step = (in_channels, stride) if index == 0 else (out_channels, 1)
+            downsample = None if plain else _shortcut(self.shortcut, inputs, out_channels, step)
+            layers.append(block(inputs, channels, step, downsample, plain))
+        return nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, num_classes)."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for stage in range(1, self.stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return logits
+
+
+def _shortcut(option: Shortcut, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    same_shape = in_channels == out_channels and stride == 1
+    if same_shape and option != "C":
+        return None
+    if option == "A":
+        return ZeroPadShortcut(in_channels, out_channels, stride)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def check_image_size(architecture: Architecture, size: Sequence[int]) -> None:
+    """Refuse images (height, width) that the network would shrink to nothing.
+
+    Raises:
+        UserError: A side is shorter than `Architecture.smallest_image`.
+    """
+    smallest = architecture.smallest_image
+    if min(size) < smallest:
+        remedy = "Use larger images."
+        if architecture.family == "imagenet" and min(size) >= 4:
+            remedy = f"Take a network of the CIFAR family, such as {architecture.kind}20."
+        raise UserError(
+            f"{architecture.name} needs images of at least {smallest}x{smallest} pixels; these are "
+            f"{size[0]}x{size[1]}.",
+            remedy,
+        )

@@ -1,0 +1,1 @@
+"""Where work runs: `placement` decides on how many processes and devices, `connect` gets Ray."""

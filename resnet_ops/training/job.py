@@ -1,0 +1,307 @@
+"""Configures, runs and follows a training job; what the command line's `train` calls.
+
+Ray's own checkpointing is left aside on purpose. It writes its snapshot in place, refuses to
+start when one old checkpoint is gone, and resumes in silence when a name is used again; and in
+its local mode there is none. The run directory is the only memory a run has.
+"""
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_ops import models, runs
+from resnet_ops.config import TrainConfig
+from resnet_ops.data.sources import Source, open_source
+from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
+from resnet_ops.orchestration.connect import import_ray, local_ray
+from resnet_ops.orchestration.placement import Placement, place
+from resnet_ops.runs import Best, Run, RunRecord
+from resnet_ops.training.observer import Observer
+
+if TYPE_CHECKING:
+    from resnet_ops.training.worker import Outcome
+
+FOLLOW_INTERVAL_S = 0.2
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished job did. Times are seconds since `started_at`, or as their names say."""
+
+    run: Run
+    record: RunRecord
+    epochs: int
+    images_per_second: float | None
+    time_to_first_step_s: float | None
+    time_after_last_step_s: float | None
+    total_s: float
+
+
+def train(
+    config: TrainConfig,
+    *,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    started_at: float | None = None,
+) -> TrainResult:
+    """Train a new run.
+
+    Args:
+        config: What to train.
+        overwrite: Replace a run of the same name.
+        observer: Told of the progress.
+        started_at: When the user asked, in seconds since 1970; by default now.
+
+    Raises:
+        UserError: The request was wrong (nothing was written), or the work failed or was
+            interrupted (what was saved before is still there).
+    """
+    observer, started_at = observer or Observer(), started_at or time.time()
+    placement = place(config)
+    source, config = check(config)
+    network = models.build(
+        config.model,
+        num_classes=len(source.record.class_names),
+        in_channels=source.record.channels,
+        shortcut=config.shortcut,
+    )
+    run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
+    now = datetime.now(UTC)
+    with run.lock():
+        record = run.write(
+            RunRecord(
+                name=run.name,
+                status="running",
+                created=now,
+                updated=now,
+                config=config.model_copy(update={"name": run.name, "runs_dir": run.path.parent}),
+                data=source.record,
+                parameters=models.count_parameters(network),
+                world_size=placement.workers,
+                device=placement.device,
+                host=runs.host(),
+                versions=runs.versions(),
+            )
+        )
+        observer.run_created(run, record)
+        return _execute(run, record, placement, observer, started_at)
+
+
+def resume(
+    runs_dir: Path, name: str, *, observer: Observer | None = None, started_at: float | None = None
+) -> TrainResult:
+    """Go on with a run where it stopped; one that is finished is returned as it is.
+
+    Raises:
+        UserError: There is no such run, its data changed or is gone, another process trains it,
+            this machine cannot hold its workers, or the work failed.
+    """
+    observer, started_at = observer or Observer(), started_at or time.time()
+    run = runs.find(runs_dir, name)
+    with run.lock():
+        record = run.read()
+        if record.status != "finished":
+            source, _ = check(record.config)
+            if source.record.fingerprint != record.data.fingerprint:
+                raise UserError(
+                    f"The images in {record.config.data} are not those that {name} was trained on.",
+                    "Bring the old ones back, or train a new run.",
+                )
+            placement = place(record.config.model_copy(update={"workers_per_node": record.world_size}))
+            if placement.device != record.device:
+                observer.notice(f"{name} was trained on {record.device} and goes on on {placement.device}.")
+            update = {"status": "running", "reason": "", "device": placement.device, "resumed": record.resumed + 1}
+            record = run.write(record.model_copy(update=update))
+        else:
+            placement = Placement(record.world_size, record.device, threads=1)
+        observer.run_created(run, record)
+        if record.status == "finished":
+            observer.notice(f"{name} is finished: all {record.config.epochs} epochs are trained.")
+            return _result(run, record, (), started_at)
+        return _execute(run, record, placement, observer, started_at)
+
+
+def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
+    """Check that network and images fit each other, and settle what depends on them.
+
+    Returns:
+        The images, and the configuration with every default resolved.
+
+    Raises:
+        UserError: They do not fit.
+    """
+    architecture = models.parse_name(config.model)
+    source = open_source(config.data)
+    data = source.record
+    models.check_image_size(architecture, (data.height, data.width))
+    if config.batch_size > data.train_images:
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
+            f"Take at most {data.train_images}.",
+        )
+    side = min(data.height, data.width)
+    padding = side // 8 if config.crop_padding is None else config.crop_padding
+    if padding > side:
+        raise UserError(f"--crop-padding {padding} is more than the images' {side} pixels.", f"Try {side // 8}.")
+    shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
+    update = {
+        "model": architecture.name,
+        "shortcut": shortcut,
+        "data": config.data if source.embedded else str(Path(config.data).expanduser().absolute()),
+        "crop_padding": padding,
+        "flip": source.mirrors if config.flip is None else config.flip,
+    }
+    return source, config.model_copy(update=update)
+
+
+def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observer, started_at: float) -> TrainResult:
+    with _follow(run, observer):
+        try:
+            _tell_of_damage(run, observer)
+            steps_at = _fit(run, placement)
+        except KeyboardInterrupt:
+            run.write(record.model_copy(update={"status": "interrupted", "reason": "stopped by the user"}))
+            raise UserError(
+                f"Interrupted. {_last_good(run)}", f"Go on with: {_resume_command(run)}", exit_code=INTERRUPTED
+            ) from None
+        except UserError as error:
+            _record_failure(run, record, error.cause)
+            error = UserError(f"{error.cause} {_last_good(run)}", error.remedy, error.exit_code)
+            raise error from error.__cause__
+        except BaseException as error:
+            _record_failure(run, record, f"{type(error).__name__}: {error}"[:500])
+            raise
+    record = run.write(record.model_copy(update={"status": "finished", "best": _best(run)}))
+    return _result(run, record, steps_at, started_at)
+
+
+def _fit(run: Run, placement: Placement) -> tuple[float, ...]:
+    """Run the workers to the end; returns when the first and the last step ended."""
+    import_ray()
+    from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchTrainer
+
+    from resnet_ops.training.worker import work
+
+    scratch = run.path / "ray"
+    trainer = TorchTrainer(
+        work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
+        train_loop_config={"run": str(run.path), "threads": placement.threads},
+        scaling_config=ScalingConfig(
+            num_workers=0 if placement.in_process else placement.workers,
+            use_gpu=placement.device == "cuda",
+            resources_per_worker={"CPU": placement.threads, **({"GPU": 1} if placement.device == "cuda" else {})},
+        ),
+        run_config=RunConfig(name=f"at-{time.time_ns()}", storage_path=str(scratch)),
+    )
+    if placement.in_process:
+        return _steps_at(trainer.fit())
+    gpus = placement.workers if placement.device == "cuda" else 0
+    try:
+        # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
+        # Ray is left first, which ends a fit() that was not waited for.
+        with ThreadPoolExecutor(1) as pool, local_ray(placement.workers * placement.threads, gpus):
+            return _steps_at(pool.submit(trainer.fit).result())
+    except WorkerGroupError as error:
+        raise _explain(error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _steps_at(result: Any) -> tuple[float, ...]:
+    outcome: Outcome = result.return_value
+    return outcome.steps_at
+
+
+def _explain(group: Any) -> BaseException:
+    """The failure that a user should hear of: our own word if a worker left one, else the worker's end."""
+    failures: dict[int, BaseException] = group.worker_failures
+    for failure in failures.values():
+        if isinstance(failure, UserError):
+            return failure
+    rank, failure = min(failures.items())
+    if type(failure).__module__.startswith("ray."):
+        text = str(failure).splitlines()[0]
+        return UserError(f"Worker {rank} was lost: {text}", "Go on with --resume.", exit_code=WORK_FAILED)
+    return failure
+
+
+def _tell_of_damage(run: Run, observer: Observer) -> None:
+    from resnet_ops.training.checkpoint import Checkpoints
+
+    for reason in Checkpoints(run, 1).latest()[1]:
+        observer.notice(f"Passed over a checkpoint: {reason}")
+
+
+def _record_failure(run: Run, record: RunRecord, reason: str) -> None:
+    with contextlib.suppress(OSError, UserError):  # a full disk must not hide why the work failed
+        run.write(record.model_copy(update={"status": "failed", "reason": reason}))
+
+
+def _last_good(run: Run) -> str:
+    from resnet_ops.training.checkpoint import saved
+
+    files = saved(run)
+    return f"The last good checkpoint is {files[0]}." if files else "No checkpoint was saved yet."
+
+
+def _resume_command(run: Run) -> str:
+    where = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {run.path.parent}"
+    return f"resnet-ops train --resume {run.name}{where}"
+
+
+def _best(run: Run) -> Best | None:
+    from resnet_ops.training.checkpoint import read_best
+
+    checkpoint, _ = read_best(run)
+    metrics = checkpoint.info.metrics
+    return Best(epoch=metrics.epoch, val_accuracy=metrics.val_accuracy, checkpoint=checkpoint.path)
+
+
+def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at: float) -> TrainResult:
+    epochs = run.epochs()
+    rates = sorted(epoch.images_per_second for epoch in epochs)
+    now = time.time()
+    return TrainResult(
+        run=run,
+        record=record,
+        epochs=len(epochs),
+        images_per_second=rates[len(rates) // 2] if rates else None,
+        time_to_first_step_s=steps_at[0] - started_at if steps_at else None,
+        time_after_last_step_s=now - steps_at[-1] if steps_at else None,
+        total_s=now - started_at,
+    )
+
+
+@contextlib.contextmanager
+def _follow(run: Run, observer: Observer) -> Iterator[None]:
+    """Tell the observer what appears in the run directory, wherever the workers are."""
+    done = threading.Event()
+
+    def look() -> None:
+        told, changed = len(run.epochs()), 0
+        last = False
+        while not last:
+            last = done.wait(FOLLOW_INTERVAL_S)
+            progress, changed = run.read_progress(changed)
+            if progress is not None:
+                observer.progress(progress)
+            epochs = run.epochs()
+            for epoch in epochs[told:]:
+                observer.epoch_done(epoch)
+            told = len(epochs)
+
+    thread = threading.Thread(target=look, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
