@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
         report_error(UserError(error.format_message().rstrip(".") + ".", "See --help."), BAD_REQUEST, as_json, debug)
         return BAD_REQUEST
     except KeyboardInterrupt as error:
-        report_error(UserError("Interrupted."), INTERRUPTED, as_json, debug)
+        report_error(UserError("Nothing was lost."), INTERRUPTED, as_json, debug)
         del error
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, e.g. `resnet-ops runs | head`

@@ -22,7 +22,7 @@ def runs(
     """List the runs: network, data, status, best accuracy, when. The newest comes first."""
     output = Output(json)
     rows = []
-    shown = table("name", "model", "data", "status", ">epochs", ">best val. accuracy", "when")
+    shown = table("name", "model", "data", "status", ">epochs", ">accuracy", "when")
     for run in library.in_folder(runs_dir):
         try:
             record = run.read()

@@ -29,6 +29,10 @@ class UserError(ValueError):
         return " ".join(f"{self.cause} {self.remedy}".split())
 
 
+class PausedError(UserError):
+    """The work stopped for a reason outside of it; once that is gone it can go on where it was."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'Did you mean X?' for the known word nearest to `word`, or '' when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resnet_ops.config import TrainConfig, check_run_name
-from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
+from resnet_ops.errors import WORK_FAILED, PausedError, UserError, did_you_mean
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 DISTRIBUTIONS = ("resnet-ops", "torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")
@@ -292,7 +292,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content`: after a crash it is the old file or the new one, whole.
 
     Raises:
-        UserError: The disk is full (or a quota is); the old file is still there.
+        PausedError: The disk is full (or a quota is); the old file is still there.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with _explain_full_disk(path, len(content)):
@@ -317,10 +317,10 @@ def _explain_full_disk(path: Path, size: int = 0) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(path.parent).free
-        raise UserError(
+        raise PausedError(
             f"The disk is full: {path.name} ({size / 1e6:.1f} MB) does not fit into {path.parent} "
             f"({free / 1e6:.1f} MB free).",
-            "Free some space; what was saved before is still there.",
+            "Free some space.",
             exit_code=WORK_FAILED,
         ) from error
 

@@ -175,7 +175,8 @@ def _judge(proof: Proof, whole: Comparison, labels: np.ndarray) -> None:
     proof.val_accuracy_onnx = float((found == labels).mean())
     top = np.sort(whole.torch, axis=1)
     # Between two logits closer than the largest rounding error, either answer is right.
-    ties = top[:, -1] - top[:, -2] <= 2 * whole.max_abs
+    rounding = min(whole.max_abs, proof.tolerance * float(np.abs(whole.torch).max()))
+    ties = top[:, -1] - top[:, -2] <= 2 * rounding
     flips = (expected != found) & ~ties
     held = whole.finite and whole.max_rel <= proof.tolerance
     found_text = f"{whole.max_rel:.1e}" if whole.finite else "not finite"

@@ -64,7 +64,7 @@ def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
     """Write a checkpoint atomically.
 
     Raises:
-        UserError: The disk is full; nothing is left under `path` but what was there.
+        PausedError: The disk is full; nothing is left under `path` but what was there.
     """
     text = info.model_dump_json()
     metadata = {"resnet_ops": text, "sha256": _digest(text, tensors)}

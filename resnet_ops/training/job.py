@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_ops import models, runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import Source, open_source
-from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
+from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.connect import import_ray, local_ray
 from resnet_ops.orchestration.placement import Placement, place
 from resnet_ops.runs import Best, Run, RunRecord
@@ -164,17 +164,20 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
 def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observer, started_at: float) -> TrainResult:
     with _follow(run, observer):
         try:
-            _tell_of_damage(run, observer)
+            if record.resumed:
+                _tell_where_it_stands(run, observer)
             steps_at = _fit(run, placement)
         except KeyboardInterrupt:
             run.write(record.model_copy(update={"status": "interrupted", "reason": "stopped by the user"}))
             raise UserError(
-                f"Interrupted. {_last_good(run)}", f"Go on with: {_resume_command(run)}", exit_code=INTERRUPTED
+                f"Training stopped. {_last_good(run)}", f"Go on with: {_resume_command(run)}", exit_code=INTERRUPTED
             ) from None
         except UserError as error:
             _record_failure(run, record, error.cause)
-            error = UserError(f"{error.cause} {_last_good(run)}", error.remedy, error.exit_code)
-            raise error from error.__cause__
+            if error.exit_code != WORK_FAILED:
+                raise
+            on = f" Then go on with: {_resume_command(run)}" if isinstance(error, PausedError) else ""
+            raise UserError(f"{error.cause} {_last_good(run)}", error.remedy + on, WORK_FAILED) from error
         except BaseException as error:
             _record_failure(run, record, f"{type(error).__name__}: {error}"[:500])
             raise
@@ -229,15 +232,18 @@ def _explain(group: Any) -> BaseException:
     rank, failure = min(failures.items())
     if type(failure).__module__.startswith("ray."):
         text = str(failure).splitlines()[0]
-        return UserError(f"Worker {rank} was lost: {text}", "Go on with --resume.", exit_code=WORK_FAILED)
+        return PausedError(f"Worker {rank} was lost: {text}", "See why in its log.", exit_code=WORK_FAILED)
     return failure
 
 
-def _tell_of_damage(run: Run, observer: Observer) -> None:
+def _tell_where_it_stands(run: Run, observer: Observer) -> None:
     from resnet_ops.training.checkpoint import Checkpoints
 
-    for reason in Checkpoints(run, 1).latest()[1]:
+    latest, refused = Checkpoints(run, 1).latest()
+    for reason in refused:
         observer.notice(f"Passed over a checkpoint: {reason}")
+    begin = "from the beginning" if latest is None else f"after epoch {latest.info.metrics.epoch}"
+    observer.notice(f"Going on {begin}.")
 
 
 def _record_failure(run: Run, record: RunRecord, reason: str) -> None:

@@ -1,0 +1,47 @@
+# make demo: set up, train on real images, export the best network to ONNX and prove it.
+# make test: set up with the development tools, check the code, run the whole suite.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format bench pictures clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	$(BIN)/resnet-ops train --name demo --overwrite
+	$(BIN)/resnet-ops export demo --onnx
+
+test: .venv/installed-dev check
+	$(BIN)/pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/startup.py
+
+pictures: .venv/installed-dev
+	$(BIN)/python docs/pictures.py
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.13 is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/pip pyproject.toml
+	@echo "Installing PyTorch, Ray and ONNX Runtime into .venv: 7 GB, a few minutes the first time."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

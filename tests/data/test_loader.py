@@ -1,0 +1,97 @@
+"""Batches: who gets which images, and what is done to them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as reference
+
+from resnet_ops.data.augment import crop_and_flip, normalise, pixel_statistics
+from resnet_ops.data.loader import DeviceImages, Loader
+
+
+def pixels(n: int, h: int, w: int, c: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (n, h, w, c), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def loader(n: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0) -> Loader:
+    """Images that say their own number: red is its low byte, green its high one."""
+    numbers = torch.arange(n)
+    images = torch.stack((numbers % 256, numbers // 256), 1).to(torch.uint8)[:, None, None, :].expand(-1, 4, 4, -1)
+    split = DeviceImages(images.contiguous(), numbers)
+    return Loader(split, split, (0.0, 0.0), (1 / 255, 1 / 255), batch_size, 0, False, seed, rank, world_size)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+@pytest.mark.parametrize("flip", [False, True])
+def test_every_crop_is_one_that_can_be_cut_by_hand(padding: int, flip: bool) -> None:
+    x = pixels(40, 6, 9, 3)
+    out = crop_and_flip(x, padding, flip, torch.Generator().manual_seed(1))
+    seen = set()
+    for image, crop in zip(x, out, strict=True):
+        padded = np.pad(image.numpy(), ((padding, padding), (padding, padding), (0, 0)))
+        candidates = {
+            (top, left, mirrored): cut[:, ::-1] if mirrored else cut
+            for top in range(2 * padding + 1)
+            for left in range(2 * padding + 1)
+            for cut in [padded[top : top + 6, left : left + 9]]
+            for mirrored in ([False, True] if flip else [False])
+        }
+        found = [key for key, cut in candidates.items() if np.array_equal(cut, crop.numpy())]
+        assert found
+        seen.add(found[0])
+    assert len({key[2] for key in seen}) == (2 if flip else 1)
+    assert len(seen) > {0: 0, 1: 7, 4: 25}[padding]
+
+
+def test_normalising_is_torchvisions() -> None:
+    x = pixels(3, 5, 7, 3)
+    mean, std = (0.49, 0.48, 0.45), (0.2, 0.21, 0.26)
+    theirs = reference.normalize(x.permute(0, 3, 1, 2).to(torch.float64) / 255, mean, std)
+    ours = normalise(x, mean, std)
+    assert ours.dtype == torch.float32
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-6)
+
+
+def test_statistics_are_numpys() -> None:
+    x = pixels(50, 6, 5, 3)
+    mean, std = pixel_statistics(x)
+    values = x.numpy() / 255
+    np.testing.assert_allclose(mean, values.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, values.std((0, 1, 2)), rtol=1e-12)
+    assert pixel_statistics(torch.zeros(2, 3, 3, 1, dtype=torch.uint8)) == ((0.0,), (1.0,))
+
+
+def numbers(x: torch.Tensor) -> list[int]:
+    return (x[:, 0, 0, 0] + 256 * x[:, 1, 0, 0]).round().int().tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 400), batch_size=st.integers(1, 64), world_size=st.integers(1, 5), epoch=st.integers(0, 3))
+def test_workers_share_each_batch_without_overlap_or_loss(n: int, batch_size: int, world_size: int, epoch: int) -> None:
+    alone = [numbers(x) for x, _ in loader(n, batch_size).train_batches(epoch)]
+    shares = [
+        [(numbers(x), y.tolist()) for x, y in loader(n, batch_size, rank, world_size).train_batches(epoch)]
+        for rank in range(world_size)
+    ]
+    assert len(alone) == n // batch_size
+    for step, batch in enumerate(alone):
+        parts = [share[step] for share in shares]
+        assert all(images == labels for images, labels in parts)  # an image keeps its label
+        assert sorted(i for images, _ in parts for i in images) == sorted(batch)
+        sizes = [len(images) for images, _ in parts]
+        assert max(sizes) - min(sizes) <= 1
+    seen = [i for batch in alone for i in batch]
+    assert len(seen) == len(set(seen))  # none twice in an epoch
+    val = [i for rank in range(world_size) for x, _ in loader(n, 1, rank, world_size).val_batches() for i in numbers(x)]
+    assert sorted(val) == list(range(n))
+
+
+def test_order_follows_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return [i for x, _ in loader(100, 10, seed=seed).train_batches(epoch) for i in numbers(x)]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4

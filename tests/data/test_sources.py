@@ -1,0 +1,178 @@
+"""Images come out as they went in, and what is wrong with them is said in one line."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from resnet_ops.data.sources import EMBEDDED, held_out, open_source
+from resnet_ops.errors import UserError
+from tests.conftest import CIFAR10, needs_cifar10
+from tests.data.make_digits import pixels_and_labels, table
+
+
+def write(
+    path: Path,
+    pixels: Sequence[np.ndarray],
+    labels: Sequence[int | None],
+    names: Sequence[str] = ("cat", "dog"),
+    columns: tuple[str, str] = ("image", "label"),
+) -> Path:
+    rows = []
+    for image in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    features = {columns[1]: {"names": list(names), "_type": "ClassLabel"}}
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    made = pa.table({columns[0]: pa.array(rows, image_type), columns[1]: pa.array(labels, pa.int64())})
+    made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made, path)
+    return path
+
+
+def noise(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def test_digits_are_scikit_learns_pixel_for_pixel() -> None:
+    source = open_source("digits")
+    train, val = source.load("train"), source.load("val")
+    ours = np.concatenate([train.pixels, val.pixels])[..., 0], np.concatenate([train.labels, val.labels])
+    theirs = pixels_and_labels()
+
+    def rows(pixels: np.ndarray, labels: np.ndarray) -> list[bytes]:
+        return sorted(p.tobytes() + bytes([label]) for p, label in zip(pixels, labels, strict=True))
+
+    assert rows(*ours) == rows(*theirs)
+    assert pq.read_table(EMBEDDED["digits"]).equals(table(), check_metadata=True)
+
+
+def test_digits_say_whose_they_are() -> None:
+    attribution = EMBEDDED["digits"].with_name("DIGITS.md").read_text()
+    assert "CC BY 4.0" in attribution
+    assert "Kaynak" in attribution
+
+
+def test_the_split_is_stratified_and_follows_the_images_not_their_order() -> None:
+    encoded = [row["bytes"] for row in pq.read_table(EMBEDDED["digits"]).column("image").to_pylist()]
+    labels = pixels_and_labels()[1]
+    chosen = held_out(encoded, labels)
+    for digit in range(10):
+        of_class = labels == digit
+        assert abs(chosen[of_class].sum() - of_class.sum() / 5) <= 0.5
+    order = np.random.default_rng(1).permutation(len(labels))
+    shuffled = held_out([encoded[i] for i in order], labels[order])
+    assert np.array_equal(shuffled, chosen[order])
+
+
+@needs_cifar10
+def test_cifar10_reads_through_the_same_door() -> None:
+    source = open_source(str(CIFAR10))
+    record = source.record
+    assert (record.train_images, record.val_images) == (50_000, 10_000)
+    assert record.class_names[0] == "airplane"
+    assert (record.channels, record.height, record.width) == (3, 32, 32)
+    val = source.load("val")
+    assert np.bincount(val.labels).tolist() == [1000] * 10
+    rows = pq.read_table(CIFAR10 / "test-00000-of-00001.parquet").slice(4321, 1).to_pylist()[0]
+    expected = np.asarray(Image.open(io.BytesIO(rows["img"]["bytes"])).convert("RGB"))
+    assert np.array_equal(val.pixels[4321], expected)
+    # The statistics that everyone who trains on CIFAR-10 knows.
+    assert (val.pixels / 255).mean((0, 1, 2)) == pytest.approx([0.494, 0.485, 0.450], abs=1e-3)
+
+
+def test_validation_files_are_told_by_their_names(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.parquet", noise(6), [0, 1, 0, 1, 0, 1])
+    write(tmp_path / "train-1.parquet", noise(4, seed=1), [0, 1, 0, 1])
+    write(tmp_path / "validation-0.parquet", noise(3, seed=2), [0, 1, 1])
+    write(tmp_path / "test-0.parquet", noise(5, seed=3), [0, 1, 1, 0, 0])
+    for data in (str(tmp_path), f"{tmp_path}/*.parquet"):
+        source = open_source(data)
+        assert (source.record.train_images, source.record.val_images) == (10, 3)
+        assert np.array_equal(source.load("val").pixels, noise(3, seed=2))
+        assert np.array_equal(source.load("train").pixels, np.concatenate([noise(6), noise(4, seed=1)]))
+
+
+def test_one_file_is_split(tmp_path: Path) -> None:
+    source = open_source(str(write(tmp_path / "all.parquet", noise(20), [0, 1] * 10)))
+    train, val = source.load("train"), source.load("val")
+    assert (len(train), len(val)) == (source.record.train_images, source.record.val_images) == (16, 4)
+    assert source.record.name == "all"
+    assert source.mirrors
+
+
+def test_a_column_may_be_called_otherwise(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", noise(10), [0, 1] * 5, columns=("img", "fine_label"))
+    assert open_source(str(file)).record.class_names == ("cat", "dog")
+
+
+def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
+    first = open_source(str(write(tmp_path / "a.parquet", noise(10), [0, 1] * 5)))
+    same = open_source(str(write(tmp_path / "b.parquet", noise(10), [0, 1] * 5)))
+    other = open_source(str(write(tmp_path / "c.parquet", noise(10, seed=1), [0, 1] * 5)))
+    assert first.record.fingerprint == same.record.fingerprint != other.record.fingerprint
+
+
+def test_greyscale_stays_grey_and_palettes_become_colour(tmp_path: Path) -> None:
+    grey = open_source(str(write(tmp_path / "grey.parquet", noise(10)[..., 0], [0, 1] * 5)))
+    assert grey.record.channels == 1
+    loaded = np.concatenate([grey.load("train").pixels, grey.load("val").pixels])[..., 0]
+    assert sorted(image.tobytes() for image in loaded) == sorted(image.tobytes() for image in noise(10)[..., 0])
+    rows = []
+    for index in range(10):
+        buffer = io.BytesIO()
+        Image.fromarray(noise(1, seed=index)[0]).quantize(16).save(buffer, format="PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    pq.write_table(pa.table({"image": rows, "label": [0, 1] * 5}), tmp_path / "palette.parquet")
+    assert open_source(str(tmp_path / "palette.parquet")).load("train").pixels.shape == (8, 8, 8, 3)
+
+
+def refused(data: object, *words: str) -> None:
+    with pytest.raises(UserError) as error:
+        open_source(str(data)).load("train")
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_wrong_with_the_data_is_said(tmp_path: Path) -> None:
+    refused("digist", "no such path", "Did you mean digits?")
+    refused(tmp_path / "nowhere.parquet", "no such path")
+    refused(tmp_path, "folder without Parquet files")
+    (tmp_path / "text.parquet").write_text("not parquet")
+    refused(tmp_path / "text.parquet", "cannot be read as Parquet")
+    whole = write(tmp_path / "whole.parquet", noise(10), [0, 1] * 5).read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path / "cut.parquet", "cannot be read as Parquet")
+    (tmp_path / "zero.parquet").write_bytes(b"")
+    refused(tmp_path / "zero.parquet", "cannot be read as Parquet")
+    refused(write(tmp_path / "empty.parquet", noise(0), []), "no training images")
+    refused(write(tmp_path / "one.parquet", noise(10), [1] * 10), "one class only (dog)")
+    refused(write(tmp_path / "range.parquet", noise(10), [0, 5] * 5), "labels from 0 to 5, but 2 classes")
+    refused(write(tmp_path / "minus.parquet", noise(10), [0, -1] * 5), "labels from -1 to 0")
+    refused(write(tmp_path / "null.parquet", noise(10), [0, None] * 5), "no label")
+    refused(write(tmp_path / "few.parquet", noise(4), [0, 1] * 2), "too small to hold out")
+    refused(write(tmp_path / "columns.parquet", noise(4), [0, 1] * 2, columns=("x", "y")), "columns x, y")
+    sizes = [*noise(9), *noise(1, side=9)]
+    refused(write(tmp_path / "sizes.parquet", sizes, [0, 1] * 5), "differ in size", "9x9", "8x8")
+    only_val = write(tmp_path / "v" / "test-0.parquet", noise(4), [0, 1] * 2)
+    write(tmp_path / "v" / "test-1.parquet", noise(4), [0, 1] * 2)
+    refused(only_val.parent, "only validation files")
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    rows = pq.read_table(write(tmp_path / "a.parquet", noise(10), [0, 1] * 5)).to_pylist()
+    for index, broken in ((3, b"not an image"), (3, rows[3]["image"]["bytes"][:60]), (0, b"")):
+        damaged = [{**row, "image": dict(row["image"])} for row in rows]
+        damaged[index]["image"]["bytes"] = broken
+        pq.write_table(pa.Table.from_pylist(damaged), tmp_path / "train-b.parquet")
+        write(tmp_path / "val-b.parquet", noise(2), [0, 1])
+        refused(f"{tmp_path}/*-b.parquet", "Cannot decode", "first image" if index == 0 else "image 3 of the train")

@@ -1,0 +1,217 @@
+"""What the command line answers: to help, to questions, and to every kind of nonsense."""
+
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from resnet_ops.config import Config, ExportConfig, TrainConfig
+from resnet_ops.training import job
+from tests.conftest import COMMAND, Ended, command
+from tests.data.test_sources import noise, write
+
+Cli = Callable[..., Ended]
+
+
+def test_help_is_complete(cli: Cli) -> None:
+    top = cli("--help")
+    assert top.code == 0
+    for name in ("train", "export", "runs", "doctor"):
+        assert name in top.out
+        shown = cli(name, "--help")
+        assert shown.code == 0
+        assert "--json" in shown.out
+    shown = cli("train", "--help")
+    for field, info in TrainConfig.model_fields.items():
+        assert f"--{field.replace('_', '-')}" in shown.out
+        assert info.description
+    for word in ("Network and images", "Training", "Where it runs", "default: resnet20", "A|B|C", "--resume mine"):
+        assert word in shown.out
+    assert cli().out == top.out
+    assert cli("--version").out.startswith("resnet-ops 0.")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "beyond"),
+    [
+        ("train", TrainConfig, {"context", "resume", "overwrite"}),
+        ("export", ExportConfig, {"onnx"}),
+    ],
+)
+def test_options_are_the_fields_and_defaults_the_fields(name: str, config: type[Config], beyond: set[str]) -> None:
+    (script,) = entry_points(group="console_scripts", name="resnet-ops")
+    (registered,) = [c for c in script.load().__globals__["app"].registered_commands if c.name == name]
+    parameters = inspect.signature(registered.callback).parameters
+    assert set(parameters) == set(config.model_fields) | beyond | {"json", "debug"}
+    for field, info in config.model_fields.items():
+        if not info.is_required():
+            assert parameters[field].default == info.default, field
+
+
+def refused(ended: Ended, *words: str, code: int = 2) -> None:
+    """One line on stderr with cause and remedy, the right code, no traceback, nothing on stdout."""
+    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert ended.code == code, ended.err
+    assert len(lines) == 1, ended.err
+    assert ended.err.splitlines()[-1] == lines[0]
+    assert "Traceback" not in ended.err
+    assert not ended.out
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model", "resnet21"], ["resnet21 is not a valid depth", "resnet20"]),
+        (["--model", "rasnet20"], ["no network called 'rasnet20'", "Did you mean resnet20?"]),
+        (["--model", "plain20", "--shortcut", "A"], ["plain20 is a plain network"]),
+        (["--model", "resnet18"], ["at least 32x32 pixels", "8x8", "resnet20"]),
+        (["--data", "digit"], ["no data set of that name", "Did you mean digits?"]),
+        (["--data", "/nowhere/x"], ["no such path"]),
+        (["--schedule", "one-cycl"], ["--schedule", "Did you mean one-cycle?", "steps"]),
+        (["--shortcut", "D"], ["--shortcut", "Valid: A, B, C"]),
+        (["--device", "tpu"], ["--device", "auto, cpu, cuda"]),
+        (["--epochs", "0"], ["--epochs", "greater than or equal to 1", "'0'"]),
+        (["--epochs", "many"], ["--epochs", "valid integer"]),
+        (["--lr", "-1"], ["--lr", "greater than 0"]),
+        (["--lr", "nan"], ["--lr"]),
+        (["--lr", "inf"], ["--lr", "finite"]),
+        (["--momentum", "1"], ["--momentum", "less than 1"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--batch-size", "2000"], ["--batch-size 2000", "1438 training images"]),
+        (["--crop-padding", "9"], ["--crop-padding 9", "8 pixels"]),
+        (["--name", "../escape"], ["--name", "'../escape'"]),
+        (["--name", ""], ["--name"]),
+        (["--name", "a b"], ["--name"]),
+        (["--workers-per-node", "4096"], ["--workers-per-node 4096", "this machine has"]),
+        (["--runs-dir", "/proc/nope"], ["cannot be written", "--runs-dir"]),
+        (["--resume", "never"], ["no run called 'never'"]),
+        (["--epoch", "3"], ["--epoch", "--epochs"]),
+        (["surplus"], ["surplus"]),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_request_gets_one_line_and_leaves_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(cli("train", *options), *words)
+    assert not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.skipif(job.place(TrainConfig()).device == "cuda", reason="says what happens where there is no GPU")
+def test_cuda_where_there_is_none(cli: Cli) -> None:
+    refused(cli("train", "--device", "cuda"), "no CUDA GPU can be used here", "resnet-ops doctor")
+
+
+def test_data_that_cannot_be_trained_on(cli: Cli, tmp_path: Path) -> None:
+    def train(file: Path) -> Ended:
+        return cli("train", "--data", file, "--runs-dir", tmp_path / "runs", "--batch-size", 2)
+
+    refused(train(write(tmp_path / "empty.parquet", noise(0), [])), "no training images")
+    refused(train(write(tmp_path / "one.parquet", noise(9), [0] * 9)), "one class only")
+    refused(train(write(tmp_path / "tiny.parquet", noise(20, side=3), [0, 1] * 10)), "at least 4x4 pixels")
+    (tmp_path / "unreadable.parquet").write_bytes(b"PAR1 and then nothing")
+    refused(train(tmp_path / "unreadable.parquet"), "cannot be read as Parquet")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_errors_come_as_json_too(cli: Cli) -> None:
+    ended = cli("train", "--lr", "-1", "--json")
+    assert ended.code == 2
+    assert ended.json["status"] == "error"
+    assert ended.json["exit_code"] == 2
+    assert "--lr" in ended.json["error"]
+
+
+def test_debug_shows_the_traceback(cli: Cli) -> None:
+    assert "Traceback" in cli("train", "--lr", "-1", "--debug").err
+
+
+@pytest.mark.parametrize(("lr", "reached"), [(1e3, True), (1e12, False)])
+def test_divergence_names_the_epoch_and_the_last_good_checkpoint(
+    cli: Cli, tmp_path: Path, lr: float, reached: bool
+) -> None:
+    ended = cli("train", "--model", "plain8", "--epochs", 60, "--lr", lr, "--runs-dir", tmp_path, "--name", "d")
+    refused(ended, "Training diverged in epoch", "Try a smaller --lr", code=1)
+    record = json.loads((tmp_path / "d" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "diverged" in record["reason"]
+    saved = sorted((tmp_path / "d" / "checkpoints").iterdir())
+    assert bool(saved) == reached
+    assert (f"last good checkpoint is {saved[-1]}" if reached else "No checkpoint was saved") in ended.err
+
+
+def test_a_run_goes_on_as_it_began(cli: Cli, default_run: job.TrainResult) -> None:
+    runs_dir = default_run.run.path.parent
+    refused(cli("train", "--resume", "default", "--lr", 0.2, "--runs-dir", runs_dir), "--lr cannot be changed")
+    refused(cli("train", "--name", "default", "--runs-dir", runs_dir), "--resume default", "--overwrite")
+
+
+def test_runs_lists_what_is_there(cli: Cli, default_run: job.TrainResult, tmp_path: Path) -> None:
+    shutil.copytree(default_run.run.path, tmp_path / "one")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    ended = cli("runs", "--runs-dir", tmp_path)
+    assert ended.code == 0
+    row = next(line for line in ended.out.splitlines() if line.startswith("one"))
+    for word in ("resnet20", "digits", "finished", "30/30", "98."):
+        assert word in row
+    assert "damaged" in ended.err
+    (told,) = cli("runs", "--runs-dir", tmp_path, "--json").json["runs"]
+    assert told["best_val_accuracy"] == default_run.record.best.val_accuracy  # type: ignore[union-attr]
+    assert "No runs in" in cli("runs", "--runs-dir", tmp_path / "nothing").out
+
+
+def test_export_asks_for_a_format(cli: Cli, default_run: job.TrainResult) -> None:
+    refused(cli("export", "default"), "which format", "resnet-ops export default --onnx")
+    refused(cli("export", "never", "--onnx", "--runs-dir", default_run.run.path.parent), "There are: default")
+    refused(cli("export", "default", "--onnx", "--opset", 17), "--opset", "18")
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(default_run: job.TrainResult) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "runs", "--runs-dir", default_run.run.path.parent], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # as `resnet-ops runs | true` does
+    _, err = process.communicate()
+    assert b"Traceback" not in err
+    assert b"Exception" not in err
+
+
+def test_doctor_examines_by_doing(tmp_path: Path) -> None:
+    ended = command("doctor", "--json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = ended.stdout.splitlines()
+    findings = {finding["name"]: finding for finding in json.loads(line)["findings"]}
+    assert findings["Ray"]["state"] == "ok"
+    assert "ran a task" in findings["Ray"]["found"]
+    assert findings["CPUExecutionProvider"]["state"] == "ok"
+    assert findings["CUDAExecutionProvider"]["state"] in ("ok", "absent")
+    assert findings["GPU"]["state"] in ("ok", "absent")
+
+
+def test_doctor_says_what_is_broken_and_what_to_do(tmp_path: Path) -> None:
+    from resnet_ops.doctor import _disk
+
+    assert _disk(tmp_path / "a" / "b").state == "ok"
+    (tmp_path / "file").touch()
+    finding = _disk(Path("/proc/nope"))
+    assert finding.state == "broken"
+    assert "--runs-dir" in finding.remedy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ONNX Runtime's CUDA libraries are installed on Linux only")
+def test_all_cuda_libraries_come_with_the_installation() -> None:
+    """Without onnxruntime-gpu's extras libcurand is missing, and its CUDA provider silently is the CPU."""
+    code = "from resnet_ops.export.runtime import missing_cuda_libraries as m; print(sorted(m()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert found in ("[]", "['libcuda.so.1']")  # the driver's own is there where a GPU is

@@ -1,0 +1,149 @@
+"""`resnet-ops export`: the file gets its name only once it is proven."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from resnet_ops.data.sources import open_source
+from resnet_ops.runs import Run
+from resnet_ops.training import job
+from tests.conftest import Ended, command
+
+
+@pytest.fixture
+def run(default_run: job.TrainResult, tmp_path: Path) -> Run:
+    """A copy of the trained run, to be damaged at will."""
+    shutil.copytree(default_run.run.path, tmp_path / "runs" / "mine")
+    return Run(tmp_path / "runs" / "mine")
+
+
+def export(cli: Callable[..., Ended], run: Run, *options: object) -> Ended:
+    return cli("export", run.name, "--onnx", "--runs-dir", run.path.parent, *options)
+
+
+def test_the_best_checkpoint_is_exported_and_proven(cli: Callable[..., Ended], run: Run) -> None:
+    ended = export(cli, run, "--json")
+    assert ended.code == 0, ended.err
+    (line,) = ended.out.splitlines()
+    result = json.loads(line)
+    assert {
+        "onnx", "opset", "provider", "validated", "max_abs_diff", "top1_agreement", "images", "val_accuracy_torch",
+        "val_accuracy_onnx",
+    } <= set(result)  # fmt: skip
+    assert result["validated"] is True
+    assert result["images"] == 359
+    best = run.read().best
+    assert best is not None
+    assert result["val_accuracy_onnx"] == result["val_accuracy_torch"] == pytest.approx(best.val_accuracy)
+    if not torch.cuda.is_available():
+        assert result["provider"] == "CPUExecutionProvider"
+        assert result["cuda_validated"] is False
+        assert "CUDA was not validated" in ended.err
+    record = json.loads((run.export / "model.onnx.json").read_text())
+    assert record["sha256"] == hashlib.sha256((run.export / "model.onnx").read_bytes()).hexdigest()
+    assert sorted(p.name for p in run.export.iterdir()) == ["model.onnx", "model.onnx.json"]
+
+
+def test_the_file_works_in_a_stranger_hands(cli: Callable[..., Ended], run: Run) -> None:
+    """Nothing of ours: plain ONNX Runtime, the metadata, and pixels."""
+    assert export(cli, run).code == 0
+    session = onnxruntime.InferenceSession(str(run.export / "model.onnx"), providers=["CPUExecutionProvider"])
+    told = session.get_modelmeta().custom_metadata_map
+    steps = json.loads(told["preprocessing"])
+    images = open_source("digits").load("val")
+    x = (images.pixels.transpose(0, 3, 1, 2) * steps["scale"] - steps["mean"][0]) / steps["std"][0]
+    (logits,) = session.run(["logits"], {"images": x.astype(np.float32)})
+    names = json.loads(told["class_names"])
+    right = [names[k] == str(label) for k, label in zip(logits.argmax(1), images.labels, strict=True)]
+    assert np.mean(right) >= 0.98
+
+
+def test_a_refuted_export_never_gets_the_final_name(cli: Callable[..., Ended], run: Run) -> None:
+    ended = export(cli, run, "--tolerance", "1e-12", "--json")
+    assert ended.code == 1
+    assert ended.json["validated"] is False
+    assert sorted(p.name for p in run.export.iterdir()) == ["model.onnx.rejected", "model.onnx.rejected.json"]
+    assert "The export was refuted: " in ended.err
+    assert export(cli, run).code == 0
+    before = (run.export / "model.onnx").read_bytes()
+    assert export(cli, run, "--tolerance", "1e-12").code == 1
+    assert (run.export / "model.onnx").read_bytes() == before  # the proven one stays
+
+
+def test_exporting_again_gives_the_same_bytes_in_another_process(cli: Callable[..., Ended], run: Run) -> None:
+    assert export(cli, run).code == 0
+    before = (run.export / "model.onnx").read_bytes()
+    ended = command("export", "mine", "--onnx", "--json", cwd=run.path.parent.parent)
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stdout.splitlines()) == 1
+    assert (run.export / "model.onnx").read_bytes() == before
+
+
+def test_a_damaged_best_falls_back_and_says_so(cli: Callable[..., Ended], run: Run) -> None:
+    best = run.best / "model.safetensors"
+    best.write_bytes(best.read_bytes()[: best.stat().st_size // 2])
+    ended = export(cli, run, "--json")
+    assert ended.code == 0, ended.err
+    assert "Passed over a checkpoint" in ended.err
+    assert "the best that is whole" in ended.err
+    assert Path(ended.json["checkpoint"]).parent == run.checkpoints
+    for path in run.checkpoints.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    ended = export(cli, run)
+    assert ended.code == 1
+    assert "no checkpoint that is whole" in ended.err
+
+
+def test_a_pickle_in_its_place_is_refused(cli: Callable[..., Ended], run: Run) -> None:
+    torch.save({"state_dict": {}}, run.best / "model.safetensors")
+    ended = export(cli, run)
+    assert ended.code == 2
+    assert "is a pickle, which can run code" in ended.err
+    torch.save({"state_dict": {}}, run.path / "weights.pt")
+    assert cli("export", run.path / "weights.pt", "--onnx").code == 2
+
+
+def test_one_checkpoint_can_be_named(cli: Callable[..., Ended], run: Run, tmp_path: Path) -> None:
+    file = next(iter(run.checkpoints.iterdir()))
+    ended = cli("export", file, "--onnx", "--json")
+    assert ended.code == 0, ended.err
+    assert Path(ended.json["onnx"]) == run.export / "model.onnx"
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(file, alone)
+    ended = cli("export", alone, "--onnx", "--json")
+    assert (ended.code, Path(ended.json["onnx"])) == (0, tmp_path / "model.onnx")
+    assert cli("export", run.path, "--onnx").code == 0
+
+
+def test_images_that_changed_are_noticed(cli: Callable[..., Ended], tmp_path: Path) -> None:
+    data = tmp_path / "mine.parquet"
+    shutil.copy(open_source("digits").files["train"][0], data)
+    options = ("--model", "resnet8", "--epochs", 1, "--runs-dir", tmp_path / "runs", "--name", "mine")
+    assert cli("train", *options, "--data", data).code == 0
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(data).slice(1), data)
+    run = Run(tmp_path / "runs" / "mine")
+    ended = export(cli, run)
+    assert ended.code == 2
+    assert "are not those that the network was trained on" in ended.err
+    run.write(run.read().model_copy(update={"status": "interrupted"}))
+    assert "are not those" in cli("train", "--resume", "mine", "--runs-dir", tmp_path / "runs").err
+    assert export(cli, run, "--data", "digits", "--json").json["validated"] is True
+    data.unlink()
+    assert "no such path" in export(cli, run).err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
+def test_cuda_demanded_and_absent_is_a_failure(cli: Callable[..., Ended], run: Run) -> None:
+    ended = export(cli, run, "--provider", "cuda")
+    assert ended.code == 1
+    assert "There is no NVIDIA GPU here" in ended.err
+    assert not list(run.export.iterdir())
