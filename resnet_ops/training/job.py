@@ -7,14 +7,14 @@ its local mode there is none. The run directory is the only memory a run has.
 
 import contextlib
 import shutil
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from resnet_ops import models, runs
 from resnet_ops.config import TrainConfig
@@ -23,12 +23,10 @@ from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.connect import import_ray, local_ray
 from resnet_ops.orchestration.placement import Placement, place
 from resnet_ops.runs import Best, Run, RunRecord
-from resnet_ops.training.observer import Observer
+from resnet_ops.training.observer import Observer, follow
 
 if TYPE_CHECKING:
     from resnet_ops.training.worker import Outcome
-
-FOLLOW_INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,13 @@ def train(
     observer, started_at = observer or Observer(), started_at or time.time()
     placement = place(config)
     source, config = check(config)
-    network = models.build(
-        config.model,
-        num_classes=len(source.record.class_names),
-        in_channels=source.record.channels,
-        shortcut=config.shortcut,
-    )
+    with torch.device("meta"):  # only to be counted
+        network = models.build(
+            config.model,
+            num_classes=len(source.record.class_names),
+            in_channels=source.record.channels,
+            shortcut=config.shortcut,
+        )
     run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
     now = datetime.now(UTC)
     with run.lock():
@@ -107,24 +106,22 @@ def resume(
     run = runs.find(runs_dir, name)
     with run.lock():
         record = run.read()
-        if record.status != "finished":
-            source, _ = check(record.config)
-            if source.record.fingerprint != record.data.fingerprint:
-                raise UserError(
-                    f"The images in {record.config.data} are not those that {name} was trained on.",
-                    "Bring the old ones back, or train a new run.",
-                )
-            placement = place(record.config.model_copy(update={"workers_per_node": record.world_size}))
-            if placement.device != record.device:
-                observer.notice(f"{name} was trained on {record.device} and goes on on {placement.device}.")
-            update = {"status": "running", "reason": "", "device": placement.device, "resumed": record.resumed + 1}
-            record = run.write(record.model_copy(update=update))
-        else:
-            placement = Placement(record.world_size, record.device, threads=1)
-        observer.run_created(run, record)
         if record.status == "finished":
+            observer.run_created(run, record)
             observer.notice(f"{name} is finished: all {record.config.epochs} epochs are trained.")
             return _result(run, record, (), started_at)
+        source, _ = check(record.config)
+        if source.record.fingerprint != record.data.fingerprint:
+            raise UserError(
+                f"The images in {record.config.data} are not those that {name} was trained on.",
+                "Bring the old ones back, or train a new run.",
+            )
+        placement = place(record.config.model_copy(update={"workers_per_node": record.world_size}))
+        if placement.device != record.device:
+            observer.notice(f"{name} began on {record.device}; it goes on, and will differ, on {placement.device}.")
+        update = {"status": "running", "reason": "", "device": placement.device, "resumed": record.resumed + 1}
+        record = run.write(record.model_copy(update=update))
+        observer.run_created(run, record)
         return _execute(run, record, placement, observer, started_at)
 
 
@@ -162,7 +159,7 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
 
 
 def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observer, started_at: float) -> TrainResult:
-    with _follow(run, observer):
+    with follow(run, observer):
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
@@ -284,30 +281,3 @@ def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at
         time_after_last_step_s=now - steps_at[-1] if steps_at else None,
         total_s=now - started_at,
     )
-
-
-@contextlib.contextmanager
-def _follow(run: Run, observer: Observer) -> Iterator[None]:
-    """Tell the observer what appears in the run directory, wherever the workers are."""
-    done = threading.Event()
-
-    def look() -> None:
-        told, changed = len(run.epochs()), 0
-        last = False
-        while not last:
-            last = done.wait(FOLLOW_INTERVAL_S)
-            progress, changed = run.read_progress(changed)
-            if progress is not None:
-                observer.progress(progress)
-            epochs = run.epochs()
-            for epoch in epochs[told:]:
-                observer.epoch_done(epoch)
-            told = len(epochs)
-
-    thread = threading.Thread(target=look, name="follow", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

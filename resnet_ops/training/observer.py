@@ -1,8 +1,13 @@
 """Who is told what a training job does. Apart from `job`, so that a screen is up before torch is."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from resnet_ops.runs import Epoch, Run, RunRecord
+
+FOLLOW_INTERVAL_S = 0.2
 
 
 class Observer:
@@ -19,3 +24,36 @@ class Observer:
 
     def epoch_done(self, epoch: Epoch) -> None:
         """An epoch was trained, validated and saved."""
+
+
+@contextlib.contextmanager
+def follow(run: Run, observer: Observer) -> Iterator[None]:
+    """Tell the observer what appears in the run directory, wherever the workers are."""
+    done = threading.Event()
+
+    def look() -> None:
+        told, changed = len(run.epochs()), 0
+        last = False
+        while not last:  # one look more once it is done, for what came since
+            last = done.wait(FOLLOW_INTERVAL_S)
+            progress, changed = run.read_progress(changed)
+            if progress is not None:
+                observer.progress(progress)
+            elif not last:
+                continue
+            epochs = run.epochs()
+            for epoch in epochs[told:]:
+                observer.epoch_done(epoch)
+            told = len(epochs)
+
+    def look_while_someone_reads() -> None:
+        with contextlib.suppress(BrokenPipeError):  # the terminal has gone; the work goes on
+            look()
+
+    thread = threading.Thread(target=look_while_someone_reads, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
