@@ -9,6 +9,7 @@ import math
 import sys
 import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,7 +30,7 @@ class Output:
     def show(self, *renderables: Any) -> None:
         """Show part of the result."""
         for renderable in renderables:
-            self.out.print(renderable)
+            self.out.print(renderable, soft_wrap=isinstance(renderable, str))
 
     def end(self, result: dict[str, Any]) -> None:
         """Print the JSON object, if one is wanted."""
@@ -69,10 +70,18 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
 
 def table(*columns: str, title: str | None = None) -> Table:
     """Make an empty table in the house's style; columns that start with '>' are set to the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return made
+
+
+def short(path: Path) -> str:
+    """Write a path from here where that is possible."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def percent(share: float, digits: int = 1) -> str:

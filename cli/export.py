@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from resnet_ops.config import ExportConfig
 from resnet_ops.errors import WORK_FAILED, UserError
 
 from .clock import importing, process_started_at
-from .console import Output, err, percent, report_error, table
+from .console import Output, err, percent, report_error, short, table
 from .options import Debug, Json, RunsDir, argument, option
 
 EXAMPLES = """
@@ -55,26 +56,26 @@ def export(
 
 
 def _notice(message: str) -> None:
-    err.print(f"[yellow]note:[/] {message}", markup=True)
+    err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 
 
 def _show(output: Output, result: Any) -> None:
+    from resnet_ops.export.runtime import has_gpu
+
     proof = result.proof
-    made = table("check", "found", "", title=f"ONNX Runtime against torch, {proof.provider}")
+    made = table("check", "found", "limit", "", title=f"ONNX Runtime ({proof.provider}) against torch")
     for check in proof.checks:
-        made.add_row(check.name, check.found, "[green]holds[/]" if check.held else "[bold red]FAILS[/]")
-    made.add_row(
-        "accuracy",
-        f"torch {percent(proof.val_accuracy_torch, 2)}, ONNX {percent(proof.val_accuracy_onnx, 2)}",
-        "",
-    )
-    output.show(made)
+        mark = "[green]holds[/]" if check.held else "[bold red]FAILS[/]"
+        made.add_row(check.name, escape(check.found), check.limit, mark)
+    accuracies = f"accuracy: torch {percent(proof.val_accuracy_torch, 2)}, ONNX {percent(proof.val_accuracy_onnx, 2)}"
+    output.show(made, accuracies)
     cuda = proof.provider == "CUDAExecutionProvider"
     if not cuda:
-        output.show("[yellow]CUDA was not validated:[/] the proof ran on the CPU.")
-    verdict = f"{result.file} ({result.size_bytes / 1e6:.1f} MB, opset {result.opset})"
+        why = "it was not asked for" if has_gpu() else "this machine has no NVIDIA GPU"
+        output.show(f"[yellow]CUDA was not validated:[/] {why}; the proof ran on the CPU.")
     if proof.validated:
-        output.show(f"[bold green]Proven:[/] {verdict}")
+        size = f"{result.size_bytes / 1e6:.1f} MB, opset {result.opset}"
+        output.show(f"[bold green]Proven:[/] {escape(short(result.file))} ({size})")
     summary = {
         "onnx": result.file,
         "opset": result.opset,

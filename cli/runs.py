@@ -27,7 +27,7 @@ def runs(
         try:
             record = run.read()
         except UserError as error:
-            err.print(f"[yellow]note:[/] {escape(str(error))}")
+            err.print(f"[yellow]note:[/] {escape(str(error))}", soft_wrap=True)
             continue
         row = _row(run, record)
         rows.append(row)

@@ -49,11 +49,12 @@ class Screen(Observer):
             f"[bold]{record.config.model}[/] ({record.parameters:,} parameters) on [bold]{escape(data.name)}[/]: "
             f"{data.train_images:,} training and {data.val_images:,} validation images of {data.width}x{data.height}, "
             f"{len(data.class_names)} classes; {record.world_size} {record.device} {workers}; run "
-            f"[bold]{escape(run.name)}[/]"
+            f"[bold]{escape(run.name)}[/]",
+            soft_wrap=True,
         )
 
     def notice(self, message: str) -> None:
-        err.print(f"[yellow]note:[/] {escape(message)}")
+        err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 
     def progress(self, progress: dict[str, Any]) -> None:
         if self.record is None or "epoch" not in progress:

@@ -9,7 +9,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 
 from .clock import importing, process_started_at
-from .console import Output, percent
+from .console import Output, percent, short
 from .options import Debug, Json, RunsDir, option
 from .screen import Screen
 
@@ -119,8 +119,8 @@ def _show(output: Output, result: Any) -> None:
     output.show(
         f"[bold]{percent(best.val_accuracy, 2)}[/] validation accuracy: {record.config.model} on {record.data.name}, "
         f"best epoch {best.epoch} of {result.epochs}{speed}, {result.total_s:.0f} s in all",
-        f"  best weights  {_short(best.checkpoint)}",
-        f"  metrics       {_short(run.metrics_file)}",
+        f"  best weights  {short(best.checkpoint)}",
+        f"  metrics       {short(run.metrics_file)}",
         f"  next          resnet-ops export {run.name} --onnx" + _runs_dir_option(run.path.parent),
     )
     output.end(
@@ -143,12 +143,5 @@ def _show(output: Output, result: Any) -> None:
     )
 
 
-def _short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
 def _runs_dir_option(runs_dir: Path) -> str:
-    return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {_short(runs_dir)}"
+    return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {short(runs_dir)}"

@@ -38,6 +38,7 @@ class Check:
     name: str
     found: str
     held: bool
+    limit: str = ""
 
 
 @dataclass
@@ -65,14 +66,14 @@ class Proof:
         """What did not hold."""
         return [check for check in self.checks if not check.held]
 
-    def attempt(self, name: str, check: Callable[[], tuple[str, bool]]) -> None:
+    def attempt(self, name: str, check: Callable[[], tuple[str, bool]], limit: str = "") -> None:
         """Add a check; one that raises did not hold."""
         try:
             found, held = check()
         except Exception as error:  # whatever ONNX or ONNX Runtime raise on a faulty file refutes it
             lines = str(error).strip().splitlines() or [type(error).__name__]
             found, held = lines[0], False
-        self.checks.append(Check(name, found, held))
+        self.checks.append(Check(name, found, held, limit))
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,11 @@ def prove(
     many = images.pixels[np.arange(max(BATCHES)) % len(images)]
     noise = np.random.default_rng(0).integers(0, 256, many.shape, np.uint8)
     batches = ", ".join(map(str, BATCHES))
+    limit = f"{proof.tolerance:.0e}"
     proof.attempt("nodes", lambda: _check_nodes(session))
     proof.attempt("classes", lambda: _check_classes(session, checkpoint))
-    proof.attempt(f"random pixels, batches of {batches}", lambda: within(noise, BATCHES))
-    proof.attempt(f"real images, batches of {batches}", lambda: within(many, BATCHES))
+    proof.attempt(f"random pixels, batch {batches}", lambda: within(noise, BATCHES), limit)
+    proof.attempt(f"real images, batch {batches}", lambda: within(many, BATCHES), limit)
     try:
         whole = compare(images.pixels, EVAL_BATCH)
     except Exception as error:  # as above: the file is refuted, not the validator broken
@@ -162,7 +164,9 @@ def prove(
     _judge(proof, whole, images.labels)
     if recorded_accuracy is not None:
         apart = abs(proof.val_accuracy_torch - recorded_accuracy)
-        proof.checks.append(Check("accuracy as in training", f"{recorded_accuracy:.4f} there", apart <= SAME_ACCURACY))
+        proof.checks.append(
+            Check("accuracy as in training", f"{apart:.2%} apart", apart <= SAME_ACCURACY, f"{SAME_ACCURACY:.1%}")
+        )
     return proof
 
 
@@ -180,7 +184,7 @@ def _judge(proof: Proof, whole: Comparison, labels: np.ndarray) -> None:
     flips = (expected != found) & ~ties
     held = whole.finite and whole.max_rel <= proof.tolerance
     found_text = f"{whole.max_rel:.1e}" if whole.finite else "not finite"
-    proof.checks.append(Check(f"validation set, {len(labels):,} images", found_text, held))
+    proof.checks.append(Check(f"validation set, {len(labels):,} images", found_text, held, f"{proof.tolerance:.0e}"))
     proof.checks.append(Check("top-1 agreement", f"{proof.top1_agreement:.2%}", whole.finite and not flips.any()))
 
 
@@ -202,12 +206,12 @@ def _check_file(file: Path, opset: int) -> tuple[str, bool]:
         }.items()
         if there
     ]
-    return "; ".join(faults) or f"opset {opset}, {len(model.graph.node)} nodes, any batch size", not faults
+    return "; ".join(faults) or f"opset {opset}, {len(model.graph.node)} nodes, any batch", not faults
 
 
 def _check_nodes(session: runtime.Session) -> tuple[str, bool]:
     total, own = sum(session.nodes.values()), session.nodes.get(session.provider, 0)
-    return f"{own} of {total} on {session.provider}", own == total > 0
+    return f"{own} of {total} on {session.provider.removesuffix('ExecutionProvider')}", own == total > 0
 
 
 def _check_classes(session: runtime.Session, checkpoint: Checkpoint) -> tuple[str, bool]:

@@ -1,0 +1,51 @@
+"""What the README tells people to do works."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import Ended
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_recipe_for_ones_own_images_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Ended]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, brightness in (("daisy", 220), ("rose", 60)):
+        (tmp_path / "flowers" / name).mkdir(parents=True)
+        for index in range(40):
+            pixels = np.clip(rng.normal(brightness, 20, (16, 12, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "flowers" / name / f"{index}.png")
+    (recipe,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(recipe, "README.md", "exec"), {})
+    (told,) = re.findall(r"and then: `resnet-ops (.*?)`", README)
+    arguments = [*shlex.split(told.replace("resnet56", "resnet8")), "--epochs", "4", "--batch-size", "16"]
+    trained = cli(*arguments, "--json")
+    assert trained.code == 0, trained.err
+    exported = cli("export", "flowers", "--onnx", "--json")
+    assert exported.code == 0, exported.err
+    assert exported.json["images"] == 16
+
+
+def test_every_command_it_shows_is_one(cli: Callable[..., Ended]) -> None:
+    shown = re.findall(r"^\| `resnet-ops (.*?)` \|", README, re.MULTILINE)
+    assert len(shown) >= 6
+    for line in shown:
+        command, *rest = shlex.split(line)
+        text = cli(command, "--help").out
+        for option in (word for word in rest if word.startswith("--")):
+            assert option in text, line
+
+
+def test_links_lead_somewhere() -> None:
+    root = Path(__file__).parents[1]
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (root / target).exists(), target
