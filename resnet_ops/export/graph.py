@@ -1,6 +1,7 @@
 """A checkpoint as an ONNX graph: BatchNorm folded, any batch size, all it needs to be used inside."""
 
 import json
+import warnings
 from pathlib import Path
 
 import onnx
@@ -28,17 +29,19 @@ def to_onnx(checkpoint: Checkpoint, opset: int) -> onnx.ModelProto:
     network = info.build_network()
     network.load_state_dict(checkpoint.model)
     network = network.to(memory_format=torch.contiguous_format).eval()
-    program = torch.onnx.export(
-        network,
-        (torch.zeros(2, info.channels, info.height, info.width),),
-        dynamo=True,
-        verbose=False,  # otherwise it prints to stdout, and fails where that is ASCII
-        opset_version=opset,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes=({0: "batch"},),
-        external_data=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own older parts
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, info.channels, info.height, info.width),),
+            dynamo=True,
+            verbose=False,  # otherwise it prints to stdout, and fails where that is ASCII
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: "batch"},),
+            external_data=False,
+        )
     assert program is not None
     model = program.model_proto
     made = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)

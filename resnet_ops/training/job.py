@@ -22,7 +22,8 @@ from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.connect import import_ray, local_ray
 from resnet_ops.orchestration.placement import Placement, place
-from resnet_ops.runs import Best, Run, RunRecord
+from resnet_ops.runs import Best, Run, RunRecord, Status
+from resnet_ops.training.checkpoint import Checkpoints, read_best, saved
 from resnet_ops.training.observer import Observer, follow
 
 if TYPE_CHECKING:
@@ -165,18 +166,18 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
                 _tell_where_it_stands(run, observer)
             steps_at = _fit(run, placement)
         except KeyboardInterrupt:
-            run.write(record.model_copy(update={"status": "interrupted", "reason": "stopped by the user"}))
+            _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(
                 f"Training stopped. {_last_good(run)}", f"Go on with: {_resume_command(run)}", exit_code=INTERRUPTED
             ) from None
         except UserError as error:
-            _record_failure(run, record, error.cause)
+            _record_end(run, record, "failed", error.cause)
             if error.exit_code != WORK_FAILED:
                 raise
             on = f" Then go on with: {_resume_command(run)}" if isinstance(error, PausedError) else ""
             raise UserError(f"{error.cause} {_last_good(run)}", error.remedy + on, WORK_FAILED) from error
         except BaseException as error:
-            _record_failure(run, record, f"{type(error).__name__}: {error}"[:500])
+            _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
             raise
     record = run.write(record.model_copy(update={"status": "finished", "best": _best(run)}))
     return _result(run, record, steps_at, started_at)
@@ -234,8 +235,6 @@ def _explain(group: Any) -> BaseException:
 
 
 def _tell_where_it_stands(run: Run, observer: Observer) -> None:
-    from resnet_ops.training.checkpoint import Checkpoints
-
     latest, refused = Checkpoints(run, 1).latest()
     for reason in refused:
         observer.notice(f"Passed over a checkpoint: {reason}")
@@ -243,14 +242,12 @@ def _tell_where_it_stands(run: Run, observer: Observer) -> None:
     observer.notice(f"Going on {begin}.")
 
 
-def _record_failure(run: Run, record: RunRecord, reason: str) -> None:
-    with contextlib.suppress(OSError, UserError):  # a full disk must not hide why the work failed
-        run.write(record.model_copy(update={"status": "failed", "reason": reason}))
+def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:
+    with contextlib.suppress(OSError, UserError):  # a full disk must not hide why the work ended
+        run.write(record.model_copy(update={"status": status, "reason": reason}))
 
 
 def _last_good(run: Run) -> str:
-    from resnet_ops.training.checkpoint import saved
-
     files = saved(run)
     return f"The last good checkpoint is {files[0]}." if files else "No checkpoint was saved yet."
 
@@ -261,8 +258,6 @@ def _resume_command(run: Run) -> str:
 
 
 def _best(run: Run) -> Best | None:
-    from resnet_ops.training.checkpoint import read_best
-
     checkpoint, _ = read_best(run)
     metrics = checkpoint.info.metrics
     return Best(epoch=metrics.epoch, val_accuracy=metrics.val_accuracy, checkpoint=checkpoint.path)
