@@ -103,9 +103,34 @@ class TrainConfig(Config):
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Field(description="Where to train; auto takes the GPUs where there are any.")
     ] = "auto"
-    workers_per_node: Annotated[
-        Positive | None, Field(description="Training processes; by default one a GPU, or one on the CPU.")
+    cluster: Annotated[
+        str | None,
+        Field(description="Ray cluster: 'local' (started here for this run), 'auto' (RAY_ADDRESS, or the one running "
+              "here), an address, or http://HEAD:8265 to submit a job to. By default local, but auto where RAY_ADDRESS "
+              "is set or --nodes asks for more than this machine."),
+    ] = None  # fmt: skip
+    nodes: Annotated[
+        str, Field(description="Machines to train on; MIN:MAX begins with MIN and takes up to MAX as they come and go.")
+    ] = "1"
+    gpus_per_node: Annotated[
+        Positive | None, Field(description="GPUs to use on each machine, a worker for each; by default all it has.")
     ] = None
+    workers_per_node: Annotated[
+        Positive | None, Field(description="Workers on each machine when training on CPUs; they share its cores.")
+    ] = None
+    wait: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="Seconds to wait for missing or busy machines; by default "
+              "600 where an autoscaler can bring them, else 0."),
+    ] = None  # fmt: skip
+    max_failures: Annotated[
+        int, Field(ge=0, description="Lost workers and machines to recover from before giving up.")
+    ] = 3
+    hang_timeout: Annotated[
+        float,
+        Field(gt=0, allow_inf_nan=False, description="Seconds without a step after which workers count as hanging and "
+              "are started anew."),
+    ] = 600  # fmt: skip
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         Field(description="Arithmetic of the network; auto is bf16 autocast on GPUs that have it, else fp32."),
@@ -113,9 +138,44 @@ class TrainConfig(Config):
 
     name: Annotated[str | None, Field(description="Name of the run; by default made of model and data.")] = None
     runs_dir: Annotated[Path, Field(description="Folder that holds the runs.")] = Path("runs")
+    checkpoint_every: Annotated[
+        str | None,
+        Field(description="Save within epochs too: every so many steps (500), or every so often (90s, 10m, 1h)."),
+    ] = None
     num_to_keep: Annotated[
         Positive, Field(description="Best checkpoints to keep, besides the last one, which is always kept.")
     ] = 2
+
+    @field_validator("nodes")
+    @classmethod
+    def _nodes_are_a_number_or_a_range(cls, nodes: str) -> str:
+        match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?", nodes)
+        if match is None:
+            raise ValueError("must be a number of machines, such as 4, or a range, such as 2:4")
+        if match[2] and int(match[2]) < int(match[1]):
+            raise ValueError("must have its smaller number first, such as 2:4")
+        return nodes
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _interval_is_steps_or_time(cls, every: str | None) -> str | None:
+        if every is not None and re.fullmatch(r"[1-9]\d{0,8}[smh]?", every) is None:
+            raise ValueError("must be a number of steps, such as 500, or a time, such as 90s, 10m or 1h")
+        return every
+
+    @property
+    def node_range(self) -> tuple[int, int]:
+        """The fewest and the most machines to train on."""
+        fewest, _, most = self.nodes.partition(":")
+        return int(fewest), int(most or fewest)
+
+    @property
+    def checkpoint_interval(self) -> tuple[int | None, float | None]:
+        """Steps, or seconds, between two checkpoints within an epoch; at most one of them is set."""
+        every = self.checkpoint_every
+        if every is None or every.isdigit():
+            return (int(every) if every else None), None
+        return None, int(every[:-1]) * {"s": 1, "m": 60, "h": 3600}[every[-1]]
 
     @field_validator("name")
     @classmethod
