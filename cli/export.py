@@ -91,7 +91,7 @@ def _show(output: Output, result: Any) -> None:
         "val_accuracy_onnx": proof.val_accuracy_onnx,
         "nodes_by_provider": proof.nodes_by_provider,
         "checkpoint": result.checkpoint.path,
-        "epoch": result.checkpoint.info.metrics.epoch,
+        "epoch": result.checkpoint.info.epoch,
         "size_bytes": result.size_bytes,
         "proof": result.proof_file,
         "total_s": result.total_s,

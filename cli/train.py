@@ -23,6 +23,10 @@ EXAMPLES = """
 [bold]resnet-ops train --resume mine[/]  go on where it stopped
 """
 default = TrainConfig.default
+ELSEWHERE = {  # what a resumed run may have otherwise: where it runs, not what it computes
+    "device", "cluster", "nodes", "gpus_per_node", "workers_per_node", "cpus_per_worker", "wait", "max_failures",
+    "hang_timeout",
+}  # fmt: skip
 NETWORK, TRAINING, PLACE, RUN = "Network and images", "Training", "Where it runs", "Run"
 
 
@@ -49,6 +53,7 @@ def train(
     nodes: Annotated[str, _option("nodes", PLACE)] = default("nodes"),
     gpus_per_node: Annotated[int | None, _option("gpus_per_node", PLACE)] = default("gpus_per_node"),
     workers_per_node: Annotated[int | None, _option("workers_per_node", PLACE)] = default("workers_per_node"),
+    cpus_per_worker: Annotated[int | None, _option("cpus_per_worker", PLACE)] = default("cpus_per_worker"),
     wait: Annotated[float | None, _option("wait", PLACE)] = default("wait"),
     max_failures: Annotated[int, _option("max_failures", PLACE)] = default("max_failures"),
     hang_timeout: Annotated[float, _option("hang_timeout", PLACE)] = default("hang_timeout"),
@@ -91,6 +96,7 @@ def train(
             nodes=nodes,
             gpus_per_node=gpus_per_node,
             workers_per_node=workers_per_node,
+            cpus_per_worker=cpus_per_worker,
             wait=wait,
             max_failures=max_failures,
             hang_timeout=hang_timeout,
@@ -109,22 +115,27 @@ def train(
         if resume is None:
             result = job.train(config, overwrite=overwrite, observer=screen, started_at=process_started_at())
         else:
-            result = job.resume(runs_dir, resume, observer=screen, started_at=process_started_at())
+            changes = {name: context.params[name] for name in _typed(context) & ELSEWHERE}
+            TrainConfig.of(**changes)
+            result = job.resume(runs_dir, resume, changes=changes, observer=screen, started_at=process_started_at())
     _show(output, result)
+
+
+def _typed(context: typer.Context) -> set[str]:
+    """The options that the user gave."""
+    names = [parameter.name or "" for parameter in context.command.params]
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _refuse_changes(context: typer.Context, resume: str) -> None:
     """A run goes on as it began: with the same data, schedule and seed, or its result means nothing."""
-    free = {"resume", "runs_dir", "json", "debug"}
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if name not in free and source is not None and source.name == "COMMANDLINE":
-            option = "--" + name.replace("_", "-")
-            raise UserError(
-                f"--resume {resume} goes on with the options the run began with; {option} cannot be changed.",
-                f"Leave {option} out, or train a new run.",
-            )
+    for name in sorted(_typed(context) - ELSEWHERE - {"resume", "runs_dir", "json", "debug"}):
+        option = "--" + name.replace("_", "-")
+        raise UserError(
+            f"--resume {resume} goes on with the options the run began with; {option} cannot be changed.",
+            f"Leave {option} out, or train a new run.",
+        )
 
 
 def _show(output: Output, result: Any) -> None:

@@ -118,6 +118,9 @@ class TrainConfig(Config):
     workers_per_node: Annotated[
         Positive | None, Field(description="Workers on each machine when training on CPUs; they share its cores.")
     ] = None
+    cpus_per_worker: Annotated[
+        Positive | None, Field(description="CPU cores of each worker; by default its share of the machine's.")
+    ] = None
     wait: Annotated[
         float | None,
         Field(ge=0, allow_inf_nan=False, description="Seconds to wait for missing or busy machines; by default "

@@ -2,8 +2,10 @@
 
     runs/NAME/run.json       configuration, versions, data, status: one `RunRecord`
              metrics.jsonl   one `Epoch` a line
+             events.jsonl    what befell it: workers lost, machines gone and come; one `Event` a line
              progress.json   where the epoch in hand stands; rewritten a few times a second
-             checkpoints/    epoch-NNNN.safetensors: everything needed to go on
+             checkpoints/    epoch-NNNN.safetensors: everything needed to go on; within an epoch
+                             epoch-NNNN-step-NNNNNN.safetensors
              best/           model.safetensors and model.json: the weights that validated best
              export/         model.onnx and the record of its proof
 
@@ -23,7 +25,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -31,6 +33,7 @@ from resnet_ops.config import TrainConfig, check_run_name
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError, did_you_mean
 
 Status = Literal["running", "finished", "failed", "interrupted"]
+Line = TypeVar("Line", bound=BaseModel)
 DISTRIBUTIONS = ("resnet-ops", "torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")
 
 
@@ -48,11 +51,21 @@ class Epoch(BaseModel):
     lr: float
     images_per_second: float
     seconds: float
+    world_size: int = 1
 
     @property
     def val_accuracy(self) -> float:
         """Top-1 accuracy on the validation images, from 0 to 1."""
         return 1 - self.val_error
+
+
+class Event(BaseModel):
+    """One line of events.jsonl."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    what: str
 
 
 class DataRecord(BaseModel):
@@ -107,6 +120,7 @@ class Run:
         self.path = path.absolute()
         self.record_file = self.path / "run.json"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.events_file = self.path / "events.jsonl"
         self.progress_file = self.path / "progress.json"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
@@ -124,17 +138,25 @@ class Run:
         Raises:
             UserError: There is no run here, or run.json is damaged.
         """
+        record = self.read_as_written()
+        if record.status == "running" and not self.locked():
+            reason = "its process ended without a word (killed, or the machine went down)"
+            return record.model_copy(update={"status": "interrupted", "reason": reason})
+        return record
+
+    def read_as_written(self) -> RunRecord:
+        """Read run.json, whoever holds the run.
+
+        Raises:
+            UserError: There is no run here, or run.json is damaged.
+        """
         try:
-            record = RunRecord.model_validate_json(self.record_file.read_bytes())
+            return RunRecord.model_validate_json(self.record_file.read_bytes())
         except FileNotFoundError:
             raise UserError(f"There is no run in {self.path}.", "List the runs with: resnet-ops runs") from None
         except (ValidationError, OSError) as error:
             detail = str(error).splitlines()[0]
             raise UserError(f"{self.record_file} cannot be read ({detail}).", "The run is damaged.") from None
-        if record.status == "running" and not self.locked():
-            reason = "its process ended without a word (killed, or the machine went down)"
-            return record.model_copy(update={"status": "interrupted", "reason": reason})
-        return record
 
     def write(self, record: RunRecord) -> RunRecord:
         """Write run.json, and return the record as written."""
@@ -144,17 +166,7 @@ class Run:
 
     def epochs(self) -> list[Epoch]:
         """Read metrics.jsonl, in order; a torn last line (the process was killed) is left out."""
-        try:
-            lines = self.metrics_file.read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        epochs: list[Epoch] = []
-        for line in lines:
-            try:
-                epochs.append(Epoch.model_validate_json(line))
-            except ValidationError:
-                break
-        return epochs
+        return _read_lines(self.metrics_file, Epoch)
 
     def write_epochs(self, epochs: list[Epoch]) -> None:
         """Replace metrics.jsonl."""
@@ -162,10 +174,16 @@ class Run:
 
     def append_epoch(self, epoch: Epoch) -> None:
         """Append one line to metrics.jsonl, on the disk when this returns."""
-        with _explain_full_disk(self.metrics_file), self.metrics_file.open("a") as file:
-            file.write(epoch.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _append_line(self.metrics_file, epoch)
+
+    def events(self) -> list[Event]:
+        """Read events.jsonl, in order."""
+        return _read_lines(self.events_file, Event)
+
+    def tell(self, what: str) -> None:
+        """Append to events.jsonl; not worth stopping for."""
+        with contextlib.suppress(OSError, UserError):
+            _append_line(self.events_file, Event(at=datetime.now(UTC), what=what))
 
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Rewrite progress.json: never half there, but not worth stopping for."""
@@ -323,6 +341,26 @@ def _explain_full_disk(path: Path, size: int = 0) -> Iterator[None]:
             "Free some space.",
             exit_code=WORK_FAILED,
         ) from error
+
+
+def _append_line(path: Path, line: BaseModel) -> None:
+    with _explain_full_disk(path), path.open("a") as file:
+        file.write(line.model_dump_json() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
+    """All whole lines; a torn one was being written when its process was killed."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    read: list[Line] = []
+    for line in lines:
+        with contextlib.suppress(ValidationError):
+            read.append(kind.model_validate_json(line))
+    return read
 
 
 def _sync_folder(folder: Path) -> None:

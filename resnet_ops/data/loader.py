@@ -53,14 +53,14 @@ class Loader:
         """Steps an epoch; images that do not fill a last batch sit this epoch out."""
         return len(self.train) // self.batch_size
 
-    def train_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's share of each batch: (n, C, H, W) float32 and (n,) int64.
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This worker's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
 
         Shares of one batch are disjoint, make up the batch, and differ in size by at most one.
         """
         device = self.train.labels.device
         order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch)).to(device)
-        for step in range(self.steps):
+        for step in range(start, self.steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = batch[self.rank :: self.world_size]
             pixels = self.train.pixels.index_select(0, share)

@@ -81,8 +81,8 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "shortcut": info.shortcut or "none",
         "data": info.data,
         "data_fingerprint": info.data_fingerprint,
-        "epoch": str(info.metrics.epoch),
-        "val_accuracy": repr(info.metrics.val_accuracy),
+        "epoch": str(info.epoch),
+        "val_accuracy": repr(info.validated.val_accuracy),
         "checkpoint_sha256": checkpoint.sha256,
         "made_by": f"resnet-ops {resnet_ops.__version__}, torch {torch.__version__}",
     }

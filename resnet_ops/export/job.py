@@ -64,7 +64,7 @@ def export_onnx(
             opset=config.opset,
             provider=provider,
             tolerance=config.tolerance,
-            recorded_accuracy=checkpoint.info.metrics.val_accuracy if is_own else None,
+            recorded_accuracy=checkpoint.info.validated.val_accuracy if is_own else None,
         )
         file = final if proof.validated else final.with_name(final.name + ".rejected")
         unproven.replace(file)
@@ -91,6 +91,7 @@ def _find(config: ExportConfig, notice: Callable[[str], None]) -> tuple[Run | No
     if path.is_file():
         owner = Run(path.absolute().parent.parent)
         checkpoint = checkpoints.read(path)
+        _ = checkpoint.info.validated  # only such weights are exported
         is_run = owner.record_file.is_file()
         return (owner if is_run else None), checkpoint, owner.export if is_run else path.absolute().parent
     run = Run(path) if (path / "run.json").is_file() else runs.find(config.runs_dir, config.run)
@@ -99,7 +100,7 @@ def _find(config: ExportConfig, notice: Callable[[str], None]) -> tuple[Run | No
     for reason in refused:
         notice(f"Passed over a checkpoint: {reason}")
     if refused:
-        notice(f"Exporting {checkpoint.path.name}, the best that is whole (epoch {checkpoint.info.metrics.epoch}).")
+        notice(f"Exporting {checkpoint.path.name}, the best that is whole (epoch {checkpoint.info.epoch}).")
     return run, checkpoint, run.export
 
 

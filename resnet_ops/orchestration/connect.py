@@ -1,13 +1,19 @@
-"""A Ray cluster to work on: for now one of this process's own, on this machine."""
+"""A Ray cluster to work on: one of this process's own, on this machine, or one that is there already."""
 
 import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.errors import UserError
 
 # Set before Ray is imported, for it reads them then; what the user has set stays.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # polls for results; at Ray's 2 s a run ends 4 s late
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # room that was just seen to be there is given at once, or is gone
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # those who wait for a dead peer do not leave by themselves
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine, and it warns at each start
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the directory that relative paths are meant from
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about it
@@ -16,13 +22,30 @@ SETTINGS = {
 }
 
 
+LOCAL, AUTO = "local", "auto"
+REACH_S = 3.0
+
+
+def address_of(config: TrainConfig) -> str:
+    """Which cluster is meant: 'local', 'auto', or an address."""
+    if config.cluster is not None:
+        return config.cluster
+    return AUTO if os.environ.get("RAY_ADDRESS") or config.node_range[1] > 1 else LOCAL
+
+
 def import_ray() -> None:
     """Import Ray, with its settings settled first and its running commentary off; its errors stay."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    import ray  # noqa: F401  # it sets up its own logging when imported
+    from ray._private import worker
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # A machine's last words, with 20 lines of its log, on stderr, whatever the logging is set to.
+    worker.print_to_stdstream = _drop
+
+
+def _drop(*_: object, **__: object) -> None:
+    pass
 
 
 @contextlib.contextmanager
@@ -46,3 +69,113 @@ def local_ray(cpus: int, gpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be part of a running cluster for the length of a `with` block, or of the one this process is in already.
+
+    Args:
+        address: 'auto' (RAY_ADDRESS, or the cluster that runs on this machine) or host:port.
+
+    Raises:
+        UserError: There is none, it cannot be reached, or it does not let us in.
+    """
+    import_ray()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = find(address)
+    _take_token_if_asked(address)
+    try:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"The Ray cluster at {address} did not let us in ({reason}).",
+                "Is this machine part of it? From outside submit a job: --cluster http://HEAD:8265.",
+            ) from error
+        yield
+    finally:
+        ray.shutdown()
+
+
+def find(address: str) -> str:
+    """Turn 'auto' or an address into host:port.
+
+    Raises:
+        UserError: No cluster runs here and none is named, or the address is none.
+    """
+    if address.startswith("ray://"):
+        raise UserError(
+            f"--cluster {address}: Ray Client cannot train.",
+            "Submit a job instead: --cluster http://HEAD:8265; or run this on a machine of the cluster.",
+        )
+    import_ray()
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found = canonicalize_bootstrap_address(address)
+    except (ValueError, OSError):
+        found = ""
+    if found:
+        return found
+    if address == AUTO:
+        raise UserError(
+            "No Ray cluster runs on this machine, and RAY_ADDRESS names none.",
+            "Start one to try things: resnet-ops cluster up --nodes 4; a real one: resnet-ops cluster template; "
+            "or name one: --cluster.",
+        )
+    raise UserError(f"--cluster {address} is no address.", "Addresses look like 10.0.0.1:6379 or http://HEAD:8265.")
+
+
+def _take_token_if_asked(address: str) -> None:
+    """Use a token where the cluster asks for one, and none where it does not.
+
+    Ray by itself goes by what lies on this machine's disk. With a token that the cluster does not
+    know of it connects, and is then taken for dead, for it turns the cluster's own calls away.
+
+    Raises:
+        UserError: Nothing answers, or a token is asked for and there is none, or another one.
+    """
+    import grpc
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    answer = _ask(address, ())
+    if answer == grpc.StatusCode.OK:
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        Config.initialize("")
+        return
+    if answer != grpc.StatusCode.UNAUTHENTICATED:
+        raise UserError(
+            f"No Ray cluster answers at {address} ({answer.name.lower().replace('_', ' ')}).",
+            "Is it up, and can this machine reach it? From outside submit a job: --cluster http://HEAD:8265.",
+        )
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        del os.environ["RAY_AUTH_MODE"]
+    loader = AuthenticationTokenLoader.instance()
+    there = maybe_enable_token_auth_if_token_available(warn_if_disabled=False) and loader.has_token()
+    headers = tuple((k.lower(), v) for k, v in loader.get_token_for_http_header().items()) if there else ()
+    if not there or _ask(address, headers) != grpc.StatusCode.OK:
+        raise UserError(
+            f"The Ray cluster at {address} asks for a token, and "
+            + ("the one here is not its own." if there else "there is none here."),
+            "Put the cluster's own into ~/.ray/auth_token (mode 600), or name its file in RAY_AUTH_TOKEN_PATH.",
+        )
+
+
+def _ask(address: str, headers: tuple[tuple[str, str], ...]) -> Any:
+    """Ask a cluster for its name, which needs no more than being let in."""
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            call(b"", timeout=REACH_S, metadata=headers)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK

@@ -1,8 +1,9 @@
 """Checkpoints: one safetensors file each, that says of itself what it is and whether it is whole.
 
-The file's metadata holds a `CheckpointInfo` (network, classes, preprocessing, the epoch's
-metrics) and a SHA-256 of that and of every tensor. Tensors are named `model/...` and
-`optimizer/PARAMETER/...`. Nothing is ever unpickled: a pickle can run code when it is read.
+The file's metadata holds a `CheckpointInfo` (network, classes, preprocessing, metrics) and a
+SHA-256 of that and of every tensor. Tensors are named `model/...`, `optimizer/PARAMETER/...`
+and, within an epoch, `workers/...`: a row for each worker of what is not the same on all of
+them. Nothing is ever unpickled: a pickle can run code when it is read.
 """
 
 import contextlib
@@ -17,13 +18,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, UserError
 from resnet_ops.models import ResNet, Shortcut, build
 from resnet_ops.runs import Epoch, Run, write_atomically
+from resnet_ops.training.loop import Training, set_statistics, statistics
 
-MODEL, OPTIMIZER = "model/", "optimizer/"
+MODEL, OPTIMIZER, WORKERS = "model/", "optimizer/", "workers/"
 
 
 class CheckpointInfo(BaseModel):
@@ -42,7 +44,33 @@ class CheckpointInfo(BaseModel):
     std: tuple[float, ...]
     data: str
     data_fingerprint: str
-    metrics: Epoch
+    metrics: Epoch | None  # of the last epoch that was finished
+    step: int = 0  # steps into the epoch after it; 0 where these are the weights that the metrics are of
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.metrics.epoch if self.metrics else 0
+
+    @property
+    def file_name(self) -> str:
+        """What its file is called: in the order of their names, checkpoints are in the order of time."""
+        within = f"{self.epoch + 1:04d}-step-{self.step:06d}"
+        return f"epoch-{within if self.step else format(self.epoch, '04d')}.safetensors"
+
+    @property
+    def validated(self) -> Epoch:
+        """The metrics of these very weights.
+
+        Raises:
+            UserError: They were saved within an epoch, and never validated.
+        """
+        if self.metrics is None or self.step:
+            raise UserError(
+                f"These weights were saved within epoch {self.epoch + 1} and never validated.",
+                "Take a checkpoint that an epoch ended with.",
+            )
+        return self.metrics
 
     def build_network(self) -> ResNet:
         """Build the network that the weights belong to."""
@@ -58,6 +86,7 @@ class Checkpoint:
     sha256: str
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    workers: dict[str, Tensor]
 
 
 def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
@@ -71,15 +100,23 @@ def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
     write_atomically(path, serialize_tensors(tensors, metadata))
 
 
-def collect(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copy the weights and the optimizer's state to the CPU, under the names of the file."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
-    tensors = {MODEL + name: value for name, value in network.state_dict().items()}
-    for parameter, state in optimizer.state.items():
+def collect(training: Training) -> dict[str, Tensor]:
+    """Copy to the CPU all that is needed to go on, under the names of the file.
+
+    To be called by every worker at once. Each gets the same, but for BatchNorm's statistics in
+    `model/`, which within an epoch are its own.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in training.network.named_parameters()}
+    tensors = {MODEL + name: value for name, value in training.network.state_dict().items()}
+    for parameter, state in training.optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"{OPTIMIZER}{names[parameter]}/{key}"] = value
-    return {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    if training.step:
+        tensors[WORKERS + "totals"] = training.world.gather(training.totals)
+        tensors[WORKERS + "statistics"] = training.world.gather(statistics(training.network))
+    # Copied, for training goes on while they are written.
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
 
 def read(path: Path) -> Checkpoint:
@@ -106,11 +143,18 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged ({reason}).", exit_code=WORK_FAILED) from None
     if _digest(header["resnet_ops"], tensors) != header.get("sha256"):
         raise UserError(f"{path} is damaged (its checksum differs).", exit_code=WORK_FAILED)
-    return Checkpoint(path, info, header["sha256"], _below(MODEL, tensors), _below(OPTIMIZER, tensors))
+    model, optimizer, workers = (_below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, WORKERS))
+    return Checkpoint(path, info, header["sha256"], model, optimizer, workers)
 
 
-def restore(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and optimizer state into place."""
+@torch.no_grad()
+def restore(checkpoint: Checkpoint, training: Training) -> None:
+    """Put a worker where the checkpoint was taken.
+
+    With as many workers as then, each goes on exactly as it would have. With more or fewer, what
+    the old ones had is shared out: the mean of BatchNorm's statistics, the sum of the totals.
+    """
+    network, optimizer, world = training.network, training.optimizer, training.world
     network.load_state_dict(checkpoint.model)
     parameters = dict(network.named_parameters())
     for name, value in checkpoint.optimizer.items():
@@ -118,6 +162,12 @@ def restore(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.O
         parameter = parameters[parameter_name]
         # preserve_format: the buffer takes the memory layout of its parameter, as a fresh one would.
         optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+    training.epoch, training.step = checkpoint.info.epoch, checkpoint.info.step
+    if checkpoint.workers:
+        totals, rows = checkpoint.workers["totals"], checkpoint.workers["statistics"]
+        same = len(rows) == world.size
+        set_statistics(network, rows[world.rank] if same else rows.mean(0))
+        training.totals.copy_(totals[world.rank] if same else totals.sum(0) * (world.rank == 0))
 
 
 class Checkpoints:
@@ -131,6 +181,7 @@ class Checkpoints:
         self.run = run
         self.num_to_keep = num_to_keep
         self.scores: dict[Path, tuple[float, float]] = {}
+        self.within: set[Path] = set()  # those taken within an epoch
         self.best: tuple[float, float] | None = None
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
@@ -145,34 +196,43 @@ class Checkpoints:
                 path.rename(path.with_suffix(".damaged"))
                 continue
             latest = latest or checkpoint
-            self.scores[path] = score(checkpoint.info.metrics)
+            self._keep(path, checkpoint.info)
         return latest, refused
 
     def rewind(self, latest: Checkpoint | None) -> None:
         """Make metrics.jsonl and best/ agree with the checkpoint to go on from."""
-        done = [] if latest is None else [*self.run.epochs()[: latest.info.metrics.epoch - 1], latest.info.metrics]
-        self.run.write_epochs(done)
+        last = latest.info.metrics if latest else None
+        done = [epoch for epoch in self.run.epochs() if last and epoch.epoch < last.epoch]
+        self.run.write_epochs([*done, last] if last else [])
         with contextlib.suppress(UserError):  # nothing whole yet
             found, _ = read_best(self.run)
-            winner = max(filter(None, (found, latest)), key=lambda c: score(c.info.metrics))
+            candidates = [found, *([latest] if latest and not latest.info.step else [])]
+            winner = max(candidates, key=lambda c: score(c.info.validated))
             if winner.path != best_file(self.run):
                 self._publish(winner.info, winner.model)
-            self.best = score(winner.info.metrics)
+            self.best = score(winner.info.validated)
 
-    def save(self, info: CheckpointInfo, network: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-        """Save an epoch, and delete what is neither among the best nor the last."""
-        tensors = collect(network, optimizer)
-        path = self.run.checkpoints / f"epoch-{info.metrics.epoch:04d}.safetensors"
+    def save(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
+        """Save what `collect` gave, and delete what is neither among the best nor the last."""
+        path = self.run.checkpoints / info.file_name
         save(path, info, tensors)
-        self.scores[path] = score(info.metrics)
-        if self.best is None or self.scores[path] > self.best:
-            self._publish(info, _below(MODEL, tensors))
-            self.best = self.scores[path]
+        self._keep(path, info)
+        if not info.step:
+            if self.best is None or self.scores[path] > self.best:
+                self._publish(info, _below(MODEL, tensors))
+                self.best = self.scores[path]
+            self.run.append_epoch(info.validated)
         best = sorted(self.scores, key=lambda p: self.scores[p], reverse=True)[: self.num_to_keep]
-        for old in set(self.scores) - {*best, path}:
+        for old in {*self.scores, *self.within} - {*best, path}:
             old.unlink(missing_ok=True)
-            del self.scores[old]
-        return path
+            self.scores.pop(old, None)
+            self.within.discard(old)
+
+    def _keep(self, path: Path, info: CheckpointInfo) -> None:
+        if info.step:
+            self.within.add(path)
+        else:
+            self.scores[path] = score(info.validated)
 
     def _publish(self, info: CheckpointInfo, model: dict[str, Tensor]) -> None:
         file = best_file(self.run)
@@ -186,7 +246,7 @@ def score(metrics: Epoch) -> tuple[float, float]:
 
 
 def saved(run: Run) -> list[Path]:
-    """The files in checkpoints/, the last epoch first."""
+    """The files in checkpoints/, the last one first."""
     return sorted(run.checkpoints.glob("epoch-*.safetensors"), reverse=True)
 
 
@@ -206,7 +266,7 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
     """
     refused: list[str] = []
     whole: list[Checkpoint] = []
-    for path in (best_file(run), *saved(run)):
+    for path in (best_file(run), *(path for path in saved(run) if "-step-" not in path.name)):
         try:
             whole.append(read(path))
         except UserError as error:
@@ -221,7 +281,7 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
             "Train it again: resnet-ops train",
             exit_code=WORK_FAILED,
         )
-    return max(whole, key=lambda checkpoint: score(checkpoint.info.metrics)), refused
+    return max(whole, key=lambda checkpoint: score(checkpoint.info.validated)), refused
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,8 +6,11 @@ its local mode there is none. The run directory is the only memory a run has.
 """
 
 import contextlib
+import functools
+import os
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,14 +23,16 @@ from resnet_ops import models, runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.connect import import_ray, local_ray
-from resnet_ops.orchestration.placement import Placement, place
+from resnet_ops.orchestration.cluster import Placement, placed
+from resnet_ops.orchestration.connect import import_ray
 from resnet_ops.runs import Best, Run, RunRecord, Status
 from resnet_ops.training.checkpoint import Checkpoints, read_best, saved
 from resnet_ops.training.observer import Observer, follow
 
 if TYPE_CHECKING:
     from resnet_ops.training.worker import Outcome
+
+RECOVER_S = 600.0  # how long to wait for machines after a loss, where --wait does not say
 
 
 @dataclass(frozen=True)
@@ -63,45 +68,57 @@ def train(
             interrupted (what was saved before is still there).
     """
     observer, started_at = observer or Observer(), started_at or time.time()
-    placement = place(config)
-    source, config = check(config)
-    with torch.device("meta"):  # only to be counted
-        network = models.build(
-            config.model,
-            num_classes=len(source.record.class_names),
-            in_channels=source.record.channels,
-            shortcut=config.shortcut,
-        )
-    run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
-    now = datetime.now(UTC)
-    with run.lock():
-        record = run.write(
-            RunRecord(
-                name=run.name,
-                status="running",
-                created=now,
-                updated=now,
-                config=config.model_copy(update={"name": run.name, "runs_dir": run.path.parent}),
-                data=source.record,
-                parameters=models.count_parameters(network),
-                world_size=placement.workers,
-                device=placement.device,
-                host=runs.host(),
-                versions=runs.versions(),
+    with placed(config, observer.notice) as placement:
+        source, config = check(config)
+        with torch.device("meta"):  # only to be counted
+            network = models.build(
+                config.model,
+                num_classes=len(source.record.class_names),
+                in_channels=source.record.channels,
+                shortcut=config.shortcut,
             )
-        )
-        observer.run_created(run, record)
-        return _execute(run, record, placement, observer, started_at)
+        run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
+        now = datetime.now(UTC)
+        with run.lock():
+            record = run.write(
+                RunRecord(
+                    name=run.name,
+                    status="running",
+                    created=now,
+                    updated=now,
+                    config=config.model_copy(update={"name": run.name, "runs_dir": run.path.parent}),
+                    data=source.record,
+                    parameters=models.count_parameters(network),
+                    world_size=placement.layout.workers,
+                    device=placement.layout.device,
+                    host=runs.host(),
+                    versions=runs.versions(),
+                )
+            )
+            observer.run_created(run, record)
+            return _execute(run, record, placement, observer, started_at)
 
 
 def resume(
-    runs_dir: Path, name: str, *, observer: Observer | None = None, started_at: float | None = None
+    runs_dir: Path,
+    name: str,
+    *,
+    changes: dict[str, Any] | None = None,
+    observer: Observer | None = None,
+    started_at: float | None = None,
 ) -> TrainResult:
     """Go on with a run where it stopped; one that is finished is returned as it is.
 
+    Args:
+        runs_dir: Folder that holds the run.
+        name: The run.
+        changes: Options of where it runs that are to differ from now on.
+        observer: Told of the progress.
+        started_at: When the user asked, in seconds since 1970; by default now.
+
     Raises:
         UserError: There is no such run, its data changed or is gone, another process trains it,
-            this machine cannot hold its workers, or the work failed.
+            its workers do not fit, or the work failed.
     """
     observer, started_at = observer or Observer(), started_at or time.time()
     run = runs.find(runs_dir, name)
@@ -111,19 +128,30 @@ def resume(
             observer.run_created(run, record)
             observer.notice(f"{name} is finished: all {record.config.epochs} epochs are trained.")
             return _result(run, record, (), started_at)
-        source, _ = check(record.config)
-        if source.record.fingerprint != record.data.fingerprint:
-            raise UserError(
-                f"The images in {record.config.data} are not those that {name} was trained on.",
-                "Bring the old ones back, or train a new run.",
-            )
-        placement = place(record.config.model_copy(update={"workers_per_node": record.world_size}))
-        if placement.device != record.device:
-            observer.notice(f"{name} began on {record.device}; it goes on, and will differ, on {placement.device}.")
-        update = {"status": "running", "reason": "", "device": placement.device, "resumed": record.resumed + 1}
-        record = run.write(record.model_copy(update=update))
-        observer.run_created(run, record)
-        return _execute(run, record, placement, observer, started_at)
+        config = record.config.model_copy(update=changes or {})
+        with placed(config, observer.notice) as placement:
+            source, _ = check(config)
+            if source.record.fingerprint != record.data.fingerprint:
+                raise UserError(
+                    f"The images in {config.data} are not those that {name} was trained on.",
+                    "Bring the old ones back, or train a new run.",
+                )
+            layout = placement.layout
+            for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
+                if before != after:
+                    what = "" if isinstance(before, str) else " workers"
+                    observer.notice(f"{name} began on {before}{what}; it goes on, and will differ, on {after}{what}.")
+            update = {
+                "status": "running",
+                "reason": "",
+                "config": config,
+                "device": layout.device,
+                "world_size": layout.workers,
+                "resumed": record.resumed + 1,
+            }
+            record = run.write(record.model_copy(update=update))
+            observer.run_created(run, record)
+            return _execute(run, record, placement, observer, started_at)
 
 
 def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
@@ -164,7 +192,7 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
-            steps_at = _fit(run, placement)
+            steps_at = _fit(run, record, placement)
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(
@@ -183,37 +211,82 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
     return _result(run, record, steps_at, started_at)
 
 
-def _fit(run: Run, placement: Placement) -> tuple[float, ...]:
+def _fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]:
     """Run the workers to the end; returns when the first and the last step ended."""
     import_ray()
-    from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from resnet_ops.training.worker import work
+    from resnet_ops.training.worker import Job, work
 
-    scratch = run.path / "ray"
-    trainer = TorchTrainer(
-        work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
-        train_loop_config={"run": str(run.path), "threads": placement.threads},
-        scaling_config=ScalingConfig(
-            num_workers=0 if placement.in_process else placement.workers,
-            use_gpu=placement.device == "cuda",
-            resources_per_worker={"CPU": placement.threads, **({"GPU": 1} if placement.device == "cuda" else {})},
-        ),
-        run_config=RunConfig(name=f"at-{time.time_ns()}", storage_path=str(scratch)),
-    )
+    # Ray keeps nothing there that is needed again, so it need not be shared.
+    scratch = RunConfig(name=f"at-{time.time_ns()}", storage_path=str(run.path / "ray"))
     if placement.in_process:
-        return _steps_at(trainer.fit())
-    gpus = placement.workers if placement.device == "cuda" else 0
+        job = Job(str(run.path), int(placement.layout.cpus))
+        use_gpu = placement.layout.device == "cuda"
+        return _steps_at(
+            TorchTrainer(
+                work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
+                train_loop_config=job,  # type: ignore[arg-type]  # any object is handed over as it is
+                scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
+                run_config=scratch,
+            ).fit()
+        )
     try:
-        # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
-        # Ray is left first, which ends a fit() that was not waited for.
-        with ThreadPoolExecutor(1) as pool, local_ray(placement.workers * placement.threads, gpus):
-            return _steps_at(pool.submit(trainer.fit).result())
-    except WorkerGroupError as error:
-        raise _explain(error) from error
+        with placement.ray():
+            return _fit_on_ray(run, record, placement, scratch)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(run.path / "ray", ignore_errors=True)
+
+
+def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any) -> tuple[float, ...]:
+    from ray.exceptions import RayActorError
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from resnet_ops.orchestration.trainer import Trainer, explain
+    from resnet_ops.training.worker import Job, work
+
+    config = record.config
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout)
+    for left in range(config.max_failures, -1, -1):
+        trainer = Trainer(
+            work,
+            train_loop_config=Job(str(run.path), None, placement.request),
+            torch_config=TorchConfig(timeout_s=int(config.hang_timeout) + 30),  # the watchdog knows more, so is first
+            run_config=scratch,
+            request=placement.request,
+            layout=placement.layout,
+            max_failures=left,
+            recover_s=RECOVER_S if config.wait is None else config.wait,
+            tell=functools.partial(tell, run.path),
+        )
+        try:
+            # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
+            with ThreadPoolExecutor(1) as pool, _left_on_interrupt():
+                return _steps_at(pool.submit(trainer.fit).result())
+        except TrainingFailedError as error:
+            raise explain(error) from error
+        except RayActorError as error:  # Ray's controller itself
+            run.tell(f"Lost: the controller of the job ({str(error).splitlines()[0][:200]}). Starting another one.")
+    raise PausedError("The controller of the job was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
+
+
+def tell(path: Path, what: str) -> None:
+    """Write down what befell a run, from whatever process."""
+    Run(path).tell(what)
+
+
+@contextlib.contextmanager
+def _left_on_interrupt() -> Iterator[None]:
+    """On Ctrl-C leave Ray first: that ends a fit() which would otherwise be waited for."""
+    import ray
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
 
 
 def _steps_at(result: Any) -> tuple[float, ...]:
@@ -221,24 +294,13 @@ def _steps_at(result: Any) -> tuple[float, ...]:
     return outcome.steps_at
 
 
-def _explain(group: Any) -> BaseException:
-    """The failure that a user should hear of: our own word if a worker left one, else the worker's end."""
-    failures: dict[int, BaseException] = group.worker_failures
-    for failure in failures.values():
-        if isinstance(failure, UserError):
-            return failure
-    rank, failure = min(failures.items())
-    if type(failure).__module__.startswith("ray."):
-        text = str(failure).splitlines()[0]
-        return PausedError(f"Worker {rank} was lost: {text}", "See why in its log.", exit_code=WORK_FAILED)
-    return failure
-
-
 def _tell_where_it_stands(run: Run, observer: Observer) -> None:
     latest, refused = Checkpoints(run, 1).latest()
     for reason in refused:
         observer.notice(f"Passed over a checkpoint: {reason}")
-    begin = "from the beginning" if latest is None else f"after epoch {latest.info.metrics.epoch}"
+    begin = "from the beginning"
+    if latest is not None:
+        begin = f"after epoch {latest.info.epoch}" + (f" and {latest.info.step} steps" if latest.info.step else "")
     observer.notice(f"Going on {begin}.")
 
 
@@ -259,7 +321,7 @@ def _resume_command(run: Run) -> str:
 
 def _best(run: Run) -> Best | None:
     checkpoint, _ = read_best(run)
-    metrics = checkpoint.info.metrics
+    metrics = checkpoint.info.validated
     return Best(epoch=metrics.epoch, val_accuracy=metrics.val_accuracy, checkpoint=checkpoint.path)
 
 

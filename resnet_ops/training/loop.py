@@ -38,15 +38,55 @@ class World:
             dist.all_reduce(totals)
         return totals
 
+    def add_gradients(self, network: nn.Module) -> None:
+        """Add the gradients up over all workers, in place, always in the same order.
+
+        DistributedDataParallel sorts its buckets anew after the first step, so that a resumed run
+        would add up in another order than one that was never stopped.
+        """
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
+
+    def gather(self, own: Tensor) -> Tensor:
+        """What every worker has, (size, *own.shape), on every worker."""
+        if self.size == 1:
+            return own.unsqueeze(0)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own)
+        return torch.stack(parts)
+
+    def agree(self, word: float) -> float:
+        """What rank 0 says, on every worker."""
+        if self.size == 1:
+            return word
+        said = torch.tensor([word], dtype=torch.float64)
+        if dist.get_backend() == "nccl":
+            said = said.cuda()
+        dist.broadcast(said, 0)
+        return said.item()
+
     def average_batchnorm(self, network: nn.Module) -> None:
         """Give all workers the mean of their BatchNorm statistics; each has seen other images."""
         if self.size == 1:
             return
-        statistics = [b for b in network.buffers() if b.is_floating_point()]
-        flat = torch.cat([s.flatten() for s in statistics])
+        flat = statistics(network)
         dist.all_reduce(flat)
-        for own, mean in zip(statistics, (flat / self.size).split([s.numel() for s in statistics]), strict=True):
-            own.copy_(mean.view_as(own))
+        set_statistics(network, flat / self.size)
+
+
+def statistics(network: nn.Module) -> Tensor:
+    """BatchNorm's running means and variances, in one row."""
+    return torch.cat([b.flatten() for b in network.buffers() if b.is_floating_point()])
+
+
+def set_statistics(network: nn.Module, row: Tensor) -> None:
+    """Put back what `statistics` gave."""
+    buffers = [b for b in network.buffers() if b.is_floating_point()]
+    for buffer, part in zip(buffers, row.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
 
 
 @dataclass(frozen=True)
@@ -63,7 +103,7 @@ class Progress:
 
 @dataclass
 class Training:
-    """One worker's training: its network, its data, and the epoch reached.
+    """One worker's training: its network, its data, and how far it got.
 
     `network` holds the weights; `parallel` is what is called on a batch: the same network, or
     DistributedDataParallel around it.
@@ -76,25 +116,38 @@ class Training:
     loader: Loader
     world: World
     device: torch.device
-    epoch: int = 0
+    totals: Tensor  # (2,) float64: this worker's sums of losses and errors in the epoch in hand
+    beat: Callable[[], None] = lambda: None  # called at each batch, for whoever watches that work goes on
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done of the epoch in hand
 
-    def run(self, after_step: Callable[[Progress], None]) -> Iterator[Epoch]:
+    def run(
+        self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool] = lambda _: False
+    ) -> Iterator[Epoch | None]:
         """Train epoch after epoch, yielding each one's metrics, the same on every worker.
+
+        Whatever is yielded, the moment is one to save: `epoch`, `step`, `totals`, the network and
+        the optimizer are all there is to go on from.
 
         Args:
             after_step: Told of the progress after an epoch's first and last step and a few times a second.
+            is_due: Asked after each step but an epoch's last, with the number of all steps so far;
+                where it says yes, None is yielded.
 
         Raises:
             UserError: The loss is no longer a finite number.
         """
         while self.epoch < self.config.epochs:
-            started = time.perf_counter()
-            train = self.train_epoch(after_step)
+            started, begun = time.perf_counter(), self.step
+            for _ in self.train_epoch(after_step, is_due):
+                yield None
+            steps, batch_size = self.loader.steps, self.config.batch_size
+            train = Mean.of(self.world.add(self.totals), steps * batch_size)
             trained = time.perf_counter()
             self.world.average_batchnorm(self.network)
             val = self.evaluate()
-            steps = self.loader.steps
-            self.epoch += 1
+            self.epoch, self.step = self.epoch + 1, 0
+            self.totals.zero_()
             yield Epoch(
                 epoch=self.epoch,
                 step=self.epoch * steps,
@@ -103,36 +156,51 @@ class Training:
                 val_loss=self.finite(val.loss),
                 val_error=val.error,
                 lr=learning_rate(self.config, self.epoch * steps - 1, self.config.epochs * steps),
-                images_per_second=steps * self.config.batch_size / (trained - started),
+                images_per_second=(steps - begun) * batch_size / (trained - started),
                 seconds=time.perf_counter() - started,
+                world_size=self.world.size,
             )
 
-    def train_epoch(self, after_step: Callable[[Progress], None]) -> "Mean":
-        """Make one pass over the training images; error and loss are running means, as trained."""
+    def train_epoch(self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool]) -> Iterator[None]:
+        """Make the rest of one pass over the training images; error and loss are summed up as trained."""
         self.parallel.train()
         steps, batch_size = self.loader.steps, self.config.batch_size
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        started = told = time.perf_counter()
-        for index, (x, y) in enumerate(self.loader.train_batches(self.epoch)):
-            step = self.epoch * steps + index
+        begun, started = self.step, time.perf_counter()
+        told = started
+        for x, y in self.loader.train_batches(self.epoch, start=begun):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.config, step, self.config.epochs * steps)
+                group["lr"] = learning_rate(self.config, self.epoch * steps + self.step, self.config.epochs * steps)
             with self.autocast():
                 logits = self.parallel(x)
             loss_sum = F.cross_entropy(logits.float(), y, reduction="sum")
-            # DDP averages gradients over workers: scaled so, uneven shares still give the batch's mean.
-            (loss_sum * (self.world.size / batch_size)).backward()
+            # Scaled by the whole batch, so that uneven shares still add up to the batch's mean.
+            (loss_sum * (self.gradient_scale / batch_size)).backward()
+            if self.adds_gradients:
+                self.world.add_gradients(self.network)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            totals += torch.stack((loss_sum.detach(), (logits.detach().argmax(1) != y).sum()))
+            self.totals += torch.stack((loss_sum.detach(), (logits.detach().argmax(1) != y).sum()))
+            self.step += 1
+            self.beat()
 
             now = time.perf_counter()
-            if index in (0, steps - 1) or now - told > PROGRESS_INTERVAL_S:
-                told, seen = now, (index + 1) * batch_size
-                mean = Mean.of(totals, (index + 1) * len(y))  # of this worker's share
-                self.finite(mean.loss, index + 1)
-                after_step(Progress(self.epoch + 1, index + 1, steps, mean.loss, mean.error, seen / (now - started)))
-        return Mean.of(self.world.add(totals), steps * batch_size)
+            if self.step in (begun + 1, steps) or now - told > PROGRESS_INTERVAL_S:
+                told, seen = now, (self.step - begun) * batch_size
+                mean = Mean.of(self.totals, self.step * len(y))  # of this worker's share
+                self.finite(mean.loss, self.step)
+                after_step(Progress(self.epoch + 1, self.step, steps, mean.loss, mean.error, seen / (now - started)))
+            if self.step < steps and is_due(self.epoch * steps + self.step):
+                yield None
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether workers add their gradients up themselves, instead of DistributedDataParallel."""
+        return self.world.size > 1 and self.parallel is self.network
+
+    @property
+    def gradient_scale(self) -> int:
+        """DistributedDataParallel averages over workers, where a sum is wanted."""
+        return self.world.size if self.parallel is not self.network else 1
 
     @torch.no_grad()
     def evaluate(self) -> "Mean":
@@ -140,6 +208,7 @@ class Training:
         self.network.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for x, y in self.loader.val_batches():
+            self.beat()
             with self.autocast():
                 logits = self.network(x)
             loss_sum = F.cross_entropy(logits.float(), y, reduction="sum")
@@ -181,14 +250,15 @@ def prepare(config: TrainConfig, network: ResNet, loader: Loader, world: World, 
     """Put a fresh network on the device, with its optimizer, ready for the first epoch."""
     network = network.to(device).to(memory_format=torch.channels_last)
     parallel: nn.Module = network
-    if world.size > 1:
+    if world.size > 1 and device.type == "cuda":  # it adds gradients up while others are still computed
         parallel = nn.parallel.DistributedDataParallel(
             network,
-            device_ids=[device] if device.type == "cuda" else None,
+            device_ids=[device],
             broadcast_buffers=False,  # BatchNorm statistics are averaged once an epoch instead
             gradient_as_bucket_view=True,
         )
     optimizer = torch.optim.SGD(
         network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
-    return Training(config, network, parallel, optimizer, loader, world, device)
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    return Training(config, network, parallel, optimizer, loader, world, device, totals)

@@ -32,10 +32,13 @@ def follow(run: Run, observer: Observer) -> Iterator[None]:
     done = threading.Event()
 
     def look() -> None:
-        told, changed = len(run.epochs()), 0
+        told, changed, noticed = len(run.epochs()), 0, len(run.events())
         last = False
         while not last:  # one look more once it is done, for what came since
             last = done.wait(FOLLOW_INTERVAL_S)
+            for event in run.events()[noticed:]:
+                observer.notice(event.what)
+                noticed += 1
             progress, changed = run.read_progress(changed)
             if progress is not None:
                 observer.progress(progress)

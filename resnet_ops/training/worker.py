@@ -1,10 +1,15 @@
-"""The loop inside a Ray Train worker: what a cluster adds to it (rank, share, checkpoint, report)."""
+"""The loop inside a Ray Train worker: what a cluster adds to it (rank, share, checkpoints, other machines)."""
 
+import contextlib
+import socket
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -14,10 +19,18 @@ from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import build
+from resnet_ops.orchestration.placement import Request, choose, survey
+from resnet_ops.orchestration.trainer import PeerLostError, RegroupError
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
 from resnet_ops.training.loop import Progress, Training, World, prepare
+from resnet_ops.training.pace import Pace
+from resnet_ops.training.watchdog import Watchdog
+from resnet_ops.training.writer import writing
+
+# What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
+PEER_WORDS = ("gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
 
 
 @dataclass(frozen=True)
@@ -27,29 +40,64 @@ class Outcome:
     steps_at: tuple[float, ...]
 
 
-def work(job: dict[str, Any]) -> Outcome:
-    """Train the run in `job["run"]` (a path) with `job["threads"]` threads, from where it stands.
+@dataclass(frozen=True)
+class Job:
+    """What a worker is sent to do.
+
+    Args:
+        run: The run directory.
+        threads: Threads of each worker; None where the worker is to take its share of its machine.
+        request: What the job asks of the cluster; None where the worker is alone in this process.
+    """
+
+    run: str
+    threads: int | None
+    request: Request | None = None
+
+
+def work(job: Job) -> Outcome:
+    """Train a run from where it stands.
 
     Raises:
-        UserError: The loss diverged, the device's memory is full, the disk is full.
+        UserError: The loss diverged, the device's memory is full, the disk is full, or the run
+            directory is not to be seen from here.
+        PeerLostError: Another worker is gone or silent.
+        RegroupError: More machines are there; all is saved.
     """
-    torch.set_num_threads(job["threads"])
-    run = Run(Path(job["run"]))
-    record = run.read()
+    run = Run(Path(job.run))
+    if not run.record_file.is_file():
+        raise UserError(
+            f"{socket.gethostname()} does not see {run.path}, which the job's driver wrote.",
+            "Mount the same folder there on every machine, or pass one they share: --runs-dir.",
+            exit_code=WORK_FAILED,
+        )
+    record = run.read_as_written()
+    torch.set_num_threads(job.threads or _share_of_this_machine(job.request))
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
     try:
-        return _train(run, record, world, device)
+        return _train(run, record, world, device, job.request)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The memory of {device} is full: {str(error).splitlines()[0]}",
             f"Try a --batch-size below {record.config.batch_size}.",
             exit_code=WORK_FAILED,
         ) from error
+    except (RuntimeError, dist.DistError) as error:
+        if world.size > 1 and (isinstance(error, dist.DistError) or any(w in str(error) for w in PEER_WORDS)):
+            raise PeerLostError(f"worker {world.rank} heard no more of another: {error}"[:500]) from error
+        raise
 
 
-def _train(run: Run, record: RunRecord, world: World, device: torch.device) -> Outcome:
+def _share_of_this_machine(request: Request | None) -> int:
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in survey() if node.id == here)
+    assert request is not None
+    return max(1, int(request.cores_on(node)))
+
+
+def _train(run: Run, record: RunRecord, world: World, device: torch.device, request: Request | None) -> Outcome:
     config = record.config
     leads = world.rank == 0
     if leads:
@@ -75,7 +123,8 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device) -> O
     )
     training = prepare(config, network, loader, world, device)
     keeper = Checkpoints(run, config.num_to_keep)
-    _resume(training, keeper)
+    metrics = _resume(training, keeper)
+    group = Group(world, request)
 
     steps_at: list[float] = []
 
@@ -84,15 +133,63 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device) -> O
         if leads:
             run.write_progress({"stage": "Training", **vars(progress)})
 
-    for epoch in training.run(after_step):
-        if leads:
-            keeper.save(_info(record, loader, epoch), training.network, training.optimizer)
-            run.append_epoch(epoch)
-        ray.train.report(epoch.model_dump())
+    pace = Pace(world, *config.checkpoint_interval)
+    with _watched(run, world, training, request), writing() as writer:
+        for epoch in training.run(after_step, pace.is_due):
+            tensors = checkpoints.collect(training)
+            metrics = epoch or metrics
+            if leads:
+                writer.start(keeper.save, _info(record, loader, metrics, training.step), tensors)
+            if epoch is not None:
+                ray.train.report(epoch.model_dump())
+            if group.could_be_larger():
+                writer.wait()
+                world.agree(1)  # the others stay until rank 0 has written, or Ray would end it
+                raise RegroupError
     return Outcome(tuple(steps_at))
 
 
-def _resume(training: Training, keeper: Checkpoints) -> None:
+@contextlib.contextmanager
+def _watched(run: Run, world: World, training: Training, request: Request | None) -> Iterator[None]:
+    """End this process when training hangs; not where it is the user's own."""
+    if request is None:
+        yield
+        return
+    name = f"worker {world.rank} on {socket.gethostname()}"
+    traces = run.path / f"hang-worker-{world.rank}.txt"
+    watchdog = Watchdog(training.config.hang_timeout, traces, lambda what: run.tell(f"{name}: {what}"))
+    training.beat = watchdog.beat
+    with watchdog.watching():
+        yield
+
+
+class Group:
+    """The machines that the workers are on, and whether there could be more of them."""
+
+    def __init__(self, world: World, request: Request | None) -> None:
+        self.world, self.request = world, request
+        self.ours: Counter[str] = Counter()
+        if request is not None and request.elastic:
+            here: list[Any] = [None] * world.size
+            mine = ray.get_runtime_context().get_node_id()
+            if world.size > 1:
+                dist.all_gather_object(here, mine)
+            else:
+                here = [mine]
+            self.ours.update(here)
+
+    def could_be_larger(self) -> bool:
+        """Whether there is room on more machines now; the same on every worker, at no cost where it is settled."""
+        if self.request is None or len(self.ours) in (0, self.request.most):
+            return False
+        larger = False
+        if self.world.rank == 0:
+            layout = choose(survey(), self.request, self.ours)
+            larger = layout is not None and layout.workers > self.world.size
+        return bool(self.world.agree(float(larger)))
+
+
+def _resume(training: Training, keeper: Checkpoints) -> Epoch | None:
     """Go on from the last whole checkpoint, if there is one: rank 0 chooses, every rank reads it."""
     chosen: list[Path | None] = [None]
     if training.world.rank == 0:
@@ -101,13 +198,14 @@ def _resume(training: Training, keeper: Checkpoints) -> None:
         keeper.rewind(latest)
     if training.world.size > 1:
         dist.broadcast_object_list(chosen)
-    if chosen[0] is not None:
-        checkpoint = checkpoints.read(chosen[0])
-        checkpoints.restore(checkpoint, training.network, training.optimizer)
-        training.epoch = checkpoint.info.metrics.epoch
+    if chosen[0] is None:
+        return None
+    checkpoint = checkpoints.read(chosen[0])
+    checkpoints.restore(checkpoint, training)
+    return checkpoint.info.metrics
 
 
-def _info(record: RunRecord, loader: Loader, epoch: Epoch) -> CheckpointInfo:
+def _info(record: RunRecord, loader: Loader, metrics: Epoch | None, step: int) -> CheckpointInfo:
     data = record.data
     return CheckpointInfo(
         model=record.config.model,
@@ -120,5 +218,6 @@ def _info(record: RunRecord, loader: Loader, epoch: Epoch) -> CheckpointInfo:
         std=loader.std,
         data=data.name,
         data_fingerprint=data.fingerprint,
-        metrics=epoch,
+        metrics=metrics,
+        step=step,
     )

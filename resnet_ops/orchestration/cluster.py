@@ -1,0 +1,134 @@
+"""From a configuration to a place to work: which cluster, does the job fit, does it have to wait."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.errors import UserError
+from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray
+from resnet_ops.orchestration.placement import (
+    Layout,
+    Node,
+    NoRoomError,
+    Request,
+    choose,
+    choose_device,
+    here,
+    refuse,
+    survey,
+)
+
+AUTOSCALER_WAIT_S = 600.0
+LOOK_INTERVAL_S = 0.5
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a job goes: on this machine alone, or on the cluster that this process is part of."""
+
+    request: Request
+    layout: Layout
+    local: bool
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the one worker is this very process: 4 s from the shell to its first step instead of 20."""
+        return self.local and self.layout.workers == 1
+
+    def ray(self) -> contextlib.AbstractContextManager[None]:
+        """Ray to run the workers on; of this machine's own it is started only now, when all else is checked."""
+        if not self.local:
+            return contextlib.nullcontext()
+        ((node, workers),) = self.layout.on
+        gpus = workers if self.layout.device == "cuda" else 0
+        return local_ray(max(workers, int(node.cpus)), gpus)
+
+
+@contextlib.contextmanager
+def placed(config: TrainConfig, notice: Notice) -> Iterator[Placement]:
+    """Find a place for a job, and be connected to it for the length of a `with` block.
+
+    Raises:
+        NoRoomError: It does not fit, or did not in the time that it may wait.
+        UserError: The cluster cannot be reached.
+    """
+    address = address_of(config)
+    if address == LOCAL:
+        node = here()
+        request = Request.of(config, choose_device(config, [node], "this machine"))
+        layout = choose([node], request)
+        if layout is None:
+            raise refuse([node], request, "this machine")
+        yield Placement(request, layout, local=True)
+        return
+    with _connected_or_too_small(config, address):
+        nodes = survey()
+        request = Request.of(config, choose_device(config, nodes, "this cluster"))
+        yield Placement(request, _wait_for_room(config, request, notice), local=False)
+
+
+@contextlib.contextmanager
+def _connected_or_too_small(config: TrainConfig, address: str) -> Iterator[None]:
+    """A job for many machines, no cluster named and none here: that is one machine, and too few."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(connected(address))
+        except UserError as error:
+            if config.cluster is None and config.node_range[0] > 1:
+                raise NoRoomError(f"--nodes {config.nodes} needs a cluster. {error.cause}", error.remedy) from error
+            raise
+        yield
+
+
+def _wait_for_room(config: TrainConfig, request: Request, notice: Notice) -> Layout:
+    layout = choose(survey(), request)
+    if layout is not None:
+        return layout
+    autoscales = has_autoscaler()
+    wait_s = (AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait
+    deadline, told = time.monotonic() + wait_s, ""
+    while True:
+        nodes = survey()
+        layout = choose(nodes, request)
+        if layout is not None:
+            return layout
+        if time.monotonic() >= deadline:
+            raise refuse(nodes, request)
+        up = sum(bool(request.workers_on(node)) for node in nodes)
+        if told != (told := f"{min(up, request.fewest)} of {request.fewest} nodes up"):
+            notice(f"{told}; waiting up to {wait_s:.0f} s for the rest.")
+            if autoscales:
+                ask_autoscaler(request, nodes)
+        time.sleep(LOOK_INTERVAL_S)
+
+
+def has_autoscaler() -> bool:
+    """Whether something may add machines to the cluster that this process is connected to.
+
+    Every cluster's head runs Ray's monitor, which reports machines by their type; where nobody has
+    defined types it makes one up for each machine.
+    """
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
+    types = set(report.get("active_nodes") or {})
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    types |= {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
+    return any(name and not name.startswith("node_") for name in types)
+
+
+def ask_autoscaler(request: Request, nodes: Iterable[Node]) -> None:
+    """Ask for as many machines as the job needs at least, until somebody asks for something else."""
+    from ray.autoscaler.sdk import request_resources
+
+    able = [node for node in nodes if request.workers_on(node)]
+    workers = request.workers or (max((request.workers_on(node) for node in able), default=1))
+    cores = request.cpus or min((request.cores_on(node) for node in able), default=1)
+    bundle = {"CPU": int(cores * workers) or 1} | ({"GPU": workers} if request.device == "cuda" else {})
+    request_resources(bundles=[bundle] * request.fewest)

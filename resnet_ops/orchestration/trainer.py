@@ -1,0 +1,203 @@
+"""Ray Train, with our own word on where workers go and on which failures they survive.
+
+Two of its parts are replaced. Where workers go: Ray spreads them at best, and waits for ever for
+room; here each is pinned to a machine that was just seen to have room, anew after each failure.
+Which failures they survive: Ray begins again after any exception, also after one that will come
+again; here only after the loss of a worker or of a machine.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import (
+    CollectiveTimeoutError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
+from ray.train.v2.api.callback import RayTrainCallback
+from ray.train.v2.api.config import FailureConfig, ScalingConfig
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from resnet_ops.errors import WORK_FAILED, PausedError, UserError
+from resnet_ops.orchestration.placement import Layout, NoRoomError, Request, choose, refuse, survey
+
+LOOK_INTERVAL_S = 0.3
+Tell = Callable[[str], None]
+
+
+class PeerLostError(Exception):
+    """A worker could not talk to the others: one of them is gone, hangs, or the network is cut."""
+
+
+DEAD = (RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+LOST = (*DEAD, CollectiveTimeoutError, PeerLostError)
+
+
+class RegroupError(Exception):
+    """Every worker has stopped at a checkpoint, for more machines are there now."""
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer whose workers go where `layout` says, and later where there is room for `request`.
+
+    Args:
+        request: What the job asks of the cluster.
+        layout: Where its workers go first.
+        max_failures: Losses to survive.
+        recover_s: How long to wait for room after a loss, in seconds.
+        tell: Told, in the controller's process, of what a user should know.
+        rest: What TorchTrainer takes.
+    """
+
+    def __init__(
+        self, *args: Any, request: Request, layout: Layout, max_failures: int, recover_s: float, tell: Tell, **rest: Any
+    ) -> None:
+        scaling = ScalingConfig(
+            num_workers=layout.workers,
+            use_gpu=layout.device == "cuda",
+            resources_per_worker=layout.resources,
+        )
+        super().__init__(*args, scaling_config=scaling, **rest)
+        self.policies = {
+            "scaling_policy": WhereThereIsRoom(scaling, request, recover_s, tell),
+            "failure_policy": SurviveLosses(max_failures, tell),
+        }
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        return super()._initialize_and_run_controller(**parts | self.policies)
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        """Leave out an actor that asks the dashboard each second whether the job lives; Ray cleans up by itself."""
+        made: list[RayTrainCallback] = super()._create_default_callbacks()
+        return [callback for callback in made if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+class WhereThereIsRoom(ScalingPolicy):
+    """Lays the workers out on the machines that are alive and free at each start."""
+
+    def __init__(self, scaling: ScalingConfig, request: Request, recover_s: float, tell: Tell) -> None:
+        super().__init__(scaling)
+        self.request, self.recover_s, self.tell = request, recover_s, tell
+        self.context: Any = None
+        self.ours: dict[str, int] = {}  # workers on machines; Ray ends the old ones only after the new were placed
+        self.waiting_since: float | None = None
+        self.told = ""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Keep what the placement is read from; an autoscaler was asked before the job began."""
+        self.context = train_run_context
+
+    async def before_controller_shutdown(self) -> None:
+        """Nothing was requested, so nothing is taken back."""
+
+    def before_controller_abort(self) -> None:
+        """Likewise."""
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Start the workers where there is room, or wait for it a while.
+
+        Raises:
+            NoRoomError: There was none for too long.
+        """
+        nodes = survey(only_answering=True)
+        layout = choose(nodes, self.request, self.ours)
+        if layout is None:
+            self._wait_for_room(nodes)
+            return NoopDecision()
+        self.waiting_since = None
+        self.ours = {node.id: workers for node, workers in layout.on}
+        self.context.scaling_config.label_selector = layout.selectors
+        return ResizeDecision(num_workers=layout.workers, resources_per_worker=layout.resources)
+
+    def _wait_for_room(self, nodes: list[Any]) -> None:
+        now = time.monotonic()
+        self.waiting_since = self.waiting_since or now
+        refusal = refuse(nodes, self.request)
+        if now - self.waiting_since > self.recover_s:
+            raise NoRoomError(refusal.cause, refusal.remedy, refusal.nodes, WORK_FAILED)
+        if self.told != refusal.cause:
+            self.told = refusal.cause
+            self.tell(f"Waiting up to {self.recover_s:.0f} s for machines. {refusal.cause}")
+        time.sleep(LOOK_INTERVAL_S)
+
+    def make_decision_for_running_worker_group(
+        self,
+        worker_group_state: Any,  # noqa: ARG002
+        worker_group_status: Any,  # noqa: ARG002
+    ) -> NoopDecision:
+        """Leave it running; workers themselves stop to regroup, at a checkpoint."""
+        return NoopDecision()
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return self.scaling_config.max_workers
+
+
+class SurviveLosses(FailurePolicy):
+    """Begins again after the loss of workers, `max_failures` times, and after nothing else."""
+
+    def __init__(self, max_failures: int, tell: Tell) -> None:
+        super().__init__(FailureConfig(max_failures=max_failures))
+        self.left, self.tell = max_failures, tell
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """RETRY or RAISE."""
+        if isinstance(training_failed_error, PreemptionError):
+            return FailureDecision.RETRY
+        if isinstance(training_failed_error, ControllerError):
+            if isinstance(training_failed_error.controller_failure, WorkerGroupStartupTimeoutError):
+                return FailureDecision.RETRY  # the room has gone meanwhile: look again
+            if not isinstance(training_failed_error.controller_failure, WorkerGroupStartupFailedError):
+                return FailureDecision.RAISE
+            lost = "workers that were just started"
+        else:
+            assert isinstance(training_failed_error, WorkerGroupError)
+            failures = training_failed_error.worker_failures
+            if any(isinstance(failure, RegroupError) for failure in failures.values()):
+                self.tell("More machines are there: going on with them.")
+                return FailureDecision.RETRY
+            if not all(isinstance(failure, LOST) for failure in failures.values()):
+                return FailureDecision.RAISE
+            lost = losses(failures)
+        self.left -= 1
+        if self.left < 0:
+            return FailureDecision.RAISE
+        self.tell(f"Lost: {lost}. Going on from the last checkpoint ({self.left} more losses are survived).")
+        return FailureDecision.RETRY
+
+
+def losses(failures: Mapping[int, BaseException]) -> str:
+    """Which workers were lost and why, in one line: those that died, or else those that heard no more of them."""
+    died = {rank: failure for rank, failure in failures.items() if isinstance(failure, DEAD)} or failures
+    return "; ".join(f"worker {rank} ({_reason(failure)})" for rank, failure in sorted(died.items())[:4])
+
+
+def explain(error: TrainingFailedError) -> BaseException:
+    """What a user should hear of a failure: our own word if there is one, else the worker's end."""
+    if isinstance(error, ControllerError):
+        return error.controller_failure
+    assert isinstance(error, WorkerGroupError)
+    failures = error.worker_failures
+    for failure in failures.values():
+        if isinstance(failure, UserError):
+            return failure
+    if all(isinstance(failure, LOST) for failure in failures.values()):
+        return PausedError(
+            f"Lost: {losses(failures)}.", "It is one more than --max-failures allows.", exit_code=WORK_FAILED
+        )
+    own = {rank: f for rank, f in failures.items() if not isinstance(f, LOST)}
+    return own[min(own)]
+
+
+def _reason(failure: BaseException) -> str:
+    """Ray's account of a death is a page; one line of it says why."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    why = [line for line in lines if "because" in line or "has died" in line or "hang" in line]
+    return (why or lines or [type(failure).__name__])[0][:200].rstrip(".")

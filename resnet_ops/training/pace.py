@@ -1,0 +1,41 @@
+"""When to save within an epoch: after so many steps, or about so often."""
+
+import time
+from dataclasses import dataclass, field
+
+from resnet_ops.training.loop import World
+
+PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
+
+
+@dataclass
+class Pace:
+    """Says after which steps to save, the same on every worker.
+
+    An interval in seconds becomes one in steps by rank 0's clock, agreed upon only after the first
+    few steps and at each save: asking at each step would cost each step.
+    """
+
+    world: World
+    every_steps: int | None
+    every_s: float | None
+    done: int = 0  # steps since the last agreement
+    until: int = PROBE_STEPS
+    since: float = field(default_factory=time.monotonic)
+    saves: bool = False  # whether the next agreement is a save
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after `step` steps in all; to be asked after each."""
+        if self.every_steps is not None:
+            return step % self.every_steps == 0
+        if self.every_s is None:
+            return False
+        self.done += 1
+        if self.done < self.until:
+            return False
+        step_s = self.world.agree((time.monotonic() - self.since) / self.done)
+        due, self.saves = self.saves, True
+        elapsed_steps = 0 if due else self.done
+        self.until = max(1, round(self.every_s / max(step_s, 1e-9)) - elapsed_steps)
+        self.done, self.since = 0, time.monotonic()
+        return due
