@@ -90,7 +90,7 @@ class ClusterValues(Config):
     memory_gib: Annotated[int, Field(ge=4, description="Memory of each machine in GiB.")] = 16
     shm_gib: Annotated[
         Positive | None,
-        Field(description="/dev/shm of each machine in GiB, part of its memory; by default half of it."),
+        Field(description="Shared memory (/dev/shm) of each machine in GiB; by default half of its memory."),  # noqa: S108
     ] = None
     image: Annotated[
         Word | None, Field(description="Container image; by default resnet-ops:VERSION, which the Dockerfile builds.")
@@ -148,7 +148,7 @@ class ClusterValues(Config):
     @classmethod
     def _as_in_train(cls, value: str, info: ValidationInfo) -> str:
         try:
-            TrainConfig(**{info.field_name or "": value})
+            TrainConfig.model_validate({info.field_name: value})
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return value
