@@ -90,7 +90,7 @@ class ClusterValues(Config):
     memory_gib: Annotated[int, Field(ge=4, description="Memory of each machine in GiB.")] = 16
     shm_gib: Annotated[
         Positive | None,
-        Field(description="Shared memory (/dev/shm) of each machine in GiB; by default half of its memory."),  # noqa: S108
+        Field(description="Shared memory (/dev/shm) of each machine in GiB; by default half of its memory."),
     ] = None
     image: Annotated[
         Word | None, Field(description="Container image; by default resnet-ops:VERSION, which the Dockerfile builds.")

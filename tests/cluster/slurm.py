@@ -103,7 +103,9 @@ def slurm(count: int, cpus: int) -> Iterator[Slurm]:
         text = CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=ports, nodes=nodes, count=count)
         (folder / "slurm.conf").write_text(text)
         made = Slurm(folder)
-        munge = [f"--{kind}={folder}/munge.{kind.split('-')[0]}" for kind in ("socket", "key-file", "log-file", "pid-file")]
+        munge = [
+            f"--{kind}={folder}/munge.{kind.split('-')[0]}" for kind in ("socket", "key-file", "log-file", "pid-file")
+        ]
         munge.append(f"--seed-file={folder}/munge.seed")
         daemons.enter_context(_daemon(made, "munged", "--foreground", "--force", *munge))
         _until((folder / "munge.socket").exists, made)

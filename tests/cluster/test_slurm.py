@@ -25,7 +25,7 @@ from tests.cluster.slurm import Slurm, slurm
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 # In the place of `resnet-ops`: it does with the cluster what a test wants to see, and leaves a run directory.
-STAND_IN = '''
+STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
 
@@ -62,7 +62,7 @@ while record["status"] == "running":
     time.sleep(0.1)
 if name.startswith("fail"):
     sys.exit(7)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +254,12 @@ def test_resnet_ops_itself_trains_on_two_nodes(cluster: Slurm, tmp_path: Path) -
     ):
         (environment / "bin" / name).write_text(f'#!/bin/sh\nexec {body} "$@"\n')
         (environment / "bin" / name).chmod(0o755)
-    script, storage = write(cluster, tmp_path, name="real", nodes="2", epochs=3, model="resnet8", environment=environment)
+    script, storage = write(
+        cluster, tmp_path, name="real", nodes="2", epochs=3, model="resnet8", environment=environment
+    )
     state = cluster.wait(cluster.submit(script), "COMPLETED", "FAILED", seconds=400)
-    assert state["JobState"] == "COMPLETED", cluster.logs() + textwrap.indent("".join(f.read_text() for f in cluster.folder.glob("real-*.log")), "  ")
+    assert state["JobState"] == "COMPLETED", cluster.logs() + textwrap.indent(
+        "".join(f.read_text() for f in cluster.folder.glob("real-*.log")), "  "
+    )
     found = record(storage, "real")
     assert (found["status"], found["world_size"]) == ("finished", 2)

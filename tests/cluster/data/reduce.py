@@ -15,7 +15,9 @@ def without_descriptions(node: Any, in_properties: bool = False) -> Any:
     """A schema without its prose; a property that is called description stays."""
     if isinstance(node, dict):
         return {
-            key: without_descriptions(value, key in {"properties", "definitions", "patternProperties"} and not in_properties)
+            key: without_descriptions(
+                value, key in {"properties", "definitions", "patternProperties"} and not in_properties
+            )
             for key, value in node.items()
             if in_properties or not (key == "description" and isinstance(value, str))
         }
