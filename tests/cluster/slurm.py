@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+DEVICES = ("/dev/null", "/dev/zero")
 # No cgroups: containers in which tests run seldom have them to give.
 CONFIGURATION = """
 ClusterName=test
@@ -40,6 +41,7 @@ ReturnToService=2
 SchedulerParameters=sched_interval=1,sched_min_interval=100000
 KillWait=5
 MailProg=/bin/true
+GresTypes=gpu
 {nodes}
 PartitionName=test Nodes=n[1-{count}] Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
@@ -97,11 +99,13 @@ def slurm(count: int, cpus: int) -> Iterator[Slurm]:
         ports = free_ports(1 + count)
         nodes = "\n".join(
             f"NodeName=n{i} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={ports[i]} CPUs={cpus} "
-            f"RealMemory=64000 State=UNKNOWN"
+            f"RealMemory=64000 Gres=gpu:{len(DEVICES)} State=UNKNOWN"
             for i in range(1, count + 1)
         )
         text = CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=ports, nodes=nodes, count=count)
         (folder / "slurm.conf").write_text(text)
+        # Any devices will do: Slurm counts them, and so does Ray where it is told how many there are.
+        (folder / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in DEVICES))
         made = Slurm(folder)
         munge = [
             f"--{kind}={folder}/munge.{kind.split('-')[0]}" for kind in ("socket", "key-file", "log-file", "pid-file")

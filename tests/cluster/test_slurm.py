@@ -43,7 +43,8 @@ while len([n for n in ray.nodes() if n["Alive"]]) < nodes:
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
 def where():
     time.sleep(2)
-    return ray.get_runtime_context().get_node_id(), os.environ["SLURM_JOB_ID"], os.environ["SLURMD_NODENAME"]
+    names = "SLURM_JOB_ID", "SLURMD_NODENAME", "SLURM_STEP_GPUS"
+    return ray.get_runtime_context().get_node_id(), *(os.environ.get(name, "") for name in names)
 
 seen = ray.get([where.remote() for _ in range(nodes)])
 record = {
@@ -127,9 +128,13 @@ def left_nothing(job: str) -> bool:
     return not [line for line, _ in processes_of(job).values() if "slurmstepd" not in line]
 
 
-@pytest.mark.parametrize("nodes", [1, 3])
-def test_each_slurm_node_becomes_one_ray_node(cluster: Slurm, stand_in: Path, tmp_path: Path, nodes: int) -> None:
-    script, storage = write(cluster, tmp_path, name=f"spread-{nodes}", nodes=str(nodes), environment=stand_in)
+@pytest.mark.parametrize(("nodes", "gpus"), [(1, 0), (3, 2)])
+def test_each_slurm_node_becomes_one_ray_node(
+    cluster: Slurm, stand_in: Path, tmp_path: Path, nodes: int, gpus: int
+) -> None:
+    script, storage = write(
+        cluster, tmp_path, name=f"spread-{nodes}", nodes=str(nodes), gpus_per_node=gpus, environment=stand_in
+    )
     job = cluster.submit(script)
     state = cluster.wait(job, "COMPLETED", "FAILED")
     assert state["JobState"] == "COMPLETED", cluster.logs()
@@ -137,7 +142,9 @@ def test_each_slurm_node_becomes_one_ray_node(cluster: Slurm, stand_in: Path, tm
     assert len(found["nodes"]) == nodes
     assert len({node["NodeManagerPort"] for node in found["nodes"]}) == nodes
     assert {node["Resources"]["CPU"] for node in found["nodes"]} == {1}
-    assert {name for _, _, name in found["seen"]} == {f"n{i}" for i in range(1, nodes + 1)}
+    assert {node["Resources"].get("GPU", 0) for node in found["nodes"]} == {gpus}
+    assert {devices for _, _, _, devices in found["seen"]} == ({"0,1"} if gpus else {""})
+    assert {name for _, _, name, _ in found["seen"]} == {f"n{i}" for i in range(1, nodes + 1)}
     assert "--cluster" in found["argv"]
     until(lambda: left_nothing(job), 20)
     logs = storage / "slurm" / f"{job}.0" / "logs"
@@ -155,7 +162,7 @@ def test_two_jobs_share_the_hosts_and_do_not_meet(cluster: Slurm, stand_in: Path
     ids = []
     for name in names:
         found = record(storage, name)
-        assert {job for _, job, _ in found["seen"]} == {jobs[name]}
+        assert {job for _, job, _, _ in found["seen"]} == {jobs[name]}
         ids += [node["NodeID"] for node in found["nodes"]]
     assert len(set(ids)) == 4
 
