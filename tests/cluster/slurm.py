@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 DEVICES = ("/dev/null", "/dev/zero")
@@ -147,11 +147,11 @@ def _daemon(made: Slurm, *command: str) -> Iterator[None]:
             process.wait()
 
 
-def _until(true: object, made: Slurm, seconds: float = 30) -> None:
+def _until(true: Callable[[], bool], made: Slurm, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(AssertionError):
-            if true():  # type: ignore[operator]
+            if true():
                 return
         assert time.monotonic() < end, made.logs()
         time.sleep(0.2)

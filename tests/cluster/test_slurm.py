@@ -6,11 +6,9 @@ have a fixed port or place.
 
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 from resnet_ops.orchestration import templates
 from resnet_ops.orchestration.templates import ClusterValues
 from tests.cluster.slurm import Slurm, slurm
+from tests.conftest import COMMAND
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -31,7 +30,7 @@ from pathlib import Path
 
 import ray
 
-options = dict(zip(sys.argv[2::1], sys.argv[3::1]))
+options = dict(zip(sys.argv[2:], sys.argv[3:]))
 name = options.get("--name") or options["--resume"]
 run = Path(options["--runs-dir"], name)
 run.mkdir(parents=True, exist_ok=True)
@@ -72,22 +71,21 @@ def cluster() -> Iterator[Slurm]:
         yield made
 
 
+def environment_with(resnet_ops: str, folder: Path) -> Path:
+    """What looks like a virtual environment: this one's Python and Ray, and a resnet-ops to choose."""
+    ray = f"{sys.executable} -c 'from ray.scripts.scripts import main; main()'"
+    (folder / "bin").mkdir(parents=True)
+    for name, command in {"python": sys.executable, "ray": ray, "resnet-ops": resnet_ops}.items():
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
+    return folder
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
-    """A virtual environment whose resnet-ops is the stand-in."""
-    environment = tmp_path / "environment"
-    (environment / "bin").mkdir(parents=True)
-    (environment / "stand_in.py").write_text(STAND_IN)
-    commands = {
-        "python": sys.executable,
-        "ray": f"{sys.executable} -c 'from ray.scripts.scripts import main; main()'",
-        "resnet-ops": f"{sys.executable} {environment / 'stand_in.py'}",
-    }
-    for name, command in commands.items():
-        file = environment / "bin" / name
-        file.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        file.chmod(0o755)
-    return environment
+    """An environment whose resnet-ops is the stand-in."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    return environment_with(f"{sys.executable} {tmp_path / 'stand_in.py'}", tmp_path / "environment")
 
 
 def write(cluster: Slurm, folder: Path, **values: Any) -> tuple[Path, Path]:
@@ -108,6 +106,12 @@ def until(true: Any, seconds: float = 90) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def processes_of(job: str) -> dict[int, tuple[str, str]]:
@@ -146,6 +150,8 @@ def test_each_slurm_node_becomes_one_ray_node(
     assert {devices for _, _, _, devices in found["seen"]} == ({"0,1"} if gpus else {""})
     assert {name for _, _, name, _ in found["seen"]} == {f"n{i}" for i in range(1, nodes + 1)}
     assert "--cluster" in found["argv"]
+    # The run is for whom the user's umask lets see it; only the job's own folder is closed.
+    assert stat.S_IMODE((storage / "runs" / f"spread-{nodes}").stat().st_mode) == 0o777 & ~umask()
     until(lambda: left_nothing(job), 20)
     logs = storage / "slurm" / f"{job}.0" / "logs"
     assert {folder.name for folder in logs.iterdir()} == {f"n{i}" for i in range(1, nodes + 1)}
@@ -251,22 +257,11 @@ def test_ray_that_does_not_start_fails_the_job_and_names_the_log(
 
 
 def test_resnet_ops_itself_trains_on_two_nodes(cluster: Slurm, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    (environment / "bin").mkdir(parents=True)
-    command = shutil.which("resnet-ops", path=str(Path(sys.executable).parent))
-    for name, body in (
-        ("python", sys.executable),
-        ("ray", f"{sys.executable} -c 'from ray.scripts.scripts import main; main()'"),
-        ("resnet-ops", command),
-    ):
-        (environment / "bin" / name).write_text(f'#!/bin/sh\nexec {body} "$@"\n')
-        (environment / "bin" / name).chmod(0o755)
+    environment = environment_with(COMMAND[0], tmp_path / "environment")
     script, storage = write(
         cluster, tmp_path, name="real", nodes="2", epochs=3, model="resnet8", environment=environment
     )
     state = cluster.wait(cluster.submit(script), "COMPLETED", "FAILED", seconds=400)
-    assert state["JobState"] == "COMPLETED", cluster.logs() + textwrap.indent(
-        "".join(f.read_text() for f in cluster.folder.glob("real-*.log")), "  "
-    )
+    assert state["JobState"] == "COMPLETED", cluster.logs()
     found = record(storage, "real")
     assert (found["status"], found["world_size"]) == ("finished", 2)
