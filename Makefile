@@ -16,7 +16,7 @@ test: .venv/installed-dev check
 	$(BIN)/pytest
 
 test-slurm: .venv/installed-dev
-	@command -v slurmctld slurmd munged > /dev/null || { \
+	@{ command -v slurmctld && command -v slurmd && command -v munged; } > /dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq slurm-wlm munge > /dev/null; \
 		else \

@@ -6,6 +6,7 @@ have a fixed port or place.
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -128,6 +129,12 @@ def processes_of(job: str) -> dict[int, tuple[str, str]]:
     return found
 
 
+def folders_of(job: str) -> set[Path]:
+    """The temporary folders of the job's Ray nodes."""
+    lines = " ".join(line for line, _ in processes_of(job).values())
+    return {Path(folder) for folder in re.findall(r"--temp-dir=(/tmp/ray-\w{6})/r ", lines)}
+
+
 def left_nothing(job: str) -> bool:
     return not [line for line, _ in processes_of(job).values() if "slurmstepd" not in line]
 
@@ -187,12 +194,16 @@ def test_two_jobs_share_the_hosts_and_do_not_meet(cluster: Slurm, stand_in: Path
         texts = [f.read_text(errors="replace") for f in token_file.parent.glob("*.log")]
         assert not any(token in text for text in texts)
 
+    folders = {name: folders_of(job) for name, job in jobs.items()}
+    assert [len(found) for found in folders.values()] == [2, 2]
+    assert {stat.S_IMODE(folder.stat().st_mode) for found in folders.values() for folder in found} == {0o700}
     cluster.run("scancel", jobs["long-a-2"])
     cluster.wait(jobs["long-a-2"], "CANCELLED")
     until(lambda: left_nothing(jobs["long-a-2"]), 20)
     assert not left_nothing(jobs["long-b-2"])
     cluster.run("scancel", jobs["long-b-2"])
     until(lambda: left_nothing(jobs["long-b-2"]), 20)
+    assert not [folder for found in folders.values() for folder in found if folder.exists()]
 
 
 def test_nobody_without_the_token_gets_in(cluster: Slurm, stand_in: Path, tmp_path: Path) -> None:

@@ -449,7 +449,10 @@ def test_options_are_the_fields_and_defaults_the_fields(cli: Cli) -> None:
     for name, info in ClusterValues.model_fields.items():
         assert f"--{name.replace('_', '-')}" in shown.out
         assert info.description
-    assert "template" in cli("cluster", "--help").out
+    group = cli("cluster", "--help")
+    assert "template" in group.out
+    bare = cli("cluster")
+    assert (bare.code, bare.out, bare.err) == (0, group.out, "")
     parameters = inspect.signature(sys.modules["resnet_ops.cli.template"].template).parameters
     assert set(parameters) == set(ClusterValues.model_fields) | {"kind", "output", "json", "debug"}
     for name, info in ClusterValues.model_fields.items():
