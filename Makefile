@@ -1,10 +1,11 @@
 # make demo: set up, train on real images, export the best network to ONNX and prove it.
 # make test: set up with the development tools, check the code, run the whole suite.
+# make test-slurm: run the Slurm template on a real Slurm on this machine; needs root.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench pictures clean
+.PHONY: demo test test-slurm check format bench pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -13,6 +14,16 @@ demo: .venv/installed
 
 test: .venv/installed-dev check
 	$(BIN)/pytest
+
+test-slurm: .venv/installed-dev
+	@{ command -v slurmctld && command -v slurmd && command -v munged; } > /dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq slurm-wlm munge > /dev/null; \
+		else \
+			echo "error: Slurm is missing, and so is the right to install it. As root: apt-get install slurm-wlm munge" >&2; \
+			exit 1; \
+		fi; }
+	$(BIN)/pytest -m slurm tests/cluster
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -1,0 +1,470 @@
+"""What the templates become: well-formed, complete, and what their own tools' schemas allow."""
+
+import copy
+import gzip
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+import jsonschema
+import pytest
+import yaml
+
+from resnet_ops.errors import UserError
+from resnet_ops.orchestration import templates
+from resnet_ops.orchestration.templates import FILES, ONLY, ClusterValues, Kind
+from tests.conftest import Ended
+
+Cli = Callable[..., Ended]
+DATA = Path(__file__).parent / "data"
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SIZES = {
+    "one-cpu": {"nodes": "1"},
+    "cpus": {"nodes": "3", "cpus_per_node": 8, "memory_gib": 32},
+    "one-gpu": {"nodes": "1", "gpus_per_node": 1},
+    "gpus": {"nodes": "4", "gpus_per_node": 8, "cpus_per_node": 96, "memory_gib": 512, "shm_gib": 200},
+    "elastic": {"nodes": "2:5", "gpus_per_node": 4},
+}
+SIZE = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+
+
+def rendered(kind: Kind, **values: Any) -> dict[str, str]:
+    return templates.render(kind, ClusterValues.of(**values))
+
+
+def documents(text: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(text))
+
+
+def schema(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(gzip.decompress((DATA / name).read_bytes()))
+    return loaded
+
+
+def pruned(node: Any) -> Any:
+    """A structural schema of Kubernetes as JSON Schema: as the API server, it knows no field that is not named.
+
+    `x-kubernetes-int-or-string` stands in the place of a type, and means just that.
+    """
+    if isinstance(node, list):
+        return [pruned(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: pruned(value) for key, value in node.items() if key != "properties"}
+    if node.get("x-kubernetes-int-or-string"):
+        made["type"] = ["integer", "string"]
+    if node.get("nullable") and isinstance(made.get("type"), str):
+        made["type"] = [made["type"], "null"]
+    if "properties" in node:
+        made["properties"] = {name: pruned(value) for name, value in node["properties"].items()}
+        if not node.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in node:
+            made["additionalProperties"] = False
+    return made
+
+
+@pytest.fixture(scope="module")
+def kuberay() -> dict[str, jsonschema.Draft7Validator]:
+    found = schema("kuberay-crds.json.gz")
+    for resource in found.values():
+        # The API server itself looks after these; a resource's schema says only that they are there.
+        resource["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    return {kind: jsonschema.Draft7Validator(pruned(resource)) for kind, resource in found.items()}
+
+
+def ray_documents(texts: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for name in ("raycluster.yaml", "rayjob.yaml"):
+        yield from (d for d in documents(texts[name]) if d["apiVersion"] == "ray.io/v1")
+
+
+@SIZE
+def test_kuberay_knows_every_field(kuberay: dict[str, jsonschema.Draft7Validator], size: dict[str, Any]) -> None:
+    found = list(ray_documents(rendered("kuberay", **size)))
+    assert [d["kind"] for d in found] == ["RayCluster", "RayJob"]
+    for document in found:
+        kuberay[document["kind"]].validate(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (("spec",), {"backofLimit": 3}),
+        (("spec", "rayClusterSpec"), {"authOption": {"mode": "token"}}),
+        (("spec", "rayClusterSpec", "authOptions"), {"mode": "tokens"}),
+        (("spec", "rayClusterSpec", "workerGroupSpecs", 0), {"maxReplica": 3}),
+        (("spec", "rayClusterSpec", "workerGroupSpecs", 0), {"replicas": "three"}),
+        (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec"), {"restartpolicy": "Never"}),
+        (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0), {"volumeMount": []}),
+        (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "volumes", 1, "emptyDir"), {"size": "1Gi"}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_the_check_notices_what_kuberay_would_not_know(
+    kuberay: dict[str, jsonschema.Draft7Validator], path: tuple[Any, ...], wrong: dict[str, Any]
+) -> None:
+    (job,) = [d for d in ray_documents(rendered("kuberay")) if d["kind"] == "RayJob"]
+    place = copy.deepcopy(job)
+    spoilt = place
+    for step in path:
+        place = place[step]
+    place.update(wrong)
+    with pytest.raises(jsonschema.ValidationError, match=next(iter(wrong.values() if "mode" in wrong else wrong))):
+        kuberay["RayJob"].validate(spoilt)
+
+
+@SIZE
+def test_kuberay_means_what_was_asked(size: dict[str, Any]) -> None:
+    values = ClusterValues.of(name="mine", namespace="lab", retries=5, time_limit="12h", **size)
+    fewest, most = values.node_range
+    texts = templates.render("kuberay", values)
+    cluster, job = ray_documents(texts)
+    script, _ = documents(texts["rayjob.yaml"])
+    (claim,) = documents(texts["storage.yaml"])
+    assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"] == cluster["spec"]["workerGroupSpecs"]
+    assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (5, 12 * 3600)
+    assert {d["metadata"]["namespace"] for d in (cluster, job, script, claim)} == {"lab"}
+    for spec in (cluster["spec"], job["spec"]["rayClusterSpec"]):
+        assert spec["authOptions"] == {"mode": "token"}
+        assert spec["rayVersion"] == metadata.version("ray")
+        assert spec.get("enableInTreeAutoscaling", False) == (most > fewest)
+        head = spec["headGroupSpec"]
+        (group,) = spec["workerGroupSpecs"]
+        assert head["serviceType"] == "ClusterIP"
+        assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (fewest, fewest, most)
+        (worker,) = group["template"]["spec"]["containers"]
+        limits = worker["resources"]["limits"]
+        assert limits == worker["resources"]["requests"]
+        assert limits.get("nvidia.com/gpu") == (str(values.gpus_per_node) if values.gpus_per_node else None)
+        assert "tolerations" in group["template"]["spec"] or not values.gpus_per_node
+        for pod in (head["template"]["spec"], group["template"]["spec"]):
+            assert pod["restartPolicy"] == "Never"
+            (container,) = pod["containers"]
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            volumes = {volume["name"]: volume for volume in pod["volumes"]}
+            assert set(mounts) == set(volumes)
+            assert mounts["storage"] == "/mnt/resnet-ops"
+            assert volumes["storage"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+            shm = int(volumes["shm"]["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
+            start = head if pod is head["template"]["spec"] else group
+            assert 75 * 2**20 < int(start["rayStartParams"]["object-store-memory"]) < shm
+    # The script that the job runs is the one that is mounted where it says.
+    job_head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    (mount,) = [m for m in job_head["containers"][0]["volumeMounts"] if m["name"] == "script"]
+    (volume,) = [v for v in job_head["volumes"] if v["name"] == "script"]
+    assert volume["configMap"]["name"] == script["metadata"]["name"]
+    assert job["spec"]["entrypoint"] == f"bash {mount['mountPath']}/{next(iter(script['data']))}"
+
+
+@SIZE
+@pytest.mark.parametrize("kind", ["aws", "gcp"])
+def test_ray_up_takes_it(kind: Kind, size: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    values = ClusterValues.of(**size)
+    (config,) = documents(templates.render(kind, values)["cluster.yaml"])
+    with (Path(inspect.getfile(validate_config)).parents[1] / "ray-schema.json").open() as file:
+        jsonschema.validate(config, json.load(file))
+    whole = prepare_config(copy.deepcopy(config))
+    validate_config(whole)
+    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+        validate_config(prepare_config({**config, "max_worker": 3}))
+    worker, head = (whole["available_node_types"][name] for name in ("worker", "head"))
+    assert (worker["min_workers"], worker["max_workers"]) == values.node_range
+    assert worker["resources"].get("GPU", 0) == values.gpus_per_node
+    assert head["resources"] == {"CPU": 0}
+    assert "--env RAY_AUTH_MODE=token" in whole["docker"]["run_options"]
+    assert whole["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    (start,) = [line for line in whole["head_start_ray_commands"] if "--head" in line]
+    assert "--dashboard-host=127.0.0.1" in start
+    mounts = [line for line in whole["initialization_commands"] if "mount -t nfs4" in line]
+    assert len(mounts) == 1
+    assert mounts[0].endswith(" /mnt/resnet-ops")
+    assert "--volume /mnt/resnet-ops:/mnt/resnet-ops" in whole["docker"]["run_options"]
+
+
+@pytest.fixture(scope="module")
+def compose() -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(schema("compose-spec.json.gz"))
+
+
+@SIZE
+def test_compose_takes_it(compose: jsonschema.Draft7Validator, size: dict[str, Any]) -> None:
+    values = ClusterValues.of(**size)
+    fewest, most = values.node_range
+    (file,) = documents(templates.render("compose", values)["compose.yaml"])
+    compose.validate(file)
+    services = file["services"]
+    workers = {name: service for name, service in services.items() if name != "head"}
+    assert len(workers) == most
+    assert len([service for service in workers.values() if "profiles" not in service]) == fewest
+    assert [port for service in services.values() for port in service.get("ports", [])] == ["127.0.0.1:8265:8265"]
+    for service in services.values():
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+        assert service["secrets"] == ["ray_token"]
+        assert service["volumes"] == ["storage:/mnt/resnet-ops"]
+        store = int(re.findall(r"--object-store-memory=(\d+)", service["command"])[0])
+        assert 75 * 2**20 < store < int(service["shm_size"].removesuffix("gb")) * 2**30
+    gpus = [
+        gpu
+        for service in workers.values()
+        for device in service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+        for gpu in device["device_ids"]
+    ]
+    assert gpus == [str(i) for i in range(most * values.gpus_per_node)]
+    services["head"]["shm_sizes"] = "1gb"
+    with pytest.raises(jsonschema.ValidationError, match="shm_sizes"):
+        compose.validate(file)
+
+
+@SIZE
+def test_slurm_asks_for_what_was_asked(size: dict[str, Any]) -> None:
+    values = ClusterValues.of(partition="gpu", account="lab", time_limit="90m", **size)
+    fewest, most = values.node_range
+    script = templates.render("slurm", values)["train.sbatch"]
+    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", script, re.MULTILINE))
+    assert asked["nodes"] == (f"{fewest}-{most}" if most > fewest else str(fewest))
+    assert asked["cpus-per-task"] == str(values.cpus_per_node)
+    assert asked["mem"] == f"{values.memory_gib}G"
+    assert asked.get("gpus-per-node") == (str(values.gpus_per_node) if values.gpus_per_node else None)
+    assert (asked["partition"], asked["account"], asked["time"]) == ("gpu", "lab", "90")
+    assert "requeue" in asked
+    assert ("no-kill" in asked) == (most > fewest)
+    assert f"ENVIRONMENT={sys.prefix}\n" in script
+
+
+def scripts(kind: Kind, **values: Any) -> dict[str, str]:
+    texts = rendered(kind, **values)
+    found = {name: text for name, text in texts.items() if text.startswith("#!")}
+    if kind == "kuberay":
+        found["in the ConfigMap"] = "#!/usr/bin/env bash\n" + documents(texts["rayjob.yaml"])[0]["data"]["train.sh"]
+    return found
+
+
+@SIZE
+@pytest.mark.parametrize("kind", KINDS)
+def test_scripts_are_sound(kind: Kind, size: dict[str, Any], tmp_path: Path) -> None:
+    found = scripts(kind, **size)
+    assert len(found) == 1
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin")
+    for text in found.values():
+        file = tmp_path / "script"
+        file.write_text(text)
+        for command in (["bash", "-n"], [shellcheck or "bash", *([] if shellcheck else ["-n"])]):
+            checked = subprocess.run([*command, file], capture_output=True, text=True, check=False)
+            assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "slurm"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_begins_once_and_then_goes_on(kind: Kind, begun: bool, tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    data = "/data/it's $HOME.parquet"  # what a shell would take apart
+    (text,) = scripts(kind, name="mine", nodes="2:3", gpus_per_node=4, storage_path=storage, data=data).values()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "resnet-ops").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "bin" / "resnet-ops").chmod(0o755)
+    if begun:
+        (storage / "runs" / "mine").mkdir(parents=True)
+        (storage / "runs" / "mine" / "run.json").touch()
+    said = subprocess.run(
+        ["bash", "-c", text],
+        env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    if begun:
+        assert said == ["train", "--resume", "mine", "--runs-dir", f"{storage}/runs"]
+    else:
+        assert "--resume" not in said
+        options = dict(zip(said[1::2], said[2::2], strict=True))
+        assert options.items() >= {
+            "--name": "mine", "--runs-dir": f"{storage}/runs", "--cluster": "auto", "--nodes": "2:3",
+            "--gpus-per-node": "4", "--data": data, "--checkpoint-every": "10m", "--max-failures": "3",
+        }.items()  # fmt: skip
+
+
+def test_the_command_that_is_trained_with_exists(cli: Cli) -> None:
+    shown = cli("train", "--help").out
+    for kind in KINDS:
+        for text in scripts(kind, gpus_per_node=1).values():
+            body = text[text.index("train=(") : text.index("\nfi\n")]
+            for option in set(re.findall(r"(?<= )--[a-z-]+", body)):
+                assert option in shown, option
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_versions_are_those_installed_here(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {name: f"{77 + i}.8.9" for i, name in enumerate(("resnet-ops", "ray", "torch"))}
+    real = {name: metadata.version(name).partition("+")[0] for name in numbers}
+    monkeypatch.setattr(metadata, "version", lambda name: numbers[name] + "+cpu")
+    after = "".join(rendered(kind).values())
+    for name, number in numbers.items():
+        assert (number in after) == (kind != "slurm" or name != "torch"), name
+        assert not re.search(rf"(?<![\d.]){re.escape(real[name])}(?![\d.])", after), name
+    if "Dockerfile" in FILES[kind]:
+        python = f"py{sys.version_info.major}{sys.version_info.minor}"
+        assert f"FROM rayproject/ray:{numbers['ray']}-{python}\n" in rendered(kind)["Dockerfile"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_template_holds_a_version(kind: Kind) -> None:
+    for name in FILES[kind].values():
+        text = templates._template(name)
+        found = re.findall(r"(?<![\d.])\d+\.\d+\.\d+(?![\d.])", re.sub(r"KubeRay operator, [\d.]+", "", text))
+        assert not found, f"{name}: {found}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_value_reaches_a_file_or_is_refused(kind: Kind) -> None:
+    """No option is accepted and then ignored."""
+    other = {
+        "name": "other", "nodes": "7", "gpus_per_node": 1, "cpus_per_node": 13, "memory_gib": 23, "shm_gib": 5,
+        "image": "example.org/other:1", "storage_path": Path("/other"), "namespace": "other", "storage_class": "other",
+        "storage_gib": 77, "retries": 17, "time_limit": "77m", "partition": "other", "account": "other",
+        "environment": Path("/other"), "region": "other-1", "zone": "other-1x", "project": "other",
+        "instance_type": "other.large", "machine_image": "other", "nfs_export": "other:/x", "model": "plain20",
+        "data": "/other", "epochs": 77, "max_failures": 77, "checkpoint_every": "77s",
+    }  # fmt: skip
+    assert set(other) == set(ClusterValues.model_fields)
+    plain = rendered(kind)
+    for name, value in other.items():
+        if kind in ONLY.get(name, set(KINDS)):
+            assert rendered(kind, **{name: value}) != plain, name
+        else:
+            with pytest.raises(UserError, match=f"--{name.replace('_', '-')} means nothing to {kind}"):
+                rendered(kind, **{name: value})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_command_writes_and_says_what_comes_next(cli: Cli, tmp_path: Path, kind: Kind) -> None:
+    ended = cli("cluster", "template", kind, "-o", tmp_path / "new" / "folder", "--json")
+    assert ended.code == 0, ended.err
+    files = [Path(file) for file in ended.json["files"]]
+    assert sorted(files) == sorted((tmp_path / "new" / "folder").iterdir())
+    assert {file.name for file in files} == set(FILES[kind])
+    for file in files:
+        assert file.stat().st_mode & 0o777 == (0o755 if file.read_text().startswith("#!") else 0o644)
+    tool = {"kuberay": "kubectl apply", "slurm": "sbatch", "compose": "docker compose up"}.get(kind, "ray up")
+    assert any(tool in step for step in ended.json["next_steps"])
+    assert tool in ended.err
+    # What is to be filled in is said, each place of it.
+    left = sum(line.count("FILL-IN") > 0 for file in files for line in file.read_text().splitlines())
+    assert len(ended.json["fill_in"]) == left
+    assert bool(left) == (kind in {"kuberay", "aws", "gcp"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("kuberay", ["--image", "example.org/r:1"]),
+        ("aws", ["--image", "example.org/r:1", "--machine-image", "ami-0", "--nfs-export", "fs-0.example.org:/"]),
+        ("gcp", ["--image", "example.org/r:1", "--machine-image", "projects/p/global/images/family/f",
+                 "--nfs-export", "192.0.2.1:/share", "--project", "p-1"]),
+    ],
+)  # fmt: skip
+def test_with_all_said_nothing_is_left_to_fill_in(cli: Cli, tmp_path: Path, kind: str, options: list[str]) -> None:
+    ended = cli("cluster", "template", kind, "-o", tmp_path, "--json", *options)
+    assert ended.json["fill_in"] == []
+    assert "FILL-IN" not in "".join(file.read_text() for file in tmp_path.iterdir())
+    assert "FILL-IN" not in ended.err
+
+
+def test_nothing_is_overwritten(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "rayjob.yaml").write_text("mine")
+    ended = cli("cluster", "template", "kuberay", "-o", tmp_path)
+    assert ended.code == 2
+    assert (
+        ended.err
+        == f"error: {tmp_path}/rayjob.yaml exists already. Choose another folder with -o, or remove it first.\n"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["rayjob.yaml"]
+    assert (tmp_path / "rayjob.yaml").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = cli("cluster", "template", "slurm", "-o", tmp_path / "file" / "sub")
+    assert ended.code == 1
+    assert "cannot be written" in ended.err
+    assert "-o" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nodes", "0"], ["--nodes", "number of machines", "'0'"]),
+        (["--nodes", "4:2"], ["--nodes", "smaller number first"]),
+        (["--gpus-per-node", "-1"], ["--gpus-per-node", "greater than or equal to 0"]),
+        (["--cpus-per-node", "0"], ["--cpus-per-node"]),
+        (["--memory-gib", "1"], ["--memory-gib"]),
+        (["--shm-gib", "16"], ["--shm-gib", "16 GiB"]),
+        (["--name", "My_Cluster"], ["--name", "lower-case", "'My_Cluster'"]),
+        (["--name", "x" * 48], ["--name", "47"]),
+        (["--name", "-x"], ["--name"]),
+        (["--name", "x\n"], ["--name"]),
+        (["--namespace", "a.b"], ["--namespace", "63"]),
+        (["--storage-path", "relative"], ["--storage-path", "absolute"]),
+        (["--storage-path", "/a b"], ["--storage-path"]),
+        (["--image", "a; rm -rf"], ["--image"]),
+        (["--image", "a\nb"], ["--image"]),
+        (["--time-limit", "1:00"], ["--time-limit"]),
+        (["--time-limit", "0h"], ["--time-limit"]),
+        (["--checkpoint-every", "soon"], ["--checkpoint-every", "10m"]),
+        (["--retries", "-1"], ["--retries"]),
+        (["--partition", "gpu"], ["--partition means nothing to kuberay", "slurm"]),
+    ],
+)
+def test_a_wrong_value_gets_one_line_and_leaves_nothing(
+    cli: Cli, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    ended = cli("cluster", "template", "kuberay", "-o", tmp_path / "new", *options)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    for word in words:
+        assert word in ended.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_else_is_refused(cli: Cli, tmp_path: Path) -> None:
+    assert "no-such" in cli("cluster", "template", "no-such", "-o", tmp_path).err
+    ended = cli("cluster", "template", "aws", "-o", tmp_path, "--gpus-per-node", 3)
+    assert ended.code == 2
+    assert "Known ones have 0, 1, 4, 8. Name one: --instance-type." in ended.err
+    ended = cli("cluster", "template", "aws", "-o", tmp_path, "--nfs-export", "host")
+    assert "--nfs-export must be HOST:/PATH" in ended.err
+    assert cli("cluster", "template", "slurm", "-o", tmp_path, "--nodes", "x", "--json").json["exit_code"] == 2
+    assert "Traceback" in cli("cluster", "template", "slurm", "-o", tmp_path, "--nodes", "x", "--debug").err
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_are_the_fields_and_defaults_the_fields(cli: Cli) -> None:
+    shown = cli("cluster", "template", "--help")
+    assert shown.code == 0
+    for name, info in ClusterValues.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in shown.out
+        assert info.description
+    group = cli("cluster", "--help")
+    assert "template" in group.out
+    bare = cli("cluster")
+    assert (bare.code, bare.out, bare.err) == (0, group.out, "")
+    parameters = inspect.signature(sys.modules["resnet_ops.cli.template"].template).parameters
+    assert set(parameters) == set(ClusterValues.model_fields) | {"kind", "output", "json", "debug"}
+    for name, info in ClusterValues.model_fields.items():
+        assert parameters[name].default == info.default, name
+
+
+@pytest.mark.parametrize("arguments", [["cluster", "--help"], ["cluster", "template", "--help"]])
+def test_help_waits_for_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom resnet_ops.cli.main import run\n"
+        f"run({arguments!r})\n"
+        "print('HEAVY', {'torch', 'ray', 'jinja2', 'yaml', 'numpy'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "HEAVY set()"
