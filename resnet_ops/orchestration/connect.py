@@ -143,7 +143,7 @@ def _take_token_if_asked(address: str) -> None:
     """
     import grpc
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
     answer = _ask(address, ())
     if answer == grpc.StatusCode.OK:
