@@ -7,11 +7,13 @@ import typer
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration.jobserver import is_job_server
 
 from .clock import importing, process_started_at
 from .console import Output, percent, short
 from .options import Debug, Json, RunsDir, option
 from .screen import Screen
+from .submit import submit
 
 EXAMPLES = """
 [bold]resnet-ops train[/]  ResNet-20 on the embedded digits, in seconds
@@ -102,6 +104,10 @@ def train(
         )
     else:
         _refuse_changes(context, resume)
+        config = TrainConfig.of(cluster=cluster, runs_dir=runs_dir, max_failures=max_failures)
+    if is_job_server(config.cluster):
+        submit(config, resume, overwrite, output)
+        return
     with Screen() as screen:
         with importing():
             from resnet_ops.training import job, worker  # noqa: F401  # the worker brings Ray
@@ -115,7 +121,7 @@ def train(
 
 def _refuse_changes(context: typer.Context, resume: str) -> None:
     """A run goes on as it began: with the same data, schedule and seed, or its result means nothing."""
-    free = {"resume", "runs_dir", "json", "debug"}
+    free = {"resume", "runs_dir", "cluster", "max_failures", "json", "debug"}
     for parameter in context.command.params:
         name = parameter.name or ""
         source = context.get_parameter_source(name)
