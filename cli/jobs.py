@@ -48,6 +48,11 @@ def list_jobs(
     server = _connect(cluster)
     jobs = [job for job in server.jobs() if everything or job.run is not None]
     shown = table("job", "run", "status", "started", ">took", "what")
+    for column in shown.columns[:-1]:
+        column.no_wrap = True  # an id that is cut is of no use
+    shown.columns[-1].overflow = "ellipsis"
+    if not output.out.is_terminal:
+        output.out.width = 400  # who reads it from a pipe wants one line a job
     for job in jobs:
         status = f"[{COLORS.get(job.status, 'white')}]{job.status.lower()}[/]"
         shown.add_row(

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-import typer
 from rich.markup import escape
 
 from resnet_ops.config import RUN_NAME, TrainConfig
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 
 from .clock import importing
-from .console import Output, err, percent, print_json, report_error
+from .console import Output, err, percent
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.jobs import Job, JobServer, Log
@@ -63,13 +62,8 @@ def submit(config: TrainConfig, resume: str | None, overwrite: bool, output: Out
             job = attempt.follow_again(job)
         result = _result(attempt, job)
     except UserError as error:
-        if not output.as_json or not attempt.job_id:
-            raise
-        report_error(error, error.exit_code, as_json=False, debug=False)
-        word = "interrupted" if error.exit_code == INTERRUPTED else "error"
-        told = {"status": word, "exit_code": error.exit_code, "error": error.cause, "remedy": error.remedy}
-        print_json({**told, "name": config.name, "job_id": attempt.job_id})
-        raise typer.Exit(error.exit_code) from None
+        error.details.update({"name": config.name, "job_id": attempt.job_id})
+        raise
     best = result.get("best") or {}
     accuracy = f": {percent(best['val_accuracy'], 2)} validation accuracy" if best.get("val_accuracy") else ""
     output.show(f"Job {escape(job.id)} succeeded in {time.monotonic() - started_at:.0f} s{accuracy}")

@@ -77,7 +77,7 @@ def connect(address: str) -> Any:
     # It announces each upload, at a level of its own.
     logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.ERROR)
 
-    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+    class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             return super()._do_request(method, endpoint, **{"timeout": TIMEOUT_S, **options})
 
