@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -25,9 +26,7 @@ from .clock import importing
 from .console import Output, err, percent
 
 if TYPE_CHECKING:
-    from resnet_ops.orchestration.jobs import Job, JobServer, Log
-
-STOP_TIMEOUT_S = 90
+    from resnet_ops.orchestration.jobs import Job, JobServer
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -88,15 +87,18 @@ class _Attempt:
         self.job_id = self.server.submit(arguments, str(self.config.name))
         self.said = None
         err.print(f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True)
-        log = Log(self.job_id)
+        log, asked = Log(self.job_id), False
         with _sigterm():
             while True:
                 try:
+                    if self.stopping and not asked:
+                        self.server.ask_to_stop(self.job_id)
+                        asked = True
                     job = self.server.follow(log, self._show)
                     self._let_go()
                     return job
                 except KeyboardInterrupt as interrupt:
-                    self._interrupted(log, interrupt)
+                    self._interrupted(interrupt)
 
     def follow_again(self, lost: "Job") -> "Job":
         """Submit once more, from the last checkpoint if there is a run by now."""
@@ -125,17 +127,15 @@ class _Attempt:
             _write(self._held)
         self._held = ""
 
-    def _interrupted(self, log: "Log", interrupt: KeyboardInterrupt) -> None:
-        """Leave the job (raises) or ask it to stop (returns, to see it end)."""
+    def _interrupted(self, interrupt: KeyboardInterrupt) -> None:
+        """Leave the job (raises) or have it stopped (returns, to see it end)."""
         if not self.stopping and not isinstance(interrupt, TerminatedError) and _wants_it_stopped():
             self.stopping = True
-            self.server.ask_to_stop(log.job_id)
             err.print("Stopping; Ctrl-C again leaves it to end alone.")
             return
-        where = f"{log.job_id} --cluster {self.server.address}"
-        cause = "goes on and will stop" if self.stopping else "goes on"
+        where = f"{self.job_id} --cluster {self.server.address}"
         raise UserError(
-            f"Detached; job {log.job_id} {cause}.",
+            f"Detached; job {self.job_id} goes on{' until it has stopped' if self.stopping else ''}.",
             f"Follow it: resnet-ops jobs logs {where}; stop it: resnet-ops jobs stop {where}",
             INTERRUPTED,
         ) from None
@@ -253,8 +253,10 @@ def begin_as_job() -> None:
     """On the cluster: take Ctrl-C as usual, and say what differs from where the job was submitted."""
     # A head node that was started in the background ignores it, and what it starts inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from resnet_ops.orchestration.jobs import SUBMITTER, differences
+    from resnet_ops.orchestration.jobs import BEGUN, SUBMITTER, differences, versions
 
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    err.print(f"{BEGUN} on {escape(socket.gethostname())}: {found}", soft_wrap=True)
     differing = differences(os.environ.get(SUBMITTER, ""))
     if differing:
         err.print(f"[yellow]note:[/] This cluster has {escape(', '.join(differing))}.", soft_wrap=True)

@@ -24,6 +24,8 @@ from resnet_ops.orchestration.jobserver import UnreachableError, connect, explai
 
 OLDEST_RAY = (2, 60)  # what the shipped code is written for
 STOP_GRACE_S = 60  # from the signal to SIGKILL: for a step, and a checkpoint on a slow disk
+BEGINS_WITHIN_S = 60
+BEGUN = "resnet-ops has begun"
 SUBMITTER = "RESNET_OPS_SUBMITTER"  # versions where the job was submitted, for it to compare
 RUN, VERSION = "resnet_ops_run", "resnet_ops_version"  # keys of a job's metadata
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -123,7 +125,17 @@ class JobServer:
         )
 
     def ask_to_stop(self, job_id: str) -> None:
-        """Have the job interrupted; it saves what it has and ends some seconds later."""
+        """Have the job interrupted; it saves what it has and ends some seconds later.
+
+        Ray sends the signal once. A command that is just being started does not get it where the
+        head node was started with SIGINT ignored, as shells do in the background, and would run on
+        to its end: so this waits until ours has said that it has begun.
+        """
+        deadline = time.monotonic() + BEGINS_WITHIN_S
+        while time.monotonic() < deadline and not (job := self.job(job_id)).is_over:
+            if job.run is None or BEGUN in self.log(job_id):
+                break
+            time.sleep(0.5)
         with explained(self.address):
             self._client.stop_job(job_id)
 

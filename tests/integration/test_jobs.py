@@ -92,6 +92,15 @@ class Cluster:
         return listed
 
 
+def rest_of(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """The rest of stderr, of which lines were read before (communicate loses what is buffered), and stdout."""
+    assert process.stderr is not None
+    assert process.stdout is not None
+    rest = process.stderr.read(), process.stdout.read()
+    process.wait()
+    return rest
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="rj", dir="/tmp"))  # sockets' paths must be short
@@ -172,7 +181,7 @@ def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Ca
     submitted_s = time.monotonic() - began
     first_line = process.stderr.readline()
     record_property("seconds to the job's id and to its first line", (submitted_s, time.monotonic() - began))
-    out, err = process.communicate(timeout=60)
+    err, out = rest_of(process)
     assert process.returncode == 0, err
     assert job_line.startswith("job resnet-ops-resnet8-digits-")
     told = Ended(0, out, err).json
@@ -306,27 +315,28 @@ def test_a_second_ctrl_c_leaves_the_job(cluster: Cluster) -> None:
     assert cluster.ask("jobs", "stop", "twice").code == 0
 
 
-@pytest.mark.parametrize("victim", ["driver", "supervisor"])
-def test_a_lost_job_is_submitted_again(cluster: Cluster, victim: str) -> None:
-    process = cluster.train("--model", "resnet8", "--epochs", 12, "--name", victim, "--json", "--max-failures", 1)
-    wait_for(lambda: len(cluster.epochs(victim)) >= 2)
-    driver = pid_of("resnet_ops.cli.main", f"--name={victim}")
-    assert driver
-    assert "JobSupervisor" in Path(f"/proc/{parent_of(driver)}/cmdline").read_text()
-    killed = driver if victim == "driver" else parent_of(driver)
-    os.kill(killed, signal.SIGKILL)
-    out, err = process.communicate(timeout=90)
-    assert process.returncode == 0, err
-    (note,) = [line for line in err.splitlines() if line.startswith("note: Job ")]
-    assert "its driver ended with -9" in note if victim == "driver" else "its supervisor was lost" in note
-    assert f"going on with {victim}" in note
-    assert cluster.epochs(victim) == list(range(1, 13))
-    assert cluster.record(victim)["resumed"] == 1
-    told = Ended(0, out, err).json
-    mine = [job for job in cluster.jobs() if job["run"] == victim]
-    assert [job["status"] for job in mine] == ["SUCCEEDED", "FAILED"]
-    assert mine[0]["job_id"] == told["job_id"]
-    assert f"--resume={victim}" in mine[0]["entrypoint"]
+def test_lost_jobs_are_submitted_again(cluster: Cluster) -> None:
+    """Both kinds at once, for they take their time: a driver that is killed, and the supervisor of another one."""
+    victims = ("driver", "supervisor")
+    options = ("--model", "resnet8", "--epochs", 10, "--max-failures", 1, "--json")
+    processes = {victim: cluster.train(*options, "--name", victim) for victim in victims}
+    for victim in victims:
+        wait_for(lambda victim=victim: len(cluster.epochs(victim)) >= 2)
+        driver = pid_of("resnet_ops.cli.main", f"--name={victim}")
+        assert driver
+        assert "JobSupervisor" in Path(f"/proc/{parent_of(driver)}/cmdline").read_text()
+        os.kill(driver if victim == "driver" else parent_of(driver), signal.SIGKILL)
+    for victim, how in {"driver": "its driver ended with -9", "supervisor": "its supervisor was lost"}.items():
+        out, err = processes[victim].communicate(timeout=90)
+        assert processes[victim].returncode == 0, err
+        (note,) = [line for line in err.splitlines() if line.startswith("note: Job ")]
+        assert f"died ({how}); going on with {victim}." in note
+        assert cluster.epochs(victim) == list(range(1, 11))
+        assert cluster.record(victim)["resumed"] == 1
+        again, lost = [job for job in cluster.jobs() if job["run"] == victim]
+        assert (again["status"], lost["status"]) == ("SUCCEEDED", "FAILED")
+        assert again["job_id"] == Ended(0, out, err).json["job_id"]
+        assert f"--resume={victim}" in again["entrypoint"]
 
 
 def test_what_the_work_answers_comes_back(cluster: Cluster) -> None:
@@ -391,7 +401,7 @@ def test_a_cut_connection_is_made_anew(cluster: Cluster) -> None:
     wire.cut()
     time.sleep(2)
     wire.whole = True
-    out, rest = process.communicate(timeout=60)
+    rest, out = rest_of(process)
     assert process.returncode == 0, rest
     seen = re.findall(r"^epoch +(\d+)/14", shown + rest, re.MULTILINE)
     assert seen == [str(epoch) for epoch in range(1, 15)]  # none is missing, none shown twice
@@ -409,7 +419,9 @@ def test_sigterm_leaves_the_job(cluster: Cluster) -> None:
     process.terminate()
     assert process.wait(timeout=20) == 130
     os.close(ours)
+    # Asked to stop while it is being started it does not miss it, though this head ignores SIGINT.
     assert cluster.ask("jobs", "stop", "term", "--json").json["status"] == "STOPPED"
+    assert len(cluster.epochs("term")) < 300
 
 
 @pytest.mark.parametrize(
