@@ -33,7 +33,14 @@ Cluster = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="The job's id, or its run's name for the newest job of it.", metavar="JOB")]
 
-app = typer.Typer(no_args_is_help=True, help="See and stop the jobs on a Ray cluster.", epilog=EXAMPLES)
+app = typer.Typer(epilog=EXAMPLES)
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """See and stop the jobs on a Ray cluster."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("list", epilog=EXAMPLES)

@@ -61,6 +61,18 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     return parameters
 
 
+def test_help(cli: Cli) -> None:
+    top = cli("jobs")
+    assert top.code == 0
+    assert not top.err
+    for name in ("list", "logs", "stop"):
+        assert name in top.out
+        shown = cli("jobs", name, "--help")
+        assert shown.code == 0
+        for word in ("--cluster", "--json", "--debug", "RAY_API_SERVER_ADDRESS", "resnet-ops jobs logs mine"):
+            assert word in shown.out
+
+
 @pytest.mark.parametrize("field", TrainConfig.model_fields)
 def test_every_option_reaches_the_cluster(field: str) -> None:
     value = getattr(EVERY_OPTION, field)
