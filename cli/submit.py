@@ -81,16 +81,20 @@ class _Attempt:
 
     def follow(self) -> "Job":
         """Submit the job and show its log, until it has ended."""
-        from resnet_ops.orchestration.jobs import Log, train_arguments
+        from resnet_ops.orchestration.jobs import Log, new_id, train_arguments
 
+        self.job_id, self.said = new_id(str(self.config.name)), None
         arguments = train_arguments(self.config, resume=self.resume, overwrite=self.overwrite)
-        self.job_id = self.server.submit(arguments, str(self.config.name))
-        self.said = None
-        err.print(f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True)
-        log, asked = Log(self.job_id), False
+        log, submitted, asked = Log(self.job_id), False, False
         with _sigterm():
             while True:
                 try:
+                    if not submitted:
+                        self.server.submit(self.job_id, arguments, str(self.config.name))
+                        submitted = True
+                        err.print(
+                            f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True
+                        )
                     if self.stopping and not asked:
                         self.server.ask_to_stop(self.job_id)
                         asked = True
@@ -98,17 +102,22 @@ class _Attempt:
                     self._let_go()
                     return job
                 except KeyboardInterrupt as interrupt:
+                    if not submitted:
+                        cause = f"Interrupted while job {self.job_id} was being submitted."
+                        raise UserError(cause, "See whether it is there: resnet-ops jobs list", INTERRUPTED) from None
                     self._interrupted(interrupt)
 
     def follow_again(self, lost: "Job") -> "Job":
         """Submit once more, from the last checkpoint if there is a run by now."""
         how = "its supervisor was lost" if lost.exit_code is None else f"its driver ended with {lost.exit_code}"
         then = f"going on with {self.config.name}" if self.resume else "submitting it again"
-        err.print(f"[yellow]note:[/] Job {escape(lost.id)} died ({how}); {escape(str(then))}.", soft_wrap=True)
+        err.print(f"[yellow]note:[/] Job {escape(lost.id)} died ({how}); {escape(then)}.", soft_wrap=True)
         return self.follow()
 
     def _show(self, line: str) -> None:
         """Show one line, but for the JSON at the end and the error before it, which are told in our own words."""
+        if line.startswith("Running entrypoint for job ") or line.endswith("Runtime env is setting up."):
+            return  # Ray's own, and long
         if line.startswith("{") and (said := _said(line)) is not None:
             self.said = said
             if said.get("status") in ("error", "interrupted"):

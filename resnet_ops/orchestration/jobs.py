@@ -64,10 +64,9 @@ class JobServer:
         self._client = connect(address)
         self.address: str = self._client.get_address()
 
-    def submit(self, arguments: list[str], run: str) -> str:
-        """Submit `resnet-ops` with these arguments, run by the code in hand; returns the job's id."""
+    def submit(self, job_id: str, arguments: list[str], run: str) -> None:
+        """Submit `resnet-ops` with these arguments, run by the code in hand."""
         self._check_version()
-        job_id = f"resnet-ops-{run}-{secrets.token_hex(3)}"
         with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, explained(self.address):
             self._client.submit_job(
                 # exec: or a shell would stand between the signals and the command. The safe path: or a
@@ -85,7 +84,6 @@ class JobServer:
                     },
                 },
             )
-        return job_id
 
     def _check_version(self) -> None:
         version = server_version(self._client)
@@ -230,6 +228,11 @@ class Log:
         if self._rest:
             on_line(self._rest)
             self._rest = ""
+
+
+def new_id(run: str) -> str:
+    """An id for a job of this run."""
+    return f"resnet-ops-{run}-{secrets.token_hex(3)}"
 
 
 def train_arguments(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> list[str]:

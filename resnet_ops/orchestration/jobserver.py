@@ -74,8 +74,9 @@ def connect(address: str) -> Any:
     import_ray()
     from ray.job_submission import JobSubmissionClient
 
-    # It announces each upload, at a level of its own.
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.ERROR)
+    # They announce each upload and each end of a log, at levels of their own.
+    for module in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
