@@ -65,7 +65,8 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
     # Not through rich, which would wrap the line and take [brackets] for markup.
     sys.stderr.write(f"{color.format(word)}: {' '.join(f'{cause} {remedy}'.split())}\n")
     if as_json:
-        print_json({"status": word, "exit_code": exit_code, "error": cause, "remedy": remedy})
+        details = error.details if isinstance(error, UserError) else {}
+        print_json({"status": word, "exit_code": exit_code, "error": cause, "remedy": remedy, **details})
 
 
 def table(*columns: str, title: str | None = None) -> Table:

@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 import resnet_ops
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 
-from . import cluster, doctor, export, runs, train
+from . import cluster, doctor, export, jobs, runs, submit, train
 from .console import report_error
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("export", rich_help_panel="Work", epilog=export.EXAMPLES)(export.exp
 app.command("runs", rich_help_panel="See")(runs.runs)
 app.command("doctor", rich_help_panel="See")(doctor.doctor)
 app.add_typer(cluster.app, name="cluster", rich_help_panel="Cluster")
+app.add_typer(jobs.app, name="jobs", rich_help_panel="Cluster")
 
 
 @app.callback(invoke_without_command=True)
@@ -80,3 +81,8 @@ def run(arguments: list[str]) -> int:
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":  # what a job on a cluster runs
+    submit.begin_as_job()
+    main()

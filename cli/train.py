@@ -5,13 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration.jobserver import is_job_server
 
 from .clock import importing, process_started_at
 from .console import Output, percent, short
 from .options import Debug, Json, RunsDir, option
 from .screen import Screen
+from .submit import submit
 
 EXAMPLES = """
 [bold]resnet-ops train[/]  ResNet-20 on the embedded digits, in seconds
@@ -23,10 +25,6 @@ EXAMPLES = """
 [bold]resnet-ops train --resume mine[/]  go on where it stopped
 """
 default = TrainConfig.default
-ELSEWHERE = {  # what a resumed run may have otherwise: where it runs, not what it computes
-    "device", "cluster", "nodes", "gpus_per_node", "workers_per_node", "cpus_per_worker", "wait", "max_failures",
-    "hang_timeout",
-}  # fmt: skip
 NETWORK, TRAINING, PLACE, RUN = "Network and images", "Training", "Where it runs", "Run"
 
 
@@ -108,6 +106,11 @@ def train(
         )
     else:
         _refuse_changes(context, resume)
+        changes = {name: context.params[name] for name in _typed(context) & WHERE_IT_RUNS}
+        config = TrainConfig.of(runs_dir=runs_dir, **changes)
+    if is_job_server(config.cluster):
+        submit(config, resume, overwrite, output)
+        return
     with Screen() as screen:
         with importing():
             from resnet_ops.training import job, worker  # noqa: F401  # the worker brings Ray
@@ -115,8 +118,6 @@ def train(
         if resume is None:
             result = job.train(config, overwrite=overwrite, observer=screen, started_at=process_started_at())
         else:
-            changes = {name: context.params[name] for name in _typed(context) & ELSEWHERE}
-            TrainConfig.of(**changes)
             result = job.resume(runs_dir, resume, changes=changes, observer=screen, started_at=process_started_at())
     _show(output, result)
 
@@ -130,7 +131,7 @@ def _typed(context: typer.Context) -> set[str]:
 
 def _refuse_changes(context: typer.Context, resume: str) -> None:
     """A run goes on as it began: with the same data, schedule and seed, or its result means nothing."""
-    for name in sorted(_typed(context) - ELSEWHERE - {"resume", "runs_dir", "json", "debug"}):
+    for name in sorted(_typed(context) - WHERE_IT_RUNS - {"resume", "runs_dir", "json", "debug"}):
         option = "--" + name.replace("_", "-")
         raise UserError(
             f"--resume {resume} goes on with the options the run began with; {option} cannot be changed.",

@@ -66,6 +66,12 @@ def _explain(cls: type[Config], error: ValidationError) -> UserError:
 Positive = Annotated[int, Field(ge=1)]
 
 
+WHERE_IT_RUNS = frozenset({  # what a resumed run may have otherwise, for it is not what it computes
+    "device", "cluster", "nodes", "gpus_per_node", "workers_per_node", "cpus_per_worker", "wait", "max_failures",
+    "hang_timeout",
+})  # fmt: skip
+
+
 class TrainConfig(Config):
     """One training run, whole: what `run.json` stores and a worker receives."""
 

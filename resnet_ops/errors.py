@@ -16,6 +16,8 @@ class UserError(ValueError):
         remedy: What the user can do.
         exit_code: `BAD_REQUEST` (the request was wrong), `WORK_FAILED` (the request was
             fine, the work failed) or `INTERRUPTED`.
+
+    What else `--json` should tell can be put into `details`.
     """
 
     def __init__(self, cause: str, remedy: str = "", exit_code: int = BAD_REQUEST) -> None:
@@ -24,6 +26,7 @@ class UserError(ValueError):
         self.cause = cause
         self.remedy = remedy
         self.exit_code = exit_code
+        self.details: dict[str, object] = {}
 
     def __str__(self) -> str:
         return " ".join(f"{self.cause} {self.remedy}".split())

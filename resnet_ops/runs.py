@@ -29,12 +29,13 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+import resnet_ops
 from resnet_ops.config import TrainConfig, check_run_name
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError, did_you_mean
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 Line = TypeVar("Line", bound=BaseModel)
-DISTRIBUTIONS = ("resnet-ops", "torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")
+DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")
 
 
 class Epoch(BaseModel):
@@ -294,7 +295,8 @@ def in_folder(runs_dir: Path) -> list[Run]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the distributions that shape a result."""
-    found = {"python": platform.python_version()}
+    # Of ourselves not what is installed, but what runs: a cluster is sent the submitter's.
+    found = {"python": platform.python_version(), "resnet-ops": resnet_ops.__version__}
     for name in DISTRIBUTIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

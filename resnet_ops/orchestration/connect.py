@@ -3,11 +3,16 @@
 import contextlib
 import logging
 import os
+import signal
+import tempfile
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration.code import shippable_code
 
 # Set before Ray is imported, for it reads them then; what the user has set stays.
 SETTINGS = {
@@ -23,6 +28,7 @@ SETTINGS = {
 
 
 LOCAL, AUTO = "local", "auto"
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where a job server runs us: it has shipped our code already
 REACH_S = 3.0
 
 
@@ -58,14 +64,7 @@ def local_ray(cpus: int, gpus: int) -> Iterator[None]:
         yield
         return
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            num_gpus=gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _init(address=LOCAL, num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
         yield
     finally:
         ray.shutdown()
@@ -91,7 +90,7 @@ def connected(address: str) -> Iterator[None]:
     _take_token_if_asked(address)
     try:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            _init(address=address, ship=IN_A_JOB not in os.environ)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -101,6 +100,19 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(ship: bool = False, **options: Any) -> None:
+    """ray.init, quiet, with this resnet-ops sent to every machine if it is to be shipped."""
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:
+        if ship:
+            options["runtime_env"] = {"py_modules": [str(shippable_code(Path(folder)))]}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM for itself, and exits at once
+        signal.signal(signal.SIGTERM, before)
 
 
 def find(address: str) -> str:

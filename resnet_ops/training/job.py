@@ -70,6 +70,7 @@ def train(
     observer, started_at = observer or Observer(), started_at or time.time()
     with placed(config, observer.notice) as placement:
         source, config = check(config)
+        _check_everywhere(placement, config.runs_dir.absolute(), config.data, source.record.fingerprint)
         with torch.device("meta"):  # only to be counted
             network = models.build(
                 config.model,
@@ -136,6 +137,7 @@ def resume(
                     f"The images in {config.data} are not those that {name} was trained on.",
                     "Bring the old ones back, or train a new run.",
                 )
+            _check_everywhere(placement, run.path, config.data, record.data.fingerprint)
             layout = placement.layout
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:
@@ -185,6 +187,30 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
         "flip": source.mirrors if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
+
+
+def _check_everywhere(placement: Placement, folder: Path, data: str, fingerprint: str) -> None:
+    """Before many machines begin: each sees the folder of the run, and the same images.
+
+    Raises:
+        UserError: One does not.
+    """
+    if placement.local:
+        return
+    from resnet_ops.orchestration.everywhere import ask, prove_shared
+
+    nodes = [node for node, _ in placement.layout.on]
+    prove_shared(folder, nodes)
+    for node, found in ask(nodes, fingerprint_of, data).items():
+        if found != fingerprint:
+            raise UserError(
+                f"The images in {data} on {node.name} are not those on this machine.", "Give every machine the same."
+            )
+
+
+def fingerprint_of(data: str) -> str:
+    """On a machine: the fingerprint of the images that it sees."""
+    return open_source(data).record.fingerprint
 
 
 def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observer, started_at: float) -> TrainResult:

@@ -1,0 +1,166 @@
+"""`resnet-ops jobs`: what was submitted to a cluster, its logs, and how to stop it."""
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from .clock import importing
+from .console import Output, ago, err, table
+from .options import Debug, Json
+
+if TYPE_CHECKING:
+    from resnet_ops.orchestration.jobs import Job, JobServer
+
+EXAMPLES = """
+[bold]resnet-ops jobs list --cluster http://head:8265[/]  what runs there, and what did
+
+[bold]resnet-ops jobs logs mine[/]  the newest job of run 'mine', followed while it runs
+
+[bold]resnet-ops jobs stop mine[/]  its checkpoints stay; train --resume goes on
+"""
+COLORS = {"SUCCEEDED": "green", "RUNNING": "cyan", "PENDING": "cyan", "STOPPED": "yellow", "FAILED": "red"}
+
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The job server, http://HEAD:8265. By default RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if it is a URL, "
+        "or this machine's.",
+    ),
+]
+Name = Annotated[str, typer.Argument(help="The job's id, or its run's name for the newest job of it.", metavar="JOB")]
+
+app = typer.Typer(epilog=EXAMPLES)
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """See and stop the jobs on a Ray cluster."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("list", epilog=EXAMPLES)
+def list_jobs(
+    cluster: Cluster = None,
+    everything: Annotated[bool, typer.Option("--all", help="Other jobs than resnet-ops' too.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the jobs, the newest first."""
+    output = Output(json)
+    server = _connect(cluster)
+    jobs = [job for job in server.jobs() if everything or job.run is not None]
+    shown = table("job", "run", "status", "started", ">took", "what")
+    for column in shown.columns[:-1]:
+        column.no_wrap = True  # an id that is cut is of no use
+    shown.columns[-1].overflow = "ellipsis"
+    if not output.out.is_terminal:
+        output.out.width = 400  # who reads it from a pipe wants one line a job
+    for job in jobs:
+        status = f"[{COLORS.get(job.status, 'white')}]{job.status.lower()}[/]"
+        shown.add_row(
+            escape(job.id),
+            escape(job.run or ""),
+            status,
+            ago(job.started) if job.started else "",
+            _took(job),
+            escape(_what(job)),
+        )
+    nothing = f"No jobs at {escape(server.address)}. Submit one: resnet-ops train --cluster {escape(server.address)}"
+    output.show(shown if jobs else nothing)
+    output.end({"cluster": server.address, "jobs": [_told(job) for job in jobs]})
+
+
+@app.command(epilog=EXAMPLES)
+def logs(
+    name: Name,
+    cluster: Cluster = None,
+    follow: Annotated[bool, typer.Option(help="Go on while the job runs.")] = True,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a job has written, from its beginning, and follow it while it runs.
+
+    Ctrl-C ends the showing; the job goes on.
+    """
+    output = Output(json)
+    server = _connect(cluster)
+    job = server.find(name)
+
+    def show(line: str) -> None:
+        output.out.out(line, highlight=False)
+
+    if follow and not job.is_over:
+        from resnet_ops.orchestration.jobs import Log
+
+        job = server.follow(Log(job.id), show)
+    else:
+        for line in server.log(job.id).splitlines():
+            show(line)
+    err.print(f"Job {escape(job.id)}: {job.status.lower()}", soft_wrap=True)
+    output.end(_told(job))
+
+
+@app.command(epilog=EXAMPLES)
+def stop(
+    name: Name,
+    cluster: Cluster = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait until it has ended.")] = 90,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Stop a job as Ctrl-C would, and wait until it has ended; what it has saved stays."""
+    output = Output(json)
+    server = _connect(cluster)
+    job = server.find(name)
+    if job.is_over:
+        output.show(f"Job {escape(job.id)} had ended before: {job.status.lower()}")
+    else:
+        with err.status(f"Stopping {escape(job.id)}", spinner="dots"):
+            job = server.stop(job.id, timeout)
+        output.show(f"Job {escape(job.id)}: {job.status.lower()}")
+    output.end(_told(job))
+
+
+def _connect(cluster: str | None) -> "JobServer":
+    with importing():
+        from resnet_ops.orchestration.jobs import JobServer
+        from resnet_ops.orchestration.jobserver import default_address
+    return JobServer(cluster or default_address())
+
+
+def _took(job: "Job") -> str:
+    if job.started is None:
+        return ""
+    seconds = int(((job.ended or datetime.now(UTC)) - job.started).total_seconds())
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+
+
+def _what(job: "Job") -> str:
+    """Why it failed, or what it runs, in a few words."""
+    if job.status == "FAILED":
+        code = "" if job.exit_code is None else f"exit code {job.exit_code}: "
+        lines = [line for line in job.message.splitlines() if line.strip() and not line.startswith("{")]
+        text = code + (lines[-1].strip() if lines else "")
+    else:
+        text = re.sub(r"^.*-m resnet_ops\.cli\.main ", "", job.entrypoint)
+        text = re.sub(r" --(cluster=auto|json)\b", "", text)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _told(job: "Job") -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "run": job.run,
+        "status": job.status,
+        "exit_code": job.exit_code,
+        "started": job.started.isoformat() if job.started else None,
+        "ended": job.ended.isoformat() if job.ended else None,
+        "entrypoint": job.entrypoint,
+        "message": job.message,
+    }

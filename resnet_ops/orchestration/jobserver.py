@@ -1,0 +1,215 @@
+"""A connection to a Ray cluster's job server, or a sentence that says why there is none.
+
+Ray's own client ends in tracebacks of four libraries; here each becomes a `UserError`. What is
+done with the connection is in `jobs`.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.orchestration.connect import import_ray
+
+LOCAL = "http://127.0.0.1:8265"
+TIMEOUT_S = (10, 60)  # to connect, and for an answer; Ray's client would wait for ever
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+
+
+class UnreachableError(UserError):
+    """The job server does not answer. It may in a moment, and the job may be well."""
+
+
+def is_job_server(cluster: str | None) -> bool:
+    """Whether `--cluster` names a job server rather than a cluster to join."""
+    return cluster is not None and cluster.lower().startswith(("http://", "https://"))
+
+
+def default_address() -> str:
+    """The job server to ask when none is named: Ray's environment variables, else this machine's."""
+    for variable in (ADDRESS_VARIABLE, "RAY_ADDRESS"):
+        if is_job_server(os.environ.get(variable)):
+            return os.environ[variable]
+    return LOCAL
+
+
+def check_address(address: str) -> str:
+    """Return the job server's address in the form that Ray's client takes.
+
+    Raises:
+        UserError: It is no address, or holds a password or token, which is then not repeated.
+    """
+    if "://" not in address:
+        address = f"http://{address}"
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if host is None or not is_job_server(address):
+        shown = "The job server's address" if "@" in address or "?" in address else f"--cluster {address}"
+        raise UserError(f"{shown} is not a job server's address.", f"It looks like {LOCAL}.")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UserError(
+            f"--cluster {parts.scheme}://{host}... holds more than an address, perhaps a secret.",
+            "Give the address alone, and a token in RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names.",
+        )
+    return f"{parts.scheme.lower()}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def connect(address: str) -> Any:
+    """Connect to the job server at `address`; returns Ray's JobSubmissionClient.
+
+    Raises:
+        UserError: The address is wrong, the token is, or what answers is no job server or too old.
+        UnreachableError: Nothing answers.
+    """
+    address = check_address(address)
+    headers = _token_header()
+    import_ray()
+    from ray.job_submission import JobSubmissionClient
+
+    # They announce each upload and each end of a log, at levels of their own.
+    for module in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": TIMEOUT_S, **options})
+
+    # The variables win over the argument there (2.60); what was asked for here must win.
+    with explained(address), _environment(ADDRESS_VARIABLE, address):
+        return Client(address, headers=headers)
+
+
+def server_version(client: Any) -> str:
+    """The server's version of Ray, or '' where Ray's client did not keep it."""
+    return str(getattr(client, "_server_ray_version", None) or "")
+
+
+def _token_header() -> dict[str, str]:
+    """The token, as a header of the client: Ray would read it only with RAY_AUTH_MODE=token set before its import."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if not token:
+        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        file = Path(named) if named else Path.home() / ".ray" / "auth_token"
+        try:
+            token = file.read_text().strip()
+        except FileNotFoundError:
+            if named:
+                raise UserError(f"RAY_AUTH_TOKEN_PATH names {file}, which is not there.", _TOKEN) from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise UserError(f"The token in {file} cannot be read: {reason}.", _TOKEN) from None
+    if any(not "!" <= character <= "~" for character in token):  # http's own complaint would print it
+        raise UserError("The cluster's token holds characters that no token has.", _TOKEN)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+_TOKEN = (
+    "Put the cluster's token into RAY_AUTH_TOKEN, into a file that RAY_AUTH_TOKEN_PATH names, or into "  # noqa: S105
+    "~/.ray/auth_token; on its head node, ray get-auth-token shows it."
+)
+
+
+@contextlib.contextmanager
+def explained(address: str) -> Iterator[None]:
+    """Turn what Ray's client raises within a `with` block into a `UserError`."""
+    import requests
+    from aiohttp import ClientError, WSServerHandshakeError
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise _refused(address, 401 if "Authentication required" in str(error) else 403) from None
+    except WSServerHandshakeError as error:
+        if error.status in (401, 403):
+            raise _refused(address, error.status) from None
+        if error.status == 404:
+            raise _answered(address, "status code 404: The job does not exist") from None
+        raise _unreachable(address, error) from error
+    except (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError, ClientError) as error:
+        raise _unreachable(address, error) from error
+    except (requests.RequestException, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _no_job_server(address) from error
+    except RuntimeError as error:
+        raise _answered(address, str(error)) from error
+
+
+def _refused(address: str, status: int) -> UserError:
+    sent = "needs a token, and none was sent" if status == 401 else "does not take the token that was sent"
+    return UserError(f"The Ray cluster at {address} {sent} (HTTP {status}).", _TOKEN)
+
+
+def _unreachable(address: str, error: BaseException) -> UserError:
+    causes = [error]
+    while (deeper := causes[-1].__context__ or causes[-1].__cause__) and deeper not in causes:
+        causes.append(deeper)
+    text = " ".join(map(str, causes))
+    host, port = urlsplit(address).hostname, urlsplit(address).port or 8265
+    if any(isinstance(cause, socket.gaierror) for cause in causes) or "resolve" in text:
+        why = f"no machine of the name {host} is known here"
+    elif "SSL" in text or "CERTIFICATE" in text:
+        why = "the encrypted connection failed; Ray itself speaks http, not https"
+    elif "timed out" in text:
+        why = "it did not answer in time"
+    elif "refused" in text:
+        why = "nothing listens there"
+    else:
+        why = "the connection failed"
+    return UnreachableError(
+        f"No Ray job server can be reached at {address}: {why}.",
+        f"Is the cluster up? If it is in Kubernetes: kubectl port-forward service/HEAD-SERVICE {port}:8265, if behind "
+        f"ssh: ssh -L {port}:localhost:8265 HEAD; then --cluster http://127.0.0.1:{port}.",
+    )
+
+
+def _no_job_server(address: str) -> UserError:
+    return UserError(
+        f"What answers at {address} is not a Ray job server.",
+        "Give the address of the head node's dashboard, port 8265 unless it was changed, not that of its GCS (6379).",
+    )
+
+
+def _answered(address: str, text: str) -> UserError:
+    """The server's own words, where Ray's client passes them on as a RuntimeError."""
+    if "status code 404" in text and "does not exist" in text:
+        return UserError(
+            f"The cluster at {address} does not know the job (any more).",
+            "A head node that is started anew forgets its jobs; their runs are where they were written.",
+            WORK_FAILED,
+        )
+    if "returned 404" in text:
+        return _no_job_server(address)
+    if "is running on the cluster" in text:
+        version = text.removeprefix("Ray version ").split()[0]
+        return UserError(f"The cluster at {address} runs Ray {version}, which is too old.", "Bring it up to date.")
+    # The log's connection was cut; or a proxy's words for silence behind it.
+    if "WebSocket" in text or any(f"status code {code}" in text for code in (502, 503, 504)):
+        return _unreachable(address, TimeoutError("timed out"))
+    lines = text.strip().rstrip(".").splitlines() or [""]
+    last = lines[-1].strip() if "Traceback" in text else lines[0]  # of a traceback, what it ends in
+    return UserError(f"The Ray job server at {address} failed: {last[:300]}.", "See its dashboard.log.", WORK_FAILED)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

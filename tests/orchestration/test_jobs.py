@@ -1,0 +1,236 @@
+"""What needs no cluster: the command that a job runs, the code that it is shipped, and addresses that lead nowhere."""
+
+import filecmp
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import typer
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.orchestration import jobs
+from resnet_ops.orchestration.code import shippable_code
+from tests.conftest import Ended
+from tests.integration.test_cli import refused
+
+Cli = Callable[..., Ended]
+EVERY_OPTION = TrainConfig.of(
+    model="plain56",
+    shortcut="C",
+    data="s3://bucket/a folder/*.parquet",
+    epochs=3,
+    batch_size=7,
+    lr=1e-5,
+    schedule="steps",
+    momentum=0.0,
+    weight_decay=0.0,
+    crop_padding=0,
+    flip=False,
+    seed=2**63 - 1,
+    device="cpu",
+    cluster="http://head:8265",
+    nodes="2:4",
+    gpus_per_node=8,
+    workers_per_node=3,
+    wait=0.0,
+    max_failures=0,
+    hang_timeout=0.5,
+    precision="bf16",
+    name="a.b-c_d",
+    runs_dir=Path("/shared/a folder"),
+    checkpoint_every="10m",
+    num_to_keep=5,
+)
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """What the command line makes of these arguments."""
+    (script,) = entry_points(group="console_scripts", name="resnet-ops")
+    group = typer.main.get_command(script.load().__globals__["app"])
+    train: Any = group.commands["train"]  # type: ignore[attr-defined]
+    assert arguments[0] == "train"
+    parameters: dict[str, Any] = train.make_context("train", arguments[1:]).params
+    return parameters
+
+
+def test_help(cli: Cli) -> None:
+    top = cli("jobs")
+    assert top.code == 0
+    assert not top.err
+    for name in ("list", "logs", "stop"):
+        assert name in top.out
+        shown = cli("jobs", name, "--help")
+        assert shown.code == 0
+        for word in ("--cluster", "--json", "--debug", "RAY_API_SERVER_ADDRESS", "resnet-ops jobs logs mine"):
+            assert word in shown.out
+
+
+@pytest.mark.parametrize("field", TrainConfig.model_fields)
+def test_every_option_reaches_the_cluster(field: str) -> None:
+    value = getattr(EVERY_OPTION, field)
+    assert value != TrainConfig.default(field)
+    config = TrainConfig.of(**{field: value})
+    sent = jobs.train_arguments(config)
+    given = parsed(shlex.split(shlex.join(sent)))  # through a shell, as on the cluster
+    expected = config.model_copy(update={"cluster": "auto"})
+    assert TrainConfig.of(**{name: given[name] for name in TrainConfig.model_fields}) == expected
+    assert given["json"]
+    assert len(sent) == 3 + (field != "cluster")  # what is left at its default is not sent
+
+
+def test_all_options_at_once_and_flags() -> None:
+    given = parsed(jobs.train_arguments(EVERY_OPTION, overwrite=True))
+    expected = EVERY_OPTION.model_copy(update={"cluster": "auto"})
+    assert TrainConfig.of(**{name: given[name] for name in TrainConfig.model_fields}) == expected
+    assert given["overwrite"]
+    assert "--flip" in jobs.train_arguments(TrainConfig.of(flip=True))
+    assert "--runs-dir=s3://bucket/runs" in jobs.train_arguments(TrainConfig.of(runs_dir=Path("s3://bucket/runs")))
+    given = parsed(jobs.train_arguments(EVERY_OPTION, resume=True, overwrite=True))
+    assert (given["resume"], given["runs_dir"]) == ("a.b-c_d", EVERY_OPTION.runs_dir)
+    assert not given["overwrite"]
+    assert given["model"] == TrainConfig.default("model")  # the run knows its own
+
+
+def test_the_shipped_code_is_the_installed_one_whole(tmp_path: Path) -> None:
+    folder = shippable_code(tmp_path)
+    root = Path(__file__).parents[2]
+    assert folder.name == "resnet_ops"
+    for part, source in {"": "resnet_ops", "cli": "cli", "cluster": "cluster"}.items():
+        files = [file.relative_to(root / source) for file in (root / source).rglob("*") if file.is_file()]
+        files = [file for file in files if "__pycache__" not in file.parts]
+        _, differing, missing = filecmp.cmpfiles(root / source, folder / part, files, shallow=False)
+        assert not differing
+        assert not missing
+    assert not list(folder.rglob("*.pyc"))
+    # By itself: with neither site-packages' finder nor the checkout, though with what the two need.
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "from resnet_ops.cli import main; print(main.__file__); sys.argv = ['x', '--version']; main.main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(tmp_path)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.split() == [str(folder / "cli" / "main.py"), "resnet-ops", ended.stdout.split()[-1]]
+
+
+def test_a_job_says_what_differs_where_it_runs() -> None:
+    def says(**changed: str) -> str:
+        versions = {**jobs.versions(), **changed}
+        env = {jobs.SUBMITTER: ",".join(f"{name}={version}" for name, version in versions.items())}
+        return subprocess.run(
+            [sys.executable, "-m", "resnet_ops.cli.main", "--version"],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+
+    (begun,) = says().splitlines()
+    assert begun.startswith("resnet-ops has begun on ")
+    _, line = says(Ray="2.1.0", Python="3.99").splitlines()
+    assert "(submitted from 2.1.0)" in line
+    assert f"Python {jobs.versions()['Python']} (submitted from 3.99)" in line
+    assert "torch" not in line
+
+
+class Old(BaseHTTPRequestHandler):
+    """Answers as Ray of an earlier version does."""
+
+    versions: ClassVar = {"ray_version": "1.13.0"}
+
+    def do_GET(self) -> None:
+        known = self.path == "/api/version"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(str(self.versions).replace("'", '"').encode() if known else b"404: Not Found")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Older(Old):
+    versions: ClassVar = {"ray_version": "2.40.0"}
+
+
+class Page(Old):
+    versions: ClassVar = {"some": "page"}
+
+
+def served(answers: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (Old, ["runs Ray 1.13.0, which is too old"]),
+        (Older, ["runs Ray 2.40.0; resnet-ops needs 2.60 there", "pip install"]),
+        (Page, ["is not a Ray job server", "8265"]),
+        (BaseHTTPRequestHandler, ["is not a Ray job server"]),
+    ],
+)
+def test_what_is_no_job_server_or_too_old(cli: Cli, answers: type[BaseHTTPRequestHandler], words: list[str]) -> None:
+    for address in served(answers):
+        refused(cli("train", "--runs-dir", "/shared", "--cluster", address), *words)
+
+
+def test_nothing_answers(cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for asked in (("jobs", "list"), ("jobs", "logs", "x"), ("jobs", "stop", "x"), ("train", "--runs-dir", "/shared")):
+        ended = cli(*asked, "--cluster", f"http://127.0.0.1:{port}")
+        refused(ended, f"http://127.0.0.1:{port}: nothing listens there", "kubectl port-forward", f"ssh -L {port}:")
+    refused(cli("jobs", "list", "--cluster", "http://no.such.host.invalid:8265"), "no machine of the name no.such.host")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:s3cret@head:8265",
+        "http://s3cret@head:8265",
+        "https://head:8265/?token=s3cret",
+        "me:s3cret@head:8265",
+        "http://me:s3cret@head:port",
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(cli: Cli, address: str) -> None:
+    asked = [("jobs", "list", "--json")]
+    if "://" in address:
+        asked.append(("train", "--runs-dir", "/shared", "--json"))
+    for arguments in asked:
+        ended = cli(*arguments, "--cluster", address)
+        assert ended.code == 2
+        assert "s3cret" not in ended.out + ended.err
+        assert "address" in ended.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], ["--runs-dir must be a path that every machine of the cluster sees", "'runs'"]),
+        (["--runs-dir", "~/runs"], ["--runs-dir must be"]),
+        (["--runs-dir", "/shared", "--data", "images/x"], ["--data must be", "'images/x'", "--data /shared/x"]),
+        (["--runs-dir", "s3://me:s3cret@bucket/x"], ["--runs-dir holds a user's name or a secret"]),
+        (["--runs-dir", "/shared", "--data", "s3://me:s3cret@bucket/x"], ["--data holds"]),
+    ],
+)
+def test_places_must_be_the_clusters(cli: Cli, options: list[str], words: list[str]) -> None:
+    ended = cli("train", "--cluster", "http://127.0.0.1:9", *options)
+    refused(ended, *words)
+    assert "s3cret" not in ended.err
