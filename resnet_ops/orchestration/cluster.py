@@ -66,9 +66,9 @@ def placed(config: TrainConfig, notice: Notice) -> Iterator[Placement]:
         yield Placement(request, layout, local=True)
         return
     with _connected_or_too_small(config, address):
-        nodes = survey()
+        nodes = survey(only_answering=True)
         request = Request.of(config, choose_device(config, nodes, "this cluster"))
-        yield Placement(request, _wait_for_room(config, request, notice), local=False)
+        yield Placement(request, choose(nodes, request) or _wait_for_room(config, request, notice), local=False)
 
 
 @contextlib.contextmanager
@@ -85,14 +85,11 @@ def _connected_or_too_small(config: TrainConfig, address: str) -> Iterator[None]
 
 
 def _wait_for_room(config: TrainConfig, request: Request, notice: Notice) -> Layout:
-    layout = choose(survey(), request)
-    if layout is not None:
-        return layout
     autoscales = has_autoscaler()
     wait_s = (AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait
     deadline, told = time.monotonic() + wait_s, ""
     while True:
-        nodes = survey()
+        nodes = survey(only_answering=True)
         layout = choose(nodes, request)
         if layout is not None:
             return layout

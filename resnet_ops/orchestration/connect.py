@@ -18,7 +18,6 @@ from resnet_ops.orchestration.code import shippable_code
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # polls for results; at Ray's 2 s a run ends 4 s late
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # room that was just seen to be there is given at once, or is gone
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # those who wait for a dead peer do not leave by themselves
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine, and it warns at each start
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the directory that relative paths are meant from
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about it

@@ -6,12 +6,15 @@ Which failures they survive: Ray begins again after any exception, also after on
 again; here only after the loss of a worker or of a machine.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import (
     CollectiveTimeoutError,
     WorkerGroupStartupFailedError,
@@ -19,6 +22,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
 from ray.train.v2.api.callback import RayTrainCallback
@@ -27,7 +31,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.placement import Layout, NoRoomError, Request, choose, refuse, survey
+from resnet_ops.orchestration.placement import NODE_LABEL, Layout, NoRoomError, Request, choose, refuse, survey
 
 LOOK_INTERVAL_S = 0.3
 Tell = Callable[[str], None]
@@ -66,13 +70,24 @@ class Trainer(TorchTrainer):
             resources_per_worker=layout.resources,
         )
         super().__init__(*args, scaling_config=scaling, **rest)
+        self.controller: Any = None
         self.policies = {
             "scaling_policy": WhereThereIsRoom(scaling, request, recover_s, tell),
             "failure_policy": SurviveLosses(max_failures, tell),
         }
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        return super()._initialize_and_run_controller(**parts | self.policies)
+        here = ray.get_runtime_context().get_node_id()  # Ray's way: the controller beside the driver
+        environment = get_env_vars_to_propagate() | {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+        actor = ray.remote(num_cpus=0, label_selector={NODE_LABEL: here}, runtime_env={"env_vars": environment})
+        self.controller = actor(TrainController).remote(**parts | self.policies)
+        ray.get(self.controller.run.remote())
+        return ray.get(self.controller.get_result.remote())
+
+    def stop(self) -> None:
+        """End the controller, and with it the workers; `fit`, on another thread, raises RayActorError."""
+        if self.controller is not None:
+            ray.kill(self.controller)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         """Leave out an actor that asks the dashboard each second whether the job lives; Ray cleans up by itself."""
@@ -94,6 +109,8 @@ class WhereThereIsRoom(ScalingPolicy):
     def after_controller_start(self, train_run_context: Any) -> None:
         """Keep what the placement is read from; an autoscaler was asked before the job began."""
         self.context = train_run_context
+        # Workers that wait for a dead one do not leave their process group by themselves; Ray waits 30 s for it.
+        os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "2"
 
     async def before_controller_shutdown(self) -> None:
         """Nothing was requested, so nothing is taken back."""
@@ -174,9 +191,12 @@ class SurviveLosses(FailurePolicy):
 
 
 def losses(failures: Mapping[int, BaseException]) -> str:
-    """Which workers were lost and why, in one line: those that died, or else those that heard no more of them."""
-    died = {rank: failure for rank, failure in failures.items() if isinstance(failure, DEAD)} or failures
-    return "; ".join(f"worker {rank} ({_reason(failure)})" for rank, failure in sorted(died.items())[:4])
+    """Which workers were lost and why, in one line: those that died, or else one that the others miss."""
+    died = {rank: failure for rank, failure in failures.items() if isinstance(failure, DEAD)}
+    if died:
+        return "; ".join(f"worker {rank} ({_reason(failure)})" for rank, failure in sorted(died.items())[:4])
+    ranks = ", ".join(map(str, sorted(failures)))
+    return f"a worker that worker {ranks} heard no more of ({_reason(failures[min(failures)])})"
 
 
 def explain(error: TrainingFailedError) -> BaseException:
@@ -200,4 +220,5 @@ def _reason(failure: BaseException) -> str:
     """Ray's account of a death is a page; one line of it says why."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     why = [line for line in lines if "because" in line or "has died" in line or "hang" in line]
-    return (why or lines or [type(failure).__name__])[0][:200].rstrip(".")
+    line = (why or lines or [type(failure).__name__])[0].removeprefix("The actor is dead because ")
+    return line.split(" Some common causes")[0][:200].rstrip(". ")

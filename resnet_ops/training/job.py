@@ -10,7 +10,6 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -274,7 +273,8 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
     from resnet_ops.training.worker import Job, work
 
     config = record.config
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout)
+    for timeout in ("WORKER_HEALTH_CHECK", "COLLECTIVE"):  # Ray's own are 10 minutes and none
+        os.environ[f"RAY_TRAIN_{timeout}_TIMEOUT_S"] = str(config.hang_timeout)
     for left in range(config.max_failures, -1, -1):
         trainer = Trainer(
             work,
@@ -289,8 +289,12 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
         )
         try:
             # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
-            with ThreadPoolExecutor(1) as pool, _left_on_interrupt():
-                return _steps_at(pool.submit(trainer.fit).result())
+            with ThreadPoolExecutor(1) as pool:
+                try:
+                    return _steps_at(pool.submit(trainer.fit).result())
+                except KeyboardInterrupt:
+                    trainer.stop()
+                    raise
         except TrainingFailedError as error:
             raise explain(error) from error
         except RayActorError as error:  # Ray's controller itself
@@ -301,18 +305,6 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
 def tell(path: Path, what: str) -> None:
     """Write down what befell a run, from whatever process."""
     Run(path).tell(what)
-
-
-@contextlib.contextmanager
-def _left_on_interrupt() -> Iterator[None]:
-    """On Ctrl-C leave Ray first: that ends a fit() which would otherwise be waited for."""
-    import ray
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        ray.shutdown()
-        raise
 
 
 def _steps_at(result: Any) -> tuple[float, ...]:

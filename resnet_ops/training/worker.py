@@ -1,6 +1,7 @@
 """The loop inside a Ray Train worker: what a cluster adds to it (rank, share, checkpoints, other machines)."""
 
 import contextlib
+import re
 import socket
 import time
 from collections import Counter
@@ -86,7 +87,7 @@ def work(job: Job) -> Outcome:
         ) from error
     except (RuntimeError, dist.DistError) as error:
         if world.size > 1 and (isinstance(error, dist.DistError) or any(w in str(error) for w in PEER_WORDS)):
-            raise PeerLostError(f"worker {world.rank} heard no more of another: {error}"[:500]) from error
+            raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise
 
 
@@ -184,7 +185,7 @@ class Group:
             return False
         larger = False
         if self.world.rank == 0:
-            layout = choose(survey(), self.request, self.ours)
+            layout = choose(survey(only_answering=True), self.request, self.ours)
             larger = layout is not None and layout.workers > self.world.size
         return bool(self.world.agree(float(larger)))
 

@@ -1,0 +1,105 @@
+"""A cluster of several Ray nodes on this machine, and a run on it that can be disturbed."""
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
+
+from resnet_ops.runs import Run
+from resnet_ops.training import checkpoint as checkpoints
+from tests.conftest import COMMAND
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+
+class Nodes:
+    """A head without CPUs, and nodes of one CPU each; as much of a cluster as fits on one machine."""
+
+    def __init__(self, count: int) -> None:
+        head = NODE | {"num_cpus": 0, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address: str = self.cluster.address
+        self.living = [self.cluster.add_node(wait=False, **NODE) for _ in range(count)]
+        self.cluster.wait_for_nodes()
+
+    def add(self) -> None:
+        """One more node."""
+        self.living.append(self.cluster.add_node(**NODE))
+
+    def workers(self) -> dict[int, Node]:
+        """The processes of training workers, and the nodes that they are on."""
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in self.living}
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                title, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            except OSError:
+                continue
+            raylet = re.search(rb"\0RAY_RAYLET_PID=(\d+)\0", environment)
+            if b"RayTrainWorker" in title and raylet and int(raylet[1]) in raylets:
+                found[int(folder.name)] = raylets[int(raylet[1])]
+        return found
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL to a node's raylet; its workers notice."""
+        self.living.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def close(self) -> None:
+        """End it all."""
+        self.cluster.shutdown()
+
+
+class Training:
+    """`resnet-ops train` in a process of its own, on a cluster."""
+
+    def __init__(self, runs_dir: Path, name: str, *options: object) -> None:
+        self.run = Run(runs_dir / name)
+        self.log = runs_dir / f"{name}.log"
+        self.start("--name", name, "--runs-dir", runs_dir, *options)
+
+    def start(self, *options: object) -> None:
+        """Begin, or go on."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen([*COMMAND, "train", *map(str, options)], stdout=log, stderr=log)
+
+    def resume(self, *options: object) -> None:
+        """Go on with the run."""
+        self.start("--resume", self.run.name, "--runs-dir", self.run.path.parent, *options)
+
+    def progress(self) -> tuple[int, int]:
+        """Epoch and step in hand; (0, 0) before the first."""
+        told, _ = self.run.read_progress()
+        return (told["epoch"], told["step"]) if told and "epoch" in told else (0, 0)
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 90) -> None:
+        """Wait for something to come true while it trains."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-2000:]
+            time.sleep(0.02)
+
+    def wait_for_step_after(self, position: tuple[int, int]) -> None:
+        """Wait until it has trained beyond a step."""
+        self.wait_until(lambda: self.progress() > position)
+
+    def ended(self, timeout_s: float = 120) -> int:
+        """Wait for its end, and return its exit code."""
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL to the driver; its workers notice, and go."""
+        self.process.kill()
+        self.process.wait()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All tensors of the last checkpoint."""
+        last = checkpoints.read(checkpoints.saved(self.run)[0])
+        assert last.info.epoch == self.run.read_as_written().config.epochs
+        return last.model | {f"optimizer/{name}": value for name, value in last.optimizer.items()}

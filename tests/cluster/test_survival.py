@@ -1,0 +1,131 @@
+"""Training on several nodes, while workers, nodes and the driver are killed."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_ops.runs import Run
+from tests.cluster.nodes import Nodes, Training
+from tests.conftest import Ended
+
+NETWORK = ("--model", "resnet8", "--batch-size", 120)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    started = Nodes(4)
+    yield started
+    started.close()
+
+
+def assert_same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].numpy().tobytes() == other[name].numpy().tobytes(), name
+
+
+def test_a_job_that_does_not_fit_is_refused(nodes: Nodes, cli: Callable[..., Ended], tmp_path: Path) -> None:
+    def refused(*options: object) -> str:
+        ended = cli("train", "--cluster", nodes.address, "--runs-dir", tmp_path, *options)
+        assert ended.code == 2
+        assert not list(tmp_path.iterdir())
+        return ended.err.splitlines()[-1]
+
+    told = refused("--nodes", 5)
+    assert "--nodes 5 needs 5 machines with a CPU core each; this cluster has 4 such" in told
+    assert "Use --nodes 4, or add machines: resnet-ops cluster template" in told
+    assert "1 CPU" in told
+    told = refused("--nodes", 2, "--workers-per-node", 2)
+    assert "2 machines with 2 CPU cores each; this cluster has 0 such" in told
+    assert "no CUDA GPU" in refused("--device", "cuda")
+    assert "there are no GPUs" in refused("--gpus-per-node", 2)
+
+
+def test_killed_workers_nodes_and_drivers_change_no_byte(nodes: Nodes, tmp_path: Path) -> None:
+    """3 workers: with two, any order of adding up gives the same sum."""
+    options = ("--cluster", nodes.address, "--nodes", 3, *NETWORK, "--epochs", 24, "--checkpoint-every", 4)
+    whole = Training(tmp_path, "whole", *options)
+    assert whole.ended() == 0
+    assert {epoch.world_size for epoch in whole.run.epochs()} == {3}
+
+    disturbed = Training(tmp_path, "disturbed", *options)
+    disturbed.wait_for_step_after((2, 5))
+    workers = nodes.workers()
+    assert len({node.node_id for node in workers.values()}) == 3
+    os.kill(min(workers), signal.SIGKILL)
+    disturbed.wait_until(lambda: len(disturbed.run.events()) == 1)
+    disturbed.wait_for_step_after(disturbed.progress())
+
+    nodes.kill(next(iter(nodes.workers().values())))  # the fourth takes its place
+    disturbed.wait_until(lambda: len(disturbed.run.events()) == 2)
+    disturbed.wait_for_step_after(disturbed.progress())
+
+    disturbed.kill()
+    assert disturbed.run.read().status == "interrupted"
+    disturbed.resume()
+    assert disturbed.ended() == 0
+    assert_same_bytes(whole.weights(), disturbed.weights())
+    assert [e.val_loss for e in disturbed.run.epochs()] == [e.val_loss for e in whole.run.epochs()]
+    assert disturbed.run.read().status == "finished"
+    log = disturbed.log.read_text()
+    assert log.count("Going on from the last checkpoint") == 2
+    assert "Traceback" not in log
+    nodes.add()
+
+
+def test_an_elastic_job_grows_and_shrinks(nodes: Nodes, tmp_path: Path) -> None:
+    spare = nodes.living[2:]
+    for node in spare:
+        nodes.kill(node)
+    training = Training(tmp_path, "elastic", "--cluster", nodes.address, "--nodes", "2:3", *NETWORK, "--epochs", 400)
+    training.wait_for_step_after((2, 0))
+    nodes.add()
+    sizes = lambda: [epoch.world_size for epoch in training.run.epochs()]  # noqa: E731
+    training.wait_until(lambda: sizes()[-1] == 3)
+    nodes.kill(nodes.living[0])
+    training.wait_until(lambda: sizes()[-1] == 2 and sizes().count(3) > 0)
+    training.process.send_signal(signal.SIGTERM)
+    assert training.ended() == 130
+    numbers = [epoch.epoch for epoch in training.run.epochs()]
+    assert numbers == list(range(1, len(numbers) + 1))  # none trained twice, none left out
+    log = training.log.read_text()
+    assert "More machines are there" in log
+    for _ in range(2):
+        nodes.add()
+
+
+def test_a_worker_that_hangs_is_replaced(nodes: Nodes, tmp_path: Path) -> None:
+    options = ("--cluster", nodes.address, "--nodes", 2, *NETWORK, "--epochs", 12, "--hang-timeout", 4)
+    training = Training(tmp_path, "hang", *options)
+    training.wait_for_step_after((2, 0))
+    os.kill(max(nodes.workers()), signal.SIGSTOP)
+    training.wait_until(lambda: any("no step for 4 s" in event.what for event in training.run.events()))
+    assert training.ended() == 0
+    log = training.log.read_text()
+    assert "Lost: " in log
+    assert list(training.run.path.glob("hang-worker-*.txt"))
+
+
+def test_what_will_happen_again_is_not_tried_again(nodes: Nodes, cli: Callable[..., Ended], tmp_path: Path) -> None:
+    options = ("--cluster", nodes.address, "--nodes", 2, "--runs-dir", tmp_path)
+    ended = cli("train", *options, "--model", "plain8", "--epochs", 3, "--lr", "1e12", "--name", "nan")
+    assert ended.code == 1
+    assert "Training diverged in epoch" in ended.err.splitlines()[-1]
+    assert not Run(tmp_path / "nan").events()
+
+
+def test_losses_are_bounded(nodes: Nodes, tmp_path: Path) -> None:
+    options = ("--cluster", nodes.address, "--nodes", 2, *NETWORK, "--epochs", 100, "--max-failures", 0)
+    training = Training(tmp_path, "bounded", *options)
+    training.wait_for_step_after((3, 0))
+    os.kill(min(nodes.workers()), signal.SIGKILL)
+    assert training.ended() == 1
+    last = training.log.read_text().splitlines()[-1]
+    assert last.startswith("error: Lost: worker ")
+    assert "--max-failures" in last
+    assert f"resnet-ops train --resume bounded --runs-dir {tmp_path}" in last
+    assert training.run.read().status == "failed"
