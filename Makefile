@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm check format bench pictures clean
+.PHONY: demo test test-chaos test-slurm check format bench pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -14,6 +14,9 @@ demo: .venv/installed
 
 test: .venv/installed-dev check
 	$(BIN)/pytest
+
+test-chaos: .venv/installed-dev
+	$(BIN)/pytest -m chaos -s tests/chaos tests/cluster
 
 test-slurm: .venv/installed-dev
 	@{ command -v slurmctld && command -v slurmd && command -v munged; } > /dev/null || { \

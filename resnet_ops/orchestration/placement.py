@@ -257,5 +257,6 @@ def _range(request: Request) -> str:
 
 
 def _amount(free: float, total: float, unit: str) -> str:
-    many = f"{total:g} {unit}{'' if total == 1 else 's'}"
-    return many if free >= total else f"{many}, {free:g} free"
+    if free < total:
+        return f"{free:g} of {total:g} {unit}s free"
+    return f"{total:g} {unit}" + ("" if total == 1 else "s")

@@ -61,12 +61,17 @@ class Training:
     def __init__(self, runs_dir: Path, name: str, *options: object) -> None:
         self.run = Run(runs_dir / name)
         self.log = runs_dir / f"{name}.log"
-        self.start("--name", name, "--runs-dir", runs_dir, *options)
+        self.options = ("--name", name, "--runs-dir", runs_dir, *options)
+        self.start(*self.options)
 
     def start(self, *options: object) -> None:
         """Begin, or go on."""
         with self.log.open("a") as log:
             self.process = subprocess.Popen([*COMMAND, "train", *map(str, options)], stdout=log, stderr=log)
+
+    def again(self) -> None:
+        """Begin anew, as the first time."""
+        self.start(*self.options)
 
     def resume(self, *options: object) -> None:
         """Go on with the run."""
@@ -103,3 +108,10 @@ class Training:
         last = checkpoints.read(checkpoints.saved(self.run)[0])
         assert last.info.epoch == self.run.read_as_written().config.epochs
         return last.model | {f"optimizer/{name}": value for name, value in last.optimizer.items()}
+
+
+def assert_same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Two states are the same, bit for bit."""
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].numpy().tobytes() == other[name].numpy().tobytes(), name

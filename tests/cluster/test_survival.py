@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from resnet_ops.runs import Run
-from tests.cluster.nodes import Nodes, Training
+from tests.cluster.nodes import Nodes, Training, assert_same_bytes
 from tests.conftest import Ended
 
 NETWORK = ("--model", "resnet8", "--batch-size", 120)
@@ -20,12 +19,6 @@ def nodes() -> Iterator[Nodes]:
     started = Nodes(4)
     yield started
     started.close()
-
-
-def assert_same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].numpy().tobytes() == other[name].numpy().tobytes(), name
 
 
 def test_a_job_that_does_not_fit_is_refused(nodes: Nodes, cli: Callable[..., Ended], tmp_path: Path) -> None:

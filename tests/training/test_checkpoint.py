@@ -6,37 +6,53 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from resnet_ops.config import TrainConfig
+from resnet_ops.data.loader import DeviceImages, Loader
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.runs import Epoch, Run
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, Checkpoints
+from resnet_ops.training.loop import Training, World, prepare, statistics
+
+CPU = torch.device("cpu")
 
 
-def info(epoch: int = 1, accuracy: float = 0.5, loss: float = 1.0) -> CheckpointInfo:
+def info(epoch: int = 1, accuracy: float = 0.5, loss: float = 1.0, step: int = 0) -> CheckpointInfo:
     metrics = Epoch(
         epoch=epoch, step=epoch, train_loss=1, train_error=0.5, val_loss=loss, val_error=1 - accuracy, lr=0.1,
         images_per_second=1, seconds=1,
     )  # fmt: skip
     return CheckpointInfo(
         model="resnet8", shortcut="A", class_names=("a", "b"), channels=1, height=8, width=8, mean=(0.5,), std=(0.2,),
-        data="x", data_fingerprint="0", metrics=metrics,
+        data="x", data_fingerprint="0", metrics=metrics, step=step,
     )  # fmt: skip
 
 
-def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    network = build("resnet8", num_classes=2, in_channels=1).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
-    for _ in range(2):
-        network(torch.randn(4, 1, 8, 8)).square().sum().backward()
-        optimizer.step()
-    return network, optimizer
+def fresh(seed: int = 0, world: World | None = None) -> Training:
+    torch.manual_seed(seed)
+    split = DeviceImages(torch.randint(0, 256, (40, 8, 8, 1), dtype=torch.uint8), torch.arange(40) % 2)
+    loader = Loader(split, split, (0.5,), (0.2,), 4, 0, False, 0)
+    return prepare(
+        TrainConfig(epochs=1000), build("resnet8", num_classes=2, in_channels=1), loader, world or World(), CPU
+    )
+
+
+def trained(steps: int = 2) -> Training:
+    made = fresh()
+    for _ in made.run(lambda _: None, lambda step: step == steps):
+        return made
+    raise AssertionError
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return checkpoints.collect(trained())
 
 
 @pytest.fixture
@@ -48,26 +64,66 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_what_is_restored_is_what_was_saved(tmp_path: Path) -> None:
-    network, optimizer = trained()
-    checkpoints.save(tmp_path / "c.safetensors", info(), checkpoints.collect(network, optimizer))
+    one = trained()
+    checkpoints.save(tmp_path / "c.safetensors", info(step=2), checkpoints.collect(one))
     read = checkpoints.read(tmp_path / "c.safetensors")
-    assert read.info == info()
-    torch.manual_seed(1)
-    other = read.info.build_network().to(memory_format=torch.channels_last)
-    other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, fused=True)
-    checkpoints.restore(read, other, other_optimizer)
-    for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True):
+    assert read.info == info(step=2)
+    other = fresh(seed=1)
+    checkpoints.restore(read, other)
+    for a, b in zip(one.network.state_dict().values(), other.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(network.parameters(), other.parameters(), strict=True):
-        ours, theirs = optimizer.state[a]["momentum_buffer"], other_optimizer.state[b]["momentum_buffer"]
+    for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True):
+        ours, theirs = one.optimizer.state[a]["momentum_buffer"], other.optimizer.state[b]["momentum_buffer"]
         assert torch.equal(ours, theirs)
         assert ours.stride() == theirs.stride()
+    assert (other.epoch, other.step) == (1, 2)
+    assert torch.equal(one.totals, other.totals)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 10, 13])
+def test_going_on_within_an_epoch_ends_in_the_same_bytes(stop: int) -> None:
+    def states(training: Training, is_due: Callable[[int], bool]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        for _ in training.run(lambda _: None, is_due):
+            yield training.epoch * 10 + training.step, checkpoints.collect(training)
+
+    whole = next(state for step, state in states(fresh(), lambda _: False) if step == 20)
+    saved = next(state for step, state in states(fresh(), lambda step: step == stop) if step == stop)
+    info_ = info(step=stop % 10).model_copy(update={"metrics": info(stop // 10).metrics if stop >= 10 else None})
+    parts = {part: checkpoints._below(part, saved) for part in ("model/", "optimizer/", "workers/")}
+    resumed = fresh(seed=5)
+    # The images are drawn by the seed too, and are the same everywhere in real life.
+    resumed.loader = fresh().loader
+    checkpoints.restore(Checkpoint(Path(), info_, "", *parts.values()), resumed)
+    ended = next(state for step, state in states(resumed, lambda _: False) if step == 20)
+    assert whole.keys() == ended.keys()
+    for name in whole:
+        assert whole[name].numpy().tobytes() == ended[name].numpy().tobytes(), name
+
+
+def test_other_workers_share_what_the_old_ones_had() -> None:
+    one = trained()
+    state = checkpoints.collect(one)
+    rows = torch.stack([statistics(one.network) + rank for rank in range(4)])
+    state |= {"workers/statistics": rows, "workers/totals": torch.tensor([[1.0, 2.0]] * 4, dtype=torch.float64)}
+    parts = {part: checkpoints._below(part, state) for part in ("model/", "optimizer/", "workers/")}
+    checkpoint = Checkpoint(Path(), info(step=2), "", *parts.values())
+    totals = torch.zeros(2, dtype=torch.float64)
+    for rank in range(2):
+        other = fresh(seed=1, world=World(rank, 2))
+        checkpoints.restore(checkpoint, other)
+        torch.testing.assert_close(statistics(other.network), rows.mean(0))
+        totals += other.totals
+    assert totals.tolist() == [4, 8]
+    for rank in range(4):
+        same = fresh(seed=1, world=World(rank, 4))
+        checkpoints.restore(checkpoint, same)
+        assert torch.equal(statistics(same.network), rows[rank])
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "c.safetensors"
-    checkpoints.save(path, info(), checkpoints.collect(*trained()))
+    checkpoints.save(path, info(), tensors())
     return path
 
 
@@ -119,27 +175,48 @@ def test_a_safetensors_file_of_someone_else_is_refused(tmp_path: Path) -> None:
 
 def test_the_best_and_the_last_are_kept(run: Run) -> None:
     keeper = Checkpoints(run, num_to_keep=2)
-    network, optimizer = trained()
+    state = tensors()
     for epoch, accuracy in enumerate([0.5, 0.9, 0.7, 0.8, 0.6, 0.4], start=1):
-        keeper.save(info(epoch, accuracy), network, optimizer)
+        keeper.save(info(epoch, accuracy), state)
     assert [p.stem for p in checkpoints.saved(run)] == ["epoch-0006", "epoch-0004", "epoch-0002"]
     best, refused = checkpoints.read_best(run)
-    assert (best.path, best.info.metrics.epoch, refused) == (run.best / "model.safetensors", 2, [])
+    assert (best.path, best.info.epoch, refused) == (run.best / "model.safetensors", 2, [])
     assert not best.optimizer
     assert CheckpointInfo.model_validate_json((run.best / "model.json").read_bytes()) == best.info
+
+
+def test_within_an_epoch_only_the_last_is_kept_and_none_is_called_best(run: Run) -> None:
+    keeper = Checkpoints(run, num_to_keep=1)
+    state = tensors()
+    keeper.save(info(1, step=2).model_copy(update={"metrics": None}), state)
+    keeper.save(info(1, step=5).model_copy(update={"metrics": None}), state)
+    assert [p.name for p in checkpoints.saved(run)] == ["epoch-0001-step-000005.safetensors"]
+    keeper.save(info(1), state)
+    keeper.save(info(1, step=3), state)
+    names = ["epoch-0002-step-000003.safetensors", "epoch-0001.safetensors"]
+    assert [p.name for p in checkpoints.saved(run)] == names
+    latest, _ = Checkpoints(run, num_to_keep=1).latest()
+    assert latest is not None
+    assert (latest.info.epoch, latest.info.step) == (1, 3)
+    (run.best / "model.safetensors").unlink()
+    assert checkpoints.read_best(run)[0].path.name == "epoch-0001.safetensors"
+    with pytest.raises(UserError, match="within epoch 2 and never validated"):
+        _ = latest.info.validated
+    keeper.save(info(2, 0.1), state)
+    assert [p.name for p in checkpoints.saved(run)] == ["epoch-0002.safetensors", "epoch-0001.safetensors"]
 
 
 def test_of_equal_accuracies_the_smaller_loss_is_best(run: Run) -> None:
     keeper = Checkpoints(run, num_to_keep=1)
     for epoch, loss in enumerate([0.3, 0.2, 0.25], start=1):
-        keeper.save(info(epoch, 0.9, loss), *trained())
-    assert checkpoints.read_best(run)[0].info.metrics.epoch == 2
+        keeper.save(info(epoch, 0.9, loss), tensors())
+    assert checkpoints.read_best(run)[0].info.epoch == 2
 
 
 def test_a_damaged_best_gives_way_to_the_best_that_is_whole(run: Run) -> None:
     keeper = Checkpoints(run, num_to_keep=2)
     for epoch, accuracy in enumerate([0.7, 0.9, 0.8], start=1):
-        keeper.save(info(epoch, accuracy), *trained())
+        keeper.save(info(epoch, accuracy), tensors())
     (run.best / "model.safetensors").write_bytes(b"\0" * 100)
     best, refused = checkpoints.read_best(run)
     assert best.path.name == "epoch-0002.safetensors"
@@ -155,30 +232,29 @@ def test_a_damaged_best_gives_way_to_the_best_that_is_whole(run: Run) -> None:
 def test_resuming_passes_over_the_damaged_and_brings_all_files_together(run: Run) -> None:
     keeper = Checkpoints(run, num_to_keep=3)
     for epoch, accuracy in enumerate([0.6, 0.9, 0.7], start=1):
-        keeper.save(info(epoch, accuracy), *trained())
-        run.append_epoch(info(epoch, accuracy).metrics)
+        keeper.save(info(epoch, accuracy), tensors())
     last = run.checkpoints / "epoch-0003.safetensors"
     last.write_bytes(last.read_bytes()[:1000])
     (run.best / "model.safetensors").unlink()
     keeper = Checkpoints(run, num_to_keep=3)
     latest, refused = keeper.latest()
     assert latest is not None
-    assert latest.info.metrics.epoch == 2
+    assert latest.info.epoch == 2
     assert "damaged" in refused[0]
     assert last.with_suffix(".damaged").exists()  # set aside, not destroyed
     keeper.rewind(latest)
     assert [epoch.epoch for epoch in run.epochs()] == [1, 2]
-    assert checkpoints.read(run.best / "model.safetensors").info.metrics.epoch == 2
+    assert checkpoints.read(run.best / "model.safetensors").info.epoch == 2
 
 
 def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from tests.training.test_checkpoint import *\n"
-        "tensors = checkpoints.collect(*trained())\n"
-        "tensors['model/ballast'] = torch.zeros(2_000_000)\n"
+        "state = tensors()\n"
+        "state['model/ballast'] = torch.zeros(2_000_000)\n"
         "for epoch in range(1, 10**6):\n"
-        "    checkpoints.save(Path(sys.argv[1]), info(epoch), tensors); print(epoch, flush=True)\n"
+        "    checkpoints.save(Path(sys.argv[1]), info(epoch), state); print(epoch, flush=True)\n"
     )
     path = tmp_path / "c.safetensors"
     for round_ in range(3):
@@ -190,4 +266,4 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Pat
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        assert checkpoints.read(path).info.metrics.epoch >= 3
+        assert checkpoints.read(path).info.epoch >= 3

@@ -48,10 +48,11 @@ def test_a_step_is_plain_pytorchs(digits: Loader) -> None:
         optimizer.step()
         loss_sum += loss.item() * len(y)
         errors += (logits.argmax(1) != y).sum().item()
-    metrics = ours.train_epoch(ignore)
+    metrics = next(ours.run(ignore))
+    assert metrics is not None
     seen = digits.steps * 128
-    assert metrics.loss == pytest.approx(loss_sum / seen, rel=1e-5)
-    assert metrics.error == pytest.approx(errors / seen, abs=1 / seen)
+    assert metrics.train_loss == pytest.approx(loss_sum / seen, rel=1e-5)
+    assert metrics.train_error == pytest.approx(errors / seen, abs=1 / seen)
     for (name, our), their in zip(ours.network.state_dict().items(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-4, msg=name)
 
@@ -105,7 +106,7 @@ def test_gradients_of_uneven_shares_average_to_the_batchs(digits: Loader, world_
 
 def test_progress_is_told_at_an_epochs_first_and_last_step(digits: Loader) -> None:
     told: list[Progress] = []
-    training(digits).train_epoch(told.append)
+    next(training(digits).run(told.append))
     assert (told[0].step, told[-1].step) == (1, digits.steps)
     assert told[-1].images_per_second > 0
 
