@@ -22,6 +22,7 @@ from resnet_ops.orchestration.placement import (
 )
 
 AUTOSCALER_WAIT_S = 600.0
+GRACE_S = 10.0
 LOOK_INTERVAL_S = 0.5
 Notice = Callable[[str], None]
 
@@ -59,16 +60,30 @@ def placed(config: TrainConfig, notice: Notice) -> Iterator[Placement]:
     address = address_of(config)
     if address == LOCAL:
         node = here()
-        request = Request.of(config, choose_device(config, [node], "this machine"))
+        request = Request.of(config, choose_device(config, [node], "here"))
         layout = choose([node], request)
         if layout is None:
-            raise refuse([node], request, "this machine")
+            raise _refuse_here(node, request)
         yield Placement(request, layout, local=True)
         return
     with _connected_or_too_small(config, address):
         nodes = survey(only_answering=True)
-        request = Request.of(config, choose_device(config, nodes, "this cluster"))
+        request = Request.of(config, choose_device(config, nodes, "on this cluster"))
         yield Placement(request, choose(nodes, request) or _wait_for_room(config, request, notice), local=False)
+
+
+def _refuse_here(node: Node, request: Request) -> NoRoomError:
+    if request.fewest > 1:
+        return refuse([node], request, "this machine alone")
+    option, unit, has = (
+        ("--gpus-per-node", "GPU", node.gpus)
+        if request.device == "cuda"
+        else ("--workers-per-node", "CPU core", node.cpus)
+    )
+    return NoRoomError(
+        f"{option} {request.workers} needs {request.workers} {unit}s; this machine has {has:g}.",
+        f"Ask for at most {has:g}" + (", or train with --device cpu." if request.device == "cuda" else "."),
+    )
 
 
 @contextlib.contextmanager
@@ -87,17 +102,19 @@ def _connected_or_too_small(config: TrainConfig, address: str) -> Iterator[None]
 def _wait_for_room(config: TrainConfig, request: Request, notice: Notice) -> Layout:
     autoscales = has_autoscaler()
     wait_s = (AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait
-    deadline, told = time.monotonic() + wait_s, ""
+    started, told = time.monotonic(), ""
     while True:
         nodes = survey(only_answering=True)
         layout = choose(nodes, request)
         if layout is not None:
             return layout
-        if time.monotonic() >= deadline:
-            raise refuse(nodes, request)
         up = sum(bool(request.workers_on(node)) for node in nodes)
+        # Machines that are merely busy may be so with a job that was killed a moment ago.
+        patience_s = max(wait_s, GRACE_S) if up >= request.fewest else wait_s
+        if time.monotonic() - started >= patience_s:
+            raise refuse(nodes, request)
         if told != (told := f"{min(up, request.fewest)} of {request.fewest} nodes up"):
-            notice(f"{told}; waiting up to {wait_s:.0f} s for the rest.")
+            notice(f"{told}{', some of them busy' if up >= request.fewest else ''}; waiting up to {patience_s:.0f} s.")
             if autoscales:
                 ask_autoscaler(request, nodes)
         time.sleep(LOOK_INTERVAL_S)

@@ -199,7 +199,7 @@ def choose_device(config: TrainConfig, nodes: Iterable[Node], where: str) -> Dev
         return "cuda"
     if config.device == "cuda":
         raise NoRoomError(
-            f"--device cuda: no CUDA GPU can be used on {where}.",
+            f"--device cuda: no CUDA GPU can be used {where}.",
             "See why: resnet-ops doctor; or train with --device cpu.",
             nodes,
         )

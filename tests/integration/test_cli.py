@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import torch
 
 from resnet_ops.config import Config, ExportConfig, TrainConfig
 from resnet_ops.training import job
@@ -106,7 +107,7 @@ def test_a_wrong_request_gets_one_line_and_leaves_nothing(
     assert not list(tmp_path.rglob("run.json"))
 
 
-@pytest.mark.skipif(job.place(TrainConfig()).device == "cuda", reason="says what happens where there is no GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
 def test_cuda_where_there_is_none(cli: Cli) -> None:
     refused(cli("train", "--device", "cuda"), "no CUDA GPU can be used here", "resnet-ops doctor")
 

@@ -39,6 +39,7 @@ EVERY_OPTION = TrainConfig.of(
     cluster="http://head:8265",
     nodes="2:4",
     gpus_per_node=8,
+    cpus_per_worker=2,
     workers_per_node=3,
     wait=0.0,
     max_failures=0,
