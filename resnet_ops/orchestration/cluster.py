@@ -131,7 +131,7 @@ def has_autoscaler() -> bool:
     from ray.experimental.internal_kv import _internal_kv_get
 
     report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
-    types = set(report.get("active_nodes") or {})
+    types = {*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()}
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     types |= {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
     return any(name and not name.startswith("node_") for name in types)

@@ -34,6 +34,7 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.placement import NODE_LABEL, Layout, NoRoomError, Request, choose, refuse, survey
 
 LOOK_INTERVAL_S = 0.3
+TOO_MANY = "It is one more than --max-failures allows."
 Tell = Callable[[str], None]
 
 
@@ -202,16 +203,18 @@ def losses(failures: Mapping[int, BaseException]) -> str:
 def explain(error: TrainingFailedError) -> BaseException:
     """What a user should hear of a failure: our own word if there is one, else the worker's end."""
     if isinstance(error, ControllerError):
-        return error.controller_failure
+        failure = error.controller_failure
+        if not isinstance(failure, WorkerGroupStartupFailedError):
+            return failure
+        reason = f"workers that were just started ({str(failure).splitlines()[-1].strip()[:200]})"
+        return PausedError(f"Lost: {reason}.", TOO_MANY, exit_code=WORK_FAILED)
     assert isinstance(error, WorkerGroupError)
     failures = error.worker_failures
     for failure in failures.values():
         if isinstance(failure, UserError):
             return failure
     if all(isinstance(failure, LOST) for failure in failures.values()):
-        return PausedError(
-            f"Lost: {losses(failures)}.", "It is one more than --max-failures allows.", exit_code=WORK_FAILED
-        )
+        return PausedError(f"Lost: {losses(failures)}.", TOO_MANY, exit_code=WORK_FAILED)
     own = {rank: f for rank, f in failures.items() if not isinstance(f, LOST)}
     return own[min(own)]
 

@@ -38,6 +38,16 @@ def test_a_job_that_does_not_fit_is_refused(nodes: Nodes, cli: Callable[..., End
     assert "there are no GPUs" in refused("--gpus-per-node", 2)
 
 
+def test_machines_that_are_missing_can_be_waited_for(nodes: Nodes, tmp_path: Path) -> None:
+    options = ("--cluster", nodes.address, "--nodes", 5, *NETWORK, "--epochs", 2, "--wait", 100)
+    training = Training(tmp_path, "waits", *options)
+    training.wait_until(lambda: "4 of 5 nodes up; waiting up to 100 s." in training.log.read_text())
+    nodes.add()
+    assert training.ended() == 0
+    assert {epoch.world_size for epoch in training.run.epochs()} == {5}
+    nodes.kill(nodes.living[-1])
+
+
 def test_killed_workers_nodes_and_drivers_change_no_byte(nodes: Nodes, tmp_path: Path) -> None:
     """3 workers: with two, any order of adding up gives the same sum."""
     options = ("--cluster", nodes.address, "--nodes", 3, *NETWORK, "--epochs", 24, "--checkpoint-every", 4)
