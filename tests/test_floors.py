@@ -10,11 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "config", "runs"}
+BASE = {"errors", "files", "config", "runs"}
 FLOORS = {
     "errors": set(),
-    "config": {"errors"},
-    "runs": {"errors", "config"},
+    "files": {"errors"},
+    "locks": {"errors", "files"},
+    "config": {"errors", "files"},
+    "runs": {"errors", "files", "locks", "config"},
     "models": {"errors"},
     "data": BASE,
     "orchestration": {"errors", "config"},
