@@ -49,7 +49,7 @@ def examine(runs_dir: Path) -> Iterator[Finding]:
     yield from _attempt("ONNX export", _onnx_export)
     for provider in _providers():
         yield from _attempt(provider, lambda provider=provider: _provider(provider))  # type: ignore[misc]
-    yield from _attempt("runs", lambda: _bucket(runs_dir) if files.is_remote(runs_dir) else _disk(runs_dir))
+    yield from look_at_runs(runs_dir)
 
 
 def _attempt(name: str, examination: Callable[[], Finding]) -> Iterator[Finding]:
@@ -198,6 +198,11 @@ def _convolution() -> bytes:
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "check", [image], [out], [kernel])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return bytes(model.SerializeToString())
+
+
+def look_at_runs(runs_dir: Path) -> Iterator[Finding]:
+    """Examine the place where runs are kept."""
+    yield from _attempt("runs", lambda: _bucket(runs_dir) if files.is_remote(runs_dir) else _disk(runs_dir))
 
 
 def _disk(runs_dir: Path) -> Finding:

@@ -22,17 +22,21 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 T = TypeVar("T")
 PATIENCE_S = 60.0  # how long a bucket may be out of reach before work that needs it stops
 RETRY_S = 2.0
-FIRST_ANSWER_S = 20.0
+FIRST_ANSWER_S = 10.0
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 CREDENTIALS = {
     "s3": "the credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) and the endpoint "
     "(AWS_ENDPOINT_URL, where it is not Amazon's)",
     "gcs": "the credentials (gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS)",
 }
-# No listings cached: other processes write there too. Few retries, or a wrong endpoint takes minutes to be told;
-# `ask` is patient where that is right.
+# No listings cached: other processes write there too. Files read in one piece: pieces could be of two versions.
+# Few retries, or a wrong endpoint takes minutes to be told; `ask` is patient where that is right.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"use_listings_cache": False, "config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 2}}},
+    "s3": {
+        "use_listings_cache": False,
+        "max_concurrency": 1,
+        "config_kwargs": {"connect_timeout": 5, "retries": {"mode": "standard", "total_max_attempts": 3}},
+    },
     "gcs": {"use_listings_cache": False},
 }
 
@@ -59,6 +63,8 @@ def to_path(place: str | Path) -> Path:
     extra = EXTRAS.get(protocol, "")
     import fsspec
 
+    # Otherwise gcsfs asks what kind of bucket it is, each time anew where it may not know.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
@@ -121,8 +127,12 @@ def check_reachable(folder: Path) -> None:
             storage.ls(key, detail=False, timeout=FIRST_ANSWER_S)
         except FileNotFoundError:  # the folder, which is fine, or the bucket
             bucket = key.partition("/")[0]
-            if bucket and not storage.exists(bucket, timeout=FIRST_ANSWER_S):
+            try:
+                storage.info(bucket, timeout=FIRST_ANSWER_S)
+            except FileNotFoundError:
                 raise ValueError(f"there is no bucket {bucket!r}") from None
+            except Exception:  # whoever may list a folder may yet be forbidden to look at its bucket
+                return
 
     try:
         ask(folder, look, patience_s=0)
@@ -233,7 +243,10 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
         PausedError: The disk is full (or a quota is), or the bucket out of reach; the old file is still there.
     """
     if is_remote(path):
-        ask(path, lambda storage, key: storage.pipe_file(key, content), patience_s)
+        try:
+            ask(path, lambda storage, key: storage.pipe_file(key, content), patience_s)
+        except FileNotFoundError as error:
+            raise PausedError(f"{path} cannot be written: {error}.", "Is the bucket gone?", WORK_FAILED) from error
         return
     temporary = path.with_name(f".{path.name}.tmp")
     with _explain_full_disk(path, len(content)):

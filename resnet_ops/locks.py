@@ -127,20 +127,20 @@ def _take(file: Path, name: str) -> Lease:
         nonce=uuid.uuid4().hex,
         renewed=time.time(),
     )
-    there = _read(file)
+    there = _read(file, patience_s=0)
     if there is None:
         _create(file, mine)
         exclusive = not _create(file, mine)  # refused, unless this storage refuses nobody
     else:
         if there.left_s > 0:
             raise _refuse(there, name)
-        _write(file, mine)
+        _write(file, mine, patience_s=0)
         exclusive = False
     if not exclusive:
         # Of two who took it at once, the later one has it. Should its write come later still, the first one
         # is told at its next renewal.
         time.sleep(SETTLE_S)
-    there = _read(file)
+    there = _read(file, patience_s=0)
     if there is None or there.nonce != mine.nonce:
         raise _refuse(there, name)
     return mine
@@ -161,7 +161,7 @@ def _read(file: Path, patience_s: float = files.PATIENCE_S) -> Lease | None:
         return None
 
 
-def _write(file: Path, lease: Lease, patience_s: float = files.PATIENCE_S) -> None:
+def _write(file: Path, lease: Lease, patience_s: float) -> None:
     files.write_atomically(file, lease.model_dump_json().encode(), patience_s)
 
 
@@ -169,7 +169,7 @@ def _create(file: Path, lease: Lease) -> bool:
     """Write a lease where there is none; false where there is one already."""
     try:
         content = lease.model_dump_json().encode()
-        files.ask(file, lambda storage, key: storage.pipe_file(key, content, mode="create"))
+        files.ask(file, lambda storage, key: storage.pipe_file(key, content, mode="create"), patience_s=0)
     except FileExistsError:
         return False
     return True

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -254,8 +255,8 @@ def score(metrics: Epoch) -> tuple[float, float]:
 
 def saved(run: Run) -> list[Path]:
     """The files in checkpoints/, the last one first."""
-    found = [path for path in files.listed(run.checkpoints) if path.match("epoch-*.safetensors")]
-    return sorted(found, reverse=True)
+    found = [path for path in files.listed(run.checkpoints) if fnmatch(path.name, "epoch-*.safetensors")]
+    return sorted(found, key=lambda path: path.name, reverse=True)
 
 
 def best_file(run: Run) -> Path:
