@@ -78,8 +78,8 @@ def keys(run: Run) -> list[str]:
 
 
 def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: str, cli: Cli, tmp_path: Path) -> None:
-    options = ("train", "--model", "resnet14", "--epochs", 15)
-    whole = job.train(TrainConfig.of(model="resnet14", epochs=15, runs_dir=tmp_path, name="whole")).run
+    options = ("train", "--model", "resnet8", "--epochs", 12)
+    whole = job.train(TrainConfig.of(model="resnet8", epochs=12, runs_dir=tmp_path, name="whole")).run
     begin = [*COMMAND, *map(str, options), "--runs-dir", place, "--name", "killed"]
     process = subprocess.Popen(begin, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     killed = Run(to_path(place) / "killed")
@@ -91,7 +91,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: s
     wait_for(lambda: len(killed.epochs()) >= 3)
     process.kill()
     process.wait()
-    assert len(killed.epochs()) < 15
+    assert len(killed.epochs()) < 12
     assert killed.read_as_written().status == "running"
     assert killed.read().status == "interrupted"  # at once: its process was one of this machine
 
@@ -99,7 +99,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: s
     assert ended.code == 0, ended.err
     assert "Going on after epoch" in ended.err
     assert ended.json["best"]["checkpoint"] == f"{place}/killed/best/model.safetensors"
-    assert_same_bytes(weights(killed, 15), weights(whole, 15))
+    assert_same_bytes(weights(killed, 12), weights(whole, 12))
     assert [e.val_loss for e in killed.epochs()] == [e.val_loss for e in whole.epochs()]
     (row,) = json.loads(command("runs", "--runs-dir", place, "--json").stdout)["runs"]
     assert (row["name"], row["status"], row["run_dir"]) == ("killed", "finished", f"{place}/killed")
