@@ -263,7 +263,7 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
         _sync_folder(path.parent)
 
 
-def append(path: Path, line: str) -> None:
+def append(path: Path, line: str, patience_s: float = PATIENCE_S) -> None:
     """Append a line, on the disk when this returns; in a bucket the whole file is written anew.
 
     Raises:
@@ -272,8 +272,8 @@ def append(path: Path, line: str) -> None:
     if is_remote(path):
         before = b""
         with contextlib.suppress(FileNotFoundError):
-            before = read(path)
-        write_atomically(path, before + line.encode() + b"\n")
+            before = read(path, patience_s)
+        write_atomically(path, before + line.encode() + b"\n", patience_s)
         return
     with _explain_full_disk(path), path.open("a") as file:
         file.write(line + "\n")

@@ -182,7 +182,7 @@ class Run:
     def tell(self, what: str) -> None:
         """Append to events.jsonl; not worth stopping for."""
         with contextlib.suppress(OSError, UserError):
-            files.append(self.events_file, Event(at=datetime.now(UTC), what=what).model_dump_json())
+            files.append(self.events_file, Event(at=datetime.now(UTC), what=what).model_dump_json(), patience_s=0)
 
     @property
     def interval_s(self) -> float:
