@@ -79,10 +79,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 def short(path: Path) -> str:
     """Write a path from here where that is possible."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def percent(share: float, digits: int = 1) -> str:

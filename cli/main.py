@@ -64,7 +64,9 @@ def run(arguments: list[str]) -> int:
         report_error(error, error.exit_code, as_json, debug)
         return error.exit_code
     except TyperException as error:
-        report_error(UserError(error.format_message().rstrip(".") + ".", "See --help."), BAD_REQUEST, as_json, debug)
+        told = UserError(error.format_message().rstrip(".") + ".", "See --help.")
+        own = error.__cause__  # what the library says of a value, rather than Typer
+        report_error(own if isinstance(own, UserError) else told, BAD_REQUEST, as_json, debug)
         return BAD_REQUEST
     except KeyboardInterrupt as error:
         report_error(UserError("Nothing was lost."), INTERRUPTED, as_json, debug)

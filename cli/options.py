@@ -1,10 +1,13 @@
 """Options made from the fields of a configuration: help, choices and default are said once, there."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from resnet_ops.config import Config, TrainConfig
+from resnet_ops.errors import UserError
+from resnet_ops.files import to_path
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line; all else goes to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -20,12 +23,21 @@ def option(config: type[Config], name: str, panel: str | None = None, *declarati
         rich_help_panel=panel,
         show_default=config.default(name) is not None,
         envvar="RESNET_OPS_RUNS_DIR" if name == "runs_dir" else None,
+        parser=_place if name == "runs_dir" else None,
     )
 
 
 def argument(config: type[Config], name: str) -> Any:
     """Make the command-line argument for field `name` of `config`."""
     return typer.Argument(help=config.model_fields[name].description, metavar=name.upper())
+
+
+def _place(typed: str) -> Path:
+    """Typer's own way to a Path makes one slash of s3://."""
+    try:
+        return to_path(typed)
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 RunsDir = option(TrainConfig, "runs_dir", "Run")

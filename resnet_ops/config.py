@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.files import Place
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -59,6 +60,9 @@ def _explain(cls: type[Config], error: ValidationError) -> UserError:
         choices = cls.choices(name)
         remedy = f"{did_you_mean(str(typed), choices)} Valid: {', '.join(choices)}."
         return UserError(f"{option} cannot be {str(typed)!r}.", remedy)
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, UserError):
+        return own
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return UserError(f"{option} {message}; {str(typed)!r} was given.")
 
@@ -146,7 +150,9 @@ class TrainConfig(Config):
     ] = "auto"
 
     name: Annotated[str | None, Field(description="Name of the run; by default made of model and data.")] = None
-    runs_dir: Annotated[Path, Field(description="Folder that holds the runs.")] = Path("runs")
+    runs_dir: Annotated[
+        Place, Field(description="Folder that holds the runs, or a bucket: s3://bucket/folder, gs://bucket/folder.")
+    ] = Path("runs")
     checkpoint_every: Annotated[
         str | None,
         Field(description="Save within epochs too: every so many steps (500), or every so often (90s, 10m, 1h)."),
@@ -196,7 +202,9 @@ class ExportConfig(Config):
     """One export: which run, into what, proven how."""
 
     run: Annotated[str, Field(description="Name of the run, or path of its folder or of one of its checkpoints.")]
-    runs_dir: Annotated[Path, Field(description="Folder that holds the runs.")] = Path("runs")
+    runs_dir: Annotated[
+        Place, Field(description="Folder that holds the runs, or a bucket: s3://bucket/folder, gs://bucket/folder.")
+    ] = Path("runs")
     opset: Annotated[int, Field(ge=18, le=23, description="ONNX operator set; PyTorch's exporter starts at 18.")] = 18
     provider: Annotated[
         Literal["auto", "cpu", "cuda"],

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from resnet_ops import runs
+from resnet_ops import files, runs
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.connect import local_ray
 from resnet_ops.orchestration.placement import cores
@@ -49,7 +49,7 @@ def examine(runs_dir: Path) -> Iterator[Finding]:
     yield from _attempt("ONNX export", _onnx_export)
     for provider in _providers():
         yield from _attempt(provider, lambda provider=provider: _provider(provider))  # type: ignore[misc]
-    yield _disk(runs_dir)
+    yield from look_at_runs(runs_dir)
 
 
 def _attempt(name: str, examination: Callable[[], Finding]) -> Iterator[Finding]:
@@ -200,6 +200,11 @@ def _convolution() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def look_at_runs(runs_dir: Path) -> Iterator[Finding]:
+    """Examine the place where runs are kept."""
+    yield from _attempt("runs", lambda: _bucket(runs_dir) if files.is_remote(runs_dir) else _disk(runs_dir))
+
+
 def _disk(runs_dir: Path) -> Finding:
     folder = next(parent for parent in (runs_dir.absolute(), *runs_dir.absolute().parents) if parent.exists())
     free = shutil.disk_usage(folder).free / 2**30
@@ -208,3 +213,14 @@ def _disk(runs_dir: Path) -> Finding:
     if free < 1:
         return Finding("runs", "broken", f"{folder} has {free:.1f} GiB free.", "Free some space, or use --runs-dir.")
     return Finding("runs", "ok", f"{runs_dir.absolute()}, {free:.0f} GiB free")
+
+
+def _bucket(runs_dir: Path) -> Finding:
+    files.check_reachable(runs_dir)
+    started, file, content = time.perf_counter(), runs_dir / ".resnet-ops-doctor", os.urandom(16)
+    files.write_atomically(file, content, patience_s=0)
+    assert files.read(file) == content
+    assert file in files.listed(runs_dir)
+    files.remove(file)
+    seconds = time.perf_counter() - started
+    return Finding("runs", "ok", f"{runs_dir}: wrote, read, listed and deleted an object in {seconds:.1f} s")

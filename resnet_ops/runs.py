@@ -9,19 +9,15 @@
              best/           model.safetensors and model.json: the weights that validated best
              export/         model.onnx and the record of its proof
 
-Every file is written under a temporary name, flushed to the disk and renamed, so that a crash
-leaves the old file or the new one. Nothing here knows torch.
+It lies on a disk or in a bucket (files.py), and one process holds it (locks.py). Whatever is
+written is whole after a crash: the old file or the new one. Nothing here knows torch.
 """
 
 import contextlib
-import errno
-import fcntl
 import json
-import os
 import platform
-import shutil
 import socket
-from collections.abc import Iterator
+import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,11 +26,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import resnet_ops
+from resnet_ops import files, locks
 from resnet_ops.config import TrainConfig, check_run_name
-from resnet_ops.errors import WORK_FAILED, PausedError, UserError, did_you_mean
+from resnet_ops.errors import UserError, did_you_mean
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 Line = TypeVar("Line", bound=BaseModel)
+REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
 DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")
 
 
@@ -91,7 +89,7 @@ class Best(BaseModel):
 
     epoch: int
     val_accuracy: float
-    checkpoint: Path
+    checkpoint: files.Place
 
 
 class RunRecord(BaseModel):
@@ -127,6 +125,7 @@ class Run:
         self.best = self.path / "best"
         self.export = self.path / "export"
         self.lock_file = self.path / ".lock"
+        self.progress_at = float("-inf")
 
     @property
     def name(self) -> str:
@@ -152,7 +151,7 @@ class Run:
             UserError: There is no run here, or run.json is damaged.
         """
         try:
-            return RunRecord.model_validate_json(self.record_file.read_bytes())
+            return RunRecord.model_validate_json(files.read(self.record_file))
         except FileNotFoundError:
             raise UserError(f"There is no run in {self.path}.", "List the runs with: resnet-ops runs") from None
         except (ValidationError, OSError) as error:
@@ -162,7 +161,7 @@ class Run:
     def write(self, record: RunRecord) -> RunRecord:
         """Write run.json, and return the record as written."""
         record = record.model_copy(update={"updated": datetime.now(UTC)})
-        write_atomically(self.record_file, record.model_dump_json(indent=2).encode() + b"\n")
+        files.write_atomically(self.record_file, record.model_dump_json(indent=2).encode() + b"\n")
         return record
 
     def epochs(self) -> list[Epoch]:
@@ -171,11 +170,11 @@ class Run:
 
     def write_epochs(self, epochs: list[Epoch]) -> None:
         """Replace metrics.jsonl."""
-        write_atomically(self.metrics_file, "".join(e.model_dump_json() + "\n" for e in epochs).encode())
+        files.write_atomically(self.metrics_file, "".join(e.model_dump_json() + "\n" for e in epochs).encode())
 
     def append_epoch(self, epoch: Epoch) -> None:
         """Append one line to metrics.jsonl, on the disk when this returns."""
-        _append_line(self.metrics_file, epoch)
+        files.append(self.metrics_file, epoch.model_dump_json())
 
     def events(self) -> list[Event]:
         """Read events.jsonl, in order."""
@@ -184,50 +183,45 @@ class Run:
     def tell(self, what: str) -> None:
         """Append to events.jsonl; not worth stopping for."""
         with contextlib.suppress(OSError, UserError):
-            _append_line(self.events_file, Event(at=datetime.now(UTC), what=what))
+            files.append(self.events_file, Event(at=datetime.now(UTC), what=what).model_dump_json(), patience_s=0)
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between two looks at it that are worth it."""
+        return REMOTE_INTERVAL_S if files.is_remote(self.path) else 0.2
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        """Rewrite progress.json: never half there, but not worth stopping for."""
-        temporary = self.progress_file.with_name(".progress.json.tmp")
-        with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(progress))
-            temporary.replace(self.progress_file)
+        """Rewrite progress.json: never half there, but not worth stopping for, nor worth many requests."""
+        content = json.dumps(progress).encode()
+        if not files.is_remote(self.path):
+            temporary = self.progress_file.with_name(".progress.json.tmp")
+            with contextlib.suppress(OSError):
+                temporary.write_bytes(content)
+                temporary.replace(self.progress_file)
+        elif time.monotonic() - self.progress_at >= REMOTE_INTERVAL_S:
+            with contextlib.suppress(UserError):
+                files.write_atomically(self.progress_file, content, patience_s=0)
+            self.progress_at = time.monotonic()
 
     def read_progress(self, seen: int = 0) -> tuple[dict[str, Any] | None, int]:
         """Read progress.json if it is newer than `seen`, and return its age mark to pass next time."""
         try:
-            changed = self.progress_file.stat().st_mtime_ns
-            return (json.loads(self.progress_file.read_bytes()), changed) if changed > seen else (None, seen)
+            changed = files.modified_ns(self.progress_file) or 0
+            return (json.loads(files.read(self.progress_file)), changed) if changed > seen else (None, seen)
         except (OSError, ValueError):
             return None, seen
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the system lets go of it however the process ends.
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run for this process, for the length of a `with` block.
 
         Raises:
             UserError: Another process holds it.
         """
-        with self.lock_file.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"Run {self.name} is being trained by another process.",
-                    "Wait for it to end, or take another --name.",
-                ) from None
-            yield
+        return locks.hold(self.lock_file, self.name)
 
     def locked(self) -> bool:
         """Whether a living process holds the run."""
-        try:
-            with self.lock_file.open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return locks.held(self.lock_file)
 
 
 def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
@@ -237,18 +231,19 @@ def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
         UserError: The name is taken and `overwrite` is false, the folder that has it is not a
             run, another process is training it, or `runs_dir` cannot be written.
     """
+    files.check_reachable(runs_dir)
     try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
+        files.make_folder(runs_dir, exist_ok=True)
         for number in range(1, 10_000):
             run = Run(runs_dir / (name or (stem if number == 1 else f"{stem}-{number}")))
-            if run.path.exists() and name is not None:
+            if name is not None and files.exists(run.path):
                 _clear(run, overwrite)
             try:
-                run.path.mkdir()
+                files.make_folder(run.path)
             except FileExistsError:
                 continue
             for folder in (run.checkpoints, run.best, run.export):
-                folder.mkdir()
+                files.make_folder(folder)
             return run
     except OSError as error:
         raise UserError(
@@ -264,10 +259,10 @@ def _clear(run: Run, overwrite: bool) -> None:
             f"There is a run called {run.name} in {run.path.parent}.",
             f"Go on with it: --resume {run.name}; replace it: --overwrite; or take another --name.",
         )
-    if not run.record_file.exists():
+    if not files.is_file(run.record_file):
         raise UserError(f"{run.path} is not a run, so --overwrite leaves it alone.", "Take another --name.")
     with run.lock():
-        shutil.rmtree(run.path)
+        files.remove_tree(run.path)
 
 
 def find(runs_dir: Path, name: str) -> Run:
@@ -286,11 +281,15 @@ def find(runs_dir: Path, name: str) -> Run:
 
 
 def in_folder(runs_dir: Path) -> list[Run]:
-    """All runs in `runs_dir`, the newest first."""
-    if not runs_dir.is_dir():
-        return []
-    runs = [Run(path) for path in runs_dir.iterdir() if (path / "run.json").is_file()]
-    return sorted(runs, key=lambda run: run.record_file.stat().st_mtime, reverse=True)
+    """All runs in `runs_dir`, the newest first.
+
+    Raises:
+        UserError: It is in a bucket that is not there or cannot be reached.
+    """
+    files.check_reachable(runs_dir)
+    found = [Run(path) for path in files.listed(runs_dir)]
+    dated = [(changed, run) for run in found if (changed := files.modified_ns(run.record_file)) is not None]
+    return [run for _, run in sorted(dated, key=lambda pair: pair[0], reverse=True)]
 
 
 def versions() -> dict[str, str]:
@@ -308,54 +307,10 @@ def host() -> str:
     return socket.gethostname()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: after a crash it is the old file or the new one, whole.
-
-    Raises:
-        PausedError: The disk is full (or a quota is); the old file is still there.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _explain_full_disk(path, len(content)):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def _explain_full_disk(path: Path, size: int = 0) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise PausedError(
-            f"The disk is full: {path.name} ({size / 1e6:.1f} MB) does not fit into {path.parent} "
-            f"({free / 1e6:.1f} MB free).",
-            "Free some space.",
-            exit_code=WORK_FAILED,
-        ) from error
-
-
-def _append_line(path: Path, line: BaseModel) -> None:
-    with _explain_full_disk(path), path.open("a") as file:
-        file.write(line.model_dump_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
     """All whole lines; a torn one was being written when its process was killed."""
     try:
-        lines = path.read_text().splitlines()
+        lines = files.read(path).decode().splitlines()
     except FileNotFoundError:
         return []
     read: list[Line] = []
@@ -363,11 +318,3 @@ def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
         with contextlib.suppress(ValidationError):
             read.append(kind.model_validate_json(line))
     return read
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

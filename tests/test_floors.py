@@ -10,11 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "config", "runs"}
+BASE = {"errors", "files", "config", "runs"}
 FLOORS = {
     "errors": set(),
-    "config": {"errors"},
-    "runs": {"errors", "config"},
+    "files": {"errors"},
+    "locks": {"errors", "files"},
+    "config": {"errors", "files"},
+    "runs": {"errors", "files", "locks", "config"},
     "models": {"errors"},
     "data": BASE,
     "orchestration": {"errors", "config"},
@@ -67,7 +69,8 @@ def test_heavy_imports_wait_until_work_begins(arguments: list[str], tmp_path: Pa
     code = (
         "import sys\nfrom resnet_ops.cli.main import run\n"
         f"run({arguments!r})\n"
-        "print('HEAVY', {'torch', 'ray', 'onnx', 'onnxruntime', 'pyarrow', 'numpy'} & set(sys.modules))"
+        "heavy = {'torch', 'ray', 'onnx', 'onnxruntime', 'pyarrow', 'numpy', 'fsspec', 'upath'}\n"
+        "print('HEAVY', heavy & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ended.stdout.splitlines()[-1] == "HEAVY set()"

@@ -121,18 +121,5 @@ def test_a_damaged_record_is_said(tmp_path: Path) -> None:
             run.read()
 
 
-def test_writing_atomically_replaces_or_leaves(tmp_path: Path) -> None:
-    file = tmp_path / "f"
-    runs.write_atomically(file, b"old")
-    (tmp_path / ".f.tmp").mkdir()  # the temporary name cannot be opened
-    with pytest.raises(IsADirectoryError):
-        runs.write_atomically(file, b"new")
-    assert file.read_bytes() == b"old"
-    (tmp_path / ".f.tmp").rmdir()
-    runs.write_atomically(file, b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]
-    assert file.read_bytes() == b"new"
-
-
 def test_run_directory_is_the_configured_one() -> None:
     assert Run(Path("runs/x")).path == Path.cwd() / "runs/x"

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from resnet_ops import runs
+from resnet_ops import files, runs
 from resnet_ops.config import ExportConfig
 from resnet_ops.data.sources import EMBEDDED, Source, open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph, runtime
 from resnet_ops.export.proof import Proof, prove
-from resnet_ops.runs import Run, write_atomically
+from resnet_ops.files import to_path, write_atomically
+from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint
 
@@ -51,11 +53,11 @@ def export_onnx(
     run, checkpoint, folder = _find(config, notice)
     source, is_own = _find_images(config, run, checkpoint)
     provider = runtime.choose_provider(config.provider)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, exist_ok=True)
     final = graph.default_name(folder)
-    unproven = final.with_name(final.name + ".unproven")
     content = graph.write(graph.to_onnx(checkpoint, config.opset))
-    try:
+    with tempfile.TemporaryDirectory(prefix="resnet-ops-") as unproven_folder:  # ONNX Runtime reads disks only
+        unproven = Path(unproven_folder) / final.name
         write_atomically(unproven, content)
         proof = prove(
             unproven,
@@ -66,10 +68,8 @@ def export_onnx(
             tolerance=config.tolerance,
             recorded_accuracy=checkpoint.info.validated.val_accuracy if is_own else None,
         )
-        file = final if proof.validated else final.with_name(final.name + ".rejected")
-        unproven.replace(file)
-    finally:
-        unproven.unlink(missing_ok=True)
+    file = final if proof.validated else final.with_name(final.name + ".rejected")
+    write_atomically(file, content)
     proof_file = file.with_name(file.name + ".json")
     record = {
         "onnx": file.name,
@@ -87,14 +87,15 @@ def export_onnx(
 
 def _find(config: ExportConfig, notice: Callable[[str], None]) -> tuple[Run | None, Checkpoint, Path]:
     """The run (if it is one), the checkpoint to export, and the folder to export into."""
-    path = Path(config.run).expanduser()
-    if path.is_file():
+    path = to_path(config.run).expanduser()
+    files.check_reachable(path)
+    if files.is_file(path):
         owner = Run(path.absolute().parent.parent)
         checkpoint = checkpoints.read(path)
         _ = checkpoint.info.validated  # only such weights are exported
-        is_run = owner.record_file.is_file()
+        is_run = files.is_file(owner.record_file)
         return (owner if is_run else None), checkpoint, owner.export if is_run else path.absolute().parent
-    run = Run(path) if (path / "run.json").is_file() else runs.find(config.runs_dir, config.run)
+    run = Run(path) if files.is_file(path / "run.json") else runs.find(config.runs_dir, config.run)
     run.read()
     checkpoint, refused = checkpoints.read_best(run)
     for reason in refused:

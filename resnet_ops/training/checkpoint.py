@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +21,11 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
-from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, UserError
+from resnet_ops import files
+from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, PausedError, UserError
+from resnet_ops.files import write_atomically
 from resnet_ops.models import ResNet, Shortcut, build
-from resnet_ops.runs import Epoch, Run, write_atomically
+from resnet_ops.runs import Epoch, Run
 from resnet_ops.training.loop import Training, set_statistics, statistics
 
 MODEL, OPTIMIZER, WORKERS = "model/", "optimizer/", "workers/"
@@ -124,11 +127,14 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         UserError: It is not there, is a pickle, is truncated or changed, or is not one of ours.
+        PausedError: The bucket that it is in cannot be reached.
     """
     try:
-        content = path.read_bytes()
+        content = files.read(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", exit_code=WORK_FAILED) from None
+        raise UserError(
+            f"{path} cannot be read: {error.strerror or 'it is not there'}.", exit_code=WORK_FAILED
+        ) from None
     if content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise UserError(
             f"{path} is a pickle, which can run code when it is read, so it is refused.",
@@ -191,9 +197,11 @@ class Checkpoints:
         for path in saved(self.run):
             try:
                 checkpoint = read(path)
+            except PausedError:  # out of reach is not damaged
+                raise
             except UserError as error:
                 refused.append(str(error))
-                path.rename(path.with_suffix(".damaged"))
+                files.rename(path, path.with_suffix(".damaged"))
                 continue
             latest = latest or checkpoint
             self._keep(path, checkpoint.info)
@@ -224,7 +232,7 @@ class Checkpoints:
             self.run.append_epoch(info.validated)
         best = sorted(self.scores, key=lambda p: self.scores[p], reverse=True)[: self.num_to_keep]
         for old in {*self.scores, *self.within} - {*best, path}:
-            old.unlink(missing_ok=True)
+            files.remove(old)
             self.scores.pop(old, None)
             self.within.discard(old)
 
@@ -247,7 +255,8 @@ def score(metrics: Epoch) -> tuple[float, float]:
 
 def saved(run: Run) -> list[Path]:
     """The files in checkpoints/, the last one first."""
-    return sorted(run.checkpoints.glob("epoch-*.safetensors"), reverse=True)
+    found = [path for path in files.listed(run.checkpoints) if fnmatch(path.name, "epoch-*.safetensors")]
+    return sorted(found, key=lambda path: path.name, reverse=True)
 
 
 def best_file(run: Run) -> Path:
@@ -270,7 +279,7 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
         try:
             whole.append(read(path))
         except UserError as error:
-            if error.exit_code == BAD_REQUEST:
+            if error.exit_code == BAD_REQUEST or isinstance(error, PausedError):
                 raise
             refused.append(str(error))
         if not refused:

@@ -8,7 +8,6 @@ its local mode there is none. The run directory is the only memory a run has.
 import contextlib
 import functools
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resnet_ops import models, runs
+from resnet_ops import files, models, runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
@@ -245,7 +244,7 @@ def _fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]
     from resnet_ops.training.worker import Job, work
 
     # Ray keeps nothing there that is needed again, so it need not be shared.
-    scratch = RunConfig(name=f"at-{time.time_ns()}", storage_path=str(run.path / "ray"))
+    scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
     if placement.in_process:
         job = Job(str(run.path), int(placement.layout.cpus))
         use_gpu = placement.layout.device == "cuda"
@@ -261,7 +260,8 @@ def _fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]
         with placement.ray():
             return _fit_on_ray(run, record, placement, scratch)
     finally:
-        shutil.rmtree(run.path / "ray", ignore_errors=True)
+        with contextlib.suppress(OSError, UserError):
+            files.remove_tree(run.path / "ray")
 
 
 def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any) -> tuple[float, ...]:
@@ -328,8 +328,11 @@ def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> Non
 
 
 def _last_good(run: Run) -> str:
-    files = saved(run)
-    return f"The last good checkpoint is {files[0]}." if files else "No checkpoint was saved yet."
+    try:
+        there = saved(run)
+    except PausedError:  # why it stopped is said already
+        return ""
+    return f"The last good checkpoint is {there[0]}." if there else "No checkpoint was saved yet."
 
 
 def _resume_command(run: Run) -> str:

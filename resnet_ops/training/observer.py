@@ -5,9 +5,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from resnet_ops.errors import PausedError
 from resnet_ops.runs import Epoch, Run, RunRecord
-
-FOLLOW_INTERVAL_S = 0.2
 
 
 class Observer:
@@ -35,7 +34,7 @@ def follow(run: Run, observer: Observer) -> Iterator[None]:
         told, changed, noticed = len(run.epochs()), 0, len(run.events())
         last = False
         while not last:  # one look more once it is done, for what came since
-            last = done.wait(FOLLOW_INTERVAL_S)
+            last = done.wait(run.interval_s)
             for event in run.events()[noticed:]:
                 observer.notice(event.what)
                 noticed += 1
@@ -50,7 +49,7 @@ def follow(run: Run, observer: Observer) -> Iterator[None]:
             told = len(epochs)
 
     def look_while_someone_reads() -> None:
-        with contextlib.suppress(BrokenPipeError):  # the terminal has gone; the work goes on
+        with contextlib.suppress(BrokenPipeError, PausedError):  # terminal or bucket gone; the work goes on
             look()
 
     thread = threading.Thread(target=look_while_someone_reads, name="follow", daemon=True)

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import socket
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from resnet_ops import files
 from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import WORK_FAILED, UserError
@@ -46,7 +48,7 @@ class Job:
     """What a worker is sent to do.
 
     Args:
-        run: The run directory.
+        run: The run directory, a path or a URL.
         threads: Threads of each worker; None where the worker is to take its share of its machine.
         request: What the job asks of the cluster; None where the worker is alone in this process.
     """
@@ -65,8 +67,8 @@ def work(job: Job) -> Outcome:
         PeerLostError: Another worker is gone or silent.
         RegroupError: More machines are there; all is saved.
     """
-    run = Run(Path(job.run))
-    if not run.record_file.is_file():
+    run = Run(files.to_path(job.run))
+    if not files.is_file(run.record_file):
         raise UserError(
             f"{socket.gethostname()} does not see {run.path}, which the job's driver wrote.",
             "Mount the same folder there on every machine, or pass one they share: --runs-dir.",
@@ -157,7 +159,9 @@ def _watched(run: Run, world: World, training: Training, request: Request | None
         yield
         return
     name = f"worker {world.rank} on {socket.gethostname()}"
-    traces = run.path / f"hang-worker-{world.rank}.txt"
+    folder = Path(tempfile.gettempdir(), f"resnet-ops-{run.name}") if files.is_remote(run.path) else run.path
+    folder.mkdir(exist_ok=True)  # on this machine: a process that hangs may be waiting for the bucket
+    traces = folder / f"hang-worker-{world.rank}.txt"
     watchdog = Watchdog(training.config.hang_timeout, traces, lambda what: run.tell(f"{name}: {what}"))
     training.beat = watchdog.beat
     with watchdog.watching():

@@ -1,0 +1,52 @@
+"""Places and files: what a user may name, and that a file on a disk is whole after any crash."""
+
+from pathlib import Path
+
+import pytest
+
+from resnet_ops import files
+from resnet_ops.config import ExportConfig, TrainConfig
+from resnet_ops.errors import UserError
+
+
+def test_a_url_survives_every_way_that_a_configuration_goes() -> None:
+    config = TrainConfig.of(runs_dir="s3://bucket/my/runs/")
+    assert str(config.runs_dir) == "s3://bucket/my/runs"
+    again = TrainConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert str(again.runs_dir / "mine" / "run.json") == "s3://bucket/my/runs/mine/run.json"
+    assert files.is_remote(ExportConfig.of(run="x", runs_dir="s3://bucket").runs_dir)
+
+
+def test_what_is_no_url_is_a_path_of_this_machine(tmp_path: Path) -> None:
+    assert files.to_path("runs") == Path("runs")
+    assert files.to_path(f"file://{tmp_path}/runs") == tmp_path / "runs"
+    assert files.to_path(tmp_path) is tmp_path
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://key:secret@bucket/runs", "holds credentials"),
+        ("s3://bucket/runs?X-Amz-Signature=secret", "holds credentials or a query"),
+        ("s3://", "names no bucket"),
+        ("se://bucket/runs", "no storage called se://"),
+    ],
+)
+def test_urls_that_cannot_be_are_refused_and_give_nothing_away(url: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        TrainConfig.of(runs_dir=url)
+    assert "secret" not in str(error.value)
+
+
+def test_writing_atomically_replaces_or_leaves(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    files.write_atomically(file, b"old")
+    (tmp_path / ".f.tmp").mkdir()  # the temporary name cannot be opened
+    with pytest.raises(IsADirectoryError):
+        files.write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    (tmp_path / ".f.tmp").rmdir()
+    files.write_atomically(file, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+    assert file.read_bytes() == b"new"
