@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ def _jsonable(value: Any) -> Any:
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 
-def report_error(error: BaseException, exit_code: int, as_json: bool, debug: bool) -> None:
-    """Say in one line on stderr what went wrong and what to do."""
+def report_error(
+    error: BaseException, exit_code: int, as_json: bool, debug: bool, more: Mapping[str, Any] | None = None
+) -> None:
+    """Say in one line on stderr what went wrong and what to do; `more` is for programs."""
     if debug:
         traceback.print_exception(error)
     cause = error.cause if isinstance(error, UserError) else " ".join(str(error).split())
@@ -65,7 +68,7 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
     # Not through rich, which would wrap the line and take [brackets] for markup.
     sys.stderr.write(f"{color.format(word)}: {' '.join(f'{cause} {remedy}'.split())}\n")
     if as_json:
-        print_json({"status": word, "exit_code": exit_code, "error": cause, "remedy": remedy})
+        print_json({"status": word, "exit_code": exit_code, "error": cause, "remedy": remedy, **(more or {})})
 
 
 def table(*columns: str, title: str | None = None) -> Table:

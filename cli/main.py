@@ -15,7 +15,8 @@ import resnet_ops
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 
 from . import cluster, doctor, export, runs, train
-from .console import report_error
+from .console import err, report_error
+from .nodes import node_table
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -60,7 +61,11 @@ def run(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except UserError as error:
-        report_error(error, error.exit_code, as_json, debug)
+        nodes = getattr(error, "nodes", ())  # of a cluster that a job does not fit on
+        if nodes:
+            err.print(node_table(nodes))
+        more = {"nodes": list(map(vars, nodes))} if nodes else None
+        report_error(error, error.exit_code, as_json, debug, more)
         return error.exit_code
     except TyperException as error:
         report_error(UserError(error.format_message().rstrip(".") + ".", "See --help."), BAD_REQUEST, as_json, debug)
