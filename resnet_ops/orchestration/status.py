@@ -99,7 +99,7 @@ def _drivers() -> tuple[Driver, ...]:
 
     mine = ray.get_runtime_context().get_job_id()
     return tuple(
-        Driver(job["Entrypoint"], job["DriverIPAddress"], job["StartTime"])
+        Driver(job["Entrypoint"], job["DriverIPAddress"], job["StartTime"] / 1000)
         for job in state.job_table()  # type: ignore[no-untyped-call]
         if not job["IsDead"] and job["JobID"] != mine and "resnet-ops" in job["Entrypoint"]
     )
