@@ -63,8 +63,6 @@ class Machines:
             Machine(number, f"machine-{number}", f"10.77.0.{number + 1}", folder / str(number))
             for number in range(count)
         ]
-        hosts = "127.0.0.1 localhost\n" + "".join(f"{m.address} {m.name}\n" for m in self.all)
-        (folder / "hosts").write_text(hosts)
 
     def start(self) -> None:
         """Switch everything on: the head first, then the others at once."""
@@ -90,7 +88,9 @@ class Machines:
             self._ip(machine, "link", "set", "eth0", "up")
             self._ip(machine, "route", "add", "default", "via", self.switch.address)
             self.check(machine, "hostname", machine.name)
-            self.check(machine, "mount", "--bind", str(self.folder / "hosts"), "/etc/hosts")
+            hosts = machine.folder / "hosts"
+            hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {machine.name}\n")  # as Debian has it
+            self.check(machine, "mount", "--bind", str(hosts), "/etc/hosts")
         starting = [(machine, self._start_ray(machine)) for machine in machines]
         for machine, process in starting:
             code = process.wait(120)
@@ -152,7 +152,8 @@ class Machines:
     def kill(self, machine: Machine) -> None:
         """Pull a machine's power cable: no process of it, and no packet, says goodbye."""
         if machine.holder is not None:
-            self.cut(machine)  # or dying processes would close their connections
+            # The cable first, or dying processes would close their connections.
+            self._ip(self.switch, "link", "delete", f"wire-{machine.number}")
             _let_go(machine)
 
     def replace(self, machine: Machine) -> None:
