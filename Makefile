@@ -1,11 +1,12 @@
 # make demo: set up, train on real images, export the best network to ONNX and prove it.
 # make test: set up with the development tools, check the code, run the whole suite.
 # make test-slurm: run the Slurm template on a real Slurm on this machine; needs root.
+# make test-chaos: train while machines die, networks are cut and disks fill; parts of it need root.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm check format bench pictures clean
+.PHONY: demo test test-slurm test-chaos check format bench pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -24,6 +25,9 @@ test-slurm: .venv/installed-dev
 			exit 1; \
 		fi; }
 	$(BIN)/pytest -m slurm tests/cluster
+
+test-chaos: .venv/installed-dev
+	$(BIN)/pytest -m chaos
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -26,7 +26,7 @@ class OneNetwork(TorchConfig):
         return _Backend
 
 
-class _Backend(_TorchBackend):  # type: ignore[misc]
+class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(settle_interface)
         super().on_start(worker_group, backend_config)

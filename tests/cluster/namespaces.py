@@ -59,6 +59,7 @@ class Machines:
         self.token.write_text(secrets.token_hex(32))
         self.token.chmod(0o600)
         self.switch = Machine(0, "switch", "10.77.0.254", folder / "switch")
+        self.disk = folder / "disk"
         self.all = [
             Machine(number, f"machine-{number}", f"10.77.0.{number + 1}", folder / str(number))
             for number in range(count)
@@ -66,7 +67,9 @@ class Machines:
 
     def start(self) -> None:
         """Switch everything on: the head first, then the others at once."""
-        _hold(self.switch)
+        _hold(self.switch, None)
+        self.disk.mkdir()
+        self.mount_small(self.switch, self.disk, "64m")
         self._ip(self.switch, "link", "add", "bridge", "type", "bridge")
         self._ip(self.switch, "address", "add", f"{self.switch.address}/24", "dev", "bridge")
         self._ip(self.switch, "link", "set", "bridge", "up")
@@ -76,8 +79,7 @@ class Machines:
     def boot(self, *machines: Machine) -> None:
         """Switch machines on and let them join the cluster."""
         for machine in machines:
-            _hold(machine)
-            assert self.switch.pid is not None
+            _hold(machine, self.switch)
             wire = f"wire-{machine.number}"
             self._ip(
                 self.switch, "link", "add", wire, "type", "veth", "peer", "name", "eth0", "netns", str(machine.pid)
@@ -162,6 +164,10 @@ class Machines:
         shutil.rmtree(machine.folder)
         self.boot(machine)
 
+    def seen(self, path: Path) -> Path:
+        """Where this test finds what the machines call `path`: it does not share their disk by itself."""
+        return Path(f"/proc/{self.switch.pid}/root{path}")
+
     def mount_small(self, machine: Machine, folder: Path, size: str) -> None:
         """Lay a small disk over a folder, on one machine only."""
         self.check(machine, "mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
@@ -190,23 +196,28 @@ class Machines:
         assert done.returncode == 0, f"{machine.name}: {arguments}: {done.stderr}"
 
 
-def _hold(machine: Machine) -> None:
-    """Open a machine's namespaces; they end with their first process, and that one with this test."""
+def _hold(machine: Machine, switch: Machine | None) -> None:
+    """Open a machine's namespaces; they end with their first process, and that one with this test.
+
+    A machine begins with the mounts of the switch: what is mounted there before is a disk they share.
+    """
     machine.folder.mkdir()
-    machine.holder = subprocess.Popen(
-        ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc",
-         "--kill-child=KILL", "bash", "-c", REAP],
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    children = Path(f"/proc/{machine.holder.pid}/task/{machine.holder.pid}/children")
+    guard = ["setpriv", "--pdeathsig=KILL"]
+    alone = ["--pid", "--uts", "--fork", "--mount-proc", "--kill-child=KILL"] if switch else []
+    begin = ["nsenter", f"--target={switch.pid}", "--mount"] if switch else []
+    command = [*begin, *guard, "unshare", "--net", "--mount", *alone, "bash", "-c", REAP]
+    machine.holder = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     end = time.monotonic() + 10
-    while True:
-        pids = children.read_text().split()
+    while machine.pid is None:
+        pids = [machine.holder.pid] if switch is None else _children(machine.holder.pid)
         if pids and Path(f"/proc/{pids[0]}/comm").read_text() == "bash\n":
-            machine.pid = int(pids[0])
-            return
+            machine.pid = pids[0]
         assert time.monotonic() < end, f"{machine.name} does not start"
         time.sleep(0.01)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _let_go(machine: Machine) -> None:
