@@ -65,5 +65,5 @@ def down(json: Json = False, debug: Debug = False) -> None:
     output = Output(json)
     with err.status("Ending", spinner="dots"):
         cluster = local.down()
-    output.show("No local cluster runs." if cluster is None else f"Ended: the local cluster of {cluster.nodes} nodes.")
+    output.show("No local cluster runs." if cluster is None else f"Ended: the local cluster (--nodes {cluster.nodes}).")
     output.end({"ended": cluster is not None, "address": cluster.address if cluster else None})

@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -28,13 +27,13 @@ from pydantic import Field
 
 from resnet_ops.config import Config, Positive
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.orchestration import marked
 from resnet_ops.orchestration.connect import AUTO, find
 
 MARK = "RESNET_OPS_LOCAL_CLUSTER"
 DASHBOARD_PORT = 8265  # Ray's own, where nobody has it
 OBJECT_STORE_BYTES = 100_000_000  # training passes nothing through it; Ray wants 75 MB
 START_S = 120.0
-TERM_S, KILL_S = 1.0, 10.0  # raylets that lose their head wait for minutes
 LOOK_INTERVAL_S = 0.05
 # Ports are found by the system: given none, every node wants 52365 for its agent, tries for 3.5 s, and goes on
 # without, and takes 10002 to 19999 for its workers. Nobody reads what log monitors would pass on.
@@ -67,33 +66,14 @@ class LocalCluster:
     address_before: str = ""  # the cluster that 'auto' found before this one
 
     def processes(self) -> list[int]:
-        """The living processes that carry the mark, and what they started, as far as they may be looked at."""
-        mark = f"{MARK}={self.mark}".encode()
-        parents: dict[int, int] = {}
-        ours: set[int] = set()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                stat = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                if stat[0] in "ZX":
-                    continue
-                parents[int(process.name)] = int(stat[1])
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    ours.add(int(process.name))
-        while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-            ours |= more
-        return sorted(ours)
+        """The ids of its living processes."""
+        return marked.living(f"{MARK}={self.mark}")
 
 
 def state_file() -> Path:
     """Where it is remembered which cluster runs: one for each user."""
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "resnet-ops" / "local-cluster.json"
-
-
-def running() -> LocalCluster | None:
-    """The cluster that runs, or has begun to, or None."""
-    cluster = _read()
-    return cluster if cluster is not None and cluster.processes() else None
 
 
 def up(config: LocalConfig, tell: Tell) -> LocalCluster:
@@ -233,14 +213,7 @@ def _log(cluster: LocalCluster, name: str) -> Path:
 
 def _end(cluster: LocalCluster) -> None:
     """Kill what carries the cluster's mark, and remove its traces; what is gone already is no mistake."""
-    for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
-        deadline, told = time.monotonic() + patience_s, set[int]()
-        while (left := cluster.processes()) and time.monotonic() < deadline:
-            for pid in left:
-                if number == signal.SIGKILL or pid not in told:
-                    _signal(cluster, pid, number)
-                told.add(pid)
-            time.sleep(LOOK_INTERVAL_S)
+    left = marked.end(f"{MARK}={cluster.mark}")
     if left:
         raise UserError(
             f"Processes of the local cluster cannot be killed: {', '.join(map(str, left))}.",
@@ -251,17 +224,6 @@ def _end(cluster: LocalCluster) -> None:
         _withdraw(cluster)
     shutil.rmtree(cluster.folder, ignore_errors=True)
     state_file().unlink(missing_ok=True)
-
-
-def _signal(cluster: LocalCluster, pid: int, number: signal.Signals) -> None:
-    """Signal a process only while it is surely still the one that was found: through a handle on it."""
-    with contextlib.suppress(OSError):
-        handle = os.pidfd_open(pid)
-        try:
-            if pid in cluster.processes():
-                signal.pidfd_send_signal(handle, number)
-        finally:
-            os.close(handle)
 
 
 def _announce(address: str) -> str:
