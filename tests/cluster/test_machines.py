@@ -120,10 +120,10 @@ def test_a_machine_that_dies_and_is_replaced_costs_no_byte(cluster: Machines, un
 
 @pytest.mark.chaos
 def test_a_machine_that_is_cut_off_for_long_is_left_and_taken_again(cluster: Machines, undisturbed: Run) -> None:
-    """Ray takes a machine that is silent for half a minute for dead; healed, its raylet ends itself."""
+    """By its own settings Ray takes a machine for dead after 65 s of silence: five times 3 s and 10 s."""
     process, run = trains(cluster, "long")
     cluster.cut(cluster.all[1])
-    time.sleep(60)
+    time.sleep(70)
     cluster.replace(cluster.all[1])
     ended(process)
     assert_undisturbed(run, undisturbed)
