@@ -2,9 +2,12 @@
 
 import typer
 
-from . import template
+from . import local, status, template
 
 app = typer.Typer(rich_markup_mode="rich", help="Get a Ray cluster to train on.")
+app.command("up", epilog=local.UP_EXAMPLES)(local.up)
+app.command("status")(status.status)
+app.command("down")(local.down)
 app.command("template", epilog=template.EXAMPLES)(template.template)
 
 

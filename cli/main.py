@@ -15,7 +15,8 @@ import resnet_ops
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 
 from . import cluster, doctor, export, jobs, runs, submit, train
-from .console import report_error
+from .console import err, report_error
+from .nodes import node_table
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -61,6 +62,9 @@ def run(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except UserError as error:
+        nodes = getattr(error, "nodes", ())  # of a cluster that a job does not fit on
+        if nodes:
+            err.print(node_table(nodes))
         report_error(error, error.exit_code, as_json, debug)
         return error.exit_code
     except TyperException as error:

@@ -118,6 +118,7 @@ class NoRoomError(UserError):
         super().__init__(cause, remedy, exit_code)
         self.args = (cause, remedy, nodes, exit_code)
         self.nodes = nodes
+        self.details["nodes"] = [vars(node) for node in nodes]
 
 
 def choose(nodes: Iterable[Node], request: Request, ours: Mapping[str, int] | None = None) -> Layout | None:
@@ -235,9 +236,10 @@ def _answers(node: dict[str, Any]) -> bool:
 def _read(node: dict[str, Any], free: Mapping[str, float], shares_its_host: bool) -> Node:
     has = node["Resources"]
     suffix = f"/{node['NodeID'][:6]}" if shares_its_host else ""
+    named = node["NodeName"] not in ("", node["NodeManagerAddress"])  # Ray's default is the address
     return Node(
         id=node["NodeID"],
-        name=node["NodeManagerHostname"] + suffix,
+        name=node["NodeName"] if named else node["NodeManagerHostname"] + suffix,
         cpus=has.get("CPU", 0),
         gpus=has.get("GPU", 0),
         free_cpus=free.get("CPU", 0),

@@ -266,9 +266,9 @@ def _fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]
 
 def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any) -> tuple[float, ...]:
     from ray.exceptions import RayActorError
-    from ray.train.torch import TorchConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from resnet_ops.orchestration.network import OneNetwork
     from resnet_ops.orchestration.trainer import Trainer, explain
     from resnet_ops.training.worker import Job, work
 
@@ -279,7 +279,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
         trainer = Trainer(
             work,
             train_loop_config=Job(str(run.path), None, placement.request),
-            torch_config=TorchConfig(timeout_s=int(config.hang_timeout) + 30),  # the watchdog knows more, so is first
+            torch_config=OneNetwork(timeout_s=int(config.hang_timeout) + 30),  # the watchdog knows more, so is first
             run_config=scratch,
             request=placement.request,
             layout=placement.layout,

@@ -1,0 +1,201 @@
+"""`resnet-ops cluster up`, `status` and `down`: real raylets, a real job on them, and nothing left behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.conftest import COMMAND, command
+
+MARK = "RESNET_OPS_LOCAL_CLUSTER"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An environment whose local cluster, token and 'auto' are this module's own."""
+    folder = tmp_path_factory.mktemp("home")
+    ours = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "RAY_TMPDIR": str(folder)}
+    rest = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = rest | ours
+    yield environment
+    command("cluster", "down", env=environment)
+
+
+@pytest.fixture(scope="module")
+def up(home: dict[str, str]) -> dict[str, Any]:
+    ended = command("cluster", "up", "--nodes", 2, "--json", env=home)
+    assert ended.returncode == 0, ended.stderr
+    result: dict[str, Any] = json.loads(ended.stdout)
+    return result
+
+
+def status(home: dict[str, str]) -> dict[str, Any]:
+    ended = command("cluster", "status", "--json", env=home)
+    assert ended.returncode == 0, ended.stderr
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return result
+
+
+def traces(folder: str) -> list[str]:
+    """Command lines of the living processes that name `folder`, or whose environment does."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if folder.encode() in told:
+            found.append(told.decode(errors="replace")[-200:])
+    return found
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "what was waited for did not come"
+        time.sleep(0.05)
+
+
+def test_up_says_where_it_is_and_how_to_go_on(home: dict[str, str], up: dict[str, Any]) -> None:
+    assert (up["nodes"], up["cpus_per_node"]) == (2, 1)
+    assert "resnet-ops train --nodes 2" in up["next_steps"]
+    assert "resnet-ops cluster down" in up["next_steps"]
+    assert Path(home["RAY_TMPDIR"], "ray", "ray_current_cluster").read_text() == up["address"]
+    assert Path(up["folder"]).stat().st_mode & 0o777 == 0o700  # Ray makes its own folders open to all
+
+
+def test_nobody_gets_in_without_the_token(home: dict[str, str], up: dict[str, Any]) -> None:
+    token = Path(home["HOME"], ".ray", "auth_token")
+    assert token.stat().st_mode & 0o777 == 0o600
+    asked = urllib.request.Request(f"{up['dashboard']}/api/jobs/")
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(asked, timeout=20)
+    assert refusal.value.code == 401
+    asked.add_header("Authorization", f"Bearer {token.read_text()}")
+    with urllib.request.urlopen(asked, timeout=20) as answer:
+        assert json.load(answer) == []
+    host, _, _ = up["address"].rpartition(":")
+    assert host != "127.0.0.1"
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection((host, urlsplit(up["dashboard"]).port or 0), timeout=5)
+
+
+def test_status_shows_the_nodes_and_what_fits(home: dict[str, str], up: dict[str, Any]) -> None:
+    seen = status(home)
+    assert seen["address"] == up["address"]
+    assert [(n["name"], n["cpus"], n["free_cpus"], n["state"]) for n in seen["nodes"]] == [
+        ("head", 0, 0, "alive"),
+        ("node-1", 1, 1, "alive"),
+        ("node-2", 1, 1, "alive"),
+    ]
+    assert seen["totals"] == {"nodes": 3, "cpus": 2, "gpus": 0, "free_cpus": 2, "free_gpus": 0}
+    assert seen["fits"] == {"device": "cpu", "nodes": 2, "workers_per_node": 1, "options": "--nodes 2"}
+    assert seen["running"] == []
+
+
+def test_what_fits_trains_and_is_seen_running(home: dict[str, str], up: dict[str, Any], tmp_path: Path) -> None:
+    job = subprocess.Popen(
+        [*COMMAND, "train", "--nodes", "2", "--model", "resnet8", "--epochs", "30", "--name", "r", "--json"],
+        cwd=tmp_path, env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until((tmp_path / "runs" / "r" / "metrics.jsonl").exists, 60)
+    seen = status(home)
+    assert seen["totals"]["free_cpus"] == 0
+    assert seen["fits"] is None
+    (running,) = seen["running"]
+    assert "train --nodes 2" in running["command"]
+    assert abs(time.time() - running["started"]) < 60
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    result = json.loads(out)
+    assert (result["status"], result["world_size"]) == ("finished", 2)
+    until(lambda: status(home)["totals"]["free_cpus"] == 2)
+
+
+def test_what_does_not_fit_is_refused_at_once_with_a_table(
+    home: dict[str, str], up: dict[str, Any], tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    ended = command("train", "--nodes", 5, "--json", env=home, cwd=tmp_path)
+    assert time.monotonic() - began < 5
+    assert ended.returncode == 2
+    table, error = ended.stderr.splitlines()[:-1], ended.stderr.splitlines()[-1]
+    assert table[0].split() == ["node", "CPUs", "free"]
+    assert sorted(line.split()[0] for line in table[1:]) == ["head", "node-1", "node-2"]
+    assert error.startswith("error: --nodes 5 needs 5 machines with a CPU core each; this cluster has 2 such")
+    assert {node["name"] for node in json.loads(ended.stdout)["nodes"]} == {"head", "node-1", "node-2"}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_one_is_refused(home: dict[str, str], up: dict[str, Any]) -> None:
+    ended = command("cluster", "up", env=home)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        f"error: A local cluster of 2 nodes runs already ({up['address']}). "
+        "Use it, or end it first: resnet-ops cluster down."
+    ]
+
+
+def test_a_node_that_was_killed_is_seen(home: dict[str, str], up: dict[str, Any]) -> None:
+    (raylet,) = (
+        int(process.parent.name)
+        for process in Path("/proc").glob("[0-9]*/cmdline")
+        if b"raylet_socket_name" in (line := process.read_bytes()) and f"{up['folder']}/node-2/".encode() in line
+    )
+    os.kill(raylet, signal.SIGKILL)
+    seen = status(home)
+    assert {n["name"]: n["state"] for n in seen["nodes"]}["node-2"] in ("not answering", "gone")
+    assert seen["fits"]["options"] == "--nodes 1"
+    until(lambda: {n["name"]: n["state"] for n in status(home)["nodes"]}["node-2"] == "gone", 60)
+
+
+def test_down_ends_this_cluster_and_nothing_else(home: dict[str, str], up: dict[str, Any]) -> None:
+    bystander = subprocess.Popen(["sleep", "60"], env={MARK: "another's"})
+    assert traces(up["folder"])
+    ended = command("cluster", "down", "--json", env=home)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == {"ended": True, "address": up["address"]}
+    assert traces(up["folder"]) == []
+    assert not Path(up["folder"]).exists()
+    assert not Path(home["RAY_TMPDIR"], "ray", "ray_current_cluster").exists()
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+    again = command("cluster", "down", "--json", env=home)
+    assert (again.returncode, json.loads(again.stdout)["ended"]) == (0, False)
+
+
+def test_status_without_a_cluster_says_so(home: dict[str, str]) -> None:
+    address = "127.0.0.1:1"  # 'auto' might find somebody else's
+    ended = command("cluster", "status", "--cluster", address, "--json", env=home)
+    assert ended.returncode == 2
+    assert "No Ray cluster answers" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_an_up_that_is_stopped_leaves_nothing_behind(home: dict[str, str], number: signal.Signals, code: int) -> None:
+    process = subprocess.Popen([*COMMAND, "cluster", "up"], env=home, stderr=subprocess.DEVNULL)
+    state = Path(home["XDG_STATE_HOME"], "resnet-ops", "local-cluster.json")
+    until(state.exists)
+    folder = json.loads(state.read_text())["folder"]
+    until(lambda: any("gcs_server" in line for line in traces(folder)))
+    process.send_signal(number)
+    assert process.wait(30) == code
+    if number == signal.SIGKILL:  # then the next command finds what was begun
+        refused = command("cluster", "up", env=home)
+        assert "half started" in refused.stderr
+        assert refused.returncode == 2
+        assert command("cluster", "down", env=home).returncode == 0
+    assert traces(folder) == []
+    assert not Path(folder).exists()
+    assert not state.exists()
