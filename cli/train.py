@@ -7,6 +7,7 @@ import typer
 
 from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration.connect import LOCAL, address_of
 from resnet_ops.orchestration.jobserver import is_job_server
 
 from .clock import importing, process_started_at
@@ -113,7 +114,10 @@ def train(
         return
     with Screen() as screen:
         with importing():
-            from resnet_ops.training import job, worker  # noqa: F401  # the worker brings Ray
+            from resnet_ops.training import job
+
+            if address_of(config) == LOCAL:  # else it is imported later, while the cluster is asked
+                from resnet_ops.training import worker  # noqa: F401  # brings torch and Ray
 
         if resume is None:
             result = job.train(config, overwrite=overwrite, observer=screen, started_at=process_started_at())

@@ -19,7 +19,7 @@ FLOORS = {
     "runs": {"errors", "files", "locks", "config"},
     "models": {"errors"},
     "data": BASE,
-    "orchestration": {"errors", "config"},
+    "orchestration": {"errors", "files", "config"},
     "training": BASE | {"models", "data", "orchestration"},
     "export": BASE | {"models", "data", "training"},
     "doctor": BASE | {"orchestration", "export"},

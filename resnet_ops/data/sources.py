@@ -131,6 +131,11 @@ def open_source(data: str) -> Source:
     return Source(record, files, columns)
 
 
+def fingerprint_of(data: str) -> str:
+    """The fingerprint of a data set, as it is seen from here."""
+    return open_source(data).record.fingerprint
+
+
 def held_out(encoded: list[bytes], labels: np.ndarray) -> np.ndarray:
     """Choose the validation images (N,) bool: a fifth of each class, those of the smallest hashes.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray
+from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray, set_patience
 from resnet_ops.orchestration.placement import (
     Layout,
     Node,
@@ -57,6 +57,7 @@ def placed(config: TrainConfig, notice: Notice) -> Iterator[Placement]:
         NoRoomError: It does not fit, or did not in the time that it may wait.
         UserError: The cluster cannot be reached.
     """
+    set_patience(config)
     address = address_of(config)
     if address == LOCAL:
         node = here()

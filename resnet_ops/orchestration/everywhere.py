@@ -6,31 +6,75 @@ first resume. Here every machine writes a word into it, and reads everybody else
 
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.placement import Node
 
 PATIENCE_S = 120.0
+DRIVER = "driver"
 
 
-def ask(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) -> dict[Node, Any]:
-    """Call a function once on each machine, at the same time.
+@contextmanager
+def asked(
+    nodes: Sequence[Node], folder: Path, look: Callable[..., Any], *arguments: Any
+) -> Iterator[Callable[[], dict[Node, Any]]]:
+    """Have every machine write into `folder` and look at something, while this process does other things.
 
-    Raises:
-        UserError: A machine did not answer; or what the function raised, with the machine's name.
+    Args:
+        nodes: The machines.
+        folder: Where the run is to be written.
+        look: What to call on each machine.
+        arguments: What to call it with.
+
+    Yields:
+        A function that waits until every machine has read what all others wrote, and returns what
+        each one's look gave. It raises UserError where a machine does not see the folder as the
+        others do, does not answer, or found something wrong; names it, and what to do.
     """
+    place = folder / f".seen-by-{secrets.token_hex(4)}"
+    try:
+        files.make_folder(place)
+        write_word(place, DRIVER)
+    except OSError as error:
+        raise _unseen(folder, f"{socket.gethostname()} cannot write there ({error.strerror})") from None
+    try:
+        first = _start(nodes, write_and_look, folder, place, look, arguments)
+
+        def finish() -> dict[Node, Any]:
+            answers = _collect(first)
+            wanted = {DRIVER, *(node.id for node in nodes)}
+            for node, words in _collect(_start(nodes, read_words, place)).items():
+                if missing := wanted - words:
+                    writers = sorted("this machine" if m == DRIVER else _name(nodes, m) for m in missing)
+                    raise _unseen(folder, f"{node.name} does not see there what {', '.join(writers)} wrote")
+            return answers
+
+        yield finish
+    finally:
+        with suppress(OSError, UserError):
+            files.remove_tree(place)
+
+
+def _start(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) -> dict[Node, Any]:
     import ray
-    from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    pending = {
-        node: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*arguments)
-        for node in nodes
-    }
+    there = {node: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes}
+    return {node: remote.options(scheduling_strategy=where).remote(*arguments) for node, where in there.items()}
+
+
+def _collect(pending: dict[Node, Any]) -> dict[Node, Any]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
     ray.wait(list(pending.values()), num_returns=len(pending), timeout=PATIENCE_S)
     answers = {}
     for node, answer in pending.items():
@@ -41,63 +85,42 @@ def ask(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) ->
                 raise UserError(f"On {node.name}: {error.cause.cause}", error.cause.remedy) from error
             raise
         except RayError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{node.name} was asked to look at its disk, and did not answer ({reason})", "Is it well?"
-            ) from error
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(f"{node.name} was asked to look at its disk, and did not answer ({reason}).") from error
     return answers
 
 
-def prove_shared(folder: Path, nodes: Sequence[Node]) -> None:
-    """Prove that every machine reads in `folder` what any other one writes there, this one included.
-
-    Raises:
-        UserError: One does not; names it, and what to mount or pass.
-    """
-    place = folder / f".seen-by-{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place.mkdir()
-        write_word(place, "driver")
-    except OSError as error:
-        raise _unseen(folder, socket.gethostname(), f"cannot be written there ({error.strerror})") from None
-    try:
-        ask(nodes, write_own_word, folder, place)
-        wanted = {"driver", *(node.id for node in nodes)}
-        for node, words in ask(nodes, read_words, place).items():
-            if missing := wanted - words:
-                names = ["this machine" if m == "driver" else next(n.name for n in nodes if n.id == m) for m in missing]
-                raise _unseen(folder, node.name, f"it does not see there what {', '.join(sorted(names))} wrote")
-    finally:
-        for file in place.iterdir():
-            file.unlink(missing_ok=True)
-        place.rmdir()
-
-
-def write_own_word(folder: Path, place: Path) -> None:
-    """On a machine: write its id, if the place that the driver made is to be seen."""
+def write_and_look(folder: Path, place: Path, look: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """On a machine: write its id, if what the driver wrote is to be seen, and look."""
     import ray
 
-    if not place.is_dir():
-        raise _unseen(folder, "", "it does not see there what this machine wrote")
+    # Training processes are likely to be made of this one, which has time now.
+    threading.Thread(target=import_module, args=("ray.train.torch",), daemon=True).start()
+    if DRIVER not in read_words(place):
+        raise _unseen(folder, "it does not see there what the driver wrote")
     try:
         write_word(place, ray.get_runtime_context().get_node_id())
     except OSError as error:
-        raise _unseen(folder, "", f"it cannot write there ({error.strerror})") from None
+        raise _unseen(folder, f"it cannot write there ({error.strerror})") from None
+    return look(*arguments)
 
 
 def write_word(place: Path, word: str) -> None:
     """Write a file called `word`, down to the disk."""
-    (place / word).write_text(word)
+    files.write_atomically(place / word, word.encode())
 
 
 def read_words(place: Path) -> set[str]:
-    """On a machine: whose words it can read."""
-    return {file.name for file in place.iterdir() if file.read_text() == file.name} if place.is_dir() else set()
+    """Whose words are to be read here."""
+    return {file.name for file in files.listed(place) if files.read(file) == file.name.encode()}
 
 
-def _unseen(folder: Path, machine: str, what: str) -> UserError:
+def _name(nodes: Sequence[Node], id_: str) -> str:
+    return next(node.name for node in nodes if node.id == id_)
+
+
+def _unseen(folder: Path, what: str) -> UserError:
     return UserError(
-        f"{folder} is not the same folder on every machine: {machine + ': ' if machine else ''}{what}.",
+        f"{folder} is not the same folder on every machine: {what}.",
         "Mount one shared folder (NFS, a volume) at that path on all of them, or pass --runs-dir s3://... or gs://...",
     )

@@ -6,31 +6,26 @@ its local mode there is none. The run directory is the only memory a run has.
 """
 
 import contextlib
-import functools
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from resnet_ops import files, models, runs
+from resnet_ops import runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.sources import Source, fingerprint_of, open_source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.cluster import Placement, placed
-from resnet_ops.orchestration.connect import import_ray
-from resnet_ops.runs import Best, Run, RunRecord, Status
-from resnet_ops.training.checkpoint import Checkpoints, read_best, saved
+from resnet_ops.orchestration.everywhere import asked
+from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.training.observer import Observer, follow
 
+# torch comes with what is imported in the functions below: only once there is a place for the job, and while its
+# machines are being asked. One that does not fit hears of it in 2 s.
 if TYPE_CHECKING:
-    from resnet_ops.training.worker import Outcome
-
-RECOVER_S = 600.0  # how long to wait for machines after a loss, where --wait does not say
+    from resnet_ops.orchestration.placement import Node
 
 
 @dataclass(frozen=True)
@@ -67,15 +62,9 @@ def train(
     """
     observer, started_at = observer or Observer(), started_at or time.time()
     with placed(config, observer.notice) as placement:
-        source, config = check(config)
-        _check_everywhere(placement, config.runs_dir.absolute(), config.data, source.record.fingerprint)
-        with torch.device("meta"):  # only to be counted
-            network = models.build(
-                config.model,
-                num_classes=len(source.record.class_names),
-                in_channels=source.record.channels,
-                shortcut=config.shortcut,
-            )
+        with _seen_everywhere(placement, config.runs_dir.absolute(), config.data) as compare:
+            source, config = check(config)
+            compare(source.record.fingerprint)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         now = datetime.now(UTC)
         with run.lock():
@@ -87,7 +76,7 @@ def train(
                     updated=now,
                     config=config.model_copy(update={"name": run.name, "runs_dir": run.path.parent}),
                     data=source.record,
-                    parameters=models.count_parameters(network),
+                    parameters=_count_parameters(config, source.record),
                     world_size=placement.layout.workers,
                     device=placement.layout.device,
                     host=runs.host(),
@@ -129,13 +118,14 @@ def resume(
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
         with placed(config, observer.notice) as placement:
-            source, _ = check(config)
+            with _seen_everywhere(placement, run.path, config.data) as compare:
+                source, _ = check(config)
+                compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
                 raise UserError(
                     f"The images in {config.data} are not those that {name} was trained on.",
                     "Bring the old ones back, or train a new run.",
                 )
-            _check_everywhere(placement, run.path, config.data, record.data.fingerprint)
             layout = placement.layout
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:
@@ -163,6 +153,8 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
     Raises:
         UserError: They do not fit.
     """
+    from resnet_ops import models
+
     architecture = models.parse_name(config.model)
     source = open_source(config.data)
     data = source.record
@@ -187,36 +179,53 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
     return source, config.model_copy(update=update)
 
 
-def _check_everywhere(placement: Placement, folder: Path, data: str, fingerprint: str) -> None:
-    """Before many machines begin: each sees the folder of the run, and the same images.
+def _count_parameters(config: TrainConfig, data: DataRecord) -> int:
+    import torch
+
+    from resnet_ops import models
+
+    with torch.device("meta"):  # they are not made
+        network = models.build(
+            config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
+        )
+    return models.count_parameters(network)
+
+
+@contextlib.contextmanager
+def _seen_everywhere(placement: Placement, folder: Path, data: str) -> Iterator[Callable[[str], None]]:
+    """Let each machine look at the folder of the run and at the images, meanwhile.
+
+    Yields:
+        Waits for them, and compares what images they see with what is seen here.
 
     Raises:
-        UserError: One does not.
+        UserError: A machine does not see the folder, or sees other images.
     """
     if placement.local:
+        yield lambda _: None
         return
-    from resnet_ops.orchestration.everywhere import ask, prove_shared
+    nodes: list[Node] = [node for node, _ in placement.layout.on]
+    with asked(nodes, folder, fingerprint_of, data) as answers:
 
-    nodes = [node for node, _ in placement.layout.on]
-    prove_shared(folder, nodes)
-    for node, found in ask(nodes, fingerprint_of, data).items():
-        if found != fingerprint:
-            raise UserError(
-                f"The images in {data} on {node.name} are not those on this machine.", "Give every machine the same."
-            )
+        def compare(fingerprint: str) -> None:
+            for node, found in answers().items():
+                if found != fingerprint:
+                    raise UserError(
+                        f"The images in {data} on {node.name} are not those on this machine.",
+                        "Give every machine the same.",
+                    )
 
-
-def fingerprint_of(data: str) -> str:
-    """On a machine: the fingerprint of the images that it sees."""
-    return open_source(data).record.fingerprint
+        yield compare
 
 
 def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observer, started_at: float) -> TrainResult:
+    from resnet_ops.training.fit import fit
+
     with follow(run, observer):
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
-            steps_at = _fit(run, record, placement)
+            steps_at = fit(run, record, placement)
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(
@@ -235,84 +244,9 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
     return _result(run, record, steps_at, started_at)
 
 
-def _fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]:
-    """Run the workers to the end; returns when the first and the last step ended."""
-    import_ray()
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from resnet_ops.training.worker import Job, work
-
-    # Ray keeps nothing there that is needed again, so it need not be shared.
-    scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
-    if placement.in_process:
-        job = Job(str(run.path), int(placement.layout.cpus))
-        use_gpu = placement.layout.device == "cuda"
-        return _steps_at(
-            TorchTrainer(
-                work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
-                train_loop_config=job,  # type: ignore[arg-type]  # any object is handed over as it is
-                scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
-                run_config=scratch,
-            ).fit()
-        )
-    try:
-        with placement.ray():
-            return _fit_on_ray(run, record, placement, scratch)
-    finally:
-        with contextlib.suppress(OSError, UserError):
-            files.remove_tree(run.path / "ray")
-
-
-def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any) -> tuple[float, ...]:
-    from ray.exceptions import RayActorError
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    from resnet_ops.orchestration.network import OneNetwork
-    from resnet_ops.orchestration.trainer import Trainer, explain
-    from resnet_ops.training.worker import Job, work
-
-    config = record.config
-    for timeout in ("WORKER_HEALTH_CHECK", "COLLECTIVE"):  # Ray's own are 10 minutes and none
-        os.environ[f"RAY_TRAIN_{timeout}_TIMEOUT_S"] = str(config.hang_timeout)
-    for left in range(config.max_failures, -1, -1):
-        trainer = Trainer(
-            work,
-            train_loop_config=Job(str(run.path), None, placement.request),
-            torch_config=OneNetwork(timeout_s=int(config.hang_timeout) + 30),  # the watchdog knows more, so is first
-            run_config=scratch,
-            request=placement.request,
-            layout=placement.layout,
-            max_failures=left,
-            recover_s=RECOVER_S if config.wait is None else config.wait,
-            tell=functools.partial(tell, run.path),
-        )
-        try:
-            # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
-            with ThreadPoolExecutor(1) as pool:
-                try:
-                    return _steps_at(pool.submit(trainer.fit).result())
-                except KeyboardInterrupt:
-                    trainer.stop()
-                    raise
-        except TrainingFailedError as error:
-            raise explain(error) from error
-        except RayActorError as error:  # Ray's controller itself
-            run.tell(f"Lost: the controller of the job ({str(error).splitlines()[0][:200]}). Starting another one.")
-    raise PausedError("The controller of the job was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
-
-
-def tell(path: Path, what: str) -> None:
-    """Write down what befell a run, from whatever process."""
-    Run(path).tell(what)
-
-
-def _steps_at(result: Any) -> tuple[float, ...]:
-    outcome: Outcome = result.return_value
-    return outcome.steps_at
-
-
 def _tell_where_it_stands(run: Run, observer: Observer) -> None:
+    from resnet_ops.training.checkpoint import Checkpoints
+
     latest, refused = Checkpoints(run, 1).latest()
     for reason in refused:
         observer.notice(f"Passed over a checkpoint: {reason}")
@@ -328,6 +262,8 @@ def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> Non
 
 
 def _last_good(run: Run) -> str:
+    from resnet_ops.training.checkpoint import saved
+
     try:
         there = saved(run)
     except PausedError:  # why it stopped is said already
@@ -341,6 +277,8 @@ def _resume_command(run: Run) -> str:
 
 
 def _best(run: Run) -> Best | None:
+    from resnet_ops.training.checkpoint import read_best
+
     checkpoint, _ = read_best(run)
     metrics = checkpoint.info.validated
     return Best(epoch=metrics.epoch, val_accuracy=metrics.val_accuracy, checkpoint=checkpoint.path)

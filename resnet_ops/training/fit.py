@@ -1,0 +1,94 @@
+"""Runs a job's workers to their end: in this process, or on Ray, through the loss of some of them."""
+
+import contextlib
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_ops import files
+from resnet_ops.errors import WORK_FAILED, PausedError, UserError
+from resnet_ops.orchestration.cluster import Placement
+from resnet_ops.orchestration.connect import import_ray
+from resnet_ops.runs import Run, RunRecord
+
+if TYPE_CHECKING:
+    from resnet_ops.training.worker import Outcome
+
+RECOVER_S = 600.0  # how long to wait for machines after a loss, where --wait does not say
+
+
+def fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]:
+    """Run the workers to the end; returns when the first and the last step ended."""
+    import_ray()
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from resnet_ops.training.worker import Job, work
+
+    # Ray keeps nothing there that is needed again, so it need not be shared.
+    scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
+    if placement.in_process:
+        job = Job(str(run.path), int(placement.layout.cpus))
+        use_gpu = placement.layout.device == "cuda"
+        return _steps_at(
+            TorchTrainer(
+                work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
+                train_loop_config=job,  # type: ignore[arg-type]  # any object is handed over as it is
+                scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
+                run_config=scratch,
+            ).fit()
+        )
+    try:
+        with placement.ray():
+            return _fit_on_ray(run, record, placement, scratch)
+    finally:
+        with contextlib.suppress(OSError, UserError):
+            files.remove_tree(run.path / "ray")
+
+
+def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any) -> tuple[float, ...]:
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from resnet_ops.orchestration.network import OneNetwork
+    from resnet_ops.orchestration.trainer import Trainer, explain
+    from resnet_ops.training.worker import Job, work
+
+    config = record.config
+    for left in range(config.max_failures, -1, -1):
+        trainer = Trainer(
+            work,
+            train_loop_config=Job(str(run.path), None, placement.request),
+            torch_config=OneNetwork(timeout_s=int(config.hang_timeout) + 30),  # the watchdog knows more, so is first
+            run_config=scratch,
+            request=placement.request,
+            layout=placement.layout,
+            max_failures=left,
+            recover_s=RECOVER_S if config.wait is None else config.wait,
+            tell=functools.partial(tell, run.path),
+        )
+        try:
+            # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
+            with ThreadPoolExecutor(1) as pool:
+                try:
+                    return _steps_at(pool.submit(trainer.fit).result())
+                except KeyboardInterrupt:
+                    trainer.stop()
+                    raise
+        except TrainingFailedError as error:
+            raise explain(error) from error
+        except RayActorError as error:  # Ray's controller itself
+            run.tell(f"Lost: the controller of the job ({str(error).splitlines()[0][:200]}). Starting another one.")
+    raise PausedError("The controller of the job was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
+
+
+def tell(path: Path, what: str) -> None:
+    """Write down what befell a run, from whatever process."""
+    Run(path).tell(what)
+
+
+def _steps_at(result: Any) -> tuple[float, ...]:
+    outcome: Outcome = result.return_value
+    return outcome.steps_at
