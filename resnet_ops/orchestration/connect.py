@@ -19,7 +19,6 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # polls for results; at Ray's 2 s a run ends 4 s late
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # room that was just seen to be there is given at once, or is gone
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine, and it warns at each start
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train sets it for its controller, and so ours is like the others
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the directory that relative paths are meant from
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about it
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,16 +26,6 @@ SETTINGS = {
 }
 
 
-# What Ray Train gives to the processes of a job. Where all of the job's have it, those that were started to look at
-# a machine's disk become its workers, with all imports done.
-GIVEN_TO_ALL = (
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC",
-)
 LOCAL, AUTO = "local", "auto"
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where a job server runs us: it has shipped our code already
 REACH_S = 3.0
@@ -125,10 +114,7 @@ def _init(ship: bool = False, **options: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:
         if ship:
-            options["runtime_env"] = {
-                "py_modules": [str(shippable_code(Path(folder)))],
-                "env_vars": {name: os.environ[name] for name in GIVEN_TO_ALL if name in os.environ},
-            }
+            options["runtime_env"] = {"py_modules": [str(shippable_code(Path(folder)))]}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM for itself, and exits at once
         signal.signal(signal.SIGTERM, before)

@@ -6,10 +6,8 @@ first resume. Here every machine writes a word into it, and reads everybody else
 
 import secrets
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +92,6 @@ def write_and_look(folder: Path, place: Path, look: Callable[..., Any], argument
     """On a machine: write its id, if what the driver wrote is to be seen, and look."""
     import ray
 
-    # Training processes are likely to be made of this one, which has time now.
-    threading.Thread(target=import_module, args=("ray.train.torch",), daemon=True).start()
     if DRIVER not in read_words(place):
         raise _unseen(folder, "it does not see there what the driver wrote")
     try:

@@ -79,7 +79,7 @@ class Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         here = ray.get_runtime_context().get_node_id()  # Ray's way: the controller beside the driver
-        environment = {"env_vars": get_env_vars_to_propagate()}
+        environment = {"env_vars": get_env_vars_to_propagate() | {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
         actor = ray.remote(num_cpus=0, label_selector={NODE_LABEL: here}, runtime_env=environment)
         self.controller = actor(TrainController).remote(**parts | self.policies)
         ray.get(self.controller.run.remote())

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -257,8 +258,23 @@ def prepare(config: TrainConfig, network: ResNet, loader: Loader, world: World, 
             broadcast_buffers=False,  # BatchNorm statistics are averaged once an epoch instead
             gradient_as_bucket_view=True,
         )
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    with _compiler_left_alone():
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     return Training(config, network, parallel, optimizer, loader, world, device, totals)
+
+
+@contextlib.contextmanager
+def _compiler_left_alone() -> Iterator[None]:
+    """Make an optimizer without importing torch's compiler, which takes each worker 1 s.
+
+    It would be imported only to be kept from compiling this very call.
+    """
+    decorated: Any = torch.optim.Optimizer.add_param_group
+    torch.optim.Optimizer.add_param_group = getattr(decorated, "__wrapped__", decorated)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.optim.Optimizer.add_param_group = decorated  # type: ignore[method-assign]
