@@ -240,7 +240,8 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
     """Replace `path` by `content`: after a crash it is the old file or the new one, whole.
 
     Raises:
-        PausedError: The disk is full (or a quota is), or the bucket out of reach; the old file is still there.
+        PausedError: The disk is full (or a quota is) or refuses, or the bucket is out of reach; the old file is still
+            there.
     """
     if is_remote(path):
         try:
@@ -287,7 +288,9 @@ def _explain_full_disk(path: Path, size: int = 0) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise PausedError(
+                f"{path} cannot be written: {error.strerror}.", "See to its disk.", WORK_FAILED
+            ) from error
         free = shutil.disk_usage(path.parent).free
         raise PausedError(
             f"The disk is full: {path.name} ({size / 1e6:.1f} MB) does not fit into {path.parent} "

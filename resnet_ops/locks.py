@@ -26,6 +26,9 @@ EXPIRE_S = 60.0  # six renewals: an outage of storage shorter than this loses no
 SETTLE_S = 1.0  # what a write needs to be seen by all, where a storage cannot refuse the second writer
 
 
+LOST: set[Path] = set()  # leases that this process held, until another took them
+
+
 class Lease(BaseModel):
     """Who holds a run in a bucket. `renewed` is in seconds since 1970 by the holder's clock."""
 
@@ -63,6 +66,11 @@ def hold(file: Path, name: str) -> Iterator[None]:
             raise UserError(
                 f"Run {name} is being trained by another process.", "Wait for it to end, or take another --name."
             ) from None
+        except OSError as error:
+            raise UserError(
+                f"Run {name} cannot be locked: {error.strerror}.",
+                "Its file system may know no locks (Lustre: mount it with -o flock); or choose another --runs-dir.",
+            ) from None
         yield
 
 
@@ -78,7 +86,14 @@ def held(file: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError:  # no locks there, or not ours to open
+        return False
     return False
+
+
+def lost(file: Path) -> bool:
+    """Whether another process took a lease that this one held."""
+    return file in LOST
 
 
 @contextlib.contextmanager
@@ -95,6 +110,7 @@ def _leased(file: Path, name: str) -> Iterator[None]:
                 there = _read(file, patience_s=0)
                 if there is not None and there.nonce != mine.nonce:
                     lost.set()
+                    LOST.add(file)
                     signal.pthread_kill(waiting, signal.SIGINT)
                     return
                 _write(file, mine.model_copy(update={"renewed": time.time()}), patience_s=0)

@@ -16,6 +16,7 @@ written is whole after a crash: the old file or the new one. Nothing here knows 
 import contextlib
 import json
 import platform
+import secrets
 import socket
 import time
 from datetime import UTC, datetime
@@ -219,6 +220,10 @@ class Run:
         """
         return locks.hold(self.lock_file, self.name)
 
+    def lost(self) -> bool:
+        """Whether another process took the run from this one."""
+        return locks.lost(self.lock_file)
+
     def locked(self) -> bool:
         """Whether a living process holds the run."""
         return locks.held(self.lock_file)
@@ -254,6 +259,9 @@ def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
 
 
 def _clear(run: Run, overwrite: bool) -> None:
+    if _never_began(run):
+        files.remove_tree(run.path)
+        return
     if not overwrite:
         raise UserError(
             f"There is a run called {run.name} in {run.path.parent}.",
@@ -262,7 +270,24 @@ def _clear(run: Run, overwrite: bool) -> None:
     if not files.is_file(run.record_file):
         raise UserError(f"{run.path} is not a run, so --overwrite leaves it alone.", "Take another --name.")
     with run.lock():
-        files.remove_tree(run.path)
+        if files.is_remote(run.path):
+            files.remove_tree(run.path)
+            return
+        # Not while the lock is open in it: NFS keeps an open file, under another name.
+        aside = run.path.with_name(f".{run.name}-{secrets.token_hex(4)}")
+        run.path.rename(aside)
+    files.remove_tree(aside)
+
+
+def _never_began(run: Run) -> bool:
+    """Whether its process was killed before it wrote what the run is: then there are empty folders only."""
+    if files.is_remote(run.path) or files.is_file(run.record_file):
+        return False
+    inside = set(run.path.iterdir())
+    folders = {run.checkpoints, run.best, run.export}
+    return (
+        inside <= {*folders, run.lock_file} and not run.locked() and not any(any(f.iterdir()) for f in inside & folders)
+    )
 
 
 def find(runs_dir: Path, name: str) -> Run:

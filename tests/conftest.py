@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ CIFAR10 = Path(os.environ.get("RESNET_OPS_CIFAR10", Path(__file__).parents[2] / 
 needs_cifar10 = pytest.mark.skipif(
     not CIFAR10.is_dir(), reason="CIFAR-10 in Parquet is not there; RESNET_OPS_CIFAR10 can name its folder"
 )
+# `nohup make test &` runs tests with SIGINT ignored, which commands started by them would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 COMMAND = [str(Path(sys.executable).with_name("resnet-ops"))]
 
 

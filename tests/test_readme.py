@@ -47,5 +47,8 @@ def test_every_command_it_shows_is_one(cli: Callable[..., Ended]) -> None:
 
 def test_links_lead_somewhere() -> None:
     root = Path(__file__).parents[1]
+    headings = {line.lstrip("# ").lower().replace(" ", "-") for line in README.splitlines() if line.startswith("#")}
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (root / target).exists(), target
+        file, _, heading = target.partition("#")
+        assert (root / file).exists(), target
+        assert file or heading in headings, target

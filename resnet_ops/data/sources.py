@@ -131,6 +131,11 @@ def open_source(data: str) -> Source:
     return Source(record, files, columns)
 
 
+def absolute(data: str) -> str:
+    """What a user typed, as it can be found from any directory."""
+    return data if data in EMBEDDED else str(Path(data).expanduser().absolute())
+
+
 def fingerprint_of(data: str) -> str:
     """The fingerprint of a data set, as it is seen from here."""
     return open_source(data).record.fingerprint

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
@@ -70,7 +71,9 @@ def placed(config: TrainConfig, notice: Notice) -> Iterator[Placement]:
     with _connected_or_too_small(config, address):
         nodes = survey(only_answering=True)
         request = Request.of(config, choose_device(config, nodes, "on this cluster"))
-        yield Placement(request, choose(nodes, request) or _wait_for_room(config, request, notice), local=False)
+        with _growing(request, nodes) as autoscales:
+            layout = choose(nodes, request) or _wait_for_room(config, request, notice, autoscales)
+            yield Placement(request, layout, local=False)
 
 
 def _refuse_here(node: Node, request: Request) -> NoRoomError:
@@ -100,8 +103,7 @@ def _connected_or_too_small(config: TrainConfig, address: str) -> Iterator[None]
         yield
 
 
-def _wait_for_room(config: TrainConfig, request: Request, notice: Notice) -> Layout:
-    autoscales = has_autoscaler()
+def _wait_for_room(config: TrainConfig, request: Request, notice: Notice, autoscales: bool) -> Layout:
     wait_s = (AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait
     started, told = time.monotonic(), ""
     while True:
@@ -116,8 +118,6 @@ def _wait_for_room(config: TrainConfig, request: Request, notice: Notice) -> Lay
             raise refuse(nodes, request)
         if told != (told := f"{min(up, request.fewest)} of {request.fewest} nodes up"):
             notice(f"{told}{', some of them busy' if up >= request.fewest else ''}; waiting up to {patience_s:.0f} s.")
-            if autoscales:
-                ask_autoscaler(request, nodes)
         time.sleep(LOOK_INTERVAL_S)
 
 
@@ -129,21 +129,37 @@ def has_autoscaler() -> bool:
     """
     import ray
     from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
     from ray.experimental.internal_kv import _internal_kv_get
 
+    worker: Any = ray._private.worker.global_worker
     report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
     types = {*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()}
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    types |= {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
+    if is_autoscaler_v2(fetch_from_server=True, gcs_client=worker.gcs_client):
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        types |= {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
     return any(name and not name.startswith("node_") for name in types)
 
 
-def ask_autoscaler(request: Request, nodes: Iterable[Node]) -> None:
-    """Ask for as many machines as the job needs at least, until somebody asks for something else."""
+@contextlib.contextmanager
+def _growing(request: Request, nodes: Iterable[Node]) -> Iterator[bool]:
+    """Ask an autoscaler, if there is one, for as many machines as the job may take, until it ends.
+
+    Yields:
+        Whether there is one.
+    """
     from ray.autoscaler.sdk import request_resources
 
+    autoscales = has_autoscaler()
+    if not autoscales:
+        yield False
+        return
     able = [node for node in nodes if request.workers_on(node)]
     workers = request.workers or (max((request.workers_on(node) for node in able), default=1))
     cores = request.cpus or min((request.cores_on(node) for node in able), default=1)
     bundle = {"CPU": int(cores * workers) or 1} | ({"GPU": workers} if request.device == "cuda" else {})
-    request_resources(bundles=[bundle] * request.fewest)
+    request_resources(bundles=[bundle] * request.most)
+    try:
+        yield True
+    finally:
+        request_resources(bundles=[])  # or they are kept, and paid for, when the job is long over

@@ -115,7 +115,11 @@ def _init(ship: bool = False, **options: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:
         if ship:
             options["runtime_env"] = {"py_modules": [str(shippable_code(Path(folder)))]}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        # Workers look for modules in the directory that this is called from, before all others: another resnet_ops
+        # that lies here would be taken for the one that runs.
+        elsewhere = contextlib.nullcontext() if options["address"] == LOCAL else contextlib.chdir(folder)
+        with elsewhere:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM for itself, and exits at once
         signal.signal(signal.SIGTERM, before)
 
@@ -162,6 +166,9 @@ def _take_token_if_asked(address: str) -> None:
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # Ray's own certificates; it tells what is wrong
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        return
     answer = _ask(address, ())
     if answer == grpc.StatusCode.OK:
         os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -189,7 +196,7 @@ def _ask(address: str, headers: tuple[tuple[str, str], ...]) -> Any:
     """Ask a cluster for its name, which needs no more than being let in."""
     import grpc
 
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
         try:
             call(b"", timeout=REACH_S, metadata=headers)

@@ -5,14 +5,13 @@ first resume. Here every machine writes a word into it, and reads everybody else
 """
 
 import secrets
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
-from resnet_ops.errors import UserError
+from resnet_ops.errors import PausedError, UserError
 from resnet_ops.orchestration.placement import Node
 
 PATIENCE_S = 120.0
@@ -36,12 +35,15 @@ def asked(
         each one's look gave. It raises UserError where a machine does not see the folder as the
         others do, does not answer, or found something wrong; names it, and what to do.
     """
+    files.check_reachable(folder)
     place = folder / f".seen-by-{secrets.token_hex(4)}"
     try:
         files.make_folder(place)
         write_word(place, DRIVER)
     except OSError as error:
-        raise _unseen(folder, f"{socket.gethostname()} cannot write there ({error.strerror})") from None
+        raise _unwritable(folder, error.strerror) from None
+    except PausedError as error:
+        raise UserError(error.cause, error.remedy) from None
     try:
         first = _start(nodes, write_and_look, folder, place, look, arguments)
 
@@ -92,12 +94,14 @@ def write_and_look(folder: Path, place: Path, look: Callable[..., Any], argument
     """On a machine: write its id, if what the driver wrote is to be seen, and look."""
     import ray
 
-    if DRIVER not in read_words(place):
-        raise _unseen(folder, "it does not see there what the driver wrote")
     try:
+        if DRIVER not in read_words(place):
+            raise _unseen(folder, "it does not see there what the driver wrote")
         write_word(place, ray.get_runtime_context().get_node_id())
     except OSError as error:
-        raise _unseen(folder, f"it cannot write there ({error.strerror})") from None
+        raise _unseen(folder, f"it cannot read there ({error.strerror})") from None
+    except PausedError as error:
+        raise UserError(error.cause, error.remedy) from None
     return look(*arguments)
 
 
@@ -108,11 +112,20 @@ def write_word(place: Path, word: str) -> None:
 
 def read_words(place: Path) -> set[str]:
     """Whose words are to be read here."""
-    return {file.name for file in files.listed(place) if files.read(file) == file.name.encode()}
+    words = set()
+    for file in files.listed(place):
+        with suppress(FileNotFoundError):  # a temporary one, which has just got its name
+            if files.read(file) == file.name.encode():
+                words.add(file.name)
+    return words
 
 
 def _name(nodes: Sequence[Node], id_: str) -> str:
     return next(node.name for node in nodes if node.id == id_)
+
+
+def _unwritable(folder: Path, reason: str | None) -> UserError:
+    return UserError(f"The run cannot be written to {folder}: {reason}.", "Choose another place with --runs-dir.")
 
 
 def _unseen(folder: Path, what: str) -> UserError:

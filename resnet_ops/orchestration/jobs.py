@@ -244,8 +244,11 @@ def train_arguments(config: TrainConfig, *, resume: bool = False, overwrite: boo
     arguments = ["train", f"--resume={config.name}"] if resume else ["train"]
     for name in TrainConfig.model_fields:
         value, option = getattr(config, name), name.replace("_", "-")
-        told = not resume or name in WHERE_IT_RUNS or name == "runs_dir"
-        if name == "cluster" or not told or value == TrainConfig.default(name):
+        if resume:  # what was typed, also where it is the default: the run may have begun with something else
+            told = name in config.model_fields_set & {*WHERE_IT_RUNS, "runs_dir"} and value is not None
+        else:
+            told = value != TrainConfig.default(name)
+        if name == "cluster" or not told:
             continue
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import (
@@ -23,6 +23,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import RunningState
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
 from ray.train.v2.api.callback import RayTrainCallback
@@ -34,6 +35,8 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.placement import NODE_LABEL, Layout, NoRoomError, Request, choose, refuse, survey
 
 LOOK_INTERVAL_S = 0.3
+# What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
+PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
 TOO_MANY = "It is one more than --max-failures allows."
 Tell = Callable[[str], None]
 
@@ -43,11 +46,25 @@ class PeerLostError(Exception):
 
 
 DEAD = (RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
-LOST = (*DEAD, CollectiveTimeoutError, PeerLostError)
+
+
+class NodeUnfitError(Exception):
+    """A machine does not see the run's folder, or sees other images; `node` is its id."""
+
+    def __init__(self, node: str, why: str) -> None:
+        super().__init__(node, why)
+        self.node, self.why = node, why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class RegroupError(Exception):
     """Every worker has stopped at a checkpoint, for more machines are there now."""
+
+
+LOST = (*DEAD, CollectiveTimeoutError, PeerLostError, NodeUnfitError)
+UNFIT: set[str] = set()  # machines left out; in the controller's process, whose two policies are pickled apart
 
 
 class Trainer(TorchTrainer):
@@ -72,6 +89,7 @@ class Trainer(TorchTrainer):
         )
         super().__init__(*args, scaling_config=scaling, **rest)
         self.controller: Any = None
+        self.stopped = False
         self.policies = {
             "scaling_policy": WhereThereIsRoom(scaling, request, recover_s, tell),
             "failure_policy": SurviveLosses(max_failures, tell),
@@ -82,11 +100,14 @@ class Trainer(TorchTrainer):
         environment = {"env_vars": get_env_vars_to_propagate() | {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
         actor = ray.remote(num_cpus=0, label_selector={NODE_LABEL: here}, runtime_env=environment)
         self.controller = actor(TrainController).remote(**parts | self.policies)
+        if self.stopped:
+            ray.kill(self.controller)
         ray.get(self.controller.run.remote())
         return ray.get(self.controller.get_result.remote())
 
     def stop(self) -> None:
         """End the controller, and with it the workers; `fit`, on another thread, raises RayActorError."""
+        self.stopped = True  # for where it is being made at this moment
         if self.controller is not None:
             ray.kill(self.controller)
 
@@ -103,7 +124,8 @@ class WhereThereIsRoom(ScalingPolicy):
         super().__init__(scaling)
         self.request, self.recover_s, self.tell = request, recover_s, tell
         self.context: Any = None
-        self.ours: dict[str, int] = {}  # workers on machines; Ray ends the old ones only after the new were placed
+        self.ours: dict[str, int] = {}  # workers on machines; Ray ends them only after it asked where the next ones go
+        self.next: dict[str, int] = {}
         self.waiting_since: float | None = None
         self.told = ""
 
@@ -112,6 +134,11 @@ class WhereThereIsRoom(ScalingPolicy):
         self.context = train_run_context
         # Workers that wait for a dead one do not leave their process group by themselves; Ray waits 30 s for it.
         os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "2"
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:  # noqa: ARG002
+        """Count the workers' room as ours once they run: room that was only chosen may have gone to somebody else."""
+        if isinstance(current_state, RunningState):
+            self.ours = self.next
 
     async def before_controller_shutdown(self) -> None:
         """Nothing was requested, so nothing is taken back."""
@@ -125,13 +152,13 @@ class WhereThereIsRoom(ScalingPolicy):
         Raises:
             NoRoomError: There was none for too long.
         """
-        nodes = survey(only_answering=True)
+        nodes = [node for node in survey(only_answering=True) if node.id not in UNFIT]
         layout = choose(nodes, self.request, self.ours)
         if layout is None:
             self._wait_for_room(nodes)
             return NoopDecision()
         self.waiting_since = None
-        self.ours = {node.id: workers for node, workers in layout.on}
+        self.ours, self.next = {}, {node.id: workers for node, workers in layout.on}
         self.context.scaling_config.label_selector = layout.selectors
         return ResizeDecision(num_workers=layout.workers, resources_per_worker=layout.resources)
 
@@ -172,7 +199,7 @@ class SurviveLosses(FailurePolicy):
         if isinstance(training_failed_error, ControllerError):
             if isinstance(training_failed_error.controller_failure, WorkerGroupStartupTimeoutError):
                 return FailureDecision.RETRY  # the room has gone meanwhile: look again
-            if not isinstance(training_failed_error.controller_failure, WorkerGroupStartupFailedError):
+            if not failed_to_start(training_failed_error.controller_failure):
                 return FailureDecision.RAISE
             lost = "workers that were just started"
         else:
@@ -183,12 +210,28 @@ class SurviveLosses(FailurePolicy):
                 return FailureDecision.RETRY
             if not all(isinstance(failure, LOST) for failure in failures.values()):
                 return FailureDecision.RAISE
+            if unfit := [failure for failure in failures.values() if isinstance(failure, NodeUnfitError)]:
+                UNFIT.update(failure.node for failure in unfit)
+                self.tell(f"Left out: {unfit[0].why}")
+                return FailureDecision.RETRY
             lost = losses(failures)
         self.left -= 1
         if self.left < 0:
             return FailureDecision.RAISE
         self.tell(f"Lost: {lost}. Going on from the last checkpoint ({self.left} more losses are survived).")
         return FailureDecision.RETRY
+
+
+def is_about_a_peer(error: BaseException) -> bool:
+    """Whether a worker's error says that another one is gone or silent."""
+    return any(word in str(error) for word in PEER_WORDS)
+
+
+def failed_to_start(error: BaseException) -> bool:
+    """Whether workers were lost while they were started, or could not reach each other."""
+    if isinstance(error, WorkerGroupStartupFailedError | RayActorError):
+        return True
+    return isinstance(error, RayTaskError | RuntimeError) and is_about_a_peer(error)
 
 
 def losses(failures: Mapping[int, BaseException]) -> str:
@@ -204,7 +247,7 @@ def explain(error: TrainingFailedError) -> BaseException:
     """What a user should hear of a failure: our own word if there is one, else the worker's end."""
     if isinstance(error, ControllerError):
         failure = error.controller_failure
-        if not isinstance(failure, WorkerGroupStartupFailedError):
+        if not failed_to_start(failure):
             return failure
         reason = f"workers that were just started ({str(failure).splitlines()[-1].strip()[:200]})"
         return PausedError(f"Lost: {reason}.", TOO_MANY, exit_code=WORK_FAILED)

@@ -127,14 +127,14 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         UserError: It is not there, is a pickle, is truncated or changed, or is not one of ours.
-        PausedError: The bucket that it is in cannot be reached.
+        PausedError: The disk or the bucket that it is on cannot be read now.
     """
     try:
         content = files.read(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror or 'it is not there'}.", exit_code=WORK_FAILED
-        ) from None
+    except FileNotFoundError:
+        raise UserError(f"{path} cannot be read: it is not there.", exit_code=WORK_FAILED) from None
+    except OSError as error:  # which says nothing of the checkpoint
+        raise PausedError(f"{path} cannot be read: {error.strerror}.", "See to its disk.", WORK_FAILED) from None
     if content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise UserError(
             f"{path} is a pickle, which can run code when it is read, so it is refused.",
@@ -158,7 +158,7 @@ def restore(checkpoint: Checkpoint, training: Training) -> None:
     """Put a worker where the checkpoint was taken.
 
     With as many workers as then, each goes on exactly as it would have. With more or fewer, what
-    the old ones had is shared out: the mean of BatchNorm's statistics, the sum of the totals.
+    the old ones had is shared out: the mean of BatchNorm's statistics, an even part of the totals.
     """
     network, optimizer, world = training.network, training.optimizer, training.world
     network.load_state_dict(checkpoint.model)
@@ -173,7 +173,7 @@ def restore(checkpoint: Checkpoint, training: Training) -> None:
         totals, rows = checkpoint.workers["totals"], checkpoint.workers["statistics"]
         same = len(rows) == world.size
         set_statistics(network, rows[world.rank] if same else rows.mean(0))
-        training.totals.copy_(totals[world.rank] if same else totals.sum(0) * (world.rank == 0))
+        training.totals.copy_(totals[world.rank] if same else totals.sum(0) / world.size)
 
 
 class Checkpoints:

@@ -11,21 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import Source, fingerprint_of, open_source
+from resnet_ops.data.sources import Source, absolute, fingerprint_of, open_source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.cluster import Placement, placed
 from resnet_ops.orchestration.everywhere import asked
+from resnet_ops.orchestration.placement import Node, NoRoomError
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.training.observer import Observer, follow
 
 # torch comes with what is imported in the functions below: only once there is a place for the job, and while its
 # machines are being asked. One that does not fit hears of it in 2 s.
-if TYPE_CHECKING:
-    from resnet_ops.orchestration.placement import Node
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,12 @@ def train(
             interrupted (what was saved before is still there).
     """
     observer, started_at = observer or Observer(), started_at or time.time()
+    config = config.model_copy(update={"data": absolute(config.data)})  # machines have other working directories
     with placed(config, observer.notice) as placement:
         with _seen_everywhere(placement, config.runs_dir.absolute(), config.data) as compare:
             source, config = check(config)
             compare(source.record.fingerprint)
+        parameters = _count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         now = datetime.now(UTC)
         with run.lock():
@@ -76,7 +77,7 @@ def train(
                     updated=now,
                     config=config.model_copy(update={"name": run.name, "runs_dir": run.path.parent}),
                     data=source.record,
-                    parameters=_count_parameters(config, source.record),
+                    parameters=parameters,
                     world_size=placement.layout.workers,
                     device=placement.layout.device,
                     host=runs.host(),
@@ -172,7 +173,7 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
-        "data": config.data if source.embedded else str(Path(config.data).expanduser().absolute()),
+        "data": absolute(config.data),
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
     }
@@ -234,7 +235,7 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
             _record_end(run, record, "failed", error.cause)
             if error.exit_code != WORK_FAILED:
                 raise
-            on = f" Then go on with: {_resume_command(run)}" if isinstance(error, PausedError) else ""
+            on = f" Then go on with: {_resume_command(run)}" if isinstance(error, PausedError | NoRoomError) else ""
             raise UserError(f"{error.cause} {_last_good(run)}", error.remedy + on, WORK_FAILED) from error
         except BaseException as error:
             _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
@@ -256,6 +257,8 @@ def _tell_where_it_stands(run: Run, observer: Observer) -> None:
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:
+    if run.lost():
+        return  # it is another process's to say
     with contextlib.suppress(OSError, UserError):  # a full disk must not hide why the work ended
         run.write(record.model_copy(update={"status": status, "reason": reason}))
 

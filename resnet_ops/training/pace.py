@@ -1,7 +1,8 @@
 """When to save within an epoch: after so many steps, or about so often."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from resnet_ops.training.loop import World
 
@@ -21,8 +22,12 @@ class Pace:
     every_s: float | None
     done: int = 0  # steps since the last agreement
     until: int = PROBE_STEPS
-    since: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    since: float = 0.0
     saves: bool = False  # whether the next agreement is a save
+
+    def __post_init__(self) -> None:
+        self.since = self.clock()
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step` steps in all; to be asked after each."""
@@ -33,9 +38,9 @@ class Pace:
         self.done += 1
         if self.done < self.until:
             return False
-        step_s = self.world.agree((time.monotonic() - self.since) / self.done)
+        step_s = self.world.agree((self.clock() - self.since) / self.done)
         due, self.saves = self.saves, True
         elapsed_steps = 0 if due else self.done
         self.until = max(1, round(self.every_s / max(step_s, 1e-9)) - elapsed_steps)
-        self.done, self.since = 0, time.monotonic()
+        self.done, self.since = 0, self.clock()
         return due

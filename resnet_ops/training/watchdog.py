@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LAST_WORDS_S = 5.0
 EXIT_CODE = 86  # told apart in Ray's account of a worker's death
 
 
@@ -47,7 +48,13 @@ class Watchdog:
     def _watch(self) -> None:
         while not self.done.wait(min(1.0, self.timeout_s / 4)):
             if self.last is not None and time.monotonic() - self.last > self.timeout_s:
-                self.tell(f"no step for {self.timeout_s:g} s; its stacks are in {self.traces}")
-                with self.traces.open("a") as file:
-                    faulthandler.dump_traceback(file, all_threads=True)
+                # What hangs may be the disk that is written to now; the end comes all the same.
+                threading.Thread(target=self._say_where, daemon=True).start()
+                time.sleep(LAST_WORDS_S)
                 os._exit(EXIT_CODE)
+
+    def _say_where(self) -> None:
+        with self.traces.open("a") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        self.tell(f"no step for {self.timeout_s:g} s; its stacks are in {self.traces}")
+        os._exit(EXIT_CODE)

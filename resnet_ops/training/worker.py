@@ -19,11 +19,11 @@ import torch.distributed as dist
 
 from resnet_ops import files
 from resnet_ops.data.loader import Loader, open_loader
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import build
 from resnet_ops.orchestration.placement import Request, choose, survey
-from resnet_ops.orchestration.trainer import PeerLostError, RegroupError
+from resnet_ops.orchestration.trainer import NodeUnfitError, PeerLostError, RegroupError, is_about_a_peer
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
@@ -31,9 +31,6 @@ from resnet_ops.training.loop import Progress, Training, World, prepare
 from resnet_ops.training.pace import Pace
 from resnet_ops.training.watchdog import Watchdog
 from resnet_ops.training.writer import writing
-
-# What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
-PEER_WORDS = ("gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
 
 
 @dataclass(frozen=True)
@@ -62,18 +59,14 @@ def work(job: Job) -> Outcome:
     """Train a run from where it stands.
 
     Raises:
-        UserError: The loss diverged, the device's memory is full, the disk is full, or the run
-            directory is not to be seen from here.
+        UserError: The loss diverged, or the device's memory or the disk is full.
+        NodeUnfitError: The run directory or its images are not to be seen from this machine.
         PeerLostError: Another worker is gone or silent.
         RegroupError: More machines are there; all is saved.
     """
     run = Run(files.to_path(job.run))
     if not files.is_file(run.record_file):
-        raise UserError(
-            f"{socket.gethostname()} does not see {run.path}, which the job's driver wrote.",
-            "Mount the same folder there on every machine, or pass one they share: --runs-dir.",
-            exit_code=WORK_FAILED,
-        )
+        raise _unfit(f"{socket.gethostname()} does not see {run.path}, which the job's driver wrote")
     record = run.read_as_written()
     torch.set_num_threads(job.threads or _share_of_this_machine(job.request))
     context = ray.train.get_context()
@@ -88,9 +81,25 @@ def work(job: Job) -> Outcome:
             exit_code=WORK_FAILED,
         ) from error
     except (RuntimeError, dist.DistError) as error:
-        if world.size > 1 and (isinstance(error, dist.DistError) or any(w in str(error) for w in PEER_WORDS)):
+        if world.size > 1 and (isinstance(error, dist.DistError) or is_about_a_peer(error)):
             raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise
+
+
+def _unfit(why: str) -> NodeUnfitError:
+    return NodeUnfitError(ray.get_runtime_context().get_node_id(), why)
+
+
+def _open_the_same(record: RunRecord) -> Source:
+    """The run's images, as this machine sees them."""
+    here, data = socket.gethostname(), record.config.data
+    try:
+        source = open_source(data)
+    except UserError as error:
+        raise _unfit(f"{here}: {error.cause}") from error
+    if source.record.fingerprint != record.data.fingerprint:
+        raise _unfit(f"the images in {data} on {here} are not those that the run began with")
+    return source
 
 
 def _share_of_this_machine(request: Request | None) -> int:
@@ -108,7 +117,7 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
     assert config.crop_padding is not None  # settled, like flip, before the run was created
     assert config.flip is not None
     loader = open_loader(
-        open_source(config.data),
+        _open_the_same(record) if request else open_source(config.data),
         device,
         batch_size=config.batch_size,
         crop_padding=config.crop_padding,
@@ -145,7 +154,7 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
                 writer.start(keeper.save, _info(record, loader, metrics, training.step), tensors)
             if epoch is not None:
                 ray.train.report(epoch.model_dump())
-            if group.could_be_larger():
+            if training.epoch < config.epochs and group.could_be_larger():
                 writer.wait()
                 world.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                 raise RegroupError
@@ -198,7 +207,9 @@ def _resume(training: Training, keeper: Checkpoints) -> Epoch | None:
     """Go on from the last whole checkpoint, if there is one: rank 0 chooses, every rank reads it."""
     chosen: list[Path | None] = [None]
     if training.world.rank == 0:
-        latest, _ = keeper.latest()
+        latest, refused = keeper.latest()
+        for reason in refused:
+            keeper.run.tell(f"Passed over a checkpoint: {reason}")
         chosen = [latest.path if latest else None]
         keeper.rewind(latest)
     if training.world.size > 1:

@@ -88,12 +88,13 @@ def test_a_run_folder_that_one_machine_does_not_see_is_named_at_once(cluster: Ma
     cluster.mount_small(lonely, runs, "1m")
     try:
         began = time.monotonic()
-        result, err = ended(begin(cluster, "unseen"), code=1)
+        result, err = ended(begin(cluster, "unseen"), code=2)
         assert time.monotonic() - began < 60
     finally:
         cluster.unmount(lonely, runs)
     assert lonely.name in result["error"]
-    assert str(runs / "unseen") in result["error"]
+    assert f"{runs} is not the same folder on every machine" in result["error"]
+    assert not (runs / "unseen").exists()
     assert err.splitlines()[-1].startswith("error: ")
 
 

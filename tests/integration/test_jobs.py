@@ -325,7 +325,7 @@ def test_a_second_ctrl_c_leaves_the_job(cluster: Cluster) -> None:
 def test_lost_jobs_are_submitted_again(cluster: Cluster) -> None:
     """Both kinds at once, for they take their time: a driver that is killed, and the supervisor of another one."""
     victims = ("driver", "supervisor")
-    options = ("--model", "resnet8", "--epochs", 10, "--max-failures", 1, "--json")
+    options = ("--model", "resnet8", "--epochs", 120, "--cpus-per-worker", 1, "--max-failures", 1, "--json")
     processes = {victim: cluster.train(*options, "--name", victim) for victim in victims}
     for victim in victims:
         wait_for(lambda victim=victim: len(cluster.epochs(victim)) >= 2)
@@ -338,7 +338,7 @@ def test_lost_jobs_are_submitted_again(cluster: Cluster) -> None:
         assert processes[victim].returncode == 0, err
         (note,) = [line for line in err.splitlines() if line.startswith("note: Job ")]
         assert f"died ({how}); going on with {victim}." in note
-        assert cluster.epochs(victim) == list(range(1, 11))
+        assert cluster.epochs(victim) == list(range(1, 121))
         assert cluster.record(victim)["resumed"] == 1
         again, lost = [job for job in cluster.jobs() if job["run"] == victim]
         assert (again["status"], lost["status"]) == ("SUCCEEDED", "FAILED")

@@ -227,7 +227,7 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(cli: Cli, address: s
         ([], ["--runs-dir must be a path that every machine of the cluster sees", "'runs'"]),
         (["--runs-dir", "~/runs"], ["--runs-dir must be"]),
         (["--runs-dir", "/shared", "--data", "images/x"], ["--data must be", "'images/x'", "--data /shared/x"]),
-        (["--runs-dir", "s3://me:s3cret@bucket/x"], ["--runs-dir holds a user's name or a secret"]),
+        (["--runs-dir", "s3://me:s3cret@bucket/x"], ["s3://... holds credentials"]),
         (["--runs-dir", "/shared", "--data", "s3://me:s3cret@bucket/x"], ["--data holds"]),
     ],
 )
