@@ -154,8 +154,10 @@ def recovery(what: str, folder: Path, nodes: Nodes, victim: str) -> float:
             os.kill(process, signal.SIGKILL)
         else:
             nodes.kill(workers[process])
-        gone = time.time() + 0.7  # by then the others have noticed, and a step that was under way has ended
-        return watched.wait_for_step_after(gone) - killed
+        step = killed
+        while step - killed < 3:  # until the others notice they go on
+            step = watched.wait_for_step_after(step)
+        return step - killed
     finally:
         watched.end()
         if victim == "node":

@@ -98,6 +98,7 @@ def test_a_run_folder_that_one_machine_does_not_see_is_named_at_once(cluster: Ma
     assert err.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.chaos
 def test_a_network_that_is_cut_for_seconds_costs_no_byte(cluster: Machines, undisturbed: Run) -> None:
     process, run = trains(cluster, "cut")
     cluster.cut(cluster.all[2])

@@ -38,6 +38,7 @@ def test_a_job_that_does_not_fit_is_refused(nodes: Nodes, cli: Callable[..., End
     assert "there are no GPUs" in refused("--gpus-per-node", 2)
 
 
+@pytest.mark.chaos
 def test_machines_that_are_missing_can_be_waited_for(nodes: Nodes, tmp_path: Path) -> None:
     options = ("--cluster", nodes.address, "--nodes", 5, *NETWORK, "--epochs", 2, "--wait", 100)
     training = Training(tmp_path, "waits", *options)
@@ -101,6 +102,7 @@ def test_an_elastic_job_grows_and_shrinks(nodes: Nodes, tmp_path: Path) -> None:
         nodes.add()
 
 
+@pytest.mark.chaos
 def test_a_worker_that_hangs_is_replaced(nodes: Nodes, tmp_path: Path) -> None:
     options = ("--cluster", nodes.address, "--nodes", 2, *NETWORK, "--epochs", 12, "--hang-timeout", 4)
     training = Training(tmp_path, "hang", *options)
