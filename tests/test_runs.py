@@ -45,6 +45,15 @@ def test_a_taken_name_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     assert run.read().name == "r"
 
 
+def test_a_name_whose_process_was_killed_before_it_began_is_free(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, "mine", "", overwrite=False)
+    assert runs.create(tmp_path, "mine", "", overwrite=False).path == run.path
+    (run.checkpoints / "epoch-0001.safetensors").touch()
+    with pytest.raises(UserError, match="There is a run called mine"):
+        runs.create(tmp_path, "mine", "", overwrite=False)
+    assert (run.checkpoints / "epoch-0001.safetensors").exists()
+
+
 def test_overwriting_removes_runs_only(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "mine", "", overwrite=False)
     run.write(record())

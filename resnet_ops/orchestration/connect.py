@@ -44,6 +44,13 @@ def set_patience(config: TrainConfig) -> None:
         os.environ[f"RAY_TRAIN_{timeout}_TIMEOUT_S"] = str(config.hang_timeout)
 
 
+def ask_nccl(hang_timeout: float) -> None:
+    """Have Ray ask NCCL too whether its ranks still agree; where that cannot be, Ray says so and goes without."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
+    os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
+    os.environ.setdefault("RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S", str(hang_timeout))
+
+
 def import_ray() -> None:
     """Import Ray, with its settings settled first and its running commentary off; its errors stay."""
     for name, value in SETTINGS.items():

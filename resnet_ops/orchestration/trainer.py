@@ -236,6 +236,8 @@ def failed_to_start(error: BaseException) -> bool:
 
 def losses(failures: Mapping[int, BaseException]) -> str:
     """Which workers were lost and why, in one line: those that died, or else one that the others miss."""
+    if not failures:  # NCCL's own word, which names nobody
+        return "workers that wait for each other"
     died = {rank: failure for rank, failure in failures.items() if isinstance(failure, DEAD)}
     if died:
         return "; ".join(f"worker {rank} ({_reason(failure)})" for rank, failure in sorted(died.items())[:4])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.cluster import Placement
-from resnet_ops.orchestration.connect import import_ray
+from resnet_ops.orchestration.connect import ask_nccl, import_ray
 from resnet_ops.runs import Run, RunRecord
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
     from resnet_ops.training.worker import Job, work
 
     config = record.config
+    if placement.layout.device == "cuda":
+        ask_nccl(config.hang_timeout)
     begun = len(run.events())
     while (left := config.max_failures - sum(e.what.startswith(LOST) for e in run.events()[begun:])) >= 0:
         trainer = Trainer(

@@ -1,0 +1,77 @@
+"""Which failures are survived, and what is said of them."""
+
+from typing import Any
+
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError, NCCLHangError, WorkerGroupError
+
+from resnet_ops.errors import PausedError, UserError
+from resnet_ops.orchestration.trainer import (
+    UNFIT,
+    NodeUnfitError,
+    PeerLostError,
+    RegroupError,
+    SurviveLosses,
+    explain,
+)
+
+RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
+DIED, SILENT = ActorDiedError(), PeerLostError("Connection closed by peer")
+
+
+def group(*failures: Exception) -> WorkerGroupError:
+    return WorkerGroupError("x", dict(enumerate(failures)))
+
+
+def decide(error: Any, losses: int = 1) -> tuple[FailureDecision, list[str], SurviveLosses]:
+    told: list[str] = []
+    policy = SurviveLosses(losses, told.append)
+    return policy.make_decision(error), told, policy
+
+
+def test_losses_are_survived_and_counted() -> None:
+    for error in (group(DIED), group(SILENT, SILENT), group(DIED, SILENT), NCCLHangError("hangs", {})):
+        decision, told, policy = decide(error)
+        assert decision == RETRY
+        assert len(told) == 1
+        assert told[0].startswith("Lost: ")
+        assert policy.make_decision(error) == RAISE
+        ended = explain(error)
+        assert isinstance(ended, PausedError)
+        assert "--max-failures" in ended.remedy
+
+
+def test_what_will_happen_again_is_raised_as_it_is() -> None:
+    for own in (UserError("diverged"), ZeroDivisionError("a fault of ours")):
+        error = group(SILENT, own)
+        assert decide(error)[:2] == (RAISE, [])
+        assert explain(error) is own
+
+
+def test_a_machine_that_sees_other_things_is_left_out_uncounted() -> None:
+    decision, told, policy = decide(group(NodeUnfitError("node-7", "b does not see /runs/x")), losses=0)
+    assert decision == RETRY
+    assert told == ["Left out: b does not see /runs/x"]
+    assert "node-7" in UNFIT
+    UNFIT.clear()
+    assert policy.left == 0
+
+
+def test_regrouping_and_room_that_others_took_do_not_count() -> None:
+    decision, told, policy = decide(group(RegroupError(), SILENT), losses=0)
+    assert decision == RETRY
+    assert "More machines" in told[0]
+    assert policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(3))) == RETRY
+
+
+def test_workers_that_do_not_start_are_lost_and_a_broken_controller_is_not() -> None:
+    for failure in (WorkerGroupStartupFailedError("x"), RuntimeError("Gloo connectFullMesh failed"), ActorDiedError()):
+        error = ControllerError(failure)
+        assert decide(error)[0] == RETRY
+        assert decide(error, losses=0)[0] == RAISE
+        assert isinstance(explain(error), PausedError)
+    broken = ControllerError(KeyError("x"))
+    assert decide(broken)[0] == RAISE
+    assert explain(broken) is broken.controller_failure
