@@ -132,8 +132,10 @@ def open_source(data: str) -> Source:
 
 
 def absolute(data: str) -> str:
-    """What a user typed, as it can be found from any directory."""
-    return data if data in EMBEDDED else str(Path(data).expanduser().absolute())
+    """What a user typed, as it can be found from any directory; as it is where there is no such path."""
+    path = Path(data).expanduser()
+    is_path = data not in EMBEDDED and (has_magic(data) or path.exists())
+    return str(path.absolute()) if is_path else data
 
 
 def fingerprint_of(data: str) -> str:

@@ -1,12 +1,14 @@
 """Training on several nodes, while workers, nodes and the driver are killed."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from resnet_ops.data.sources import EMBEDDED
 from resnet_ops.runs import Run
 from tests.cluster.nodes import Nodes, Training, assert_same_bytes
 from tests.conftest import Ended
@@ -115,12 +117,16 @@ def test_a_worker_that_hangs_is_replaced(nodes: Nodes, tmp_path: Path) -> None:
     assert list(training.run.path.glob("hang-worker-*.txt"))
 
 
-def test_what_will_happen_again_is_not_tried_again(nodes: Nodes, cli: Callable[..., Ended], tmp_path: Path) -> None:
-    options = ("--cluster", nodes.address, "--nodes", 2, "--runs-dir", tmp_path)
+def test_what_will_happen_again_is_not_tried_again(
+    nodes: Nodes, cli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(EMBEDDED["digits"], "images.parquet")  # machines have other working directories
+    options = ("--cluster", nodes.address, "--nodes", 2, "--runs-dir", "runs", "--data", "images.parquet")
     ended = cli("train", *options, "--model", "plain8", "--epochs", 3, "--lr", "1e12", "--name", "nan")
     assert ended.code == 1
     assert "Training diverged in epoch" in ended.err.splitlines()[-1]
-    assert not Run(tmp_path / "nan").events()
+    assert not Run(tmp_path / "runs" / "nan").events()
 
 
 def test_losses_are_bounded(nodes: Nodes, tmp_path: Path) -> None:
