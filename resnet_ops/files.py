@@ -250,7 +250,7 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
             raise PausedError(f"{path} cannot be written: {error}.", "Is the bucket gone?", WORK_FAILED) from error
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    with _explain_full_disk(path, len(content)):
+    with _explain_disk(path, len(content)):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -276,14 +276,14 @@ def append(path: Path, line: str, patience_s: float = PATIENCE_S) -> None:
             before = read(path, patience_s)
         write_atomically(path, before + line.encode() + b"\n", patience_s)
         return
-    with _explain_full_disk(path), path.open("a") as file:
+    with _explain_disk(path), path.open("a") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _explain_full_disk(path: Path, size: int = 0) -> Iterator[None]:
+def _explain_disk(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:

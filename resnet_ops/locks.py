@@ -82,11 +82,9 @@ def held(file: Path) -> bool:
     try:
         with file.open("r") as opened:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
-    except OSError:  # no locks there, or not ours to open
+    except OSError:  # no such file, no locks there, or not ours to open
         return False
     return False
 
@@ -102,14 +100,14 @@ def _leased(file: Path, name: str) -> Iterator[None]:
         mine = _take(file, name)
     except PausedError as error:  # nothing was begun that could go on later
         raise UserError(error.cause, error.remedy) from None
-    done, lost, waiting = threading.Event(), threading.Event(), threading.get_ident()
+    LOST.discard(file)  # of an earlier time in this process
+    done, waiting = threading.Event(), threading.get_ident()
 
     def renew() -> None:
         while not done.wait(RENEW_S):
             with contextlib.suppress(PausedError):  # the next one may get through
                 there = _read(file, patience_s=0)
                 if there is not None and there.nonce != mine.nonce:
-                    lost.set()
                     LOST.add(file)
                     signal.pthread_kill(waiting, signal.SIGINT)
                     return
@@ -120,7 +118,7 @@ def _leased(file: Path, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if lost.is_set():
+        if lost(file):
             raise UserError(
                 f"Another process took run {name}, for this one was not heard of for {EXPIRE_S:.0f} s.",
                 "It goes on there: resnet-ops runs",
@@ -130,7 +128,7 @@ def _leased(file: Path, name: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        if not lost.is_set():
+        if not lost(file):
             with contextlib.suppress(PausedError):
                 files.remove(file)
 

@@ -38,7 +38,7 @@ class Placement:
 
     @property
     def in_process(self) -> bool:
-        """Whether the one worker is this very process: 4 s from the shell to its first step instead of 20."""
+        """Whether the one worker is this very process: 2 s from the shell to its first step instead of 15."""
         return self.local and self.layout.workers == 1
 
     def ray(self) -> contextlib.AbstractContextManager[None]:

@@ -37,6 +37,7 @@ from resnet_ops.orchestration.placement import NODE_LABEL, Layout, NoRoomError, 
 LOOK_INTERVAL_S = 0.3
 # What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
 PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
+LOSS = "Lost: "  # how an event begins that tells of a loss, by which they are counted
 TOO_MANY = "It is one more than --max-failures allows."
 Tell = Callable[[str], None]
 
@@ -218,7 +219,7 @@ class SurviveLosses(FailurePolicy):
         self.left -= 1
         if self.left < 0:
             return FailureDecision.RAISE
-        self.tell(f"Lost: {lost}. Going on from the last checkpoint ({self.left} more losses are survived).")
+        self.tell(f"{LOSS}{lost}. Going on from the last checkpoint ({self.left} more losses are survived).")
         return FailureDecision.RETRY
 
 

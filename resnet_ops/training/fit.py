@@ -16,7 +16,6 @@ from resnet_ops.runs import Run, RunRecord
 if TYPE_CHECKING:
     from resnet_ops.training.worker import Outcome
 
-LOST = "Lost: "  # how an event begins that tells of a loss
 RECOVER_S = 600.0  # how long to wait for machines after a loss, where --wait does not say
 
 
@@ -54,14 +53,14 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from resnet_ops.orchestration.network import OneNetwork
-    from resnet_ops.orchestration.trainer import Trainer, explain
+    from resnet_ops.orchestration.trainer import LOSS, Trainer, explain
     from resnet_ops.training.worker import Job, work
 
     config = record.config
     if placement.layout.device == "cuda":
         ask_nccl(config.hang_timeout)
     begun = len(run.events())
-    while (left := config.max_failures - sum(e.what.startswith(LOST) for e in run.events()[begun:])) >= 0:
+    while (left := config.max_failures - sum(e.what.startswith(LOSS) for e in run.events()[begun:])) >= 0:
         trainer = Trainer(
             work,
             train_loop_config=Job(str(run.path), None, placement.request),
@@ -84,7 +83,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
         except TrainingFailedError as error:
             raise explain(error) from error
         except RayActorError as error:  # Ray's controller itself
-            run.tell(f"{LOST}the controller of the job ({str(error).splitlines()[0][:200]}). Starting another one.")
+            run.tell(f"{LOSS}the controller of the job ({str(error).splitlines()[0][:200]}). Starting another one.")
     raise PausedError("The controller of the job was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
 
 
