@@ -33,7 +33,8 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.placement import NODE_LABEL, Layout, NoRoomError, Request, choose, refuse, survey
+from resnet_ops.orchestration import unfit
+from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, NoRoomError, Request, choose, refuse, survey
 
 LOOK_INTERVAL_S = 0.3
 # What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
@@ -66,7 +67,6 @@ class RegroupError(Exception):
 
 
 LOST = (*DEAD, CollectiveTimeoutError, PeerLostError, NodeUnfitError)
-UNFIT: set[str] = set()  # machines left out; in the controller's process, whose two policies are pickled apart
 
 
 class Trainer(TorchTrainer):
@@ -173,7 +173,7 @@ class WhereThereIsRoom(ScalingPolicy):
         Raises:
             NoRoomError: There was none for too long.
         """
-        nodes = [node for node in survey(only_answering=True) if node.id not in UNFIT]
+        nodes = usable()
         layout = choose(nodes, self.request, self.ours)
         if layout is None:
             self._wait_for_room(nodes)
@@ -209,9 +209,9 @@ class WhereThereIsRoom(ScalingPolicy):
 class SurviveLosses(FailurePolicy):
     """Begins again after the loss of workers, `max_failures` times, and after nothing else."""
 
-    def __init__(self, max_failures: int, tell: Tell) -> None:
+    def __init__(self, max_failures: int, tell: Tell, leave_out: Callable[[str], None] = unfit.leave_out) -> None:
         super().__init__(FailureConfig(max_failures=max_failures))
-        self.left, self.tell = max_failures, tell
+        self.left, self.tell, self.leave_out = max_failures, tell, leave_out
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE."""
@@ -231,9 +231,10 @@ class SurviveLosses(FailurePolicy):
                 return FailureDecision.RETRY
             if not all(isinstance(failure, LOST) for failure in failures.values()):
                 return FailureDecision.RAISE
-            if unfit := [failure for failure in failures.values() if isinstance(failure, NodeUnfitError)]:
-                UNFIT.update(failure.node for failure in unfit)
-                self.tell(f"Left out: {unfit[0].why}")
+            if found := [failure for failure in failures.values() if isinstance(failure, NodeUnfitError)]:
+                for node in {failure.node for failure in found}:
+                    self.leave_out(node)
+                self.tell(f"Left out: {found[0].why}")
                 return FailureDecision.RETRY
             lost = losses(failures)
         self.left -= 1
@@ -241,6 +242,12 @@ class SurviveLosses(FailurePolicy):
             return FailureDecision.RAISE
         self.tell(f"{LOSS}{lost}. Going on from the last checkpoint ({self.left} more losses are survived).")
         return FailureDecision.RETRY
+
+
+def usable() -> list[Node]:
+    """The machines that answer, but for those that this job has left out."""
+    left_out = unfit.left_out()
+    return [node for node in survey(only_answering=True) if node.id not in left_out]
 
 
 def is_about_a_peer(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import build
 from resnet_ops.orchestration.placement import Request, choose, survey
-from resnet_ops.orchestration.trainer import NodeUnfitError, PeerLostError, RegroupError, is_about_a_peer
+from resnet_ops.orchestration.trainer import NodeUnfitError, PeerLostError, RegroupError, is_about_a_peer, usable
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
@@ -198,7 +198,7 @@ class Group:
             return False
         larger = False
         if self.world.rank == 0:
-            layout = choose(survey(only_answering=True), self.request, self.ours)
+            layout = choose(usable(), self.request, self.ours)
             larger = layout is not None and layout.workers > self.world.size
         return bool(self.world.agree(float(larger)))
 

@@ -76,8 +76,8 @@ class Machines:
         self.boot(*self.all[:1])
         self.boot(*self.all[1:])
 
-    def boot(self, *machines: Machine) -> None:
-        """Switch machines on and let them join the cluster."""
+    def boot(self, *machines: Machine, without: Path | None = None) -> None:
+        """Switch machines on and let them join the cluster; `without` a folder that the others share."""
         for machine in machines:
             _hold(machine, self.switch)
             wire = f"wire-{machine.number}"
@@ -93,6 +93,8 @@ class Machines:
             hosts = machine.folder / "hosts"
             hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {machine.name}\n")  # as Debian has it
             self.check(machine, "mount", "--bind", str(hosts), "/etc/hosts")
+            if without is not None:
+                self.mount_small(machine, without, "1m")
         starting = [(machine, self._start_ray(machine)) for machine in machines]
         for machine, process in starting:
             code = process.wait(120)
@@ -158,11 +160,11 @@ class Machines:
             self._ip(self.switch, "link", "delete", f"wire-{machine.number}")
             _let_go(machine)
 
-    def replace(self, machine: Machine) -> None:
+    def replace(self, machine: Machine, without: Path | None = None) -> None:
         """Put another machine of the same name and address in its place."""
         self.kill(machine)
         shutil.rmtree(machine.folder)
-        self.boot(machine)
+        self.boot(machine, without=without)
 
     def seen(self, path: Path) -> Path:
         """Where this test finds what the machines call `path`: it does not share their disk by itself."""

@@ -121,6 +121,22 @@ def test_a_machine_that_dies_and_is_replaced_costs_no_byte(cluster: Machines, un
 
 
 @pytest.mark.chaos
+def test_a_newcomer_that_does_not_see_the_run_is_left_out_once(cluster: Machines) -> None:
+    newcomer, runs = cluster.all[3], cluster.folder / "runs"
+    cluster.kill(newcomer)
+    process, run = begin(cluster, "alone", "--nodes", "2:3", "--epochs", 60), Run(runs / "alone")
+    until(lambda: len(run.epochs()) >= 2, process)
+    cluster.replace(newcomer, without=runs)
+    ended(process)
+    told = [event.what for event in run.events()]
+    assert told[0].startswith("More machines are there")
+    assert told[1].startswith(f"Left out: {newcomer.name} does not see {run.path}")
+    assert len(told) == 2  # it is not asked again at every epoch
+    assert [(epoch.epoch, epoch.world_size) for epoch in run.epochs()] == [(n, 2) for n in range(1, 61)]
+    cluster.replace(newcomer)
+
+
+@pytest.mark.chaos
 def test_a_machine_that_is_cut_off_for_long_is_left_and_taken_again(cluster: Machines, undisturbed: Run) -> None:
     """By its own settings Ray takes a machine for dead after 65 s of silence: five times 3 s and 10 s."""
     process, run = trains(cluster, "long")
