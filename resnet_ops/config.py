@@ -133,8 +133,8 @@ class TrainConfig(Config):
     ] = None
     wait: Annotated[
         float | None,
-        Field(ge=0, allow_inf_nan=False, description="Seconds to wait for missing or busy machines; by default "
-              "600 where an autoscaler can bring them, else 0."),
+        Field(ge=0, allow_inf_nan=False, description="Seconds to wait for missing or busy machines, at the start "
+              "(by default 600 where an autoscaler can bring them, else 0) and after a loss (by default 600)."),
     ] = None  # fmt: skip
     max_failures: Annotated[
         int, Field(ge=0, description="Lost workers and machines to recover from before giving up.")

@@ -247,6 +247,10 @@ def test_a_lease_is_renewed_and_one_that_was_lost_ends_the_work(run: Run, monkey
     with pytest.raises(UserError, match="Another process took run mine"):
         lose_it()
     assert Lease.model_validate_json(files.read(run.lock_file)).nonce == "theirs"
+    assert run.lost()
+    run.lock_file.write_bytes(lease(age_s=locks.EXPIRE_S + 1).model_dump_json().encode())
+    with run.lock():  # the other one is gone, and this process may go on
+        assert not run.lost()
 
 
 # What can be wrong with a bucket
