@@ -58,6 +58,15 @@ class Decoded:
     bad: tuple[BadImage, ...]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How a split is to be decoded: what images are to look like, and whether one that is broken is an error."""
+
+    frame: Frame
+    class_names: tuple[str, ...]
+    strict: bool
+
+
 def cache_folder(chosen: Path | None) -> Path:
     """Where decoded images are kept on this machine."""
     place = chosen or Path(os.environ.get("RESNET_OPS_CACHE") or "~/.cache/resnet-ops")
@@ -70,21 +79,18 @@ def key(*parts: object) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def decode_all(encoded: Encoded, frame: Frame, strict: bool, make: Callable[[tuple[int, ...]], np.ndarray]) -> Decoded:
+def decode_all(encoded: Encoded, wanted: Wanted, make: Callable[[tuple[int, ...]], np.ndarray]) -> Decoded:
     """Decode every image.
 
     Args:
         encoded: The images.
-        frame: What they are to look like.
-        strict: Whether one broken image is an error.
+        wanted: How.
         make: Gives an array for the pixels, of this shape.
 
-    Returns:
-        Pixels have a row for each image; those of broken ones, which `images.labels` lacks, are at the end.
-
     Raises:
-        UserError: An image is broken and `strict`, more than `BAD_SHARE` are, or all of a class.
+        UserError: An image is broken and `wanted.strict`, more than `BAD_SHARE` are, or all of a class.
     """
+    frame = wanted.frame
     labels, counts = encoded.labels, np.zeros((frame.channels, 256), np.int64)
     pixels = make((len(labels), *frame.shape))
 
@@ -108,11 +114,11 @@ def decode_all(encoded: Encoded, frame: Frame, strict: bool, make: Callable[[tup
         hashes += found
         counts += occurs
         bad.update(broken)
-        if bad and strict:
+        if bad and wanted.strict:
             row, reason = next(iter(bad.items()))
             raise _broken(BadImage(name=encoded.name(row), reason=reason))
     good = np.delete(np.arange(len(labels)), list(bad))
-    _refuse_too_many(encoded, bad, good)
+    _refuse_too_many(encoded, wanted, bad, good)
     for index, kept in enumerate(good):
         if index != kept:
             pixels[index] = pixels[kept]
@@ -120,7 +126,7 @@ def decode_all(encoded: Encoded, frame: Frame, strict: bool, make: Callable[[tup
     return Decoded(Images(pixels[: len(good)], labels[good]), counts, np.array(hashes, "S32")[good], names)
 
 
-def _refuse_too_many(encoded: Encoded, bad: dict[int, str], good: np.ndarray) -> None:
+def _refuse_too_many(encoded: Encoded, wanted: Wanted, bad: dict[int, str], good: np.ndarray) -> None:
     if not bad:
         return
     row, reason = next(iter(bad.items()))
@@ -131,10 +137,11 @@ def _refuse_too_many(encoded: Encoded, bad: dict[int, str], good: np.ndarray) ->
             f"Up to {BAD_SHARE:.0%} are left out; repair these or take them away.",
         )
     if gone := set(encoded.labels[list(bad)].tolist()) - set(encoded.labels[good].tolist()):
-        raise UserError(f"No image of class {min(gone)} can be decoded. {first}", "Repair them, or take them away.")
+        name = wanted.class_names[min(gone)]
+        raise UserError(f"No image of class {name!r} can be decoded. {first}", "Repair them, or take them away.")
 
 
-def cached(folder: Path, encoded: Callable[[], Encoded], frame: Frame, strict: bool) -> Decoded:
+def cached(folder: Path, encoded: Callable[[], Encoded], wanted: Wanted) -> Decoded:
     """Decoded images from `folder`, made and kept there if they are not.
 
     Processes of one machine that ask at once decode once. The pixels are mapped, not read.
@@ -142,8 +149,7 @@ def cached(folder: Path, encoded: Callable[[], Encoded], frame: Frame, strict: b
     Args:
         folder: Where they are or will be; nothing else may lie there.
         encoded: Gives what to decode; called only if needed.
-        frame: What they are to look like.
-        strict: Whether one broken image is an error.
+        wanted: How to decode.
 
     Raises:
         UserError: As for `decode_all`, or the folder cannot be written.
@@ -156,7 +162,7 @@ def cached(folder: Path, encoded: Callable[[], Encoded], frame: Frame, strict: b
             with locks.alone(folder.with_suffix(".lock")):
                 decoded = _open(folder)  # another process may have made it meanwhile
                 if decoded is None:
-                    _make(folder, encoded(), frame, strict)
+                    _make(folder, encoded(), wanted)
                     decoded = _open(folder)
         except PausedError:
             raise
@@ -167,7 +173,7 @@ def cached(folder: Path, encoded: Callable[[], Encoded], frame: Frame, strict: b
             ) from None
     if decoded is None:
         raise UserError(f"{folder} does not hold what was just written to it.", "See to its disk.", WORK_FAILED)
-    if strict and decoded.bad:
+    if wanted.strict and decoded.bad:
         raise _broken(decoded.bad[0])
     return decoded
 
@@ -179,7 +185,7 @@ def _broken(image: BadImage) -> UserError:
     )
 
 
-def _make(folder: Path, encoded: Encoded, frame: Frame, strict: bool) -> None:
+def _make(folder: Path, encoded: Encoded, wanted: Wanted) -> None:
     for old in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
         shutil.rmtree(old, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -191,7 +197,7 @@ def _make(folder: Path, encoded: Encoded, frame: Frame, strict: bool) -> None:
             _reserve(temporary / PIXELS)
             return mapped[0]
 
-        decoded = decode_all(encoded, frame, strict, make)
+        decoded = decode_all(encoded, wanted, make)
         mapped[0].flush()
         if decoded.bad:
             _shorten(temporary / PIXELS, decoded.images.pixels.shape)
@@ -210,7 +216,7 @@ def _make(folder: Path, encoded: Encoded, frame: Frame, strict: bool) -> None:
         files.sync(folder.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = len(encoded.labels) * int(np.prod(frame.shape))
+            size = len(encoded.labels) * int(np.prod(wanted.frame.shape))
             raise PausedError(
                 f"The disk is full: the decoded images ({size / 1e6:,.0f} MB) do not fit into {folder.parent} "
                 f"({shutil.disk_usage(folder.parent).free / 1e6:,.0f} MB free).",

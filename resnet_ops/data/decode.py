@@ -11,8 +11,7 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 ORIENTATION = 0x0112
 ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow keeps word of a rotation
 
-# Of images with more than 89 million pixels; those of more than twice as many are refused, and this suffices.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # a line for each odd image; what matters is raised
 
 
 class DecodeError(ValueError):
@@ -75,7 +74,8 @@ def decode(encoded: bytes | OSError, frame: Frame) -> np.ndarray:
         image = _open(encoded)
         mode, cover = "L" if frame.channels == 1 else "RGB", (frame.cover[1], frame.cover[0])
         if image.format == "JPEG" and image.size != cover:
-            image.draft(mode, _covering(image.size[::-1] if _is_turned(image) else image.size, cover))
+            wanted = cover[::-1] if _is_turned(image) else cover
+            image.draft(mode, _covering(image.size, wanted))
         image = _colours(_upright(image), mode)
         if image.size != cover:
             image = _cut(image.resize(_covering(image.size, cover), Image.Resampling.BILINEAR), cover)
@@ -102,8 +102,8 @@ def _explain(error: Exception) -> DecodeError:
 
 
 def _says_orientation(image: Image.Image) -> bool:
-    # Asking Pillow for the EXIF of a small PNG takes as long as decoding it.
-    return image.format == "TIFF" or not ORIENTED.isdisjoint(image.info)
+    # Asking Pillow for the EXIF of a small PNG takes as long as decoding it. TIFFs it turns by itself.
+    return image.format != "TIFF" and not ORIENTED.isdisjoint(image.info)
 
 
 def _is_turned(image: Image.Image) -> bool:

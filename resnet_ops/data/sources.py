@@ -16,7 +16,7 @@ import numpy as np
 from resnet_ops import files
 from resnet_ops.config import DataConfig
 from resnet_ops.data import folders, named, parquet
-from resnet_ops.data.cache import Decoded, Images, cache_folder, cached, decode_all, key
+from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, key
 from resnet_ops.data.decode import DecodeError, Frame, Look, look
 from resnet_ops.data.encoded import Encoded, Found, Part, Split, Subset, digests, held_out, held_out_per_class, subset
 from resnet_ops.data.fingerprint import fingerprint
@@ -85,10 +85,10 @@ class Source:
             UserError: Such images are not to be left out, or are too many; or the cache cannot be written.
             PausedError: The cache's disk is full.
         """
-        frame, strict = self.frame(split), self.config.on_bad_image == "fail"
+        wanted = Wanted(self.frame(split), self.record.class_names, self.config.on_bad_image == "fail")
         if self.embedded:
-            return decode_all(self.encoded(split), frame, strict, lambda shape: np.empty(shape, np.uint8))
-        return cached(self._cache(split), lambda: self.encoded(split), frame, strict)
+            return decode_all(self.encoded(split), wanted, lambda shape: np.empty(shape, np.uint8))
+        return cached(self._cache(split), lambda: self.encoded(split), wanted)
 
     def load(self, split: Split) -> Images:
         """As `decoded`, only the images."""
@@ -200,14 +200,14 @@ def absolute(config: DataConfig) -> dict[str, object]:
     return {
         "data": _absolute(config.data),
         "val_data": config.val_data and _absolute(config.val_data),
-        **{name: path and Path(_absolute(str(path))) for name, path in dirs.items()},
+        **{name: path and path.expanduser().absolute() for name, path in dirs.items()},
     }
 
 
 def _absolute(place: str) -> str:
-    if place in KNOWN or "://" in place or place.startswith("~"):  # each machine has its own home
-        return place
-    return str(Path(place).absolute())
+    path = Path(place).expanduser()
+    is_path = place not in KNOWN and "://" not in place and (has_magic(place) or path.exists())
+    return str(path.absolute()) if is_path else place
 
 
 def fingerprint_of(config: DataConfig) -> str:
@@ -311,13 +311,16 @@ def _size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, int | No
     count = len(encoded.labels)
     rows = np.unique(np.linspace(0, count - 1, min(count, PROBED)).astype(int)).tolist()
     seen: list[Look] = []
+    first = ""
     for row, image in zip(rows, encoded.read(rows), strict=True):
         try:
             seen.append(look(image))
         except DecodeError as error:
-            first = f"{encoded.name(row)}: {error}" if not seen else ""
+            first = first or f"{encoded.name(row)}: {error}"
     if not seen:
-        raise UserError(f"None of {len(rows)} images can be decoded. The last: {first}.", "Are they images?")
+        raise UserError(
+            f"None of {_images(len(rows))} looked at can be decoded. The first: {first}.", "Are they images?"
+        )
     channels = 1 if all(one.grey for one in seen) else 3
     sizes = {(one.height, one.width) for one in seen}
     own = next(iter(sizes)) if len(sizes) == 1 else None
