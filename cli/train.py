@@ -21,7 +21,7 @@ EXAMPLES = """
 
 [bold]resnet-ops train --model plain56 --epochs 15 --name deep-and-plain[/]  watch depth hurt
 
-[bold]resnet-ops train --data ~/images --model resnet56 --name mine[/]  your own images, in Parquet
+[bold]resnet-ops train --data ~/images --model resnet56 --name mine[/]  your own images, a folder a class
 
 [bold]resnet-ops train --resume mine[/]  go on where it stopped
 """
@@ -38,6 +38,13 @@ def train(
     model: Annotated[str, _option("model", NETWORK)] = default("model"),
     shortcut: Annotated[str | None, _option("shortcut", NETWORK)] = default("shortcut"),
     data: Annotated[str, _option("data", NETWORK)] = default("data"),
+    val_data: Annotated[str | None, _option("val_data", NETWORK)] = default("val_data"),
+    data_root: Annotated[Path | None, _option("data_root", NETWORK)] = default("data_root"),
+    image_column: Annotated[str | None, _option("image_column", NETWORK)] = default("image_column"),
+    label_column: Annotated[str | None, _option("label_column", NETWORK)] = default("label_column"),
+    image_size: Annotated[int | None, _option("image_size", NETWORK)] = default("image_size"),
+    on_bad_image: Annotated[str, _option("on_bad_image", NETWORK)] = default("on_bad_image"),
+    cache_dir: Annotated[Path | None, _option("cache_dir", NETWORK)] = default("cache_dir"),
     epochs: Annotated[int, _option("epochs", TRAINING)] = default("epochs"),
     batch_size: Annotated[int, _option("batch_size", TRAINING)] = default("batch_size"),
     lr: Annotated[float, _option("lr", TRAINING)] = default("lr"),
@@ -81,6 +88,13 @@ def train(
             model=model,
             shortcut=shortcut,
             data=data,
+            val_data=val_data,
+            data_root=data_root,
+            image_column=image_column,
+            label_column=label_column,
+            image_size=image_size,
+            on_bad_image=on_bad_image,
+            cache_dir=cache_dir,
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,

@@ -72,11 +72,51 @@ Positive = Annotated[int, Field(ge=1)]
 
 WHERE_IT_RUNS = frozenset({  # what a resumed run may have otherwise, for it is not what it computes
     "device", "cluster", "nodes", "gpus_per_node", "workers_per_node", "cpus_per_worker", "wait", "max_failures",
-    "hang_timeout",
+    "hang_timeout", "data_root", "cache_dir",
 })  # fmt: skip
 
 
-class TrainConfig(Config):
+class DataConfig(Config):
+    """Which images, and how they are read."""
+
+    data: Annotated[
+        str,
+        Field(description="Images: 'digits' (embedded), 'cifar10' or 'cifar100' (downloaded once), a folder of class "
+              "folders or with train/ and val/ of them, Parquet files (a file, a folder, a glob), or a URL of either, "
+              "s3://bucket/folder."),
+    ] = "digits"  # fmt: skip
+    val_data: Annotated[
+        str | None,
+        Field(description="Validation images; by default those that --data tells apart, else a fifth of each class."),
+    ] = None
+    data_root: Annotated[
+        Path | None, Field(description="Folder that cifar10 and cifar100 are in or are downloaded to; by default in "
+                           "the cache.")
+    ] = None  # fmt: skip
+    image_column: Annotated[str | None, Field(description="Parquet column of the images; by default image or img.")] = (
+        None
+    )
+    label_column: Annotated[
+        str | None, Field(description="Parquet column of the labels; by default label, labels or fine_label.")
+    ] = None
+    image_size: Annotated[
+        int | None,
+        Field(ge=1, le=4096, description="Side of the square images that the network sees; by default the images' own "
+              "size if they are all of one, of at most 64 pixels, else 224."),
+    ] = None  # fmt: skip
+    on_bad_image: Annotated[
+        Literal["skip", "fail"],
+        Field(description="What to do about an image that cannot be decoded: leave it out, and say so, or stop."),
+    ] = "skip"
+    cache_dir: Annotated[
+        Path | None,
+        Field(
+            description="Folder that decoded images are kept in; by default RESNET_OPS_CACHE or ~/.cache/resnet-ops."
+        ),
+    ] = None
+
+
+class TrainConfig(DataConfig):
     """One training run, whole: what `run.json` stores and a worker receives."""
 
     model: Annotated[str, Field(description="Network: resnetN or plainN, e.g. resnet20, plain56, resnet50.")] = (
@@ -87,9 +127,6 @@ class TrainConfig(Config):
         Field(description="Shortcuts: A zero-padded, B projected where shapes change, C all projected. "
               "By default A for CIFAR networks, B for ImageNet ones."),
     ] = None  # fmt: skip
-    data: Annotated[
-        str, Field(description="Images: 'digits' (embedded), or a Parquet file, folder or glob in Hugging Face layout.")
-    ] = "digits"
 
     epochs: Annotated[Positive, Field(description="Passes over the training images.")] = 30
     batch_size: Annotated[Positive, Field(description="Images a step, over all workers together.")] = 128

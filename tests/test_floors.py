@@ -18,7 +18,7 @@ FLOORS = {
     "config": {"errors", "files"},
     "runs": {"errors", "files", "locks", "config"},
     "models": {"errors"},
-    "data": BASE,
+    "data": BASE | {"locks"},
     "orchestration": {"errors", "files", "config"},
     "training": BASE | {"models", "data", "orchestration"},
     "export": BASE | {"models", "data", "training"},

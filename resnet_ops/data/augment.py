@@ -6,6 +6,7 @@ Shapes: N images, H height, W width, C channels. Batches come in as (N, H, W, C)
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,17 +53,19 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     return x.to(torch.float32).sub_(shift).div_(scale).permute(0, 3, 1, 2)
 
 
-def pixel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel of (N, H, W, C) uint8, on the scale 0 to 1; exact.
+def pixel_statistics(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, on the scale 0 to 1; exact.
 
     A channel that never varies has deviation 1, so that normalising it gives zeros.
+
+    Args:
+        counts: How often each value occurs in each channel, (C, 256).
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
-    for channel in range(pixels.shape[3]):
-        counts = torch.bincount(pixels[..., channel].flatten().cpu(), minlength=256).to(torch.float64)
-        mean = (counts @ values / counts.sum()).item()
-        deviation = (counts @ (values - mean).square() / counts.sum()).sqrt().item()
+    for channel in torch.from_numpy(counts).to(torch.float64):
+        mean = (channel @ values / channel.sum()).item()
+        deviation = (channel @ (values - mean).square() / channel.sum()).sqrt().item()
         means.append(mean)
         deviations.append(deviation or 1.0)
     return tuple(means), tuple(deviations)

@@ -12,22 +12,40 @@ import torch
 from torch import Tensor
 
 from resnet_ops.data.augment import crop_and_flip, normalise, pixel_statistics
-from resnet_ops.data.sources import Images, Source
+from resnet_ops.data.cache import Images
+from resnet_ops.data.sources import Source
 
 EVAL_BATCH = 500
+CROP = 1  # tells the crop's random numbers from those of the augmentation
 
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """One split in the device's memory: pixels (N, H, W, C) uint8, labels (N,) int64."""
+    """One split: pixels (N, H, W, C) uint8, labels (N,) int64 in the device's memory.
+
+    The pixels are there too, or, where they would take more than half of what is free, on the host, and each batch is
+    copied.
+    """
 
     pixels: Tensor
     labels: Tensor
 
     @classmethod
     def of(cls, images: Images, device: torch.device) -> "DeviceImages":
-        """Copy a decoded split to the device."""
-        return cls(torch.from_numpy(images.pixels).to(device), torch.from_numpy(images.labels).to(device))
+        """Put a decoded split where it fits."""
+        pixels = torch.from_numpy(images.pixels)
+        if device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+            pixels = pixels.to(device)
+        return cls(pixels, torch.from_numpy(images.labels).to(device))
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels and labels of some images, on the device. `rows` (n,) int64 are where the pixels are."""
+        device = self.labels.device
+        if self.pixels.device == device:
+            return self.pixels.index_select(0, rows), self.labels.index_select(0, rows)
+        picked = torch.empty((len(rows), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        torch.index_select(self.pixels, 0, rows, out=picked)
+        return picked.to(device, non_blocking=True), self.labels.index_select(0, rows.to(device, non_blocking=True))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,22 +76,24 @@ class Loader:
 
         Shares of one batch are disjoint, make up the batch, and differ in size by at most one.
         """
-        device = self.train.labels.device
-        order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch)).to(device)
+        order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch)).to(self.train.pixels.device)
+        size = self.val.pixels.shape[1:3]  # of what the network sees; training images may be stored larger
         for step in range(start, self.steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = batch[self.rank :: self.world_size]
-            pixels = self.train.pixels.index_select(0, share)
+            pixels, labels = self.train.take(share)
+            if pixels.shape[1:3] != size:
+                pixels = random_crop(pixels, size, _generator(self.seed, epoch, step + 1, self.rank, CROP))
             if self.crop_padding or self.flip:
                 generator = _generator(self.seed, epoch, step + 1, self.rank)
                 pixels = crop_and_flip(pixels, self.crop_padding, self.flip, generator)
-            yield normalise(pixels, self.mean, self.std), self.train.labels.index_select(0, share)
+            yield normalise(pixels, self.mean, self.std), labels
 
     def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of the validation images, in order."""
-        share = slice(self.rank, None, self.world_size)
-        pixels, labels = self.val.pixels[share], self.val.labels[share]
-        for x, y in zip(pixels.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
+        rows = torch.arange(len(self.val), device=self.val.pixels.device)[self.rank :: self.world_size]
+        for batch in rows.split(EVAL_BATCH):
+            x, y = self.val.take(batch)
             yield normalise(x, self.mean, self.std), y
 
 
@@ -89,10 +109,18 @@ def open_loader(
     world_size: int = 1,
 ) -> Loader:
     """Decode a source and put it on the device."""
-    train = DeviceImages.of(source.load("train"), device)
+    decoded = source.decoded("train")
+    train = DeviceImages.of(decoded.images, device)
     val = DeviceImages.of(source.load("val"), device)
-    mean, std = pixel_statistics(train.pixels)
+    mean, std = pixel_statistics(decoded.counts)
     return Loader(train, val, mean, std, batch_size, crop_padding, flip, seed, rank, world_size)
+
+
+def random_crop(x: Tensor, size: torch.Size, generator: torch.Generator) -> Tensor:
+    """Cut `size` (height, width) out of each of the images (N, H, W, C) at random."""
+    tops, lefts = (torch.randint(0, x.shape[1 + i] - size[i] + 1, (len(x),), generator=generator) for i in (0, 1))
+    places = zip(x, tops.tolist(), lefts.tolist(), strict=True)
+    return torch.stack([image[top : top + size[0], left : left + size[1]] for image, top, left in places])
 
 
 def _generator(*numbers: int) -> torch.Generator:

@@ -60,11 +60,12 @@ def train(
             interrupted (what was saved before is still there).
     """
     observer, started_at = observer or Observer(), started_at or time.time()
-    config = config.model_copy(update={"data": absolute(config.data)})  # machines have other working directories
+    config = config.model_copy(update=absolute(config))  # machines have other working directories
     with placed(config, observer.notice) as placement:
-        with _seen_everywhere(placement, config.runs_dir.absolute(), config.data) as compare:
+        with _seen_everywhere(placement, config.runs_dir.absolute(), config) as compare:
             source, config = check(config)
             compare(source.record.fingerprint)
+        source = _decoded(source, config, observer)
         parameters = _count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         now = datetime.now(UTC)
@@ -119,7 +120,7 @@ def resume(
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
         with placed(config, observer.notice) as placement:
-            with _seen_everywhere(placement, run.path, config.data) as compare:
+            with _seen_everywhere(placement, run.path, config) as compare:
                 source, _ = check(config)
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
@@ -157,27 +158,42 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
     from resnet_ops import models
 
     architecture = models.parse_name(config.model)
-    source = open_source(config.data)
+    source = open_source(config)
     data = source.record
     models.check_image_size(architecture, (data.height, data.width))
-    if config.batch_size > data.train_images:
-        raise UserError(
-            f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
-            f"Take at most {data.train_images}.",
-        )
+    _check_batch_size(config, data)
     side = min(data.height, data.width)
-    padding = side // 8 if config.crop_padding is None else config.crop_padding
+    usual = 0 if data.stored else side // 8  # larger ones are cropped as they are
+    padding = usual if config.crop_padding is None else config.crop_padding
     if padding > side:
         raise UserError(f"--crop-padding {padding} is more than the images' {side} pixels.", f"Try {side // 8}.")
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
-        "data": absolute(config.data),
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
+
+
+def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
+    if config.batch_size > data.train_images:
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
+            f"Take at most {data.train_images}.",
+        )
+
+
+def _decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
+    """The images decoded on this machine, so that the run's record can say what is wrong with them."""
+    if not source.embedded:
+        observer.progress({"stage": f"Decoding the images of {source.record.name}"})
+    source = source.ready()
+    for note in source.notes:
+        observer.notice(note)
+    _check_batch_size(config, source.record)  # some may have been left out
+    return source
 
 
 def _count_parameters(config: TrainConfig, data: DataRecord) -> int:
@@ -192,7 +208,7 @@ def _count_parameters(config: TrainConfig, data: DataRecord) -> int:
 
 
 @contextlib.contextmanager
-def _seen_everywhere(placement: Placement, folder: Path, data: str) -> Iterator[Callable[[str], None]]:
+def _seen_everywhere(placement: Placement, folder: Path, config: TrainConfig) -> Iterator[Callable[[str], None]]:
     """Let each machine look at the folder of the run and at the images, meanwhile.
 
     Yields:
@@ -205,13 +221,13 @@ def _seen_everywhere(placement: Placement, folder: Path, data: str) -> Iterator[
         yield lambda _: None
         return
     nodes: list[Node] = [node for node, _ in placement.layout.on]
-    with asked(nodes, folder, fingerprint_of, data) as answers:
+    with asked(nodes, folder, fingerprint_of, config) as answers:
 
         def compare(fingerprint: str) -> None:
             for node, found in answers().items():
                 if found != fingerprint:
                     raise UserError(
-                        f"The images in {data} on {node.name} are not those on this machine.",
+                        f"The images in {config.data} on {node.name} are not those on this machine.",
                         "Give every machine the same.",
                     )
 

@@ -94,7 +94,7 @@ def _open_the_same(record: RunRecord) -> Source:
     """The run's images, as this machine sees them."""
     here, data = socket.gethostname(), record.config.data
     try:
-        source = open_source(data)
+        source = open_source(record.config)
     except UserError as error:
         raise _unfit(f"{here}: {error.cause}") from error
     if source.record.fingerprint != record.data.fingerprint:
@@ -117,7 +117,7 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
     assert config.crop_padding is not None  # settled, like flip, before the run was created
     assert config.flip is not None
     loader = open_loader(
-        _open_the_same(record) if request else open_source(config.data),
+        _open_the_same(record) if request else open_source(config),
         device,
         batch_size=config.batch_size,
         crop_padding=config.crop_padding,
