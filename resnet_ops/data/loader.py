@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_ops.data.augment import crop_and_flip, normalise, pixel_statistics
+from resnet_ops.data.augment import Augmentation, center_crop, normalise, pixel_statistics
 from resnet_ops.data.sources import Images, Source
 
 EVAL_BATCH = 500
@@ -42,8 +42,7 @@ class Loader:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_size: int  # images a step over all workers
-    crop_padding: int
-    flip: bool
+    augmentation: Augmentation
     seed: int
     rank: int = 0
     world_size: int = 1
@@ -56,25 +55,24 @@ class Loader:
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
 
-        Shares of one batch are disjoint, make up the batch, and differ in size by at most one.
+        Labels are (n, classes) float32 where images are mixed. Shares of one batch are disjoint, make
+        up the batch, and differ in size by at most one.
         """
         device = self.train.labels.device
         order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch)).to(device)
         for step in range(start, self.steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = batch[self.rank :: self.world_size]
-            pixels = self.train.pixels.index_select(0, share)
-            if self.crop_padding or self.flip:
-                generator = _generator(self.seed, epoch, step + 1, self.rank)
-                pixels = crop_and_flip(pixels, self.crop_padding, self.flip, generator)
-            yield normalise(pixels, self.mean, self.std), self.train.labels.index_select(0, share)
+            pixels, labels = self.train.pixels.index_select(0, share), self.train.labels.index_select(0, share)
+            generator = _generator(self.seed, epoch, step + 1, self.rank)
+            yield self.augmentation(pixels, labels, self.mean, self.std, generator)
 
     def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of the validation images, in order."""
         share = slice(self.rank, None, self.world_size)
         pixels, labels = self.val.pixels[share], self.val.labels[share]
         for x, y in zip(pixels.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
-            yield normalise(x, self.mean, self.std), y
+            yield normalise(center_crop(x, self.augmentation.side), self.mean, self.std), y
 
 
 def open_loader(
@@ -82,8 +80,7 @@ def open_loader(
     device: torch.device,
     *,
     batch_size: int,
-    crop_padding: int,
-    flip: bool,
+    augmentation: Augmentation,
     seed: int,
     rank: int = 0,
     world_size: int = 1,
@@ -92,7 +89,7 @@ def open_loader(
     train = DeviceImages.of(source.load("train"), device)
     val = DeviceImages.of(source.load("val"), device)
     mean, std = pixel_statistics(train.pixels)
-    return Loader(train, val, mean, std, batch_size, crop_padding, flip, seed, rank, world_size)
+    return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 
 
 def _generator(*numbers: int) -> torch.Generator:
