@@ -168,8 +168,10 @@ class Recipe(Config):
         Literal["auto", "fp32", "bf16"],
         Field(description="Arithmetic of the network; auto is bf16 autocast on GPUs that have it, else fp32."),
     ] = "auto"
-    channels_last: Annotated[bool, Field(description="Keep a pixel's channels together in memory.")] = True
-    fused: Annotated[bool, Field(description="The optimizer's step as one kernel.")] = True
+    channels_last: Annotated[bool, Field(description="Keep a pixel's channels together in memory, as by default.")] = (
+        True
+    )
+    fused: Annotated[bool, Field(description="The optimizer's step as one kernel, as by default.")] = True
     compile: Annotated[
         Literal["off", "default", "reduce-overhead", "max-autotune"],
         Field(

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ def prepare(config: TrainConfig, network: ResNet, loader: Loader, world: World, 
     ddp = _distributed(config, network, device) if world.size > 1 and device.type == "cuda" else None
     parallel: nn.Module = ddp or network
     if config.compile != "off":
-        parallel = torch.compile(parallel, mode=config.compile)
+        parallel = cast("nn.Module", torch.compile(parallel, mode=config.compile))
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     optimizer = _optimizer(config, network)
     return Training(config, network, parallel, optimizer, loader, world, device, totals, ddp, average)
