@@ -81,7 +81,13 @@ def to_path(place: str | Path) -> Path:
     return cast("Path", UPath(text.rstrip("/"), protocol=protocol, **OPTIONS.get(extra, {})))
 
 
-Place = Annotated[Path, PlainValidator(to_path), PlainSerializer(str)]
+def _place(value: object) -> Path:
+    if isinstance(value, int | float | list | dict):  # in a file one can write anything
+        raise ValueError("must be a path or a URL")
+    return to_path(cast("str | Path", value))
+
+
+Place = Annotated[Path, PlainValidator(_place), PlainSerializer(str)]
 
 
 def is_remote(path: Path) -> bool:

@@ -17,6 +17,7 @@ FLOORS = {
     "locks": {"errors", "files"},
     "config": {"errors", "files"},
     "runs": {"errors", "files", "locks", "config"},
+    "recipes": {"errors", "config"},
     "models": {"errors"},
     "data": BASE | {"locks"},
     "orchestration": {"errors", "files", "config"},

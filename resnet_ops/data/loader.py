@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_ops.data.augment import crop_and_flip, normalise, pixel_statistics
+from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
 from resnet_ops.data.cache import Images
 from resnet_ops.data.sources import Source
 
 EVAL_BATCH = 500
-CROP = 1  # tells the crop's random numbers from those of the augmentation
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ class Loader:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_size: int  # images a step over all workers
-    crop_padding: int
-    flip: bool
+    augmentation: Augmentation
     seed: int
     rank: int = 0
     world_size: int = 1
@@ -74,20 +72,16 @@ class Loader:
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
 
-        Shares of one batch are disjoint, make up the batch, and differ in size by at most one.
+        Labels are (n, classes) float32 where images are mixed. Shares of one batch are disjoint, make
+        up the batch, and differ in size by at most one.
         """
         order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch)).to(self.train.pixels.device)
-        size = self.val.pixels.shape[1:3]  # of what the network sees; training images may be stored larger
         for step in range(start, self.steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = batch[self.rank :: self.world_size]
             pixels, labels = self.train.take(share)
-            if pixels.shape[1:3] != size:
-                pixels = random_crop(pixels, size, _generator(self.seed, epoch, step + 1, self.rank, CROP))
-            if self.crop_padding or self.flip:
-                generator = _generator(self.seed, epoch, step + 1, self.rank)
-                pixels = crop_and_flip(pixels, self.crop_padding, self.flip, generator)
-            yield normalise(pixels, self.mean, self.std), labels
+            generator = _generator(self.seed, epoch, step + 1, self.rank)
+            yield self.augmentation(pixels, labels, self.mean, self.std, generator)
 
     def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of the validation images, in order."""
@@ -102,8 +96,7 @@ def open_loader(
     device: torch.device,
     *,
     batch_size: int,
-    crop_padding: int,
-    flip: bool,
+    augmentation: Augmentation,
     seed: int,
     rank: int = 0,
     world_size: int = 1,
@@ -113,14 +106,7 @@ def open_loader(
     train = DeviceImages.of(decoded.images, device)
     val = DeviceImages.of(source.load("val"), device)
     mean, std = pixel_statistics(decoded.counts)
-    return Loader(train, val, mean, std, batch_size, crop_padding, flip, seed, rank, world_size)
-
-
-def random_crop(x: Tensor, size: torch.Size, generator: torch.Generator) -> Tensor:
-    """Cut `size` (height, width) out of each of the images (N, H, W, C) at random."""
-    tops, lefts = (torch.randint(0, x.shape[1 + i] - size[i] + 1, (len(x),), generator=generator) for i in (0, 1))
-    places = zip(x, tops.tolist(), lefts.tolist(), strict=True)
-    return torch.stack([image[top : top + size[0], left : left + size[1]] for image, top, left in places])
+    return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 
 
 def _generator(*numbers: int) -> torch.Generator:

@@ -63,9 +63,11 @@ def train(
     config = config.model_copy(update=absolute(config))  # machines have other working directories
     with placed(config, observer.notice) as placement:
         with _seen_everywhere(placement, config.runs_dir.absolute(), config) as compare:
-            source, config = check(config)
+            source, config = check(config, placement.layout.device)
             compare(source.record.fingerprint)
         source = _decoded(source, config, observer)
+        if config.auto_batch:
+            config = _with_largest_batch(config, source.record, placement, observer)
         parameters = _count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         now = datetime.now(UTC)
@@ -121,7 +123,7 @@ def resume(
         config = record.config.model_copy(update=changes or {})
         with placed(config, observer.notice) as placement:
             with _seen_everywhere(placement, run.path, config) as compare:
-                source, _ = check(config)
+                source, _ = check(config, placement.layout.device)
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
                 raise UserError(
@@ -146,8 +148,8 @@ def resume(
             return _execute(run, record, placement, observer, started_at)
 
 
-def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
-    """Check that network and images fit each other, and settle what depends on them.
+def check(config: TrainConfig, device: str) -> tuple[Source, TrainConfig]:
+    """Check that network, images and device fit each other, and settle what depends on them.
 
     Returns:
         The images, and the configuration with every default resolved.
@@ -167,6 +169,12 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
     padding = usual if config.crop_padding is None else config.crop_padding
     if padding > side:
         raise UserError(f"--crop-padding {padding} is more than the images' {side} pixels.", f"Try {side // 8}.")
+    if config.cutout > side:
+        raise UserError(f"--cutout {config.cutout} is more than the images' {side} pixels.", f"Try {side // 2}.")
+    if config.zero_init_residual and architecture.kind == "plain":
+        raise UserError(f"{architecture.name} has no residual branches.", "Leave --zero-init-residual out.")
+    if config.sync_batchnorm and device == "cpu":
+        raise UserError("--sync-batchnorm needs GPUs: torch has none for CPUs.", "Leave it out.")
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
     update = {
         "model": architecture.name,
@@ -178,7 +186,7 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
 
 
 def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
-    if config.batch_size > data.train_images:
+    if config.batch_size > data.train_images and not config.auto_batch:
         raise UserError(
             f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
             f"Take at most {data.train_images}.",
@@ -194,6 +202,14 @@ def _decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
         observer.notice(note)
     _check_batch_size(config, source.record)  # some may have been left out
     return source
+
+
+def _with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placement, observer: Observer) -> TrainConfig:
+    from resnet_ops.training.memory import largest_batch
+
+    batch_size, why = largest_batch(config, data, placement)
+    observer.notice(why)
+    return config.model_copy(update={"batch_size": batch_size})
 
 
 def _count_parameters(config: TrainConfig, data: DataRecord) -> int:

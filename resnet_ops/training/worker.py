@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from resnet_ops import files
+from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
@@ -27,9 +28,11 @@ from resnet_ops.orchestration.trainer import NodeUnfitError, PeerLostError, Regr
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
-from resnet_ops.training.loop import Progress, Training, World, prepare
+from resnet_ops.training.loop import Progress, Training
 from resnet_ops.training.pace import Pace
+from resnet_ops.training.prepare import prepare
 from resnet_ops.training.watchdog import Watchdog
+from resnet_ops.training.world import World
 from resnet_ops.training.writer import writing
 
 
@@ -81,6 +84,9 @@ def work(job: Job) -> Outcome:
             exit_code=WORK_FAILED,
         ) from error
     except (RuntimeError, dist.DistError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"torch.compile failed: {reason}", "Leave --compile out.", WORK_FAILED) from error
         if world.size > 1 and (isinstance(error, dist.DistError) or is_about_a_peer(error)):
             raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise
@@ -114,14 +120,13 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
     leads = world.rank == 0
     if leads:
         run.write_progress({"stage": f"Reading {config.data}"})
-    assert config.crop_padding is not None  # settled, like flip, before the run was created
-    assert config.flip is not None
     loader = open_loader(
         _open_the_same(record) if request else open_source(config),
         device,
         batch_size=config.batch_size,
-        crop_padding=config.crop_padding,
-        flip=config.flip,
+        augmentation=Augmentation.of(
+            config, len(record.data.class_names), record.data.height if record.data.stored else None
+        ),
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
-from resnet_ops.data.augment import crop_and_flip, normalise, pixel_statistics
+from resnet_ops.data.augment import Augmentation, crop_and_flip, normalise, pixel_statistics
 from resnet_ops.data.loader import DeviceImages, Loader
 
 
@@ -20,7 +20,7 @@ def loader(n: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: in
     numbers = torch.arange(n)
     images = torch.stack((numbers % 256, numbers // 256), 1).to(torch.uint8)[:, None, None, :].expand(-1, 4, 4, -1)
     split = DeviceImages(images.contiguous(), numbers)
-    return Loader(split, split, (0.0, 0.0), (1 / 255, 1 / 255), batch_size, 0, False, seed, rank, world_size)
+    return Loader(split, split, (0.0, 0.0), (1 / 255, 1 / 255), batch_size, Augmentation(), seed, rank, world_size)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
