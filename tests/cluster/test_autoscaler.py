@@ -61,14 +61,18 @@ def test_a_cluster_that_may_grow_is_waited_for(tmp_path: Path, autoscales: bool)
     options = [f"--autoscaling-config={tmp_path / 'autoscaler.json'}"] if autoscales else []
     with head(*options) as address:
         train = [*COMMAND, "train", "--nodes", "2", "--cluster", address, "--runs-dir", str(tmp_path / "runs")]
+        expected = "0 of 2 nodes up; waiting up to 600 s" if autoscales else "this cluster has 0 such"
         deadline = time.monotonic() + 60
         while True:  # until the head is up, and its monitor has looked around
             process = subprocess.Popen(train, stderr=subprocess.PIPE, text=True)
             assert process.stderr is not None
-            said = next((line for line in process.stderr if "Ray cluster" not in line), "")
+            said = ""
+            for line in process.stderr:  # the first ones may be of a head that is not up yet, or a table of its nodes
+                said += line
+                if expected in line:
+                    break
             process.kill()
             process.communicate()
-            expected = "0 of 2 nodes up; waiting up to 600 s" if autoscales else "this cluster has 0 such"
             if expected in said:
                 break
             assert time.monotonic() < deadline, said
