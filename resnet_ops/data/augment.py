@@ -19,6 +19,7 @@ from resnet_ops.config import Recipe
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: Szegedy et al. 2014, torchvision
 ATTEMPTS = 10
+GATHERED = 40 * 40  # pixels of an image up to which one gather of a batch is faster than a copy of each image
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,15 @@ def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generato
     tops = torch.randint(0, h - high + 2 * padding + 1, (n, 1), generator=generator)
     lefts = torch.randint(0, w - wide + 2 * padding + 1, (n, 1), generator=generator)
     mirrored = torch.rand(n, 1, generator=generator) < (0.5 if flip else 0.0)
+    padded = F.pad(x, (0, 0, padding, padding, padding, padding))
+    if x.device.type == "cpu" and high * wide > GATHERED:
+        places = zip(
+            padded, tops.flatten().tolist(), lefts.flatten().tolist(), mirrored.flatten().tolist(), strict=True
+        )
+        cut = ((image[top : top + high, left : left + wide], mirror) for image, top, left, mirror in places)
+        return torch.stack([image.flip(1) if mirror else image for image, mirror in cut])
     rows = torch.arange(high) + tops
     columns = torch.where(mirrored, torch.arange(wide - 1, -1, -1), torch.arange(wide)) + lefts
-    padded = F.pad(x, (0, 0, padding, padding, padding, padding))
     stride = w + 2 * padding
     first = torch.arange(n)[:, None, None] * ((h + 2 * padding) * stride)
     # One gather of whole pixels: 3 times as fast as indexing rows and columns, 94,000 images/s a core at 32x32.
@@ -253,9 +260,12 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     Returns:
         (N, C, H, W) float32, channels_last.
     """
-    scale = torch.tensor(std, dtype=torch.float32, device=x.device) * 255
-    shift = torch.tensor(mean, dtype=torch.float32, device=x.device) * 255
-    return x.to(torch.float32).sub_(shift).div_(scale).permute(0, 3, 1, 2)
+    n, h, w, c = x.shape
+    # Over whole rows of pixels: over the 1 or 3 channels alone it is 4 times as slow on a CPU.
+    scale = (torch.tensor(std, dtype=torch.float32, device=x.device) * 255).repeat(w)
+    shift = (torch.tensor(mean, dtype=torch.float32, device=x.device) * 255).repeat(w)
+    rows = x.reshape(n, h, w * c).to(torch.float32).sub_(shift).div_(scale)
+    return rows.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def pixel_statistics(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

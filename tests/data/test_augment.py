@@ -35,6 +35,16 @@ def test_a_smaller_crop_is_a_part_of_its_image() -> None:
     assert len(seen) > 25
 
 
+def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crops(gathered: int, padding: int, side: int | None) -> torch.Tensor:
+        monkeypatch.setattr(augment, "GATHERED", gathered)
+        return augment.crop_and_flip(x, padding, True, torch.Generator().manual_seed(3), side)
+
+    for channels, padding, side in ((3, 4, None), (1, 0, 12), (3, 2, 20)):
+        x = pixels(16, 22, 20, channels)
+        assert torch.equal(crops(0, padding, side), crops(10**9, padding, side))
+
+
 @pytest.mark.parametrize(("h", "w", "size"), [(32, 32, (32, 32)), (48, 40, (28, 36)), (16, 16, (24, 24))])
 def test_resized_crops_are_torchvisions(h: int, w: int, size: tuple[int, int]) -> None:
     x = pixels(30, h, w, 3)
