@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_ops import files
-from resnet_ops.config import DataConfig
+from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import folders, named, parquet
 from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, key
 from resnet_ops.data.decode import DecodeError, Frame, Look, look
@@ -26,7 +26,6 @@ from resnet_ops.files import File
 from resnet_ops.runs import DataRecord
 
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}
-KNOWN = (*EMBEDDED, *named.NAMES)
 PROBED = 64  # images looked at to tell the size and the colours of all
 OWN_SIZE = 64  # images of one size are taken as they are up to this side
 IMAGE_SIZE = 224
@@ -207,7 +206,7 @@ def absolute(config: DataConfig) -> dict[str, object]:
 
 def _absolute(place: str) -> str:
     path = Path(place).expanduser()
-    is_path = place not in KNOWN and "://" not in place and (has_magic(place) or path.exists())
+    is_path = place not in DATA_SETS and "://" not in place and (has_magic(place) or path.exists())
     return str(path.absolute()) if is_path else place
 
 
@@ -221,7 +220,7 @@ def _find(data: str, option: str, config: DataConfig) -> Found:
     columns = config.image_column, config.label_column
     if data in EMBEDDED:
         return parquet.find([EMBEDDED[data]], data, (None, None))
-    if data in named.NAMES:
+    if data in DATA_SETS:
         return named.find(data, config.data_root or cache_folder(config.cache_dir) / "data")
     place = files.to_path(data)
     if not files.is_remote(place):
@@ -251,7 +250,7 @@ def _find(data: str, option: str, config: DataConfig) -> Found:
         )
     raise UserError(
         f"{option} {data}: there is no such path, and no data set of that name.",
-        f"{did_you_mean(data, KNOWN)} By name there are: {', '.join(KNOWN)}.",
+        f"{did_you_mean(data, DATA_SETS)} By name there are: {', '.join(DATA_SETS)}.",
     )
 
 
