@@ -28,7 +28,7 @@ test-slurm: .venv/installed-dev
 	$(BIN)/pytest -m slurm tests/cluster
 
 test-chaos: .venv/installed-dev
-	$(BIN)/pytest -m chaos -s
+	$(BIN)/pytest -m "chaos or slow" -s
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -37,7 +37,8 @@ def first(file: str, images: int) -> DeviceImages:
 def curve(train: DeviceImages, val: DeviceImages, seed: int) -> np.ndarray:
     """Losses and error (epochs, METRICS)."""
     config = configure(recipe="fast", epochs=3, crop_padding=4, flip=True, seed=seed)
-    statistics = pixel_statistics(train.pixels)
+    counts = np.stack([np.bincount(train.pixels[..., c].flatten(), minlength=256) for c in range(3)])
+    statistics = pixel_statistics(counts)
     loader = Loader(train, val, *statistics, config.batch_size, Augmentation.of(config, 10), seed)
     torch.manual_seed(seed)
     training = prepare(config, build("resnet8", num_classes=10), loader, World(), CPU)

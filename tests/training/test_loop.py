@@ -1,6 +1,5 @@
 """The loop does what plain PyTorch would, and its metrics are exact."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -128,7 +127,7 @@ def test_a_residual_branch_that_begins_at_zero_adds_nothing(digits: Loader) -> N
     assert not torch.equal(training(digits).network.layer1[0](x), x)
 
 
-@pytest.mark.skipif("CI_COMPILE" not in os.environ, reason="takes half a minute of compiling; CI_COMPILE=1 runs it")
+@pytest.mark.slow  # half a minute of compiling
 def test_a_compiled_step_is_the_same_step(digits: Loader) -> None:
     plain, compiled = training(digits), training(digits, compile="default")
     one, other = next(plain.run(ignore)), next(compiled.run(ignore))
