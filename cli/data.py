@@ -58,10 +58,12 @@ def check(
 ) -> None:
     """Read every image and say what there is and what is wrong with it, before training does.
 
-    Exits with 1 for an error: training refuses the data, an image cannot be decoded and would be left out, or the same
-    image is there under two labels. What makes results worse or less sure is a warning: images of validation that are
-    used for training too, copies, classes with next to no images, blank images, lost colours, too little memory or
-    disk. Warnings exit with 1 only with --strict; notes never do.
+    Exits with 1 for an error: training refuses the data, an image cannot be
+    decoded and would be left out, or the same image is there under two labels.
+    What makes results worse or less sure is a warning: validation images used
+    for training too, copies, classes with next to no images, blank images, lost
+    colours, too little memory or disk. Warnings exit with 1 only with --strict;
+    notes never do.
     """
     output = Output(json)
     config = DataConfig.of(

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
-from resnet_ops.config import RUN_NAME, TrainConfig
+from resnet_ops.config import DATA_SETS, RUN_NAME, TrainConfig
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 
 from .clock import importing
@@ -228,16 +228,24 @@ def _check_places(config: TrainConfig) -> None:
     """Paths are the cluster's: it cannot see the directory that a relative one is meant from."""
     from resnet_ops.orchestration.jobs import as_typed
 
-    places = {"--runs-dir": as_typed(config.runs_dir)}
-    if config.data != "digits":
-        places["--data"] = config.data
+    places = {
+        option: as_typed(place)
+        for option, place in (
+            ("--runs-dir", config.runs_dir),
+            ("--data", config.data if config.data not in DATA_SETS else None),
+            ("--val-data", config.val_data),
+            ("--data-root", config.data_root),
+            ("--cache-dir", config.cache_dir),
+        )
+        if place is not None
+    }
     for option, place in places.items():
         if "://" in place and urlsplit(place).username is not None:
             raise UserError(
                 f"{option} holds a user's name or a secret, which the cluster would show to everyone.",
                 "Leave it out; give the machines their access by their environment or role.",
             )
-        # Of the two only --data is looked for in the home directory of the machine that reads it.
+        # But for runs, `~` is the home directory on the machine that reads it.
         if "://" not in place and not place.startswith("/" if option == "--runs-dir" else ("/", "~")):
             raise UserError(
                 f"{option} must be a path that every machine of the cluster sees; {place!r} is relative to here.",

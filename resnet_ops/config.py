@@ -70,6 +70,9 @@ def _explain(cls: type[Config], error: ValidationError) -> UserError:
 Positive = Annotated[int, Field(ge=1)]
 
 
+DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+
+
 WHERE_IT_RUNS = frozenset({  # what a resumed run may have otherwise, for it is not what it computes
     "device", "cluster", "nodes", "gpus_per_node", "workers_per_node", "cpus_per_worker", "wait", "max_failures",
     "hang_timeout", "data_root", "cache_dir",

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from PIL import Image
 
 from resnet_ops import files, locks
 from resnet_ops.data.decode import DecodeError, Frame, decode
@@ -105,8 +106,8 @@ def decode_all(encoded: Encoded, wanted: Wanted, make: Callable[[tuple[int, ...]
         there = pixels[rows.start : rows.stop]
         if broken:
             there = np.delete(there, [row - rows.start for row, _ in broken], axis=0)
-        occurs = [np.bincount(there[..., channel].ravel(), minlength=256) for channel in range(frame.channels)]
-        return [digest(image) for image in read], broken, np.array(occurs)
+        occurs = _occurrences(there)
+        return [digest(image) for image in read], broken, occurs
 
     hashes: list[bytes] = []
     bad: dict[int, str] = {}
@@ -124,6 +125,15 @@ def decode_all(encoded: Encoded, wanted: Wanted, make: Callable[[tuple[int, ...]
             pixels[index] = pixels[kept]
     names = tuple(BadImage(name=encoded.name(row), reason=reason) for row, reason in bad.items())
     return Decoded(Images(pixels[: len(good)], labels[good]), counts, np.array(hashes, "S32")[good], names)
+
+
+def _occurrences(pixels: np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel, (C, 256); by Pillow: by NumPy it was a quarter of the whole work."""
+    height, width, channels = pixels.shape[0] * pixels.shape[1], pixels.shape[2], pixels.shape[3]
+    if not height:
+        return np.zeros((channels, 256), np.int64)
+    tall = pixels.reshape((height, width) if channels == 1 else (height, width, channels))
+    return np.array(Image.fromarray(tall).histogram(), np.int64).reshape(channels, 256)
 
 
 def refuse_too_many(encoded: Encoded, class_names: Sequence[str], bad: dict[int, str], good: np.ndarray) -> None:

@@ -12,8 +12,6 @@ from resnet_ops.data.encoded import Found, Part
 from resnet_ops.errors import UserError
 from resnet_ops.files import File
 
-NAMES = ("cifar10", "cifar100")
-
 
 @dataclass(frozen=True)
 class ArrayImages:

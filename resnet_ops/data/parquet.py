@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resnet_ops import files
@@ -76,16 +78,19 @@ class ParquetImages:
             return images
         return images[row - self.groups[index].first].as_py() or b""
 
+    @cached_property
+    def _firsts(self) -> np.ndarray:
+        return np.array([group.first for group in self.groups])
+
     def _read_group(self, group: RowGroup) -> Any:
         try:
             with _opened(group.file.path) as parquet:
-                column = parquet.read_row_group(group.number, columns=[self.column]).column(0)
-                return column.combine_chunks().field("bytes")
+                return pc.struct_field(parquet.read_row_group(group.number, columns=[self.column]).column(0), "bytes")
         except (OSError, UserError, pa.ArrowException) as error:
             return error if type(error) is OSError else OSError(0, " ".join(str(error).split()))
 
     def _group_of(self, row: int) -> int:
-        return int(np.searchsorted([group.first for group in self.groups], row, side="right")) - 1
+        return int(np.searchsorted(self._firsts, row, side="right")) - 1
 
     def name(self, row: int) -> str:
         """As `Encoded.name`."""

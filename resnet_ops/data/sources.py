@@ -4,6 +4,7 @@
 `Source.ready` decodes what was not decoded before. What data sets come in: `folders`, `parquet`, `named`.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_ops import files
-from resnet_ops.config import DataConfig
+from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import folders, named, parquet
 from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, key
 from resnet_ops.data.decode import DecodeError, Frame, Look, look
@@ -25,7 +26,6 @@ from resnet_ops.files import File
 from resnet_ops.runs import DataRecord
 
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}
-KNOWN = (*EMBEDDED, *named.NAMES)
 PROBED = 64  # images looked at to tell the size and the colours of all
 OWN_SIZE = 64  # images of one size are taken as they are up to this side
 IMAGE_SIZE = 224
@@ -124,18 +124,18 @@ class Source:
         return replace(self, record=self.record.model_copy(update=update), notes=tuple(notes))
 
     def _cache(self, split: Split) -> Path:
-        # Names and sizes do not change when an image is replaced by one of the same length; here times may be asked.
-        by_name = self.record.fingerprint_of != "content"
-        times = [files.modified_ns(file.path) for file in self.files if not file.tag] if by_name else []
-        name = key(
-            split,
-            self.record.fingerprint,
-            self.frame(split),
-            [(each, found.labels.tobytes()) for each, found in self.found.items()],
-            self.config.image_column,
-            times,
-        )
+        labels = [(each, hashlib.sha256(found.labels.tobytes()).hexdigest()) for each, found in self.found.items()]
+        image_column, fingerprint = self.config.image_column, self.record.fingerprint
+        name = key(split, fingerprint, self.frame(split), labels, image_column, self._written_at)
         return cache_folder(self.config.cache_dir) / "images" / name
+
+    @cached_property
+    def _written_at(self) -> str:
+        """Where names and sizes tell data apart, an image may give way to one of the same length: its time tells."""
+        if self.record.fingerprint_of == "content":
+            return ""
+        times = [files.modified_ns(file.path) for file in self.files if not files.is_remote(file.root)]
+        return hashlib.sha256(str(times).encode()).hexdigest()
 
 
 def open_source(data: str | DataConfig) -> Source:
@@ -164,7 +164,12 @@ def find(config: DataConfig) -> Found:
     if config.val_data is None:
         return found
     other = _find(config.val_data, "--val-data", config)
-    return replace(found, val=other.val or other.train, passed_over=(*found.passed_over, *other.passed_over))
+    return replace(
+        found,
+        val=other.val or other.train,
+        named_files=found.named_files or other.named_files,
+        passed_over=(*found.passed_over, *other.passed_over),
+    )
 
 
 def checked(config: DataConfig, found: Found) -> Source:
@@ -224,7 +229,7 @@ def absolute(config: DataConfig) -> dict[str, object]:
 
 def _absolute(place: str) -> str:
     path = Path(place).expanduser()
-    is_path = place not in KNOWN and "://" not in place and (has_magic(place) or path.exists())
+    is_path = place not in DATA_SETS and "://" not in place and (has_magic(place) or path.exists())
     return str(path.absolute()) if is_path else place
 
 
@@ -238,11 +243,12 @@ def _find(data: str, option: str, config: DataConfig) -> Found:
     columns = config.image_column, config.label_column
     if data in EMBEDDED:
         return parquet.find([EMBEDDED[data]], data, (None, None))
-    if data in named.NAMES:
+    if data in DATA_SETS:
         return named.find(data, config.data_root or cache_folder(config.cache_dir) / "data")
     place = files.to_path(data)
     if not files.is_remote(place):
         place = place.expanduser()
+    files.check_reachable(next(path for path in (place, *place.parents) if not has_magic(str(path))))
     try:
         if has_magic(data):
             matched = files.globbed(place)
@@ -267,7 +273,7 @@ def _find(data: str, option: str, config: DataConfig) -> Found:
         )
     raise UserError(
         f"{option} {data}: there is no such path, and no data set of that name.",
-        f"{did_you_mean(data, KNOWN)} By name there are: {', '.join(KNOWN)}.",
+        f"{did_you_mean(data, DATA_SETS)} By name there are: {', '.join(DATA_SETS)}.",
     )
 
 

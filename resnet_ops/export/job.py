@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from resnet_ops import files, runs
-from resnet_ops.config import DataConfig, ExportConfig
-from resnet_ops.data.sources import KNOWN, Source, open_source
+from resnet_ops.config import DATA_SETS, DataConfig, ExportConfig
+from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph, runtime
 from resnet_ops.export.proof import Proof, prove
@@ -108,7 +108,7 @@ def _find(config: ExportConfig, notice: Callable[[str], None]) -> tuple[Run | No
 def _find_images(config: ExportConfig, run: Run | None, checkpoint: Checkpoint) -> tuple[Source, bool]:
     """The images to validate on, and whether they are those of the training."""
     info = checkpoint.info
-    trained = run.read().config if run else DataConfig(data=info.data) if info.data in KNOWN else None
+    trained = run.read().config if run else DataConfig(data=info.data) if info.data in DATA_SETS else None
     if config.data is not None:
         side = info.height if info.height == info.width else None
         wanted = (trained or DataConfig()).model_copy(

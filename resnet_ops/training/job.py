@@ -119,6 +119,7 @@ def resume(
             observer.notice(f"{name} is finished: all {record.config.epochs} epochs are trained.")
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
+        config = config.model_copy(update=absolute(config))
         with placed(config, observer.notice) as placement:
             with _seen_everywhere(placement, run.path, config) as compare:
                 source, _ = check(config)

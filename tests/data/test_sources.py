@@ -1,5 +1,6 @@
 """Images come out as they went in, and what is wrong with them is said in one line."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from tests.conftest import CIFAR10, needs_cifar10
 from tests.data.made import noise, write
 from tests.data.make_digits import pixels_and_labels, table
 
+FINGERPRINT = "ad8d1a90f8ab7cc0d92296995a8d9969745c93878706012942d377097804dc66"
+DECODED = "298945f3a04f37f0cf96c5478f06df32ecd2a91d76a3d6561183ecddeb40008e"
+
 
 def test_digits_are_scikit_learns_pixel_for_pixel() -> None:
     source = open_source("digits")
@@ -29,6 +33,17 @@ def test_digits_are_scikit_learns_pixel_for_pixel() -> None:
 
     assert rows(*ours) == rows(*theirs)
     assert pq.read_table(EMBEDDED["digits"]).equals(table(), check_metadata=True)
+
+
+def test_digits_are_those_of_every_run_so_far() -> None:
+    source = open_source("digits")
+    assert source.record.fingerprint == FINGERPRINT
+    found = hashlib.sha256()
+    for split in ("train", "val"):
+        images = source.load(split)
+        found.update(images.pixels.tobytes() + images.labels.tobytes())
+    assert found.hexdigest() == DECODED
+    assert source.ready() is source  # nothing is kept of them, for nothing is gained
 
 
 def test_digits_say_whose_they_are() -> None:
