@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def decode_all(encoded: Encoded, wanted: Wanted, make: Callable[[tuple[int, ...]
             row, reason = next(iter(bad.items()))
             raise _broken(BadImage(name=encoded.name(row), reason=reason))
     good = np.delete(np.arange(len(labels)), list(bad))
-    _refuse_too_many(encoded, wanted, bad, good)
+    refuse_too_many(encoded, wanted.class_names, bad, good)
     for index, kept in enumerate(good):
         if index != kept:
             pixels[index] = pixels[kept]
@@ -136,7 +136,8 @@ def _occurrences(pixels: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(tall).histogram(), np.int64).reshape(channels, 256)
 
 
-def _refuse_too_many(encoded: Encoded, wanted: Wanted, bad: dict[int, str], good: np.ndarray) -> None:
+def refuse_too_many(encoded: Encoded, class_names: Sequence[str], bad: dict[int, str], good: np.ndarray) -> None:
+    """Raise a `UserError` if more rows are `bad` than may be left out: `BAD_SHARE` of all, or a class."""
     if not bad:
         return
     row, reason = next(iter(bad.items()))
@@ -147,7 +148,7 @@ def _refuse_too_many(encoded: Encoded, wanted: Wanted, bad: dict[int, str], good
             f"Up to {BAD_SHARE:.0%} are left out; repair these or take them away.",
         )
     if gone := set(encoded.labels[list(bad)].tolist()) - set(encoded.labels[good].tolist()):
-        name = wanted.class_names[min(gone)]
+        name = class_names[min(gone)]
         raise UserError(f"No image of class {name!r} can be decoded. {first}", "Repair them, or take them away.")
 
 

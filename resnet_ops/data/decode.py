@@ -39,11 +39,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Look:
-    """What an image's header says: its size when upright, and whether it is grey."""
+    """What an image's header says: its size when upright, whether it is grey, its format and mode in Pillow's words."""
 
     height: int
     width: int
     grey: bool
+    format: str
+    mode: str
 
 
 def look(encoded: bytes | OSError) -> Look:
@@ -55,7 +57,7 @@ def look(encoded: bytes | OSError) -> Look:
     try:
         image = _open(encoded)
         size = image.size[::-1] if _is_turned(image) else image.size
-        return Look(size[1], size[0], image.mode in GREY_MODES)
+        return Look(size[1], size[0], image.mode in GREY_MODES, image.format or "?", image.mode)
     except Exception as error:  # broken files make Pillow raise almost anything
         raise _explain(error) from None
 

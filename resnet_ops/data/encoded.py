@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
+from resnet_ops.errors import UserError
 from resnet_ops.files import File
 
 T = TypeVar("T")
@@ -34,24 +35,30 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Encoded images with the names of their classes (() where the data has none) and the files that they are from."""
+    """Encoded images with the names of their classes (() where the data has none) and the files that they are from.
+
+    `problems` are why training refuses it, though there are images to look at.
+    """
 
     encoded: Encoded
     class_names: tuple[str, ...]
     files: tuple[File, ...]
+    problems: tuple[UserError, ...] = ()
 
 
 @dataclass(frozen=True)
 class Found:
     """What lies under a path: training images, and validation images where the data tells them apart.
 
-    `named_files` says that files' names carry meaning, as folders named after classes do.
+    `named_files` says that files' names carry meaning, as folders named after classes do; `passed_over` are names of
+    files that lie there and are not read.
     """
 
     name: str
     train: Part
     val: Part | None
     named_files: bool = False
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -37,23 +37,31 @@ class FolderImages:
 def find(root: Path, name: str) -> Found | None:
     """The images under `root`: class folders in train/ and in val/, or class folders only.
 
+    A class folder of the training images without an image is a problem. torchvision refuses it as well: the class
+    would be in the network, and never be learnt.
+
     Returns:
         None where there are no folders with images in them.
 
     Raises:
-        UserError: A class folder of the training images holds no image. torchvision refuses it as well: the class
-            would be in the network, and never be learnt.
+        UserError: There is a folder train/, and it holds none.
     """
     every = files.find(root)
     tops = {file.name.partition("/")[0] for file in every if "/" in file.name}
     if TRAIN not in tops:
         train = _part(root, "", every, refuse_empty=True)
-        return Found(name, train, None, named_files=True) if train else None
+        return _found(name, train, None, every) if train else None
     val = next((folder for folder in VAL if folder in tops), None)
     train = _part(root, f"{TRAIN}/", every, refuse_empty=True)
     if train is None:
         raise UserError(f"{root / TRAIN} holds no folders with images.", "Give each class a folder of its own in it.")
-    return Found(name, train, _part(root, f"{val}/", every) if val else None, named_files=True)
+    return _found(name, train, _part(root, f"{val}/", every) if val else None, every)
+
+
+def _found(name: str, train: Part, val: Part | None, every: Sequence[File]) -> Found:
+    read = {file.name for part in (train, val) if part for file in part.files}
+    passed_over = sorted(file.name for file in every if file.name not in read and not file.name.endswith("/"))
+    return Found(name, train, val, named_files=True, passed_over=tuple(passed_over))
 
 
 def _part(root: Path, below: str, every: Sequence[File], *, refuse_empty: bool = False) -> Part | None:
@@ -63,14 +71,17 @@ def _part(root: Path, below: str, every: Sequence[File], *, refuse_empty: bool =
     if not images:
         return None
     classes = sorted({class_of[file.name] for file in (inside if refuse_empty else images)})
-    if empty := set(classes) - {class_of[file.name] for file in images}:
-        raise UserError(
-            f"{root / below / min(empty)} holds no image, so its class could not be learnt.",
+    problems = [
+        UserError(
+            f"{root / below / empty} holds no image, so its class could not be learnt.",
             f"Put images into it ({', '.join(sorted(EXTENSIONS))}), or take it away.",
         )
+        for empty in sorted(set(classes) - {class_of[file.name] for file in images})
+    ]
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[class_of[file.name]] for file in images], np.int64)
-    return Part(FolderImages(root, tuple(file.name for file in images), labels), tuple(classes), tuple(images))
+    encoded = FolderImages(root, tuple(file.name for file in images), labels)
+    return Part(encoded, tuple(classes), tuple(images), tuple(problems))
 
 
 def _is_image(name: str) -> bool:

@@ -125,24 +125,37 @@ def find(found: Sequence[Path], name: str, columns: tuple[str | None, str | None
         name: What to call the data.
         columns: Of the images and of the labels; None where they are to be found by their usual names.
 
+    A file that cannot be read, lacks a column, or has images without a label is a problem.
+
     Raises:
-        UserError: A file cannot be read, lacks a column, has one of another type, or has images without a label.
+        UserError: That is so for all files of a split, or the columns are not there or of other types.
     """
     train, val = split_by_names(found)
     return Found(name, _part(train, columns), _part(val, columns) if val else None)
 
 
 def _part(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> Part:
-    found = [_file(path) for path in paths]
-    (image, label), names = _read_schema(paths[0], columns)
-    groups, labels, first = [], [], 0
-    for file in found:
-        with _opened(file.path) as parquet:
-            for number in range(parquet.num_row_groups):
-                groups.append(RowGroup(file, number, first))
-                first += parquet.metadata.row_group(number).num_rows
-            labels.append(_read_labels(parquet, file.path, image, label))
-    return Part(ParquetImages(tuple(groups), image, np.concatenate(labels)), names, tuple(found))
+    problems: list[UserError] = []
+    found, groups, labels, first = [], [], [], 0
+    schema = None
+    for path in paths:
+        try:
+            file = _file(path)
+            schema = schema or _read_schema(path, columns)
+            (image, label), names = schema
+            with _opened(path) as parquet:
+                labels.append(_read_labels(parquet, path, image, label))
+                sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+        except UserError as error:
+            problems.append(error)
+            continue
+        found.append(file)
+        for number, rows in enumerate(sizes):
+            groups.append(RowGroup(file, number, first))
+            first += rows
+    if not found:
+        raise problems[0]
+    return Part(ParquetImages(tuple(groups), image, np.concatenate(labels)), names, tuple(found), tuple(problems))
 
 
 def _file(path: Path) -> File:

@@ -151,13 +151,36 @@ def open_source(data: str | DataConfig) -> Source:
             a validation image is of a class that training lacks, or no image of a few can be decoded.
     """
     config = DataConfig(data=data) if isinstance(data, str) else data
-    name = config.data
-    found = _find(name, "--data", config)
-    val, named_files = found.val, found.named_files
-    if config.val_data is not None:
-        other = _find(config.val_data, "--val-data", config)
-        val, named_files = other.val or other.train, named_files or other.named_files
-    train = found.train
+    return checked(config, find(config))
+
+
+def find(config: DataConfig) -> Found:
+    """What lies under the paths of `config`, or goes by their names, fit for training or not.
+
+    Raises:
+        UserError: Nothing that could be looked at.
+    """
+    found = _find(config.data, "--data", config)
+    if config.val_data is None:
+        return found
+    other = _find(config.val_data, "--val-data", config)
+    return replace(
+        found,
+        val=other.val or other.train,
+        named_files=found.named_files or other.named_files,
+        passed_over=(*found.passed_over, *other.passed_over),
+    )
+
+
+def checked(config: DataConfig, found: Found) -> Source:
+    """A source of what was found.
+
+    Raises:
+        UserError: As `open_source`, for what is not fit for training.
+    """
+    name, train, val = config.data, found.train, found.val
+    if problems := [*train.problems, *(val.problems if val else ())]:
+        raise problems[0]
     names = train.class_names or (val.class_names if val else ()) or _numbers(train, val)
     encoded: dict[Split, Encoded] = {"train": train.encoded}
     if val is not None and len(val.encoded.labels):
@@ -177,8 +200,8 @@ def open_source(data: str | DataConfig) -> Source:
     if not val_images:
         raise UserError(f"--data {name} is too small to hold out validation images.", "Give at least 3 of a class.")
     parts: dict[Split, Sequence[File]] = {"train": train.files, "val": val.files if val else ()}
-    digest, kind = fingerprint(parts, named_files=named_files)
-    height, width, channels, stored = _size(train.encoded, config.image_size)
+    digest, kind = fingerprint(parts, named_files=found.named_files)
+    height, width, channels, stored = network_size(train.encoded, config.image_size)
     record = DataRecord(
         name=found.name,
         fingerprint=digest,
@@ -303,7 +326,7 @@ def _check_range(data: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
         )
 
 
-def _size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, int | None]:
+def network_size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, int | None]:
     """Height, width and channels for the network, and the side of the squares to store unless images stay as they are.
 
     Raises:
