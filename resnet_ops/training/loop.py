@@ -168,7 +168,7 @@ class Training:
         steps, batch_size = self.loader.steps, self.config.batch_size
         begun, started = self.step, time.perf_counter()
         told = started
-        for x, y in self.loader.train_batches(self.epoch, start=begun):
+        for x, y in self.loader.train_batches(self.epoch, begun, self.beat):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.config, self.epoch * steps + self.step, self.config.epochs * steps)
             with self.autocast():
@@ -208,7 +208,7 @@ class Training:
         """Loss and top-1 error over the validation images."""
         self.network.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for x, y in self.loader.val_batches():
+        for x, y in self.loader.val_batches(self.beat):
             self.beat()
             with self.autocast():
                 logits = self.network(x)
