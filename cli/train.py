@@ -49,6 +49,7 @@ def train(
     label_column: Annotated[str | None, _option("label_column", NETWORK)] = default("label_column"),
     image_size: Annotated[int | None, _option("image_size", NETWORK)] = default("image_size"),
     on_bad_image: Annotated[str, _option("on_bad_image", NETWORK)] = default("on_bad_image"),
+    stream: Annotated[str, _option("stream", NETWORK)] = default("stream"),
     cache_dir: Annotated[Path | None, _option("cache_dir", NETWORK)] = default("cache_dir"),
     recipe: Annotated[str | None, option(TrainConfig, "recipe", TRAINING, "--recipe", "--config")] = default("recipe"),
     epochs: Annotated[int, _option("epochs", TRAINING)] = default("epochs"),

@@ -115,6 +115,11 @@ class DataConfig(Config):
         Literal["skip", "fail"],
         Field(description="What to do about an image that cannot be decoded: leave it out, and say so, or stop."),
     ] = "skip"
+    stream: Annotated[
+        Literal["auto", "on", "off"],
+        Field(description="Whether to decode images anew in each epoch, while training; auto does so where, decoded, "
+              "they would take more than half of the memory."),
+    ] = "auto"  # fmt: skip
     cache_dir: Annotated[
         Path | None,
         Field(

@@ -9,8 +9,10 @@ A folder has its name once it is whole; one that is damaged later is made anew. 
 left out when it is made, so that all who share it leave out the same.
 """
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -117,9 +119,9 @@ def decode_all(encoded: Encoded, wanted: Wanted, make: Callable[[tuple[int, ...]
         bad.update(broken)
         if bad and wanted.strict:
             row, reason = next(iter(bad.items()))
-            raise _broken(BadImage(name=encoded.name(row), reason=reason))
+            raise refuse_broken(BadImage(name=encoded.name(row), reason=reason))
+    refuse_too_many(encoded, wanted.class_names, bad)
     good = np.delete(np.arange(len(labels)), list(bad))
-    refuse_too_many(encoded, wanted.class_names, bad, good)
     for index, kept in enumerate(good):
         if index != kept:
             pixels[index] = pixels[kept]
@@ -136,8 +138,12 @@ def _occurrences(pixels: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(tall).histogram(), np.int64).reshape(channels, 256)
 
 
-def refuse_too_many(encoded: Encoded, class_names: Sequence[str], bad: dict[int, str], good: np.ndarray) -> None:
-    """Raise a `UserError` if more rows are `bad` than may be left out: `BAD_SHARE` of all, or a class."""
+def refuse_too_many(encoded: Encoded, class_names: Sequence[str], bad: dict[int, str]) -> None:
+    """Stop where broken images (row: why) are too many to be left out.
+
+    Raises:
+        UserError: They are more than `BAD_SHARE`, or all of a class.
+    """
     if not bad:
         return
     row, reason = next(iter(bad.items()))
@@ -147,7 +153,7 @@ def refuse_too_many(encoded: Encoded, class_names: Sequence[str], bad: dict[int,
             f"{len(bad)} of {len(encoded.labels)} images cannot be decoded. {first}",
             f"Up to {BAD_SHARE:.0%} are left out; repair these or take them away.",
         )
-    if gone := set(encoded.labels[list(bad)].tolist()) - set(encoded.labels[good].tolist()):
+    if gone := set(encoded.labels[list(bad)].tolist()) - set(np.delete(encoded.labels, list(bad)).tolist()):
         name = class_names[min(gone)]
         raise UserError(f"No image of class {name!r} can be decoded. {first}", "Repair them, or take them away.")
 
@@ -178,18 +184,42 @@ def cached(folder: Path, encoded: Callable[[], Encoded], wanted: Wanted) -> Deco
         except PausedError:
             raise
         except OSError as error:
-            raise UserError(
-                f"Decoded images cannot be kept in {folder.parent}: {error.strerror}.",
-                "Choose another place with --cache-dir.",
-            ) from None
+            raise _unwritable(folder, error) from None
     if decoded is None:
         raise UserError(f"{folder} does not hold what was just written to it.", "See to its disk.", WORK_FAILED)
     if wanted.strict and decoded.bad:
-        raise _broken(decoded.bad[0])
+        raise refuse_broken(decoded.bad[0])
     return decoded
 
 
-def _broken(image: BadImage) -> UserError:
+def kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array from `file`, made by one process of a machine and kept there if it is not.
+
+    Raises:
+        UserError: The folder cannot be written.
+        PausedError: The disk is full.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with locks.alone(file.with_suffix(".lock")):
+            with contextlib.suppress(OSError, ValueError, EOFError):
+                return np.asarray(np.load(file))
+            array, content = make(), io.BytesIO()
+            np.save(content, array)
+            files.write_atomically(file, content.getvalue())
+            return array
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(place: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Decoded images cannot be kept in {place.parent}: {error.strerror}.", "Choose another place with --cache-dir."
+    )
+
+
+def refuse_broken(image: BadImage) -> UserError:
+    """What to say where one broken image is an error."""
     return UserError(
         f"Cannot decode {image.name}: {image.reason}.",
         "Repair it, take it away, or leave such images out: --on-bad-image skip.",

@@ -226,7 +226,7 @@ def _too_many_broken(source: Source, table: Table, chosen: bool) -> str:
         encoded = subset(source.found["train"], table.split == number) if chosen else source.found[split]
         bad = {new: table.seen.broken[row] for new, row in enumerate(rows) if row in table.seen.broken}
         try:
-            refuse_too_many(encoded, source.record.class_names, bad, np.delete(np.arange(len(rows)), list(bad)))
+            refuse_too_many(encoded, source.record.class_names, bad)
         except UserError as error:
             return str(error)
     return ""

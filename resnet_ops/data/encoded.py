@@ -26,6 +26,13 @@ class Encoded(Protocol):
     def labels(self) -> np.ndarray:
         """The class of each image, (N,) int64."""
 
+    @property
+    def units(self) -> np.ndarray | None:
+        """For each image the number of the unit of storage that is read with it, (N,) int64; None for one of its own.
+
+        They do not fall, for images are in the order of their units.
+        """
+
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """The bytes of these images, in this order; for one that cannot be read, the reason in its place."""
 
@@ -68,6 +75,12 @@ class Subset:
     of: Encoded
     rows: np.ndarray
     labels: np.ndarray
+
+    @property
+    def units(self) -> np.ndarray | None:
+        """As `Encoded.units`, numbered anew."""
+        units = self.of.units
+        return None if units is None else np.unique(units[self.rows], return_inverse=True)[1]
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """As `Encoded.read`."""

@@ -24,6 +24,7 @@ class FolderImages:
     root: Path
     names: tuple[str, ...]
     labels: np.ndarray
+    units: None = None
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """As `Encoded.read`."""

@@ -4,23 +4,53 @@ The order and the augmentation of every step follow from (seed, epoch, step, ran
 generator's state lives from step to step, so there is none to save and restore.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from resnet_ops.data import order
 from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
 from resnet_ops.data.cache import Images
+from resnet_ops.data.encoded import Split
 from resnet_ops.data.sources import Source
+from resnet_ops.runs import BadImage
 
 EVAL_BATCH = 500
 
 
+class Batched(Protocol):
+    """One split that batches are taken from."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+
+    @property
+    def bad(self) -> tuple[BadImage, ...]:
+        """Broken images that were met."""
+
+    def shares(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
+        """One worker's rows (n,) int64 of each whole batch of a pass in random order."""
+
+    def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
+        """One worker's share of all rows, in batches."""
+
+    def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels (n, H, W, C) uint8 and labels (n,) int64 of each share, on the device.
+
+        `beat` is called while the first of them takes long.
+        """
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class DeviceImages:
-    """One split: pixels (N, H, W, C) uint8, labels (N,) int64 in the device's memory.
+    """One split in memory: pixels (N, H, W, C) uint8, labels (N,) int64 in the device's memory.
 
     The pixels are there too, or, where they would take more than half of what is free, on the host, and each batch is
     copied.
@@ -36,6 +66,29 @@ class DeviceImages:
         if device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
             pixels = pixels.to(device)
         return cls(pixels, torch.from_numpy(images.labels).to(device))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """As `Batched.size`."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    @property
+    def bad(self) -> tuple[BadImage, ...]:
+        """None: they were left out before."""
+        return ()
+
+    def shares(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
+        """As `Batched.shares`, where the pixels are."""
+        rows = torch.randperm(len(self), generator=generator).to(self.pixels.device)
+        return order.shares(rows, batch_size, rank, world_size)
+
+    def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
+        """As `Batched.in_order`."""
+        return [rows.to(self.pixels.device) for rows in order.in_order(len(self), batch, rank, world_size)]
+
+    def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
+        """As `Batched.batches`."""
+        return map(self.take, shares)
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels and labels of some images, on the device. `rows` (n,) int64 are where the pixels are."""
@@ -54,8 +107,8 @@ class DeviceImages:
 class Loader:
     """Both splits of a data set on one worker's device, and how its images are prepared."""
 
-    train: DeviceImages
-    val: DeviceImages
+    train: Batched
+    val: Batched
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_size: int  # images a step over all workers
@@ -69,25 +122,22 @@ class Loader:
         """Steps an epoch; images that do not fill a last batch sit this epoch out."""
         return len(self.train) // self.batch_size
 
-    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(
+        self, epoch: int, start: int = 0, beat: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
 
-        Labels are (n, classes) float32 where images are mixed. Shares of one batch are disjoint, make
-        up the batch, and differ in size by at most one.
+        Labels are (n, classes) float32 where images are mixed. Shares of one batch are disjoint, make up the batch,
+        and differ in size by at most one. `beat` is called while the first one takes long.
         """
-        order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch)).to(self.train.pixels.device)
-        for step in range(start, self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            share = batch[self.rank :: self.world_size]
-            pixels, labels = self.train.take(share)
+        shares = self.train.shares(self.batch_size, self.rank, self.world_size, _generator(self.seed, epoch))
+        for step, (pixels, labels) in enumerate(self.train.batches(shares[start:], beat), start):
             generator = _generator(self.seed, epoch, step + 1, self.rank)
             yield self.augmentation(pixels, labels, self.mean, self.std, generator)
 
-    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of the validation images, in order."""
-        rows = torch.arange(len(self.val), device=self.val.pixels.device)[self.rank :: self.world_size]
-        for batch in rows.split(EVAL_BATCH):
-            x, y = self.val.take(batch)
+        for x, y in self.val.batches(self.val.in_order(EVAL_BATCH, self.rank, self.world_size), beat):
             yield normalise(x, self.mean, self.std), y
 
 
@@ -100,8 +150,17 @@ def open_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Loader:
-    """Decode a source and put it on the device."""
+    """Decode a source and put it on the device, or have that done while training, as its configuration says."""
+    if source.config.stream == "on":
+        from resnet_ops.data.stream import StreamedImages  # imports Ray Data
+
+        streamed, validating = (StreamedImages.of(source, split, device, tell) for split in get_args(Split))
+        mean, std = source.record.mean, source.record.std
+        assert mean is not None
+        assert std is not None
+        return Loader(streamed, validating, mean, std, batch_size, augmentation, seed, rank, world_size)
     decoded = source.decoded("train")
     train = DeviceImages.of(decoded.images, device)
     val = DeviceImages.of(source.load("val"), device)

@@ -20,6 +20,7 @@ class ArrayImages:
     pixels: np.ndarray
     labels: np.ndarray
     what: str
+    units: None = None
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """As `Encoded.read`."""

@@ -67,6 +67,11 @@ class ParquetImages:
     labels: np.ndarray
     recent: Recent = field(default_factory=Recent, compare=False, repr=False)
 
+    @property
+    def units(self) -> np.ndarray:
+        """As `Encoded.units`: row groups."""
+        return np.searchsorted(self._firsts, np.arange(len(self.labels)), side="right") - 1
+
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """As `Encoded.read`."""
         return [self._one(int(row)) for row in rows]

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import has_magic
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from resnet_ops import files
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import folders, named, parquet
-from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, key
+from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, kept, key
 from resnet_ops.data.decode import DecodeError, Frame, Look, look
 from resnet_ops.data.encoded import Encoded, Found, Part, Split, Subset, digests, held_out, held_out_per_class, subset
 from resnet_ops.data.fingerprint import fingerprint
@@ -30,6 +31,8 @@ PROBED = 64  # images looked at to tell the size and the colours of all
 OWN_SIZE = 64  # images of one size are taken as they are up to this side
 IMAGE_SIZE = 224
 MARGIN = 256 / 224  # what training crops from, as a multiple of what it crops (Krizhevsky et al. 2012)
+SAMPLED = 2000  # images that tell mean and deviation of all where they are streamed
+SAMPLED_UNITS = 20  # that these are from, where images are read many at a time
 NAMED = 20  # bad images named in the record
 
 
@@ -63,7 +66,9 @@ class Source:
 
     @cached_property
     def _held_out(self) -> np.ndarray:
-        return held_out(digests(self.found["train"]), self.found["train"].labels)
+        train = self.found["train"]
+        found = digests(train) if self.embedded else kept(self._cache("digests"), lambda: digests(train))
+        return held_out(found, train.labels)
 
     def encoded(self, split: Split) -> Encoded:
         """The images of one split as they are stored. Where validation images are held out, it reads all of them."""
@@ -78,6 +83,10 @@ class Source:
         height, width = cover if split == "train" else (data.height, data.width)
         return Frame(cover, height, width, data.channels)
 
+    def wanted(self, split: Split) -> Wanted:
+        """How a split is to be decoded."""
+        return Wanted(self.frame(split), self.record.class_names, self.config.on_bad_image == "fail")
+
     def decoded(self, split: Split) -> Decoded:
         """One split, decoded or found decoded, without the images that cannot be.
 
@@ -85,7 +94,7 @@ class Source:
             UserError: Such images are not to be left out, or are too many; or the cache cannot be written.
             PausedError: The cache's disk is full.
         """
-        wanted = Wanted(self.frame(split), self.record.class_names, self.config.on_bad_image == "fail")
+        wanted = self.wanted(split)
         if self.embedded:
             return decode_all(self.encoded(split), wanted, lambda shape: np.empty(shape, np.uint8))
         return cached(self._cache(split), lambda: self.encoded(split), wanted)
@@ -123,10 +132,28 @@ class Source:
         }
         return replace(self, record=self.record.model_copy(update=update), notes=tuple(notes))
 
-    def _cache(self, split: Split) -> Path:
+    @property
+    def decoded_bytes(self) -> int:
+        """What the training images would take in memory."""
+        return self.record.train_images * int(np.prod(self.frame("train").shape))
+
+    def sample_counts(self) -> np.ndarray:
+        """How often each value occurs in each channel (C, 256) of some training images, always the same ones.
+
+        Raises:
+            UserError: Images of them cannot be decoded, and that is an error, or they are too many.
+        """
+        train = self.encoded("train")
+        rows = sample(len(train.labels), train.units)
+        # Of one class, for that none of a class is good is nothing to conclude from a sample.
+        some = Subset(train, rows, np.zeros(len(rows), np.int64))
+        return decode_all(some, self.wanted("train"), lambda shape: np.empty(shape, np.uint8)).counts
+
+    def _cache(self, what: Split | Literal["digests"]) -> Path:
         labels = [(each, hashlib.sha256(found.labels.tobytes()).hexdigest()) for each, found in self.found.items()]
         image_column, fingerprint = self.config.image_column, self.record.fingerprint
-        name = key(split, fingerprint, self.frame(split), labels, image_column, self._written_at)
+        frame = self.frame(what) if what != "digests" else None
+        name = key(what, fingerprint, frame, labels, image_column, self._written_at)
         return cache_folder(self.config.cache_dir) / "images" / name
 
     @cached_property
@@ -215,6 +242,16 @@ def checked(config: DataConfig, found: Found) -> Source:
         stored=stored,
     )
     return Source(record, config, encoded, (*parts["train"], *parts["val"]))
+
+
+def sample(images: int, units: np.ndarray | None) -> np.ndarray:
+    """Row numbers of `SAMPLED` images, or of all; of some units only, where images are read many at a time."""
+    rows, random = np.arange(images), np.random.default_rng(0)
+    if images <= SAMPLED:
+        return rows
+    if units is not None:
+        rows = rows[np.isin(units, random.permutation(units[-1] + 1)[:SAMPLED_UNITS])]
+    return np.sort(random.permutation(rows)[:SAMPLED])
 
 
 def absolute(config: DataConfig) -> dict[str, object]:

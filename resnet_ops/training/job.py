@@ -8,18 +8,18 @@ its local mode there is none. The run directory is the only memory a run has.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import Source, absolute, fingerprint_of, open_source
+from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.cluster import Placement, placed
 from resnet_ops.orchestration.everywhere import asked
-from resnet_ops.orchestration.placement import Node, NoRoomError
+from resnet_ops.orchestration.placement import Node, NoRoomError, memory_bytes
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.training.observer import Observer, follow
 
@@ -180,10 +180,17 @@ def check(config: TrainConfig, device: str) -> tuple[Source, TrainConfig]:
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
+        "stream": "on" if _streams(source, config) else "off",
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
+
+
+def _streams(source: Source, config: TrainConfig) -> bool:
+    if config.stream != "auto":
+        return config.stream == "on"
+    return source.decoded_bytes > memory_bytes() / 2
 
 
 def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
@@ -195,7 +202,12 @@ def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
 
 
 def _decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
-    """The images decoded on this machine, so that the run's record can say what is wrong with them."""
+    """The images decoded on this machine, so that the run's record can say what is wrong with them.
+
+    Where they are to be streamed, only a sample is, for their mean and deviation.
+    """
+    if config.stream == "on":
+        return _sampled(source, observer)
     if not source.embedded:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
     source = source.ready()
@@ -211,6 +223,19 @@ def _with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placem
     batch_size, why = largest_batch(config, data, placement)
     observer.notice(why)
     return config.model_copy(update={"batch_size": batch_size})
+
+
+def _sampled(source: Source, observer: Observer) -> Source:
+    from resnet_ops.data.augment import pixel_statistics
+
+    held_out = "" if "val" in source.found else " All are read once now, to hold some out; --val-data would spare that."
+    observer.notice(
+        f"Streaming: decoded, the training images take {source.decoded_bytes / 1e9:.1f} GB of this machine's "
+        f"{memory_bytes() / 1e9:.1f} GB of memory.{held_out}"
+    )
+    observer.progress({"stage": f"Sampling the images of {source.record.name}"})
+    mean, std = pixel_statistics(source.sample_counts())
+    return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
 
 
 def _count_parameters(config: TrainConfig, data: DataRecord) -> int:
@@ -258,7 +283,7 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
-            steps_at = fit(run, record, placement)
+            outcome = fit(run, record, placement)
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(
@@ -273,8 +298,12 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
         except BaseException as error:
             _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
             raise
-    record = run.write(record.model_copy(update={"status": "finished", "best": _best(run)}))
-    return _result(run, record, steps_at, started_at)
+    update: dict[str, Any] = {"status": "finished", "best": _best(run)}
+    if outcome.bad:  # met by workers that stream
+        named = {"bad_images": len(outcome.bad), "first_bad_images": outcome.bad[:NAMED]}
+        update["data"] = record.data.model_copy(update=named)
+    record = run.write(record.model_copy(update=update))
+    return _result(run, record, outcome.steps_at, started_at)
 
 
 def _tell_where_it_stands(run: Run, observer: Observer) -> None:

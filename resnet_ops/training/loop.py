@@ -110,7 +110,7 @@ class Training:
         steps, batch_size = self.loader.steps, self.config.batch_size
         begun, started = self.step, time.perf_counter()
         told = started
-        for x, y in self.loader.train_batches(self.epoch, start=begun):
+        for x, y in self.loader.train_batches(self.epoch, begun, self.beat):
             done = self.epoch * steps + self.step
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.config, done, self.config.epochs * steps)
@@ -183,7 +183,7 @@ class Training:
         """Loss and top-1 error over the validation images."""
         network = self.validated.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for x, y in self.loader.val_batches():
+        for x, y in self.loader.val_batches(self.beat):
             self.beat()
             logits = self.logits(network, x)
             loss_sum = F.cross_entropy(logits, y, reduction="sum")

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import build
 from resnet_ops.orchestration.placement import Request, choose, survey
 from resnet_ops.orchestration.trainer import NodeUnfitError, PeerLostError, RegroupError, is_about_a_peer, usable
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.runs import BadImage, Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
 from resnet_ops.training.loop import Progress, Training
@@ -38,9 +38,15 @@ from resnet_ops.training.writer import writing
 
 @dataclass(frozen=True)
 class Outcome:
-    """When a worker's first and last steps ended, in seconds since 1970; () where none was left to do."""
+    """What came of a worker's part.
+
+    Args:
+        steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
+        bad: Broken images that any worker met.
+    """
 
     steps_at: tuple[float, ...]
+    bad: tuple[BadImage, ...]
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,9 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
     leads = world.rank == 0
     if leads:
         run.write_progress({"stage": f"Reading {config.data}"})
+    source = _open_the_same(record) if request else open_source(config)
     loader = open_loader(
-        _open_the_same(record) if request else open_source(config),
+        replace(source, record=record.data),
         device,
         batch_size=config.batch_size,
         augmentation=Augmentation.of(
@@ -130,6 +137,7 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
+        tell=run.tell,
     )
     torch.manual_seed(config.seed)
     network = build(
@@ -163,7 +171,15 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
                 writer.wait()
                 world.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                 raise RegroupError
-    return Outcome(tuple(steps_at))
+    return Outcome(tuple(steps_at), _met_by_all(world, (*loader.train.bad, *loader.val.bad)))
+
+
+def _met_by_all(world: World, bad: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
+    every: list[Any] = [bad]
+    if world.size > 1:
+        every = [()] * world.size
+        dist.all_gather_object(every, bad)
+    return tuple(sorted({image for some in every for image in some}, key=lambda image: image.name))
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ EVERY_OPTION = TrainConfig.of(
     label_column="what it is",
     image_size=160,
     on_bad_image="fail",
+    stream="on",
     cache_dir=Path("/scratch/a cache"),
     epochs=3,
     batch_size=7,

@@ -39,6 +39,7 @@ def curve(train: DeviceImages, val: DeviceImages, seed: int) -> np.ndarray:
     counts = np.stack([np.bincount(train.pixels[..., c].flatten(), minlength=256) for c in range(3)])
     statistics = pixel_statistics(counts)
     loader = Loader(train, val, *statistics, config.batch_size, Augmentation.of(config, 10), seed)
+    torch.set_num_threads(1)  # two that share cores with other processes wait for each other
     torch.manual_seed(seed)
     training = prepare(config, build("resnet8", num_classes=10), loader, World(), CPU)
     epochs = [epoch.model_dump() for epoch in training.run(lambda _: None) if epoch]
