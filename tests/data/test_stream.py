@@ -178,8 +178,8 @@ def test_a_broken_image_is_replaced_and_named(ray_session: None, folder: Path, t
 
 def test_what_does_not_fit_is_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig.of(model="resnet8", data=str(folder), image_size=16, batch_size=16)
-    source, settled = job.check(config)
+    source, settled = job.check(config, "cpu")
     assert settled.stream == "off"
     assert source.decoded_bytes == 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
     monkeypatch.setattr(job, "memory_bytes", lambda: 2 * source.decoded_bytes - 1)
-    assert job.check(config)[1].stream == "on"
+    assert job.check(config, "cpu")[1].stream == "on"
