@@ -83,6 +83,19 @@ WHERE_IT_RUNS = frozenset({  # what a resumed run may have otherwise, for it is 
 })  # fmt: skip
 
 
+class NetworkConfig(Config):
+    """Which network."""
+
+    model: Annotated[str, Field(description="Network: resnetN or plainN, e.g. resnet20, plain56, resnet50.")] = (
+        "resnet20"
+    )
+    shortcut: Annotated[
+        Literal["A", "B", "C"] | None,
+        Field(description="Shortcuts: A zero-padded, B projected where shapes change, C all projected. "
+              "By default A for CIFAR networks, B for ImageNet ones."),
+    ] = None  # fmt: skip
+
+
 class DataConfig(Config):
     """Which images, and how they are read."""
 
@@ -265,17 +278,8 @@ def parse_milestones(milestones: str) -> tuple[Fraction, ...]:
     return tuple(Fraction(share) for share in milestones.split(","))
 
 
-class TrainConfig(DataConfig, Recipe):
+class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
     """One training run, whole: what `run.json` stores and a worker receives."""
-
-    model: Annotated[str, Field(description="Network: resnetN or plainN, e.g. resnet20, plain56, resnet50.")] = (
-        "resnet20"
-    )
-    shortcut: Annotated[
-        Literal["A", "B", "C"] | None,
-        Field(description="Shortcuts: A zero-padded, B projected where shapes change, C all projected. "
-              "By default A for CIFAR networks, B for ImageNet ones."),
-    ] = None  # fmt: skip
 
     recipe: Annotated[
         str | None,
