@@ -15,13 +15,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def option(config: type[Config], name: str, panel: str | None = None, *declarations: str) -> Any:
     """Make the command-line option for field `name` of `config`."""
-    choices = config.choices(name)
+    choices, default = config.choices(name), config.default(name)
+    is_switch = isinstance(default, bool)
+    # In 80 columns the names of switches and of their opposites leave no room for anything that says nothing.
+    metavar = f"[{'|'.join(choices)}]" if choices else " " if is_switch else None
     return typer.Option(
         *declarations,
         help=config.model_fields[name].description,
-        metavar=f"[{'|'.join(choices)}]" if choices else None,
+        metavar=metavar,
         rich_help_panel=panel,
-        show_default=config.default(name) is not None,
+        show_default=default is not None and not is_switch,
         envvar="RESNET_OPS_RUNS_DIR" if name == "runs_dir" else None,
         parser=_place if name == "runs_dir" else None,
     )

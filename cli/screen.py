@@ -6,6 +6,7 @@ from typing import Any, Self
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from resnet_ops.config import as_options
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training.observer import Observer
 
@@ -45,10 +46,12 @@ class Screen(Observer):
     def run_created(self, run: Run, record: RunRecord) -> None:
         self.record = record
         data, workers = record.data, "worker" if record.world_size == 1 else "workers"
+        options = " ".join(as_options(record.config.unusual()))
         err.print(
             f"[bold]{record.config.model}[/] ({record.parameters:,} parameters) on [bold]{escape(data.name)}[/]: "
             f"{data.train_images:,} training and {data.val_images:,} validation images of {data.width}x{data.height}, "
-            f"{len(data.class_names)} classes; {record.world_size} {record.device} {workers}; run "
+            f"{len(data.class_names)} classes; {record.world_size} {record.device} {workers}; "
+            f"{escape(options)}{'; ' if options else ''}run "
             f"[bold]{escape(run.name)}[/]",
             soft_wrap=True,
         )

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
-from resnet_ops.config import RUN_NAME, TrainConfig
+from resnet_ops.config import DATA_SETS, RUN_NAME, TrainConfig, as_typed
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 
 from .clock import importing
@@ -159,7 +159,7 @@ def _result(attempt: _Attempt, job: "Job") -> dict[str, Any]:
     said, config = attempt.said or {}, attempt.config
     if job.status == "SUCCEEDED":
         return said or {"name": config.name, "status": "finished"}
-    go_on = f"resnet-ops train --resume {config.name} --runs-dir {_shown(config.runs_dir)} --cluster {config.cluster}"
+    go_on = f"resnet-ops train --resume {config.name} --runs-dir {as_typed(config.runs_dir)} --cluster {config.cluster}"
     if job.status == "STOPPED":
         cause = said.get("error") or f"Job {job.id} was stopped."
         raise UserError(cause, f"Go on with: {go_on}" if attempt.resume else "", INTERRUPTED)
@@ -226,29 +226,29 @@ def _sigterm() -> Iterator[None]:
 
 def _check_places(config: TrainConfig) -> None:
     """Paths are the cluster's: it cannot see the directory that a relative one is meant from."""
-    from resnet_ops.orchestration.jobs import as_typed
-
-    places = {"--runs-dir": as_typed(config.runs_dir)}
-    if config.data != "digits":
-        places["--data"] = config.data
+    places = {
+        option: as_typed(place)
+        for option, place in (
+            ("--runs-dir", config.runs_dir),
+            ("--data", config.data if config.data not in DATA_SETS else None),
+            ("--val-data", config.val_data),
+            ("--data-root", config.data_root),
+            ("--cache-dir", config.cache_dir),
+        )
+        if place is not None
+    }
     for option, place in places.items():
         if "://" in place and urlsplit(place).username is not None:
             raise UserError(
                 f"{option} holds a user's name or a secret, which the cluster would show to everyone.",
                 "Leave it out; give the machines their access by their environment or role.",
             )
-        # Of the two only --data is looked for in the home directory of the machine that reads it.
+        # But for runs, `~` is the home directory on the machine that reads it.
         if "://" not in place and not place.startswith("/" if option == "--runs-dir" else ("/", "~")):
             raise UserError(
                 f"{option} must be a path that every machine of the cluster sees; {place!r} is relative to here.",
                 f"Give a whole path or a URL, such as {option} /shared/{Path(place).name}.",
             )
-
-
-def _shown(runs_dir: Path) -> str:
-    from resnet_ops.orchestration.jobs import as_typed
-
-    return as_typed(runs_dir)
 
 
 def _new_name(config: TrainConfig) -> str:

@@ -9,6 +9,7 @@ from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.connect import LOCAL, address_of
 from resnet_ops.orchestration.jobserver import is_job_server
+from resnet_ops.recipes.reading import configure
 
 from .clock import importing, process_started_at
 from .console import Output, percent, short
@@ -21,12 +22,16 @@ EXAMPLES = """
 
 [bold]resnet-ops train --model plain56 --epochs 15 --name deep-and-plain[/]  watch depth hurt
 
-[bold]resnet-ops train --data ~/images --model resnet56 --name mine[/]  your own images, in Parquet
+[bold]resnet-ops train --data ~/images --model resnet56 --name mine[/]  your own images, a folder a class
+
+[bold]resnet-ops train --data ~/images --recipe fast --epochs 10[/]  trained as a recipe says, but for its epochs
 
 [bold]resnet-ops train --resume mine[/]  go on where it stopped
 """
 default = TrainConfig.default
-NETWORK, TRAINING, PLACE, RUN = "Network and images", "Training", "Where it runs", "Run"
+NETWORK, TRAINING, OPTIMIZER = "Network and images", "Training", "Loss and optimizer"
+AUGMENTATION, SPEED, SWITCHES = "Augmentation", "Speed and memory", "Switches"
+PLACE, RUN = "Where it runs", "Run"
 
 
 def _option(name: str, panel: str) -> Any:
@@ -38,15 +43,45 @@ def train(
     model: Annotated[str, _option("model", NETWORK)] = default("model"),
     shortcut: Annotated[str | None, _option("shortcut", NETWORK)] = default("shortcut"),
     data: Annotated[str, _option("data", NETWORK)] = default("data"),
+    val_data: Annotated[str | None, _option("val_data", NETWORK)] = default("val_data"),
+    data_root: Annotated[Path | None, _option("data_root", NETWORK)] = default("data_root"),
+    image_column: Annotated[str | None, _option("image_column", NETWORK)] = default("image_column"),
+    label_column: Annotated[str | None, _option("label_column", NETWORK)] = default("label_column"),
+    image_size: Annotated[int | None, _option("image_size", NETWORK)] = default("image_size"),
+    on_bad_image: Annotated[str, _option("on_bad_image", NETWORK)] = default("on_bad_image"),
+    stream: Annotated[str, _option("stream", NETWORK)] = default("stream"),
+    cache_dir: Annotated[Path | None, _option("cache_dir", NETWORK)] = default("cache_dir"),
+    recipe: Annotated[str | None, option(TrainConfig, "recipe", TRAINING, "--recipe", "--config")] = default("recipe"),
     epochs: Annotated[int, _option("epochs", TRAINING)] = default("epochs"),
     batch_size: Annotated[int, _option("batch_size", TRAINING)] = default("batch_size"),
     lr: Annotated[float, _option("lr", TRAINING)] = default("lr"),
     schedule: Annotated[str, _option("schedule", TRAINING)] = default("schedule"),
-    momentum: Annotated[float, _option("momentum", TRAINING)] = default("momentum"),
-    weight_decay: Annotated[float, _option("weight_decay", TRAINING)] = default("weight_decay"),
-    crop_padding: Annotated[int | None, _option("crop_padding", TRAINING)] = default("crop_padding"),
-    flip: Annotated[bool | None, _option("flip", TRAINING)] = default("flip"),
+    milestones: Annotated[str, _option("milestones", TRAINING)] = default("milestones"),
+    lr_decay: Annotated[float, _option("lr_decay", TRAINING)] = default("lr_decay"),
+    warmup_steps: Annotated[int, _option("warmup_steps", TRAINING)] = default("warmup_steps"),
+    warmup: Annotated[str, _option("warmup", TRAINING)] = default("warmup"),
     seed: Annotated[int, _option("seed", TRAINING)] = default("seed"),
+    momentum: Annotated[float, _option("momentum", OPTIMIZER)] = default("momentum"),
+    weight_decay: Annotated[float, _option("weight_decay", OPTIMIZER)] = default("weight_decay"),
+    norm_weight_decay: Annotated[float | None, _option("norm_weight_decay", OPTIMIZER)] = default("norm_weight_decay"),
+    label_smoothing: Annotated[float, _option("label_smoothing", OPTIMIZER)] = default("label_smoothing"),
+    clip_grad_norm: Annotated[float, _option("clip_grad_norm", OPTIMIZER)] = default("clip_grad_norm"),
+    ema: Annotated[float, _option("ema", OPTIMIZER)] = default("ema"),
+    crop_padding: Annotated[int | None, _option("crop_padding", AUGMENTATION)] = default("crop_padding"),
+    cutout: Annotated[int, _option("cutout", AUGMENTATION)] = default("cutout"),
+    mixup: Annotated[float, _option("mixup", AUGMENTATION)] = default("mixup"),
+    cutmix: Annotated[float, _option("cutmix", AUGMENTATION)] = default("cutmix"),
+    precision: Annotated[str, _option("precision", SPEED)] = default("precision"),
+    compile: Annotated[str, _option("compile", SPEED)] = default("compile"),
+    accumulate: Annotated[int, _option("accumulate", SPEED)] = default("accumulate"),
+    nesterov: Annotated[bool, _option("nesterov", SWITCHES)] = default("nesterov"),
+    auto_batch: Annotated[bool, _option("auto_batch", SWITCHES)] = default("auto_batch"),
+    flip: Annotated[bool | None, _option("flip", AUGMENTATION)] = default("flip"),
+    random_resized_crop: Annotated[bool, _option("random_resized_crop", SWITCHES)] = default("random_resized_crop"),
+    zero_init_residual: Annotated[bool, _option("zero_init_residual", SWITCHES)] = default("zero_init_residual"),
+    sync_batchnorm: Annotated[bool, _option("sync_batchnorm", SWITCHES)] = default("sync_batchnorm"),
+    channels_last: Annotated[bool, _option("channels_last", SWITCHES)] = default("channels_last"),
+    fused: Annotated[bool, _option("fused", SWITCHES)] = default("fused"),
     device: Annotated[str, _option("device", PLACE)] = default("device"),
     cluster: Annotated[str | None, _option("cluster", PLACE)] = default("cluster"),
     nodes: Annotated[str, _option("nodes", PLACE)] = default("nodes"),
@@ -56,7 +91,6 @@ def train(
     wait: Annotated[float | None, _option("wait", PLACE)] = default("wait"),
     max_failures: Annotated[int, _option("max_failures", PLACE)] = default("max_failures"),
     hang_timeout: Annotated[float, _option("hang_timeout", PLACE)] = default("hang_timeout"),
-    precision: Annotated[str, _option("precision", PLACE)] = default("precision"),
     name: Annotated[str | None, _option("name", RUN)] = default("name"),
     runs_dir: Annotated[Path, RunsDir] = default("runs_dir"),
     checkpoint_every: Annotated[str | None, _option("checkpoint_every", RUN)] = default("checkpoint_every"),
@@ -77,37 +111,11 @@ def train(
     """
     output = Output(json)
     if resume is None:
-        config = TrainConfig.of(
-            model=model,
-            shortcut=shortcut,
-            data=data,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            schedule=schedule,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            crop_padding=crop_padding,
-            flip=flip,
-            seed=seed,
-            device=device,
-            cluster=cluster,
-            nodes=nodes,
-            gpus_per_node=gpus_per_node,
-            workers_per_node=workers_per_node,
-            cpus_per_worker=cpus_per_worker,
-            wait=wait,
-            max_failures=max_failures,
-            hang_timeout=hang_timeout,
-            precision=precision,
-            name=name,
-            runs_dir=runs_dir,
-            checkpoint_every=checkpoint_every,
-            num_to_keep=num_to_keep,
-        )
+        given = _given(context) & set(TrainConfig.model_fields)
+        config = configure(**{name: context.params[name] for name in given})
     else:
         _refuse_changes(context, resume)
-        changes = {name: context.params[name] for name in _typed(context) & WHERE_IT_RUNS}
+        changes = {name: context.params[name] for name in _given(context) & WHERE_IT_RUNS}
         config = TrainConfig.of(runs_dir=runs_dir, **changes)
     if is_job_server(config.cluster):
         submit(config, resume, overwrite, output)
@@ -126,16 +134,17 @@ def train(
     _show(output, result)
 
 
-def _typed(context: typer.Context) -> set[str]:
-    """The options that the user gave."""
+def _given(context: typer.Context, *sources: str) -> set[str]:
+    """The options that the user gave: on the command line, or in the environment."""
     names = [parameter.name or "" for parameter in context.command.params]
-    sources = {name: context.get_parameter_source(name) for name in names}
-    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    found = {name: context.get_parameter_source(name) for name in names}
+    given = sources or ("COMMANDLINE", "ENVIRONMENT")
+    return {name for name, source in found.items() if source is not None and source.name in given}
 
 
 def _refuse_changes(context: typer.Context, resume: str) -> None:
     """A run goes on as it began: with the same data, schedule and seed, or its result means nothing."""
-    for name in sorted(_typed(context) - WHERE_IT_RUNS - {"resume", "runs_dir", "json", "debug"}):
+    for name in sorted(_given(context, "COMMANDLINE") - WHERE_IT_RUNS - {"resume", "runs_dir", "json", "debug"}):
         option = "--" + name.replace("_", "-")
         raise UserError(
             f"--resume {resume} goes on with the options the run began with; {option} cannot be changed.",

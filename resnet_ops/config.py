@@ -4,11 +4,13 @@ The command line takes names, defaults and help texts from here; nothing repeats
 module imports neither torch nor Ray, so that `--help` stays fast.
 """
 
+import functools
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import Place
@@ -31,7 +33,7 @@ class Config(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise _explain(cls, error) from None
+            raise explain(cls, error) from None
 
     @classmethod
     def default(cls, name: str) -> Any:
@@ -50,12 +52,14 @@ def _choices(annotation: Any) -> list[str]:
     return [choice for inner in get_args(annotation) for choice in _choices(inner)]
 
 
-def _explain(cls: type[Config], error: ValidationError) -> UserError:
+def explain(cls: type[Config], error: ValidationError, file: Path | None = None) -> UserError:
+    """Name the first option that is wrong, as typed on the command line or written in `file`."""
     first = error.errors()[0]
     name, typed = str(first["loc"][0]) if first["loc"] else "", first.get("input")
-    option = "--" + name.replace("_", "-")
+    option = f"{file}: {name}" if file else "--" + name.replace("_", "-")
     if first["type"] == "extra_forbidden":
-        return UserError(f"There is no option {name!r}.", did_you_mean(name, cls.model_fields))
+        where = f"{file}: there" if file else "There"
+        return UserError(f"{where} is no option {name!r}.", did_you_mean(name, cls.model_fields))
     if first["type"] == "literal_error":
         choices = cls.choices(name)
         remedy = f"{did_you_mean(str(typed), choices)} Valid: {', '.join(choices)}."
@@ -70,14 +74,17 @@ def _explain(cls: type[Config], error: ValidationError) -> UserError:
 Positive = Annotated[int, Field(ge=1)]
 
 
+DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+
+
 WHERE_IT_RUNS = frozenset({  # what a resumed run may have otherwise, for it is not what it computes
     "device", "cluster", "nodes", "gpus_per_node", "workers_per_node", "cpus_per_worker", "wait", "max_failures",
-    "hang_timeout",
+    "hang_timeout", "data_root", "cache_dir",
 })  # fmt: skip
 
 
-class TrainConfig(Config):
-    """One training run, whole: what `run.json` stores and a worker receives."""
+class NetworkConfig(Config):
+    """Which network."""
 
     model: Annotated[str, Field(description="Network: resnetN or plainN, e.g. resnet20, plain56, resnet50.")] = (
         "resnet20"
@@ -87,19 +94,108 @@ class TrainConfig(Config):
         Field(description="Shortcuts: A zero-padded, B projected where shapes change, C all projected. "
               "By default A for CIFAR networks, B for ImageNet ones."),
     ] = None  # fmt: skip
+
+
+class DataConfig(Config):
+    """Which images, and how they are read."""
+
     data: Annotated[
-        str, Field(description="Images: 'digits' (embedded), or a Parquet file, folder or glob in Hugging Face layout.")
-    ] = "digits"
+        str,
+        Field(description="Images: 'digits' (embedded), 'cifar10' or 'cifar100' (downloaded once), a folder of class "
+              "folders or with train/ and val/ of them, Parquet files (a file, a folder, a glob), or a URL of either, "
+              "s3://bucket/folder."),
+    ] = "digits"  # fmt: skip
+    val_data: Annotated[
+        str | None,
+        Field(description="Validation images; by default those that --data tells apart, else a fifth of each class."),
+    ] = None
+    data_root: Annotated[
+        Path | None, Field(description="Folder that cifar10 and cifar100 are in or are downloaded to; by default in "
+                           "the cache.")
+    ] = None  # fmt: skip
+    image_column: Annotated[str | None, Field(description="Parquet column of the images; by default image or img.")] = (
+        None
+    )
+    label_column: Annotated[
+        str | None, Field(description="Parquet column of the labels; by default label, labels or fine_label.")
+    ] = None
+    image_size: Annotated[
+        int | None,
+        Field(ge=1, le=4096, description="Side of the square images that the network sees; by default the images' own "
+              "size if they are all of one, of at most 64 pixels, else 224."),
+    ] = None  # fmt: skip
+    on_bad_image: Annotated[
+        Literal["skip", "fail"],
+        Field(description="What to do about an image that cannot be decoded: leave it out, and say so, or stop."),
+    ] = "skip"
+    stream: Annotated[
+        Literal["auto", "on", "off"],
+        Field(description="Whether to decode images anew in each epoch, while training; auto does so where, decoded, "
+              "they would take more than half of the memory."),
+    ] = "auto"  # fmt: skip
+    cache_dir: Annotated[
+        Path | None,
+        Field(
+            description="Folder that decoded images are kept in; by default RESNET_OPS_CACHE or ~/.cache/resnet-ops."
+        ),
+    ] = None
+
+
+class Recipe(Config):
+    """How to train, whatever and wherever: what a recipe holds."""
 
     epochs: Annotated[Positive, Field(description="Passes over the training images.")] = 30
-    batch_size: Annotated[Positive, Field(description="Images a step, over all workers together.")] = 128
+    batch_size: Annotated[
+        Positive, Field(description="Images a step: the global batch, over all workers and micro-batches together.")
+    ] = 128
+    auto_batch: Annotated[
+        bool,
+        Field(description="Take as --batch-size the largest power of two that fits into 80 % of the free memory; --lr "
+              "stays as it is."),
+    ] = False  # fmt: skip
+    accumulate: Annotated[
+        Positive,
+        Field(description="Micro-batches that each worker's share of a step is cut into, to need less memory."),
+    ] = 1
+
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="Peak learning rate.")] = 0.1
     schedule: Annotated[
-        Literal["one-cycle", "steps"],
-        Field(description="Learning rate over time: one cosine cycle, or the paper's tenths after 1/2 and 3/4."),
+        Literal["one-cycle", "steps", "cosine"],
+        Field(description="Learning rate over time: one cosine cycle, steps down at the milestones, or half a cosine."),
     ] = "one-cycle"
+    milestones: Annotated[
+        str, Field(description="Shares of all steps after which 'steps' goes down, such as 0.5,0.75 or 1/3,2/3.")
+    ] = "0.5,0.75"
+    lr_decay: Annotated[
+        float, Field(gt=0, le=1, description="What 'steps' multiplies the learning rate by at each milestone.")
+    ] = 0.1
+    warmup_steps: Annotated[
+        int, Field(ge=0, description="Steps to warm up in before 'steps' or 'cosine'; 'one-cycle' does so anyway.")
+    ] = 0
+    warmup: Annotated[
+        Literal["linear", "constant"],
+        Field(description="Warm-up: rising to the peak, or a tenth of it throughout, as the paper's ResNet-110."),
+    ] = "linear"
     momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum of SGD.")] = 0.9
+    nesterov: Annotated[bool, Field(description="Nesterov's momentum.")] = False
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="L2 penalty on all weights.")] = 1e-4
+    norm_weight_decay: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="L2 penalty on BatchNorm's weights and on biases instead; by "
+              "default --weight-decay's."),
+    ] = None  # fmt: skip
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="Share of each label that is spread over all classes.")
+    ] = 0.0
+    clip_grad_norm: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="Longest gradient; longer ones are shortened. 0: any.")
+    ] = 0.0
+    ema: Annotated[
+        float,
+        Field(ge=0, lt=1, description="Decay of a moving average of the weights, such as 0.999, which is then what is "
+              "validated, kept as best and exported. 0: none."),
+    ] = 0.0  # fmt: skip
+
     crop_padding: Annotated[
         int | None,
         Field(ge=0, description="Pad by so many pixels and crop at random; by default an eighth of the image's side."),
@@ -108,6 +204,88 @@ class TrainConfig(Config):
         bool | None,
         Field(description="Mirror half of the training images; by default yes, but not for digits."),
     ] = None
+    random_resized_crop: Annotated[
+        bool,
+        Field(description="Cut out 8 to 100 % of each image, 3:4 to 4:3, and resize it, instead of padding and "
+              "cropping."),
+    ] = False  # fmt: skip
+    cutout: Annotated[int, Field(ge=0, description="Side in pixels of a square that is blanked in each image.")] = 0
+    mixup: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="Blend pairs of images, by shares from Beta(ALPHA, ALPHA).")
+    ] = 0.0
+    cutmix: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="Paste a part of one image into another, of a size from "
+              "Beta(ALPHA, ALPHA); with --mixup too, each batch gets one of them."),
+    ] = 0.0  # fmt: skip
+
+    zero_init_residual: Annotated[
+        bool, Field(description="Begin with residual branches that add nothing: their last BatchNorm's weights are 0.")
+    ] = False
+    sync_batchnorm: Annotated[
+        bool, Field(description="BatchNorm over the whole batch instead of each worker's share; GPUs only.")
+    ] = False
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="Arithmetic of the network; auto is bf16 autocast on GPUs that have it, else fp32."),
+    ] = "auto"
+    channels_last: Annotated[bool, Field(description="Keep a pixel's channels together in memory, as by default.")] = (
+        True
+    )
+    fused: Annotated[bool, Field(description="The optimizer's step as one kernel, as by default.")] = True
+    compile: Annotated[
+        Literal["off", "default", "reduce-overhead", "max-autotune"],
+        Field(
+            description="torch.compile's mode; it takes a while before the first step. reduce-overhead is CUDA graphs."
+        ),
+    ] = "off"
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_are_shares(cls, milestones: str) -> str:
+        try:
+            shares = parse_milestones(milestones)
+        except (ValueError, ZeroDivisionError):
+            shares = ()
+        if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
+            raise ValueError("must be rising shares of the steps between 0 and 1, such as 0.5,0.75 or 1/3,2/3")
+        return milestones
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> Self:
+        if self.accumulate > self.batch_size and not self.auto_batch:
+            raise UserError(
+                f"--accumulate {self.accumulate} cuts a batch of {self.batch_size} into more parts than it has images.",
+                f"Take at most {self.batch_size}.",
+            )
+        if self.warmup_steps and self.schedule == "one-cycle":
+            raise UserError(
+                f"--warmup-steps {self.warmup_steps}: the schedule one-cycle has a warm-up of its own.",
+                "Leave it out, or take --schedule steps or cosine.",
+            )
+        if self.nesterov and not self.momentum:
+            raise UserError("--nesterov needs a momentum.", "Give --momentum 0.9, or leave --nesterov out.")
+        return self
+
+
+@functools.cache
+def parse_milestones(milestones: str) -> tuple[Fraction, ...]:
+    """The shares in `0.5,0.75` or `1/3,2/3`, exactly.
+
+    Raises:
+        ValueError, ZeroDivisionError: There is something else in it.
+    """
+    return tuple(Fraction(share) for share in milestones.split(","))
+
+
+class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
+    """One training run, whole: what `run.json` stores and a worker receives."""
+
+    recipe: Annotated[
+        str | None,
+        Field(description="Options from a recipe (paper, fast...: `resnet-ops recipes`) or a TOML file; those given "
+              "beside it go first."),
+    ] = None  # fmt: skip
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Same seed, workers and threads: same weights.")] = 0
 
     device: Annotated[
@@ -144,11 +322,6 @@ class TrainConfig(Config):
         Field(gt=0, allow_inf_nan=False, description="Seconds without a step after which workers count as hanging and "
               "are started anew."),
     ] = 600  # fmt: skip
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        Field(description="Arithmetic of the network; auto is bf16 autocast on GPUs that have it, else fp32."),
-    ] = "auto"
-
     name: Annotated[str | None, Field(description="Name of the run; by default made of model and data.")] = None
     runs_dir: Annotated[
         Place, Field(description="Folder that holds the runs, or a bucket: s3://bucket/folder, gs://bucket/folder.")
@@ -177,6 +350,12 @@ class TrainConfig(Config):
         if every is not None and re.fullmatch(r"[1-9]\d{0,8}[smh]?", every) is None:
             raise ValueError("must be a number of steps, such as 500, or a time, such as 90s, 10m or 1h")
         return every
+
+    def unusual(self) -> dict[str, Any]:
+        """How it is trained, where that is not the default; but for what the images settle."""
+        names = {"recipe", *Recipe.model_fields} - {"crop_padding", "flip"}
+        values = {name: getattr(self, name) for name in TrainConfig.model_fields if name in names}
+        return {name: value for name, value in values.items() if value != self.default(name)}
 
     @property
     def node_range(self) -> tuple[int, int]:
@@ -229,3 +408,24 @@ def check_run_name(name: str) -> str:
     if not RUN_NAME.fullmatch(name):
         raise ValueError("must be letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit")
     return name
+
+
+def as_options(values: dict[str, Any]) -> list[str]:
+    """Write options as they are typed on the command line."""
+    written = []
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            written.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            written.append(f"--{option}={as_typed(value)}")
+    return written
+
+
+def as_typed(value: Any) -> str:
+    """Write an option's value as a user would: a Path has taken one of the slashes out of s3://."""
+    text = str(value)
+    scheme, separator, rest = text.partition(":/")
+    if isinstance(value, Path) and separator and scheme.isalnum() and not rest.startswith("/"):
+        return f"{scheme}://{rest}"
+    return text

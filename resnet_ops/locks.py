@@ -74,6 +74,18 @@ def hold(file: Path, name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in such a `with` block on this file.
+
+    Where the file system knows no locks nobody waits: what is done in the block must be right all the same.
+    """
+    with file.open("w") as opened:
+        with contextlib.suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
 def held(file: Path) -> bool:
     """Whether a living process holds the run."""
     if files.is_remote(file):

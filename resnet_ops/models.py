@@ -268,6 +268,17 @@ def _shortcut(option: Shortcut, in_channels: int, out_channels: int, stride: int
     )
 
 
+def zero_init_residual(network: ResNet) -> None:
+    """Let each block begin as its shortcut alone (Goyal et al. 2017, sec. 5.1).
+
+    The weights of each residual branch's last BatchNorm become 0.
+    """
+    for module in network.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+            nn.init.zeros_(last.weight)
+
+
 def count_parameters(network: nn.Module) -> int:
     """Trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)

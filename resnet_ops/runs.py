@@ -68,19 +68,41 @@ class Event(BaseModel):
     what: str
 
 
+class BadImage(BaseModel):
+    """An image that could not be decoded, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    reason: str
+
+
 class DataRecord(BaseModel):
-    """What the run was trained on; `fingerprint` is a SHA-256 of the files' bytes."""
+    """What the run was trained on.
+
+    `fingerprint` is a SHA-256 of what `fingerprint_of` says: the files' content, or, of much data, names and sizes.
+    The network sees `height` x `width`; where the images were larger or of differing sizes, training crops that from
+    squares with a side of `stored`. `bad_images` were left out, and are not counted elsewhere; the first are named.
+    Where images are streamed, bad ones are met while training: they are counted in the numbers of images, and others
+    take their places; `mean` and `std` of the pixels are those of a sample.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     fingerprint: str
+    fingerprint_of: Literal["content", "names and sizes"] = "content"
     class_names: tuple[str, ...]
     train_images: int
     val_images: int
     channels: int
     height: int
     width: int
+    stored: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    bad_images: int = 0
+    first_bad_images: tuple[BadImage, ...] = ()
 
 
 class Best(BaseModel):

@@ -27,6 +27,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 COMMAND = [str(Path(sys.executable).with_name("resnet-ops"))]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded images are kept for these tests only; processes that they start inherit it."""
+    os.environ["RESNET_OPS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""

@@ -4,30 +4,100 @@ The order and the augmentation of every step follow from (seed, epoch, step, ran
 generator's state lives from step to step, so there is none to save and restore.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_ops.data.augment import crop_and_flip, normalise, pixel_statistics
-from resnet_ops.data.sources import Images, Source
+from resnet_ops.data import order
+from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
+from resnet_ops.data.cache import Images
+from resnet_ops.data.encoded import Split
+from resnet_ops.data.sources import Source
+from resnet_ops.runs import BadImage
 
 EVAL_BATCH = 500
 
 
+class Batched(Protocol):
+    """One split that batches are taken from."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+
+    @property
+    def bad(self) -> tuple[BadImage, ...]:
+        """Broken images that were met."""
+
+    def shares(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
+        """One worker's rows (n,) int64 of each whole batch of a pass in random order."""
+
+    def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
+        """One worker's share of all rows, in batches."""
+
+    def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels (n, H, W, C) uint8 and labels (n,) int64 of each share, on the device.
+
+        `beat` is called while the first of them takes long.
+        """
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class DeviceImages:
-    """One split in the device's memory: pixels (N, H, W, C) uint8, labels (N,) int64."""
+    """One split in memory: pixels (N, H, W, C) uint8, labels (N,) int64 in the device's memory.
+
+    The pixels are there too, or, where they would take more than half of what is free, on the host, and each batch is
+    copied.
+    """
 
     pixels: Tensor
     labels: Tensor
 
     @classmethod
     def of(cls, images: Images, device: torch.device) -> "DeviceImages":
-        """Copy a decoded split to the device."""
-        return cls(torch.from_numpy(images.pixels).to(device), torch.from_numpy(images.labels).to(device))
+        """Put a decoded split where it fits."""
+        pixels = torch.from_numpy(images.pixels)
+        if device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+            pixels = pixels.to(device)
+        return cls(pixels, torch.from_numpy(images.labels).to(device))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """As `Batched.size`."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    @property
+    def bad(self) -> tuple[BadImage, ...]:
+        """None: they were left out before."""
+        return ()
+
+    def shares(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
+        """As `Batched.shares`, where the pixels are."""
+        rows = torch.randperm(len(self), generator=generator).to(self.pixels.device)
+        return order.shares(rows, batch_size, rank, world_size)
+
+    def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
+        """As `Batched.in_order`."""
+        return [rows.to(self.pixels.device) for rows in order.in_order(len(self), batch, rank, world_size)]
+
+    def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
+        """As `Batched.batches`."""
+        return map(self.take, shares)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels and labels of some images, on the device. `rows` (n,) int64 are where the pixels are."""
+        device = self.labels.device
+        if self.pixels.device == device:
+            return self.pixels.index_select(0, rows), self.labels.index_select(0, rows)
+        picked = torch.empty((len(rows), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        torch.index_select(self.pixels, 0, rows, out=picked)
+        return picked.to(device, non_blocking=True), self.labels.index_select(0, rows.to(device, non_blocking=True))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,13 +107,12 @@ class DeviceImages:
 class Loader:
     """Both splits of a data set on one worker's device, and how its images are prepared."""
 
-    train: DeviceImages
-    val: DeviceImages
+    train: Batched
+    val: Batched
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_size: int  # images a step over all workers
-    crop_padding: int
-    flip: bool
+    augmentation: Augmentation
     seed: int
     rank: int = 0
     world_size: int = 1
@@ -53,27 +122,22 @@ class Loader:
         """Steps an epoch; images that do not fill a last batch sit this epoch out."""
         return len(self.train) // self.batch_size
 
-    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(
+        self, epoch: int, start: int = 0, beat: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
 
-        Shares of one batch are disjoint, make up the batch, and differ in size by at most one.
+        Labels are (n, classes) float32 where images are mixed. Shares of one batch are disjoint, make up the batch,
+        and differ in size by at most one. `beat` is called while the first one takes long.
         """
-        device = self.train.labels.device
-        order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch)).to(device)
-        for step in range(start, self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            share = batch[self.rank :: self.world_size]
-            pixels = self.train.pixels.index_select(0, share)
-            if self.crop_padding or self.flip:
-                generator = _generator(self.seed, epoch, step + 1, self.rank)
-                pixels = crop_and_flip(pixels, self.crop_padding, self.flip, generator)
-            yield normalise(pixels, self.mean, self.std), self.train.labels.index_select(0, share)
+        shares = self.train.shares(self.batch_size, self.rank, self.world_size, _generator(self.seed, epoch))
+        for step, (pixels, labels) in enumerate(self.train.batches(shares[start:], beat), start):
+            generator = _generator(self.seed, epoch, step + 1, self.rank)
+            yield self.augmentation(pixels, labels, self.mean, self.std, generator)
 
-    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of the validation images, in order."""
-        share = slice(self.rank, None, self.world_size)
-        pixels, labels = self.val.pixels[share], self.val.labels[share]
-        for x, y in zip(pixels.split(EVAL_BATCH), labels.split(EVAL_BATCH), strict=True):
+        for x, y in self.val.batches(self.val.in_order(EVAL_BATCH, self.rank, self.world_size), beat):
             yield normalise(x, self.mean, self.std), y
 
 
@@ -82,17 +146,26 @@ def open_loader(
     device: torch.device,
     *,
     batch_size: int,
-    crop_padding: int,
-    flip: bool,
+    augmentation: Augmentation,
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Loader:
-    """Decode a source and put it on the device."""
-    train = DeviceImages.of(source.load("train"), device)
+    """Decode a source and put it on the device, or have that done while training, as its configuration says."""
+    if source.config.stream == "on":
+        from resnet_ops.data.stream import StreamedImages  # imports Ray Data
+
+        streamed, validating = (StreamedImages.of(source, split, device, tell) for split in get_args(Split))
+        mean, std = source.record.mean, source.record.std
+        assert mean is not None
+        assert std is not None
+        return Loader(streamed, validating, mean, std, batch_size, augmentation, seed, rank, world_size)
+    decoded = source.decoded("train")
+    train = DeviceImages.of(decoded.images, device)
     val = DeviceImages.of(source.load("val"), device)
-    mean, std = pixel_statistics(train.pixels)
-    return Loader(train, val, mean, std, batch_size, crop_padding, flip, seed, rank, world_size)
+    mean, std = pixel_statistics(decoded.counts)
+    return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 
 
 def _generator(*numbers: int) -> torch.Generator:

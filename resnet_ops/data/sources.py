@@ -1,303 +1,395 @@
 """A path or a name in, images and labels out. What lives here knows files, not torch.
 
-`open_source` looks only at labels and one image, so that a wrong request fails at once;
-`Source.load` decodes. Parquet files follow Hugging Face's layout: an image column of
-{bytes, path}, a label column of integers, class names in the schema's metadata.
+`open_source` looks only at labels and at a few images, so that a wrong request fails at once;
+`Source.ready` decodes what was not decoded before. What data sets come in: `folders`, `parquet`, `named`.
 """
 
 import hashlib
-import io
-import json
-import os
 import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from glob import glob, has_magic
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from glob import has_magic
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
+from resnet_ops import files
+from resnet_ops.config import DATA_SETS, DataConfig
+from resnet_ops.data import folders, named, parquet
+from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, kept, key
+from resnet_ops.data.decode import DecodeError, Frame, Look, look
+from resnet_ops.data.encoded import Encoded, Found, Part, Split, Subset, digests, held_out, held_out_per_class, subset
+from resnet_ops.data.fingerprint import fingerprint
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.files import File
 from resnet_ops.runs import DataRecord
 
-Split = Literal["train", "val"]
-
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
-VAL_PREFIXES = ("validation", "valid", "val", "test")
-VAL_FRACTION = 0.2  # of each class, where the data has no validation files of its own
-
-
-@dataclass(frozen=True)
-class Images:
-    """Decoded images of one split: pixels (N, H, W, C) uint8 and labels (N,) int64."""
-
-    pixels: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
+PROBED = 64  # images looked at to tell the size and the colours of all
+OWN_SIZE = 64  # images of one size are taken as they are up to this side
+IMAGE_SIZE = 224
+MARGIN = 256 / 224  # what training crops from, as a multiple of what it crops (Krizhevsky et al. 2012)
+SAMPLED = 2000  # images that tell mean and deviation of all where they are streamed
+SAMPLED_UNITS = 20  # that these are from, where images are read many at a time
+NAMED = 20  # bad images named in the record
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that was found and looks sound; nothing but one image is decoded yet."""
+    """A data set that was found and looks sound; nothing of it is decoded yet but by `load` and `ready`.
+
+    Args:
+        record: What it is.
+        config: How it was asked for.
+        found: Its training images, and those for validation unless they are held out of the former.
+        files: All its files, in order.
+        notes: What the user should know.
+    """
 
     record: DataRecord
-    files: dict[Split, tuple[Path, ...]]
-    columns: tuple[str, str]
+    config: DataConfig
+    found: dict[Split, Encoded]
+    files: tuple[File, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def embedded(self) -> bool:
         """Whether the images ship with this package."""
-        return self.record.name in EMBEDDED and self.files["train"] == (EMBEDDED[self.record.name],)
+        return self.config.data in EMBEDDED and self.config.val_data is None
 
     @property
     def mirrors(self) -> bool:
         """Whether a mirrored image still shows its class; a mirrored digit does not."""
-        return not self.embedded
+        return self.config.data not in EMBEDDED
 
-    def load(self, split: Split) -> Images:
-        """Decode one split, in the files' order.
+    @cached_property
+    def _held_out(self) -> np.ndarray:
+        train = self.found["train"]
+        found = digests(train) if self.embedded else kept(self._cache("digests"), lambda: digests(train))
+        return held_out(found, train.labels)
+
+    def encoded(self, split: Split) -> Encoded:
+        """The images of one split as they are stored. Where validation images are held out, it reads all of them."""
+        if "val" in self.found:
+            return self.found[split]
+        return subset(self.found["train"], self._held_out == (split == "val"))
+
+    def frame(self, split: Split) -> Frame:
+        """What the decoded images of a split look like."""
+        data = self.record
+        cover = (data.stored, data.stored) if data.stored else (data.height, data.width)
+        height, width = cover if split == "train" else (data.height, data.width)
+        return Frame(cover, height, width, data.channels)
+
+    def wanted(self, split: Split) -> Wanted:
+        """How a split is to be decoded."""
+        return Wanted(self.frame(split), self.record.class_names, self.config.on_bad_image == "fail")
+
+    def decoded(self, split: Split) -> Decoded:
+        """One split, decoded or found decoded, without the images that cannot be.
 
         Raises:
-            UserError: An image cannot be decoded or differs in size from the first.
+            UserError: Such images are not to be left out, or are too many; or the cache cannot be written.
+            PausedError: The cache's disk is full.
         """
-        files = self.files[split] or self.files["train"]
-        encoded, labels = _read_rows(files, self.columns)
-        if not self.files["val"]:
-            chosen = held_out(encoded, labels) == (split == "val")
-            encoded, labels = [row for row, use in zip(encoded, chosen, strict=True) if use], labels[chosen]
-        shape = (self.record.height, self.record.width, self.record.channels)
-        pixels = np.empty((len(encoded), *shape), np.uint8)
+        wanted = self.wanted(split)
+        if self.embedded:
+            return decode_all(self.encoded(split), wanted, lambda shape: np.empty(shape, np.uint8))
+        return cached(self._cache(split), lambda: self.encoded(split), wanted)
 
-        def decode_into(index: int) -> None:
-            pixels[index] = _decode(encoded[index], shape, f"image {index} of the {split} images in {files[0].parent}")
+    def load(self, split: Split) -> Images:
+        """As `decoded`, only the images."""
+        return self.decoded(split).images
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(decode_into, range(len(encoded)), chunksize=256):
-                pass
-        return Images(pixels, labels)
+    def ready(self) -> "Source":
+        """See that both splits are decoded.
+
+        Returns:
+            The same, with a record and notes that tell what was left out, and what is in both splits.
+
+        Raises:
+            UserError, PausedError: As `decoded`.
+        """
+        if self.embedded:
+            return self
+        train, val = self.decoded("train"), self.decoded("val")
+        bad, notes = (*train.bad, *val.bad), list(self.notes)
+        if bad:
+            notes.append(
+                f"Left out {_images(len(bad))} that cannot be decoded, the first {bad[0].name}: {bad[0].reason}."
+            )
+        if both := int(np.isin(val.digests, train.digests).sum()):
+            notes.append(
+                f"{_images(both)} of the {len(val.images):,} for validation are among the training images too."
+            )
+        update = {
+            "train_images": len(train.images),
+            "val_images": len(val.images),
+            "bad_images": len(bad),
+            "first_bad_images": bad[:NAMED],
+        }
+        return replace(self, record=self.record.model_copy(update=update), notes=tuple(notes))
+
+    @property
+    def decoded_bytes(self) -> int:
+        """What the training images would take in memory."""
+        return self.record.train_images * int(np.prod(self.frame("train").shape))
+
+    def sample_counts(self) -> np.ndarray:
+        """How often each value occurs in each channel (C, 256) of some training images, always the same ones.
+
+        Raises:
+            UserError: Images of them cannot be decoded, and that is an error, or they are too many.
+        """
+        train = self.encoded("train")
+        rows = sample(len(train.labels), train.units)
+        # Of one class, for that none of a class is good is nothing to conclude from a sample.
+        some = Subset(train, rows, np.zeros(len(rows), np.int64))
+        return decode_all(some, self.wanted("train"), lambda shape: np.empty(shape, np.uint8)).counts
+
+    def _cache(self, what: Split | Literal["digests"]) -> Path:
+        labels = [(each, hashlib.sha256(found.labels.tobytes()).hexdigest()) for each, found in self.found.items()]
+        image_column, fingerprint = self.config.image_column, self.record.fingerprint
+        frame = self.frame(what) if what != "digests" else None
+        name = key(what, fingerprint, frame, labels, image_column, self._written_at)
+        return cache_folder(self.config.cache_dir) / "images" / name
+
+    @cached_property
+    def _written_at(self) -> str:
+        """Where names and sizes tell data apart, an image may give way to one of the same length: its time tells."""
+        if self.record.fingerprint_of == "content":
+            return ""
+        times = [files.modified_ns(file.path) for file in self.files if not files.is_remote(file.root)]
+        return hashlib.sha256(str(times).encode()).hexdigest()
 
 
-def open_source(data: str) -> Source:
+def open_source(data: str | DataConfig) -> Source:
     """Find a data set and check it without decoding it.
 
     Args:
-        data: `digits`, a Parquet file, a folder of Parquet files or a glob of them. Files whose
-            names start with validation, val or test are the validation images; without any,
-            a fifth of each class is held out by a hash of the images' bytes.
+        data: Which; as a string, `DataConfig.data`. Validation images are those of `val_data`, or those that `data`
+            tells apart (a folder val/, files whose names start with validation, val or test), or else a fifth of
+            each class, chosen by a hash of the images' bytes.
 
     Raises:
-        UserError: Nothing is there, it is not readable, it is empty, it has one class only, a
-            label is out of range, or the first image cannot be decoded.
+        UserError: Nothing is there, it is not readable, it is empty, it has one class only, a label is out of range,
+            a validation image is of a class that training lacks, or no image of a few can be decoded.
     """
-    files = _split_files(_find_files(data))
-    columns, names = _read_schema(files["train"][0])
-    labels = {split: _read_labels(files[split], columns[1]) for split in files}
-    every = np.concatenate(list(labels.values()))
-    if not len(every) or not len(labels["train"]):
-        raise UserError(f"--data {data} holds no training images.", "Give a data set that has some.")
-    names = names or tuple(str(label) for label in range(int(every.max()) + 1))
-    if every.min() < 0 or every.max() >= len(names):
+    config = DataConfig(data=data) if isinstance(data, str) else data
+    return checked(config, find(config))
+
+
+def find(config: DataConfig) -> Found:
+    """What lies under the paths of `config`, or goes by their names, fit for training or not.
+
+    Raises:
+        UserError: Nothing that could be looked at.
+    """
+    found = _find(config.data, "--data", config)
+    if config.val_data is None:
+        return found
+    other = _find(config.val_data, "--val-data", config)
+    return replace(
+        found,
+        val=other.val or other.train,
+        named_files=found.named_files or other.named_files,
+        passed_over=(*found.passed_over, *other.passed_over),
+    )
+
+
+def checked(config: DataConfig, found: Found) -> Source:
+    """A source of what was found.
+
+    Raises:
+        UserError: As `open_source`, for what is not fit for training.
+    """
+    name, train, val = config.data, found.train, found.val
+    if problems := [*train.problems, *(val.problems if val else ())]:
+        raise problems[0]
+    names = train.class_names or (val.class_names if val else ()) or _numbers(train, val)
+    encoded: dict[Split, Encoded] = {"train": train.encoded}
+    if val is not None and len(val.encoded.labels):
+        encoded["val"] = _by_name(val, names, config.val_data or name)
+    labels = train.encoded.labels
+    if not len(labels):
+        raise UserError(f"--data {name} holds no training images.", "Give a data set that has some.")
+    for part in encoded.values():
+        _check_range(name, part.labels, names)
+    if len(np.unique(labels)) < 2:
         raise UserError(
-            f"--data {data} has labels from {every.min()} to {every.max()}, but {len(names)} classes.",
-            "Labels must be 0 for the first class, 1 for the second, and so on.",
-        )
-    if len(np.unique(labels["train"])) < 2:
-        raise UserError(
-            f"--data {data} has training images of one class only ({names[labels['train'][0]]}).",
+            f"--data {name} has training images of one class only ({names[labels[0]]}).",
             "There is nothing to tell apart: add images of another class.",
         )
-    val_images = len(labels["val"]) or int(_held_out_per_class(labels["train"]).sum())
+    _check_classes(encoded, names)
+    val_images = len(encoded["val"].labels) if "val" in encoded else int(held_out_per_class(labels).sum())
     if not val_images:
-        raise UserError(f"--data {data} is too small to hold out validation images.", "Give at least 3 of a class.")
-    height, width, channels = _first_shape(files["train"][0], columns[0])
+        raise UserError(f"--data {name} is too small to hold out validation images.", "Give at least 3 of a class.")
+    parts: dict[Split, Sequence[File]] = {"train": train.files, "val": val.files if val else ()}
+    digest, kind = fingerprint(parts, named_files=found.named_files)
+    height, width, channels, stored = network_size(train.encoded, config.image_size)
     record = DataRecord(
-        name=_name(data, files["train"][0]),
-        fingerprint=_fingerprint(files),
+        name=found.name,
+        fingerprint=digest,
+        fingerprint_of=kind,
         class_names=names,
-        train_images=len(labels["train"]) - (0 if files["val"] else val_images),
+        train_images=len(labels) - (0 if "val" in encoded else val_images),
         val_images=val_images,
         channels=channels,
         height=height,
         width=width,
+        stored=stored,
     )
-    return Source(record, files, columns)
+    return Source(record, config, encoded, (*parts["train"], *parts["val"]))
 
 
-def absolute(data: str) -> str:
-    """What a user typed, as it can be found from any directory; as it is where there is no such path."""
-    path = Path(data).expanduser()
-    is_path = data not in EMBEDDED and (has_magic(data) or path.exists())
-    return str(path.absolute()) if is_path else data
+def sample(images: int, units: np.ndarray | None) -> np.ndarray:
+    """Row numbers of `SAMPLED` images, or of all; of some units only, where images are read many at a time."""
+    rows, random = np.arange(images), np.random.default_rng(0)
+    if images <= SAMPLED:
+        return rows
+    if units is not None:
+        rows = rows[np.isin(units, random.permutation(units[-1] + 1)[:SAMPLED_UNITS])]
+    return np.sort(random.permutation(rows)[:SAMPLED])
 
 
-def fingerprint_of(data: str) -> str:
+def absolute(config: DataConfig) -> dict[str, object]:
+    """The options that name places, as these can be found from any directory; what is no path stays as it is."""
+    dirs = {name: getattr(config, name) for name in ("data_root", "cache_dir")}
+    return {
+        "data": _absolute(config.data),
+        "val_data": config.val_data and _absolute(config.val_data),
+        **{name: path and path.expanduser().absolute() for name, path in dirs.items()},
+    }
+
+
+def _absolute(place: str) -> str:
+    path = Path(place).expanduser()
+    is_path = place not in DATA_SETS and "://" not in place and (has_magic(place) or path.exists())
+    return str(path.absolute()) if is_path else place
+
+
+def fingerprint_of(config: DataConfig) -> str:
     """The fingerprint of a data set, as it is seen from here."""
-    return open_source(data).record.fingerprint
+    return open_source(config).record.fingerprint
 
 
-def held_out(encoded: list[bytes], labels: np.ndarray) -> np.ndarray:
-    """Choose the validation images (N,) bool: a fifth of each class, those of the smallest hashes.
-
-    The choice depends on the images alone, not on their order, so it stays when files are
-    renamed or shuffled, and mostly stays when images are added.
-    """
-    chosen = np.zeros(len(labels), bool)
-    hashes = np.array([hashlib.sha256(image).digest() for image in encoded], dtype="S32")
-    for label, count in enumerate(_held_out_per_class(labels)):
-        members = np.flatnonzero(labels == label)
-        chosen[members[np.argsort(hashes[members], kind="stable")[:count]]] = True
-    return chosen
-
-
-def _held_out_per_class(labels: np.ndarray) -> np.ndarray:
-    return np.round(np.bincount(labels) * VAL_FRACTION).astype(int)
-
-
-def _find_files(data: str) -> list[Path]:
+def _find(data: str, option: str, config: DataConfig) -> Found:
+    """What lies under a path, or goes by a name."""
+    columns = config.image_column, config.label_column
     if data in EMBEDDED:
-        return [EMBEDDED[data]]
-    path = Path(data).expanduser()
+        return parquet.find([EMBEDDED[data]], data, (None, None))
+    if data in DATA_SETS:
+        return named.find(data, config.data_root or cache_folder(config.cache_dir) / "data")
+    place = files.to_path(data)
+    if not files.is_remote(place):
+        place = place.expanduser()
+    files.check_reachable(next(path for path in (place, *place.parents) if not has_magic(str(path))))
     try:
         if has_magic(data):
-            files = [Path(name) for name in glob(str(path), recursive=True)]  # noqa: PTH207  # absolute ones too
-        elif path.is_dir():
-            files = list(path.glob("*.parquet")) or list(path.glob("data/*.parquet"))
+            matched = files.globbed(place)
+            name = _name(matched[0].absolute().parent.name) if matched else ""
+            found = parquet.find(matched, name, columns) if matched else None
+        elif files.is_file(place):
+            found = parquet.find([place], _name(place.name.removesuffix(".parquet")), columns)
         else:
-            files = [path] if path.exists() else []
+            inside = [path for folder in (place, place / "data") for path in files.listed(folder)]
+            tables = [path for path in inside if path.suffix == ".parquet"]
+            first = [path for path in tables if path.parent == place] or tables
+            name = _name(place.name if files.is_remote(place) else place.resolve().name)
+            found = parquet.find(first, name, columns) if first else folders.find(place, name)
     except OSError as error:
-        raise UserError(f"--data {data} cannot be read: {error.strerror}.", "Check its permissions.") from None
-    if not files and path.is_dir():
-        raise UserError(f"--data {data} is a folder without Parquet files.", "Give the folder that holds them.")
-    if not files:
+        raise UserError(f"{option} {data} cannot be read: {error.strerror}.", "Check its permissions.") from None
+    if found is not None:
+        return found
+    if not has_magic(data) and files.exists(place):
         raise UserError(
-            f"--data {data}: there is no such path, and no data set of that name.",
-            f"{did_you_mean(data, EMBEDDED)} Embedded: {', '.join(EMBEDDED)}.",
+            f"{option} {data} is a folder without images.",
+            "Give one of Parquet files, or one with a folder of images for each class.",
         )
-    return sorted(files)
+    raise UserError(
+        f"{option} {data}: there is no such path, and no data set of that name.",
+        f"{did_you_mean(data, DATA_SETS)} By name there are: {', '.join(DATA_SETS)}.",
+    )
 
 
-def _name(data: str, first: Path) -> str:
+def _name(stem: str) -> str:
     """A short name that can be part of a run's name."""
-    if data in EMBEDDED:
-        return data
-    path = Path(data).expanduser().resolve()
-    stem = first.resolve().parent.name if has_magic(data) else path.name.removesuffix(".parquet")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "images"
 
 
-def _split_files(files: list[Path]) -> dict[Split, tuple[Path, ...]]:
-    """Tell validation from training files; the first kind of VAL_PREFIXES that is there counts."""
-    by_prefix = {prefix: [f for f in files if f.name.startswith(prefix)] for prefix in VAL_PREFIXES if len(files) > 1}
-    val = next((found for found in by_prefix.values() if found), [])
-    named = {f for found in by_prefix.values() for f in found}
-    train = [f for f in files if f not in named]
-    if not train:
+def _numbers(train: Part, val: Part | None) -> tuple[str, ...]:
+    """Names for classes that have none."""
+    labels = np.concatenate([part.encoded.labels for part in (train, val) if part])
+    return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
+
+
+def _by_name(val: Part, names: tuple[str, ...], data: str) -> Encoded:
+    """Validation images with the labels that training gives to classes of the same names.
+
+    Raises:
+        UserError: There is a class that training does not know.
+    """
+    if not val.class_names or val.class_names == names:
+        return val.encoded
+    labels = val.encoded.labels
+    _check_range(data, labels, val.class_names)
+    known = {name: index for index, name in enumerate(names)}
+    for label in np.unique(labels):
+        if (name := val.class_names[label]) not in known:
+            raise _unknown(name, names)
+    table = np.array([known.get(name, -1) for name in val.class_names], np.int64)
+    return Subset(val.encoded, np.arange(len(labels)), table[labels])
+
+
+def _check_classes(encoded: dict[Split, Encoded], names: tuple[str, ...]) -> None:
+    if "val" in encoded and (extra := set(encoded["val"].labels.tolist()) - set(encoded["train"].labels.tolist())):
+        raise _unknown(names[min(extra)], names)
+
+
+def _unknown(name: str, names: tuple[str, ...]) -> UserError:
+    return UserError(
+        f"There are validation images of class {name!r}, but no training images.",
+        f"{did_you_mean(name, names)} Add some, or take it out of the validation images.",
+    )
+
+
+def _check_range(data: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
+    if len(labels) and (labels.min() < 0 or labels.max() >= len(names)):
         raise UserError(
-            f"{files[0].parent} has only validation files ({files[0].name}...).",
-            "Name the training files train-*.parquet.",
+            f"--data {data} has labels from {labels.min()} to {labels.max()}, but {len(names)} classes.",
+            "Labels must be 0 for the first class, 1 for the second, and so on.",
         )
-    return {"train": tuple(train), "val": tuple(val)}
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{file} cannot be read as Parquet: {reason}.", "Is it whole, and a Parquet file?") from None
+def network_size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, int | None]:
+    """Height, width and channels for the network, and the side of the squares to store unless images stay as they are.
 
-
-def _read_schema(file: Path) -> tuple[tuple[str, str], tuple[str, ...]]:
-    schema = _open_parquet(file).schema_arrow
-    found = [next((c for c in wanted if c in schema.names), None) for wanted in (IMAGE_COLUMNS, LABEL_COLUMNS)]
-    image, label = found
-    if image is None or label is None:
+    Raises:
+        UserError: None of the images looked at can be decoded.
+    """
+    count = len(encoded.labels)
+    rows = np.unique(np.linspace(0, count - 1, min(count, PROBED)).astype(int)).tolist()
+    seen: list[Look] = []
+    first = ""
+    for row, image in zip(rows, encoded.read(rows), strict=True):
+        try:
+            seen.append(look(image))
+        except DecodeError as error:
+            first = first or f"{encoded.name(row)}: {error}"
+    if not seen:
         raise UserError(
-            f"{file} has the columns {', '.join(schema.names)}; an image and a label column are needed.",
-            f"Call them {IMAGE_COLUMNS[0]!r} ({{bytes, path}}) and {LABEL_COLUMNS[0]!r} (integers).",
+            f"None of {_images(len(rows))} looked at can be decoded. The first: {first}.", "Are they images?"
         )
-    if not pa.types.is_integer(schema.field(label).type) or not pa.types.is_struct(schema.field(image).type):
-        raise UserError(
-            f"{file}: column {image!r} is {schema.field(image).type}, column {label!r} {schema.field(label).type}.",
-            "They must be a struct {bytes, path} and integers.",
-        )
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return (image, label), tuple(features.get(label, {}).get("names", ()))
+    channels = 1 if all(one.grey for one in seen) else 3
+    sizes = {(one.height, one.width) for one in seen}
+    own = next(iter(sizes)) if len(sizes) == 1 else None
+    if own and max(own) <= OWN_SIZE and wanted is None:
+        return *own, channels, None
+    side = wanted or IMAGE_SIZE
+    return side, side, channels, None if own == (side, side) else round(side * MARGIN)
 
 
-def _read_column(file: Path, column: str) -> pa.ChunkedArray:
-    parquet = _open_parquet(file)
-    try:
-        return parquet.read(columns=[column]).column(column)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{file}: column {column!r} cannot be read: {error}.", "Is the file whole?") from None
-
-
-def _read_labels(files: tuple[Path, ...], column: str) -> np.ndarray:
-    labels = [_read_column(file, column) for file in files]
-    if any(chunk.null_count for chunk in labels):
-        raise UserError(f"{files[0].parent}: some images have no label.", "Give each image a label, or leave it out.")
-    return np.concatenate([chunk.to_numpy() for chunk in labels] or [np.empty(0)]).astype(np.int64)
-
-
-def _read_rows(files: tuple[Path, ...], columns: tuple[str, str]) -> tuple[list[bytes], np.ndarray]:
-    encoded = [row.as_py() for file in files for row in _image_bytes(file, columns[0])]
-    return encoded, _read_labels(files, columns[1])
-
-
-def _image_bytes(file: Path, column: str) -> Any:
-    images = _read_column(file, column).combine_chunks()
-    try:
-        return images.field("bytes")
-    except KeyError:
-        raise UserError(f"{file}: column {column!r} has no field 'bytes'.", "Embed the images' bytes.") from None
-
-
-def _first_shape(file: Path, column: str) -> tuple[int, int, int]:
-    batch = next(_open_parquet(file).iter_batches(1, columns=[column]))
-    first = batch.column(0)[0].as_py() or {}
-    image = _open_image(first.get("bytes"), f"the first image of {file}")
-    channels = 1 if image.mode in ("1", "L") else 3
-    return image.height, image.width, channels
-
-
-def _open_image(encoded: bytes | None, what: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(encoded or b""))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        reason = "it is empty" if not encoded else str(error)
-        raise UserError(f"Cannot decode {what}: {reason}.", "Repair it or leave it out.") from None
-
-
-def _decode(encoded: bytes, shape: tuple[int, int, int], what: str) -> np.ndarray:
-    """Pixels (H, W, C) uint8 of one image."""
-    image = _open_image(encoded, what)
-    try:
-        pixels = np.asarray(image.convert("L" if shape[2] == 1 else "RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"Cannot decode {what}: {error}.", "Repair it or leave it out.") from None
-    if pixels.shape[:2] != shape[:2]:
-        raise UserError(
-            f"The images differ in size: {what} has {pixels.shape[1]}x{pixels.shape[0]} pixels, the first one "
-            f"{shape[1]}x{shape[0]}.",
-            "Bring them to one size first.",
-        )
-    return pixels.reshape(shape)
-
-
-def _fingerprint(files: dict[Split, tuple[Path, ...]]) -> str:
-    digest = hashlib.sha256()
-    for split, paths in files.items():
-        digest.update(split.encode())
-        for path in paths:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _images(count: int) -> str:
+    return f"{count:,} image" + ("" if count == 1 else "s")

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from resnet_ops import files, runs
-from resnet_ops.config import ExportConfig
-from resnet_ops.data.sources import EMBEDDED, Source, open_source
+from resnet_ops.config import DATA_SETS, DataConfig, ExportConfig
+from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph, runtime
 from resnet_ops.export.proof import Proof, prove
@@ -108,10 +108,17 @@ def _find(config: ExportConfig, notice: Callable[[str], None]) -> tuple[Run | No
 def _find_images(config: ExportConfig, run: Run | None, checkpoint: Checkpoint) -> tuple[Source, bool]:
     """The images to validate on, and whether they are those of the training."""
     info = checkpoint.info
-    data = config.data or (run.read().config.data if run else info.data if info.data in EMBEDDED else None)
-    if data is None:
+    trained = run.read().config if run else DataConfig(data=info.data) if info.data in DATA_SETS else None
+    if config.data is not None:
+        side = info.height if info.height == info.width else None
+        wanted = (trained or DataConfig()).model_copy(
+            update={"data": config.data, "val_data": None, "image_size": side}
+        )
+    elif trained is not None:
+        wanted = trained
+    else:
         raise UserError(f"{checkpoint.path} does not say where its images are.", "Name images to validate on: --data.")
-    source = open_source(data)
+    source, data = open_source(wanted), wanted.data
     is_own = source.record.fingerprint == info.data_fingerprint
     if not is_own and config.data is None:
         raise UserError(

@@ -20,7 +20,7 @@ import onnx
 import torch
 
 from resnet_ops.data.augment import normalise
-from resnet_ops.data.sources import Images
+from resnet_ops.data.cache import Images
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime
 from resnet_ops.training.checkpoint import Checkpoint

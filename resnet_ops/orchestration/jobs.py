@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import resnet_ops
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
+from resnet_ops.config import WHERE_IT_RUNS, TrainConfig, as_options
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
 from resnet_ops.orchestration.code import shippable_code
 from resnet_ops.orchestration.jobserver import UnreachableError, connect, explained, server_version
@@ -238,34 +238,22 @@ def new_id(run: str) -> str:
 def train_arguments(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> list[str]:
     """What to type after `resnet-ops` for this configuration to be trained by the cluster it is typed on.
 
-    Every option that differs from its default, as `--option=value`. A run that is resumed has
-    its options already; it needs to be found, and told where to run if that is to change.
+    Every option that differs from its default, as `--option=value`; with a recipe every option, for
+    one typed beside it may have gone back to its default. A recipe's file stays here. A run that is
+    resumed has its options already; it needs to be found, and told where to run if that is to change.
     """
     arguments = ["train", f"--resume={config.name}"] if resume else ["train"]
     for name in TrainConfig.model_fields:
-        value, option = getattr(config, name), name.replace("_", "-")
+        value = getattr(config, name)
         if resume:  # what was typed, also where it is the default: the run may have begun with something else
             told = name in config.model_fields_set & {*WHERE_IT_RUNS, "runs_dir"} and value is not None
         else:
-            told = value != TrainConfig.default(name)
-        if name == "cluster" or not told:
-            continue
-        if isinstance(value, bool):
-            arguments.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            arguments.append(f"--{option}={as_typed(value)}")
+            told = value is not None if config.recipe else value != TrainConfig.default(name)
+        if told and name != "cluster" and not (name == "recipe" and value.endswith(".toml")):
+            arguments += as_options({name: value})
     if overwrite and not resume:
         arguments.append("--overwrite")
     return [*arguments, "--cluster=auto", "--json"]
-
-
-def as_typed(value: Any) -> str:
-    """Write an option's value as a user would: a Path has taken one of the slashes out of s3://."""
-    text = str(value)
-    scheme, separator, rest = text.partition(":/")
-    if isinstance(value, Path) and separator and scheme.isalnum() and not rest.startswith("/"):
-        return f"{scheme}://{rest}"
-    return text
 
 
 def versions() -> dict[str, str]:

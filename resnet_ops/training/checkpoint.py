@@ -1,15 +1,16 @@
 """Checkpoints: one safetensors file each, that says of itself what it is and whether it is whole.
 
 The file's metadata holds a `CheckpointInfo` (network, classes, preprocessing, metrics) and a
-SHA-256 of that and of every tensor. Tensors are named `model/...`, `optimizer/PARAMETER/...`
-and, within an epoch, `workers/...`: a row for each worker of what is not the same on all of
-them. Nothing is ever unpickled: a pickle can run code when it is read.
+SHA-256 of that and of every tensor. Tensors are named `model/...`, `optimizer/PARAMETER/...`,
+`trained/...` where `model/` is their average over time, and, within an epoch, `workers/...`: a
+row for each worker of what is not the same on all of them. Nothing is ever unpickled: a pickle
+can run code when it is read.
 """
 
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
@@ -26,9 +27,11 @@ from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import ResNet, Shortcut, build
 from resnet_ops.runs import Epoch, Run
-from resnet_ops.training.loop import Training, set_statistics, statistics
+from resnet_ops.training.loop import Training
+from resnet_ops.training.world import set_statistics, statistics
 
-MODEL, OPTIMIZER, WORKERS = "model/", "optimizer/", "workers/"
+MODEL, OPTIMIZER, WORKERS, TRAINED = "model/", "optimizer/", "workers/", "trained/"
+STATISTICS = ("statistics", "averaged")  # of BatchNorm, in the network and in its average
 
 
 class CheckpointInfo(BaseModel):
@@ -90,6 +93,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     workers: dict[str, Tensor]
+    trained: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
@@ -110,14 +114,17 @@ def collect(training: Training) -> dict[str, Tensor]:
     `model/`, which within an epoch are its own.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in training.network.named_parameters()}
-    tensors = {MODEL + name: value for name, value in training.network.state_dict().items()}
+    tensors = {MODEL + name: value for name, value in training.validated.state_dict().items()}
+    if training.average:
+        tensors |= {TRAINED + name: value for name, value in training.network.state_dict().items()}
     for parameter, state in training.optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"{OPTIMIZER}{names[parameter]}/{key}"] = value
     if training.step:
         tensors[WORKERS + "totals"] = training.world.gather(training.totals)
-        tensors[WORKERS + "statistics"] = training.world.gather(statistics(training.network))
+        for key, network in zip(STATISTICS, training.networks, strict=False):
+            tensors[WORKERS + key] = training.world.gather(statistics(network))
     # Copied, for training goes on while they are written.
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
@@ -149,8 +156,8 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged ({reason}).", exit_code=WORK_FAILED) from None
     if _digest(header["resnet_ops"], tensors) != header.get("sha256"):
         raise UserError(f"{path} is damaged (its checksum differs).", exit_code=WORK_FAILED)
-    model, optimizer, workers = (_below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, WORKERS))
-    return Checkpoint(path, info, header["sha256"], model, optimizer, workers)
+    parts = (_below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, WORKERS, TRAINED))
+    return Checkpoint(path, info, header["sha256"], *parts)
 
 
 @torch.no_grad()
@@ -161,7 +168,9 @@ def restore(checkpoint: Checkpoint, training: Training) -> None:
     the old ones had is shared out: the mean of BatchNorm's statistics, an even part of the totals.
     """
     network, optimizer, world = training.network, training.optimizer, training.world
-    network.load_state_dict(checkpoint.model)
+    training.validated.load_state_dict(checkpoint.model)
+    if training.average:
+        network.load_state_dict(checkpoint.trained)
     parameters = dict(network.named_parameters())
     for name, value in checkpoint.optimizer.items():
         parameter_name, key = name.rsplit("/", 1)
@@ -170,9 +179,11 @@ def restore(checkpoint: Checkpoint, training: Training) -> None:
         optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
     training.epoch, training.step = checkpoint.info.epoch, checkpoint.info.step
     if checkpoint.workers:
-        totals, rows = checkpoint.workers["totals"], checkpoint.workers["statistics"]
-        same = len(rows) == world.size
-        set_statistics(network, rows[world.rank] if same else rows.mean(0))
+        totals = checkpoint.workers["totals"]
+        same = len(totals) == world.size
+        for key, each in zip(STATISTICS, training.networks, strict=False):
+            rows = checkpoint.workers[key]
+            set_statistics(each, rows[world.rank] if same else rows.mean(0))
         training.totals.copy_(totals[world.rank] if same else totals.sum(0) / world.size)
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 RECOVER_S = 600.0  # how long to wait for machines after a loss, where --wait does not say
 
 
-def fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]:
-    """Run the workers to the end; returns when the first and the last step ended."""
+def fit(run: Run, record: RunRecord, placement: Placement) -> "Outcome":
+    """Run the workers to the end."""
     import_ray()
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -31,15 +31,14 @@ def fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]:
     scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
     if placement.in_process:
         job = Job(str(run.path), int(placement.layout.cpus))
-        use_gpu = placement.layout.device == "cuda"
-        return _steps_at(
-            TorchTrainer(
-                work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
-                train_loop_config=job,  # type: ignore[arg-type]  # any object is handed over as it is
-                scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
-                run_config=scratch,
-            ).fit()
+        trainer = TorchTrainer(
+            work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
+            train_loop_config=job,  # type: ignore[arg-type]  # any object is handed over as it is
+            scaling_config=ScalingConfig(num_workers=0, use_gpu=placement.layout.device == "cuda"),
+            run_config=scratch,
         )
+        with placement.ray() if record.config.stream == "on" else contextlib.nullcontext():  # for Ray Data's tasks
+            return _outcome(trainer.fit())
     try:
         with placement.ray():
             return _fit_on_ray(run, record, placement, scratch)
@@ -48,7 +47,7 @@ def fit(run: Run, record: RunRecord, placement: Placement) -> tuple[float, ...]:
             files.remove_tree(run.path / "ray")
 
 
-def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any) -> tuple[float, ...]:
+def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any) -> "Outcome":
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -76,7 +75,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
             # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
             with ThreadPoolExecutor(1) as pool:
                 try:
-                    return _steps_at(pool.submit(trainer.fit).result())
+                    return _outcome(pool.submit(trainer.fit).result())
                 except KeyboardInterrupt:
                     trainer.stop()
                     raise
@@ -92,6 +91,6 @@ def tell(path: Path, what: str) -> None:
     Run(path).tell(what)
 
 
-def _steps_at(result: Any) -> tuple[float, ...]:
+def _outcome(result: Any) -> "Outcome":
     outcome: Outcome = result.return_value
-    return outcome.steps_at
+    return outcome

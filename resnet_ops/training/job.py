@@ -8,18 +8,18 @@ its local mode there is none. The run directory is the only memory a run has.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import Source, absolute, fingerprint_of, open_source
+from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.cluster import Placement, placed
 from resnet_ops.orchestration.everywhere import asked
-from resnet_ops.orchestration.placement import Node, NoRoomError
+from resnet_ops.orchestration.placement import Node, NoRoomError, memory_bytes
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.training.observer import Observer, follow
 
@@ -60,11 +60,14 @@ def train(
             interrupted (what was saved before is still there).
     """
     observer, started_at = observer or Observer(), started_at or time.time()
-    config = config.model_copy(update={"data": absolute(config.data)})  # machines have other working directories
+    config = config.model_copy(update=absolute(config))  # machines have other working directories
     with placed(config, observer.notice) as placement:
-        with _seen_everywhere(placement, config.runs_dir.absolute(), config.data) as compare:
-            source, config = check(config)
+        with _seen_everywhere(placement, config.runs_dir.absolute(), config) as compare:
+            source, config = check(config, placement.layout.device)
             compare(source.record.fingerprint)
+        source = _decoded(source, config, observer)
+        if config.auto_batch:
+            config = _with_largest_batch(config, source.record, placement, observer)
         parameters = _count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         now = datetime.now(UTC)
@@ -118,9 +121,10 @@ def resume(
             observer.notice(f"{name} is finished: all {record.config.epochs} epochs are trained.")
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
+        config = config.model_copy(update=absolute(config))
         with placed(config, observer.notice) as placement:
-            with _seen_everywhere(placement, run.path, config.data) as compare:
-                source, _ = check(config)
+            with _seen_everywhere(placement, run.path, config) as compare:
+                source, _ = check(config, placement.layout.device)
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
                 raise UserError(
@@ -145,8 +149,8 @@ def resume(
             return _execute(run, record, placement, observer, started_at)
 
 
-def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
-    """Check that network and images fit each other, and settle what depends on them.
+def check(config: TrainConfig, device: str) -> tuple[Source, TrainConfig]:
+    """Check that network, images and device fit each other, and settle what depends on them.
 
     Returns:
         The images, and the configuration with every default resolved.
@@ -157,27 +161,81 @@ def check(config: TrainConfig) -> tuple[Source, TrainConfig]:
     from resnet_ops import models
 
     architecture = models.parse_name(config.model)
-    source = open_source(config.data)
+    source = open_source(config)
     data = source.record
     models.check_image_size(architecture, (data.height, data.width))
-    if config.batch_size > data.train_images:
-        raise UserError(
-            f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
-            f"Take at most {data.train_images}.",
-        )
+    _check_batch_size(config, data)
     side = min(data.height, data.width)
-    padding = side // 8 if config.crop_padding is None else config.crop_padding
+    usual = 0 if data.stored else side // 8  # larger ones are cropped as they are
+    padding = usual if config.crop_padding is None else config.crop_padding
     if padding > side:
         raise UserError(f"--crop-padding {padding} is more than the images' {side} pixels.", f"Try {side // 8}.")
+    if config.cutout > side:
+        raise UserError(f"--cutout {config.cutout} is more than the images' {side} pixels.", f"Try {side // 2}.")
+    if config.zero_init_residual and architecture.kind == "plain":
+        raise UserError(f"{architecture.name} has no residual branches.", "Leave --zero-init-residual out.")
+    if config.sync_batchnorm and device == "cpu":
+        raise UserError("--sync-batchnorm needs GPUs: torch has none for CPUs.", "Leave it out.")
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
-        "data": absolute(config.data),
+        "stream": "on" if _streams(source, config) else "off",
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
+
+
+def _streams(source: Source, config: TrainConfig) -> bool:
+    if config.stream != "auto":
+        return config.stream == "on"
+    return source.decoded_bytes > memory_bytes() / 2
+
+
+def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
+    if config.batch_size > data.train_images and not config.auto_batch:
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
+            f"Take at most {data.train_images}.",
+        )
+
+
+def _decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
+    """The images decoded on this machine, so that the run's record can say what is wrong with them.
+
+    Where they are to be streamed, only a sample is, for their mean and deviation.
+    """
+    if config.stream == "on":
+        return _sampled(source, observer)
+    if not source.embedded:
+        observer.progress({"stage": f"Decoding the images of {source.record.name}"})
+    source = source.ready()
+    for note in source.notes:
+        observer.notice(note)
+    _check_batch_size(config, source.record)  # some may have been left out
+    return source
+
+
+def _with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placement, observer: Observer) -> TrainConfig:
+    from resnet_ops.training.memory import largest_batch
+
+    batch_size, why = largest_batch(config, data, placement)
+    observer.notice(why)
+    return config.model_copy(update={"batch_size": batch_size})
+
+
+def _sampled(source: Source, observer: Observer) -> Source:
+    from resnet_ops.data.augment import pixel_statistics
+
+    held_out = "" if "val" in source.found else " All are read once now, to hold some out; --val-data would spare that."
+    observer.notice(
+        f"Streaming: decoded, the training images take {source.decoded_bytes / 1e9:.1f} GB of this machine's "
+        f"{memory_bytes() / 1e9:.1f} GB of memory.{held_out}"
+    )
+    observer.progress({"stage": f"Sampling the images of {source.record.name}"})
+    mean, std = pixel_statistics(source.sample_counts())
+    return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
 
 
 def _count_parameters(config: TrainConfig, data: DataRecord) -> int:
@@ -192,7 +250,7 @@ def _count_parameters(config: TrainConfig, data: DataRecord) -> int:
 
 
 @contextlib.contextmanager
-def _seen_everywhere(placement: Placement, folder: Path, data: str) -> Iterator[Callable[[str], None]]:
+def _seen_everywhere(placement: Placement, folder: Path, config: TrainConfig) -> Iterator[Callable[[str], None]]:
     """Let each machine look at the folder of the run and at the images, meanwhile.
 
     Yields:
@@ -205,13 +263,13 @@ def _seen_everywhere(placement: Placement, folder: Path, data: str) -> Iterator[
         yield lambda _: None
         return
     nodes: list[Node] = [node for node, _ in placement.layout.on]
-    with asked(nodes, folder, fingerprint_of, data) as answers:
+    with asked(nodes, folder, fingerprint_of, config) as answers:
 
         def compare(fingerprint: str) -> None:
             for node, found in answers().items():
                 if found != fingerprint:
                     raise UserError(
-                        f"The images in {data} on {node.name} are not those on this machine.",
+                        f"The images in {config.data} on {node.name} are not those on this machine.",
                         "Give every machine the same.",
                     )
 
@@ -225,7 +283,7 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
-            steps_at = fit(run, record, placement)
+            outcome = fit(run, record, placement)
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(
@@ -240,8 +298,12 @@ def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observ
         except BaseException as error:
             _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
             raise
-    record = run.write(record.model_copy(update={"status": "finished", "best": _best(run)}))
-    return _result(run, record, steps_at, started_at)
+    update: dict[str, Any] = {"status": "finished", "best": _best(run)}
+    if outcome.bad:  # met by workers that stream
+        named = {"bad_images": len(outcome.bad), "first_bad_images": outcome.bad[:NAMED]}
+        update["data"] = record.data.model_copy(update=named)
+    record = run.write(record.model_copy(update=update))
+    return _result(run, record, outcome.steps_at, started_at)
 
 
 def _tell_where_it_stands(run: Run, observer: Observer) -> None:

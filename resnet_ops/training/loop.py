@@ -1,18 +1,19 @@
 """One process's training: batch, augment, network, loss, optimizer. Knows torch, not Ray.
 
+`prepare.py` makes the pieces.
+
 With several workers each runs this loop on its share of every batch. Sums and counts are
 added up over all workers, so that metrics are exact however uneven the shares are.
 """
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,73 +22,11 @@ from resnet_ops.data.loader import Loader
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import ResNet
 from resnet_ops.runs import Epoch
+from resnet_ops.training.average import Average
 from resnet_ops.training.schedule import learning_rate
+from resnet_ops.training.world import World
 
 PROGRESS_INTERVAL_S = 0.25
-
-
-@dataclass(frozen=True)
-class World:
-    """The workers that train together, seen from one of them."""
-
-    rank: int = 0
-    size: int = 1
-
-    def add(self, totals: Tensor) -> Tensor:
-        """Add `totals` up over all workers, in place."""
-        if self.size > 1:
-            dist.all_reduce(totals)
-        return totals
-
-    def add_gradients(self, network: nn.Module) -> None:
-        """Add the gradients up over all workers, in place, always in the same order.
-
-        DistributedDataParallel sorts its buckets anew after the first step, so that a resumed run
-        would add up in another order than one that was never stopped.
-        """
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
-
-    def gather(self, own: Tensor) -> Tensor:
-        """What every worker has, (size, *own.shape), on every worker."""
-        if self.size == 1:
-            return own.unsqueeze(0)
-        parts = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(parts, own)
-        return torch.stack(parts)
-
-    def agree(self, word: float) -> float:
-        """What rank 0 says, on every worker."""
-        if self.size == 1:
-            return word
-        said = torch.tensor([word], dtype=torch.float64)
-        if dist.get_backend() == "nccl":
-            said = said.cuda()
-        dist.broadcast(said, 0)
-        return said.item()
-
-    def average_batchnorm(self, network: nn.Module) -> None:
-        """Give all workers the mean of their BatchNorm statistics; each has seen other images."""
-        if self.size == 1:
-            return
-        flat = statistics(network)
-        dist.all_reduce(flat)
-        set_statistics(network, flat / self.size)
-
-
-def statistics(network: nn.Module) -> Tensor:
-    """BatchNorm's running means and variances, in one row."""
-    return torch.cat([b.flatten() for b in network.buffers() if b.is_floating_point()])
-
-
-def set_statistics(network: nn.Module, row: Tensor) -> None:
-    """Put back what `statistics` gave."""
-    buffers = [b for b in network.buffers() if b.is_floating_point()]
-    for buffer, part in zip(buffers, row.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
 
 
 @dataclass(frozen=True)
@@ -106,8 +45,8 @@ class Progress:
 class Training:
     """One worker's training: its network, its data, and how far it got.
 
-    `network` holds the weights; `parallel` is what is called on a batch: the same network, or
-    DistributedDataParallel around it.
+    `network` holds the weights; `parallel` is what is called on a batch: the same network,
+    DistributedDataParallel around it, or either compiled.
     """
 
     config: TrainConfig
@@ -118,6 +57,8 @@ class Training:
     world: World
     device: torch.device
     totals: Tensor  # (2,) float64: this worker's sums of losses and errors in the epoch in hand
+    ddp: nn.parallel.DistributedDataParallel | None = None  # where it adds the gradients up
+    average: Average | None = None  # of the weights over time
     beat: Callable[[], None] = lambda: None  # called at each batch, for whoever watches that work goes on
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch in hand
@@ -145,7 +86,8 @@ class Training:
             steps, batch_size = self.loader.steps, self.config.batch_size
             train = Mean.of(self.world.add(self.totals), steps * batch_size)
             trained = time.perf_counter()
-            self.world.average_batchnorm(self.network)
+            for network in self.networks:
+                self.world.average_batchnorm(network)
             val = self.evaluate()
             self.epoch, self.step = self.epoch + 1, 0
             self.totals.zero_()
@@ -168,19 +110,16 @@ class Training:
         steps, batch_size = self.loader.steps, self.config.batch_size
         begun, started = self.step, time.perf_counter()
         told = started
-        for x, y in self.loader.train_batches(self.epoch, start=begun):
+        for x, y in self.loader.train_batches(self.epoch, begun, self.beat):
+            done = self.epoch * steps + self.step
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.config, self.epoch * steps + self.step, self.config.epochs * steps)
-            with self.autocast():
-                logits = self.parallel(x)
-            loss_sum = F.cross_entropy(logits.float(), y, reduction="sum")
-            # Scaled by the whole batch, so that uneven shares still add up to the batch's mean.
-            (loss_sum * (self.gradient_scale / batch_size)).backward()
-            if self.adds_gradients:
-                self.world.add_gradients(self.network)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.totals += torch.stack((loss_sum.detach(), (logits.detach().argmax(1) != y).sum()))
+                group["lr"] = learning_rate(self.config, done, self.config.epochs * steps)
+            self.compute_gradients(x, y)
+            if self.config.clip_grad_norm:
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad_norm)
+            self.update_weights()
+            if self.average:
+                self.average.update(done)
             self.step += 1
             self.beat()
 
@@ -193,26 +132,61 @@ class Training:
             if self.step < steps and is_due(self.epoch * steps + self.step):
                 yield None
 
-    @property
-    def adds_gradients(self) -> bool:
-        """Whether workers add their gradients up themselves, instead of DistributedDataParallel."""
-        return self.world.size > 1 and self.parallel is self.network
+    def compute_gradients(self, x: Tensor, y: Tensor) -> None:
+        """Forward and backward through this worker's share, in micro-batches, and add up over all workers."""
+        config, micro_batches = self.config, min(self.config.accumulate, len(y))
+        parts = zip(x.tensor_split(micro_batches), y.tensor_split(micro_batches), strict=True)
+        for index, (images, labels) in enumerate(parts, start=1):
+            # Gradients are added up over the workers once, with the last micro-batch.
+            waits = self.ddp.no_sync() if self.ddp and index < micro_batches else contextlib.nullcontext()
+            with waits:
+                logits = self.logits(self.parallel, images)
+                loss_sum = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=config.label_smoothing)
+                # Scaled by the whole batch, so that uneven shares still add up to the batch's mean;
+                # DistributedDataParallel averages over workers, where a sum is wanted.
+                (loss_sum * ((self.world.size if self.ddp else 1) / config.batch_size)).backward()
+            classes = labels if labels.dim() == 1 else labels.argmax(1)
+            self.totals += torch.stack((loss_sum.detach(), (logits.detach().argmax(1) != classes).sum()))
+        if self.world.size > 1 and not self.ddp:
+            self.world.add_gradients(self.network)
+
+    @torch.no_grad()
+    def update_weights(self) -> None:
+        """The optimizer's step, and the end of the gradients.
+
+        Past torch's decorators of both, which would import its compiler to keep it from compiling them: 1 s.
+        """
+        inspect.unwrap(torch.optim.SGD.step)(self.optimizer)
+        for parameter in self.network.parameters():
+            parameter.grad = None
+
+    def logits(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Logits (n, classes) float32 of images (n, C, H, W)."""
+        if not self.config.channels_last:
+            x = x.contiguous()
+        with self.autocast():
+            logits: Tensor = network(x)
+        return logits.float()
 
     @property
-    def gradient_scale(self) -> int:
-        """DistributedDataParallel averages over workers, where a sum is wanted."""
-        return self.world.size if self.parallel is not self.network else 1
+    def networks(self) -> list[ResNet]:
+        """The network that is trained, and its average over time, if there is one."""
+        return [self.network, self.average.network] if self.average else [self.network]
+
+    @property
+    def validated(self) -> ResNet:
+        """The network that is validated, kept as best and exported."""
+        return self.networks[-1]
 
     @torch.no_grad()
     def evaluate(self) -> "Mean":
         """Loss and top-1 error over the validation images."""
-        self.network.eval()
+        network = self.validated.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for x, y in self.loader.val_batches():
+        for x, y in self.loader.val_batches(self.beat):
             self.beat()
-            with self.autocast():
-                logits = self.network(x)
-            loss_sum = F.cross_entropy(logits.float(), y, reduction="sum")
+            logits = self.logits(network, x)
+            loss_sum = F.cross_entropy(logits, y, reduction="sum")
             totals += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
         return Mean.of(self.world.add(totals), len(self.loader.val))
 
@@ -245,36 +219,3 @@ class Mean:
         """From the sums of losses and of errors."""
         loss, errors = (totals / max(images, 1)).tolist()
         return cls(loss, errors)
-
-
-def prepare(config: TrainConfig, network: ResNet, loader: Loader, world: World, device: torch.device) -> Training:
-    """Put a fresh network on the device, with its optimizer, ready for the first epoch."""
-    network = network.to(device).to(memory_format=torch.channels_last)
-    parallel: nn.Module = network
-    if world.size > 1 and device.type == "cuda":  # it adds gradients up while others are still computed
-        parallel = nn.parallel.DistributedDataParallel(
-            network,
-            device_ids=[device],
-            broadcast_buffers=False,  # BatchNorm statistics are averaged once an epoch instead
-            gradient_as_bucket_view=True,
-        )
-    with _compiler_left_alone():
-        optimizer = torch.optim.SGD(
-            network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-        )
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
-    return Training(config, network, parallel, optimizer, loader, world, device, totals)
-
-
-@contextlib.contextmanager
-def _compiler_left_alone() -> Iterator[None]:
-    """Make an optimizer without importing torch's compiler, which takes each worker 1 s.
-
-    It would be imported only to be kept from compiling this very call.
-    """
-    decorated: Any = torch.optim.Optimizer.add_param_group
-    torch.optim.Optimizer.add_param_group = getattr(decorated, "__wrapped__", decorated)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.optim.Optimizer.add_param_group = decorated  # type: ignore[method-assign]

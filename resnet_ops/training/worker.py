@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,35 @@ import torch
 import torch.distributed as dist
 
 from resnet_ops import files
+from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import build
 from resnet_ops.orchestration.placement import Request, choose, survey
 from resnet_ops.orchestration.trainer import NodeUnfitError, PeerLostError, RegroupError, is_about_a_peer, usable
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.runs import BadImage, Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
-from resnet_ops.training.loop import Progress, Training, World, prepare
+from resnet_ops.training.loop import Progress, Training
 from resnet_ops.training.pace import Pace
+from resnet_ops.training.prepare import prepare
 from resnet_ops.training.watchdog import Watchdog
+from resnet_ops.training.world import World
 from resnet_ops.training.writer import writing
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """When a worker's first and last steps ended, in seconds since 1970; () where none was left to do."""
+    """What came of a worker's part.
+
+    Args:
+        steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
+        bad: Broken images that any worker met.
+    """
 
     steps_at: tuple[float, ...]
+    bad: tuple[BadImage, ...]
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,9 @@ def work(job: Job) -> Outcome:
             exit_code=WORK_FAILED,
         ) from error
     except (RuntimeError, dist.DistError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"torch.compile failed: {reason}", "Leave --compile out.", WORK_FAILED) from error
         if world.size > 1 and (isinstance(error, dist.DistError) or is_about_a_peer(error)):
             raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise
@@ -94,7 +106,7 @@ def _open_the_same(record: RunRecord) -> Source:
     """The run's images, as this machine sees them."""
     here, data = socket.gethostname(), record.config.data
     try:
-        source = open_source(data)
+        source = open_source(record.config)
     except UserError as error:
         raise _unfit(f"{here}: {error.cause}") from error
     if source.record.fingerprint != record.data.fingerprint:
@@ -114,17 +126,18 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
     leads = world.rank == 0
     if leads:
         run.write_progress({"stage": f"Reading {config.data}"})
-    assert config.crop_padding is not None  # settled, like flip, before the run was created
-    assert config.flip is not None
+    source = _open_the_same(record) if request else open_source(config)
     loader = open_loader(
-        _open_the_same(record) if request else open_source(config.data),
+        replace(source, record=record.data),
         device,
         batch_size=config.batch_size,
-        crop_padding=config.crop_padding,
-        flip=config.flip,
+        augmentation=Augmentation.of(
+            config, len(record.data.class_names), record.data.height if record.data.stored else None
+        ),
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
+        tell=run.tell,
     )
     torch.manual_seed(config.seed)
     network = build(
@@ -158,7 +171,15 @@ def _train(run: Run, record: RunRecord, world: World, device: torch.device, requ
                 writer.wait()
                 world.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                 raise RegroupError
-    return Outcome(tuple(steps_at))
+    return Outcome(tuple(steps_at), _met_by_all(world, (*loader.train.bad, *loader.val.bad)))
+
+
+def _met_by_all(world: World, bad: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
+    every: list[Any] = [bad]
+    if world.size > 1:
+        every = [()] * world.size
+        dist.all_gather_object(every, bad)
+    return tuple(sorted({image for some in every for image in some}, key=lambda image: image.name))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from resnet_ops.data.sources import Images
+from resnet_ops.data.cache import Images
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph, runtime
 from resnet_ops.export.proof import Proof, prove

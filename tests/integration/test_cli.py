@@ -23,7 +23,7 @@ Cli = Callable[..., Ended]
 def test_help_is_complete(cli: Cli) -> None:
     top = cli("--help")
     assert top.code == 0
-    for name in ("train", "export", "runs", "doctor"):
+    for name in ("train", "export", "recipes", "runs", "doctor"):
         assert name in top.out
         shown = cli(name, "--help")
         assert shown.code == 0
@@ -87,6 +87,16 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
         (["--momentum", "1"], ["--momentum", "less than 1"]),
         (["--seed", "-1"], ["--seed"]),
         (["--batch-size", "2000"], ["--batch-size 2000", "1438 training images"]),
+        (["--milestones", "0.75,0.5"], ["--milestones", "rising shares", "1/3,2/3"]),
+        (["--milestones", "1/0"], ["--milestones", "rising shares"]),
+        (["--warmup-steps", "5"], ["one-cycle has a warm-up of its own", "--schedule steps"]),
+        (["--nesterov", "--momentum", "0"], ["--nesterov needs a momentum"]),
+        (["--accumulate", "200"], ["--accumulate 200", "128"]),
+        (["--ema", "1"], ["--ema", "less than 1"]),
+        (["--cutout", "9"], ["--cutout 9", "8 pixels"]),
+        (["--compile", "max"], ["--compile", "max-autotune"]),
+        (["--model", "plain20", "--zero-init-residual"], ["plain20 has no residual branches"]),
+        (["--recipe", "fsat"], ["no recipe called 'fsat'", "Did you mean fast?", "torchvision"]),
         (["--crop-padding", "9"], ["--crop-padding 9", "8 pixels"]),
         (["--name", "../escape"], ["--name", "'../escape'"]),
         (["--name", ""], ["--name"]),

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 import s3fs
 
@@ -25,6 +26,7 @@ from resnet_ops.locks import Lease
 from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
+from tests.data.made import folders, noise
 from tests.integration.test_train import assert_same_bytes, wait_for, weights
 from tests.test_runs import record
 
@@ -129,6 +131,23 @@ def test_two_workers_train_into_a_bucket(place: str) -> None:
     assert run.read().world_size == 2
     assert len(run.epochs()) == 2
     assert not [key for key in keys(run) if key.startswith("ray/") or key == ".lock"]
+
+
+def test_images_in_a_bucket_are_streamed_as_from_memory(place: str, tmp_path: Path) -> None:
+    for split, count, seed in (("train", 20, 0), ("val", 6, 1)):
+        images = np.split(noise(count, side=16, seed=seed), 2)
+        folders(tmp_path / "images" / split, {"cat": images[0], "dog": images[1]})
+    to_path(place).fs.put(f"{tmp_path}/images/", f"{place}/images/", recursive=True)  # type: ignore[attr-defined]
+    options = {"model": "resnet8", "epochs": 1, "batch_size": 8, "runs_dir": tmp_path}
+    there = job.train(TrainConfig.of(**options, name="there", data=str(tmp_path / "images")))
+    ended = command(
+        "train", "--model", "resnet8", "--epochs", 1, "--batch-size", 8, "--runs-dir", tmp_path, "--name", "streamed",
+        "--stream", "on", "--data", f"{place}/images/train", "--val-data", f"{place}/images/val",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    note, _, _ = ended.stderr.splitlines()  # the other two are the run and its epoch; Ray Data says nothing
+    assert note.startswith("note: Streaming: decoded, the training images take")
+    assert_same_bytes(weights(Run(tmp_path / "streamed"), 1), weights(there.run, 1))
 
 
 def test_a_bucket_that_vanishes_stops_a_run_in_one_line(server: None) -> None:

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.sources import EMBEDDED, open_source
 from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import Ended, command
@@ -124,7 +124,7 @@ def test_one_checkpoint_can_be_named(cli: Callable[..., Ended], run: Run, tmp_pa
 
 def test_images_that_changed_are_noticed(cli: Callable[..., Ended], tmp_path: Path) -> None:
     data = tmp_path / "mine.parquet"
-    shutil.copy(open_source("digits").files["train"][0], data)
+    shutil.copy(EMBEDDED["digits"], data)
     options = ("--model", "resnet8", "--epochs", 1, "--runs-dir", tmp_path / "runs", "--name", "mine")
     assert cli("train", *options, "--data", data).code == 0
     import pyarrow.parquet as pq

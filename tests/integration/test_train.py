@@ -23,7 +23,8 @@ SMALL = ("--model", "resnet8", "--epochs", "4")
 
 def weights(run: Run, epoch: int) -> dict[str, torch.Tensor]:
     read = checkpoints.read(run.checkpoints / f"epoch-{epoch:04d}.safetensors")
-    return read.model | {f"optimizer/{name}": value for name, value in read.optimizer.items()}
+    others = {"optimizer": read.optimizer, "trained": read.trained}
+    return read.model | {f"{part}/{name}": value for part, found in others.items() for name, value in found.items()}
 
 
 def assert_same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -101,9 +102,14 @@ def test_resuming_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, cli: Calla
 
 
 def test_a_corrupt_last_checkpoint_costs_one_epoch(tmp_path: Path, cli: Callable[..., Ended]) -> None:
-    job.train(TrainConfig.of(model="resnet8", epochs=3, runs_dir=tmp_path, name="c"))
+    options = {"ema": 0.95, "mixup": 0.2, "cutout": 2, "accumulate": 2, "random_resized_crop": True}
+    job.train(TrainConfig.of(model="resnet8", epochs=3, runs_dir=tmp_path, name="c", **options))
     run = Run(tmp_path / "c")
     expected = weights(run, 3)
+    best, _ = checkpoints.read_best(run)
+    assert best.info.metrics is not None
+    assert validation_error(best) == pytest.approx(best.info.metrics.val_error)  # the average, and not `trained/`
+    assert expected["fc.weight"].ne(expected["trained/fc.weight"]).any()
     run.write(run.read().model_copy(update={"status": "interrupted"}))
     last = run.checkpoints / "epoch-0003.safetensors"
     last.write_bytes(last.read_bytes()[:-1000])

@@ -18,6 +18,7 @@ import typer
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import jobs
 from resnet_ops.orchestration.code import shippable_code
+from resnet_ops.recipes.reading import configure
 from tests.conftest import Ended
 from tests.integration.test_cli import refused
 
@@ -26,12 +27,41 @@ EVERY_OPTION = TrainConfig.of(
     model="plain56",
     shortcut="C",
     data="s3://bucket/a folder/*.parquet",
+    val_data="s3://bucket/another folder",
+    data_root=Path("/shared/data"),
+    image_column="picture",
+    label_column="what it is",
+    image_size=160,
+    on_bad_image="fail",
+    stream="on",
+    cache_dir=Path("/scratch/a cache"),
     epochs=3,
     batch_size=7,
+    auto_batch=True,
+    accumulate=2,
     lr=1e-5,
     schedule="steps",
-    momentum=0.0,
+    milestones="1/3,0.9",
+    lr_decay=0.3,
+    warmup_steps=10,
+    warmup="constant",
+    momentum=0.5,
+    nesterov=True,
     weight_decay=0.0,
+    norm_weight_decay=0.0,
+    label_smoothing=0.1,
+    clip_grad_norm=1.5,
+    ema=0.999,
+    random_resized_crop=True,
+    cutout=2,
+    mixup=0.2,
+    cutmix=1.0,
+    zero_init_residual=True,
+    sync_batchnorm=True,
+    channels_last=False,
+    fused=False,
+    compile="reduce-overhead",
+    recipe="paper",
     crop_padding=0,
     flip=False,
     seed=2**63 - 1,
@@ -78,13 +108,14 @@ def test_help(cli: Cli) -> None:
 def test_every_option_reaches_the_cluster(field: str) -> None:
     value = getattr(EVERY_OPTION, field)
     assert value != TrainConfig.default(field)
-    config = TrainConfig.of(**{field: value})
+    config = TrainConfig.of(**{"schedule": "steps", field: value})
     sent = jobs.train_arguments(config)
     given = parsed(shlex.split(shlex.join(sent)))  # through a shell, as on the cluster
     expected = config.model_copy(update={"cluster": "auto"})
     assert TrainConfig.of(**{name: given[name] for name in TrainConfig.model_fields}) == expected
     assert given["json"]
-    assert len(sent) == 3 + (field != "cluster")  # what is left at its default is not sent
+    if field != "recipe":  # what is left at its default is not sent
+        assert len(sent) == 3 + len({"schedule", field} - {"cluster"})
 
 
 def test_all_options_at_once_and_flags() -> None:
@@ -98,6 +129,20 @@ def test_all_options_at_once_and_flags() -> None:
     assert (given["resume"], given["runs_dir"]) == ("a.b-c_d", EVERY_OPTION.runs_dir)
     assert not given["overwrite"]
     assert given["model"] == TrainConfig.default("model")  # the run knows its own
+
+
+def test_what_was_typed_beside_a_recipe_reaches_the_cluster() -> None:
+    """Also where it is the default again, which is not what the recipe says."""
+    config = configure(recipe="fast", epochs=TrainConfig.default("epochs"), nesterov=False)
+    given = parsed(jobs.train_arguments(config))
+    assert (given["recipe"], given["epochs"], given["nesterov"], given["lr"]) == ("fast", 30, False, config.lr)
+
+
+def test_a_recipes_file_stays_where_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('recipe = "fast"\nbatch_size = 64\n')
+    given = parsed(jobs.train_arguments(configure(recipe=str(file))))
+    assert (given["recipe"], given["batch_size"], given["nesterov"]) == (None, 64, True)
 
 
 def test_the_shipped_code_is_the_installed_one_whole(tmp_path: Path) -> None:

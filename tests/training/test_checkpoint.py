@@ -13,13 +13,16 @@ import pytest
 import torch
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, Loader
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.runs import Epoch, Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, Checkpoints
-from resnet_ops.training.loop import Training, World, prepare, statistics
+from resnet_ops.training.loop import Training
+from resnet_ops.training.prepare import prepare
+from resnet_ops.training.world import World, statistics
 
 CPU = torch.device("cpu")
 
@@ -35,13 +38,15 @@ def info(epoch: int = 1, accuracy: float = 0.5, loss: float = 1.0, step: int = 0
     )  # fmt: skip
 
 
-def fresh(seed: int = 0, world: World | None = None) -> Training:
+ALL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4}
+
+
+def fresh(seed: int = 0, world: World | None = None, **options: float) -> Training:
     torch.manual_seed(seed)
     split = DeviceImages(torch.randint(0, 256, (40, 8, 8, 1), dtype=torch.uint8), torch.arange(40) % 2)
-    loader = Loader(split, split, (0.5,), (0.2,), 4, 0, False, 0)
-    return prepare(
-        TrainConfig(epochs=1000), build("resnet8", num_classes=2, in_channels=1), loader, world or World(), CPU
-    )
+    config = TrainConfig.of(epochs=1000, **options)
+    loader = Loader(split, split, (0.5,), (0.2,), 4, Augmentation.of(config, 2), 0)
+    return prepare(config, build("resnet8", num_classes=2, in_channels=1), loader, world or World(), CPU)
 
 
 def trained(steps: int = 2) -> Training:
@@ -80,19 +85,21 @@ def test_what_is_restored_is_what_was_saved(tmp_path: Path) -> None:
     assert torch.equal(one.totals, other.totals)
 
 
+@pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "all"])
 @pytest.mark.parametrize("stop", [1, 7, 10, 13])
-def test_going_on_within_an_epoch_ends_in_the_same_bytes(stop: int) -> None:
+def test_going_on_within_an_epoch_ends_in_the_same_bytes(stop: int, options: dict[str, float]) -> None:
     def states(training: Training, is_due: Callable[[int], bool]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         for _ in training.run(lambda _: None, is_due):
             yield training.epoch * 10 + training.step, checkpoints.collect(training)
 
-    whole = next(state for step, state in states(fresh(), lambda _: False) if step == 20)
-    saved = next(state for step, state in states(fresh(), lambda step: step == stop) if step == stop)
+    whole = next(state for step, state in states(fresh(**options), lambda _: False) if step == 20)
+    saved = next(state for step, state in states(fresh(**options), lambda step: step == stop) if step == stop)
     info_ = info(step=stop % 10).model_copy(update={"metrics": info(stop // 10).metrics if stop >= 10 else None})
-    parts = {part: checkpoints._below(part, saved) for part in ("model/", "optimizer/", "workers/")}
-    resumed = fresh(seed=5)
+    parts = {part: checkpoints._below(part, saved) for part in ("model/", "optimizer/", "workers/", "trained/")}
+    assert bool(parts["trained/"]) == bool(options)
+    resumed = fresh(seed=5, **options)
     # The images are drawn by the seed too, and are the same everywhere in real life.
-    resumed.loader = fresh().loader
+    resumed.loader = fresh(**options).loader
     checkpoints.restore(Checkpoint(Path(), info_, "", *parts.values()), resumed)
     ended = next(state for step, state in states(resumed, lambda _: False) if step == 20)
     assert whole.keys() == ended.keys()

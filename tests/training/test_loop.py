@@ -8,19 +8,22 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
-from resnet_ops.training.loop import Progress, Training, World, prepare
+from resnet_ops.training.loop import Progress, Training
+from resnet_ops.training.prepare import prepare
 from resnet_ops.training.schedule import learning_rate
+from resnet_ops.training.world import World
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def digits() -> Loader:
-    return open_loader(open_source("digits"), CPU, batch_size=128, crop_padding=1, flip=False, seed=0)
+    return open_loader(open_source("digits"), CPU, batch_size=128, augmentation=Augmentation(1), seed=0)
 
 
 def training(loader: Loader, **options: object) -> Training:
@@ -33,8 +36,9 @@ def ignore(_: Progress) -> None:
     pass
 
 
-def test_a_step_is_plain_pytorchs(digits: Loader) -> None:
-    ours = training(digits, weight_decay=1e-3)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_is_plain_pytorchs(digits: Loader, fused: bool) -> None:
+    ours = training(digits, weight_decay=1e-3, fused=fused, channels_last=fused)
     torch.manual_seed(0)
     theirs = build("resnet8", num_classes=10, in_channels=1).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -55,6 +59,81 @@ def test_a_step_is_plain_pytorchs(digits: Loader) -> None:
     assert metrics.train_error == pytest.approx(errors / seen, abs=1 / seen)
     for (name, our), their in zip(ours.network.state_dict().items(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_all_that_can_be_switched_on_is_plain_pytorchs(digits: Loader) -> None:
+    """Nesterov, clipping, smoothing, another weight decay for BatchNorm and biases, and the average, by hand."""
+    ours = training(
+        digits, nesterov=True, clip_grad_norm=0.5, label_smoothing=0.1, weight_decay=5e-3, norm_weight_decay=0.0,
+        ema=0.8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = build("resnet8", num_classes=10, in_channels=1).to(memory_format=torch.channels_last)
+    rows = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias", "fc.bias")
+    groups = [[p for name, p in theirs.named_parameters() if name.endswith(rows) == is_row] for is_row in (False, True)]
+    optimizer = torch.optim.SGD(
+        [{"params": groups[0], "weight_decay": 5e-3}, {"params": groups[1], "weight_decay": 0}],
+        lr=0.1, momentum=0.9, nesterov=True,
+    )  # fmt: skip
+    average = {name: value.clone() for name, value in theirs.state_dict().items()}
+    clipped = 0
+    for step, (x, y) in enumerate(digits.train_batches(0)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(ours.config, step, 2 * digits.steps)
+        optimizer.zero_grad()
+        nn.CrossEntropyLoss(label_smoothing=0.1)(theirs(x), y).backward()
+        clipped += float(nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)) > 0.5
+        optimizer.step()
+        kept = min(0.8, (1 + step) / (10 + step))
+        for name, value in theirs.state_dict().items():
+            average[name] = kept * average[name] + (1 - kept) * value if value.is_floating_point() else value.clone()
+    assert clipped > 3
+    metrics = next(ours.run(ignore))
+    for (name, our), their in zip(ours.network.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-4, msg=name)
+    for name, our in ours.validated.state_dict().items():
+        torch.testing.assert_close(our, average[name], rtol=1e-3, atol=1e-4, msg=name)
+    # What is validated is the average.
+    theirs.load_state_dict(average)
+    x, y = next(iter(digits.val_batches()))
+    with torch.no_grad():
+        assert metrics is not None
+        assert metrics.val_loss == pytest.approx(nn.functional.cross_entropy(theirs.eval()(x), y).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("micro_batches", "mixup"), [(1, 0.5), (3, 0.0), (5, 0.5), (128, 0.0)])
+def test_micro_batches_add_up_to_the_batch(digits: Loader, micro_batches: int, mixup: float) -> None:
+    """With labels that are mixed and smoothed too: cross entropy of probabilities."""
+    ours = training(digits, accumulate=micro_batches, label_smoothing=0.2)
+    ours.network.eval()  # BatchNorm sees each micro-batch for itself
+    mixed = replace(digits, augmentation=Augmentation(mixup=mixup, classes=10))
+    x, y = next(iter(mixed.train_batches(0)))
+    soft = y if mixup else nn.functional.one_hot(y, 10).float()
+    loss = nn.functional.cross_entropy(ours.network(x), 0.8 * soft + 0.2 / 10)
+    expected = torch.autograd.grad(loss, list(ours.network.parameters()))
+    ours.compute_gradients(x, y)
+    for parameter, gradient in zip(ours.network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert ours.totals[0].item() == pytest.approx(128 * loss.item(), rel=1e-5)
+    with torch.no_grad():
+        errors = (ours.network(x).argmax(1) != soft.argmax(1)).sum().item()
+    assert ours.totals[1].item() == errors
+
+
+def test_a_residual_branch_that_begins_at_zero_adds_nothing(digits: Loader) -> None:
+    ours = training(digits, zero_init_residual=True)
+    block, x = ours.network.layer1[0], torch.rand(2, 16, 8, 8)
+    torch.testing.assert_close(block(x), x)
+    assert not torch.equal(training(digits).network.layer1[0](x), x)
+
+
+@pytest.mark.slow  # half a minute of compiling
+def test_a_compiled_step_is_the_same_step(digits: Loader) -> None:
+    plain, compiled = training(digits), training(digits, compile="default")
+    one, other = next(plain.run(ignore)), next(compiled.run(ignore))
+    assert one is not None
+    assert other is not None
+    assert other.train_loss == pytest.approx(one.train_loss, rel=1e-3)
 
 
 def test_validation_metrics_are_scikit_learns(digits: Loader) -> None:
@@ -94,13 +173,13 @@ def test_gradients_of_uneven_shares_average_to_the_batchs(digits: Loader, world_
         loss = nn.functional.cross_entropy(network(x), y, reduction="sum") * scale
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))])
 
-    x, y = next(iter(replace(digits, crop_padding=0).train_batches(0)))
+    plain = replace(digits, augmentation=Augmentation())
+    x, y = next(iter(plain.train_batches(0)))
     whole = gradient(x, y, 1 / 128)
     shares = [
-        gradient(*next(iter(replace(digits, crop_padding=0, rank=r, world_size=world_size).train_batches(0))),
-                 world_size / 128)
+        gradient(*next(iter(replace(plain, rank=r, world_size=world_size).train_batches(0))), world_size / 128)
         for r in range(world_size)
-    ]  # fmt: skip
+    ]
     torch.testing.assert_close(torch.stack(shares).mean(0), whole, rtol=1e-4, atol=1e-6)
 
 

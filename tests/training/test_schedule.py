@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.training.schedule import learning_rate
@@ -36,7 +36,40 @@ def test_steps_are_the_papers(steps: int) -> None:
     assert [learning_rate(config, step, steps) for step in range(steps)] == pytest.approx(theirs)
 
 
-@pytest.mark.parametrize("schedule", ["one-cycle", "steps"])
+def test_milestones_and_decay_can_be_others() -> None:
+    config = TrainConfig.of(lr=0.1, schedule="steps", milestones="1/3,2/3", lr_decay=0.5)
+    assert [learning_rate(config, step, 9) for step in range(9)] == [0.1] * 3 + [0.05] * 3 + [0.025] * 3
+
+
+def test_cosine_is_torchs() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    theirs = rates(CosineAnnealingLR(optimizer, T_max=50), 50)
+    config = TrainConfig.of(lr=0.1, schedule="cosine")
+    assert [learning_rate(config, step, 50) for step in range(50)] == pytest.approx(theirs)
+    warm = config.model_copy(update={"warmup_steps": 7})
+    assert [learning_rate(warm, step, 57) for step in range(7, 57)] == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        # Linear: quarters of the way up. Constant: a tenth, as the paper's ResNet-110. Milestones stay where they are.
+        ("steps", "linear", [0.1, 0.2, 0.3, 0.4, 0.04, 0.04, 0.004, 0.004]),
+        ("steps", "constant", [0.04, 0.04, 0.04, 0.4, 0.04, 0.04, 0.004, 0.004]),
+        ("cosine", "linear", [0.1, 0.2, 0.3, 0.4, 0.361803, 0.261803, 0.138197, 0.038197]),
+    ],
+)
+def test_warming_up(schedule: str, warmup: str, expected: list[float]) -> None:
+    config = TrainConfig.of(lr=0.4, schedule=schedule, warmup=warmup, warmup_steps=3)
+    assert [learning_rate(config, step, 8) for step in range(8)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_warm_up_longer_than_the_training() -> None:
+    config = TrainConfig.of(lr=0.1, schedule="cosine", warmup_steps=9)
+    assert [learning_rate(config, step, 3) for step in range(3)] == pytest.approx([0.01, 0.02, 0.03])
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "steps", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_short_trainings_have_a_rate_at_every_step(schedule: str, steps: int) -> None:
     config = TrainConfig.of(lr=0.1, schedule=schedule)

@@ -1,0 +1,233 @@
+"""`resnet-ops data`: what to know of images before training on them."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from resnet_ops.config import DataConfig
+from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.files import write_atomically
+
+from .console import Output, err, short, table
+from .options import Debug, Json, argument, option
+
+if TYPE_CHECKING:
+    from resnet_ops.data.check import Report
+
+EXAMPLES = """
+[bold]resnet-ops data check ~/images[/]  a folder of class folders, or with train/ and val/ of them
+
+[bold]resnet-ops data check cifar10 --contact-sheet cifar10.png[/]  and a picture of each class's images
+
+[bold]resnet-ops data check s3://bucket/images --strict --json[/]  before each night's training
+"""
+default = DataConfig.default
+MARKS = {"ok": "[green]ok[/]", "note": "[cyan]note[/]", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]"}
+SHOWN, EXTREMES, BAR = 20, 5, 24  # classes shown, largest and smallest of more, the longest bar
+
+app = typer.Typer(rich_markup_mode="rich", help="See what images there are to train on.")
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """See what images there are to train on."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("check", epilog=EXAMPLES)
+def check(
+    data: Annotated[str, argument(DataConfig, "data")],
+    val_data: Annotated[str | None, option(DataConfig, "val_data")] = default("val_data"),
+    data_root: Annotated[Path | None, option(DataConfig, "data_root")] = default("data_root"),
+    image_column: Annotated[str | None, option(DataConfig, "image_column")] = default("image_column"),
+    label_column: Annotated[str | None, option(DataConfig, "label_column")] = default("label_column"),
+    image_size: Annotated[int | None, option(DataConfig, "image_size")] = default("image_size"),
+    cache_dir: Annotated[Path | None, option(DataConfig, "cache_dir")] = default("cache_dir"),
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw examples of each class, a row a class, at most 20 classes."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read every image and say what there is and what is wrong with it, before training does.
+
+    Exits with 1 for an error: training refuses the data, an image cannot be
+    decoded and would be left out, or the same image is there under two labels.
+    What makes results worse or less sure is a warning: validation images used
+    for training too, copies, classes with next to no images, blank images, lost
+    colours, too little memory or disk. Warnings exit with 1 only with --strict;
+    notes never do.
+    """
+    output = Output(json)
+    config = DataConfig.of(
+        data=data,
+        val_data=val_data,
+        data_root=data_root,
+        image_column=image_column,
+        label_column=label_column,
+        image_size=image_size,
+        cache_dir=cache_dir,
+    )
+    _check_file(contact_sheet)
+    with _progress() as progress:
+        task = progress.add_task("Looking for images", total=None)
+        from resnet_ops.data import check as library
+        from resnet_ops.data import sheet
+
+        def seen(done: int, total: int) -> None:
+            progress.update(task, description="Reading images", completed=done, total=total)
+
+        report = library.check(config, seen, *([sheet.pick] if contact_sheet else []))
+    _show(output, report)
+    if contact_sheet:
+        _draw(contact_sheet, report)
+        output.show(f"Contact sheet: {escape(short(contact_sheet.absolute()))}")
+    bad = bool(report.having("error", "warning") if strict else report.having("error"))
+    output.show(_verdict(report))
+    output.end(_as_json(report, data, contact_sheet, not bad))
+    if bad:
+        raise typer.Exit(WORK_FAILED)
+
+
+def _check_file(contact_sheet: Path | None) -> None:
+    if contact_sheet is None:
+        return
+    if contact_sheet.suffix.lower() != ".png":
+        raise UserError(f"--contact-sheet {contact_sheet} is no PNG.", "Give its name the ending .png.")
+    if not contact_sheet.absolute().parent.is_dir():
+        raise UserError(f"--contact-sheet {contact_sheet}: its folder is not there.", "Make it, or name another.")
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=err,
+        transient=True,
+        expand=True,
+        disable=not err.is_terminal,
+    )
+
+
+def _show(output: Output, report: "Report") -> None:
+    train, val = report.images
+    held_out = ", a fifth of each class held out" if report.held_out else ""
+    classes = "1 class" if len(report.class_names) == 1 else f"{len(report.class_names):,} classes"
+    output.show(
+        f"[bold]{escape(report.name)}[/]: {train:,} training and {val:,} validation images{held_out}; {classes}",
+        "",
+        _class_table(report),
+        "",
+        _facts(report),
+        "",
+        *_findings(report),
+    )
+
+
+def _class_table(report: "Report") -> Any:
+    shown = table("class", ">training", ">validation", "")
+    order = range(len(report.class_names))
+    rows: list[int | None] = list(order)
+    if len(rows) > SHOWN:
+        by_size = sorted(order, key=lambda number: (-int(report.per_class[number, 0]), number))
+        rows = [*by_size[:EXTREMES], None, *by_size[-EXTREMES:]]
+    most = max(1, int(report.per_class[:, 0].max()))
+    for number in rows:
+        if number is None:
+            shown.add_row(f"[dim]... {len(report.class_names) - 2 * EXTREMES:,} between ...[/]")
+            continue
+        train, val = report.per_class[number].tolist()
+        bar = "█" * round(BAR * train / most) or ("▏" if train else "")
+        shown.add_row(escape(report.class_names[number]), f"{train:,}", f"{val:,}", f"[cyan]{bar}[/]")
+    return shown
+
+
+def _facts(report: "Report") -> Any:
+    from resnet_ops.data.findings import size
+
+    shown = table("", "")
+    shown.show_header = False
+    sizes = [f"{width}x{height}" for height, width in report.sizes]
+    spread = "all" if report.distinct_sizes == 1 else f"of {report.distinct_sizes:,} sizes"
+    if sizes:
+        least, median, greatest = sizes
+        told = f"{least}, {spread}" if least == greatest else f"{least} to {greatest}, median {median}, {spread}"
+        shown.add_row("sizes", told)
+    shown.add_row("formats", _counts(report.formats))
+    shown.add_row("modes", _counts(report.modes))
+    colour = "grey" if report.channels == 1 else "colour"
+    crop = f", cropped from {report.stored}x{report.stored}" if report.stored else ", as they are"
+    shown.add_row("network sees", f"{report.width}x{report.height} {colour}{crop}")
+    shown.add_row("mean", ", ".join(f"{one:.4f}" for one in report.mean))
+    shown.add_row("deviation", ", ".join(f"{one:.4f}" for one in report.std))
+    kept = f"kept in {escape(str(report.cache))}" if report.cache else "kept in memory"
+    shown.add_row("bytes", f"{size(report.encoded_bytes)} encoded, {size(report.decoded_bytes)} decoded and {kept}")
+    if report.fingerprint:
+        shown.add_row("fingerprint", report.fingerprint[:16])
+    return shown
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _findings(report: "Report") -> list[str]:
+    """A line each, and one for each case, however long: a table would break the paths."""
+    state = max(len(finding.state) for finding in report.findings)
+    name = max(len(finding.name) for finding in report.findings)
+    lines = []
+    for finding in report.findings:
+        pad = " " * (state - len(finding.state))
+        lines.append(f"{MARKS[finding.state]}{pad}  {finding.name:{name}}  {escape(finding.found)}")
+        lines += [f"{' ' * (state + 2)}[dim]{escape(detail)}[/]" for detail in finding.details]
+    return lines
+
+
+def _verdict(report: "Report") -> str:
+    told = ", ".join(finding.name for finding in report.having("error"))
+    also = ", ".join(finding.name for finding in report.having("warning"))
+    warned = f"[bold yellow]Look at:[/] {also}" if also else ""
+    if told:
+        return f"[bold red]To be mended:[/] {told}" + (f". {warned}" if also else "")
+    return warned or "[bold green]Sound.[/]"
+
+
+def _draw(file: Path, report: "Report") -> None:
+    from resnet_ops.data.sheet import ClassRow, contact_sheet
+
+    counts = dict(zip(report.class_names, report.per_class.tolist(), strict=True))
+    rows = [ClassRow(name, f"{sum(counts[name]):,}", images) for name, images in report.examples.items()]
+    train, val = report.images
+    subtitle = (
+        f"{train:,} training and {val:,} validation images of {len(report.class_names):,} classes, "
+        f"{report.width}x{report.height}"
+    )
+    left_out = len(report.class_names) - len(rows)
+    foot = f"{left_out:,} more classes" if left_out else ""
+    buffer = io.BytesIO()
+    contact_sheet(report.name, subtitle, rows, foot).save(buffer, format="PNG", optimize=True)
+    write_atomically(file, buffer.getvalue())
+
+
+def _as_json(report: "Report", data: str, contact_sheet: Path | None, fit: bool) -> dict[str, Any]:
+    told = {name: value for name, value in vars(report).items() if name not in ("per_class", "examples", "findings")}
+    counts = zip(report.class_names, report.per_class.tolist(), strict=True)
+    return {
+        "data": data,
+        "fit": fit,
+        **told,
+        "images": report.images,
+        "per_class": {name: {"train": train, "val": val} for name, (train, val) in counts},
+        "findings": [vars(finding) for finding in report.findings],
+        "contact_sheet": contact_sheet and contact_sheet.absolute(),
+    }

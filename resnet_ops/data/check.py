@@ -1,0 +1,256 @@
+"""What to know of images before training on them: how many, what they look like, and what is wrong with them.
+
+Nothing is decoded into the cache, and no damage ends it: all that can be read is told of.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resnet_ops.config import DataConfig
+from resnet_ops.data.cache import cache_folder, refuse_too_many
+from resnet_ops.data.decode import Frame
+from resnet_ops.data.encoded import Found, held_out, subset
+from resnet_ops.data.findings import (
+    SPLITS,
+    TRAIN,
+    VAL,
+    Finding,
+    State,
+    Table,
+    about_broken,
+    about_classes,
+    about_passed_over,
+    about_pixels,
+    about_room,
+    repeats,
+    some,
+)
+from resnet_ops.data.sources import IMAGE_SIZE, Source, checked, find, network_size
+from resnet_ops.data.survey import survey
+from resnet_ops.errors import UserError
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the check found out.
+
+    Args:
+        name: Of the data.
+        fingerprint: As a run's record has it; None where training refuses the data.
+        held_out: Whether validation images are chosen from the training images, for there are no others.
+        class_names: The classes of both splits.
+        per_class: (classes, 2) int64, training and validation images of each, broken ones among them.
+        height: What the network sees.
+        width: Likewise.
+        channels: 1 if grey, else 3.
+        stored: Side of the squares that training crops this from, if it does.
+        sizes: The least, the median and the greatest (height, width), by area; () if no image can be decoded.
+        distinct_sizes: How many sizes there are.
+        formats: Images of each format, in Pillow's words.
+        modes: Images of each of Pillow's modes.
+        mean: Of the training images' pixels as training decodes them, a channel, from 0 to 1.
+        std: Likewise.
+        encoded_bytes: What all images take as they are.
+        decoded_bytes: What they take decoded.
+        cache: The folder that they are then kept in; None where they are kept in memory alone.
+        broken: How many training and validation images cannot be decoded.
+        copies: How many training and validation images are another one of their split once more.
+        in_both: Validation images that are among the training images too.
+        conflicting: Images that are there under another label too.
+        passed_over: Files that lie there and are not read.
+        refused: Why training refuses the data, or ''.
+        findings: All this in words, and what else is wrong.
+        examples: Of some classes, pixels (H, W, C) uint8 of some images, where these were asked for.
+    """
+
+    name: str
+    fingerprint: str | None
+    held_out: bool
+    class_names: tuple[str, ...]
+    per_class: np.ndarray
+    height: int
+    width: int
+    channels: int
+    stored: int | None
+    sizes: tuple[tuple[int, int], ...]
+    distinct_sizes: int
+    formats: dict[str, int]
+    modes: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    encoded_bytes: int
+    decoded_bytes: int
+    cache: Path | None
+    broken: tuple[int, int]
+    copies: tuple[int, int]
+    in_both: int
+    conflicting: int
+    passed_over: int
+    refused: str
+    findings: tuple[Finding, ...]
+    examples: dict[str, tuple[np.ndarray, ...]]
+
+    @property
+    def images(self) -> tuple[int, int]:
+        """How many images there are for training and for validation."""
+        train, val = self.per_class.sum(0).tolist()
+        return train, val
+
+    def having(self, *states: State) -> list[Finding]:
+        """The findings of some states; with an error, training refuses images or learns wrong labels."""
+        return [finding for finding in self.findings if finding.state in states]
+
+
+def check(
+    config: DataConfig,
+    seen: Callable[[int, int], object] = lambda *_: None,
+    pick: Callable[[np.ndarray], np.ndarray] = lambda labels: labels[:0],
+) -> Report:
+    """Read every image once and say what there is.
+
+    Args:
+        config: Which images.
+        seen: Told now and then how many of how many images have been read.
+        pick: Given the labels (N,) of the images under --data, which are those (n,) to keep as examples.
+
+    Raises:
+        UserError: There is nothing to read: no such path, no images, no readable Parquet file.
+    """
+    found = find(config)
+    parts = tuple(part.encoded for part in (found.train, found.val) if part)
+    names, labels = _classes(found)
+    total, first = len(labels), len(parts[0].labels)
+    if not total:
+        raise UserError(f"--data {config.data} holds no images.", "Give a data set that has some.")
+    source, refused = _opened(config, found)
+    height, width, channels, stored = _network(config, found, source)
+    frame = Frame((stored or height, stored or width), stored or height, stored or width, channels)
+    picked = pick(labels[:first])
+    told = survey(parts, frame, set(picked.tolist()), lambda done: seen(done, total))
+    choose = first == total and source is not None
+    split = held_out(told.digests, labels).astype(int) if choose else np.repeat([TRAIN, VAL], [first, total - first])
+    table = Table(parts, labels, split, names, told)
+    if source:
+        refused = _too_many_broken(source, table, choose)
+    of_train, of_val = table.per_class.sum(0).tolist()
+    decoded_bytes = (of_train * frame.height * frame.width + of_val * height * width) * channels
+    cache = None if source and source.embedded else cache_folder(config.cache_dir)
+    same = repeats(table)
+    mean, std = _statistics(told.sums[told.sound & (split == TRAIN)], frame)
+    sizes = told.sizes[told.sound]
+    by_area = sizes[np.lexsort((sizes[:, 0], sizes.prod(1)))].tolist()
+    return Report(
+        name=found.name,
+        fingerprint=source.record.fingerprint if source else None,
+        held_out=choose,
+        class_names=names,
+        per_class=table.per_class,
+        height=height,
+        width=width,
+        channels=channels,
+        stored=stored,
+        sizes=tuple((by_area[i][0], by_area[i][1]) for i in (0, len(by_area) // 2, -1)) if by_area else (),
+        distinct_sizes=len(np.unique(sizes, axis=0)),
+        formats=dict(told.formats.most_common()),
+        modes=dict(told.modes.most_common()),
+        mean=mean,
+        std=std,
+        encoded_bytes=int(told.bytes.sum()),
+        decoded_bytes=decoded_bytes,
+        cache=cache,
+        broken=(int(table.broken(TRAIN).sum()), int(table.broken(VAL).sum())),
+        copies=same.copies,
+        in_both=same.in_both,
+        conflicting=same.conflicting,
+        passed_over=len(found.passed_over),
+        refused=refused,
+        findings=(
+            _about_training(refused, found),
+            about_broken(table),
+            *same.findings,
+            *about_classes(table),
+            *about_pixels(table, channels),
+            *about_room(decoded_bytes, cache),
+            about_passed_over(found.passed_over),
+        ),
+        examples=_examples(table, picked),
+    )
+
+
+def _opened(config: DataConfig, found: Found) -> tuple[Source | None, str]:
+    """The source that training would have, or why it would have none."""
+    try:
+        return checked(config, found), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _network(config: DataConfig, found: Found, source: Source | None) -> tuple[int, int, int, int | None]:
+    """As `network_size`, whether training takes the data or not."""
+    if source:
+        return source.record.height, source.record.width, source.record.channels, source.record.stored
+    try:
+        return network_size(found.train.encoded, config.image_size)
+    except UserError:
+        side = config.image_size or IMAGE_SIZE
+        return side, side, 3, None
+
+
+def _classes(found: Found) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names of the classes of both splits, and of each image the index of its own; by names, as training does.
+
+    A label that has no name is named by its number.
+    """
+    parts = [part for part in (found.train, found.val) if part]
+    known = next((part.class_names for part in parts if part.class_names), ())
+    if not known:
+        top = max(int(part.encoded.labels.max(initial=-1)) for part in parts)
+        known = tuple(map(str, range(top + 1 if top < sum(len(part.encoded.labels) for part in parts) else 0)))
+    index = {name: number for number, name in enumerate(known)}
+    every = []
+    for part in parts:
+        own = part.class_names or known
+        present, inverse = np.unique(part.encoded.labels, return_inverse=True)
+        names = [own[label] if 0 <= label < len(own) else str(label) for label in present.tolist()]
+        every.append(np.array([index.setdefault(name, len(index)) for name in names], np.int64)[inverse])
+    return tuple(index), np.concatenate(every)
+
+
+def _too_many_broken(source: Source, table: Table, chosen: bool) -> str:
+    """What training would say of the broken images once it has decoded all."""
+    for number, split in enumerate(SPLITS):
+        rows = np.flatnonzero(table.split == number).tolist()
+        encoded = subset(source.found["train"], table.split == number) if chosen else source.found[split]
+        bad = {new: table.seen.broken[row] for new, row in enumerate(rows) if row in table.seen.broken}
+        try:
+            refuse_too_many(encoded, source.record.class_names, bad)
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+def _about_training(refused: str, found: Found) -> Finding:
+    if not refused:
+        return Finding("ok", "training", "takes it")
+    problems = [str(problem) for part in (found.train, found.val) if part for problem in part.problems]
+    return Finding("error", "training", f"refuses it: {refused}", some(told for told in problems if told != refused))
+
+
+def _statistics(sums: np.ndarray, frame: Frame) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation a channel, from 0 to 1, of sums (n, 2, C); as `pixel_statistics` finds them."""
+    pixels = len(sums) * frame.height * frame.width
+    if not pixels:
+        return (), ()
+    mean, square = sums.sum(0) / pixels / [[255], [255**2]]
+    return tuple(mean.tolist()), tuple(float(one) or 1.0 for one in np.sqrt(np.maximum(square - mean**2, 0)))
+
+
+def _examples(table: Table, rows: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
+    of_class: dict[str, tuple[np.ndarray, ...]] = {}
+    for row in rows.tolist():
+        name = table.class_names[table.labels[row]]
+        of_class[name] = (*of_class.get(name, ()), *([table.seen.kept[row]] if row in table.seen.kept else []))
+    return of_class

@@ -1,0 +1,142 @@
+"""What every kind of data set comes to: encoded images that are read when they are asked for, and their labels."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+
+from resnet_ops.errors import UserError
+from resnet_ops.files import File
+
+T = TypeVar("T")
+Split = Literal["train", "val"]
+
+CHUNK = 64  # images that a thread reads and decodes at a time
+VAL_FRACTION = 0.2  # of each class, where the data has no validation images of its own
+
+
+class Encoded(Protocol):
+    """The images of one split as they are stored. Can be pickled, and read by several threads at once."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each image, (N,) int64."""
+
+    @property
+    def units(self) -> np.ndarray | None:
+        """For each image the number of the unit of storage that is read with it, (N,) int64; None for one of its own.
+
+        They do not fall, for images are in the order of their units.
+        """
+
+    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
+        """The bytes of these images, in this order; for one that cannot be read, the reason in its place."""
+
+    def name(self, row: int) -> str:
+        """Where an image lies, for messages."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Encoded images with the names of their classes (() where the data has none) and the files that they are from.
+
+    `problems` are why training refuses it, though there are images to look at.
+    """
+
+    encoded: Encoded
+    class_names: tuple[str, ...]
+    files: tuple[File, ...]
+    problems: tuple[UserError, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies under a path: training images, and validation images where the data tells them apart.
+
+    `named_files` says that files' names carry meaning, as folders named after classes do; `passed_over` are names of
+    files that lie there and are not read.
+    """
+
+    name: str
+    train: Part
+    val: Part | None
+    named_files: bool = False
+    passed_over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the images of another `Encoded`, or all of them under other labels."""
+
+    of: Encoded
+    rows: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def units(self) -> np.ndarray | None:
+        """As `Encoded.units`, numbered anew."""
+        units = self.of.units
+        return None if units is None else np.unique(units[self.rows], return_inverse=True)[1]
+
+    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
+        """As `Encoded.read`."""
+        return self.of.read([int(self.rows[row]) for row in rows])
+
+    def name(self, row: int) -> str:
+        """As `Encoded.name`."""
+        return self.of.name(int(self.rows[row]))
+
+
+def subset(encoded: Encoded, chosen: np.ndarray) -> Subset:
+    """The images where `chosen` (N,) bool says so."""
+    rows = np.flatnonzero(chosen)
+    return Subset(encoded, rows, encoded.labels[rows])
+
+
+def in_chunks(images: int, work: Callable[[range], T]) -> Iterator[T]:
+    """What `work` gives for each chunk of rows, in their order, computed by as many threads as there are cores.
+
+    Threads, for Pillow lets go of Python's lock while it decodes; processes would have to be started and sent the
+    images, and were no faster for JPEG and half as fast for PNG of 32x32.
+    """
+    chunks = [range(start, min(start + CHUNK, images)) for start in range(0, images, CHUNK)]
+    with ThreadPoolExecutor(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    ) as pool:
+        try:
+            yield from pool.map(work, chunks)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def digest(image: bytes | OSError) -> bytes:
+    """SHA-256 of an image's bytes; of nothing where it cannot be read."""
+    return hashlib.sha256(b"" if isinstance(image, OSError) else image).digest()
+
+
+def digests(encoded: Encoded) -> np.ndarray:
+    """The SHA-256 of each image, (N,) of 32 bytes; reads them all."""
+    found = in_chunks(len(encoded.labels), lambda rows: [digest(image) for image in encoded.read(rows)])
+    return np.array([one for chunk in found for one in chunk], dtype="S32")
+
+
+def held_out(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Choose the validation images (N,) bool: a fifth of each class, those of the smallest hashes.
+
+    The choice depends on the images alone, not on their order, so it stays when files are
+    renamed or shuffled, and mostly stays when images are added.
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label, count in enumerate(held_out_per_class(labels)):
+        members = np.flatnonzero(labels == label)
+        chosen[members[np.argsort(hashes[members], kind="stable")[:count]]] = True
+    return chosen
+
+
+def held_out_per_class(labels: np.ndarray) -> np.ndarray:
+    """How many images of each class `held_out` chooses."""
+    return np.round(np.bincount(labels) * VAL_FRACTION).astype(int)

@@ -1,0 +1,89 @@
+"""Images in folders named after their classes, as torchvision's ImageFolder reads them, on a disk or in a bucket."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from resnet_ops import files
+from resnet_ops.data.encoded import Found, Part
+from resnet_ops.errors import UserError
+from resnet_ops.files import File
+
+TRAIN = "train"
+VAL = ("validation", "valid", "val", "test")  # the first that is there counts
+# torchvision's IMG_EXTENSIONS, and .gif, whose first picture is taken.
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """An `Encoded`: one file an image."""
+
+    root: Path
+    names: tuple[str, ...]
+    labels: np.ndarray
+    units: None = None
+
+    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
+        """As `Encoded.read`."""
+        return files.read_many(self.root, [self.names[row] for row in rows])
+
+    def name(self, row: int) -> str:
+        """As `Encoded.name`."""
+        return str(self.root / self.names[row])
+
+
+def find(root: Path, name: str) -> Found | None:
+    """The images under `root`: class folders in train/ and in val/, or class folders only.
+
+    A class folder of the training images without an image is a problem. torchvision refuses it as well: the class
+    would be in the network, and never be learnt.
+
+    Returns:
+        None where there are no folders with images in them.
+
+    Raises:
+        UserError: There is a folder train/, and it holds none.
+    """
+    every = files.find(root)
+    tops = {file.name.partition("/")[0] for file in every if "/" in file.name}
+    if TRAIN not in tops:
+        train = _part(root, "", every, refuse_empty=True)
+        return _found(name, train, None, every) if train else None
+    val = next((folder for folder in VAL if folder in tops), None)
+    train = _part(root, f"{TRAIN}/", every, refuse_empty=True)
+    if train is None:
+        raise UserError(f"{root / TRAIN} holds no folders with images.", "Give each class a folder of its own in it.")
+    return _found(name, train, _part(root, f"{val}/", every) if val else None, every)
+
+
+def _found(name: str, train: Part, val: Part | None, every: Sequence[File]) -> Found:
+    read = {file.name for part in (train, val) if part for file in part.files}
+    passed_over = sorted(file.name for file in every if file.name not in read and not file.name.endswith("/"))
+    return Found(name, train, val, named_files=True, passed_over=tuple(passed_over))
+
+
+def _part(root: Path, below: str, every: Sequence[File], *, refuse_empty: bool = False) -> Part | None:
+    inside = [file for file in every if file.name.startswith(below) and "/" in file.name.removeprefix(below)]
+    class_of = {file.name: file.name.removeprefix(below).partition("/")[0] for file in inside}
+    images = sorted((file for file in inside if _is_image(file.name)), key=lambda file: file.name)
+    if not images:
+        return None
+    classes = sorted({class_of[file.name] for file in (inside if refuse_empty else images)})
+    problems = [
+        UserError(
+            f"{root / below / empty} holds no image, so its class could not be learnt.",
+            f"Put images into it ({', '.join(sorted(EXTENSIONS))}), or take it away.",
+        )
+        for empty in sorted(set(classes) - {class_of[file.name] for file in images})
+    ]
+    number = {name: index for index, name in enumerate(classes)}
+    labels = np.array([number[class_of[file.name]] for file in images], np.int64)
+    encoded = FolderImages(root, tuple(file.name for file in images), labels)
+    return Part(encoded, tuple(classes), tuple(images), tuple(problems))
+
+
+def _is_image(name: str) -> bool:
+    return not name.endswith("/") and PurePosixPath(name).suffix.lower() in EXTENSIONS

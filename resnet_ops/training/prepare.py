@@ -1,0 +1,82 @@
+"""Makes a worker's network, optimizer and all that a configuration asks of them ready for the loop."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.data.loader import Loader
+from resnet_ops.models import ResNet, zero_init_residual
+from resnet_ops.training.average import Average
+from resnet_ops.training.loop import Training
+from resnet_ops.training.world import World
+
+BUCKETS = 8  # that the gradients are added up in: the first ones while others are still computed
+SMALLEST_BUCKET_MB, LARGEST_BUCKET_MB = 1, 25  # below, latency rules; above is torch's own
+
+
+def prepare(config: TrainConfig, network: ResNet, loader: Loader, world: World, device: torch.device) -> Training:
+    """Put a fresh network on the device, with its optimizer, ready for the first epoch."""
+    if config.zero_init_residual:
+        zero_init_residual(network)
+    network = network.to(device)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if config.sync_batchnorm and world.size > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    average = Average(network, config.ema) if config.ema else None
+    ddp = _distributed(config, network, device) if world.size > 1 and device.type == "cuda" else None
+    parallel: nn.Module = ddp or network
+    if config.compile != "off":
+        parallel = cast("nn.Module", torch.compile(parallel, mode=config.compile))
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    optimizer = _optimizer(config, network)
+    return Training(config, network, parallel, optimizer, loader, world, device, totals, ddp, average)
+
+
+def _distributed(config: TrainConfig, network: ResNet, device: torch.device) -> nn.parallel.DistributedDataParallel:
+    """Have gradients added up over the workers while others are still computed."""
+    gradients_mb = sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
+    return nn.parallel.DistributedDataParallel(
+        network,
+        device_ids=[device],
+        broadcast_buffers=False,  # BatchNorm statistics are averaged once an epoch instead
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=min(max(gradients_mb / BUCKETS, SMALLEST_BUCKET_MB), LARGEST_BUCKET_MB),
+        # The same layers in every step. torch knows it neither with no_sync nor with its compiler.
+        static_graph=config.accumulate == 1 and config.compile == "off",
+    )
+
+
+def _optimizer(config: TrainConfig, network: ResNet) -> torch.optim.Optimizer:
+    groups: Any = network.parameters()
+    if config.norm_weight_decay is not None:  # BatchNorm's weights and all biases are the rows
+        weights = [p for p in network.parameters() if p.dim() > 1]
+        rows = [p for p in network.parameters() if p.dim() == 1]
+        groups = [{"params": weights}, {"params": rows, "weight_decay": config.norm_weight_decay}]
+    with _compiler_left_alone():
+        return torch.optim.SGD(
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            fused=config.fused,
+        )
+
+
+@contextlib.contextmanager
+def _compiler_left_alone() -> Iterator[None]:
+    """Make an optimizer without importing torch's compiler, which takes each worker 1 s.
+
+    It would be imported only to be kept from compiling this very call.
+    """
+    decorated: Any = torch.optim.Optimizer.add_param_group
+    torch.optim.Optimizer.add_param_group = getattr(decorated, "__wrapped__", decorated)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.optim.Optimizer.add_param_group = decorated  # type: ignore[method-assign]

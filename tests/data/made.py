@@ -1,0 +1,50 @@
+"""Images and data sets made for tests: Parquet files and class folders."""
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def noise(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def stored(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def write(
+    path: Path,
+    pixels: Iterable[np.ndarray | bytes],
+    labels: Sequence[int | None],
+    names: Sequence[str] = ("cat", "dog"),
+    columns: tuple[str, str] = ("image", "label"),
+    rows_together: int | None = None,
+) -> Path:
+    """A Parquet file of images, encoded here unless they are already."""
+    encoded = [image if isinstance(image, bytes) else stored(image) for image in pixels]
+    rows = [{"bytes": image, "path": None} for image in encoded]
+    features = {columns[1]: {"names": list(names), "_type": "ClassLabel"}}
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    made = pa.table({columns[0]: pa.array(rows, image_type), columns[1]: pa.array(labels, pa.int64())})
+    made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made, path, row_group_size=rows_together)
+    return path
+
+
+def folders(root: Path, classes: Mapping[str, Iterable[np.ndarray | bytes]], suffix: str = ".png") -> Path:
+    """A folder for each class, its images 00.png, 01.png..."""
+    for name, images in classes.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index, image in enumerate(images):
+            (root / name / f"{index:02}{suffix}").write_bytes(image if isinstance(image, bytes) else stored(image))
+    return root

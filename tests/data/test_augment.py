@@ -1,0 +1,175 @@
+"""Each augmentation does to a batch what its reference does to one image."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import RandomResizedCrop, v2
+
+from resnet_ops.data import augment
+from resnet_ops.data.augment import Augmentation
+from tests.data.test_loader import pixels
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.21, 0.26)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_smaller_crop_is_a_part_of_its_image() -> None:
+    x = pixels(60, 9, 8, 3)
+    seen = set()
+    for image, crop in zip(x, augment.crop_and_flip(x, 0, True, generator(), 5), strict=True):
+        found = [
+            (top, left, mirrored)
+            for top in range(5)
+            for left in range(4)
+            for mirrored in (False, True)
+            for cut in [image[top : top + 5, left : left + 5]]
+            if torch.equal(cut.flip(1) if mirrored else cut, crop)
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) > 25
+
+
+def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crops(gathered: int, padding: int, side: int | None) -> torch.Tensor:
+        monkeypatch.setattr(augment, "GATHERED", gathered)
+        return augment.crop_and_flip(x, padding, True, torch.Generator().manual_seed(3), side)
+
+    for channels, padding, side in ((3, 4, None), (1, 0, 12), (3, 2, 20)):
+        x = pixels(16, 22, 20, channels)
+        assert torch.equal(crops(0, padding, side), crops(10**9, padding, side))
+
+
+@pytest.mark.parametrize(("h", "w", "size"), [(32, 32, (32, 32)), (48, 40, (28, 36)), (16, 16, (24, 24))])
+def test_resized_crops_are_torchvisions(h: int, w: int, size: tuple[int, int]) -> None:
+    x = pixels(30, h, w, 3)
+    boxes = torch.stack(augment._boxes(30, h, w, generator())).T.long().tolist()
+    ours = augment.random_resized_crop(x, size, False, generator())
+    assert ours.is_contiguous()
+    for image, box, our in zip(x, boxes, ours, strict=True):
+        their = v2.functional.resized_crop(image.permute(2, 0, 1).float(), *box, list(size), antialias=True)
+        torch.testing.assert_close(our, their.permute(1, 2, 0), rtol=0, atol=2e-3)
+    mirrored = augment.random_resized_crop(x, size, True, generator())
+    is_mirror = [torch.allclose(a, b.flip(1), atol=1e-3) for a, b in zip(mirrored, ours, strict=True)]
+    is_same = [torch.allclose(a, b, atol=1e-3) for a, b in zip(mirrored, ours, strict=True)]
+    assert all(a != b for a, b in zip(is_mirror, is_same, strict=True))
+    assert 5 < sum(is_mirror) < 25
+
+
+def test_parts_are_drawn_as_torchvision_draws_them() -> None:
+    n, h, w = 4000, 64, 48
+    top, left, high, wide = (part.numpy() for part in augment._boxes(n, h, w, generator()))
+    torch.manual_seed(0)
+    image = torch.empty(3, h, w)
+    params = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
+    their_top, their_left, their_high, their_wide = np.array(params, float).T
+    assert ((top >= 0) & (left >= 0) & (top + high <= h) & (left + wide <= w)).all()
+    for ours, theirs in (
+        (high * wide, their_high * their_wide),
+        (np.log(wide / high), np.log(their_wide / their_high)),
+        (top / (h - high + 1), their_top / (h - their_high + 1)),
+        (left / (w - wide + 1), their_left / (w - their_wide + 1)),
+    ):
+        error = math.hypot(ours.std(), theirs.std()) / math.sqrt(n)
+        assert abs(ours.mean() - theirs.mean()) < 4 * error
+        assert ours.std() == pytest.approx(theirs.std(), rel=0.07)
+
+
+@pytest.mark.parametrize(("h", "w"), [(10, 2000), (2000, 10)])
+def test_where_no_part_fits_the_middle_is_taken(h: int, w: int) -> None:
+    boxes = torch.stack(augment._boxes(20, h, w, generator())).T.long().tolist()
+    assert tuple(boxes[0]) == RandomResizedCrop.get_params(torch.empty(3, h, w), [0.08, 1.0], [3 / 4, 4 / 3])
+    assert boxes == boxes[:1] * 20
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 9])
+def test_cutout_blanks_one_square(side: int) -> None:
+    x = torch.ones(300, 3, 9, 12)
+    ours = augment.cutout(x.clone(), side, generator())
+    candidates = set()
+    for row in range(9):
+        for column in range(12):
+            image = np.ones((9, 12), np.float32)
+            top, left = row - side // 2, column - side // 2
+            image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
+            candidates.add(image.tobytes())
+    found = set()
+    for image in ours:
+        assert (image == image[0]).all()
+        found.add(image[0].numpy().tobytes())
+    assert found <= candidates
+    assert len(found) > 0.8 * len(candidates)
+
+
+def test_mixup_is_torchvisions() -> None:
+    x, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 2, 1, 0])
+    soft = torch.nn.functional.one_hot(labels, 4).float()
+    mixed, y = augment.mixup(x.clone(), soft, 0.4, generator())
+    share = float(y[1, 1])  # of image 1 of class 1, blended with image 0 of class 0
+    params = {"labels": labels, "batch_size": 6, "lam": share}
+    theirs = v2.MixUp(alpha=0.4, num_classes=4)
+    torch.testing.assert_close(mixed, theirs.transform(x, params))
+    torch.testing.assert_close(y, theirs.transform(labels, params))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cutmix_is_torchvisions(seed: int) -> None:
+    x, labels = torch.arange(6.0)[:, None, None, None].expand(6, 3, 10, 14).contiguous(), torch.arange(6)
+    mixed, y = augment.cutmix(x.clone(), torch.eye(6), 1.0, generator(seed))
+    rows, columns = torch.nonzero(mixed[1, 0] == 0, as_tuple=True)  # where image 0 lies in image 1
+    box = (0, 0, 0, 0)
+    if len(rows):
+        box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    share = 1 - (box[2] - box[0]) * (box[3] - box[1]) / 140
+    theirs = v2.CutMix(alpha=1.0, num_classes=6)
+    params = {"labels": labels, "batch_size": 6, "box": box, "lam_adjusted": share}
+    torch.testing.assert_close(mixed, theirs.transform(x, params))
+    torch.testing.assert_close(y, theirs.transform(labels, params))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_shares_follow_the_beta_distribution(alpha: float) -> None:
+    source = generator()
+    drawn = np.array([augment._beta(alpha, source) for _ in range(2000)])
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert drawn.mean() == pytest.approx(0.5, abs=4 * math.sqrt(variance / 2000))
+    assert drawn.var() == pytest.approx(variance, rel=0.1)
+
+
+def test_with_both_each_batch_is_blended_or_pasted() -> None:
+    both = Augmentation(mixup=1.0, cutmix=1.0, classes=6)
+    x = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 8, 8, 1).contiguous() * 40
+    blended = 0
+    for seed in range(40):
+        out, y = both(x, torch.arange(6), (0.0,), (1 / 255,), generator(seed))
+        torch.testing.assert_close(y.sum(1), torch.ones(6))
+        torch.testing.assert_close(out.mean((1, 2, 3)), y @ (torch.arange(6.0) * 40), atol=1e-3, rtol=0)
+        blended += bool((out == out[:, :, :1, :1]).all() and 0 < y[1, 1] < 1)
+    assert 10 < blended < 30
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(crop_padding=2, flip=True, cutout=3),
+        Augmentation(random_resized_crop=True, flip=True, side=6, mixup=0.3, classes=5),
+        Augmentation(cutmix=1.0, cutout=2, classes=5),
+    ],
+    ids=["crop", "resize", "cutmix"],
+)
+def test_the_same_generator_gives_the_same_batch(augmentation: Augmentation) -> None:
+    x, y = pixels(20, 8, 8, 3), torch.arange(20) % 5
+    before = x.clone()
+    one, labels = augmentation(x, y, MEAN, STD, generator())
+    again, same = augmentation(x, y, MEAN, STD, generator())
+    assert torch.equal(one, again)
+    assert torch.equal(labels, same)
+    assert torch.equal(x, before)  # the stored images
+    assert one.shape == (20, 3, augmentation.side or 8, augmentation.side or 8)
+    assert one.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(one, augmentation(x, y, MEAN, STD, generator(1))[0])

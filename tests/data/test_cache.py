@@ -1,0 +1,116 @@
+"""Decoded images are kept: made once, shared, whole after a crash, made anew when damaged."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_ops.config import DataConfig
+from resnet_ops.data.sources import Source, open_source
+from resnet_ops.errors import UserError
+from tests.data.made import folders, noise
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[[], Source]:
+    """Opens the same small data set each time, with a cache of its own."""
+    folders(tmp_path / "data" / "train", {"cat": noise(20), "dog": noise(20, seed=1)})
+    folders(tmp_path / "data" / "val", {"cat": noise(3, seed=2), "dog": noise(3, seed=3)})
+    return lambda: open_source(DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache"))
+
+
+def kept(tmp_path: Path) -> dict[str, int]:
+    """The pixels that are kept, and which file (inode) each is."""
+    return {str(file): file.stat().st_ino for file in (tmp_path / "cache").rglob("pixels.npy")}
+
+
+def test_what_was_decoded_is_mapped_and_not_decoded_again(tmp_path: Path, opened: Callable[[], Source]) -> None:
+    first = opened().load("train").pixels
+    before = kept(tmp_path)
+    again = opened().load("train").pixels
+    assert kept(tmp_path) == before
+    assert isinstance(again, np.memmap)
+    assert np.array_equal(first, again)
+    assert np.array_equal(np.load(next(iter(before))), first)  # any .npy reader can use it
+
+
+def test_other_images_and_other_sizes_are_kept_apart(tmp_path: Path, opened: Callable[[], Source]) -> None:
+    opened().load("train")
+    (tmp_path / "data" / "train" / "cat" / "00.png").write_bytes(
+        (tmp_path / "data" / "train" / "cat" / "01.png").read_bytes()
+    )
+    changed = opened().load("train").pixels
+    assert np.array_equal(changed[0], changed[1])
+    larger = DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache", image_size=16)
+    assert open_source(larger).load("train").pixels.shape == (40, 18, 18, 3)
+    assert len(kept(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("damage", ["shorter", "header", "no index", "half an index", "no labels"])
+def test_what_is_damaged_is_made_anew(tmp_path: Path, opened: Callable[[], Source], damage: str) -> None:
+    whole = np.array(opened().load("train").pixels)
+    (folder,) = (Path(file).parent for file in kept(tmp_path))
+    pixels, index = folder / "pixels.npy", folder / "index.json"
+    if damage == "shorter":
+        os.truncate(pixels, pixels.stat().st_size - 1)
+    elif damage == "header":
+        pixels.write_bytes(b"\0" * pixels.stat().st_size)
+    elif damage == "no index":
+        index.unlink()
+    elif damage == "half an index":
+        os.truncate(index, index.stat().st_size // 2)
+    else:
+        (folder / "labels.npy").unlink()
+    assert np.array_equal(opened().load("train").pixels, whole)
+    assert np.array_equal(np.load(pixels), whole)
+
+
+def test_a_process_killed_half_way_leaves_nothing_that_counts(tmp_path: Path, opened: Callable[[], Source]) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom resnet_ops.config import DataConfig\n"
+        "from resnet_ops.data import cache, sources\n"
+        "cache.files.sync = lambda path: os._exit(9)\n"  # all is written, nothing has its name
+        "sources.open_source(DataConfig(data=sys.argv[1], cache_dir=Path(sys.argv[2]))).load('train')"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "cache")]
+    assert subprocess.run(arguments, check=False).returncode == 9
+    assert len(kept(tmp_path)) == 1  # under another name
+    assert np.array_equal(opened().load("train").pixels[:20], noise(20))
+    (file,) = kept(tmp_path)
+    assert not Path(file).parent.name.startswith(".")
+
+
+def test_many_who_ask_at_once_decode_once(tmp_path: Path, opened: Callable[[], Source]) -> None:
+    reads: list[int] = []
+
+    class Counted:
+        def __init__(self, of: object) -> None:
+            self.of = of
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.of, name)
+
+        def read(self, rows: object) -> object:
+            reads.append(1)
+            return self.of.read(rows)  # type: ignore[attr-defined]
+
+    sources = [opened() for _ in range(4)]
+    for source in sources:
+        source.found["train"] = Counted(source.found["train"])  # type: ignore[assignment]
+    with ThreadPoolExecutor(4) as pool:
+        pixels = list(pool.map(lambda source: source.load("train").pixels, sources))
+    assert len(reads) == 1
+    assert all(np.array_equal(each, pixels[0]) for each in pixels)
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    folders(tmp_path / "data", {"cat": noise(5), "dog": noise(5, seed=1)})
+    (tmp_path / "file").write_text("not a folder")
+    source = open_source(DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be kept in .*Choose another place with --cache-dir"):
+        source.load("train")

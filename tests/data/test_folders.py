@@ -1,0 +1,115 @@
+"""Class folders are read as torchvision's ImageFolder reads them, from a disk and from a bucket."""
+
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder
+
+from resnet_ops.config import DataConfig
+from resnet_ops.data.sources import open_source
+from resnet_ops.errors import UserError
+from tests.data.made import folders, noise, stored
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
+    """Two classes, with what file managers leave behind."""
+    root = tmp_path / "flowers"
+    folders(root / "train", {"rose": noise(12), "daisy": noise(8, seed=1)})
+    folders(root / "val", {"daisy": noise(2, seed=2), "rose": noise(3, seed=3)})
+    (root / "train" / "rose" / "Thumbs.db").write_bytes(b"x")
+    (root / "train" / "rose" / "._00.png").write_bytes(b"x")
+    (root / "train" / "notes.txt").write_text("x")
+    (root / "train" / "rose" / "more").mkdir()
+    (root / "train" / "rose" / "more" / "PHOTO.JPG").write_bytes(stored(noise(1, seed=4)[0], "JPEG"))
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    return root
+
+
+def test_folders_are_read_as_torchvision_reads_them(flowers: Path) -> None:
+    source = open_source(str(flowers))
+    shutil.rmtree(flowers / "train" / ".ipynb_checkpoints")  # which torchvision takes for a class
+    (flowers / "train" / "rose" / "._00.png").unlink()
+    for split in ("train", "val"):
+        theirs, ours = ImageFolder(str(flowers / split)), source.encoded(split)
+        assert source.record.class_names == tuple(theirs.classes)
+        expected = sorted(theirs.samples)
+        assert sorted((ours.name(i), int(ours.labels[i])) for i in range(len(ours.labels))) == expected
+        pixels = {ours.name(i): one for i, one in enumerate(source.load(split).pixels)}
+        assert all(np.array_equal(pixels[path], np.asarray(theirs.loader(path))) for path, _ in expected)
+
+
+def test_without_validation_folders_a_fifth_is_held_out_by_content(flowers: Path, tmp_path: Path) -> None:
+    held = open_source(str(flowers / "train")).load("val")
+    assert np.bincount(held.labels).tolist() == [2, 3]
+    again = tmp_path / "again"
+    for file in (flowers / "train").rglob("*.png"):
+        (again / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, again / file.parent.name / f"z{99 - int(file.stem.strip('._'))}.png")
+    shutil.copy(flowers / "train/rose/more/PHOTO.JPG", again / "rose")
+    renamed = open_source(str(again)).load("val")
+    assert sorted(p.tobytes() for p in renamed.pixels) == sorted(p.tobytes() for p in held.pixels)
+
+
+def test_a_bucket_is_read_like_a_disk(flowers: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(flowers), "/bucket/flowers", recursive=True)
+    here, there = open_source(str(flowers)), open_source("memory://bucket/flowers")
+    assert there.record.fingerprint_of == "names and sizes"
+    same = {"fingerprint": "", "fingerprint_of": "content"}
+    assert there.record.model_copy(update=same) == here.record.model_copy(update=same)
+    for split in ("train", "val"):
+        assert np.array_equal(there.load(split).pixels, here.load(split).pixels)
+    assert open_source("memory://bucket/flowers").record.fingerprint == there.record.fingerprint
+    memory.pipe_file("/bucket/flowers/val/rose/new.png", stored(noise(1, seed=9)[0]))
+    assert open_source("memory://bucket/flowers").record.fingerprint != there.record.fingerprint
+    apart = DataConfig(data=str(flowers / "train"), val_data="memory://bucket/flowers/val")
+    assert open_source(apart).record.val_images == 6
+
+
+def test_parquet_in_a_bucket_is_read(tmp_path: Path) -> None:
+    from tests.data.made import write
+
+    file = write(tmp_path / "train.parquet", noise(10), [0, 1] * 5)
+    fsspec.filesystem("memory").put(str(file), "/bucket/tables/train.parquet")
+    for data in ("memory://bucket/tables", "memory://bucket/tables/*.parquet", "memory://bucket/tables/train.parquet"):
+        assert np.array_equal(open_source(data).load("train").pixels, open_source(str(file)).load("train").pixels)
+
+
+def test_what_is_wrong_with_folders_is_said(flowers: Path) -> None:
+    (flowers / "train" / "tulip").mkdir()
+    with pytest.raises(UserError, match="train/tulip holds no image, so its class could not be learnt"):
+        open_source(str(flowers))
+    (flowers / "train" / "tulip" / "readme.txt").write_text("no tulips yet")
+    with pytest.raises(UserError, match="train/tulip holds no image"):
+        open_source(str(flowers))
+    shutil.rmtree(flowers / "train" / "tulip")
+    folders(flowers / "val", {"tulip": noise(1)})
+    with pytest.raises(UserError, match="validation images of class 'tulip', but no training images"):
+        open_source(str(flowers))
+    shutil.rmtree(flowers / "train")
+    (flowers / "train").mkdir()
+    with pytest.raises(UserError, match="holds no folders with images"):
+        open_source(str(flowers))
+
+
+def test_the_fingerprint_knows_neither_place_nor_time(flowers: Path, tmp_path: Path) -> None:
+    first = open_source(str(flowers)).record.fingerprint
+    moved = Path(shutil.move(flowers, tmp_path / "elsewhere"))
+    (moved / "train/rose/00.png").touch()
+    assert open_source(str(moved)).record.fingerprint == first
+    (moved / "train/rose/01.png").rename(moved / "train/daisy/01b.png")  # now of another class
+    assert open_source(str(moved)).record.fingerprint != first
+
+
+def test_a_data_set_that_cannot_be_downloaded_says_what_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+    with pytest.raises(UserError) as error:
+        open_source(DataConfig(data="cifar10", data_root=tmp_path))
+    assert f"Put the folder cifar-10-batches-py of cifar-10-python.tar.gz into {tmp_path}" in str(error.value)
+    assert "\n" not in str(error.value)

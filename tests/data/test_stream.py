@@ -1,0 +1,185 @@
+"""Streamed images: the same batches as from memory, whoever reads them; real Ray Data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.data import order, stream
+from resnet_ops.data.augment import Augmentation, pixel_statistics
+from resnet_ops.data.loader import Loader, open_loader
+from resnet_ops.data.sources import open_source
+from resnet_ops.errors import UserError
+from resnet_ops.training import job
+from tests.data.made import noise, write
+from tests.integration.test_train import assert_same_bytes, weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images of differing sizes to train on, 30 to validate."""
+    root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 120), ("val", 30)):
+        for index in range(count):
+            file = root / split / "ab"[index % 2] / f"{index:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (*random.integers(18, 40, 2), 3), np.uint8)).save(file)
+    return root
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """192 images in 24 row groups of two files, and 20 to validate in one."""
+    root = tmp_path_factory.mktemp("parquet")
+    for index in range(2):
+        write(root / f"train-{index}.parquet", noise(96, seed=index), [0, 1] * 48, rows_together=8)
+    write(root / "val-0.parquet", noise(20, seed=2), [0, 1] * 10)
+    return root
+
+
+def loader(data: Path, how: str, rank: int = 0, world_size: int = 1, **options: Any) -> Loader:
+    source = open_source(DataConfig(data=str(data), stream=how, image_size=options.pop("image_size", None)))
+    if how == "on":
+        mean, std = pixel_statistics(source.sample_counts())
+        object.__setattr__(source, "record", source.record.model_copy(update={"mean": mean, "std": std}))
+    side = source.record.height if source.record.stored else None
+    choices: dict[str, Any] = {
+        "batch_size": 16, "augmentation": Augmentation(crop_padding=1, flip=True, side=side), "seed": 3
+    } | options  # fmt: skip
+    return open_loader(source, CPU, rank=rank, world_size=world_size, **choices)
+
+
+def assert_same_batches(ours: Any, theirs: Any) -> None:
+    for (x, y), (expected_x, expected_y) in zip(ours, theirs, strict=True):
+        assert torch.equal(x, expected_x)
+        assert torch.equal(y, expected_y)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_batches_are_those_from_memory_from_any_step_on(
+    ray_session: None, kind: str, rank: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PIECE_IMAGES", 10)  # batches are made of parts of several pieces
+    size = {"image_size": 16} if kind == "folder" else {}
+    data = request.getfixturevalue(kind)
+    streamed, there = loader(data, "on", rank, 2, **size), loader(data, "off", rank, 2, **size)
+    assert (streamed.mean, streamed.std) == (there.mean, there.std)
+    assert_same_batches(streamed.train_batches(1, start=3), list(there.train_batches(1))[3:])
+    assert_same_batches(streamed.val_batches(), there.val_batches())
+
+
+def test_of_much_parquet_each_row_group_is_read_by_one_worker_and_resuming_is_as_exact(
+    ray_session: None, parquet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(stream, "WINDOW_BYTES", 4 * 8 * noise(1).nbytes)  # 4 of the 24 row groups
+    whole = loader(parquet, "off")
+    known = {image.numpy().tobytes(): row for row, image in enumerate(whole.train.take(torch.arange(192))[0])}  # type: ignore[attr-defined]
+    plain = {"augmentation": Augmentation()}
+    units = [set(), set()]
+    seen: list[int] = []
+    for rank in (0, 1):
+        streamed = loader(parquet, "on", rank, 2, **plain)
+        shares = streamed.train.shares(16, rank, 2, torch.Generator().manual_seed(0))
+        for share, (pixels, labels) in zip(shares, streamed.train.batches(shares, lambda: None), strict=True):
+            rows = [known[image.numpy().tobytes()] for image in pixels]
+            assert rows == share.tolist()
+            assert labels.tolist() == [row % 2 for row in rows]
+            units[rank] |= {row // 8 for row in rows}
+            seen += rows
+        assert_same_batches(streamed.train_batches(2, start=5), list(streamed.train_batches(2))[5:])
+    assert sorted(seen) == list(range(192))
+    assert not units[0] & units[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=30), batch_size=st.integers(1, 40),
+    world_size=st.integers(1, 5), window=st.integers(1, 10),
+)  # fmt: skip
+def test_workers_share_row_groups_without_overlap(
+    sizes: list[int], batch_size: int, world_size: int, window: int
+) -> None:
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    shares = [
+        order.shares_by_unit(units, window, batch_size, rank, world_size, torch.Generator().manual_seed(1))
+        for rank in range(world_size)
+    ]
+    steps = len(units) // batch_size
+    for rank, own in enumerate(shares):
+        assert [len(share) for share in own] == [len(range(rank, batch_size, world_size))] * steps
+    rows = np.array([row for own in shares for share in own for row in share.tolist()], int)
+    assert len(set(rows.tolist())) == len(rows) == steps * batch_size
+    readers = [set(units[[row for share in own for row in share.tolist()]].tolist()) for own in shares]
+    assert sum(map(len, readers)) - len(set.union(*readers)) <= world_size - 1  # units that two workers read
+    for own in shares:  # what was read is used before long: at most a window of units is open at a time
+        used = units[np.concatenate(own)] if steps else units[:0]
+        begun, ended = {}, {}
+        for place, unit in enumerate(used.tolist()):
+            begun.setdefault(unit, place)
+            ended[unit] = place
+        for place in range(len(used)):
+            assert sum(begun[unit] <= place <= ended[unit] for unit in begun) <= window + 1
+
+
+def small_run(folder: Path, tmp_path: Path, how: str, **options: Any) -> job.TrainResult:
+    return job.train(
+        TrainConfig.of(
+            model="resnet8", data=str(folder), image_size=16, batch_size=16, epochs=1, runs_dir=tmp_path, name=how,
+            stream=how, **options,
+        )
+    )  # fmt: skip
+
+
+def test_a_streamed_run_ends_in_the_bytes_of_one_in_memory(ray_session: None, folder: Path, tmp_path: Path) -> None:
+    streamed, there = (small_run(folder, tmp_path, how) for how in ("on", "off"))
+    assert_same_bytes(weights(streamed.run, 1), weights(there.run, 1))
+    assert streamed.run.epochs()[0].val_loss == there.run.epochs()[0].val_loss
+    assert (streamed.record.config.stream, there.record.config.stream) == ("on", "off")
+
+
+def test_workers_that_reserve_all_cores_stream(ray_session: None, folder: Path, tmp_path: Path) -> None:
+    result = small_run(folder, tmp_path, "on", workers_per_node=2)
+    assert result.record.world_size == 2
+    assert result.epochs == 1
+
+
+def test_a_broken_image_is_replaced_and_named(ray_session: None, folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for name in "ab":
+            (tmp_path / "data" / split / name).symlink_to(folder / split / name)
+    bad = tmp_path / "data" / "train" / "c" / "bad.png"
+    bad.parent.mkdir()
+    bad.write_bytes(b"no image")
+    for index in (1, 2):
+        Image.fromarray(noise(1, side=20, seed=index)[0]).save(bad.with_name(f"{index}.png"))
+    options: dict[str, Any] = {
+        "model": "resnet8", "data": str(tmp_path / "data"), "image_size": 16, "batch_size": 41, "epochs": 1,
+        "runs_dir": tmp_path / "runs", "stream": "on",
+    }  # fmt: skip
+    result = job.train(TrainConfig.of(**options, name="skips"))
+    assert result.record.data.bad_images == 1
+    assert result.record.data.first_bad_images[0].name == str(bad)
+    (event,) = result.run.events()
+    assert f"Cannot decode {bad}: it is not an image." in event.what
+    with pytest.raises(UserError, match=r"Cannot decode .*bad\.png: it is not an image"):
+        job.train(TrainConfig.of(**options, name="fails", on_bad_image="fail"))
+
+
+def test_what_does_not_fit_is_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig.of(model="resnet8", data=str(folder), image_size=16, batch_size=16)
+    source, settled = job.check(config, "cpu")
+    assert settled.stream == "off"
+    assert source.decoded_bytes == 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
+    monkeypatch.setattr(job, "memory_bytes", lambda: 2 * source.decoded_bytes - 1)
+    assert job.check(config, "cpu")[1].stream == "on"
