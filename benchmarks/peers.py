@@ -10,7 +10,6 @@ when its last step is done. All validate after each epoch, outside of that clock
 import argparse
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from resnet_ops.machine import cores
 from resnet_ops.models import build
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -161,7 +161,7 @@ def bare(work: Work) -> None:
     """The fastest plain loop: the step and the augmentation of resnet-ops, nothing watched, nothing kept."""
     from resnet_ops.data.augment import crop_and_flip, normalise
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     device, network = work.device, work.network().to(memory_format=torch.channels_last)
     splits = [tuple(torch.from_numpy(a).to(device) for a in work.arrays(split)) for split in ("train", "test")]
     (pixels, labels), validation = splits

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from resnet_ops.orchestration.placement import cores
+from resnet_ops.machine import cores
 from resnet_ops.runs import versions
 
 RESULTS = Path(__file__).with_name("results")

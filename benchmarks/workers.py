@@ -20,7 +20,7 @@ import torch
 from commands import Ran, resnet_ops_train
 from record import Floor, in_turn, ratio, write
 
-from resnet_ops.orchestration.placement import cores
+from resnet_ops.machine import cores
 
 WORKERS = (1, 2, 4)
 FLOOR = 0.85

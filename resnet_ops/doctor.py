@@ -17,8 +17,8 @@ from typing import Literal
 
 from resnet_ops import files, runs
 from resnet_ops.errors import UserError
+from resnet_ops.machine import cores, memory_bytes
 from resnet_ops.orchestration.connect import local_ray
-from resnet_ops.orchestration.placement import cores
 
 SHARED = Path("/dev/shm")  # noqa: S108
 State = Literal["ok", "absent", "broken"]
@@ -85,9 +85,8 @@ def _torchvision() -> Finding:
 def _cpu() -> Finding:
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     level = torch.backends.cpu.get_cpu_capability()
-    return Finding("CPU", "ok", f"{cores()} cores, {level}, {memory:.0f} GiB of memory")
+    return Finding("CPU", "ok", f"{cores()} cores, {level}, {memory_bytes() / 2**30:.0f} GiB of memory")
 
 
 def _gpu() -> Finding:

@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "files", "config", "runs"}
+BASE = {"errors", "machine", "files", "config", "runs"}
 FLOORS = {
     "errors": set(),
+    "machine": set(),
     "files": {"errors"},
     "locks": {"errors", "files"},
     "config": {"errors", "files"},
@@ -20,7 +21,7 @@ FLOORS = {
     "recipes": {"errors", "config"},
     "models": {"errors"},
     "data": BASE | {"locks"},
-    "orchestration": {"errors", "files", "config"},
+    "orchestration": {"errors", "machine", "files", "config"},
     "training": BASE | {"models", "data", "orchestration"},
     "export": BASE | {"models", "data", "training"},
     "doctor": BASE | {"orchestration", "export"},

@@ -1,7 +1,6 @@
 """What every kind of data set comes to: encoded images that are read when they are asked for, and their labels."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from resnet_ops.errors import UserError
 from resnet_ops.files import File
+from resnet_ops.machine import cores
 
 T = TypeVar("T")
 Split = Literal["train", "val"]
@@ -104,9 +104,7 @@ def in_chunks(images: int, work: Callable[[range], T]) -> Iterator[T]:
     images, and were no faster for JPEG and half as fast for PNG of 32x32.
     """
     chunks = [range(start, min(start + CHUNK, images)) for start in range(0, images, CHUNK)]
-    with ThreadPoolExecutor(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         try:
             yield from pool.map(work, chunks)
         finally:

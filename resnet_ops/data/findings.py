@@ -1,6 +1,5 @@
 """What can be wrong with images and their labels, each looked for in what a survey saw of all of them."""
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from resnet_ops.data.encoded import Encoded, Split
 from resnet_ops.data.sources import NAMED
 from resnet_ops.data.survey import Survey
+from resnet_ops.machine import memory_bytes
 
 FEW = 10  # training images of a class; from fewer there is little to learn
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
@@ -161,7 +161,7 @@ def about_pixels(table: Table, channels: int) -> Iterator[Finding]:
 
 def about_room(decoded_bytes: int, cache: Path | None) -> Iterator[Finding]:
     """Whether decoded images fit into this machine's memory and, unless they are there already, into the cache."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_bytes()
     if decoded_bytes < memory / 2:
         yield Finding("ok", "memory", f"{size(decoded_bytes)} decoded, of {size(memory)}")
     else:

@@ -5,17 +5,15 @@ asked about, and for one that has just lost a machine. Ray's own answer to a job
 fit is to wait for ever and not to say for what.
 """
 
-import contextlib
-import os
 import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.machine import cores
 
 Device = Literal["cpu", "cuda"]
 NODE_LABEL = "ray.io/node-id"
@@ -175,20 +173,6 @@ def refuse(nodes: Iterable[Node], request: Request, where: str = "this cluster")
 def here() -> Node:
     """This machine, as a cluster of one."""
     return Node("", socket.gethostname(), cores(), gpus(), cores(), gpus())
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or its container's."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max"
-            return min(machine, int(Path(limit).read_text()))
-    return machine
 
 
 def gpus() -> int:

@@ -17,9 +17,10 @@ from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
+from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.cluster import Placement, placed
 from resnet_ops.orchestration.everywhere import asked
-from resnet_ops.orchestration.placement import Node, NoRoomError, memory_bytes
+from resnet_ops.orchestration.placement import Node, NoRoomError
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.training.observer import Observer, follow
 
