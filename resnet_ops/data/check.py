@@ -12,9 +12,8 @@ import numpy as np
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder, refuse_too_many
 from resnet_ops.data.decode import Frame
-from resnet_ops.data.encoded import Found, held_out, subset
+from resnet_ops.data.encoded import SPLITS, Found, held_out, subset
 from resnet_ops.data.findings import (
-    SPLITS,
     TRAIN,
     VAL,
     Finding,

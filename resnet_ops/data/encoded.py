@@ -14,8 +14,10 @@ from resnet_ops.machine import cores
 
 T = TypeVar("T")
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, Split] = ("train", "val")
 
 CHUNK = 64  # images that a thread reads and decodes at a time
+VAL_NAMES = ("validation", "valid", "val", "test")  # of folders and files; the first kind that is there counts
 VAL_FRACTION = 0.2  # of each class, where the data has no validation images of its own
 
 
@@ -138,3 +140,8 @@ def held_out(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def held_out_per_class(labels: np.ndarray) -> np.ndarray:
     """How many images of each class `held_out` chooses."""
     return np.round(np.bincount(labels) * VAL_FRACTION).astype(int)
+
+
+def counted(images: int) -> str:
+    """So many images, in words."""
+    return f"{images:,} image" + ("" if images == 1 else "s")

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from resnet_ops.data.encoded import Encoded, Split
+from resnet_ops.data.encoded import SPLITS, Encoded, counted
 from resnet_ops.data.sources import NAMED
 from resnet_ops.data.survey import Survey
 from resnet_ops.machine import memory_bytes
@@ -17,7 +17,6 @@ from resnet_ops.machine import memory_bytes
 FEW = 10  # training images of a class; from fewer there is little to learn
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 TRAIN, VAL = 0, 1
-SPLITS: tuple[Split, Split] = ("train", "val")
 State = Literal["ok", "note", "warning", "error"]
 
 
@@ -101,10 +100,10 @@ def repeats(table: Table) -> Repeats:
         return some(" = ".join(_where(table, row) for row in rows) for rows in groups)
 
     findings = (
-        Finding("error", "label conflicts", f"{images(conflicting)} under more than one label", told(conflicts))
+        Finding("error", "label conflicts", f"{counted(conflicting)} under more than one label", told(conflicts))
         if conflicts
         else Finding("ok", "label conflicts", "no image is there under two labels"),
-        Finding("warning", "in both splits", f"{images(in_both)} of validation used for training too", told(shared))
+        Finding("warning", "in both splits", f"{counted(in_both)} of validation used for training too", told(shared))
         if in_both
         else Finding("ok", "in both splits", "no validation image is used for training"),
         Finding("warning", "copies", f"{copies[TRAIN]:,} training, {copies[VAL]:,} validation", told(twice))
@@ -120,7 +119,7 @@ def about_broken(table: Table) -> Finding:
     if not reasons:
         return Finding("ok", "broken images", "all can be decoded")
     split = [int(table.broken(split).sum()) for split in (TRAIN, VAL)]
-    found = f"{images(len(reasons))} cannot be decoded: {split[TRAIN]:,} training, {split[VAL]:,} validation"
+    found = f"{counted(len(reasons))} cannot be decoded: {split[TRAIN]:,} training, {split[VAL]:,} validation"
     details = some(f"{table.name(row)}: {reason}" for row, reason in reasons.items())
     return Finding("error", "broken images", found, details)
 
@@ -149,13 +148,13 @@ def about_pixels(table: Table, channels: int) -> Iterator[Finding]:
     seen = table.seen
     sound, names = seen.sound, table.name
     if channels == 1 and (colour := np.flatnonzero(sound & ~seen.grey)).size:
-        told = f"{images(colour.size)} become grey, for those looked at first are"
+        told = f"{counted(colour.size)} become grey, for those looked at first are"
         yield Finding("warning", "colours lost", told, some(map(names, colour.tolist())))
     if channels == 3 and (grey := int(seen.grey.sum())):
-        yield Finding("note", "grey images", f"{images(grey)} among {int((sound & ~seen.grey).sum()):,} in colour")
+        yield Finding("note", "grey images", f"{counted(grey)} among {int((sound & ~seen.grey).sum()):,} in colour")
     if (blank := np.flatnonzero(sound & seen.blank)).size:
         yield Finding(
-            "warning", "blank images", f"{images(blank.size)} of one colour", some(map(names, blank.tolist()))
+            "warning", "blank images", f"{counted(blank.size)} of one colour", some(map(names, blank.tolist()))
         )
 
 
@@ -180,11 +179,6 @@ def about_passed_over(names: tuple[str, ...]) -> Finding:
     if not names:
         return Finding("ok", "other files", "none is passed over")
     return Finding("note", "other files", f"{len(names):,} passed over", some(names))
-
-
-def images(count: int) -> str:
-    """So many images, in words."""
-    return f"{count:,} image" + ("" if count == 1 else "s")
 
 
 def size(count: float) -> str:

@@ -7,12 +7,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from resnet_ops import files
-from resnet_ops.data.encoded import Found, Part
+from resnet_ops.data.encoded import VAL_NAMES, Found, Part
 from resnet_ops.errors import UserError
 from resnet_ops.files import File
 
 TRAIN = "train"
-VAL = ("validation", "valid", "val", "test")  # the first that is there counts
 # torchvision's IMG_EXTENSIONS, and .gif, whose first picture is taken.
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 
@@ -52,7 +51,7 @@ def find(root: Path, name: str) -> Found | None:
     if TRAIN not in tops:
         train = _part(root, "", every, refuse_empty=True)
         return _found(name, train, None, every) if train else None
-    val = next((folder for folder in VAL if folder in tops), None)
+    val = next((folder for folder in VAL_NAMES if folder in tops), None)
     train = _part(root, f"{TRAIN}/", every, refuse_empty=True)
     if train is None:
         raise UserError(f"{root / TRAIN} holds no folders with images.", "Give each class a folder of its own in it.")

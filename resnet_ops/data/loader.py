@@ -6,7 +6,7 @@ generator's state lives from step to step, so there is none to save and restore.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from resnet_ops.data import order
 from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
 from resnet_ops.data.cache import Images
-from resnet_ops.data.encoded import Split
+from resnet_ops.data.encoded import SPLITS
 from resnet_ops.data.sources import Source
 from resnet_ops.runs import BadImage
 
@@ -156,7 +156,7 @@ def open_loader(
     if source.config.stream == "on":
         from resnet_ops.data.stream import StreamedImages  # imports Ray Data
 
-        streamed, validating = (StreamedImages.of(source, split, device, tell) for split in get_args(Split))
+        streamed, validating = (StreamedImages.of(source, split, device, tell) for split in SPLITS)
         mean, std = source.record.mean, source.record.std
         assert mean is not None
         assert std is not None

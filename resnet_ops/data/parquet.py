@@ -18,13 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resnet_ops import files
-from resnet_ops.data.encoded import Found, Part
+from resnet_ops.data.encoded import VAL_NAMES, Found, Part
 from resnet_ops.errors import UserError
 from resnet_ops.files import File
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-VAL_PREFIXES = ("validation", "valid", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,13 @@ class ParquetImages:
 
 
 def split_by_names(found: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Tell training from validation files; the first kind of `VAL_PREFIXES` that is there counts.
+    """Tell training from validation files; the first kind of `VAL_NAMES` that is there counts.
 
     Raises:
         UserError: There are validation files only.
     """
     ordered = sorted(found, key=str)
-    kinds = [[f for f in ordered if f.name.startswith(prefix)] for prefix in VAL_PREFIXES if len(ordered) > 1]
+    kinds = [[f for f in ordered if f.name.startswith(prefix)] for prefix in VAL_NAMES if len(ordered) > 1]
     named = {f for kind in kinds for f in kind}
     train = [f for f in ordered if f not in named]
     if not train:

@@ -20,7 +20,18 @@ from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import folders, named, parquet
 from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, kept, key
 from resnet_ops.data.decode import DecodeError, Frame, Look, look
-from resnet_ops.data.encoded import Encoded, Found, Part, Split, Subset, digests, held_out, held_out_per_class, subset
+from resnet_ops.data.encoded import (
+    Encoded,
+    Found,
+    Part,
+    Split,
+    Subset,
+    counted,
+    digests,
+    held_out,
+    held_out_per_class,
+    subset,
+)
 from resnet_ops.data.fingerprint import fingerprint
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import File
@@ -118,11 +129,11 @@ class Source:
         bad, notes = (*train.bad, *val.bad), list(self.notes)
         if bad:
             notes.append(
-                f"Left out {_images(len(bad))} that cannot be decoded, the first {bad[0].name}: {bad[0].reason}."
+                f"Left out {counted(len(bad))} that cannot be decoded, the first {bad[0].name}: {bad[0].reason}."
             )
         if both := int(np.isin(val.digests, train.digests).sum()):
             notes.append(
-                f"{_images(both)} of the {len(val.images):,} for validation are among the training images too."
+                f"{counted(both)} of the {len(val.images):,} for validation are among the training images too."
             )
         update = {
             "train_images": len(train.images),
@@ -380,7 +391,7 @@ def network_size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, i
             first = first or f"{encoded.name(row)}: {error}"
     if not seen:
         raise UserError(
-            f"None of {_images(len(rows))} looked at can be decoded. The first: {first}.", "Are they images?"
+            f"None of {counted(len(rows))} looked at can be decoded. The first: {first}.", "Are they images?"
         )
     channels = 1 if all(one.grey for one in seen) else 3
     sizes = {(one.height, one.width) for one in seen}
@@ -389,7 +400,3 @@ def network_size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, i
         return *own, channels, None
     side = wanted or IMAGE_SIZE
     return side, side, channels, None if own == (side, side) else round(side * MARGIN)
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image" + ("" if count == 1 else "s")
