@@ -11,6 +11,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.cluster import Placement
 from resnet_ops.runs import DataRecord
+from resnet_ops.training.loop import autocast
 
 SHARE = 0.8  # of the free memory that a batch may take
 SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured
@@ -51,14 +52,11 @@ def bytes_an_image(config: TrainConfig, data: DataRecord, device: torch.device) 
     ).to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    small, larger = (_peak_bytes(network, data, images, device, bf16) for images in (SMALL, LARGER))
+    small, larger = (_peak_bytes(network, data, images, device, config.precision) for images in (SMALL, LARGER))
     return (larger - small) / (LARGER - SMALL)
 
 
-def _peak_bytes(network: models.ResNet, data: DataRecord, images: int, device: torch.device, bf16: bool) -> int:
+def _peak_bytes(network: models.ResNet, data: DataRecord, images: int, device: torch.device, precision: str) -> int:
     """Of a forward and a backward pass: as allocated on CUDA; on a CPU what is kept in between, and worked on."""
     kept: dict[int, int] = {}
 
@@ -71,8 +69,7 @@ def _peak_bytes(network: models.ResNet, data: DataRecord, images: int, device: t
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     x = torch.zeros(images, data.channels, data.height, data.width, device=device)
-    precision = torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
-    with hooks, precision:
+    with hooks, autocast(precision, device):
         logits = network(x.to(memory_format=torch.channels_last))
     F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
     network.zero_grad()
