@@ -10,18 +10,18 @@ benchmarks/results/startup.md and .json.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from resnet_ops.runs import versions
+from record import Row, in_turn, write
 
-RESULTS = Path(__file__).with_name("results")
 EPOCHS = 2
+ABOUT = f"ResNet-20 on the embedded digits, {EPOCHS} epochs, on CPUs; fresh processes."
 
 
 def stock(workers: int) -> None:
@@ -75,7 +75,11 @@ def measure_stock(workers: int) -> dict[str, float]:
         )
         ended = time.time()
         steps = [float(line) for line in steps_file.read_text().split()]
-    return {"to_first_step_s": steps[0] - started, "after_last_step_s": ended - steps[-1], "total_s": ended - started}
+    return {
+        "shell to first step, s": steps[0] - started,
+        "last step to shell, s": ended - steps[-1],
+        "whole command, s": ended - started,
+    }
 
 
 def measure_ours(workers: int) -> dict[str, float]:
@@ -91,9 +95,9 @@ def measure_ours(workers: int) -> dict[str, float]:
     told = json.loads(result.stdout)
     beyond = (ended - started) - told["total_s"]  # the process's own end
     return {
-        "to_first_step_s": told["time_to_first_step_s"],
-        "after_last_step_s": told["time_after_last_step_s"] + beyond,
-        "total_s": ended - started,
+        "shell to first step, s": told["time_to_first_step_s"],
+        "last step to shell, s": told["time_after_last_step_s"] + beyond,
+        "whole command, s": ended - started,
     }
 
 
@@ -106,40 +110,14 @@ def main() -> None:
     if options.stock:
         stock(options.stock)
         return
-    rows = []
+    rows: list[Row] = []
     for workers in (1, 2):
-        samples: dict[str, list[dict[str, float]]] = {"resnet-ops train": [], "Ray Train quick start": []}
-        for _ in range(options.runs):
-            samples["resnet-ops train"].append(measure_ours(workers))
-            samples["Ray Train quick start"].append(measure_stock(workers))
+        peers = {"resnet-ops train": measure_ours, "Ray Train quick start": measure_stock}
+        samples = in_turn({name: partial(measure, workers) for name, measure in peers.items()}, options.runs)
         for name, found in samples.items():
             medians = {key: statistics.median(sample[key] for sample in found) for key in found[0]}
-            rows.append({"workers": workers, "what": name, **{key: round(v, 2) for key, v in medians.items()}})
-            print(rows[-1], flush=True)
-    write(rows, options.runs)
-
-
-def write(rows: list[dict[str, object]], runs: int) -> None:
-    """Write the tables beside each other: JSON for programs, Markdown for people."""
-    RESULTS.mkdir(exist_ok=True)
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU used"
-    record = {"machine": machine, "versions": versions(), "runs": runs, "rows": rows}
-    (RESULTS / "startup.json").write_text(json.dumps(record, indent=2) + "\n")
-    lines = [
-        "# Start-up",
-        "",
-        f"ResNet-20 on the embedded digits, {EPOCHS} epochs; medians of {runs} fresh processes each, in turn.",
-        f"{machine}; torch {versions()['torch']}, Ray {versions()['ray']}.",
-        "Made by `python benchmarks/startup.py`.",
-        "",
-        "| workers | | shell to first step, s | last step to shell, s | whole command, s |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['workers']} | {r['what']} | {r['to_first_step_s']} | {r['after_last_step_s']} | {r['total_s']} |"
-        for r in rows
-    ]
-    (RESULTS / "startup.md").write_text("\n".join(lines) + "\n")
+            rows.append({"workers": workers, "": name, **medians, "each": found})
+    write("startup", "Start-up", ABOUT, rows, [], options.runs)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ benchmarks/results/survival.md and .json.
 """
 
 import argparse
-import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -19,17 +17,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the tests' way of starting and killing nodes is used here too
 
-from resnet_ops.runs import versions  # noqa: E402
+from record import Row, in_turn, write  # noqa: E402
+
 from tests.cluster.nodes import Nodes, Training  # noqa: E402
 
-RESULTS = Path(__file__).with_name("results")
 OURS, STOCK = "resnet-ops train", "Ray Train quick start"
+ABOUT = """
+Seconds. ResNet-20 on the embedded digits; Ray nodes of one CPU each on one machine, no GPU used.
+
+A checkpoint every 10 steps (about 2 s) of ResNet-20 at 32x32, batch 128, one process: training waits for it {cost:.2%}
+of its time.
+"""
 
 
 def stock_loop(config: dict[str, Any]) -> None:
@@ -213,14 +218,12 @@ def checkpoint_cost() -> float:
         return waited / (time.perf_counter() - started)
 
 
-def measure(label: str, one: Callable[[Path], float], runs: int) -> float:
-    """The median of some runs, each in an empty folder."""
-    found = []
-    for _ in range(runs):
-        with tempfile.TemporaryDirectory() as folder:
-            found.append(one(Path(folder)))
-        print(f"{label}: {found[-1]:.2f}", flush=True)
-    return statistics.median(found)
+def in_a_folder(one: Callable[[Path], float]) -> float:
+    """Measure something that wants an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = one(Path(folder))
+    time.sleep(3)  # Ray takes a moment to give the room back
+    return seconds
 
 
 def main() -> None:
@@ -234,7 +237,7 @@ def main() -> None:
         stock(address, int(workers), int(epochs), steps)
         return
     nodes = Nodes(4)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     try:
         questions: dict[str, Callable[[str, Path], float]] = {
             "shell to first step, 4 nodes": lambda what, folder: first_step(what, folder, nodes),
@@ -242,41 +245,17 @@ def main() -> None:
             "killed node to training again, 2 workers": lambda what, folder: recovery(what, folder, nodes, "node"),
         }
         for question, ask in questions.items():
-            found: dict[str, list[float]] = {OURS: [], STOCK: []}
-            for _ in range(options.runs):
-                for what, seconds in found.items():
-                    seconds.append(measure(f"{question}, {what}", lambda f, w=what, a=ask: a(w, f), 1))
-                    time.sleep(3)  # Ray takes a moment to give the room back
-            rows.append({"question": question, **{what: round(statistics.median(s), 1) for what, s in found.items()}})
-        impossible = measure("refusal", lambda folder: refusal(folder, nodes), options.runs)
-        rows.append({"question": "impossible request to its error", OURS: round(impossible, 1), STOCK: "never"})
+            print(question, flush=True)
+            found = in_turn({what: partial(in_a_folder, partial(ask, what)) for what in (OURS, STOCK)}, options.runs)
+            medians = {what: statistics.median(seconds) for what, seconds in found.items()}
+            rows.append({"": question, **medians, "each": list(found.values())})
+        refused = in_turn({OURS: partial(in_a_folder, partial(refusal, nodes=nodes))}, options.runs)[OURS]
+        impossible = statistics.median(refused)
+        rows.append({"": "impossible request to its error", OURS: impossible, STOCK: "never", "each": [refused]})
     finally:
         nodes.close()
     cost = statistics.median(checkpoint_cost() for _ in range(options.runs))
-    write(rows, cost, options.runs)
-
-
-def write(rows: list[dict[str, object]], cost: float, runs: int) -> None:
-    """Write the tables beside each other: JSON for programs, Markdown for people."""
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), all nodes on them, no GPU used"
-    record = {"machine": machine, "versions": versions(), "runs": runs, "rows": rows, "checkpoint_share": cost}
-    (RESULTS / "survival.json").write_text(json.dumps(record, indent=2) + "\n")
-    lines = [
-        "# Several nodes: beginning, refusing, surviving",
-        "",
-        f"ResNet-20 on the embedded digits; Ray nodes of one CPU each on one machine; medians of {runs}, in turn.",
-        f"{machine}; torch {versions()['torch']}, Ray {versions()['ray']}.",
-        "Made by `python benchmarks/survival.py`. Seconds:",
-        "",
-        f"| | {OURS} | {STOCK} |",
-        "|---|---|---|",
-        *(f"| {row['question']} | {row[OURS]} | {row[STOCK]} |" for row in rows),
-        "",
-        f"A checkpoint every 10 steps (about 2 s) of ResNet-20 at 32x32, batch 128, one process: training waits for it "
-        f"{cost:.2%} of its time.",
-    ]
-    (RESULTS / "survival.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write("survival", "Several nodes: beginning, refusing, surviving", ABOUT.format(cost=cost), rows, [], options.runs)
 
 
 if __name__ == "__main__":
