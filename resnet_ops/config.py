@@ -133,6 +133,11 @@ class DataConfig(Config):
         Field(description="Whether to decode images anew in each epoch, while training; auto does so where, decoded, "
               "they would take more than half of the memory."),
     ] = "auto"  # fmt: skip
+    fit_all: Annotated[
+        bool,
+        Field(description="Train on the validation images too, when nothing is left to choose: what is validated has "
+              "then been seen, and says nothing of other images."),
+    ] = False  # fmt: skip
     cache_dir: Annotated[
         Path | None,
         Field(
@@ -390,7 +395,7 @@ class TuneConfig(Config):
     ] = "0.01:1"
     space: Annotated[
         Path | None,
-        Field(description="TOML file with more of OPTION = value, list or \"MIN:MAX\"; those given beside it go first."),
+        Field(description='TOML file with more of OPTION = value, list or "MIN:MAX"; those given beside it go first.'),
     ] = None
     trials: Annotated[
         Positive | None,
@@ -398,8 +403,8 @@ class TuneConfig(Config):
     ] = None
     search: Annotated[
         Literal["random", "grid", "optuna"],
-        Field(description="How the next trial is chosen: at random, each depth equally often; every combination, ranges "
-              "in 5 steps; or by Optuna's TPE, from those before."),
+        Field(description="How the next trial is chosen: at random, each depth equally often; every combination, "
+              "ranges in 5 steps; or by Optuna's TPE, from those before."),
     ] = "random"  # fmt: skip
     scheduler: Annotated[
         Literal["asha", "median", "pbt", "none"],
@@ -430,7 +435,7 @@ class TuneConfig(Config):
         Field(description="Then train the best network in full on training and validation images together, as run "
               "NAME-refit."),
     ] = False  # fmt: skip
-    given: Annotated[dict[str, Any], Field(description="Options of train that all trials share.")] = {}  # noqa: RUF012
+    given: Annotated[dict[str, Any], Field(description="Options of train that all trials share.")] = {}
 
     @field_validator("gpus_per_trial")
     @classmethod

@@ -23,6 +23,7 @@ FLOORS = {
     "data": BASE | {"locks"},
     "orchestration": {"errors", "machine", "files", "config"},
     "training": BASE | {"models", "data", "orchestration"},
+    "tuning": BASE | {"recipes", "models", "data", "orchestration", "training"},
     "export": BASE | {"models", "data", "training"},
     "doctor": BASE | {"orchestration", "export"},
 }

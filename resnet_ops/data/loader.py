@@ -162,8 +162,12 @@ def open_loader(
         assert std is not None
         return Loader(streamed, validating, mean, std, batch_size, augmentation, seed, rank, world_size)
     decoded = source.decoded("train")
-    train = DeviceImages.of(decoded.images, device)
     val = DeviceImages.of(source.load("val"), device)
+    train = DeviceImages.of(decoded.images, device)
+    if source.config.fit_all:
+        train = DeviceImages(
+            torch.cat((train.pixels, val.pixels.to(train.pixels.device))), torch.cat((train.labels, val.labels))
+        )
     mean, std = pixel_statistics(decoded.counts)
     return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 

@@ -21,6 +21,7 @@ from resnet_ops import files
 from resnet_ops.config import TuneConfig
 from resnet_ops.errors import UserError
 from resnet_ops.runs import DataRecord, Run
+from resnet_ops.tuning.space import Space
 
 TrialStatus = Literal["running", "finished", "stopped", "failed"]
 
@@ -31,6 +32,7 @@ class SearchRecord(BaseModel):
     format: Literal[1] = 1
     name: str
     config: TuneConfig
+    space: Space
     data: DataRecord
     device: str
     epochs: int
@@ -77,7 +79,7 @@ class Search:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.record_file = run.path / "tune.json"
+        self.record_file = run.search_file
         self.trials_file = run.path / "trials.jsonl"
         self.trials_dir = run.path / "trials"
         self.page = run.path / "tune.html"
