@@ -22,9 +22,9 @@ from record import Floor, Row, in_turn, ratio, write
 FEW, MANY, AT_ONCE, EPOCHS = 4, 12, 2, 4
 MOST_S = 2.0
 ABOUT = f"""
-ResNet-8 on the embedded digits, {EPOCHS} epochs, learning rates from 0.02 to 0.2,
-{AT_ONCE} trials at once, a core each, none stopped early. Cost of a trial: {AT_ONCE} (t{MANY} - t{FEW}) / {MANY - FEW} - own, where t is the seconds of a whole
-command with so many trials and own the seconds a trial spends in its epochs. Both train by the same loop.
+ResNet-8 on the embedded digits, {EPOCHS} epochs, learning rates from 0.02 to 0.2, {AT_ONCE} trials at once, a core each
+and none stopped early. Cost of a trial: {AT_ONCE} (t{MANY} - t{FEW}) / {MANY - FEW} - own, where t is the seconds of a
+whole command with so many trials and own the seconds a trial spends in its epochs. Both train by the same loop.
 
 - Ray's pattern: a Tune trial that makes a TorchTrainer with TuneReportCallback, as Ray's user guide has it.
 """

@@ -12,7 +12,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from resnet_ops.training.observer import Observer
+from resnet_ops.orchestration.pool import Pool
+from resnet_ops.tuning.results import Search, SearchRecord, Trial
+from resnet_ops.tuning.space import Choices, Range
+from resnet_ops.tuning.watcher import Watcher
 
 from .console import err, percent, table
 
@@ -20,15 +23,15 @@ COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed":
 SHOWN = 14  # trials in the live table
 
 
-class SearchScreen(Observer):
+class SearchScreen(Watcher):
     """Shows a search on stderr. Called from the search's thread and the main one."""
 
     def __init__(self) -> None:
         self.stage = "Loading PyTorch and Ray"
-        self.trials: dict[int, Any] = {}
+        self.trials: dict[int, Trial] = {}
         self.told: set[int] = set()  # trials whose end was said
         self.before: set[int] = set()  # those that were done when this began
-        self.record: Any = None
+        self.record: SearchRecord
         self.started = time.monotonic()
         self.mutex = threading.Lock()
         self.live = Live(
@@ -51,11 +54,11 @@ class SearchScreen(Observer):
     def progress(self, progress: dict[str, Any]) -> None:
         self.stage = str(progress.get("stage", ""))
 
-    def search_begun(self, search: Any, record: Any, space: Any, pool: Any) -> None:
+    def search_begun(self, search: Search, record: SearchRecord, pool: Pool) -> None:
         """Say what is searched, where."""
         self.record, self.stage = record, "Starting Ray"
         config, data = record.config, record.data
-        searched = ", ".join(f"{name} {_values(values)}" for name, values in space.searched.items())
+        searched = ", ".join(f"{name} {_values(values)}" for name, values in record.space.searched.items())
         stops = "" if config.scheduler == "none" else f", {config.scheduler}"
         at_once = min(pool.at_once, record.planned, config.max_concurrent or pool.at_once)
         err.print(
@@ -65,7 +68,7 @@ class SearchScreen(Observer):
             soft_wrap=True,
         )
 
-    def trial_changed(self, trial: Any) -> None:
+    def trial_changed(self, trial: Trial) -> None:
         """Keep the table; say how a trial ended."""
         with self.mutex:
             if trial.is_settled and not self.trials and trial.id not in self.told:
@@ -76,7 +79,7 @@ class SearchScreen(Observer):
             if not err.is_terminal:
                 self._say(trial)
 
-    def _say(self, trial: Any) -> None:
+    def _say(self, trial: Trial) -> None:
         accuracy = "" if trial.val_accuracy is None else f"  {percent(trial.val_accuracy, 2)}"
         reason = f" {escape(trial.reason)}" if trial.reason else f" after {trial.epochs} epochs"
         err.print(
@@ -86,11 +89,11 @@ class SearchScreen(Observer):
         )
 
     def _best(self) -> str:
-        scored = [t for t in self.trials.values() if t.val_accuracy is not None]
+        scored = [(t.val_accuracy, -t.id) for t in self.trials.values() if t.val_accuracy is not None]
         if not scored:
             return ""
-        best = max(scored, key=lambda t: t.val_accuracy)
-        return f"; best so far {percent(best.val_accuracy, 2)}, trial {best.id}"
+        accuracy, number = max(scored)
+        return f"; best so far {percent(accuracy, 2)}, trial {-number}"
 
     def _render(self) -> Any:
         with self.mutex:
@@ -121,7 +124,7 @@ class SearchScreen(Observer):
         return f"; about {left / 60:.0f} min left" if left >= 90 else f"; about {left:.0f} s left"
 
 
-def _values(values: Any) -> str:
-    if hasattr(values, "values"):
+def _values(values: Choices | Range) -> str:
+    if isinstance(values, Choices):
         return ",".join(map(str, values.values))
     return f"{values.low:g}:{values.high:g}{' log' if values.log else ''}"

@@ -414,8 +414,9 @@ class TuneConfig(Config):
     ] = "asha"  # fmt: skip
     grace: Annotated[
         Positive | None,
-        Field(description="Epochs before a trial may be stopped, for deep networks start slowly; by default a third."),
-    ] = None
+        Field(description="Epochs before a trial may be stopped, for deep networks start slowly; by default half of "
+              "all, when one-cycle is well past its peak."),
+    ] = None  # fmt: skip
     cpus_per_trial: Annotated[
         Positive | None, Field(description="CPU cores of each trial; by default 1, which trains most networks an hour.")
     ] = None

@@ -20,8 +20,9 @@ from resnet_ops.runs import Best
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.tuning import search as parts
 from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, answer
-from resnet_ops.tuning.search import NUMBER, POINT
-from resnet_ops.tuning.space import Space, options
+from resnet_ops.tuning.search import NUMBER, POINT, number_of
+from resnet_ops.tuning.space import options
+from resnet_ops.tuning.watcher import Watcher
 from resnet_ops.tuning.worker import Task, TrialWorker
 
 WHY_STOPPED = {
@@ -36,7 +37,7 @@ class Board:
     `halted` ends the search when it is set.
     """
 
-    def __init__(self, search: Search, record: SearchRecord, watcher: Any) -> None:
+    def __init__(self, search: Search, record: SearchRecord, watcher: Watcher) -> None:
         self.search, self.record, self.watcher = search, record, watcher
         self.trials = {trial.id: trial for trial in search.trials()}
         self.halted = threading.Event()
@@ -128,18 +129,19 @@ class Board:
             files.remove(checkpoint)
 
 
-def fit(search: Search, record: SearchRecord, space: Space, pool: Pool, board: Board, scratch: Path) -> None:
+def fit(search: Search, record: SearchRecord, pool: Pool, board: Board, scratch: Path) -> None:
     """Search to the end, or until the board is halted.
 
     Raises:
         PausedError: A disk is full.
     """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which speaks on stdout whatever it is told
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its own CSV, JSON and TensorBoard files
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # of its state, which nobody will read
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    config, seed = record.config, record.config.given.get("seed", 0)
+    config, space, seed = record.config, record.space, record.config.given.get("seed", 0)
     random.seed(seed)  # PBT takes Python's own
     before = [board.trials[number].options for number in sorted(board.trials)]
     chooser, described, samples = parts.algorithm(config, space, seed, before)
@@ -177,11 +179,14 @@ def fit(search: Search, record: SearchRecord, space: Space, pool: Pool, board: B
         raise PausedError(board.paused)
 
 
-class _Halt(Stopper):  # type: ignore[misc]  # Ray's classes are untyped
+class _Halt(Stopper):
     """Ends the search when its event is set; a trial ends itself."""
 
     def __init__(self, halted: threading.Event) -> None:
         self.halted = halted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles itself for a later session, which there will not be
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
@@ -190,24 +195,27 @@ class _Halt(Stopper):  # type: ignore[misc]  # Ray's classes are untyped
         return self.halted.is_set()
 
 
-class _Follower(Callback):  # type: ignore[misc]  # likewise
+class _Follower(Callback):
     """Hears what Tune's trials do."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
 
-    def on_trial_start(self, trial: Any, **_: Any) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # likewise
+
+    def on_trial_start(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
         self.board.begun(*_point(trial))
 
-    def on_trial_result(self, result: dict[str, Any], trial: Any, **_: Any) -> None:
+    def on_trial_result(self, result: dict[str, Any], trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
         number, point = _point(trial)
         self.board.advanced(number, result, point)
 
-    def on_trial_complete(self, trial: Any, **_: Any) -> None:
+    def on_trial_complete(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
         if not self.board.halted.is_set():
             self.board.ended(_point(trial)[0])
 
-    def on_trial_error(self, trial: Any, **_: Any) -> None:
+    def on_trial_error(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
         number, point = _point(trial)
         self.board.begun(number, point)
         error = trial.get_error()
@@ -217,4 +225,4 @@ class _Follower(Callback):  # type: ignore[misc]  # likewise
 
 def _point(trial: Any) -> tuple[int, dict[str, Any]]:
     point = dict(trial.config[POINT])
-    return point.pop(NUMBER), point
+    return number_of(trial.trial_id, point), {name: value for name, value in point.items() if name != NUMBER}

@@ -26,18 +26,9 @@ from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import results
 from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Space, read
+from resnet_ops.tuning.watcher import Watcher
 
 CODE = ("python", "torch", "ray", "optuna")  # other versions of which would train or choose otherwise
-
-
-class Watcher(Observer):
-    """Told what a search does, from a thread of its own; does nothing, for others to override."""
-
-    def search_begun(self, search: Search, record: SearchRecord, space: Space, pool: Pool) -> None:
-        """The request was found sound, and the directory is there."""
-
-    def trial_changed(self, trial: Trial) -> None:
-        """A trial began, trained an epoch or ended."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +70,7 @@ def tune(
     base = base.model_copy(update=absolute(base))
     with pooled(base, _share(config), watcher.notice) as pool:
         base, data = _checked(space, base, pool, watcher)
+        planned = _planned(config, space)
         run = runs.create(base.runs_dir, base.name, f"tune-{data.name}", overwrite)
         with run.lock():
             search = Search(run)
@@ -89,14 +81,14 @@ def tune(
                 data=data,
                 device=pool.device,
                 epochs=base.epochs,
-                planned=_planned(config, space),
+                planned=planned,
                 created=results.now(),
                 code=fingerprint_of_code(),
                 versions=runs.versions(),
             )
             search.write(record)
             training.begin(run, base, data, training.count_parameters(base, data), 1, pool.device)
-            return _execute(search, record, space, pool, watcher, started_at)
+            return _execute(search, record, pool, watcher, started_at)
 
 
 def resume(
@@ -140,7 +132,7 @@ def resume(
                 )
             record = record.model_copy(update={"config": config})
             search.write(record)
-            return _execute(search, record, space, pool, watcher, started_at)
+            return _execute(search, record, pool, watcher, started_at)
 
 
 def _share(config: TuneConfig) -> Share:
@@ -211,18 +203,16 @@ def _models(space: Space) -> list[str]:
     return [architecture.name for architecture in sorted(found, key=lambda a: -a.depth)]
 
 
-def _execute(
-    search: Search, record: SearchRecord, space: Space, pool: Pool, watcher: Watcher, started_at: float
-) -> SearchResult:
+def _execute(search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float) -> SearchResult:
     from resnet_ops.tuning.follow import Board
 
     board = Board(search, record, watcher)
-    watcher.search_begun(search, record, space, pool)
+    watcher.search_begun(search, record, pool)
     for trial in board.trials.values():
         watcher.trial_changed(trial)
     try:
         if len(board.settled) < record.planned:
-            _search(search, record, space, pool, board)
+            _search(search, record, pool, board)
     except KeyboardInterrupt:
         _record_end(search, board, "interrupted", "stopped by the user")
         done = f"{len(board.settled)} of {record.planned} trials are done."
@@ -245,7 +235,7 @@ def _execute(
     return SearchResult(search, record, trials, answer, refit, time.time() - started_at)
 
 
-def _search(search: Search, record: SearchRecord, space: Space, pool: Pool, board: Any) -> None:
+def _search(search: Search, record: SearchRecord, pool: Pool, board: Any) -> None:
     """Have Ray Tune search.
 
     Raises:
@@ -257,7 +247,7 @@ def _search(search: Search, record: SearchRecord, space: Space, pool: Pool, boar
 
         with _scratch(search.run) as scratch, ThreadPoolExecutor(1, "tune") as thread:
             # In a thread: on the main thread Ray would take Ctrl-C for itself.
-            fitting: Future[None] = thread.submit(fit, search, record, space, pool, board, scratch)
+            fitting: Future[None] = thread.submit(fit, search, record, pool, board, scratch)
             try:
                 fitting.result()
             except KeyboardInterrupt:

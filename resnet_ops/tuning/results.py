@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from resnet_ops import files
 from resnet_ops.config import TuneConfig
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration.placement import Device
 from resnet_ops.runs import DataRecord, Run
 from resnet_ops.tuning.space import Space
 
@@ -34,7 +35,7 @@ class SearchRecord(BaseModel):
     config: TuneConfig
     space: Space
     data: DataRecord
-    device: str
+    device: Device
     epochs: int
     planned: int  # trials
     created: datetime
@@ -161,8 +162,10 @@ def answer(trials: Sequence[Trial], val_images: int) -> Answer | None:
     _, best = min(tied, key=lambda pair: (pair[1].parameters, -pair[0], pair[1].id))
     if best is leader:
         others = sum(trial.parameters > best.parameters for _, trial in tied)
-        tie = f"; {others} larger tie with it within one standard error" if others else ""
-        return Answer(best, f"the highest accuracy of {len(scored)} trials{tie} ({100 * error:.2f} points)")
+        tie = f"; {others} larger within it" if others else ""
+        return Answer(
+            best, f"the highest accuracy of {len(scored)} trials (standard error {100 * error:.2f} points{tie})"
+        )
     return Answer(
         best,
         f"the smallest network within one standard error ({100 * error:.2f} points) of the highest accuracy, "

@@ -48,7 +48,10 @@ def planned(config: TuneConfig, space: Space) -> int:
 def drawn(config: TuneConfig, space: Space, seed: int) -> list[Point]:
     """The points of a grid, or of a search at random: the same for the same seed."""
     grid = config.search == "grid"
-    spec = {name: _domain(name, values, grid) for name, values in space.searched.items()}
+    spec = {
+        name: tune.grid_search(_steps(values)) if grid or name in BALANCED else _domain(values)
+        for name, values in space.searched.items()
+    }
     wanted = planned(config, space)
     points: list[Point] = []
     random = tune.search.sample._BackwardsCompatibleNumpyRng(seed)
@@ -65,8 +68,15 @@ def algorithm(
         return _numbered_optuna(space, seed, before), {}, planned(config, space)
     points = drawn(config, space, seed)
     points[: len(before)] = before
-    numbered = [{NUMBER: number, **point} for number, point in enumerate(points, start=1)]
-    return BasicVariantGenerator(), {POINT: tune.grid_search(numbered)}, 1
+    return BasicVariantGenerator(), {POINT: tune.grid_search(points)}, 1
+
+
+def number_of(trial_id: str, point: Point) -> int:
+    """A trial's number, from 1: in the point where it was suggested, else that of Tune's own count.
+
+    Not in the point of every trial, for PBT copies whole points from trial to trial.
+    """
+    return int(point.get(NUMBER) or int(trial_id.rpartition("_")[2]) + 1)
 
 
 def scheduler(config: TuneConfig, space: Space, epochs: int) -> TrialScheduler:
@@ -75,14 +85,14 @@ def scheduler(config: TuneConfig, space: Space, epochs: int) -> TrialScheduler:
     Raises:
         UserError: It cannot be had with what is searched.
     """
-    grace = min(config.grace or -(-epochs // 3), epochs)
+    grace = min(config.grace or -(-epochs // 2), epochs)
     if config.scheduler == "asha":
         return AsyncHyperBandScheduler(time_attr=TIME, max_t=epochs, grace_period=grace, reduction_factor=2)
     if config.scheduler == "median":
         return MedianStoppingRule(time_attr=TIME, grace_period=grace, min_samples_required=3)
     if config.scheduler == "pbt":
         return _population(config, space, max(1, grace // 2))
-    return FIFOScheduler()
+    return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
 def _population(config: TuneConfig, space: Space, interval: int) -> TrialScheduler:
@@ -98,7 +108,7 @@ def _population(config: TuneConfig, space: Space, interval: int) -> TrialSchedul
             "--scheduler pbt changes the options itself, and trains each trial on one machine.",
             "Leave --search and --nodes-per-trial out.",
         )
-    mutations = {name: _domain(name, values, grid=False) for name, values in space.searched.items()}
+    mutations = {name: _domain(values) for name, values in space.searched.items()}
     return PopulationBasedTraining(
         time_attr=TIME,
         perturbation_interval=interval,
@@ -123,9 +133,9 @@ def _numbered_optuna(space: Space, seed: int, before: Sequence[Point]) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    domains = {name: _domain(name, values, grid=False) for name, values in space.searched.items()}
+    domains = {name: _domain(values) for name, values in space.searched.items()}
 
-    class Numbered(OptunaSearch):  # type: ignore[misc]  # Ray's classes are untyped
+    class Numbered(OptunaSearch):
         """Optuna's TPE, each of whose points knows its number."""
 
         number = 0
@@ -146,11 +156,9 @@ def _numbered_optuna(space: Space, seed: int, before: Sequence[Point]) -> Any:
     )
 
 
-def _domain(name: str, values: Choices | Range, grid: bool) -> Any:
-    if grid:
-        return tune.grid_search(_steps(values))
+def _domain(values: Choices | Range) -> Any:
     if isinstance(values, Choices):
-        return tune.grid_search(list(values.values)) if name in BALANCED else tune.choice(list(values.values))
+        return tune.choice(list(values.values))
     if values.whole:
         low, high = int(values.low), int(values.high) + 1
         return tune.lograndint(low, high) if values.log else tune.randint(low, high)

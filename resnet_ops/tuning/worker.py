@@ -5,6 +5,7 @@ A trial that is there already is gone on with, and what it did before is told an
 that is how a search is resumed, for Tune's own memory of it is thrown away.
 """
 
+import secrets
 import threading
 import time
 from collections.abc import Generator
@@ -19,13 +20,14 @@ from resnet_ops import files
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, PausedError, UserError
+from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import DataRecord, Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
 from resnet_ops.training.session import Session
 from resnet_ops.training.world import World
-from resnet_ops.tuning.search import METRIC, NUMBER, POINT, TIME
+from resnet_ops.tuning.search import METRIC, NUMBER, POINT, TIME, number_of
 from resnet_ops.tuning.space import options
 
 LOOK_INTERVAL_S = 0.2
@@ -48,15 +50,15 @@ class Task:
     trials: str
     given: dict[str, Any]
     data: DataRecord
-    device: str
+    device: Device
     threads: int
     nodes: int
 
 
-class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray's classes are untyped
+class TrialWorker(tune.Trainable):
     """Trains one trial after the other."""
 
-    def setup(self, config: dict[str, Any], task: Task) -> None:
+    def setup(self, config: dict[str, Any], task: Task) -> None:  # type: ignore[override]
         """Begin with a trial; called once."""
         self.task = task
         self.sources: dict[DataConfig, Source] = {}
@@ -74,7 +76,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray's classes are un
         self._leave()
 
     def _begin(self, point: dict[str, Any]) -> None:
-        self.number = point[NUMBER]
+        self.number = number_of(self.trial_id, point)
         self.run = Run(files.to_path(self.task.trials) / f"{self.number:03d}")
         self.options = options({name: value for name, value in point.items() if name != NUMBER})
         self.best, self.best_epoch, self.done, self.seconds = 0.0, 0, 0, 0.0
@@ -202,7 +204,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray's classes are un
         latest = checkpoints.saved(self.run)[0]
         Path(checkpoint_dir, DONOR).write_bytes(files.read(latest))
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
         """Go on from another trial's weights, or its own, with the options at hand."""
         self._leave()
         record = self.run.read_as_written()
@@ -210,10 +212,14 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray's classes are un
         _, config = job.check(config, self.task.device, self._source(config))
         self.run.write(record.model_copy(update={"config": config}))
         donor = checkpoints.read(Path(checkpoint_dir, DONOR))
-        for old in checkpoints.saved(self.run):
-            files.remove(old)
         place = self.run.checkpoints / donor.info.file_name
-        files.write_atomically(place, Path(checkpoint_dir, DONOR).read_bytes())
+        # Under a name of its own: Tune may have two workers do this at once, and then drops one.
+        arriving = self.run.checkpoints / f".{donor.info.file_name}-{secrets.token_hex(4)}"
+        files.write_atomically(arriving, Path(checkpoint_dir, DONOR).read_bytes())
+        files.rename(arriving, place)
+        for old in checkpoints.saved(self.run):
+            if old != place:
+                files.remove(old)
         self.run.tell(f"Went on from the weights of epoch {donor.info.epoch} with lr {config.lr:g}")
         self.epochs = self._epochs_since(donor.info.epoch)
 

@@ -19,6 +19,7 @@ from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job as training
 from resnet_ops.tuning import job
 from resnet_ops.tuning.results import Search, Trial
+from resnet_ops.tuning.watcher import Watcher
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 EPOCHS = 3
 
 
-class Heard(job.Watcher):
+class Heard(Watcher):
     """Keeps what a search says."""
 
     def __init__(self) -> None:

@@ -31,14 +31,14 @@ def test_with_many_images_the_same_difference_counts() -> None:
     found = answer([trial(1, 0.990, 300), trial(2, 0.986, 200)], 10_000)
     assert found is not None
     assert found.trial.id == 1
-    assert "highest accuracy of 2 trials (0.10 points)" in found.why
+    assert "highest accuracy of 2 trials (standard error 0.10 points)" in found.why
 
 
 def test_a_larger_network_that_ties_is_named() -> None:
     found = answer([trial(1, 0.990, 300), trial(2, 0.990, 900)], 360)
     assert found is not None
     assert found.trial.id == 1
-    assert "1 larger tie" in found.why
+    assert "; 1 larger within it" in found.why
 
 
 def test_trials_that_failed_or_never_validated_are_no_answer() -> None:
