@@ -35,6 +35,7 @@ from resnet_ops.data.encoded import (
 from resnet_ops.data.fingerprint import fingerprint
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import File
+from resnet_ops.machine import memory_bytes
 from resnet_ops.runs import DataRecord
 
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}
@@ -279,6 +280,11 @@ def _absolute(place: str) -> str:
     path = Path(place).expanduser()
     is_path = place not in DATA_SETS and "://" not in place and (has_magic(place) or path.exists())
     return str(path.absolute()) if is_path else place
+
+
+def streams(config: DataConfig, train_bytes: int) -> bool:
+    """Whether training decodes its images anew in each epoch; `train_bytes` are what it would keep decoded."""
+    return train_bytes > memory_bytes() / 2 if config.stream == "auto" else config.stream == "on"
 
 
 def fingerprint_of(config: DataConfig) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source
+from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source, streams
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.cluster import Placement, placed
@@ -181,17 +181,11 @@ def check(config: TrainConfig, device: str) -> tuple[Source, TrainConfig]:
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
-        "stream": "on" if _streams(source, config) else "off",
+        "stream": "on" if streams(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
-
-
-def _streams(source: Source, config: TrainConfig) -> bool:
-    if config.stream != "auto":
-        return config.stream == "on"
-    return source.decoded_bytes > memory_bytes() / 2
 
 
 def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:

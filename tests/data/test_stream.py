@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_ops.config import DataConfig, TrainConfig
-from resnet_ops.data import order, stream
+from resnet_ops.data import order, sources, stream
 from resnet_ops.data.augment import Augmentation, pixel_statistics
+from resnet_ops.data.check import check
 from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
@@ -176,10 +177,17 @@ def test_a_broken_image_is_replaced_and_named(ray_session: None, folder: Path, t
         job.train(TrainConfig.of(**options, name="fails", on_bad_image="fail"))
 
 
-def test_what_does_not_fit_is_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_streamed_and_the_check_of_data_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = TrainConfig.of(model="resnet8", data=str(folder), image_size=16, batch_size=16)
-    source, settled = job.check(config, "cpu")
-    assert settled.stream == "off"
-    assert source.decoded_bytes == 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
-    monkeypatch.setattr(job, "memory_bytes", lambda: 2 * source.decoded_bytes - 1)
-    assert job.check(config, "cpu")[1].stream == "on"
+    train_bytes = 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
+    for memory, how, state in ((2 * train_bytes, "off", "ok"), (2 * train_bytes - 1, "on", "note")):
+        monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
+        source, settled = job.check(config, "cpu")
+        assert (source.decoded_bytes, settled.stream) == (train_bytes, how)
+        report = check(config)
+        assert report.decoded_bytes == train_bytes + 30 * 16 * 16 * 3
+        assert report.streamed == (how == "on") == (report.cache is None)
+        (told,) = (finding for finding in report.findings if finding.name == "memory")
+        assert (told.state, "streamed" in told.found) == (state, how == "on")
