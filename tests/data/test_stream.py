@@ -1,10 +1,14 @@
 """Streamed images: the same batches as from memory, whoever reads them; real Ray Data."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,10 +22,36 @@ from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.training import job
+from resnet_ops.training.watchdog import EXIT_CODE
 from tests.data.made import noise, write
 from tests.integration.test_train import assert_same_bytes, weights
 
 CPU = torch.device("cpu")
+HANGS = """
+import os, sys
+from pathlib import Path
+import ray, torch
+from resnet_ops.config import DataConfig
+from resnet_ops.data.sources import open_source
+from resnet_ops.data.stream import StreamedImages
+from resnet_ops.training.watchdog import Watchdog
+
+address, data, traces, file = sys.argv[1:]
+ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+source = open_source(DataConfig(data=data, stream="on", image_size=16))
+images = StreamedImages.of(source, "val", torch.device("cpu"), print)
+watchdog = Watchdog(1.0, Path(traces), lambda what: print(what, flush=True))
+
+def read(beat):
+    for _, labels in images.batches(images.in_order(500, 0, 1), beat):
+        print(f"read {len(labels)}", flush=True)
+
+read(lambda: None)
+Path(file).unlink()
+os.mkfifo(file)  # whoever opens it waits
+with watchdog.watching():
+    read(watchdog.beat)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +205,28 @@ def test_a_broken_image_is_replaced_and_named(ray_session: None, folder: Path, t
     assert f"Cannot decode {bad}: it is not an image." in event.what
     with pytest.raises(UserError, match=r"Cannot decode .*bad\.png: it is not an image"):
         job.train(TrainConfig.of(**options, name="fails", on_bad_image="fail"))
+
+
+def test_a_file_server_that_stops_answering_ends_the_worker(ray_session: None, folder: Path, tmp_path: Path) -> None:
+    data, traces = shutil.copytree(folder, tmp_path / "data"), tmp_path / "traces"
+    address, silent = ray.get_runtime_context().gcs_address, data / "val" / "a" / "000.png"
+    arguments = map(str, (address, data, traces, silent))
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == EXIT_CODE, ended.stderr
+    assert ended.stdout.splitlines() == ["read 30", f"no step for 1 s; its stacks are in {traces}"]
+    assert "in ahead" in traces.read_text()
+
+
+def test_each_piece_that_comes_is_a_sign_of_life(
+    ray_session: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PIECE_IMAGES", 10)
+    beats: list[None] = []
+    (batch,) = loader(folder, "on", image_size=16).val_batches(lambda: beats.append(None))
+    assert len(batch[1]) == 30
+    assert len(beats) == 1 + 3
 
 
 def test_what_does_not_fit_is_streamed_and_the_check_of_data_says_so(
