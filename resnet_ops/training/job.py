@@ -89,7 +89,7 @@ def train(
                 )
             )
             observer.run_created(run, record)
-            return _execute(run, record, placement, observer, started_at)
+            return _execute(run, record, source, placement, observer, started_at)
 
 
 def resume(
@@ -147,7 +147,7 @@ def resume(
             }
             record = run.write(record.model_copy(update=update))
             observer.run_created(run, record)
-            return _execute(run, record, placement, observer, started_at)
+            return _execute(run, record, source, placement, observer, started_at)
 
 
 def check(config: TrainConfig, device: str) -> tuple[Source, TrainConfig]:
@@ -271,14 +271,16 @@ def _seen_everywhere(placement: Placement, folder: Path, config: TrainConfig) ->
         yield compare
 
 
-def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observer, started_at: float) -> TrainResult:
+def _execute(
+    run: Run, record: RunRecord, source: Source, placement: Placement, observer: Observer, started_at: float
+) -> TrainResult:
     from resnet_ops.training.fit import fit
 
     with follow(run, observer):
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
-            outcome = fit(run, record, placement)
+            outcome = fit(run, record, source, placement)
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(

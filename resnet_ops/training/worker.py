@@ -57,11 +57,13 @@ class Job:
         run: The run directory, a path or a URL.
         threads: Threads of each worker; None where the worker is to take its share of its machine.
         request: What the job asks of the cluster; None where the worker is alone in this process.
+        source: The images, opened by the job's driver, where that is this process.
     """
 
     run: str
     threads: int | None
     request: Request | None = None
+    source: Source | None = None
 
 
 def work(job: Job) -> Outcome:
@@ -82,7 +84,7 @@ def work(job: Job) -> Outcome:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
     try:
-        return _train(run, record, world, device, job.request)
+        return _train(run, record, world, device, job.request, job.source)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The memory of {device} is full: {str(error).splitlines()[0]}",
@@ -121,14 +123,15 @@ def _share_of_this_machine(request: Request | None) -> int:
     return max(1, int(request.cores_on(node)))
 
 
-def _train(run: Run, record: RunRecord, world: World, device: torch.device, request: Request | None) -> Outcome:
+def _train(
+    run: Run, record: RunRecord, world: World, device: torch.device, request: Request | None, source: Source | None
+) -> Outcome:
     config = record.config
     leads = world.rank == 0
     if leads:
         run.write_progress({"stage": f"Reading {config.data}"})
-    source = _open_the_same(record) if request else open_source(config)
     loader = open_loader(
-        replace(source, record=record.data),
+        replace(source or _open_the_same(record), record=record.data, config=config),
         device,
         batch_size=config.batch_size,
         augmentation=Augmentation.of(
