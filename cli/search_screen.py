@@ -32,6 +32,7 @@ class SearchScreen(Watcher):
         self.told: set[int] = set()  # trials whose end was said
         self.before: set[int] = set()  # those that were done when this began
         self.record: SearchRecord
+        self.search: Search | None = None
         self.started = time.monotonic()
         self.mutex = threading.Lock()
         self.live = Live(
@@ -56,7 +57,7 @@ class SearchScreen(Watcher):
 
     def search_begun(self, search: Search, record: SearchRecord, pool: Pool) -> None:
         """Say what is searched, where."""
-        self.record, self.stage = record, "Starting Ray"
+        self.search, self.record, self.stage = search, record, "Starting Ray"
         config, data = record.config, record.data
         searched = ", ".join(f"{name} {_values(values)}" for name, values in record.space.searched.items())
         stops = "" if config.scheduler == "none" else f", {config.scheduler}"

@@ -112,11 +112,14 @@ def tune(
             from resnet_ops.tuning import job
 
         started_at = process_started_at()
-        if resume is None:
-            result = job.tune(config, pairs or (), overwrite=overwrite, watcher=screen, started_at=started_at)
-        else:
-            changes = {name: value for name, value in shared.items() if name in WHERE_IT_RUNS}
-            result = job.resume(runs_dir, resume, changes=changes, watcher=screen, started_at=started_at)
+        try:
+            if resume is None:
+                result = job.tune(config, pairs or (), overwrite=overwrite, watcher=screen, started_at=started_at)
+            else:
+                changes = {name: value for name, value in shared.items() if name in WHERE_IT_RUNS}
+                result = job.resume(runs_dir, resume, changes=changes, watcher=screen, started_at=started_at)
+        finally:
+            _draw(screen)  # also what was found before it was stopped
     _show(output, result)
 
 
@@ -141,6 +144,15 @@ def _submit(
 
 def _listed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _draw(screen: SearchScreen) -> None:
+    if screen.search is None or not screen.trials:
+        return
+    from resnet_ops.reporting.search import draw
+
+    screen.progress({"stage": "Drawing"})
+    draw(screen.search)
 
 
 def _refuse_changes(typed: dict[str, Any], pairs: list[str] | None, resume: str) -> None:

@@ -25,7 +25,6 @@ FLOORS = {
     "training": BASE | {"models", "data", "orchestration"},
     "tuning": BASE | {"recipes", "models", "data", "orchestration", "training"},
     "export": BASE | {"models", "data", "training"},
-    "tuning": BASE | {"models", "data", "orchestration", "training"},
     "reporting": BASE | {"tuning"},
     "doctor": BASE | {"orchestration", "export"},
 }

@@ -15,14 +15,17 @@ from resnet_ops.orchestration.connect import ask_nccl, import_ray
 from resnet_ops.runs import Run, RunRecord
 
 if TYPE_CHECKING:
+    from resnet_ops.data.sources import Source
     from resnet_ops.training.worker import Outcome
 
 LOOK_INTERVAL_S = 0.2
 RECOVER_S = 600.0  # how long to wait for machines after a loss, where --wait does not say
 
 
-def fit(run: Run, record: RunRecord, placement: Placement, halt: threading.Event | None = None) -> "Outcome":
-    """Run the workers to the end.
+def fit(
+    run: Run, record: RunRecord, source: "Source", placement: Placement, halt: threading.Event | None = None
+) -> "Outcome":
+    """Run the workers to the end. Those in other processes open the images themselves, as their machines see them.
 
     Raises:
         KeyboardInterrupt: Somebody stopped it by Ctrl-C, or `halt` was set.
@@ -36,7 +39,7 @@ def fit(run: Run, record: RunRecord, placement: Placement, halt: threading.Event
     # Ray keeps nothing there that is needed again, so it need not be shared.
     scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
     if placement.in_process:
-        job = Job(str(run.path), int(placement.layout.cpus))
+        job = Job(str(run.path), int(placement.layout.cpus), source=source)
         trainer = TorchTrainer(
             work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
             train_loop_config=job,  # type: ignore[arg-type]  # any object is handed over as it is

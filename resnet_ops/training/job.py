@@ -16,7 +16,7 @@ from typing import Any
 
 from resnet_ops import files, runs
 from resnet_ops.config import DataConfig, TrainConfig
-from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source
+from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source, streams
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.cluster import Placement, placed
@@ -78,7 +78,7 @@ def train(
             layout = placement.layout
             record = begin(run, config, source.record, parameters, layout.workers, layout.device)
             observer.run_created(run, record)
-            return _execute(run, record, placement, observer, started_at, halt)
+            return _execute(run, record, source, placement, observer, started_at, halt)
 
 
 def resume(
@@ -140,7 +140,7 @@ def resume(
             }
             record = run.write(record.model_copy(update=update))
             observer.run_created(run, record)
-            return _execute(run, record, placement, observer, started_at, halt)
+            return _execute(run, record, source, placement, observer, started_at, halt)
 
 
 def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, workers: int, device: Device) -> RunRecord:
@@ -201,17 +201,11 @@ def check(config: TrainConfig, device: str, source: Source | None = None) -> tup
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
-        "stream": "on" if _streams(source, config) else "off",
+        "stream": "on" if streams(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
-
-
-def _streams(source: Source, config: TrainConfig) -> bool:
-    if config.stream != "auto":
-        return config.stream == "on"
-    return source.decoded_bytes > memory_bytes() / 2
 
 
 def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
@@ -300,6 +294,7 @@ def seen_everywhere(nodes: Sequence[Node], folder: Path, config: DataConfig) -> 
 def _execute(
     run: Run,
     record: RunRecord,
+    source: Source,
     placement: Placement,
     observer: Observer,
     started_at: float,
@@ -311,7 +306,7 @@ def _execute(
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
-            outcome = fit(run, record, placement, halt)
+            outcome = fit(run, record, source, placement, halt)
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(

@@ -44,7 +44,7 @@ class Session:
         """Make network, optimizer and batches, and put them where the run's last whole checkpoint was taken."""
         config = record.config
         loader = open_loader(
-            replace(source, record=record.data),
+            replace(source, record=record.data, config=config),
             device,
             batch_size=config.batch_size,
             augmentation=Augmentation.of(

@@ -49,11 +49,13 @@ class Job:
         run: The run directory, a path or a URL.
         threads: Threads of each worker; None where the worker is to take its share of its machine.
         request: What the job asks of the cluster; None where the worker is alone in this process.
+        source: The images, opened by the job's driver, where that is this process.
     """
 
     run: str
     threads: int | None
     request: Request | None = None
+    source: Source | None = None
 
 
 def work(job: Job) -> Outcome:
@@ -74,7 +76,7 @@ def work(job: Job) -> Outcome:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
     try:
-        return _train(run, record, world, device, job.request)
+        return _train(run, record, world, device, job.request, job.source)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The memory of {device} is full: {str(error).splitlines()[0]}",
@@ -113,11 +115,12 @@ def _share_of_this_machine(request: Request | None) -> int:
     return max(1, int(request.cores_on(node)))
 
 
-def _train(run: Run, record: RunRecord, world: World, device: torch.device, request: Request | None) -> Outcome:
+def _train(
+    run: Run, record: RunRecord, world: World, device: torch.device, request: Request | None, source: Source | None
+) -> Outcome:
     if world.rank == 0:
         run.write_progress({"stage": f"Reading {record.config.data}"})
-    source = _open_the_same(record) if request else open_source(record.config)
-    session = Session.open(run, record, source, world, device)
+    session = Session.open(run, record, source or _open_the_same(record), world, device)
     group = Group(world, request)
     with _watched(run, world, session.training, request), session.saving():
         for epoch in session.epochs():
