@@ -14,6 +14,9 @@ from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, Trial
 KINDS = {"plain": "plain", "resnet": "residual"}  # in the order of panels
 
 
+NETWORK = ("model", "family", "depth", "lr")  # which have pictures of their own
+
+
 @dataclass(frozen=True)
 class Found:
     """All there is of a search at some moment; `curves` are the epochs of each trial, by its id."""
@@ -65,7 +68,7 @@ class Found:
     @cached_property
     def others(self) -> dict[str, list[Any]]:
         """Options that were searched besides network and learning rate, and the values of each that were tried."""
-        names = dict.fromkeys(name for trial in self.trials for name in trial.options if name not in ("model", "lr"))
+        names = dict.fromkeys(name for trial in self.trials for name in trial.options if name not in NETWORK)
         tried = {name: [t.options[name] for t in self.trials if name in t.options] for name in names}
         return {name: values for name, values in tried.items() if len(set(map(repr, values))) > 1}
 

@@ -144,8 +144,8 @@ def fit(search: Search, record: SearchRecord, pool: Pool, board: Board, scratch:
     config, space, seed = record.config, record.space, record.config.given.get("seed", 0)
     random.seed(seed)  # PBT takes Python's own
     before = [board.trials[number].options for number in sorted(board.trials)]
-    chooser, described, samples = parts.algorithm(config, space, seed, before)
     at_once = min(config.max_concurrent or pool.at_once, pool.at_once, record.planned)
+    chooser, described, samples = parts.algorithm(config, space, seed, before, at_once)
     task = Task(
         str(search.trials_dir), config.given, record.data, pool.device, max(pool.cpus, 1), config.nodes_per_trial
     )
@@ -159,7 +159,6 @@ def fit(search: Search, record: SearchRecord, pool: Pool, board: Board, scratch:
             search_alg=chooser,
             scheduler=parts.scheduler(config, space, record.epochs),
             num_samples=samples,
-            max_concurrent_trials=at_once,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),

@@ -12,7 +12,7 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.variant_generator import generate_variants
 
 from resnet_ops.config import TuneConfig
@@ -61,14 +61,14 @@ def drawn(config: TuneConfig, space: Space, seed: int) -> list[Point]:
 
 
 def algorithm(
-    config: TuneConfig, space: Space, seed: int, before: Sequence[Point]
+    config: TuneConfig, space: Space, seed: int, before: Sequence[Point], at_once: int
 ) -> tuple[SearchAlgorithm | Searcher, dict[str, Any], int]:
     """What chooses points, Tune's description of them, and their number; `before` are those of a resumed search."""
     if config.search == "optuna":
-        return _numbered_optuna(space, seed, before), {}, planned(config, space)
+        return ConcurrencyLimiter(_numbered_optuna(space, seed, before), at_once), {}, planned(config, space)
     points = drawn(config, space, seed)
     points[: len(before)] = before
-    return BasicVariantGenerator(), {POINT: tune.grid_search(points)}, 1
+    return BasicVariantGenerator(max_concurrent=at_once), {POINT: tune.grid_search(points)}, 1
 
 
 def number_of(trial_id: str, point: Point) -> int:

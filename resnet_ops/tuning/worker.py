@@ -188,6 +188,8 @@ class TrialWorker(tune.Trainable):
                 ended = not thread.is_alive()
                 for epoch in self.run.epochs()[told:]:
                     self.record = self.record or self.run.read_as_written()
+                    if epoch.epoch == self.record.config.epochs:  # the job ends by itself, and gives its room back
+                        thread.join()
                     told += 1
                     yield epoch
                 if ended and failure:
