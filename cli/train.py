@@ -9,7 +9,7 @@ import typer
 from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.arguments import train_arguments
-from resnet_ops.orchestration.connect import LOCAL, address_of
+from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 
@@ -128,7 +128,8 @@ def train(
             from resnet_ops.training import job
 
             if address_of(config) == LOCAL:  # else it is imported later, while the cluster is asked
-                from resnet_ops.training import worker  # noqa: F401  # brings torch and Ray
+                import_ray()
+                from resnet_ops.training import worker  # noqa: F401  # brings torch
 
         if resume is None:
             result = job.train(config, overwrite=overwrite, observer=screen, started_at=process_started_at())

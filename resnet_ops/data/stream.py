@@ -8,7 +8,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ WHOLE_BYTES = 64 * 2**20  # of decoded images that a pass may begin with: all, w
 WINDOW_BYTES = 512 * 2**20  # of decoded images of row groups that are mixed where there are more
 PIECES_AHEAD = 4  # a core
 BATCHES_AHEAD = 2
+CLOSE_S = 10.0  # for the batch in hand; a file server that hangs is not waited for
 
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells of each pass
 
@@ -260,5 +261,6 @@ def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
     finally:
         for each in pending:
             each.cancel()
-        pool.submit(items.close)  # type: ignore[attr-defined]  # a generator may be closed only where it runs
+        closed = pool.submit(items.close)  # type: ignore[attr-defined]  # only where it runs may a generator be closed
         pool.shutdown(wait=False)
+        wait([closed], CLOSE_S)  # whoever goes on may shut down Ray, which ends the process if it is still used

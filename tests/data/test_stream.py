@@ -3,6 +3,9 @@
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,23 @@ def test_each_piece_that_comes_is_a_sign_of_life(
     (batch,) = loader(folder, "on", image_size=16).val_batches(lambda: beats.append(None))
     assert len(batch[1]) == 30
     assert len(beats) == 1 + 3
+
+
+def test_whoever_leaves_a_pass_midway_leaves_nobody_reading() -> None:
+    closed = threading.Event()
+
+    def reading() -> Iterator[int]:
+        try:
+            for item in range(10):
+                time.sleep(0.1)
+                yield item
+        finally:
+            closed.set()
+
+    batches = stream.ahead(reading(), 2)
+    assert next(batches) == 0
+    batches.close()  # type: ignore[attr-defined]
+    assert closed.is_set()
 
 
 def test_what_does_not_fit_is_streamed_and_the_check_of_data_says_so(
