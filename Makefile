@@ -45,6 +45,7 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/survival.py
+	$(BIN)/python benchmarks/tune.py
 
 pictures: .venv/installed-dev
 	$(BIN)/python docs/pictures.py

@@ -62,8 +62,8 @@ def check(
     decoded and would be left out, or the same image is there under two labels.
     What makes results worse or less sure is a warning: validation images used
     for training too, copies, classes with next to no images, blank images, lost
-    colours, too little memory or disk. Warnings exit with 1 only with --strict;
-    notes never do.
+    colours, too little disk. Warnings exit with 1 only with --strict; notes never
+    do.
     """
     output = Output(json)
     config = DataConfig.of(
@@ -170,7 +170,7 @@ def _facts(report: "Report") -> Any:
     shown.add_row("network sees", f"{report.width}x{report.height} {colour}{crop}")
     shown.add_row("mean", ", ".join(f"{one:.4f}" for one in report.mean))
     shown.add_row("deviation", ", ".join(f"{one:.4f}" for one in report.std))
-    kept = f"kept in {escape(str(report.cache))}" if report.cache else "kept in memory"
+    kept = "streamed" if report.streamed else f"kept in {escape(str(report.cache or 'memory'))}"
     shown.add_row("bytes", f"{size(report.encoded_bytes)} encoded, {size(report.decoded_bytes)} decoded and {kept}")
     if report.fingerprint:
         shown.add_row("fingerprint", report.fingerprint[:16])

@@ -9,6 +9,8 @@ from resnet_ops.config import Config, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.files import to_path
 
+from .console import short
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line; all else goes to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -33,6 +35,19 @@ def option(config: type[Config], name: str, panel: str | None = None, *declarati
 def argument(config: type[Config], name: str) -> Any:
     """Make the command-line argument for field `name` of `config`."""
     return typer.Argument(help=config.model_fields[name].description, metavar=name.upper())
+
+
+def given(context: typer.Context, *sources: str) -> set[str]:
+    """The options that the user gave: on the command line, or in the environment."""
+    names = [parameter.name or "" for parameter in context.command.params]
+    found = {name: context.get_parameter_source(name) for name in names}
+    wanted = sources or ("COMMANDLINE", "ENVIRONMENT")
+    return {name for name, source in found.items() if source is not None and source.name in wanted}
+
+
+def runs_dir_option(runs_dir: Path) -> str:
+    """How to say where the runs are, where that is not where they usually are."""
+    return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {short(runs_dir)}"
 
 
 def _place(typed: str) -> Path:

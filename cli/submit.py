@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
@@ -29,18 +29,24 @@ if TYPE_CHECKING:
     from resnet_ops.orchestration.jobs import Job, JobServer
 
 
+Arguments = Callable[[TrainConfig, bool], list[str]]
+
+
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM: nobody is there to be asked."""
 
 
-def submit(config: TrainConfig, resume: str | None, overwrite: bool, output: Output) -> None:
-    """Train on the cluster whose job server `config.cluster` names, and show it here.
+def submit(
+    config: TrainConfig, resume: str | None, arguments: Arguments, output: Output, command: str = "train"
+) -> None:
+    """Train, or search, on the cluster whose job server `config.cluster` names, and show it here.
 
     Args:
         config: What to train; of a run to resume only where it lies and where it runs.
         resume: Name of the run to go on with.
-        overwrite: Replace a run of the same name.
+        arguments: What to type there, given the name of the run and whether to resume it.
         output: Where the result goes.
+        command: "train" or "tune".
 
     Raises:
         UserError: The request was wrong, the cluster cannot be reached, or the work failed or
@@ -51,7 +57,7 @@ def submit(config: TrainConfig, resume: str | None, overwrite: bool, output: Out
     with importing():
         from resnet_ops.orchestration.jobs import JobServer
     server = JobServer(config.cluster or "")
-    attempt = _Attempt(server, config, resume is not None, overwrite)
+    attempt = _Attempt(server, config, resume is not None, arguments, command)
     started_at = time.monotonic()
     try:
         job = attempt.follow()
@@ -72,8 +78,11 @@ def submit(config: TrainConfig, resume: str | None, overwrite: bool, output: Out
 class _Attempt:
     """A job that is submitted, followed, and submitted again where its driver is lost."""
 
-    def __init__(self, server: "JobServer", config: TrainConfig, resume: bool, overwrite: bool) -> None:
-        self.server, self.config, self.resume, self.overwrite = server, config, resume, overwrite
+    def __init__(
+        self, server: "JobServer", config: TrainConfig, resume: bool, arguments: Arguments, command: str
+    ) -> None:
+        self.server, self.config, self.resume, self.arguments = server, config, resume, arguments
+        self.command = command
         self.job_id = ""
         self.stopping = False
         self.said: dict[str, Any] | None = None
@@ -81,10 +90,10 @@ class _Attempt:
 
     def follow(self) -> "Job":
         """Submit the job and show its log, until it has ended."""
-        from resnet_ops.orchestration.jobs import Log, new_id, train_arguments
+        from resnet_ops.orchestration.jobs import Log, new_id
 
         self.job_id, self.said = new_id(str(self.config.name)), None
-        arguments = train_arguments(self.config, resume=self.resume, overwrite=self.overwrite)
+        arguments = self.arguments(self.config, self.resume)
         log, submitted, asked = Log(self.job_id), False, False
         with _sigterm():
             while True:
@@ -127,8 +136,8 @@ class _Attempt:
         if line.startswith(("error: ", "interrupted: ")):
             self._held = line
             return
-        # The line of `Screen.run_created`: from here on there is a run to resume.
-        self.resume = self.resume or line.endswith(f"; run {self.config.name}")
+        # The line of `Screen.run_created`, or of `search_begun`: from here on there is something to resume.
+        self.resume = self.resume or line.endswith((f"; run {self.config.name}", f"; search {self.config.name}"))
         _write(line)
 
     def _let_go(self) -> None:
@@ -159,7 +168,8 @@ def _result(attempt: _Attempt, job: "Job") -> dict[str, Any]:
     said, config = attempt.said or {}, attempt.config
     if job.status == "SUCCEEDED":
         return said or {"name": config.name, "status": "finished"}
-    go_on = f"resnet-ops train --resume {config.name} --runs-dir {as_typed(config.runs_dir)} --cluster {config.cluster}"
+    where = f"--runs-dir {as_typed(config.runs_dir)} --cluster {config.cluster}"
+    go_on = f"resnet-ops {attempt.command} --resume {config.name} {where}"
     if job.status == "STOPPED":
         cause = said.get("error") or f"Job {job.id} was stopped."
         raise UserError(cause, f"Go on with: {go_on}" if attempt.resume else "", INTERRUPTED)

@@ -1,5 +1,6 @@
 """`resnet-ops train`: from options to a run, and what one sees meanwhile."""
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,13 +8,14 @@ import typer
 
 from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.connect import LOCAL, address_of
+from resnet_ops.orchestration.arguments import train_arguments
+from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 
 from .clock import importing, process_started_at
 from .console import Output, percent, short
-from .options import Debug, Json, RunsDir, option
+from .options import Debug, Json, RunsDir, given, option, runs_dir_option
 from .screen import Screen
 from .submit import submit
 
@@ -78,6 +80,7 @@ def train(
     auto_batch: Annotated[bool, _option("auto_batch", SWITCHES)] = default("auto_batch"),
     flip: Annotated[bool | None, _option("flip", AUGMENTATION)] = default("flip"),
     random_resized_crop: Annotated[bool, _option("random_resized_crop", SWITCHES)] = default("random_resized_crop"),
+    fit_all: Annotated[bool, _option("fit_all", SWITCHES)] = default("fit_all"),
     zero_init_residual: Annotated[bool, _option("zero_init_residual", SWITCHES)] = default("zero_init_residual"),
     sync_batchnorm: Annotated[bool, _option("sync_batchnorm", SWITCHES)] = default("sync_batchnorm"),
     channels_last: Annotated[bool, _option("channels_last", SWITCHES)] = default("channels_last"),
@@ -111,21 +114,22 @@ def train(
     """
     output = Output(json)
     if resume is None:
-        given = _given(context) & set(TrainConfig.model_fields)
-        config = configure(**{name: context.params[name] for name in given})
+        typed = given(context) & set(TrainConfig.model_fields)
+        config = configure(**{name: context.params[name] for name in typed})
     else:
         _refuse_changes(context, resume)
-        changes = {name: context.params[name] for name in _given(context) & WHERE_IT_RUNS}
+        changes = {name: context.params[name] for name in given(context) & WHERE_IT_RUNS}
         config = TrainConfig.of(runs_dir=runs_dir, **changes)
     if is_job_server(config.cluster):
-        submit(config, resume, overwrite, output)
+        submit(config, resume, functools.partial(train_arguments, overwrite=overwrite), output)
         return
     with Screen() as screen:
         with importing():
             from resnet_ops.training import job
 
             if address_of(config) == LOCAL:  # else it is imported later, while the cluster is asked
-                from resnet_ops.training import worker  # noqa: F401  # brings torch and Ray
+                import_ray()
+                from resnet_ops.training import worker  # noqa: F401  # brings torch
 
         if resume is None:
             result = job.train(config, overwrite=overwrite, observer=screen, started_at=process_started_at())
@@ -134,17 +138,9 @@ def train(
     _show(output, result)
 
 
-def _given(context: typer.Context, *sources: str) -> set[str]:
-    """The options that the user gave: on the command line, or in the environment."""
-    names = [parameter.name or "" for parameter in context.command.params]
-    found = {name: context.get_parameter_source(name) for name in names}
-    given = sources or ("COMMANDLINE", "ENVIRONMENT")
-    return {name for name, source in found.items() if source is not None and source.name in given}
-
-
 def _refuse_changes(context: typer.Context, resume: str) -> None:
     """A run goes on as it began: with the same data, schedule and seed, or its result means nothing."""
-    for name in sorted(_given(context, "COMMANDLINE") - WHERE_IT_RUNS - {"resume", "runs_dir", "json", "debug"}):
+    for name in sorted(given(context, "COMMANDLINE") - WHERE_IT_RUNS - {"resume", "runs_dir", "json", "debug"}):
         option = "--" + name.replace("_", "-")
         raise UserError(
             f"--resume {resume} goes on with the options the run began with; {option} cannot be changed.",
@@ -160,7 +156,7 @@ def _show(output: Output, result: Any) -> None:
         f"best epoch {best.epoch} of {result.epochs}{speed}, {result.total_s:.0f} s in all",
         f"  best weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",
-        f"  next          resnet-ops export {run.name} --onnx" + _runs_dir_option(run.path.parent),
+        f"  next          resnet-ops export {run.name} --onnx" + runs_dir_option(run.path.parent),
     )
     output.end(
         {
@@ -180,7 +176,3 @@ def _show(output: Output, result: Any) -> None:
             "total_s": result.total_s,
         }
     )
-
-
-def _runs_dir_option(runs_dir: Path) -> str:
-    return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {short(runs_dir)}"

@@ -8,6 +8,7 @@
                              epoch-NNNN-step-NNNNNN.safetensors
              best/           model.safetensors and model.json: the weights that validated best
              export/         model.onnx and the record of its proof
+             tune.json       only where the run is the best of a search, whose trials are beside it (tuning/results.py)
 
 It lies on a disk or in a bucket (files.py), and one process holds it (locks.py). Whatever is
 written is whole after a crash: the old file or the new one. Nothing here knows torch.
@@ -147,6 +148,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.export = self.path / "export"
+        self.search_file = self.path / "tune.json"
         self.lock_file = self.path / ".lock"
         self.progress_at = float("-inf")
 

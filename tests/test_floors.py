@@ -23,7 +23,9 @@ FLOORS = {
     "data": BASE | {"locks"},
     "orchestration": {"errors", "machine", "files", "config"},
     "training": BASE | {"models", "data", "orchestration"},
+    "tuning": BASE | {"recipes", "models", "data", "orchestration", "training"},
     "export": BASE | {"models", "data", "training"},
+    "reporting": BASE | {"tuning"},
     "doctor": BASE | {"orchestration", "export"},
 }
 
@@ -71,7 +73,7 @@ def test_heavy_imports_wait_until_work_begins(arguments: list[str], tmp_path: Pa
     code = (
         "import sys\nfrom resnet_ops.cli.main import run\n"
         f"run({arguments!r})\n"
-        "heavy = {'torch', 'ray', 'onnx', 'onnxruntime', 'pyarrow', 'numpy', 'fsspec', 'upath'}\n"
+        "heavy = {'torch', 'ray', 'onnx', 'onnxruntime', 'pyarrow', 'numpy', 'fsspec', 'upath', 'matplotlib'}\n"
         "print('HEAVY', heavy & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -27,7 +27,7 @@ from resnet_ops.data.findings import (
     repeats,
     some,
 )
-from resnet_ops.data.sources import IMAGE_SIZE, Source, checked, find, network_size
+from resnet_ops.data.sources import IMAGE_SIZE, Source, checked, find, network_size, streams
 from resnet_ops.data.survey import survey
 from resnet_ops.errors import UserError
 
@@ -54,7 +54,8 @@ class Report:
         std: Likewise.
         encoded_bytes: What all images take as they are.
         decoded_bytes: What they take decoded.
-        cache: The folder that they are then kept in; None where they are kept in memory alone.
+        streamed: Whether training decodes them anew in each epoch, for the training images would not fit in memory.
+        cache: The folder that they are kept in otherwise; None where they are kept in memory alone, or streamed.
         broken: How many training and validation images cannot be decoded.
         copies: How many training and validation images are another one of their split once more.
         in_both: Validation images that are among the training images too.
@@ -82,6 +83,7 @@ class Report:
     std: tuple[float, ...]
     encoded_bytes: int
     decoded_bytes: int
+    streamed: bool
     cache: Path | None
     broken: tuple[int, int]
     copies: tuple[int, int]
@@ -135,8 +137,10 @@ def check(
     if source:
         refused = _too_many_broken(source, table, choose)
     of_train, of_val = table.per_class.sum(0).tolist()
-    decoded_bytes = (of_train * frame.height * frame.width + of_val * height * width) * channels
-    cache = None if source and source.embedded else cache_folder(config.cache_dir)
+    train_bytes = of_train * int(np.prod(frame.shape))
+    decoded_bytes = train_bytes + of_val * height * width * channels
+    streamed = streams(config, train_bytes)
+    cache = None if streamed or (source and source.embedded) else cache_folder(config.cache_dir)
     same = repeats(table)
     mean, std = _statistics(told.sums[told.sound & (split == TRAIN)], frame)
     sizes = told.sizes[told.sound]
@@ -159,6 +163,7 @@ def check(
         std=std,
         encoded_bytes=int(told.bytes.sum()),
         decoded_bytes=decoded_bytes,
+        streamed=streamed,
         cache=cache,
         broken=(int(table.broken(TRAIN).sum()), int(table.broken(VAL).sum())),
         copies=same.copies,
@@ -172,7 +177,7 @@ def check(
             *same.findings,
             *about_classes(table),
             *about_pixels(table, channels),
-            *about_room(decoded_bytes, cache),
+            *about_room(train_bytes, decoded_bytes, streamed, cache),
             about_passed_over(found.passed_over),
         ),
         examples=_examples(table, picked),

@@ -8,8 +8,8 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
+from resnet_ops.data.datafiles import File
 from resnet_ops.errors import UserError
-from resnet_ops.files import File
 from resnet_ops.machine import cores
 
 T = TypeVar("T")

@@ -158,15 +158,13 @@ def about_pixels(table: Table, channels: int) -> Iterator[Finding]:
         )
 
 
-def about_room(decoded_bytes: int, cache: Path | None) -> Iterator[Finding]:
-    """Whether decoded images fit into this machine's memory and, unless they are there already, into the cache."""
-    memory = memory_bytes()
-    if decoded_bytes < memory / 2:
-        yield Finding("ok", "memory", f"{size(decoded_bytes)} decoded, of {size(memory)}")
+def about_room(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path | None) -> Iterator[Finding]:
+    """Whether decoded images fit into this machine's memory, or are streamed, and whether into the cache."""
+    told = f"training images take {size(train_bytes)} decoded, of {size(memory_bytes())}"
+    if streamed:
+        yield Finding("note", "memory", f"{told}: streamed, decoded anew in each epoch")
     else:
-        yield Finding(
-            "warning", "memory", f"{size(decoded_bytes)} decoded, of {size(memory)}: read from disk as it goes"
-        )
+        yield Finding("ok", "memory", told)
     if cache is None:
         return
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())

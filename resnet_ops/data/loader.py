@@ -42,7 +42,7 @@ class Batched(Protocol):
     def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels (n, H, W, C) uint8 and labels (n,) int64 of each share, on the device.
 
-        `beat` is called while the first of them takes long.
+        Where they are read meanwhile, `beat` is called as they come.
         """
 
     def __len__(self) -> int: ...
@@ -128,7 +128,7 @@ class Loader:
         """This worker's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
 
         Labels are (n, classes) float32 where images are mixed. Shares of one batch are disjoint, make up the batch,
-        and differ in size by at most one. `beat` is called while the first one takes long.
+        and differ in size by at most one. Where images are read meanwhile, `beat` is called as they come.
         """
         shares = self.train.shares(self.batch_size, self.rank, self.world_size, _generator(self.seed, epoch))
         for step, (pixels, labels) in enumerate(self.train.batches(shares[start:], beat), start):
@@ -162,8 +162,12 @@ def open_loader(
         assert std is not None
         return Loader(streamed, validating, mean, std, batch_size, augmentation, seed, rank, world_size)
     decoded = source.decoded("train")
-    train = DeviceImages.of(decoded.images, device)
     val = DeviceImages.of(source.load("val"), device)
+    train = DeviceImages.of(decoded.images, device)
+    if source.config.fit_all:
+        train = DeviceImages(
+            torch.cat((train.pixels, val.pixels.to(train.pixels.device))), torch.cat((train.labels, val.labels))
+        )
     mean, std = pixel_statistics(decoded.counts)
     return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 

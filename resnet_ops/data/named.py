@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from resnet_ops import locks
+from resnet_ops.data.datafiles import File
 from resnet_ops.data.encoded import Found, Part
 from resnet_ops.errors import UserError
-from resnet_ops.files import File
 
 
 @dataclass(frozen=True)

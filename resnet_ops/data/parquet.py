@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from resnet_ops import files
+from resnet_ops.data import datafiles
+from resnet_ops.data.datafiles import File
 from resnet_ops.data.encoded import VAL_NAMES, Found, Part
 from resnet_ops.errors import UserError
-from resnet_ops.files import File
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -164,7 +164,7 @@ def _part(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> Part
 
 def _file(path: Path) -> File:
     try:
-        return files.stated(path)
+        return datafiles.stated(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -172,7 +172,7 @@ def _file(path: Path) -> File:
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        file = files.open_to_read(path)
+        file = datafiles.open_to_read(path)
     except OSError as error:
         raise _unreadable(path, error) from None
     with file:

@@ -17,8 +17,9 @@ import numpy as np
 
 from resnet_ops import files
 from resnet_ops.config import DATA_SETS, DataConfig
-from resnet_ops.data import folders, named, parquet
+from resnet_ops.data import datafiles, folders, named, parquet
 from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, kept, key
+from resnet_ops.data.datafiles import File
 from resnet_ops.data.decode import DecodeError, Frame, Look, look
 from resnet_ops.data.encoded import (
     Encoded,
@@ -34,7 +35,7 @@ from resnet_ops.data.encoded import (
 )
 from resnet_ops.data.fingerprint import fingerprint
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.files import File
+from resnet_ops.machine import memory_bytes
 from resnet_ops.runs import DataRecord
 
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}
@@ -281,6 +282,11 @@ def _absolute(place: str) -> str:
     return str(path.absolute()) if is_path else place
 
 
+def streams(config: DataConfig, train_bytes: int) -> bool:
+    """Whether training decodes its images anew in each epoch; `train_bytes` are what it would keep decoded."""
+    return train_bytes > memory_bytes() / 2 if config.stream == "auto" else config.stream == "on"
+
+
 def fingerprint_of(config: DataConfig) -> str:
     """The fingerprint of a data set, as it is seen from here."""
     return open_source(config).record.fingerprint
@@ -299,7 +305,7 @@ def _find(data: str, option: str, config: DataConfig) -> Found:
     files.check_reachable(next(path for path in (place, *place.parents) if not has_magic(str(path))))
     try:
         if has_magic(data):
-            matched = files.globbed(place)
+            matched = datafiles.globbed(place)
             name = _name(matched[0].absolute().parent.name) if matched else ""
             found = parquet.find(matched, name, columns) if matched else None
         elif files.is_file(place):

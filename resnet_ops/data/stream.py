@@ -8,8 +8,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillWorking
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +38,7 @@ WHOLE_BYTES = 64 * 2**20  # of decoded images that a pass may begin with: all, w
 WINDOW_BYTES = 512 * 2**20  # of decoded images of row groups that are mixed where there are more
 PIECES_AHEAD = 4  # a core
 BATCHES_AHEAD = 2
-BEAT_S = 1.0
+CLOSE_S = 10.0  # for the batch in hand; a file server that hangs is not waited for
 
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells of each pass
 
@@ -118,17 +117,20 @@ class StreamedImages:
         return order.in_order(len(self), batch, rank, world_size, contiguous=self._units is not None)
 
     def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of each of `shares`, on the device; `beat` is called while the first one is made.
+        """Pixels and labels of each of `shares`, on the device; `beat` is called at the start and with each piece.
+
+        A timer's beat would hide a file server that no longer answers.
 
         Raises:
             UserError: An image is broken and that is an error, or too many are.
             PausedError: The bucket is out of reach.
         """
-        for pixels, rows in ahead(self._assembled(shares), BATCHES_AHEAD, beat):
+        beat()
+        for pixels, rows in ahead(self._assembled(shares, beat), BATCHES_AHEAD):
             x, rows = (part.to(self.device, non_blocking=True) for part in (pixels, rows))
             yield x, self.labels.index_select(0, rows)
 
-    def _assembled(self, shares: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _assembled(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels (n, H, W, C) of each of `shares`, and the rows that they are of."""
         decoded = self._decoded(np.concatenate([share.numpy() for share in shares]) if shares else np.empty(0, int))
         there: dict[int, np.ndarray] = {}
@@ -139,6 +141,7 @@ class StreamedImages:
             for row in rows:
                 while row not in there and row not in self.broken:
                     there.update(next(decoded))
+                    beat()
             good = [row for row in rows if row in there]
             rows = [row if row in there else _next(good, row) for row in rows]
             pixels = torch.zeros((len(rows), *self.wanted.frame.shape), dtype=torch.uint8, pin_memory=on_gpu)
@@ -247,31 +250,17 @@ def fetched(encoded: "ray.ObjectRef[Encoded]") -> Encoded:
     return found
 
 
-def ahead(items: Iterator[Any], count: int, beat: Callable[[], None]) -> Iterator[Any]:
-    """Have another thread take `items` from a generator, up to `count` of them before they are asked for.
-
-    `beat` is called each second until the first one is there.
-    """
+def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
+    """Have another thread take `items` from a generator, up to `count` of them before they are asked for."""
     pool = ThreadPoolExecutor(1, "ahead")
     pending: deque[Future[Any]] = deque(pool.submit(next, items, None) for _ in range(count + 1))
     try:
-        item = _first(pending.popleft(), beat)
-        while item is not None:
+        while (item := pending.popleft().result()) is not None:
             pending.append(pool.submit(next, items, None))
             yield item
-            item = pending.popleft().result()
     finally:
         for each in pending:
             each.cancel()
-        pool.submit(items.close)  # type: ignore[attr-defined]  # a generator may be closed only where it runs
+        closed = pool.submit(items.close)  # type: ignore[attr-defined]  # only where it runs may a generator be closed
         pool.shutdown(wait=False)
-
-
-def _first(item: "Future[Any]", beat: Callable[[], None]) -> Any:
-    while True:
-        beat()
-        try:
-            return item.result(BEAT_S)
-        except StillWorking:
-            if item.done():
-                raise
+        wait([closed], CLOSE_S)  # whoever goes on may shut down Ray, which ends the process if it is still used

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
@@ -26,6 +26,7 @@ AUTOSCALER_WAIT_S = 600.0
 GRACE_S = 10.0
 LOOK_INTERVAL_S = 0.5
 Notice = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Placement:
     def in_process(self) -> bool:
         """Whether the one worker is this very process: 2 s from the shell to its first step instead of 15."""
         return self.local and self.layout.workers == 1
+
+    @property
+    def elsewhere(self) -> list[Node]:
+        """The machines of a cluster that it goes to; none where it stays on this one."""
+        return [] if self.local else [node for node, _ in self.layout.on]
 
     def ray(self) -> contextlib.AbstractContextManager[None]:
         """Ray to run the workers on; of this machine's own it is started only now, when all else is checked."""
@@ -118,6 +124,26 @@ def _wait_for_room(config: TrainConfig, request: Request, notice: Notice, autosc
             raise refuse(nodes, request)
         if told != (told := f"{min(up, request.fewest)} of {request.fewest} nodes up"):
             notice(f"{told}{', some of them busy' if up >= request.fewest else ''}; waiting up to {patience_s:.0f} s.")
+        time.sleep(LOOK_INTERVAL_S)
+
+
+def waited_for(look: Callable[[], T], config: TrainConfig, notice: Notice) -> T:
+    """What `look` finds, once it finds room: at once, or within the time that an autoscaler or --wait is given.
+
+    Raises:
+        NoRoomError: There is none in that time.
+    """
+    wait_s = (AUTOSCALER_WAIT_S if has_autoscaler() else 0.0) if config.wait is None else config.wait
+    deadline, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            return look()
+        except NoRoomError as refusal:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                notice(f"{refusal.cause} Waiting up to {wait_s:.0f} s.")
+            told = True
         time.sleep(LOOK_INTERVAL_S)
 
 

@@ -4,6 +4,7 @@ A cluster has Ray and torch, and perhaps another resnet-ops or none. What is shi
 user has in hand, so that a run does there what it does here.
 """
 
+import hashlib
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,15 @@ def shippable_code(into: Path) -> Path:
             source, target / part, ignore=shutil.ignore_patterns("__pycache__", "*.py[co]"), dirs_exist_ok=True
         )
     return target
+
+
+def fingerprint_of_code() -> str:
+    """SHA-256 of the library, the command line left out: what it computes is the same where this is."""
+    digest = hashlib.sha256()
+    root = _folders()[""]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _folders() -> dict[str, Path]:

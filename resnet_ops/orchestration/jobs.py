@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import resnet_ops
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig, as_options
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
 from resnet_ops.orchestration.code import shippable_code
 from resnet_ops.orchestration.jobserver import UnreachableError, connect, explained, server_version
@@ -233,27 +232,6 @@ class Log:
 def new_id(run: str) -> str:
     """An id for a job of this run."""
     return f"resnet-ops-{run}-{secrets.token_hex(3)}"
-
-
-def train_arguments(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> list[str]:
-    """What to type after `resnet-ops` for this configuration to be trained by the cluster it is typed on.
-
-    Every option that differs from its default, as `--option=value`; with a recipe every option, for
-    one typed beside it may have gone back to its default. A recipe's file stays here. A run that is
-    resumed has its options already; it needs to be found, and told where to run if that is to change.
-    """
-    arguments = ["train", f"--resume={config.name}"] if resume else ["train"]
-    for name in TrainConfig.model_fields:
-        value = getattr(config, name)
-        if resume:  # what was typed, also where it is the default: the run may have begun with something else
-            told = name in config.model_fields_set & {*WHERE_IT_RUNS, "runs_dir"} and value is not None
-        else:
-            told = value is not None if config.recipe else value != TrainConfig.default(name)
-        if told and name != "cluster" and not (name == "recipe" and value.endswith(".toml")):
-            arguments += as_options({name: value})
-    if overwrite and not resume:
-        arguments.append("--overwrite")
-    return [*arguments, "--cluster=auto", "--json"]
 
 
 def versions() -> dict[str, str]:

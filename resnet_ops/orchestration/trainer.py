@@ -6,13 +6,14 @@ Which failures they survive: Ray begins again after any exception, also after on
 again; here only after the loss of a worker or of a machine.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
@@ -37,6 +38,7 @@ from resnet_ops.orchestration import unfit
 from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, NoRoomError, Request, choose, refuse, survey
 
 LOOK_INTERVAL_S = 0.3
+ABORT_S = 5.0
 # What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
 PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
 LOSS = "Lost: "  # how an event begins that tells of a loss, by which they are counted
@@ -111,8 +113,12 @@ class Trainer(TorchTrainer):
     def stop(self) -> None:
         """End the controller, and with it the workers; `fit`, on another thread, raises RayActorError."""
         self.stopped = True  # for where it is being made at this moment
-        if self.controller is not None:
-            ray.kill(self.controller)
+        if self.controller is None:
+            return
+        with contextlib.suppress(RayError):
+            # Killed at once it would leave the workers' room reserved, until this whole process ends.
+            ray.get(self.controller.abort.remote(), timeout=ABORT_S)
+        ray.kill(self.controller)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         """Leave out two actors: one asks the dashboard each second whether the job lives, and Ray cleans up by itself.

@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,21 @@ from resnet_ops.orchestration.connect import ask_nccl, import_ray
 from resnet_ops.runs import Run, RunRecord
 
 if TYPE_CHECKING:
+    from resnet_ops.data.sources import Source
     from resnet_ops.training.worker import Outcome
 
+LOOK_INTERVAL_S = 0.2
 RECOVER_S = 600.0  # how long to wait for machines after a loss, where --wait does not say
 
 
-def fit(run: Run, record: RunRecord, placement: Placement) -> "Outcome":
-    """Run the workers to the end."""
+def fit(
+    run: Run, record: RunRecord, source: "Source", placement: Placement, halt: threading.Event | None = None
+) -> "Outcome":
+    """Run the workers to the end. Those in other processes open the images themselves, as their machines see them.
+
+    Raises:
+        KeyboardInterrupt: Somebody stopped it by Ctrl-C, or `halt` was set.
+    """
     import_ray()
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -30,7 +39,7 @@ def fit(run: Run, record: RunRecord, placement: Placement) -> "Outcome":
     # Ray keeps nothing there that is needed again, so it need not be shared.
     scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
     if placement.in_process:
-        job = Job(str(run.path), int(placement.layout.cpus))
+        job = Job(str(run.path), int(placement.layout.cpus), source=source)
         trainer = TorchTrainer(
             work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
             train_loop_config=job,  # type: ignore[arg-type]  # any object is handed over as it is
@@ -41,13 +50,13 @@ def fit(run: Run, record: RunRecord, placement: Placement) -> "Outcome":
             return _outcome(trainer.fit())
     try:
         with placement.ray():
-            return _fit_on_ray(run, record, placement, scratch)
+            return _fit_on_ray(run, record, placement, scratch, halt or threading.Event())
     finally:
         with contextlib.suppress(OSError, UserError):
             files.remove_tree(run.path / "ray")
 
 
-def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any) -> "Outcome":
+def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any, halt: threading.Event) -> "Outcome":
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -75,7 +84,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
             # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
             with ThreadPoolExecutor(1) as pool:
                 try:
-                    return _outcome(pool.submit(trainer.fit).result())
+                    return _outcome(_wait(pool.submit(trainer.fit), halt))
                 except KeyboardInterrupt:
                     trainer.stop()
                     raise
@@ -84,6 +93,15 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any)
         except RayActorError as error:  # Ray's controller itself
             run.tell(f"{LOSS}the controller of the job ({str(error).splitlines()[0][:200]}). Starting another one.")
     raise PausedError("The controller of the job was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
+
+
+def _wait(fitting: Future[Any], halt: threading.Event) -> Any:
+    while not halt.is_set():
+        with contextlib.suppress(TimeoutError):
+            return fitting.result(timeout=LOOK_INTERVAL_S)
+        if fitting.done():  # with a TimeoutError of its own
+            return fitting.result()
+    raise KeyboardInterrupt
 
 
 def tell(path: Path, what: str) -> None:

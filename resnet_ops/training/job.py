@@ -6,21 +6,22 @@ its local mode there is none. The run directory is the only memory a run has.
 """
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_ops import runs
-from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source
+from resnet_ops import files, runs
+from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.data.sources import NAMED, Source, absolute, fingerprint_of, open_source, streams
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.cluster import Placement, placed
 from resnet_ops.orchestration.everywhere import asked
-from resnet_ops.orchestration.placement import Node, NoRoomError
+from resnet_ops.orchestration.placement import Device, Node, NoRoomError
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.training.observer import Observer, follow
 
@@ -47,6 +48,7 @@ def train(
     overwrite: bool = False,
     observer: Observer | None = None,
     started_at: float | None = None,
+    halt: threading.Event | None = None,
 ) -> TrainResult:
     """Train a new run.
 
@@ -55,6 +57,7 @@ def train(
         overwrite: Replace a run of the same name.
         observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
+        halt: Where the workers are Ray's: once set, they are stopped, as by Ctrl-C.
 
     Raises:
         UserError: The request was wrong (nothing was written), or the work failed or was
@@ -63,33 +66,19 @@ def train(
     observer, started_at = observer or Observer(), started_at or time.time()
     config = config.model_copy(update=absolute(config))  # machines have other working directories
     with placed(config, observer.notice) as placement:
-        with _seen_everywhere(placement, config.runs_dir.absolute(), config) as compare:
+        with seen_everywhere(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
             source, config = check(config, placement.layout.device)
             compare(source.record.fingerprint)
-        source = _decoded(source, config, observer)
+        source = decoded(source, config, observer)
         if config.auto_batch:
             config = _with_largest_batch(config, source.record, placement, observer)
-        parameters = _count_parameters(config, source.record)
+        parameters = count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
-        now = datetime.now(UTC)
         with run.lock():
-            record = run.write(
-                RunRecord(
-                    name=run.name,
-                    status="running",
-                    created=now,
-                    updated=now,
-                    config=config.model_copy(update={"name": run.name, "runs_dir": run.path.parent}),
-                    data=source.record,
-                    parameters=parameters,
-                    world_size=placement.layout.workers,
-                    device=placement.layout.device,
-                    host=runs.host(),
-                    versions=runs.versions(),
-                )
-            )
+            layout = placement.layout
+            record = begin(run, config, source.record, parameters, layout.workers, layout.device)
             observer.run_created(run, record)
-            return _execute(run, record, placement, observer, started_at)
+            return _execute(run, record, source, placement, observer, started_at, halt)
 
 
 def resume(
@@ -99,6 +88,7 @@ def resume(
     changes: dict[str, Any] | None = None,
     observer: Observer | None = None,
     started_at: float | None = None,
+    halt: threading.Event | None = None,
 ) -> TrainResult:
     """Go on with a run where it stopped; one that is finished is returned as it is.
 
@@ -108,6 +98,7 @@ def resume(
         changes: Options of where it runs that are to differ from now on.
         observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
+        halt: As for `train`.
 
     Raises:
         UserError: There is no such run, its data changed or is gone, another process trains it,
@@ -115,6 +106,8 @@ def resume(
     """
     observer, started_at = observer or Observer(), started_at or time.time()
     run = runs.find(runs_dir, name)
+    if files.is_file(run.search_file):
+        raise UserError(f"{name} is a search.", f"Go on with it: resnet-ops tune --resume {name}")
     with run.lock():
         record = run.read()
         if record.status == "finished":
@@ -124,7 +117,7 @@ def resume(
         config = record.config.model_copy(update=changes or {})
         config = config.model_copy(update=absolute(config))
         with placed(config, observer.notice) as placement:
-            with _seen_everywhere(placement, run.path, config) as compare:
+            with seen_everywhere(placement.elsewhere, run.path, config) as compare:
                 source, _ = check(config, placement.layout.device)
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
@@ -147,11 +140,36 @@ def resume(
             }
             record = run.write(record.model_copy(update=update))
             observer.run_created(run, record)
-            return _execute(run, record, placement, observer, started_at)
+            return _execute(run, record, source, placement, observer, started_at, halt)
 
 
-def check(config: TrainConfig, device: str) -> tuple[Source, TrainConfig]:
+def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, workers: int, device: Device) -> RunRecord:
+    """Write what a new run is into its directory."""
+    now = datetime.now(UTC)
+    return run.write(
+        RunRecord(
+            name=run.name,
+            status="running",
+            created=now,
+            updated=now,
+            config=config.model_copy(update={"name": run.name, "runs_dir": run.path.parent}),
+            data=data,
+            parameters=parameters,
+            world_size=workers,
+            device=device,
+            host=runs.host(),
+            versions=runs.versions(),
+        )
+    )
+
+
+def check(config: TrainConfig, device: str, source: Source | None = None) -> tuple[Source, TrainConfig]:
     """Check that network, images and device fit each other, and settle what depends on them.
+
+    Args:
+        config: What is to be trained.
+        device: On what.
+        source: Its images, where they are open already.
 
     Returns:
         The images, and the configuration with every default resolved.
@@ -162,7 +180,7 @@ def check(config: TrainConfig, device: str) -> tuple[Source, TrainConfig]:
     from resnet_ops import models
 
     architecture = models.parse_name(config.model)
-    source = open_source(config)
+    source = source or open_source(config)
     data = source.record
     models.check_image_size(architecture, (data.height, data.width))
     _check_batch_size(config, data)
@@ -175,23 +193,19 @@ def check(config: TrainConfig, device: str) -> tuple[Source, TrainConfig]:
         raise UserError(f"--cutout {config.cutout} is more than the images' {side} pixels.", f"Try {side // 2}.")
     if config.zero_init_residual and architecture.kind == "plain":
         raise UserError(f"{architecture.name} has no residual branches.", "Leave --zero-init-residual out.")
+    if config.fit_all and (data.stored or config.stream == "on"):
+        raise UserError("--fit-all needs images of one size that fit into memory.", "Leave it out.")
     if config.sync_batchnorm and device == "cpu":
         raise UserError("--sync-batchnorm needs GPUs: torch has none for CPUs.", "Leave it out.")
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
-        "stream": "on" if _streams(source, config) else "off",
+        "stream": "on" if streams(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
-
-
-def _streams(source: Source, config: TrainConfig) -> bool:
-    if config.stream != "auto":
-        return config.stream == "on"
-    return source.decoded_bytes > memory_bytes() / 2
 
 
 def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
@@ -202,7 +216,7 @@ def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
         )
 
 
-def _decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
+def decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
     """The images decoded on this machine, so that the run's record can say what is wrong with them.
 
     Where they are to be streamed, only a sample is, for their mean and deviation.
@@ -239,7 +253,8 @@ def _sampled(source: Source, observer: Observer) -> Source:
     return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
 
 
-def _count_parameters(config: TrainConfig, data: DataRecord) -> int:
+def count_parameters(config: TrainConfig, data: DataRecord) -> int:
+    """Parameters of the network that would be trained."""
     from resnet_ops import models
 
     # Made for real: on torch's device "meta" it costs nothing to make, and 1 s to import what makes it.
@@ -251,8 +266,8 @@ def _count_parameters(config: TrainConfig, data: DataRecord) -> int:
 
 
 @contextlib.contextmanager
-def _seen_everywhere(placement: Placement, folder: Path, config: TrainConfig) -> Iterator[Callable[[str], None]]:
-    """Let each machine look at the folder of the run and at the images, meanwhile.
+def seen_everywhere(nodes: Sequence[Node], folder: Path, config: DataConfig) -> Iterator[Callable[[str], None]]:
+    """Let each machine look at the folder of the run and at the images, meanwhile; none where there is only this one.
 
     Yields:
         Waits for them, and compares what images they see with what is seen here.
@@ -260,10 +275,9 @@ def _seen_everywhere(placement: Placement, folder: Path, config: TrainConfig) ->
     Raises:
         UserError: A machine does not see the folder, or sees other images.
     """
-    if placement.local:
+    if not nodes:
         yield lambda _: None
         return
-    nodes: list[Node] = [node for node, _ in placement.layout.on]
     with asked(nodes, folder, fingerprint_of, config) as answers:
 
         def compare(fingerprint: str) -> None:
@@ -277,14 +291,22 @@ def _seen_everywhere(placement: Placement, folder: Path, config: TrainConfig) ->
         yield compare
 
 
-def _execute(run: Run, record: RunRecord, placement: Placement, observer: Observer, started_at: float) -> TrainResult:
+def _execute(
+    run: Run,
+    record: RunRecord,
+    source: Source,
+    placement: Placement,
+    observer: Observer,
+    started_at: float,
+    halt: threading.Event | None,
+) -> TrainResult:
     from resnet_ops.training.fit import fit
 
     with follow(run, observer):
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
-            outcome = fit(run, record, placement)
+            outcome = fit(run, record, source, placement, halt)
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(

@@ -1,13 +1,12 @@
-"""The loop inside a Ray Train worker: what a cluster adds to it (rank, share, checkpoints, other machines)."""
+"""A session inside a Ray Train worker: what a cluster adds to it (rank, share, other machines, hangs)."""
 
 import contextlib
 import re
 import socket
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,15 @@ import torch
 import torch.distributed as dist
 
 from resnet_ops import files
-from resnet_ops.data.augment import Augmentation
-from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.models import build
 from resnet_ops.orchestration.placement import Request, choose, survey
 from resnet_ops.orchestration.trainer import NodeUnfitError, PeerLostError, RegroupError, is_about_a_peer, usable
-from resnet_ops.runs import BadImage, Epoch, Run, RunRecord
-from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
-from resnet_ops.training.loop import Progress, Training
-from resnet_ops.training.pace import Pace
-from resnet_ops.training.prepare import prepare
+from resnet_ops.runs import BadImage, Run, RunRecord
+from resnet_ops.training.loop import Training
+from resnet_ops.training.session import Session
 from resnet_ops.training.watchdog import Watchdog
 from resnet_ops.training.world import World
-from resnet_ops.training.writer import writing
 
 
 @dataclass(frozen=True)
@@ -57,11 +49,13 @@ class Job:
         run: The run directory, a path or a URL.
         threads: Threads of each worker; None where the worker is to take its share of its machine.
         request: What the job asks of the cluster; None where the worker is alone in this process.
+        source: The images, opened by the job's driver, where that is this process.
     """
 
     run: str
     threads: int | None
     request: Request | None = None
+    source: Source | None = None
 
 
 def work(job: Job) -> Outcome:
@@ -82,7 +76,7 @@ def work(job: Job) -> Outcome:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
     try:
-        return _train(run, record, world, device, job.request)
+        return _train(run, record, world, device, job.request, job.source)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The memory of {device} is full: {str(error).splitlines()[0]}",
@@ -121,57 +115,22 @@ def _share_of_this_machine(request: Request | None) -> int:
     return max(1, int(request.cores_on(node)))
 
 
-def _train(run: Run, record: RunRecord, world: World, device: torch.device, request: Request | None) -> Outcome:
-    config = record.config
-    leads = world.rank == 0
-    if leads:
-        run.write_progress({"stage": f"Reading {config.data}"})
-    source = _open_the_same(record) if request else open_source(config)
-    loader = open_loader(
-        replace(source, record=record.data),
-        device,
-        batch_size=config.batch_size,
-        augmentation=Augmentation.of(
-            config, len(record.data.class_names), record.data.height if record.data.stored else None
-        ),
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.size,
-        tell=run.tell,
-    )
-    torch.manual_seed(config.seed)
-    network = build(
-        config.model,
-        num_classes=len(record.data.class_names),
-        in_channels=record.data.channels,
-        shortcut=config.shortcut,
-    )
-    training = prepare(config, network, loader, world, device)
-    keeper = Checkpoints(run, config.num_to_keep)
-    metrics = _resume(training, keeper)
+def _train(
+    run: Run, record: RunRecord, world: World, device: torch.device, request: Request | None, source: Source | None
+) -> Outcome:
+    if world.rank == 0:
+        run.write_progress({"stage": f"Reading {record.config.data}"})
+    session = Session.open(run, record, source or _open_the_same(record), world, device)
     group = Group(world, request)
-
-    steps_at: list[float] = []
-
-    def after_step(progress: Progress) -> None:
-        steps_at[1:] = [time.time()]  # the first one stays
-        if leads:
-            run.write_progress({"stage": "Training", **vars(progress)})
-
-    pace = Pace(world, *config.checkpoint_interval)
-    with _watched(run, world, training, request), writing() as writer:
-        for epoch in training.run(after_step, pace.is_due):
-            tensors = checkpoints.collect(training)
-            metrics = epoch or metrics
-            if leads:
-                writer.start(keeper.save, _info(record, loader, metrics, training.step), tensors)
+    with _watched(run, world, session.training, request), session.saving():
+        for epoch in session.epochs():
             if epoch is not None:
                 ray.train.report(epoch.model_dump())
-            if training.epoch < config.epochs and group.could_be_larger():
-                writer.wait()
+            if session.training.epoch < record.config.epochs and group.could_be_larger():
+                session.wait()
                 world.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                 raise RegroupError
-    return Outcome(tuple(steps_at), _met_by_all(world, (*loader.train.bad, *loader.val.bad)))
+    return Outcome(tuple(session.steps_at), _met_by_all(world, session.bad))
 
 
 def _met_by_all(world: World, bad: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
@@ -222,39 +181,3 @@ class Group:
             layout = choose(usable(), self.request, self.ours)
             larger = layout is not None and layout.workers > self.world.size
         return bool(self.world.agree(float(larger)))
-
-
-def _resume(training: Training, keeper: Checkpoints) -> Epoch | None:
-    """Go on from the last whole checkpoint, if there is one: rank 0 chooses, every rank reads it."""
-    chosen: list[Path | None] = [None]
-    if training.world.rank == 0:
-        latest, refused = keeper.latest()
-        for reason in refused:
-            keeper.run.tell(f"Passed over a checkpoint: {reason}")
-        chosen = [latest.path if latest else None]
-        keeper.rewind(latest)
-    if training.world.size > 1:
-        dist.broadcast_object_list(chosen)
-    if chosen[0] is None:
-        return None
-    checkpoint = checkpoints.read(chosen[0])
-    checkpoints.restore(checkpoint, training)
-    return checkpoint.info.metrics
-
-
-def _info(record: RunRecord, loader: Loader, metrics: Epoch | None, step: int) -> CheckpointInfo:
-    data = record.data
-    return CheckpointInfo(
-        model=record.config.model,
-        shortcut=record.config.shortcut,
-        class_names=data.class_names,
-        channels=data.channels,
-        height=data.height,
-        width=data.width,
-        mean=loader.mean,
-        std=loader.std,
-        data=data.name,
-        data_fingerprint=data.fingerprint,
-        metrics=metrics,
-        step=step,
-    )

@@ -1,5 +1,6 @@
 """Training on several nodes, while workers, nodes and the driver are killed."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,8 +11,9 @@ import pytest
 
 from resnet_ops.data.sources import EMBEDDED
 from resnet_ops.runs import Run
+from resnet_ops.tuning.results import Search
 from tests.cluster.nodes import Nodes, Training, assert_same_bytes
-from tests.conftest import Ended
+from tests.conftest import Ended, command
 
 NETWORK = ("--model", "resnet8", "--batch-size", 120)
 
@@ -49,6 +51,25 @@ def test_machines_that_are_missing_can_be_waited_for(nodes: Nodes, tmp_path: Pat
     assert training.ended() == 0
     assert {epoch.world_size for epoch in training.run.epochs()} == {5}
     nodes.kill(nodes.living[-1])
+
+
+def test_trials_on_two_machines_each_more_than_fit_at_once(nodes: Nodes, tmp_path: Path) -> None:
+    """Two fit; the third, and one in the place of one that is stopped, wait until machines are free again."""
+    ended = command(
+        "tune", "--cluster", nodes.address, "--nodes-per-trial", 2, "--depths", "8", "--search", "grid",
+        "--lr", "0.1,1e-6,2e-6,0.05", "--epochs", 4, "--grace", 1, "--runs-dir", tmp_path, "--name", "s", "--json",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    by_rate = {trial["lr"]: trial for trial in told["trials"]}
+    assert len(by_rate) == 4
+    assert by_rate[0.1]["status"] == "finished"
+    assert {trial["status"] for trial in told["trials"]} <= {"finished", "stopped"}
+    assert "stopped" in {by_rate[1e-6]["status"], by_rate[2e-6]["status"]}
+    search = Search(Run(tmp_path / "s"))
+    for trial in search.trials():
+        assert {epoch.world_size for epoch in search.trial_run(trial).epochs()} == {2}
+    assert Run(tmp_path / "s").read().world_size == 2
 
 
 def test_killed_workers_nodes_and_drivers_change_no_byte(nodes: Nodes, tmp_path: Path) -> None:

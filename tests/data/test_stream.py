@@ -1,26 +1,60 @@
 """Streamed images: the same batches as from memory, whoever reads them; real Ray Data."""
 
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_ops.config import DataConfig, TrainConfig
-from resnet_ops.data import order, stream
+from resnet_ops.data import order, sources, stream
 from resnet_ops.data.augment import Augmentation, pixel_statistics
+from resnet_ops.data.check import check
 from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.training import job
+from resnet_ops.training.watchdog import EXIT_CODE
 from tests.data.made import noise, write
 from tests.integration.test_train import assert_same_bytes, weights
 
 CPU = torch.device("cpu")
+HANGS = """
+import os, sys
+from pathlib import Path
+import ray, torch
+from resnet_ops.config import DataConfig
+from resnet_ops.data.sources import open_source
+from resnet_ops.data.stream import StreamedImages
+from resnet_ops.training.watchdog import Watchdog
+
+address, data, traces, file = sys.argv[1:]
+ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+source = open_source(DataConfig(data=data, stream="on", image_size=16))
+images = StreamedImages.of(source, "val", torch.device("cpu"), print)
+watchdog = Watchdog(1.0, Path(traces), lambda what: print(what, flush=True))
+
+def read(beat):
+    for _, labels in images.batches(images.in_order(500, 0, 1), beat):
+        print(f"read {len(labels)}", flush=True)
+
+read(lambda: None)
+Path(file).unlink()
+os.mkfifo(file)  # whoever opens it waits
+with watchdog.watching():
+    read(watchdog.beat)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +210,56 @@ def test_a_broken_image_is_replaced_and_named(ray_session: None, folder: Path, t
         job.train(TrainConfig.of(**options, name="fails", on_bad_image="fail"))
 
 
-def test_what_does_not_fit_is_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_server_that_stops_answering_ends_the_worker(ray_session: None, folder: Path, tmp_path: Path) -> None:
+    data, traces = shutil.copytree(folder, tmp_path / "data"), tmp_path / "traces"
+    address, silent = ray.get_runtime_context().gcs_address, data / "val" / "a" / "000.png"
+    arguments = map(str, (address, data, traces, silent))
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == EXIT_CODE, ended.stderr
+    assert ended.stdout.splitlines() == ["read 30", f"no step for 1 s; its stacks are in {traces}"]
+    assert "in ahead" in traces.read_text()
+
+
+def test_each_piece_that_comes_is_a_sign_of_life(
+    ray_session: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PIECE_IMAGES", 10)
+    beats: list[None] = []
+    (batch,) = loader(folder, "on", image_size=16).val_batches(lambda: beats.append(None))
+    assert len(batch[1]) == 30
+    assert len(beats) == 1 + 3
+
+
+def test_whoever_leaves_a_pass_midway_leaves_nobody_reading() -> None:
+    closed = threading.Event()
+
+    def reading() -> Iterator[int]:
+        try:
+            for item in range(10):
+                time.sleep(0.1)
+                yield item
+        finally:
+            closed.set()
+
+    batches = stream.ahead(reading(), 2)
+    assert next(batches) == 0
+    batches.close()  # type: ignore[attr-defined]
+    assert closed.is_set()
+
+
+def test_what_does_not_fit_is_streamed_and_the_check_of_data_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = TrainConfig.of(model="resnet8", data=str(folder), image_size=16, batch_size=16)
-    source, settled = job.check(config, "cpu")
-    assert settled.stream == "off"
-    assert source.decoded_bytes == 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
-    monkeypatch.setattr(job, "memory_bytes", lambda: 2 * source.decoded_bytes - 1)
-    assert job.check(config, "cpu")[1].stream == "on"
+    train_bytes = 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
+    for memory, how, state in ((2 * train_bytes, "off", "ok"), (2 * train_bytes - 1, "on", "note")):
+        monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
+        source, settled = job.check(config, "cpu")
+        assert (source.decoded_bytes, settled.stream) == (train_bytes, how)
+        report = check(config)
+        assert report.decoded_bytes == train_bytes + 30 * 16 * 16 * 3
+        assert report.streamed == (how == "on") == (report.cache is None)
+        (told,) = (finding for finding in report.findings if finding.name == "memory")
+        assert (told.state, "streamed" in told.found) == (state, how == "on")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.data import sources
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
@@ -54,6 +55,15 @@ def test_same_seed_same_bytes_in_another_process(tmp_path: Path) -> None:
     assert_same_bytes(weights(one, 2), weights(Run(tmp_path / "two"), 2))
     other = job.train(TrainConfig.of(model="resnet8", epochs=2, seed=1, runs_dir=tmp_path, name="other")).run
     assert weights(one, 2)["fc.weight"].ne(weights(other, 2)["fc.weight"]).any()
+
+
+def test_a_worker_in_this_process_takes_the_images_that_were_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, fingerprint = [], sources.fingerprint  # reads all of the files
+    monkeypatch.setattr(sources, "fingerprint", lambda *of, **how: opened.append(of) or fingerprint(*of, **how))
+    job.train(TrainConfig.of(model="resnet8", epochs=1, runs_dir=tmp_path))
+    assert len(opened) == 1
 
 
 def test_json_is_the_last_line_and_all_of_stdout(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import typer
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import jobs
+from resnet_ops.orchestration.arguments import train_arguments
 from resnet_ops.orchestration.code import shippable_code
 from resnet_ops.recipes.reading import configure
 from tests.conftest import Ended
@@ -32,6 +33,7 @@ EVERY_OPTION = TrainConfig.of(
     image_column="picture",
     label_column="what it is",
     image_size=160,
+    fit_all=True,
     on_bad_image="fail",
     stream="on",
     cache_dir=Path("/scratch/a cache"),
@@ -109,7 +111,7 @@ def test_every_option_reaches_the_cluster(field: str) -> None:
     value = getattr(EVERY_OPTION, field)
     assert value != TrainConfig.default(field)
     config = TrainConfig.of(**{"schedule": "steps", field: value})
-    sent = jobs.train_arguments(config)
+    sent = train_arguments(config)
     given = parsed(shlex.split(shlex.join(sent)))  # through a shell, as on the cluster
     expected = config.model_copy(update={"cluster": "auto"})
     assert TrainConfig.of(**{name: given[name] for name in TrainConfig.model_fields}) == expected
@@ -119,13 +121,13 @@ def test_every_option_reaches_the_cluster(field: str) -> None:
 
 
 def test_all_options_at_once_and_flags() -> None:
-    given = parsed(jobs.train_arguments(EVERY_OPTION, overwrite=True))
+    given = parsed(train_arguments(EVERY_OPTION, overwrite=True))
     expected = EVERY_OPTION.model_copy(update={"cluster": "auto"})
     assert TrainConfig.of(**{name: given[name] for name in TrainConfig.model_fields}) == expected
     assert given["overwrite"]
-    assert "--flip" in jobs.train_arguments(TrainConfig.of(flip=True))
-    assert "--runs-dir=s3://bucket/runs" in jobs.train_arguments(TrainConfig.of(runs_dir=Path("s3://bucket/runs")))
-    given = parsed(jobs.train_arguments(EVERY_OPTION, resume=True, overwrite=True))
+    assert "--flip" in train_arguments(TrainConfig.of(flip=True))
+    assert "--runs-dir=s3://bucket/runs" in train_arguments(TrainConfig.of(runs_dir=Path("s3://bucket/runs")))
+    given = parsed(train_arguments(EVERY_OPTION, resume=True, overwrite=True))
     assert (given["resume"], given["runs_dir"]) == ("a.b-c_d", EVERY_OPTION.runs_dir)
     assert not given["overwrite"]
     assert given["model"] == TrainConfig.default("model")  # the run knows its own
@@ -134,14 +136,14 @@ def test_all_options_at_once_and_flags() -> None:
 def test_what_was_typed_beside_a_recipe_reaches_the_cluster() -> None:
     """Also where it is the default again, which is not what the recipe says."""
     config = configure(recipe="fast", epochs=TrainConfig.default("epochs"), nesterov=False)
-    given = parsed(jobs.train_arguments(config))
+    given = parsed(train_arguments(config))
     assert (given["recipe"], given["epochs"], given["nesterov"], given["lr"]) == ("fast", 30, False, config.lr)
 
 
 def test_a_recipes_file_stays_where_it_is(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('recipe = "fast"\nbatch_size = 64\n')
-    given = parsed(jobs.train_arguments(configure(recipe=str(file))))
+    given = parsed(train_arguments(configure(recipe=str(file))))
     assert (given["recipe"], given["batch_size"], given["nesterov"]) == (None, 64, True)
 
 

@@ -1,0 +1,52 @@
+"""What to type after `resnet-ops` on a cluster for what was asked for here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from resnet_ops.config import WHERE_IT_RUNS, TrainConfig, TuneConfig, as_options
+
+
+def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: bool = False) -> list[str]:
+    """What to type after `resnet-ops` for this configuration to be trained by the cluster it is typed on.
+
+    Every option that differs from its default, as `--option=value`; with a recipe every option, for
+    one typed beside it may have gone back to its default. A recipe's file stays here. A run that is
+    resumed has its options already; it needs to be found, and told where to run if that is to change.
+    """
+    arguments = ["train", f"--resume={config.name}"] if resume else ["train"]
+    for name in TrainConfig.model_fields:
+        value = getattr(config, name)
+        if resume:  # what was typed, also where it is the default: the run may have begun with something else
+            told = name in config.model_fields_set & {*WHERE_IT_RUNS, "runs_dir"} and value is not None
+        else:
+            told = value is not None if config.recipe else value != TrainConfig.default(name)
+        if told and name != "cluster" and not (name == "recipe" and value.endswith(".toml")):
+            arguments += as_options({name: value})
+    if overwrite and not resume:
+        arguments.append("--overwrite")
+    return [*arguments, "--cluster=auto", "--json"]
+
+
+def tune_arguments(
+    config: TrainConfig,
+    resume: bool = False,
+    *,
+    typed: dict[str, Any],
+    pairs: Sequence[str] = (),
+    overwrite: bool = False,
+) -> list[str]:
+    """The same for a search: what was typed, `typed`, and the options in a recipe's file or `--space` as more `pairs`.
+
+    `config` says what it is called, and where it lies.
+    """
+    places = {"runs_dir": config.runs_dir}
+    if resume:
+        told = {name: value for name, value in typed.items() if name in WHERE_IT_RUNS} | places
+        return ["tune", f"--resume={config.name}", *_told(told), "--cluster=auto", "--json"]
+    told = {n: v for n, v in typed.items() if n in TuneConfig.model_fields or n in TrainConfig.model_fields}
+    arguments = ["tune", *pairs, *_told(told | places | {"name": config.name})]
+    return [*arguments, *(["--overwrite"] if overwrite else []), "--cluster=auto", "--json"]
+
+
+def _told(options: dict[str, Any]) -> list[str]:
+    return as_options({name: value for name, value in options.items() if name != "cluster" and value is not None})

@@ -1,0 +1,254 @@
+"""How every chart looks: colours, axes, and the two formats it is written in. What a chart says is not here.
+
+Each colour is one pair, for light and for dark pages; a chart is drawn in the light ones, and as SVG refers to them by
+name, so that it turns dark with its page. Kinds of things are told apart by Okabe & Ito's colours (2008), depths by
+steps of plasma, values by viridis: the three can be told apart by the colour-blind, and the last two in grey.
+"""
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm, Normalize, to_hex
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+STEPS = 16  # of the scale of depths
+COLORS = {  # name: (on a light page, on a dark one)
+    "ink": ("#1d2025", "#e8eaed"),
+    "muted": ("#636a75", "#a2a9b4"),
+    "grid": ("#dde0e5", "#3a3f47"),
+    "blue": ("#0072b2", "#56b4e9"),
+    "vermilion": ("#d55e00", "#f28e4b"),
+    **{
+        f"step{step}": (to_hex(mpl.colormaps["plasma"](0.78 * at)), to_hex(mpl.colormaps["plasma"](0.38 + 0.6 * at)))
+        for step, at in ((step, step / (STEPS - 1)) for step in range(STEPS))
+    },
+}
+INK, MUTED, GRID, BLUE, VERMILION = (COLORS[name][0] for name in ("ink", "muted", "grid", "blue", "vermilion"))
+VALUES = "viridis"
+MARKERS = "osD^vPX*"
+LOG_FROM = 8.0  # largest / smallest, from which a scale is logarithmic
+RC: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],  # of one width, or labels in SVG would overlap
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "text.color": INK,
+    "text.parse_math": False,  # names are not ours
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "none",
+    "svg.fonttype": "none",  # text stays text, for screen readers and to be searched
+}
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """The look, for charts that are made and written within a `with` block; the user's own settings play no part."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(cast("Any", RC))
+        yield
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty chart of so many inches; its parts make room for each other."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def step_colors(count: int) -> list[str]:
+    """Colours for things in an order, such as depths: from dark to light, neighbours alike where they are many."""
+    return [COLORS[f"step{round(i * (STEPS - 1) / max(count - 1, 1))}"][0] for i in range(count)]
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 as a tick says it: with no more digits than it has."""
+    return f"{100 * share:.3g} %"
+
+
+def number(value: float) -> str:
+    """A number as a tick says it, in three digits: 0.03, 2e-4, 125k, 1.7M."""
+    for at_least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= at_least:
+            return f"{value / size:.3g}{unit}"
+    if value and abs(value) < 1e-3:
+        return re.sub(r"\.?0*e-0?", "e-", f"{value:.2e}")
+    return f"{value:.4g}" if abs(value) >= 1e3 else f"{value:.3g}"
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers between two positive ones, evenly spaced in logarithms: 1, 2, 5, 10... or fewer of them."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for steps, stride in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4), ((1,), 8)):
+        exponents = range(first - first % stride, last + 1, stride)
+        ticks = [float(f"{step}e{exponent}") for exponent in exponents for step in steps]
+        inside = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(inside) <= most:
+            return inside
+    return inside
+
+
+def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str) -> None:
+    """Show errors (from 0 to 1, of so many images) in percent, on a logarithmic scale where they are of many sizes.
+
+    Of 0, which has no logarithm, there is a place below the error of one image.
+    """
+    axis.set_label_text(label)
+    low, high = _span(errors, 1 / images)
+    above = [error for error in errors if error > 0]
+    if not above or high < LOG_FROM * min(above):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
+        pad = 0.06 * (high - low)
+        _limit(axis, max(low - pad, -pad), min(high + pad, 1 + pad))
+        return
+    ticks = log_ticks(min(above) / 1.3, high * 1.3)
+    if min(errors) <= 0:
+        one = min(min(above), 1 / images)
+        _scale(axis, "symlog", linthresh=one, linscale=0.4)
+        ticks = [0, *(tick for tick in ticks if tick >= one)]
+        _limit(axis, -0.2 * one, min(high * 1.3, 1.15))
+    else:
+        _scale(axis, "log")
+        _limit(axis, min(above) / 1.3, min(high * 1.3, 1.15))
+    ticks = [tick for tick in ticks if tick <= 1]
+    _ticks(axis, ticks, [percent(tick) for tick in ticks])
+
+
+def value_axis(axis: Axis, values: Sequence[float], label: str, *, log: bool | None = None, most: int = 6) -> None:
+    """Show numbers: logarithmic where they are positive and of many sizes, or as `log` says."""
+    axis.set_label_text(label)
+    low, high = _span(values, 0)
+    distinct = sorted(set(values))
+    if log is None:
+        log = low > 0 and high >= LOG_FROM * low
+    if log and low > 0:
+        _scale(axis, "log")
+        pad = (high / low) ** 0.05 if high > low else 2
+        _limit(axis, low / pad, high * pad)
+        ticks = log_ticks(low / pad, high * pad, most)
+        few = len(distinct) <= most and all(b / a > 1.25 for a, b in itertools.pairwise(distinct))
+        if few and all(float(f"{value:.3g}") == value for value in distinct):
+            ticks = distinct
+        _ticks(axis, ticks or distinct, [number(tick) for tick in ticks or distinct])
+        return
+    pad = 0.05 * (high - low) or abs(high) * 0.1 or 1
+    _limit(axis, low - pad, high + pad)
+    if len(distinct) == 1:
+        _ticks(axis, distinct, [number(distinct[0])])
+        return
+    axis.set_major_locator(MaxNLocator(most - 1, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+
+
+def whole_axis(axis: Axis, last: int, label: str) -> None:
+    """Count from 1 to `last`, such as epochs."""
+    axis.set_label_text(label)
+    axis.set_major_locator(MaxNLocator(7, integer=True))
+    pad = 0.03 * max(last - 1, 1)
+    _limit(axis, 1 - pad, last + pad)
+
+
+def ordered_axis(axis: Axis, names: Sequence[object], label: str, most: int = 15) -> None:
+    """Give each name a place: 0, 1, 2...; where they are many, only some are written."""
+    axis.set_label_text(label)
+    stride = max(math.ceil(len(names) / most), 1)
+    _ticks(axis, list(range(len(names)))[::stride], [str(name)[:24] for name in names][::stride])
+    _limit(axis, -0.6, max(len(names) - 0.4, 0.6))
+
+
+def error_norm(errors: Sequence[float], images: int) -> tuple[Normalize, list[float]]:
+    """How errors become colours, and the ticks of the scale of colours; 0 takes the first."""
+    floor = max(min(errors, default=0), 1 / images)
+    high = max([*errors, floor * 1.5])
+    if high < LOG_FROM * floor:
+        norm = Normalize(min(errors, default=0), high)
+        ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(norm.vmin or 0, high)
+        return norm, [tick for tick in ticks if (norm.vmin or 0) <= tick <= high]
+    return LogNorm(floor, high, clip=True), log_ticks(floor, high)
+
+
+def nothing(axes: Axes, why: str) -> None:
+    """Say in the place of a chart why there is none."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+
+
+def legend(part: FigureBase, keys: Sequence[Line2D], where: Any, columns: int) -> None:
+    """Say beside or below the charts what their marks mean."""
+    if keys:
+        part.legend(handles=list(keys), loc=where, ncols=columns, handlelength=1.6, columnspacing=1.4)
+
+
+def to_png(chart: Figure, dpi: int = 160) -> bytes:
+    """The chart on white paper."""
+    content = io.BytesIO()
+    chart.savefig(content, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return content.getvalue()
+
+
+def to_svg(chart: Figure, salt: str) -> str:
+    """The chart as an element of a page, in the page's colours. `salt` is another one for each chart of a page."""
+    content = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        chart.savefig(content, format="svg", transparent=True)
+    svg = content.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    for name, (light, _) in COLORS.items():
+        svg = svg.replace(light, f"var(--{name})")
+    # A hundredth of a point is enough, and takes half as much.
+    svg = re.sub(r' (d|x|y)="[^"]*"', lambda part: re.sub(r"(\.\d\d)\d+", r"\1", part[0]), svg)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    return re.sub(r' id="([^"]*)"', lambda part: part[0] if part[1] in used else "", svg)
+
+
+def css() -> str:
+    """The colours by name, for a page."""
+    light, dark = (" ".join(f"--{name}: {pair[i]};" for name, pair in COLORS.items()) for i in (0, 1))
+    return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+
+
+def _span(values: Sequence[float], least: float) -> tuple[float, float]:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if high - low < least:
+        low, high = low - least, high + least
+    return low, high
+
+
+def _scale(axis: Any, scale: str, **options: float) -> None:
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)(scale, **options)
+
+
+def _limit(axis: Any, low: float, high: float) -> None:
+    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(low, high)
+
+
+def _ticks(axis: Axis, places: Sequence[float], labels: Sequence[str]) -> None:
+    axis.set_major_locator(FixedLocator(list(places)))
+    axis.set_major_formatter(FixedFormatter(list(labels)))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,306 @@
+"""Configures, runs and follows a search; what the command line's `tune` calls.
+
+Ray Tune's own memory of a search is thrown away when it ends. The search's directory is the only
+one: a search that is resumed tells Tune anew what its trials did, and goes on where they stopped.
+"""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resnet_ops import files, runs
+from resnet_ops.config import TrainConfig, TuneConfig, as_typed
+from resnet_ops.data.sources import absolute
+from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
+from resnet_ops.orchestration.code import fingerprint_of_code
+from resnet_ops.orchestration.pool import Pool, Share, pooled
+from resnet_ops.recipes.reading import configure
+from resnet_ops.runs import Best, DataRecord, Run, Status
+from resnet_ops.training import job as training
+from resnet_ops.training.observer import Observer
+from resnet_ops.tuning import results
+from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial
+from resnet_ops.tuning.space import Choices, Space, read
+from resnet_ops.tuning.watcher import Watcher
+
+CODE = ("python", "torch", "ray", "optuna")  # other versions of which would train or choose otherwise
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search did. `refit` is the run that was trained on everything, if one was."""
+
+    search: Search
+    record: SearchRecord
+    trials: tuple[Trial, ...]
+    answer: Answer
+    refit: Run | None
+    total_s: float
+
+
+def tune(
+    config: TuneConfig,
+    pairs: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+    started_at: float | None = None,
+) -> SearchResult:
+    """Search anew.
+
+    Args:
+        config: What to search.
+        pairs: More of it, as OPTION=VALUES.
+        overwrite: Replace a search or a run of the same name.
+        watcher: Told of the progress.
+        started_at: When the user asked, in seconds since 1970; by default now.
+
+    Raises:
+        UserError: The request was wrong (nothing was written), or all trials failed, or it was
+            interrupted (what was done before is still there).
+    """
+    watcher, started_at = watcher or Watcher(), started_at or time.time()
+    space = read(config, pairs)
+    base = configure(**config.given)
+    base = base.model_copy(update=absolute(base))
+    with pooled(base, _share(config), watcher.notice) as pool:
+        base, data = _checked(space, base, pool, watcher)
+        planned = _planned(config, space)
+        run = runs.create(base.runs_dir, base.name, f"tune-{data.name}", overwrite)
+        with run.lock():
+            search = Search(run)
+            record = SearchRecord(
+                name=run.name,
+                config=config.model_copy(update={"given": _given(config, base), "space": None}),
+                space=space,
+                data=data,
+                device=pool.device,
+                epochs=base.epochs,
+                planned=planned,
+                created=results.now(),
+                code=fingerprint_of_code(),
+                versions=runs.versions(),
+            )
+            search.write(record)
+            training.begin(run, base, data, training.count_parameters(base, data), 1, pool.device)
+            return _execute(search, record, pool, watcher, started_at)
+
+
+def resume(
+    runs_dir: Path,
+    name: str,
+    *,
+    changes: dict[str, Any] | None = None,
+    watcher: Watcher | None = None,
+    started_at: float | None = None,
+) -> SearchResult:
+    """Go on with a search where it stopped: trials that are done stay, those at hand go on.
+
+    Args:
+        runs_dir: Folder that holds it.
+        name: The search.
+        changes: Options of where it runs that are to differ from now on.
+        watcher: Told of the progress.
+        started_at: When the user asked, in seconds since 1970; by default now.
+
+    Raises:
+        UserError: There is no such search, its images or the code are others than when it began,
+            another process is at it, it does not fit, or the work failed.
+    """
+    watcher, started_at = watcher or Watcher(), started_at or time.time()
+    search = results.find(runs_dir, name)
+    with search.run.lock():
+        record = search.read()
+        space, config = record.space, record.config
+        config = config.model_copy(update={"given": config.given | (changes or {})})
+        _refuse_other_code(record)
+        base = configure(**config.given)
+        base = base.model_copy(update=absolute(base))
+        with pooled(base, _share(config), watcher.notice) as pool:
+            if pool.device != record.device:
+                raise UserError(f"{name} was searched on {record.device}, and this is {pool.device}.", "Search anew.")
+            base, data = _checked(space, base, pool, watcher)
+            if data.fingerprint != record.data.fingerprint:
+                raise UserError(
+                    f"The images in {base.data} are not those that {name} was searched on.",
+                    "Bring the old ones back, or search anew.",
+                )
+            record = record.model_copy(update={"config": config})
+            search.write(record)
+            return _execute(search, record, pool, watcher, started_at)
+
+
+def _share(config: TuneConfig) -> Share:
+    return Share(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial)
+
+
+def _given(config: TuneConfig, base: TrainConfig) -> dict[str, Any]:
+    """The options all trials share, with paths that mean the same everywhere."""
+    settled = {name: getattr(base, name) for name in ("data", "val_data", "data_root", "cache_dir", "runs_dir")}
+    return config.given | {name: as_typed(value) for name, value in settled.items() if value is not None}
+
+
+def _planned(config: TuneConfig, space: Space) -> int:
+    from resnet_ops.tuning import search
+
+    search.scheduler(config, space, 1)  # refuses what cannot be had together
+    return search.planned(config, space)
+
+
+def _refuse_other_code(record: SearchRecord) -> None:
+    now = runs.versions()
+    differs = [
+        f"{n} {record.versions.get(n)} then, {now.get(n)} now" for n in CODE if now.get(n) != record.versions.get(n)
+    ]
+    if not differs and fingerprint_of_code() != record.code:
+        differs = ["the code of resnet-ops itself"]
+    if differs:
+        raise UserError(
+            f"{record.name} was begun with other code ({'; '.join(differs)}), so that its trials would not compare.",
+            "Go on with what it began with, or search anew.",
+        )
+
+
+def _checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tuple[TrainConfig, DataRecord]:
+    """Check every network against the images; settle what depends on them, and decode them here once."""
+    if base.auto_batch:
+        raise UserError("--auto-batch finds a batch size for one network, and a search has many.", "Give --batch-size.")
+    source = None
+    with training.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
+        for model in _models(space):
+            base = base.model_copy(update={"model": model})
+            source, settled = training.check(base, pool.device, source)
+        assert source is not None
+        compare(source.record.fingerprint)
+    source = training.decoded(source, settled, watcher)
+    return base.model_copy(update={"device": pool.device}), source.record
+
+
+def _models(space: Space) -> list[str]:
+    """The networks' names, the deepest first.
+
+    Raises:
+        UserError: One is not valid.
+    """
+    from resnet_ops import models
+
+    def values(name: str) -> list[Any]:
+        searched = space.searched.get(name)
+        return list(searched.values) if isinstance(searched, Choices) else [space.fixed[name]]
+
+    names = [f"{family}{depth}" for depth in values("depth") for family in values("family")]
+    found = []
+    for name in names:
+        try:
+            found.append(models.parse_name(name))
+        except UserError as error:
+            raise UserError(f"--depths: {error.cause}", error.remedy) from None
+    return [architecture.name for architecture in sorted(found, key=lambda a: -a.depth)]
+
+
+def _execute(search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float) -> SearchResult:
+    from resnet_ops.tuning.follow import Board
+
+    board = Board(search, record, watcher)
+    watcher.search_begun(search, record, pool)
+    for trial in board.trials.values():
+        watcher.trial_changed(trial)
+    try:
+        if len(board.settled) < record.planned:
+            _search(search, record, pool, board)
+    except KeyboardInterrupt:
+        _record_end(search, board, "interrupted", "stopped by the user")
+        done = f"{len(board.settled)} of {record.planned} trials are done."
+        raise UserError(f"Search stopped. {done}", f"Go on with: {_resume_command(search)}", INTERRUPTED) from None
+    except BaseException as error:
+        reason = error.cause if isinstance(error, UserError) else f"{type(error).__name__}: {error}"[:500]
+        _record_end(search, board, "failed", reason)
+        if isinstance(error, PausedError):
+            raise UserError(error.cause, f"{error.remedy} Then: {_resume_command(search)}", WORK_FAILED) from error
+        raise
+    answer = board.answer()
+    if answer is None:
+        _record_end(search, board, "failed", "all trials failed")
+        reasons = Counter(trial.reason for trial in board.trials.values())
+        told = "; ".join(f"{count} of them: {reason}" for reason, count in reasons.most_common())
+        raise UserError(f"All {len(board.trials)} trials failed. {told}", "Try others.", WORK_FAILED)
+    _record_end(search, board, "finished", "")
+    refit = _refit(search, answer.trial, watcher) if record.config.refit else None
+    trials = tuple(trial for _, trial in sorted(board.trials.items()))
+    return SearchResult(search, record, trials, answer, refit, time.time() - started_at)
+
+
+def _search(search: Search, record: SearchRecord, pool: Pool, board: Any) -> None:
+    """Have Ray Tune search.
+
+    Raises:
+        KeyboardInterrupt: The user stopped it.
+        PausedError: A disk is full.
+    """
+    with pool.ray():
+        from resnet_ops.tuning.follow import fit
+
+        with _scratch(search.run) as scratch, ThreadPoolExecutor(1, "tune") as thread:
+            # In a thread: on the main thread Ray would take Ctrl-C for itself.
+            fitting: Future[None] = thread.submit(fit, search, record, pool, board, scratch)
+            try:
+                fitting.result()
+            except KeyboardInterrupt:
+                board.halted.set()
+                fitting.exception()
+                raise
+
+
+@contextlib.contextmanager
+def _scratch(run: Run) -> Iterator[Path]:
+    """A folder for Ray Tune, for as long as it searches."""
+    place = run.path / "ray"
+    try:
+        yield place
+    finally:
+        with contextlib.suppress(OSError, UserError):
+            files.remove_tree(place)
+
+
+def _record_end(search: Search, board: Any, status: Status, reason: str) -> None:
+    """Make the search's directory the best trial's run, as far as there is one."""
+    if search.run.lost():
+        return
+    with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
+        board.save()
+        record = search.run.read_as_written()
+        update: dict[str, Any] = {"status": status, "reason": reason}
+        answer = board.answer()
+        if answer is not None:
+            search.publish(answer.trial)
+            found = search.trial_run(answer.trial).read_as_written()
+            own = {"name": search.run.name, "runs_dir": search.run.path.parent}
+            update |= {
+                "config": found.config.model_copy(update=own),
+                "data": found.data,
+                "parameters": found.parameters,
+                "world_size": found.world_size,
+                "best": Best(
+                    epoch=answer.trial.best_epoch or 0,
+                    val_accuracy=answer.trial.val_accuracy or 0.0,
+                    checkpoint=search.run.best / "model.safetensors",
+                ),
+            }
+        search.run.write(record.model_copy(update=update))
+
+
+def _resume_command(search: Search) -> str:
+    where = "" if search.run.path.parent == Path("runs").absolute() else f" --runs-dir {search.run.path.parent}"
+    return f"resnet-ops tune --resume {search.run.name}{where}"
+
+
+def _refit(search: Search, trial: Trial, observer: Observer) -> Run:
+    """Train the best network in full, on all images; its validation images have been seen, and say nothing more."""
+    found = search.trial_run(trial).read_as_written().config
+    own = {"name": f"{search.run.name}-refit", "runs_dir": search.run.path.parent, "fit_all": True, "num_to_keep": 2}
+    return training.train(found.model_copy(update=own), overwrite=True, observer=observer).run

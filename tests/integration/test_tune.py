@@ -1,0 +1,251 @@
+"""`resnet-ops tune`: real Ray Tune, real workers, a driver that is killed."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_ops import runs
+from resnet_ops.config import ExportConfig, TrainConfig, TuneConfig
+from resnet_ops.errors import UserError
+from resnet_ops.export.job import export_onnx
+from resnet_ops.runs import Run
+from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training import job as training
+from resnet_ops.tuning import job
+from resnet_ops.tuning.results import Search, Trial
+from resnet_ops.tuning.watcher import Watcher
+from tests.conftest import COMMAND, Ended, command
+from tests.integration.test_cli import refused
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+EPOCHS = 3
+
+
+class Heard(Watcher):
+    """Keeps what a search says."""
+
+    def __init__(self) -> None:
+        self.trials: list[Trial] = []
+        self.notices: list[str] = []
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+
+    def trial_changed(self, trial: Trial) -> None:
+        self.trials.append(trial)
+
+
+def searched(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **options: Any) -> job.SearchResult:
+    given = {"runs_dir": runs_dir, "name": name, "epochs": epochs, "cpus_per_worker": 1} | options.pop("given", {})
+    return job.tune(TuneConfig.of(given=given, **options), pairs)
+
+
+@pytest.fixture(scope="module")
+def grid(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> job.SearchResult:
+    """Two depths, two learning rates, and one of them too high by far."""
+    return searched(
+        tmp_path_factory.mktemp("runs"), "grid", depths="8,14", lr="0.1,1e9", search="grid", scheduler="none"
+    )
+
+
+def test_every_combination_is_trained_and_one_that_diverges_stops_nobody(grid: job.SearchResult) -> None:
+    assert [t.id for t in grid.trials] == [1, 2, 3, 4]
+    assert {(t.model, t.lr): t.status for t in grid.trials} == {
+        ("resnet8", 0.1): "finished",
+        ("resnet14", 0.1): "finished",
+        ("resnet8", 1e9): "failed",
+        ("resnet14", 1e9): "failed",
+    }
+    failed = [t for t in grid.trials if t.status == "failed"]
+    assert all("Training diverged in epoch 1" in t.reason for t in failed)
+    assert all(t.epochs == EPOCHS for t in grid.trials if t.status == "finished")
+
+
+def test_a_trial_is_the_same_training_as_a_run(grid: job.SearchResult, tmp_path: Path) -> None:
+    trial = next(t for t in grid.trials if t.status == "finished" and t.depth == 8)
+    alone = training.train(
+        TrainConfig.of(model="resnet8", lr=0.1, epochs=EPOCHS, cpus_per_worker=1, runs_dir=tmp_path, name="alone")
+    )
+    theirs, ours = alone.run.epochs(), grid.search.trial_run(trial).epochs()
+    assert [(e.train_loss, e.val_loss, e.val_error) for e in theirs] == [
+        (e.train_loss, e.val_loss, e.val_error) for e in ours
+    ]
+
+
+def test_the_search_becomes_the_run_of_its_best_trial(grid: job.SearchResult) -> None:
+    best, run = grid.answer.trial, grid.search.run
+    record = run.read()
+    assert record.status == "finished"
+    assert record.best is not None
+    assert record.best.val_accuracy == best.val_accuracy
+    assert record.config.model == best.model
+    of_trial = grid.search.trial_run(best)
+    assert (run.best / "model.safetensors").read_bytes() == (of_trial.best / "model.safetensors").read_bytes()
+    assert run.epochs() == of_trial.epochs()
+    assert Search(run).trials() == list(grid.trials)
+    assert not (run.path / "ray").exists()
+    assert not checkpoints.saved(of_trial)  # only the best weights of a trial that is done are kept
+    exported = export_onnx(ExportConfig.of(run=run.name, runs_dir=run.path.parent, provider="cpu"))
+    assert exported.proof.validated
+    assert exported.proof.val_accuracy_onnx == pytest.approx(best.val_accuracy)
+
+
+def test_a_search_is_not_gone_on_with_as_a_run(grid: job.SearchResult) -> None:
+    run = grid.search.run
+    with pytest.raises(UserError, match=f"{run.name} is a search.*tune --resume {run.name}"):
+        training.resume(run.path.parent, run.name)
+
+
+def test_going_on_with_a_finished_search_trains_nothing(grid: job.SearchResult) -> None:
+    run = grid.search.run
+    before = {t.id: grid.search.trial_run(t).metrics_file.stat().st_mtime_ns for t in grid.trials if t.epochs}
+    again = job.resume(run.path.parent, run.name)
+    assert again.trials == grid.trials
+    assert again.answer.trial == grid.answer.trial
+    assert before == {t.id: grid.search.trial_run(t).metrics_file.stat().st_mtime_ns for t in grid.trials if t.epochs}
+
+
+def test_going_on_with_other_images_or_other_code_is_refused(grid: job.SearchResult, tmp_path: Path) -> None:
+    search, record = grid.search, grid.search.read()
+    data = record.data.model_copy(update={"fingerprint": "0" * 64})
+    for changed, told in (
+        ({"data": data}, "The images in digits are not those"),
+        ({"code": "0" * 64}, r"other code \(the code of resnet-ops itself\)"),
+        ({"versions": record.versions | {"torch": "1.0"}}, r"other code \(torch 1.0 then, "),
+    ):
+        try:
+            search.write(record.model_copy(update=changed))
+            with pytest.raises(UserError, match=told):
+                job.resume(search.run.path.parent, search.run.name)
+        finally:
+            search.write(record)
+
+
+def test_asha_stops_the_lower_half_after_the_grace_and_says_so(tmp_path: Path) -> None:
+    found = searched(tmp_path, "asha", depths="8", lr="0.1,1e-6,2e-6,3e-6", search="grid", grace=1, epochs=4)
+    by_rate = {t.lr: t for t in found.trials}
+    assert by_rate[0.1].status == "finished"
+    stopped = [t for t in found.trials if t.status == "stopped"]
+    assert stopped
+    assert all(1 <= t.epochs < 4 for t in stopped)
+    assert stopped[0].reason.startswith(f"after epoch {stopped[0].epochs} of 4: in the lower half")
+    assert found.answer.trial.lr == 0.1
+
+
+def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:
+    found = searched(tmp_path, "tpe", "batch_size=64:128", depths="8,14", search="optuna", trials=4, epochs=1)
+    assert [t.status for t in found.trials] == ["finished"] * 4
+    assert all(0.01 <= t.lr <= 1 and 64 <= t.options["batch_size"] <= 128 for t in found.trials)
+    assert len({t.lr for t in found.trials}) == 4
+    again = searched(tmp_path, "tpe-again", "batch_size=64:128", depths="8,14", search="optuna", trials=2, epochs=1)
+    assert [t.options for t in again.trials] == [t.options for t in found.trials[:2]]
+
+
+def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
+    found = searched(tmp_path, "pbt", depths="8", scheduler="pbt", trials=4, epochs=8, grace=4, lr="1e-5:0.2")
+    assert all((t.status, t.epochs) == ("finished", 8) for t in found.trials)
+    events = [e.what for t in found.trials for e in found.search.trial_run(t).events()]
+    assert any(what.startswith("Went on from the weights of epoch ") for what in events)
+    changed = [t for t in found.trials if found.search.trial_run(t).read().config.lr != t.options["lr"]]
+    assert not changed  # what is told of a trial is what it was trained with
+
+
+def test_if_all_trials_fail_the_reasons_are_told_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as failed:
+        searched(tmp_path, "all", depths="8", lr="1e9,2e9", search="grid", epochs=1)
+    assert failed.value.exit_code == 1
+    assert failed.value.cause.startswith("All 2 trials failed. 2 of them: Training diverged in epoch 1")
+    assert runs.find(tmp_path, "all").read().status == "failed"
+
+
+def test_a_killed_driver_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
+    options = ["--depths", "8,14", "--lr", "0.05,0.1", "--search", "grid", "--epochs", "6", "--runs-dir", str(tmp_path)]
+    started = subprocess.Popen(
+        [*COMMAND, "tune", *options, "--name", "s", "--scheduler", "none"], stderr=subprocess.PIPE, text=True
+    )
+    search = Search(Run(tmp_path / "s"))
+
+    def done() -> list[Trial]:
+        return [t for t in search.trials() if t.is_settled] if search.trials_file.exists() else []
+
+    end = time.monotonic() + 90
+    while len(done()) < 2 or not any(0 < len(search.trial_run(n).epochs()) < 6 for n in (3, 4)):
+        assert started.poll() is None, started.stderr and started.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    before = {t.id: search.trial_run(t).metrics_file.read_bytes() for t in done()}
+    at_hand = {n: search.trial_run(n).epochs() for n in (3, 4)}
+    assert search.run.read().status == "interrupted"
+
+    ended = command("tune", "--resume", "s", "--runs-dir", tmp_path, "--json")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert [(t["id"], t["status"], t["epochs"]) for t in told["trials"]] == [(n, "finished", 6) for n in (1, 2, 3, 4)]
+    for number, content in before.items():
+        assert search.trial_run(number).metrics_file.read_bytes() == content
+    for number, epochs in at_hand.items():
+        now = search.trial_run(number).epochs()
+        assert now[: max(len(epochs) - 1, 0)] == epochs[: max(len(epochs) - 1, 0)]
+    alone = training.train(
+        TrainConfig.of(model="resnet14", lr=0.1, epochs=6, cpus_per_worker=1, runs_dir=tmp_path, name="alone")
+    )
+    last = next(t["id"] for t in told["trials"] if (t["model"], t["lr"]) == ("resnet14", 0.1))
+    assert [e.val_loss for e in search.trial_run(last).epochs()] == [e.val_loss for e in alone.run.epochs()]
+
+
+def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    started = subprocess.Popen(
+        [*COMMAND, "tune", "--depths", "8", "--epochs", "500", "--runs-dir", str(tmp_path), "--name", "s", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    search = Search(Run(tmp_path / "s"))
+    end = time.monotonic() + 90
+    while not search.trial_run(1).epochs():
+        assert started.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 130, err
+    assert json.loads(out)["remedy"] == f"Go on with: resnet-ops tune --resume s --runs-dir {tmp_path}"
+    assert err.splitlines()[-1].startswith("interrupted: Search stopped. 0 of 12 trials are done.")
+    assert search.run.read().status == "interrupted"
+    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if f"{tmp_path}".encode() in _read(p)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--depths", "8,21"), ("--depths: resnet21 is not a valid depth", "nearby: resnet18, resnet20, resnet26")),
+        (("--lr", "1:0.1"), ("--lr: the range 1:0.1 is inverted",)),
+        (("--cpus-per-trial", "64"), ("A trial needs 64 CPU cores of one machine; this machine has none",)),
+        (("--gpus-per-trial", "0.5", "--device", "cpu"), ("--gpus-per-trial 0.5: this machine has no GPU",)),
+        (("--nodes-per-trial", "2", "--cluster", "local"), ("--nodes-per-trial 2 needs 2 machines",)),
+        (("--resume", "nothing"), ("There is no run called 'nothing'",)),
+        (("--resume", "nothing", "--trials", "3"), ("--trials cannot be changed",)),
+        (("--trials", "0"), ("--trials",)),
+        (("--depths", "8", "lr=0.1"), ("Nothing is left to search",)),
+        (("--depths", "8,18"), ("resnet18", "32")),
+        (("--scheduler", "pbt"), ("all must be the same network; depth is searched",)),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_writes_nothing(
+    cli: Callable[..., Ended], tmp_path: Path, arguments: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    refused(cli("tune", *arguments, "--runs-dir", tmp_path / "runs"), *told)
+    assert not (tmp_path / "runs" / "tune-digits").exists()

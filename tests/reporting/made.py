@@ -1,0 +1,88 @@
+"""Searches as they lie on a disk, of numbers that the tests choose."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from resnet_ops import runs
+from resnet_ops.config import TuneConfig
+from resnet_ops.runs import DataRecord, Epoch, Run
+from resnet_ops.tuning.results import Search, SearchRecord, Trial
+from resnet_ops.tuning.space import read
+
+IMAGES = 500
+WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+DATA = DataRecord(
+    name="made",
+    fingerprint="0" * 64,
+    class_names=("cat", "dog"),
+    train_images=2000,
+    val_images=IMAGES,
+    channels=3,
+    height=32,
+    width=32,
+)
+
+
+def epochs(errors: Sequence[float]) -> list[Epoch]:
+    return [
+        Epoch(
+            epoch=number,
+            step=10 * number,
+            train_loss=1.0,
+            train_error=error / 2,
+            val_loss=error,
+            val_error=error,
+            lr=0.1,
+            images_per_second=1000.0,
+            seconds=2.0,
+        )
+        for number, error in enumerate(errors, start=1)
+    ]
+
+
+def trial(number: int, model: str, errors: Sequence[float], **fields: Any) -> tuple[Trial, list[Epoch]]:
+    """A trial with the errors of its epochs, and what follows from them."""
+    kind = "plain" if model.startswith("plain") else "resnet"
+    depth = int(model.removeprefix(kind))
+    best = min(range(len(errors)), key=errors.__getitem__) if errors else None
+    values: dict[str, Any] = {
+        "lr": 0.1,
+        "options": {"model": model},
+        "status": "finished",
+        "epochs": len(errors),
+        "parameters": 10_000 * depth,
+        "val_accuracy": None if best is None else 1 - errors[best],
+        "best_epoch": None if best is None else best + 1,
+        "seconds": 2.0 * len(errors),
+        **fields,
+    }
+    return Trial(id=number, model=model, depth=depth, **values), epochs(errors)
+
+
+def search(folder: Path, *trials: tuple[Trial, list[Epoch]], data: DataRecord = DATA) -> Search:
+    """Write a search of these trials."""
+    folder.mkdir(parents=True)
+    made = Search(Run(folder))
+    made.write(
+        SearchRecord(
+            name=folder.name,
+            config=TuneConfig(),
+            space=read(TuneConfig()),
+            data=data,
+            device="cpu",
+            epochs=4,
+            planned=12,
+            created=WHEN,
+            code="0" * 64,
+            versions=runs.versions(),
+        )
+    )
+    for one, metrics in trials:
+        run = made.trial_run(one)
+        run.path.mkdir(parents=True)
+        run.write_epochs(metrics)
+    if trials:
+        made.write_trials(one for one, _ in trials)
+    return made

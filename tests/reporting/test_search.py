@@ -1,0 +1,204 @@
+"""The pictures of a search say what its files say, whatever the search was like."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from resnet_ops.errors import UserError
+from resnet_ops.reporting import style
+from resnet_ops.reporting.found import Found, verdict
+from resnet_ops.reporting.search import draw
+from resnet_ops.reporting.search_figures import pictures
+from resnet_ops.runs import Run
+from resnet_ops.tuning.results import Search
+from tests.reporting import made
+from tests.reporting.reading import Page, needs_browser, show
+
+TRIALS = (
+    made.trial(1, "resnet8", [0.6, 0.12, 0.1], options={"model": "resnet8", "lr": 0.02}, lr=0.02),
+    made.trial(2, "resnet20", [0.9, 0.3], options={"lr": 0.8}, lr=0.8, status="stopped", reason="after 2 epochs"),
+    made.trial(3, "resnet20", [0.7, 0.2, 0.018, 0.02], options={"lr": 0.11}, lr=0.11),
+    made.trial(4, "resnet32", [], options={"lr": 0.9}, lr=0.9, status="failed", reason="the loss is nan"),
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    search = made.search(tmp_path_factory.mktemp("runs") / "found", *TRIALS)
+    draw(search)
+    return search
+
+
+@pytest.fixture(scope="module")
+def page(found: Search) -> Page:
+    return Page(found.page.read_text())
+
+
+def drawn(search: Search, name: str) -> Any:
+    """The chart called `name`, as matplotlib holds it."""
+    (picture,) = (picture for picture in pictures(Found.read(search)) if picture.name == name)
+    with style.applied():
+        chart = style.figure(picture.width, picture.height)
+        picture.draw(chart)
+        chart.draw_without_rendering()
+    return chart
+
+
+def test_the_table_holds_every_trial_as_its_file_does(page: Page) -> None:
+    rows = [row for row in page.rows if len(row) == 10 and row[0].isdigit()]
+    assert rows == [
+        ["1", "resnet8", "0.02", "3", "10.00 %", "3", "80,000", "6.0 s", "finished", ""],
+        ["2", "resnet20", "0.8", "2", "30.00 %", "2", "200,000", "4.0 s", "stopped", "after 2 epochs"],
+        ["3", "resnet20", "0.11", "4", "1.80 %", "3", "200,000", "8.0 s", "finished", "The answer."],
+        ["4", "resnet32", "0.9", "0", "", "", "320,000", "0.0 s", "failed", "the loss is nan"],
+    ]
+
+
+def test_the_page_says_the_answer_and_why(page: Page) -> None:
+    assert "resnet20 at learning rate 0.11: 98.20 % validation accuracy" in page.text
+    assert "the highest accuracy of 3 trials" in page.text
+
+
+def test_marks_lie_where_trials_were_and_have_the_colours_of_their_errors(found: Search) -> None:
+    axes, bar = drawn(found, "landscape").axes
+    rows = {label.get_text(): at for at, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
+    marks = {tuple(np.round(c.get_offsets()[0], 6)): c for c in axes.collections if len(c.get_facecolor())}
+    assert set(marks) == {(0.02, rows["8"]), (0.8, rows["20"]), (0.11, rows["20"])}  # that without an error is hollow
+    colors = mpl.colormaps["viridis"](
+        [(math.log(e) - math.log(0.018)) / (math.log(0.3) - math.log(0.018)) for e in (0.1, 0.3, 0.018)]
+    )
+    for place, color in zip([(0.02, rows["8"]), (0.8, rows["20"]), (0.11, rows["20"])], colors, strict=True):
+        assert marks[place].get_facecolor()[0] == pytest.approx(color, abs=0.01)
+    assert "2 %" in [label.get_text() for label in bar.get_yticklabels()]
+
+
+def test_curves_are_the_epochs_of_each_trial(found: Search) -> None:
+    lines = [line.get_xydata().tolist() for line in drawn(found, "curves").axes[0].lines]
+    for trial, epochs in TRIALS:
+        points = [[e.epoch, e.val_error] for e in epochs]
+        assert (points in lines) == bool(epochs), trial
+        assert not epochs or points[-1:] in lines  # the mark of what became of it
+    assert [[3, 0.018]] in lines  # the answer's ring
+
+
+def test_bars_are_one_standard_error(found: Search) -> None:
+    axes = drawn(found, "depth").axes[0]
+    (points, _, (bars,)) = axes.containers[0]
+    assert points.get_xydata()[:, 1].tolist() == pytest.approx([0.1, 0.018])
+    half = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
+    assert half == pytest.approx([math.sqrt(p * (1 - p) / made.IMAGES) for p in (0.1, 0.018)])
+
+
+def test_who_cannot_see_the_pictures_hears_the_numbers(page: Page) -> None:
+    told = {
+        name: a["aria-label"] for _, a in page.elements if (name := a.get("aria-label") or "").startswith("Is deep")
+    }
+    (alt,) = told.values()
+    assert alt is not None
+    assert "resnet8: 10 % ± 1.3 %, 80,000 parameters, 2.0 s an epoch" in alt
+    assert "resnet20: 1.8 % ± 0.59 %" in alt
+
+
+def test_nothing_is_fetched(page: Page) -> None:
+    assert page.loads() == []
+    assert not [tag for tag, _ in page.elements if tag in ("script", "link", "iframe", "object", "embed")]
+    assert page.repeated_ids() == set()
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    hostile = '<script>alert("1")</script>$x_1^{$&]]>'
+    trials = [
+        made.trial(i, "resnet8", [0.5, 0.1], options={"recipe": recipe}, reason=hostile)
+        for i, recipe in enumerate((hostile, "fast"), start=1)
+    ]
+    search = made.search(tmp_path / "s", *trials, data=made.DATA.model_copy(update={"class_names": (hostile, "b")}))
+    draw(search)
+    page = Page(search.page.read_text())
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert [row[-1].removeprefix("The answer. ") for row in page.rows if len(row) == 11][1:] == [hostile, hostile]
+    assert "&lt;script&gt;alert" in page.text[page.text.index("<svg") : page.text.rindex("</svg>")]
+
+
+ODD: dict[str, tuple[Any, ...]] = {
+    "none": (),
+    "none validated": (made.trial(1, "resnet8", [], status="failed"), made.trial(2, "plain8", [], status="running")),
+    "one epoch of one": (made.trial(1, "resnet8", [0.3], status="running"),),
+    "all failed": tuple(made.trial(i, "resnet8", [0.9], status="failed") for i in (1, 2)),
+    "no errors left": tuple(made.trial(i, f"resnet{6 * i + 2}", [0.5, 0.0, 0.0]) for i in (1, 2, 3)),
+    "all wrong": tuple(made.trial(i, "resnet8", [1.0, 1.0]) for i in (1, 2)),
+    "both kinds, other options, no learning rate": tuple(
+        made.trial(
+            i,
+            ("plain", "resnet")[i % 2] + str((8, 20, 56)[i % 3]),
+            [0.9, 0.9 / i],
+            options={"schedule": ("steps", "cosine")[i % 2], "batch_size": 2**i, "nesterov": i > 3, "ema": None},
+        )
+        for i in range(1, 7)
+    ),
+    "many": tuple(
+        made.trial(i, f"resnet{6 * (i % 30) + 2 + 6}", [1 / (i % 7 + 1)] * 3, lr=10 ** -(i % 5)) for i in range(1, 61)
+    ),
+}
+
+
+@pytest.mark.parametrize("trials", ODD.values(), ids=ODD)
+def test_odd_searches_are_drawn(tmp_path: Path, trials: tuple[Any, ...]) -> None:
+    search = made.search(tmp_path / "odd", *trials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of what does not fit
+        draw(search)
+    page = Page(search.page.read_text())
+    assert sum(tag == "svg" for tag, _ in page.elements) == (4 if "schedule" in page.text and len(trials) == 6 else 3)
+    assert search.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_users_own_settings_play_no_part(found: Search) -> None:
+    before = found.picture.read_bytes()
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        draw(found)
+        assert mpl.rcParams["font.size"] == 30
+    assert found.picture.read_bytes() == before
+
+
+def test_a_run_is_no_search(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a run, not a search"):
+        draw(Search(Run(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ((0.1, 0.05, 0.01), "deeper was better, up to the deepest: 10 % error at depth 8, 1 % error at depth 32."),
+        ((0.02, 0.04, 0.6), "deeper was not better: 60 % error at depth 32, 2 % error at depth 8."),
+        ((0.1, 0.02, 0.018), "deeper was better up to 20: 10 % error at depth 8, 2 % error at depth 20; beyond it"),
+        ((0.02, 0.022, 0.018), "from depth 8 to 32 no difference beyond one standard error."),
+        ((0.02,), ""),
+    ],
+)
+def test_the_verdict_says_no_more_than_the_numbers(errors: tuple[float, ...], said: str) -> None:
+    bests = [made.trial(d, f"resnet{d}", [error])[0] for d, error in zip((8, 20, 32), errors, strict=False)]
+    assert said in verdict("resnet", bests, made.IMAGES)
+
+
+def test_ticks_are_round_and_few() -> None:
+    assert style.log_ticks(0.01, 1) == [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
+    for low, high in ((1e-7, 10), (0.003, 0.9), (2, 3e9)):
+        assert 2 <= len(style.log_ticks(low, high, 6)) <= 6
+    assert [style.number(v) for v in (0.03, 2e-4, 1.25e-5, 128, 1024, 12_500, 466_042, 1.7e6, 0)] == [
+        "0.03", "2e-4", "1.25e-5", "128", "1024", "12.5k", "466k", "1.7M", "0",
+    ]  # fmt: skip
+
+
+@needs_browser
+def test_a_browser_shows_it_in_light_and_dark(found: Search) -> None:
+    light, dark = show(found.page), show(found.page, "dark")
+    assert light.console == dark.console == []
+    assert light.pixels.mean() > 200
+    assert dark.pixels.mean() < 80
+    for shown in (light, dark):  # the scale of colours ends in viridis' yellow, in both
+        assert (np.abs(shown.pixels.astype(int) - (253, 231, 37)).max(axis=2) < 6).sum() > 20

@@ -1,0 +1,117 @@
+"""What is searched, as it is typed and as it is drawn."""
+
+from pathlib import Path
+
+import pytest
+
+from resnet_ops.config import TrainConfig, TuneConfig
+from resnet_ops.errors import UserError
+from resnet_ops.recipes.reading import configure
+from resnet_ops.tuning import search
+from resnet_ops.tuning.space import Choices, Range, Space, options, read
+
+
+def space(*pairs: str, **options: object) -> Space:
+    return read(TuneConfig.of(**options), pairs)
+
+
+def test_lists_ranges_and_single_values_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(
+        'lr = 0.1\nweight_decay = "1e-5:1e-3"\nbatch_size = [64, 128]\nnesterov = true\nmilestones = "0.5,0.75"\n'
+    )
+    found = space("momentum=0.8:0.95", "batch-size=32,64", depths="20,56", family="resnet,plain", space=file)
+    assert found.searched == {
+        "depth": Choices((20, 56)),
+        "family": Choices(("resnet", "plain")),
+        "weight_decay": Range(1e-5, 1e-3, log=True, whole=False),
+        "momentum": Range(0.8, 0.95, log=False, whole=False),
+        "batch_size": Choices((32, 64)),  # what is typed goes before the file
+    }
+    assert found.fixed == {"lr": 0.1, "nesterov": True, "milestones": "0.5,0.75"}
+
+
+def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text('lr = "0.1:0.2"\ndepths = [8, 14]\n')
+    found = space(space=file, lr="0.3:0.4")
+    assert found.searched["lr"] == Range(0.3, 0.4, log=False, whole=False)
+    assert found.searched["depth"] == Choices((8, 14))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "told"),
+    [
+        (("lr=1:0.1",), "lr=1:0.1: the range 1:0.1 is inverted"),
+        (("lr=0.1:0.1",), "the range 0.1:0.1 is empty"),
+        (("lr=0:1",), "lr=0:1 should be greater than 0; '0' was given"),
+        (("weight_decay=0:1:log",), "a logarithmic range cannot begin with 0"),
+        (("lr=a,b",), "should be a valid number"),
+        (("lr=0.1:0.2:cubic",), "is no range to search"),
+        (("depths=8:20",), "Name them: 8,14,20"),
+        (("depths=eight",), "'eight' is no depth"),
+        (("family=vgg",), "Valid: resnet, plain"),
+        (("weight_decy=1",), "there is no option 'weight_decy' to search. Did you mean weight_decay?"),
+        (("data=cifar10",), "data is the same for all trials. Give it to tune: --data"),
+        (("epochs=10,20",), "epochs is the same for all trials"),
+        (("schedule=steps,stairs",), "schedule=steps,stairs cannot be 'stairs'"),
+        (("batch_size=64,64",), "has a value twice"),
+        (("lr",), "'lr' is not OPTION=VALUES"),
+        (("depths=8", "lr=0.1"), "Nothing is left to search"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(pairs: tuple[str, ...], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        space(*pairs)
+    assert told in str(refused.value)
+
+
+def test_an_option_is_either_shared_or_searched() -> None:
+    with pytest.raises(UserError, match="--batch-size is given once for all trials and once to be searched"):
+        space("batch_size=64,128", given={"batch_size": 32})
+
+
+def test_a_point_is_a_training() -> None:
+    point = {"depth": 56, "family": "plain", "lr": 0.3, "weight_decay": 0.001}
+    config = configure(recipe="fast", epochs=3, **options(point))
+    assert (config.model, config.lr, config.weight_decay, config.epochs) == ("plain56", 0.3, 0.001, 3)
+    assert config.nesterov  # the recipe's
+
+
+def test_the_same_seed_draws_the_same_trials_and_each_depth_equally_often() -> None:
+    config = TuneConfig.of(trials=14)
+    found = space()
+    points = search.drawn(config, found, seed=3)
+    assert points == search.drawn(config, found, seed=3)
+    assert points[:6] == search.drawn(TuneConfig.of(trials=6), found, seed=3)
+    assert [p["lr"] for p in points] != [p["lr"] for p in search.drawn(config, found, seed=4)]
+    assert len(points) == 14
+    counts = [[p["depth"] for p in points].count(depth) for depth in (8, 14, 20, 32)]
+    assert sorted(counts) == [3, 3, 4, 4]
+    rates = sorted(p["lr"] for p in points)
+    assert 0.01 <= rates[0] < 0.1 < rates[-1] <= 1  # evenly over orders of magnitude
+    assert len(set(rates)) == 14
+    assert all(type(value) in (int, float, str) for p in points for value in p.values())  # JSON knows them
+
+
+def test_a_grid_is_every_combination() -> None:
+    found = space("weight_decay=1e-4,5e-4", depths="8,20", lr="0.01:1")
+    config = TuneConfig.of(search="grid")
+    points = search.drawn(config, found, seed=0)
+    assert len(points) == search.planned(config, found) == 2 * 2 * 5
+    assert sorted({p["lr"] for p in points}) == [0.01, 0.03162, 0.1, 0.3162, 1.0]
+    assert len({tuple(sorted(p.items())) for p in points}) == 20
+    with pytest.raises(UserError, match="the grid has 20 combinations"):
+        search.planned(TuneConfig.of(search="grid", trials=7), found)
+
+
+def test_pbt_is_refused_where_weights_could_not_be_handed_on() -> None:
+    with pytest.raises(UserError, match="all must be the same network; depth is searched"):
+        search.scheduler(TuneConfig.of(scheduler="pbt"), space(), epochs=10)
+    search.scheduler(TuneConfig.of(scheduler="pbt"), space(depths="8"), epochs=10)
+
+
+def test_every_option_that_can_be_searched_is_one_of_train() -> None:
+    from resnet_ops.tuning.space import OPTIONS
+
+    assert set(OPTIONS) <= set(TrainConfig.model_fields)
