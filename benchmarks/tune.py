@@ -2,8 +2,8 @@
 
     python benchmarks/tune.py [--runs 5]
 
-The same trials on the same machine, two at a time on a core each: whole commands of 4 and of 12 trials,
-in turn. What 8 more trials take, less their own training, is what they cost. Writes
+The same trials on the same machine, two at a time on a core each: whole commands of 2 and of 6 trials,
+in turn. What 4 more trials take, less their own training, is what they cost. Writes
 benchmarks/results/tune.md and .json.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from record import Floor, Row, in_turn, ratio, write
 
-FEW, MANY, AT_ONCE, EPOCHS = 4, 12, 2, 4
+FEW, MANY, AT_ONCE, EPOCHS = 2, 6, 2, 4
 MOST_S = 2.0
 ABOUT = f"""
 ResNet-8 on the embedded digits, {EPOCHS} epochs, learning rates from 0.02 to 0.2, {AT_ONCE} trials at once, a core each

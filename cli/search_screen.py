@@ -102,6 +102,7 @@ class SearchScreen(Watcher):
         if not trials:
             return Spinner("dots", text=Text(self.stage))
         made: Table = table(">trial", "network", ">lr", ">epoch", ">best accuracy", "status")
+        made.columns[-1].no_wrap, made.columns[-1].overflow = True, "ellipsis"
         running = [trial for trial in trials if not trial.is_settled]
         done = [trial for trial in trials if trial.is_settled]
         for trial in sorted([*done[-max(SHOWN - len(running), 3) :], *running], key=lambda t: t.id):

@@ -34,7 +34,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration import unfit
+from resnet_ops.orchestration import room, unfit
 from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, NoRoomError, Request, choose, refuse, survey
 
 LOOK_INTERVAL_S = 0.3
@@ -80,11 +80,20 @@ class Trainer(TorchTrainer):
         max_failures: Losses to survive.
         recover_s: How long to wait for room after a loss, in seconds.
         tell: Told, in the controller's process, of what a user should know.
+        run: What the room that the workers take is remembered under.
         rest: What TorchTrainer takes.
     """
 
     def __init__(
-        self, *args: Any, request: Request, layout: Layout, max_failures: int, recover_s: float, tell: Tell, **rest: Any
+        self,
+        *args: Any,
+        request: Request,
+        layout: Layout,
+        max_failures: int,
+        recover_s: float,
+        tell: Tell,
+        run: str,
+        **rest: Any,
     ) -> None:
         scaling = ScalingConfig(
             num_workers=layout.workers,
@@ -93,6 +102,7 @@ class Trainer(TorchTrainer):
         )
         super().__init__(*args, scaling_config=scaling, **rest)
         self.controller: Any = None
+        self.run = run
         self.stopped = False
         self.policies = {
             "scaling_policy": WhereThereIsRoom(scaling, request, recover_s, tell),
@@ -126,7 +136,8 @@ class Trainer(TorchTrainer):
         The other shares out Ray Data sets, of which there are none; each start would wait 1.8 s for it.
         """
         made: list[RayTrainCallback] = super()._create_default_callbacks()
-        return [c for c in made if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]
+        kept = [c for c in made if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]
+        return [*kept, room.Remember(self.run)]
 
 
 class ByValue:

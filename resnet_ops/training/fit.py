@@ -60,6 +60,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from resnet_ops.orchestration import room
     from resnet_ops.orchestration.network import OneNetwork
     from resnet_ops.orchestration.trainer import LOSS, Trainer, explain
     from resnet_ops.training.worker import Job, work
@@ -69,6 +70,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
         ask_nccl(config.hang_timeout)
     begun = len(run.events())
     while (left := config.max_failures - sum(e.what.startswith(LOSS) for e in run.events()[begun:])) >= 0:
+        room.free(str(run.path))  # which one whose controller was lost still has
         trainer = Trainer(
             work,
             train_loop_config=Job(str(run.path), None, placement.request),
@@ -79,6 +81,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
             max_failures=left,
             recover_s=RECOVER_S if config.wait is None else config.wait,
             tell=functools.partial(tell, run.path),
+            run=str(run.path),
         )
         try:
             # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from resnet_ops.data.sources import EMBEDDED
 from resnet_ops.runs import Run
 from resnet_ops.tuning.results import Search
 from tests.cluster.nodes import Nodes, Training, assert_same_bytes
-from tests.conftest import Ended, command
+from tests.conftest import COMMAND, Ended, command
 
 NETWORK = ("--model", "resnet8", "--batch-size", 120)
 
@@ -70,6 +72,26 @@ def test_trials_on_two_machines_each_more_than_fit_at_once(nodes: Nodes, tmp_pat
     for trial in search.trials():
         assert {epoch.world_size for epoch in search.trial_run(trial).epochs()} == {2}
     assert Run(tmp_path / "s").read().world_size == 2
+
+
+@pytest.mark.chaos
+def test_a_trial_on_two_machines_whose_driver_is_killed_goes_on(nodes: Nodes, tmp_path: Path) -> None:
+    options = ("--depths", 8, "--lr", "0.05,0.1,0.2", "--search", "grid", "--epochs", 40, "--scheduler", "none")
+    place = ("--cluster", nodes.address, "--nodes-per-trial", 2, "--runs-dir", tmp_path, "--name", "s")
+    started = subprocess.Popen([*COMMAND, "tune", *map(str, (*options, *place))], stderr=subprocess.PIPE, text=True)
+    search = Search(Run(tmp_path / "s"))
+    end = time.monotonic() + 120
+    while not search.trial_run(1).epochs():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    drivers = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ray::ResourceTrainable" in p.read_bytes()]
+    for driver in drivers:
+        os.kill(int(driver.parent.name), signal.SIGKILL)
+    _, err = started.communicate(timeout=300)
+    assert started.returncode == 0, err
+    for trial in search.trials():
+        assert (trial.status, trial.epochs) == ("finished", 40)
+        assert [e.epoch for e in search.trial_run(trial).epochs()] == list(range(1, 41))
 
 
 def test_killed_workers_nodes_and_drivers_change_no_byte(nodes: Nodes, tmp_path: Path) -> None:

@@ -206,6 +206,22 @@ def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Ca
     assert job["run"] == told["name"]
 
 
+def test_a_search_runs_as_a_job_with_the_files_that_are_here(cluster: Cluster, tmp_path: Path) -> None:
+    space, recipe = tmp_path / "space.toml", tmp_path / "mine.toml"
+    space.write_text("weight_decay = [0.0, 1e-3]\n")
+    recipe.write_text("epochs = 2\nmomentum = 0.8\n")
+    options = ("--depths", 8, "--lr", 0.1, "--search", "grid", "--space", space, "--recipe", recipe)
+    ended = cluster.ask("tune", *options, "--runs-dir", cluster.runs_dir, "--name", "searched", "--json")
+    assert ended.code == 0, ended.err
+    told = ended.json
+    assert [(t["status"], t["epochs"]) for t in told["trials"]] == [("finished", 2)] * 2
+    assert {t["options"]["weight_decay"] for t in told["trials"]} == {0.0, 1e-3}
+    assert told["job_id"].startswith("resnet-ops-searched-")
+    config = cluster.record("searched")["config"]
+    assert (config["model"], config["momentum"], config["epochs"]) == ("resnet8", 0.8, 2)
+    refused(cluster.ask("tune", "lr=1:0.1", "--runs-dir", cluster.runs_dir), "the range 1:0.1 is inverted")
+
+
 def test_nothing_secret_is_kept(cluster: Cluster) -> None:
     """Neither in what the server knows of a job, nor in what a run has written."""
     listed = subprocess.run(

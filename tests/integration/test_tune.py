@@ -1,8 +1,10 @@
 """`resnet-ops tune`: real Ray Tune, real workers, a driver that is killed."""
 
 import json
+import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,26 +21,11 @@ from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job as training
 from resnet_ops.tuning import job
 from resnet_ops.tuning.results import Search, Trial
-from resnet_ops.tuning.watcher import Watcher
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 EPOCHS = 3
-
-
-class Heard(Watcher):
-    """Keeps what a search says."""
-
-    def __init__(self) -> None:
-        self.trials: list[Trial] = []
-        self.notices: list[str] = []
-
-    def notice(self, message: str) -> None:
-        self.notices.append(message)
-
-    def trial_changed(self, trial: Trial) -> None:
-        self.trials.append(trial)
 
 
 def searched(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **options: Any) -> job.SearchResult:
@@ -94,6 +81,16 @@ def test_the_search_becomes_the_run_of_its_best_trial(grid: job.SearchResult) ->
     exported = export_onnx(ExportConfig.of(run=run.name, runs_dir=run.path.parent, provider="cpu"))
     assert exported.proof.validated
     assert exported.proof.val_accuracy_onnx == pytest.approx(best.val_accuracy)
+
+
+def test_the_best_can_be_trained_in_full_on_all_images(tmp_path: Path) -> None:
+    found = searched(tmp_path, "r", depths="8", lr="0.1,1e9", search="grid", epochs=2, refit=True)
+    assert found.refit is not None
+    record = found.refit.read()
+    assert (record.name, record.status, record.config.fit_all) == ("r-refit", "finished", True)
+    assert (record.config.model, record.config.lr) == (found.answer.trial.model, 0.1)
+    steps = [epochs[-1].step for epochs in (found.refit.epochs(), found.search.run.epochs())]
+    assert steps == [2 * ((1438 + 359) // 128), 2 * (1438 // 128)]
 
 
 def test_a_search_is_not_gone_on_with_as_a_run(grid: job.SearchResult) -> None:
@@ -199,6 +196,33 @@ def test_a_killed_driver_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     )
     last = next(t["id"] for t in told["trials"] if (t["model"], t["lr"]) == ("resnet14", 0.1))
     assert [e.val_loss for e in search.trial_run(last).epochs()] == [e.val_loss for e in alone.run.epochs()]
+
+
+def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
+    search = Search(Run(tmp_path / "k"))
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not 2 <= len(search.trial_run(1).epochs()) < 20:
+            time.sleep(0.02)
+        for folder in Path("/proc").glob("[0-9]*"):
+            if b"ray::ResourceTrainable" in _read(folder / "cmdline") and not killed:
+                killed.append(int(folder.name))
+                os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    found = searched(tmp_path, "k", depths="8", lr="0.05,0.1", search="grid", scheduler="none", epochs=20)
+    killer.join()
+    assert killed
+    assert [(t.status, t.epochs) for t in found.trials] == [("finished", 20)] * 2
+    for trial in found.trials:
+        assert [e.epoch for e in search.trial_run(trial).epochs()] == list(range(1, 21))
+    alone = training.train(
+        TrainConfig.of(model="resnet8", lr=0.05, epochs=20, cpus_per_worker=1, runs_dir=tmp_path, name="alone")
+    )
+    assert [e.val_loss for e in search.trial_run(1).epochs()] == [e.val_loss for e in alone.run.epochs()]
 
 
 def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
