@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig, TuneConfig
+from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure, read
+from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import OPTIONS, read_file
 from resnet_ops.tuning.space import read as read_space
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig, TuneConfig, as_options
+from resnet_ops.config import WHERE_IT_RUNS, TrainConfig, as_options
+
+OF_THIS_COMMAND = {"pairs", "resume", "overwrite", "json", "debug"}  # rather than of what it does
 
 
 def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: bool = False) -> list[str]:
@@ -43,7 +45,7 @@ def tune_arguments(
     if resume:
         told = {name: value for name, value in typed.items() if name in WHERE_IT_RUNS} | places
         return ["tune", f"--resume={config.name}", *_told(told), "--cluster=auto", "--json"]
-    told = {n: v for n, v in typed.items() if n in TuneConfig.model_fields or n in TrainConfig.model_fields}
+    told = {name: value for name, value in typed.items() if name not in OF_THIS_COMMAND}
     arguments = ["tune", *pairs, *_told(told | places | {"name": config.name})]
     return [*arguments, *(["--overwrite"] if overwrite else []), "--cluster=auto", "--json"]
 

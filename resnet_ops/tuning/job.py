@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files, runs
-from resnet_ops.config import TrainConfig, TuneConfig, as_typed
+from resnet_ops.config import TrainConfig, as_typed
 from resnet_ops.data.sources import absolute
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.code import fingerprint_of_code
@@ -24,6 +24,7 @@ from resnet_ops.runs import Best, DataRecord, Run, Status
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import results
+from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Space, read
 from resnet_ops.tuning.watcher import Watcher

@@ -18,10 +18,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resnet_ops import files
-from resnet_ops.config import TuneConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.runs import DataRecord, Run
+from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import Space
 
 TrialStatus = Literal["running", "finished", "stopped", "failed"]

@@ -15,8 +15,8 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.variant_generator import generate_variants
 
-from resnet_ops.config import TuneConfig
 from resnet_ops.errors import UserError
+from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import Choices, Range, Space
 
 METRIC, TIME = "best_val_accuracy", "epoch"

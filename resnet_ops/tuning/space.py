@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from resnet_ops.config import NetworkConfig, Recipe, TrainConfig, TuneConfig
+from resnet_ops.config import NetworkConfig, Recipe, TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.tuning.config import TuneConfig
 
 Value = str | int | float | bool
 FAMILIES = ("resnet", "plain")

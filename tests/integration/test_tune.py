@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from resnet_ops import runs
-from resnet_ops.config import ExportConfig, TrainConfig, TuneConfig
+from resnet_ops.config import ExportConfig, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.export.job import export_onnx
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job as training
 from resnet_ops.tuning import job
+from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, Trial
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused

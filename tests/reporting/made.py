@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import runs
-from resnet_ops.config import TuneConfig
 from resnet_ops.runs import DataRecord, Epoch, Run
+from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import read
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from resnet_ops.config import TrainConfig, TuneConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tuning import search
+from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import Choices, Range, Space, options, read
 
 
