@@ -55,6 +55,7 @@ def test_machines_that_are_missing_can_be_waited_for(nodes: Nodes, tmp_path: Pat
     nodes.kill(nodes.living[-1])
 
 
+@pytest.mark.slow
 def test_trials_on_two_machines_each_more_than_fit_at_once(nodes: Nodes, tmp_path: Path) -> None:
     """Two fit; the third, and one in the place of one that is stopped, wait until machines are free again."""
     ended = command(

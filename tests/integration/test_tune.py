@@ -145,6 +145,7 @@ def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:
     assert [t.options for t in again.trials] == [t.options for t in found.trials[:2]]
 
 
+@pytest.mark.slow
 def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
     found = searched(tmp_path, "pbt", depths="8", scheduler="pbt", trials=4, epochs=8, grace=4, lr="1e-5:0.2")
     assert all((t.status, t.epochs) == ("finished", 8) for t in found.trials)
@@ -199,6 +200,7 @@ def test_a_killed_driver_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     assert [e.val_loss for e in search.trial_run(last).epochs()] == [e.val_loss for e in alone.run.epochs()]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     search = Search(Run(tmp_path / "k"))
     killed: list[int] = []
