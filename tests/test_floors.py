@@ -25,7 +25,7 @@ FLOORS = {
     "training": BASE | {"models", "data", "orchestration"},
     "export": BASE | {"models", "data", "training"},
     "tuning": BASE | {"models", "data", "orchestration", "training"},
-    "reporting": BASE | {"tuning"},
+    "reporting": BASE | {"tuning", "training"},
     "doctor": BASE | {"orchestration", "export"},
 }
 
