@@ -25,7 +25,7 @@ FLOORS = {
     "training": BASE | {"models", "data", "orchestration"},
     "tuning": BASE | {"recipes", "models", "data", "orchestration", "training"},
     "export": BASE | {"models", "data", "training"},
-    "reporting": BASE | {"tuning"},
+    "reporting": BASE | {"tuning", "training"},
     "doctor": BASE | {"orchestration", "export"},
 }
 

@@ -27,8 +27,10 @@ NONE_YET = "No trial has validated yet."
 
 def pictures(found: Found) -> list[Picture]:
     """The pictures of a search, in the order of a page."""
+    if not found.scored:
+        return [landscape(found)]
     made = [landscape(found), curves(found), by_depth(found)]
-    return [*made, options(found)] if found.others and found.scored else made
+    return [*made, options(found)] if found.others else made
 
 
 def landscape(found: Found) -> Picture:
@@ -194,10 +196,6 @@ def _by_depth(found: Found, part: FigureBase) -> None:
     panels = part.subplots(1, 3, squeeze=False)[0]
     bests = {kind: found.bests(kind) for kind in found.kinds}
     every = [trial for trials in bests.values() for trial in trials]
-    if not every:
-        for axes in panels:
-            style.nothing(axes, NONE_YET)
-        return
     place = {depth: index for index, depth in enumerate(found.depths)}
     for shift, (kind, trials) in enumerate(bests.items()):
         color, marker = KIND_STYLE[kind]

@@ -26,16 +26,21 @@ COLORS = {  # name: (on a light page, on a dark one)
     "ink": ("#1d2025", "#e8eaed"),
     "muted": ("#636a75", "#a2a9b4"),
     "grid": ("#dde0e5", "#3a3f47"),
-    "blue": ("#0072b2", "#56b4e9"),
+    "blue": ("#0072b2", "#4da3e6"),
     "vermilion": ("#d55e00", "#f28e4b"),
+    "green": ("#009e73", "#3cc79d"),
+    "purple": ("#cc79a7", "#e29bc4"),
+    "orange": ("#e69f00", "#f5bf4f"),
+    "sky": ("#56b4e9", "#a5dcff"),
     **{
         f"step{step}": (to_hex(mpl.colormaps["plasma"](0.78 * at)), to_hex(mpl.colormaps["plasma"](0.38 + 0.6 * at)))
         for step, at in ((step, step / (STEPS - 1)) for step in range(STEPS))
     },
 }
 INK, MUTED, GRID, BLUE, VERMILION = (COLORS[name][0] for name in ("ink", "muted", "grid", "blue", "vermilion"))
+KINDS = [COLORS[name][0] for name in ("blue", "vermilion", "green", "purple", "orange", "sky")]
 VALUES = "viridis"
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vP"
 LOG_FROM = 8.0  # largest / smallest, from which a scale is logarithmic
 RC: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -101,6 +106,11 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 1e3 else f"{value:.3g}"
 
 
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers between two positive ones, evenly spaced in logarithms: 1, 2, 5, 10... or fewer of them."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -113,15 +123,15 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     return inside
 
 
-def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str) -> None:
+def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str, *, log: bool = True) -> None:
     """Show errors (from 0 to 1, of so many images) in percent, on a logarithmic scale where they are of many sizes.
 
-    Of 0, which has no logarithm, there is a place below the error of one image.
+    Of 0, which has no logarithm, there is a place below the error of one image. `log` may forbid such a scale.
     """
     axis.set_label_text(label)
     low, high = _span(errors, 1 / images)
     above = [error for error in errors if error > 0]
-    if not above or high < LOG_FROM * min(above):
+    if not log or not above or high < LOG_FROM * min(above):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
         pad = 0.06 * (high - low)
@@ -166,10 +176,10 @@ def value_axis(axis: Axis, values: Sequence[float], label: str, *, log: bool | N
     axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
-def whole_axis(axis: Axis, last: int, label: str) -> None:
+def whole_axis(axis: Axis, last: int, label: str, most: int = 7) -> None:
     """Count from 1 to `last`, such as epochs."""
     axis.set_label_text(label)
-    axis.set_major_locator(MaxNLocator(7, integer=True))
+    axis.set_major_locator(MaxNLocator(most, integer=True))
     pad = 0.03 * max(last - 1, 1)
     _limit(axis, 1 - pad, last + pad)
 
@@ -178,7 +188,7 @@ def ordered_axis(axis: Axis, names: Sequence[object], label: str, most: int = 15
     """Give each name a place: 0, 1, 2...; where they are many, only some are written."""
     axis.set_label_text(label)
     stride = max(math.ceil(len(names) / most), 1)
-    _ticks(axis, list(range(len(names)))[::stride], [str(name)[:24] for name in names][::stride])
+    _ticks(axis, list(range(len(names)))[::stride], [shortened(str(name), 24) for name in names][::stride])
     _limit(axis, -0.6, max(len(names) - 0.4, 0.6))
 
 

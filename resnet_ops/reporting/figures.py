@@ -1,0 +1,204 @@
+"""Charts of training that reports and studies share: learning curves, plain beside residual, who is taken for whom."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import FigureBase
+from matplotlib.lines import Line2D
+
+from resnet_ops.reporting import style
+from resnet_ops.reporting.page import Picture
+from resnet_ops.reporting.style import percent
+from resnet_ops.runs import Epoch
+
+WIDTH = 8.4
+THIN, THICK = 1.0, 2.2
+NUMBERED = 20  # classes up to which a confusion matrix has its numbers written into it
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a network learned: 'plain' or 'resnet', its depth, and the epochs of one training or of several seeds'."""
+
+    kind: str
+    depth: int
+    seeds: Sequence[Sequence[Epoch]]
+
+    def errors(self, name: str) -> np.ndarray:
+        """`val_error` or `train_error` after each epoch that all seeds have reached, (seeds, epochs)."""
+        return np.array([[getattr(epoch, name) for epoch, *_ in zip(seed, *self.seeds)] for seed in self.seeds])  # noqa: B905
+
+
+def degradation(networks: Sequence[Network], images: int, *, log: bool = True) -> Picture:
+    """Plain networks beside residual ones, as figure 6 of He et al. 2015: does error grow with depth?
+
+    Args:
+        networks: Of one kind or of both.
+        images: For validation.
+        log: Whether errors may be on a logarithmic scale.
+    """
+    seeds = max((len(network.seeds) for network in networks), default=1)
+    spread = f" Lines are means of {seeds} seeds, bands reach from the least to the greatest." if seeds > 1 else ""
+    return Picture(
+        "degradation",
+        "Plain and residual networks of growing depth",
+        f"Thick: validation error, thin: training error.{spread}",
+        "After the last epoch: " + "; ".join(_ending(network) for network in networks),
+        WIDTH,
+        3.9,
+        partial(_degradation, networks, images, log),
+    )
+
+
+def learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int) -> Picture:
+    """Errors, losses and throughput of some trainings, by name, over their epochs; one at least has some."""
+    ends = "; ".join(
+        f"{name}: {percent(epochs[-1].val_error)} validation error, {percent(epochs[-1].train_error)} training error "
+        f"after epoch {epochs[-1].epoch}"
+        for name, epochs in trainings
+        if epochs
+    )
+    return Picture(
+        "learning",
+        "Learning",
+        "Thick: on validation images, thin: on training images, as augmented and while training.",
+        ends,
+        WIDTH,
+        3.0 + 0.2 * ((len(trainings) + 1) // 2),
+        partial(_learning, trainings, images),
+    )
+
+
+def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Picture:
+    """Which class is taken for which.
+
+    Args:
+        name: Of the picture.
+        counts: (K, K) int: rows are the true class, columns the predicted.
+        class_names: Of the K classes.
+    """
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:10]
+    pairs = [divmod(int(at), len(class_names)) for at in order if wrong.flat[at]]
+    told = "; ".join(f"{class_names[a]} for {class_names[b]}: {wrong[a, b]}" for a, b in pairs)
+    side = min(2.6 + 0.3 * len(class_names), 7.2)
+    return Picture(
+        name,
+        "Which class is taken for which",
+        "Rows are what the images show, columns what the network says. The shade is the share of a row; that of "
+        "mistakes is drawn out.",
+        f"The commonest mistakes: {told or 'none'}.",
+        min(side + 0.6, 7.6),
+        side,
+        partial(_confusion, counts, class_names),
+    )
+
+
+def _degradation(networks: Sequence[Network], images: int, log: bool, part: FigureBase) -> None:
+    kinds = [kind for kind in ("plain", "resnet") if any(network.kind == kind for network in networks)]
+    panels = part.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
+    depths = sorted({network.depth for network in networks})
+    colors = dict(zip(depths, style.step_colors(len(depths)), strict=True))
+    marks = {depth: style.MARKERS[i % len(style.MARKERS)] for i, depth in enumerate(depths)}
+    every: list[float] = []
+    for network in networks:
+        axes = panels[kinds.index(network.kind)]
+        for name, width in (("train_error", THIN), ("val_error", THICK)):
+            errors = network.errors(name)
+            numbers = np.arange(1, errors.shape[1] + 1)
+            thick = width == THICK
+            look: dict[str, Any] = {"color": colors[network.depth], "lw": width, "zorder": 4 if thick else 3}
+            if thick:  # marks tell depths apart where colours cannot
+                stride = max(len(numbers) // 6, 1)
+                look |= {"marker": marks[network.depth], "ms": 6, "mec": style.INK, "mew": 0.5}
+                look |= {"markevery": (depths.index(network.depth) * stride // len(depths), stride)}
+            axes.plot(numbers, errors.mean(0), **look)
+            if len(errors) > 1:
+                least, most = errors.min(0), errors.max(0)
+                axes.fill_between(
+                    numbers, least, most, color=colors[network.depth], alpha=0.22 if thick else 0.12, lw=0, zorder=2
+                )
+            every += errors.ravel().tolist()
+    for kind, axes in zip(kinds, panels, strict=True):
+        axes.set_title({"plain": "plain", "resnet": "residual"}[kind])
+        style.whole_axis(axes.xaxis, max(max(len(seed) for seed in network.seeds) for network in networks), "epoch")
+    style.error_axis(panels[0].yaxis, every, images, "top-1 error", log=log)
+    keys = [
+        Line2D([], [], color=colors[d], marker=marks[d], ms=6, mec=style.INK, mew=0.5, lw=THICK, label=f"depth {d}")
+        for d in depths
+    ]
+    style.legend(part, [*keys, *_widths()], "outside right upper", columns=1)
+
+
+def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, part: FigureBase) -> None:
+    panels = part.subplots(1, 3, squeeze=False)[0]
+    keys = []
+    for index, (name, epochs) in enumerate(trainings):
+        look: dict[str, Any] = {
+            "color": style.KINDS[index % len(style.KINDS)],
+            "ls": ("-", "--", ":")[index // len(style.KINDS) % 3],
+        }
+        numbers = [epoch.epoch for epoch in epochs]
+        marked: dict[str, Any] = {
+            "marker": style.MARKERS[index % len(style.MARKERS)],
+            "ms": 4.5,
+            "markevery": max(len(epochs) // 5, 1),
+        }
+        for axes, what in ((panels[0], "error"), (panels[1], "loss")):
+            axes.plot(numbers, [getattr(epoch, f"train_{what}") for epoch in epochs], lw=THIN, **look)
+            axes.plot(numbers, [getattr(epoch, f"val_{what}") for epoch in epochs], lw=THICK, **look, **marked)
+        panels[2].plot(numbers, [epoch.images_per_second for epoch in epochs], lw=1.6, **look, **marked)
+        keys.append(Line2D([], [], lw=THICK, label=style.shortened(name, 40), **look, **marked))
+    every = [epoch for _, epochs in trainings for epoch in epochs]
+    style.error_axis(panels[0].yaxis, [e for epoch in every for e in (epoch.train_error, epoch.val_error)], images, "")
+    losses = [loss for epoch in every for loss in (epoch.train_loss, epoch.val_loss)]
+    style.value_axis(panels[1].yaxis, losses, "")
+    style.value_axis(panels[2].yaxis, [0, *(epoch.images_per_second for epoch in every)], "", log=False)
+    for axes, title in zip(panels, ("top-1 error", "loss", "images a second"), strict=True):
+        axes.set_title(title)
+        style.whole_axis(axes.xaxis, max(epoch.epoch for epoch in every), "epoch", most=5)
+    style.legend(part, [*keys, *_widths()], "outside lower center", columns=2 if len(keys) > 2 else 4)
+
+
+def _confusion(counts: np.ndarray, class_names: Sequence[str], part: FigureBase) -> None:
+    axes = part.subplots()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    shades = np.empty((*counts.shape, 4))
+    shades[..., :3] = to_rgb(style.VERMILION)
+    shades[np.diag_indices(len(counts))] = (*to_rgb(style.BLUE), 1)
+    # Mistakes are a few in a hundred, too few to be seen. Where there are none the page's own colour shows through.
+    shades[..., 3] = np.where(shares > 0, 0.2 + 0.8 * np.sqrt(shares), 0)
+    axes.imshow(shades, interpolation="none", aspect="equal", zorder=2)
+    axes.grid(visible=False)
+    if len(class_names) <= NUMBERED:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if shades[row, column, 3] > 0.6 else style.INK
+                axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=color, zorder=3)
+    style.ordered_axis(axes.xaxis, class_names, "predicted", most=40)
+    style.ordered_axis(axes.yaxis, class_names, "true", most=40)
+    axes.set(xlim=(-0.5, len(counts) - 0.5), ylim=(len(counts) - 0.5, -0.5))
+    axes.tick_params(axis="both", length=2, labelsize=6 if len(class_names) > 40 else 8)
+    if max(map(len, class_names)) > 2:
+        for label in axes.get_xticklabels():
+            label.set(rotation=90 if len(class_names) > 12 else 40, ha="right", rotation_mode="anchor")
+            label.set_verticalalignment("center" if len(class_names) > 12 else "top")
+
+
+def _widths() -> list[Line2D]:
+    """What thick and thin mean."""
+    return [
+        Line2D([], [], color=style.MUTED, lw=width, label=label)
+        for width, label in ((THICK, "validation"), (THIN, "training"))
+    ]
+
+
+def _ending(network: Network) -> str:
+    val, train = (network.errors(name)[:, -1] for name in ("val_error", "train_error"))
+    spread = f" ({percent(val.min())} to {percent(val.max())})" if len(val) > 1 else ""
+    ends = f"{percent(val.mean())}{spread} validation error, {percent(train.mean())} training error"
+    return f"{network.kind}{network.depth} {ends}"

@@ -1,0 +1,83 @@
+"""Charts of training show the numbers that they are given."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resnet_ops.reporting import style
+from resnet_ops.reporting.figures import Network, confusion, degradation, learning
+from resnet_ops.reporting.page import Picture
+from tests.reporting import made
+
+
+def drawn(picture: Picture) -> Any:
+    """The chart as matplotlib holds it."""
+    with style.applied():
+        chart = style.figure(picture.width, picture.height)
+        picture.draw(chart)
+        chart.draw_without_rendering()
+    return chart
+
+
+NETWORKS = [
+    Network("plain", 20, [made.epochs([0.6, 0.2, 0.1]), made.epochs([0.8, 0.4, 0.2])]),
+    Network("plain", 56, [made.epochs([0.9, 0.8, 0.7]), made.epochs([0.9, 0.9, 0.9])]),
+    Network("resnet", 56, [made.epochs([0.6, 0.1, 0.01]), made.epochs([0.8, 0.1])]),  # still training
+]
+
+
+def test_degradation_has_means_and_the_spread_of_seeds() -> None:
+    picture = degradation(NETWORKS, made.IMAGES)
+    chart = drawn(picture)
+    plain, residual = chart.axes
+    assert [axes.get_title() for axes in chart.axes] == ["plain", "residual"]
+    thick = [line for axes in chart.axes for line in axes.lines if line.get_linewidth() > 2]
+    thin = [line for axes in chart.axes for line in axes.lines if line.get_linewidth() < 2]
+    assert [line.get_ydata().tolist() for line in thick] == [
+        pytest.approx([0.7, 0.3, 0.15]),
+        pytest.approx([0.9, 0.85, 0.8]),
+        pytest.approx([0.7, 0.1]),
+    ]
+    assert thin[0].get_ydata().tolist() == pytest.approx([0.35, 0.15, 0.075])  # training error, half of the other
+    band = max(plain.collections, key=lambda c: c.get_alpha()).get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((0.1, 0.8))
+    assert thick[1].get_color() == thick[2].get_color() != thick[0].get_color()  # a colour a depth
+    assert thick[1].get_marker() == thick[2].get_marker() != thick[0].get_marker()
+    assert plain.get_ylim() == residual.get_ylim()
+    assert plain.get_xlim() == residual.get_xlim()
+    assert "plain56 80 % (70 % to 90 %) validation error" in picture.alt
+
+
+def test_errors_need_not_be_in_logarithms() -> None:
+    assert drawn(degradation(NETWORKS, made.IMAGES)).axes[0].get_yscale() == "log"
+    assert drawn(degradation(NETWORKS, made.IMAGES, log=False)).axes[0].get_yscale() == "linear"
+
+
+def test_learning_draws_each_training() -> None:
+    first, second = made.epochs([0.5, 0.25]), made.epochs([0.4])
+    chart = drawn(learning([("first", first), ("second", second), ("none", [])], made.IMAGES))
+    errors, losses, speed = chart.axes
+    curves = [line.get_ydata().tolist() for line in errors.lines]
+    assert curves == [[0.25, 0.125], [0.5, 0.25], [0.2], [0.4], [], []]
+    assert [line.get_ydata().tolist() for line in losses.lines][1] == [0.5, 0.25]
+    assert speed.lines[0].get_ydata().tolist() == [1000, 1000]
+    assert [text.get_text() for text in chart.legends[0].texts][:3] == ["first", "second", "none"]
+
+
+def test_confusion_counts_and_names_the_commonest_mistakes() -> None:
+    counts = np.array([[8, 2, 0], [0, 10, 0], [1, 4, 5]])
+    picture = confusion("c", counts, ["cat", "dog", "fox"])
+    axes = drawn(picture).axes[0]
+    numbers = {text.get_position(): text.get_text() for text in axes.texts}
+    assert numbers == {(0, 0): "8", (1, 0): "2", (1, 1): "10", (0, 2): "1", (1, 2): "4", (2, 2): "5"}
+    assert picture.alt.endswith("fox for dog: 4; cat for dog: 2; fox for cat: 1.")
+    shades = axes.images[0].get_array()
+    assert shades[0, 2, 3] == 0  # never happened
+    assert shades[2, 1, 3] > shades[0, 1, 3] > shades[2, 0, 3] > 0
+
+
+def test_many_classes_are_drawn_without_numbers() -> None:
+    axes = drawn(confusion("c", np.eye(150, dtype=int) * 3, [f"a class of number {i}" for i in range(150)])).axes[0]
+    assert not axes.texts
+    assert len(axes.get_yticks()) <= 40

@@ -1,0 +1,193 @@
+"""The report shows what runs did, to a person and to a browser."""
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.reporting.report import differing, per_class, thumbnails, verdict, write
+from resnet_ops.runs import Run
+from resnet_ops.training import job
+from resnet_ops.training.predict import Predictions, predict
+from tests.conftest import Ended
+from tests.reporting import made
+from tests.reporting.reading import Page, needs_browser, show
+
+HOSTILE = "<script>alert(1)</script>"
+PROOF = {
+    "onnx": "model.onnx",
+    "sha256": "f" * 64,
+    "checkpoint_sha256": "0" * 64,
+    "opset": 18,
+    "validated": True,
+    "provider": "CPUExecutionProvider",
+    "images": 359,
+    "val_accuracy_torch": 0.9,
+    "val_accuracy_onnx": 0.9,
+    "checks": [
+        {"name": "real images", "found": HOSTILE, "held": True, "limit": "1e-05"},
+        {"name": "top-1 agreement", "found": "99.00%", "held": False, "limit": ""},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(default_run: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs: one trained, a copy with lesser metrics, an export and without weights, one that only began."""
+    folder = tmp_path_factory.mktemp("reported")
+    good, lost, begun = (Run(folder / name) for name in ("good", "lost", "begun"))
+    for run in (good, lost, begun):
+        shutil.copytree(default_run.run.path, run.path)
+    record = default_run.record
+    lost.write_epochs(made.epochs([0.5, 0.25]))
+    shutil.rmtree(lost.best)
+    shutil.rmtree(lost.checkpoints)
+    (lost.export / "model.onnx.json").write_text(json.dumps(PROOF))
+    lost.write(record.model_copy(update={"status": "failed", "reason": HOSTILE, "best": None}))
+    lost.tell("Lost worker 1.")
+    shutil.rmtree(begun.best)
+    shutil.rmtree(begun.checkpoints)
+    begun.metrics_file.unlink()
+    begun.write(record.model_copy(update={"config": TrainConfig.of(model="plain20", lr=0.5), "best": None}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    notes: list[str] = []
+    write([Run(runs / name) for name in ("good", "lost", "begun")], file, notes.append)
+    assert len(notes) == 2
+    assert "lost" in notes[0]
+    return file
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Page:
+    return Page(report.read_text())
+
+
+@pytest.fixture(scope="module")
+def predictions(default_run: job.TrainResult) -> Predictions:
+    return predict(default_run.run)
+
+
+def test_the_numbers_are_those_of_the_files(page: Page, default_run: job.TrainResult) -> None:
+    epochs = default_run.run.epochs()
+    best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
+    rows = {row[0]: row for row in page.rows if len(row) == 12}
+    assert rows["good"][4] == f"{len(epochs)} of {len(epochs)}"
+    assert rows["good"][5].startswith(f"{best.val_accuracy:.2%}".replace("%", " % ±"))
+    assert rows["good"][6] == str(best.epoch)
+    assert rows["good"][8] == f"{default_run.record.parameters:,}"
+    assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00 % ± 2.29", "2"]
+    assert rows["begun"][5] == ""
+    assert "What it says of its images is missing: Run lost has no checkpoint that is whole" in page.text
+
+
+def test_classes_and_proof_are_there(page: Page, predictions: Predictions) -> None:
+    counts = predictions.counts()
+    rows = {row[0]: row for row in page.rows if len(row) == 5 and row[0].isdigit()}
+    assert len(rows) == 10
+    for label in range(10):
+        recall = counts[label, label] / counts[label].sum()
+        assert rows[str(label)][1:3] == [str(counts[label].sum()), f"{100 * recall:.2f} %"]
+    assert ["real images", HOSTILE, "1e-05", "holds"] in page.rows
+    assert ["top-1 agreement", "99.00%", "", "FAILS"] in page.rows
+    assert "Lost worker 1." in page.text
+    assert "resnet-ops export good --onnx" in page.text
+
+
+def test_it_stands_alone_and_names_stay_names(page: Page) -> None:
+    assert page.loads() == []
+    assert page.repeated_ids() == set()
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert page.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
+
+
+def test_thumbnails_are_the_worst_mistakes_and_the_images_themselves(predictions: Predictions) -> None:
+    worst, surest = thumbnails(predictions)
+    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
+    first = max(wrong, key=lambda n: predictions.confidence[n])
+    assert len(worst) == min(len(wrong), 24)
+    assert (worst[0].true, worst[0].predicted) == (str(predictions.labels[first]), str(predictions.predicted[first]))
+    assert [image.confidence for image in worst] == sorted((image.confidence for image in worst), reverse=True)
+    content = base64.b64decode(worst[0].source.removeprefix("data:image/png;base64,"))
+    assert (np.asarray(Image.open(io.BytesIO(content))) == predictions.pixels(int(first))[..., 0]).all()
+    assert all(image.true == image.predicted for image in surest)
+    assert {image.true for image in surest} == set("0123456789")
+
+
+def test_large_images_become_small_ones(predictions: Predictions) -> None:
+    large = np.full((300, 200, 3), 200, np.uint8)
+    worst, _ = thumbnails(Predictions(**{**vars(predictions), "pixels": lambda _: large}))
+    content = base64.b64decode(worst[0].source.removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(content)).size == (85, 128)
+
+
+def test_classes_come_worst_first_and_empty_ones_last() -> None:
+    rows = per_class(np.array([[9, 1, 0], [4, 6, 0], [0, 0, 0]]), ["cat", "dog", "fox"])
+    assert [(row.name, row.images, row.recall, row.precision, row.taken_for) for row in rows] == [
+        ("dog", 10, 0.6, 6 / 7, "cat (4)"),
+        ("cat", 10, 0.9, 9 / 13, "dog (1)"),
+        ("fox", 0, None, None, ""),
+    ]
+
+
+def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
+    found = write([Run(runs / name) for name in ("lost", "begun")], tmp_path / "r.html")
+    assert verdict(found[1:]) == "No epoch was finished yet."
+    assert verdict(found) == "lost (resnet20) is right on 75.00 % ± 2.29 of 359 validation images."
+    told = differing(found)
+    assert (told["model"], told["lr"]) == (["resnet20", "plain20"], [0.1, 0.5])
+    assert "momentum" not in told
+    copies = []
+    for name, error in (("close", 0.26), ("far", 0.6)):
+        shutil.copytree(runs / "lost", tmp_path / name)
+        Run(tmp_path / name).write_epochs(made.epochs([error]))
+        copies.append(Run(tmp_path / name))
+    close, far = write(copies, tmp_path / "r.html")
+    assert "close (resnet20), is 1.00 points behind: not more than one standard error" in verdict([close, found[0]])
+    assert "far (resnet20), is 35.00 points behind: more than one standard error" in verdict([far, found[0]])
+    other = far.record.data.model_copy(update={"fingerprint": "1"})
+    far.record.data = other
+    assert verdict([far, found[0]]).endswith("trained on different images, so their accuracies do not compare.")
+
+
+def test_the_command_reports(cli: Callable[..., Ended], runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.html"
+    ended = cli("report", "good", runs / "good", "--runs-dir", runs, "-o", file, "--json")
+    assert ended.code == 0, ended.err
+    (row,) = ended.json["runs"]  # named twice, reported once
+    assert row["val_accuracy"] == pytest.approx(row["val_accuracy_again"])
+    assert ended.json["size_bytes"] == file.stat().st_size
+    assert "<svg" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(("goot",), "Did you mean good?"), (("good", "-o", "nowhere/r.html"), "nowhere"), ((), "RUN")],
+)
+def test_bad_requests_are_told(
+    cli: Callable[..., Ended], runs: Path, arguments: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    ended = cli("report", *arguments, "--runs-dir", runs)
+    assert ended.code == 2
+    assert told in ended.err
+    assert not list(runs.glob("*.html"))
+
+
+@needs_browser
+def test_a_browser_shows_it(report: Path) -> None:
+    shown = show(report, height=4000)
+    assert shown.console == []
+    assert (np.abs(shown.pixels.astype(int) - (0, 114, 178)).max(axis=2) < 12).sum() > 5000  # the diagonal
+    assert show(report, "dark", height=4000).pixels.mean() < 80

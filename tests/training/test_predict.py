@@ -1,0 +1,57 @@
+"""What the best weights say of each validation image is what training measured of all."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.data.sources import open_source
+from resnet_ops.errors import UserError
+from resnet_ops.runs import Run
+from resnet_ops.training import job
+from resnet_ops.training.predict import predict
+from tests.data.made import folders, noise
+
+
+def test_predictions_add_up_to_what_training_measured(default_run: job.TrainResult) -> None:
+    predictions, best = predict(default_run.run), default_run.record.best
+    assert best is not None
+    assert predictions.accuracy == pytest.approx(best.val_accuracy)
+    images = open_source("digits").load("val")
+    assert (predictions.labels == images.labels).all()
+    assert (predictions.pixels(7) == images.pixels[7]).all()
+    counts = predictions.counts()
+    assert np.diag(counts).sum() == predictions.right.sum()
+    assert counts.sum(1).tolist() == np.bincount(images.labels).tolist()
+    assert (predictions.of_label[predictions.right] == predictions.confidence[predictions.right]).all()
+    assert (predictions.of_label[~predictions.right] < predictions.confidence[~predictions.right]).all()
+
+
+def test_images_that_are_streamed_get_the_same_predictions(tmp_path: Path) -> None:
+    pixels = noise(60)
+    for split, rows in (("train", slice(0, 36)), ("val", slice(36, 60))):
+        part = pixels[rows]
+        folders(tmp_path / "images" / split, {"cat": part[::2], "dog": part[1::2]})
+    broken = tmp_path / "images/val/cat/03.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    config = TrainConfig.of(data=str(tmp_path / "images"), model="resnet8", epochs=1, batch_size=8, runs_dir=tmp_path)
+    run = job.train(config.model_copy(update={"on_bad_image": "skip"})).run
+    decoded = predict(run)
+    record = run.read()
+    run.write(record.model_copy(update={"config": record.config.model_copy(update={"stream": "on"})}))
+    streamed = predict(run)
+    assert len(decoded.labels) == len(streamed.labels) == 23
+    for name in ("labels", "predicted", "confidence", "of_label"):
+        assert getattr(streamed, name) == pytest.approx(getattr(decoded, name), abs=1e-6), name
+    assert all((streamed.pixels(n) == decoded.pixels(n)).all() for n in range(23))
+
+
+def test_other_images_are_refused(default_run: job.TrainResult, tmp_path: Path) -> None:
+    shutil.copytree(default_run.run.path, tmp_path / "other")
+    run = Run(tmp_path / "other")
+    record = run.read()
+    run.write(record.model_copy(update={"data": record.data.model_copy(update={"fingerprint": "0" * 64})}))
+    with pytest.raises(UserError, match="not those that other was trained on"):
+        predict(run)
