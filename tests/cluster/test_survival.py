@@ -127,6 +127,7 @@ def test_killed_workers_nodes_and_drivers_change_no_byte(nodes: Nodes, tmp_path:
     nodes.add()
 
 
+@pytest.mark.slow
 def test_an_elastic_job_grows_and_shrinks(nodes: Nodes, tmp_path: Path) -> None:
     spare = nodes.living[2:]
     for node in spare:

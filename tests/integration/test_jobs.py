@@ -338,6 +338,7 @@ def test_a_second_ctrl_c_leaves_the_job(cluster: Cluster) -> None:
     assert cluster.ask("jobs", "stop", "twice").code == 0
 
 
+@pytest.mark.slow
 def test_lost_jobs_are_submitted_again(cluster: Cluster) -> None:
     """Both kinds at once, for they take their time: a driver that is killed, and the supervisor of another one."""
     victims = ("driver", "supervisor")
@@ -410,6 +411,7 @@ class Wire:
         self.open.clear()
 
 
+@pytest.mark.slow
 def test_a_cut_connection_is_made_anew(cluster: Cluster) -> None:
     wire = Wire(cluster.address)
     process = subprocess.Popen(
