@@ -89,8 +89,8 @@ def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Pict
     return Picture(
         name,
         "Which class is taken for which",
-        "Rows are what the images show, columns what the network says. The shade is the share of a row; that of "
-        "mistakes is drawn out.",
+        "Rows are what the images show, columns what the network says. The shade grows with the share of its row; "
+        "small shares are drawn out to be seen.",
         f"The commonest mistakes: {told or 'none'}.",
         min(side + 0.6, 7.6),
         side,
@@ -149,7 +149,8 @@ def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, par
             "markevery": max(len(epochs) // 5, 1),
         }
         for axes, what in ((panels[0], "error"), (panels[1], "loss")):
-            axes.plot(numbers, [getattr(epoch, f"train_{what}") for epoch in epochs], lw=THIN, **look)
+            one = "." if len(epochs) == 1 else None  # one epoch makes no line
+            axes.plot(numbers, [getattr(epoch, f"train_{what}") for epoch in epochs], lw=THIN, marker=one, **look)
             axes.plot(numbers, [getattr(epoch, f"val_{what}") for epoch in epochs], lw=THICK, **look, **marked)
         panels[2].plot(numbers, [epoch.images_per_second for epoch in epochs], lw=1.6, **look, **marked)
         keys.append(Line2D([], [], lw=THICK, label=style.shortened(name, 40), **look, **marked))

@@ -38,7 +38,7 @@ def landscape(found: Found) -> Picture:
     x, name = _across(found)
     of = {"lr": "learning rate", "": "trial"}.get(name, name.replace("_", " "))
     rows = "; ".join(
-        f"{_name(kind, depth)}: best {percent(error(best))} at {of} {_written(x(best))}, "
+        f"{kind}{depth}: best {percent(error(best))} at {of} {_written(x(best))}, "
         f"{sum(t.depth == depth and kind_of(t) == kind for t in found.trials)} trials"
         for kind in found.kinds
         for depth in found.depths
@@ -294,10 +294,6 @@ def _answer_key(found: Found, color: str = style.VERMILION) -> list[Line2D]:
         return []
     label = f"the answer: trial {found.answer.trial.id}"
     return [Line2D([], [], ls="", marker="o", ms=10, mfc="none", mec=color, mew=1.8, label=label)]
-
-
-def _name(kind: str, depth: int) -> str:
-    return f"{kind}{depth}"
 
 
 def _epoch_time(trial: Trial) -> float:

@@ -179,7 +179,7 @@ def value_axis(axis: Axis, values: Sequence[float], label: str, *, log: bool | N
 def whole_axis(axis: Axis, last: int, label: str, most: int = 7) -> None:
     """Count from 1 to `last`, such as epochs."""
     axis.set_label_text(label)
-    axis.set_major_locator(MaxNLocator(most, integer=True))
+    axis.set_major_locator(MaxNLocator(most, integer=True) if last > 1 else FixedLocator([1]))
     pad = 0.03 * max(last - 1, 1)
     _limit(axis, 1 - pad, last + pad)
 

@@ -65,6 +65,12 @@ def test_learning_draws_each_training() -> None:
     assert [text.get_text() for text in chart.legends[0].texts][:3] == ["first", "second", "none"]
 
 
+def test_one_epoch_is_a_point_at_1() -> None:
+    for axes in drawn(learning([("one", made.epochs([0.5]))], made.IMAGES)).axes:
+        assert axes.get_xticks().tolist() == [1]
+        assert all(line.get_marker() != "None" for line in axes.lines)
+
+
 def test_confusion_counts_and_names_the_commonest_mistakes() -> None:
     counts = np.array([[8, 2, 0], [0, 10, 0], [1, 4, 5]])
     picture = confusion("c", counts, ["cat", "dog", "fox"])

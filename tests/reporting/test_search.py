@@ -114,14 +114,16 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     hostile = '<script>alert("1")</script>$x_1^{$&]]>'
     trials = [
         made.trial(i, "resnet8", [0.5, 0.1], options={"recipe": recipe}, reason=hostile)
-        for i, recipe in enumerate((hostile, "fast"), start=1)
+        for i, recipe in enumerate((hostile, "$a_b$"), start=1)
     ]
     search = made.search(tmp_path / "s", *trials, data=made.DATA.model_copy(update={"class_names": (hostile, "b")}))
     draw(search)
     page = Page(search.page.read_text())
     assert "script" not in {tag for tag, _ in page.elements}
     assert [row[-1].removeprefix("The answer. ") for row in page.rows if len(row) == 11][1:] == [hostile, hostile]
-    assert "&lt;script&gt;alert" in page.text[page.text.index("<svg") : page.text.rindex("</svg>")]
+    charts = page.text[page.text.index("<svg") : page.text.rindex("</svg>")]
+    assert "&lt;script&gt;alert" in charts
+    assert ">$a_b$<" in charts  # no formula
 
 
 ODD: dict[str, tuple[Any, ...]] = {
@@ -160,7 +162,7 @@ def test_odd_searches_are_drawn(tmp_path: Path, trials: tuple[Any, ...]) -> None
 
 def test_the_users_own_settings_play_no_part(found: Search) -> None:
     before = found.picture.read_bytes()
-    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+    with mpl.rc_context({"font.size": 30, "xtick.major.size": 20, "svg.fonttype": "path"}):
         draw(found)
         assert mpl.rcParams["font.size"] == 30
     assert found.picture.read_bytes() == before
