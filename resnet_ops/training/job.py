@@ -310,13 +310,13 @@ def _execute(
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(
-                f"Training stopped. {_last_good(run)}", f"Go on with: {_resume_command(run)}", exit_code=INTERRUPTED
+                f"Training stopped. {_last_good(run)}", f"Go on with: {resume_command(run)}", exit_code=INTERRUPTED
             ) from None
         except UserError as error:
             _record_end(run, record, "failed", error.cause)
             if error.exit_code != WORK_FAILED:
                 raise
-            on = f" Then go on with: {_resume_command(run)}" if isinstance(error, PausedError | NoRoomError) else ""
+            on = f" Then go on with: {resume_command(run)}" if isinstance(error, PausedError | NoRoomError) else ""
             raise UserError(f"{error.cause} {_last_good(run)}", error.remedy + on, WORK_FAILED) from error
         except BaseException as error:
             _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
@@ -358,9 +358,10 @@ def _last_good(run: Run) -> str:
     return f"The last good checkpoint is {there[0]}." if there else "No checkpoint was saved yet."
 
 
-def _resume_command(run: Run) -> str:
+def resume_command(run: Run, command: str = "train") -> str:
+    """What to type to go on with a run, or, with "tune", with a search."""
     where = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {run.path.parent}"
-    return f"resnet-ops train --resume {run.name}{where}"
+    return f"resnet-ops {command} --resume {run.name}{where}"
 
 
 def _best(run: Run) -> Best | None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def tune(
                 device=pool.device,
                 epochs=base.epochs,
                 planned=planned,
-                created=results.now(),
+                created=datetime.now(UTC),
                 code=fingerprint_of_code(),
                 versions=runs.versions(),
             )
@@ -207,7 +208,7 @@ def _models(space: Space) -> list[str]:
 def _execute(search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float) -> SearchResult:
     from resnet_ops.tuning.follow import Board
 
-    board = Board(search, record, watcher)
+    board, go_on = Board(search, record, watcher), training.resume_command(search.run, "tune")
     watcher.search_begun(search, record, pool)
     for trial in board.trials.values():
         watcher.trial_changed(trial)
@@ -217,12 +218,12 @@ def _execute(search: Search, record: SearchRecord, pool: Pool, watcher: Watcher,
     except KeyboardInterrupt:
         _record_end(search, board, "interrupted", "stopped by the user")
         done = f"{len(board.settled)} of {record.planned} trials are done."
-        raise UserError(f"Search stopped. {done}", f"Go on with: {_resume_command(search)}", INTERRUPTED) from None
+        raise UserError(f"Search stopped. {done}", f"Go on with: {go_on}", INTERRUPTED) from None
     except BaseException as error:
         reason = error.cause if isinstance(error, UserError) else f"{type(error).__name__}: {error}"[:500]
         _record_end(search, board, "failed", reason)
         if isinstance(error, PausedError):
-            raise UserError(error.cause, f"{error.remedy} Then: {_resume_command(search)}", WORK_FAILED) from error
+            raise UserError(error.cause, f"{error.remedy} Then: {go_on}", WORK_FAILED) from error
         raise
     answer = board.answer()
     if answer is None:
@@ -293,11 +294,6 @@ def _record_end(search: Search, board: Any, status: Status, reason: str) -> None
                 ),
             }
         search.run.write(record.model_copy(update=update))
-
-
-def _resume_command(search: Search) -> str:
-    where = "" if search.run.path.parent == Path("runs").absolute() else f" --runs-dir {search.run.path.parent}"
-    return f"resnet-ops tune --resume {search.run.name}{where}"
 
 
 def _refit(search: Search, trial: Trial, observer: Observer) -> Run:

@@ -11,13 +11,13 @@ Nothing here knows torch or Ray.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from resnet_ops import files
+from resnet_ops import files, runs
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.runs import DataRecord, Run
@@ -184,13 +184,6 @@ def find(runs_dir: Path, name: str) -> Search:
     Raises:
         UserError: There is none; names the nearest.
     """
-    from resnet_ops import runs
-
     search = Search(runs.find(runs_dir, name))
     search.read()
     return search
-
-
-def now() -> datetime:
-    """The time, with its zone."""
-    return datetime.now(UTC)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from resnet_ops import files
+from resnet_ops import files, runs
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, PausedError, UserError
@@ -155,9 +155,8 @@ class TrialWorker(tune.Trainable):
         config = self._config()
         source, config = job.check(config, self.task.device, self._source(config))
         parameters = job.count_parameters(config, source.record)
-        for folder in (self.run.path, self.run.checkpoints, self.run.best, self.run.export):
-            files.make_folder(folder, exist_ok=True)
-        return job.begin(self.run, config, source.record, parameters, 1, self.task.device)
+        run = runs.create(self.run.path.parent, self.run.name, "", overwrite=False)
+        return job.begin(run, config, source.record, parameters, 1, self.task.device)
 
     def _source(self, config: TrainConfig) -> Source:
         """The images, opened and decoded once a worker, on disk once a machine."""
