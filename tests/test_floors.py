@@ -26,6 +26,7 @@ FLOORS = {
     "tuning": BASE | {"recipes", "models", "data", "orchestration", "training"},
     "export": BASE | {"models", "data", "training"},
     "reporting": BASE | {"tuning", "training"},
+    "study": BASE | {"recipes", "models", "data", "training", "tuning", "reporting"},
     "doctor": BASE | {"orchestration", "export"},
 }
 

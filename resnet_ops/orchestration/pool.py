@@ -28,6 +28,7 @@ class Share:
     cpus: int | None = None
     gpus: float | None = None
     nodes: int = 1
+    machines: int | None = None  # to spread trials over; by default all there are
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ def pooled(config: TrainConfig, share: Share, notice: Notice) -> Iterator[Pool]:
         UserError: The cluster cannot be reached.
     """
     set_patience(config)
+    address = address_of(config.model_copy(update={"nodes": str(max(share.nodes, share.machines or 1))}))
     config = config.model_copy(update={"nodes": str(share.nodes)})
-    if address_of(config) == LOCAL:
+    if address == LOCAL:
         yield _pool(config, share, [here()], local=True)
         return
-    with connected(address_of(config)):
+    with connected(address):
         yield waited_for(lambda: _pool(config, share, survey(only_answering=True), local=False), config, notice)
 
 
@@ -93,8 +95,17 @@ def _pool(config: TrainConfig, share: Share, nodes: list[Node], local: bool) -> 
         return Pool(tuple(nodes), local, device, 0, 0, at_once)
     gpus = (share.gpus or 1.0) if device == "cuda" else 0.0
     cpus = share.cpus or 1
-    at_once = sum(_fitting(node, cpus, gpus) for node in nodes)
-    if not at_once:
+    fitting = sorted((_fitting(node, cpus, gpus) for node in nodes), reverse=True)
+    able = sum(count > 0 for count in fitting)
+    if able:
+        if able < (share.machines or 1):
+            raise NoRoomError(
+                f"--nodes {share.machines} needs {share.machines} machines with room for a trial; {where} has {able}.",
+                f"Use --nodes {able}, or bring more machines: resnet-ops cluster template.",
+                tuple(nodes),
+            )
+        at_once = sum(fitting[: share.machines])
+    else:
         needs = f"{cpus} CPU core{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPUs" if gpus else "")
         most = max((node.cpus for node in nodes), default=0)
         remedy = f"Ask for less: --cpus-per-trial {most:g}" if most < cpus else f"Ask for less than {gpus:g} GPUs"

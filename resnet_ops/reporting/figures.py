@@ -131,7 +131,7 @@ def _degradation(networks: Sequence[Network], images: int, log: bool, part: Figu
         Line2D([], [], color=colors[d], marker=marks[d], ms=6, mec=style.INK, mew=0.5, lw=THICK, label=f"depth {d}")
         for d in depths
     ]
-    style.legend(part, [*keys, *_widths()], "outside right upper", columns=1)
+    style.legend(part, [*keys, *line_widths()], "outside right upper", columns=1)
 
 
 def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, part: FigureBase) -> None:
@@ -162,7 +162,7 @@ def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, par
     for axes, title in zip(panels, ("top-1 error", "loss", "images a second"), strict=True):
         axes.set_title(title)
         style.whole_axis(axes.xaxis, max(epoch.epoch for epoch in every), "epoch", most=5)
-    style.legend(part, [*keys, *_widths()], "outside lower center", columns=2 if len(keys) > 2 else 4)
+    style.legend(part, [*keys, *line_widths()], "outside lower center", columns=2 if len(keys) > 2 else 4)
 
 
 def _confusion(counts: np.ndarray, class_names: Sequence[str], part: FigureBase) -> None:
@@ -190,7 +190,7 @@ def _confusion(counts: np.ndarray, class_names: Sequence[str], part: FigureBase)
             label.set_verticalalignment("center" if len(class_names) > 12 else "top")
 
 
-def _widths() -> list[Line2D]:
+def line_widths() -> list[Line2D]:
     """What thick and thin mean."""
     return [
         Line2D([], [], color=style.MUTED, lw=width, label=label)

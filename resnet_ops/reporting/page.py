@@ -43,6 +43,13 @@ class Picture:
         self.draw(chart)
         return Markup(style.to_svg(chart, self.name))  # noqa: S704  # matplotlib has escaped it
 
+    def alone(self) -> tuple[bytes, bytes]:
+        """The chart as PNG, fine enough for print, and as SVG."""
+        with style.applied():
+            chart = style.figure(self.width, self.height)
+            self.draw(chart)
+            return style.to_png(chart, dpi=300), style.to_svg_file(chart, self.name)
+
 
 def together(pictures: list[Picture]) -> bytes:
     """All of them below each other, as PNG."""

@@ -237,6 +237,14 @@ def to_svg(chart: Figure, salt: str) -> str:
     return re.sub(r' id="([^"]*)"', lambda part: part[0] if part[1] in used else "", svg)
 
 
+def to_svg_file(chart: Figure, salt: str) -> bytes:
+    """The chart as a file of its own, for papers: on white, in its own colours; the same chart, the same bytes."""
+    content = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        chart.savefig(content, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    return content.getvalue()
+
+
 def css() -> str:
     """The colours by name, for a page."""
     light, dark = (" ".join(f"--{name}: {pair[i]};" for name, pair in COLORS.items()) for i in (0, 1))

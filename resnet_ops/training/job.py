@@ -6,6 +6,7 @@ its local mode there is none. The run directory is the only memory a run has.
 """
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -107,7 +108,9 @@ def resume(
     observer, started_at = observer or Observer(), started_at or time.time()
     run = runs.find(runs_dir, name)
     if files.is_file(run.search_file):
-        raise UserError(f"{name} is a search.", f"Go on with it: resnet-ops tune --resume {name}")
+        command = json.loads(files.read(run.search_file)).get("command", "tune")
+        what = "search" if command == "tune" else "study"
+        raise UserError(f"{name} is a {what}.", f"Go on with it: resnet-ops {command} --resume {name}")
     with run.lock():
         record = run.read()
         if record.status == "finished":

@@ -8,8 +8,32 @@ from pydantic import Field, field_validator
 from resnet_ops.config import Config, Positive
 
 
-class TuneConfig(Config):
-    """One search: what is varied, how it is searched, and where its trials run. `given` is what all trials share."""
+class Trials(Config):
+    """What many trainings beside each other have: room for each, and in `given` the options that they share."""
+
+    cpus_per_trial: Annotated[
+        Positive | None, Field(description="CPU cores of each trial; by default 1, which trains most networks an hour.")
+    ] = None
+    gpus_per_trial: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="GPUs of each trial, 0.25 for four trials on one; by default 1 "
+              "where there are any."),
+    ] = None  # fmt: skip
+    max_concurrent: Annotated[
+        Positive | None, Field(description="Most trials at once; by default as many as there is room for.")
+    ] = None
+    given: Annotated[dict[str, Any], Field(description="Options of train that all trials share.")] = {}  # noqa: RUF012
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _gpus_are_whole_or_a_part_of_one(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("must be a part of one GPU, such as 0.25, or a whole number")
+        return gpus
+
+
+class TuneConfig(Trials):
+    """One search: what is varied, how it is searched, and where its trials run."""
 
     depths: Annotated[
         str, Field(description="Depths to search, such as 20,32,44,56,110; those of the CIFAR family unless the paper "
@@ -43,30 +67,11 @@ class TuneConfig(Config):
         Field(description="Epochs before a trial may be stopped, for deep networks start slowly; by default half of "
               "all, when one-cycle is well past its peak."),
     ] = None  # fmt: skip
-    cpus_per_trial: Annotated[
-        Positive | None, Field(description="CPU cores of each trial; by default 1, which trains most networks an hour.")
-    ] = None
-    gpus_per_trial: Annotated[
-        float | None,
-        Field(gt=0, allow_inf_nan=False, description="GPUs of each trial, 0.25 for four trials on one; by default 1 "
-              "where there are any."),
-    ] = None  # fmt: skip
     nodes_per_trial: Annotated[
         Positive, Field(description="Machines that each trial trains on; more than one makes each a Ray Train job.")
     ] = 1
-    max_concurrent: Annotated[
-        Positive | None, Field(description="Most trials at once; by default as many as there is room for.")
-    ] = None
     refit: Annotated[
         bool,
         Field(description="Then train the best network in full on training and validation images together, as run "
               "NAME-refit."),
     ] = False  # fmt: skip
-    given: Annotated[dict[str, Any], Field(description="Options of train that all trials share.")] = {}  # noqa: RUF012
-
-    @field_validator("gpus_per_trial")
-    @classmethod
-    def _gpus_are_whole_or_a_part_of_one(cls, gpus: float | None) -> float | None:
-        if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ValueError("must be a part of one GPU, such as 0.25, or a whole number")
-        return gpus

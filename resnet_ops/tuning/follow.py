@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from resnet_ops.models import parse_name
 from resnet_ops.orchestration.pool import Pool
 from resnet_ops.runs import Best
 from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training.session import Session
 from resnet_ops.tuning import search as parts
 from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, answer
 from resnet_ops.tuning.search import NUMBER, POINT, number_of
@@ -129,8 +131,15 @@ class Board:
             files.remove(checkpoint)
 
 
-def fit(search: Search, record: SearchRecord, pool: Pool, board: Board, scratch: Path) -> None:
-    """Search to the end, or until the board is halted.
+def fit(
+    search: Search,
+    record: SearchRecord,
+    pool: Pool,
+    board: Board,
+    scratch: Path,
+    at_end: Callable[[Session], None] | None = None,
+) -> None:
+    """Search to the end, or until the board is halted; `at_end` as in `Task`.
 
     Raises:
         PausedError: A disk is full.
@@ -147,7 +156,13 @@ def fit(search: Search, record: SearchRecord, pool: Pool, board: Board, scratch:
     at_once = min(config.max_concurrent or pool.at_once, pool.at_once, record.planned)
     chooser, described, samples = parts.algorithm(config, space, seed, before, at_once)
     task = Task(
-        str(search.trials_dir), config.given, record.data, pool.device, max(pool.cpus, 1), config.nodes_per_trial
+        trials=str(search.trials_dir),
+        given=config.given,
+        data=record.data,
+        device=pool.device,
+        threads=max(pool.cpus, 1),
+        nodes=config.nodes_per_trial,
+        at_end=at_end,
     )
     resources = pool.resources if config.nodes_per_trial == 1 else tune.PlacementGroupFactory([{"memory": 1}])
     tuner = tune.Tuner(

@@ -7,7 +7,7 @@ one: a search that is resumed tells Tune anew what its trials did, and goes on w
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,10 +27,28 @@ from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import results
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial
-from resnet_ops.tuning.space import Choices, Space, read
+from resnet_ops.tuning.space import Choices, Space, options, read
 from resnet_ops.tuning.watcher import Watcher
 
 CODE = ("python", "torch", "ray", "optuna")  # other versions of which would train or choose otherwise
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What trials are trained for.
+
+    Args:
+        command: That begins it and goes on with it.
+        at_end: What workers do with each trial's session when it is trained; a function that they can import.
+        machines: Of a cluster, to spread trials over; by default all there are.
+    """
+
+    command: str = "tune"
+    at_end: Callable[[Any], None] | None = None
+    machines: int | None = None
+
+
+SEARCH = Purpose()
 
 
 @dataclass(frozen=True)
@@ -66,14 +84,26 @@ def tune(
         UserError: The request was wrong (nothing was written), or all trials failed, or it was
             interrupted (what was done before is still there).
     """
+    return search_space(config, read(config, pairs), overwrite=overwrite, watcher=watcher, started_at=started_at)
+
+
+def search_space(
+    config: TuneConfig,
+    space: Space,
+    *,
+    purpose: Purpose = SEARCH,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+    started_at: float | None = None,
+) -> SearchResult:
+    """Search a space, or train the points that it gives; otherwise as `tune`."""
     watcher, started_at = watcher or Watcher(), started_at or time.time()
-    space = read(config, pairs)
     base = configure(**config.given)
     base = base.model_copy(update=absolute(base))
-    with pooled(base, _share(config), watcher.notice) as pool:
+    with pooled(base, _share(config, purpose.machines), watcher.notice) as pool:
         base, data = _checked(space, base, pool, watcher)
         planned = _planned(config, space)
-        run = runs.create(base.runs_dir, base.name, f"tune-{data.name}", overwrite)
+        run = runs.create(base.runs_dir, base.name, f"{purpose.command.split()[-1]}-{data.name}", overwrite)
         with run.lock():
             search = Search(run)
             record = SearchRecord(
@@ -87,10 +117,12 @@ def tune(
                 created=datetime.now(UTC),
                 code=fingerprint_of_code(),
                 versions=runs.versions(),
+                command=purpose.command,
+                machines=purpose.machines,
             )
             search.write(record)
             training.begin(run, base, data, training.count_parameters(base, data), 1, pool.device)
-            return _execute(search, record, pool, watcher, started_at)
+            return _execute(search, record, pool, watcher, started_at, purpose)
 
 
 def resume(
@@ -98,6 +130,7 @@ def resume(
     name: str,
     *,
     changes: dict[str, Any] | None = None,
+    purpose: Purpose = SEARCH,
     watcher: Watcher | None = None,
     started_at: float | None = None,
 ) -> SearchResult:
@@ -107,6 +140,7 @@ def resume(
         runs_dir: Folder that holds it.
         name: The search.
         changes: Options of where it runs that are to differ from now on.
+        purpose: What it was begun for; machines that are None stay as they were.
         watcher: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
@@ -118,12 +152,15 @@ def resume(
     search = results.find(runs_dir, name)
     with search.run.lock():
         record = search.read()
-        space, config = record.space, record.config
+        if record.command != purpose.command:
+            go_on = training.resume_command(search.run, record.command)
+            raise UserError(f"{name} was not begun by {purpose.command}.", f"Go on with: {go_on}")
+        space, config, machines = record.space, record.config, purpose.machines or record.machines
         config = config.model_copy(update={"given": config.given | (changes or {})})
         _refuse_other_code(record)
         base = configure(**config.given)
         base = base.model_copy(update=absolute(base))
-        with pooled(base, _share(config), watcher.notice) as pool:
+        with pooled(base, _share(config, machines), watcher.notice) as pool:
             if pool.device != record.device:
                 raise UserError(f"{name} was searched on {record.device}, and this is {pool.device}.", "Search anew.")
             base, data = _checked(space, base, pool, watcher)
@@ -132,13 +169,13 @@ def resume(
                     f"The images in {base.data} are not those that {name} was searched on.",
                     "Bring the old ones back, or search anew.",
                 )
-            record = record.model_copy(update={"config": config})
+            record = record.model_copy(update={"config": config, "machines": machines})
             search.write(record)
-            return _execute(search, record, pool, watcher, started_at)
+            return _execute(search, record, pool, watcher, started_at, purpose)
 
 
-def _share(config: TuneConfig) -> Share:
-    return Share(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial)
+def _share(config: TuneConfig, machines: int | None) -> Share:
+    return Share(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial, machines)
 
 
 def _given(config: TuneConfig, base: TrainConfig) -> dict[str, Any]:
@@ -195,7 +232,10 @@ def _models(space: Space) -> list[str]:
         searched = space.searched.get(name)
         return list(searched.values) if isinstance(searched, Choices) else [space.fixed[name]]
 
-    names = [f"{family}{depth}" for depth in values("depth") for family in values("family")]
+    if space.points:
+        names = list(dict.fromkeys(options(point)["model"] for point in space.points))
+    else:
+        names = [f"{family}{depth}" for depth in values("depth") for family in values("family")]
     found = []
     for name in names:
         try:
@@ -205,20 +245,22 @@ def _models(space: Space) -> list[str]:
     return [architecture.name for architecture in sorted(found, key=lambda a: -a.depth)]
 
 
-def _execute(search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float) -> SearchResult:
+def _execute(
+    search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float, purpose: Purpose
+) -> SearchResult:
     from resnet_ops.tuning.follow import Board
 
-    board, go_on = Board(search, record, watcher), training.resume_command(search.run, "tune")
+    board, go_on = Board(search, record, watcher), training.resume_command(search.run, record.command)
     watcher.search_begun(search, record, pool)
     for trial in board.trials.values():
         watcher.trial_changed(trial)
     try:
         if len(board.settled) < record.planned:
-            _search(search, record, pool, board)
+            _search(search, record, pool, board, purpose)
     except KeyboardInterrupt:
         _record_end(search, board, "interrupted", "stopped by the user")
         done = f"{len(board.settled)} of {record.planned} trials are done."
-        raise UserError(f"Search stopped. {done}", f"Go on with: {go_on}", INTERRUPTED) from None
+        raise UserError(f"{record.what.capitalize()} stopped. {done}", f"Go on with: {go_on}", INTERRUPTED) from None
     except BaseException as error:
         reason = error.cause if isinstance(error, UserError) else f"{type(error).__name__}: {error}"[:500]
         _record_end(search, board, "failed", reason)
@@ -237,7 +279,7 @@ def _execute(search: Search, record: SearchRecord, pool: Pool, watcher: Watcher,
     return SearchResult(search, record, trials, answer, refit, time.time() - started_at)
 
 
-def _search(search: Search, record: SearchRecord, pool: Pool, board: Any) -> None:
+def _search(search: Search, record: SearchRecord, pool: Pool, board: Any, purpose: Purpose) -> None:
     """Have Ray Tune search.
 
     Raises:
@@ -249,7 +291,7 @@ def _search(search: Search, record: SearchRecord, pool: Pool, board: Any) -> Non
 
         with _scratch(search.run) as scratch, ThreadPoolExecutor(1, "tune") as thread:
             # In a thread: on the main thread Ray would take Ctrl-C for itself.
-            fitting: Future[None] = thread.submit(fit, search, record, pool, board, scratch)
+            fitting: Future[None] = thread.submit(fit, search, record, pool, board, scratch, purpose.at_end)
             try:
                 fitting.result()
             except KeyboardInterrupt:

@@ -41,6 +41,13 @@ class SearchRecord(BaseModel):
     created: datetime
     code: str  # SHA-256 of what computes the result
     versions: dict[str, str]
+    command: str = "tune"  # that goes on with it; a study is a search whose points are given
+    machines: int | None = None  # of a cluster, to spread the trials over
+
+    @property
+    def what(self) -> str:
+        """What it is called."""
+        return self.command.split()[0].replace("tune", "search")
 
 
 class Trial(BaseModel):

@@ -33,6 +33,8 @@ def planned(config: TuneConfig, space: Space) -> int:
     Raises:
         UserError: A grid has another number than was asked for.
     """
+    if space.points:
+        return len(space.points)
     if config.search != "grid":
         return config.trials or DEFAULT_TRIALS
     count = 1
@@ -46,7 +48,9 @@ def planned(config: TuneConfig, space: Space) -> int:
 
 
 def drawn(config: TuneConfig, space: Space, seed: int) -> list[Point]:
-    """The points of a grid, or of a search at random: the same for the same seed."""
+    """The points that are given, of a grid, or of a search at random: the same for the same seed."""
+    if space.points:
+        return [dict(point) for point in space.points]
     grid = config.search == "grid"
     spec = {
         name: tune.grid_search(_steps(values)) if grid or name in BALANCED else _domain(values)

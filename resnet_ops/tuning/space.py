@@ -41,10 +41,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched, by the name that a trial has it under, and what all trials have."""
+    """What is searched, by the name that a trial has it under, and what all trials have.
+
+    Where there are `points`, those are the trials, in their order, and nothing else is searched.
+    """
 
     searched: dict[str, Choices | Range]
     fixed: dict[str, Value]
+    points: tuple[dict[str, Value], ...] = ()
 
     @property
     def combinations(self) -> int | None:

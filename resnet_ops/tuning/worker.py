@@ -8,7 +8,7 @@ that is how a search is resumed, for Tune's own memory of it is thrown away.
 import secrets
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Task:
         device: "cpu" or "cuda".
         threads: Of each trial's torch.
         nodes: Machines of each trial.
+        at_end: Called with the session of each trial that has trained its last epoch, before that is told; not where
+            trials have several machines.
     """
 
     trials: str
@@ -54,6 +56,7 @@ class Task:
     device: Device
     threads: int
     nodes: int
+    at_end: Callable[[Session], None] | None = None
 
 
 class TrialWorker(tune.Trainable):
@@ -92,7 +95,7 @@ class TrialWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train an epoch, and say how it went; what ends a trial is said too, and the worker lives on."""
         try:
-            epoch = next(self.epochs, None)
+            epoch = self._next()
         except PausedError as error:  # a full disk, say: not this trial's fault
             return self._said(done=True, paused=str(error))
         except UserError as error:
@@ -110,6 +113,12 @@ class TrialWorker(tune.Trainable):
             self.best, self.best_epoch = epoch.val_accuracy, epoch.epoch
         assert self.record is not None
         return self._said(done=epoch.epoch >= self.record.config.epochs, val_error=epoch.val_error)
+
+    def _next(self) -> Epoch | None:
+        epoch, session = next(self.epochs, None), self.session
+        if epoch and session and self.task.at_end and epoch.epoch == session.record.config.epochs:
+            self.task.at_end(session)
+        return epoch
 
     def _failed(self, why: str) -> dict[str, Any]:
         self.best = 0.0

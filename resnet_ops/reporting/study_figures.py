@@ -1,0 +1,194 @@
+"""Charts of studies: what each layer of networks of growing depth says, and shortcuts beside each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+from matplotlib.lines import Line2D
+
+from resnet_ops.reporting import style
+from resnet_ops.reporting.figures import THICK, THIN, WIDTH, Network, line_widths
+from resnet_ops.reporting.page import Picture
+
+KINDS = {"plain": "plain", "resnet": "residual"}
+LINES = {"plain": (0, (3, 1.5)), "resnet": "solid"}
+When = Literal["initial", "trained"]
+WHEN: dict[When, str] = {"initial": "at initialisation", "trained": "after training"}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A positive number of each layer of a network, (seeds, layers), before or after its training."""
+
+    kind: str
+    depth: int
+    when: When
+    values: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of each layer over seeds: the geometric one, for these numbers are of many sizes."""
+        return np.asarray(np.exp(np.log(np.maximum(self.values, np.finfo(float).tiny)).mean(0)))
+
+
+def norms(rows: Sequence[tuple[str, Sequence[Profile]]]) -> Picture:
+    """Numbers by layer, a row each, before training and after it, plain and residual.
+
+    Args:
+        rows: What the number is, and the networks.
+    """
+    seeds = max((len(profile.values) for _, profiles in rows for profile in profiles), default=1)
+    spread = f" Means of {seeds} seeds, bands from the least to the greatest." if seeds > 1 else ""
+    return Picture(
+        "norms",
+        "Gradients and responses by layer",
+        f"From the first convolution to the last, on one batch of training images, as training sees it.{spread}",
+        "; ".join(_first_and_last(name, profile) for name, profiles in rows for profile in profiles),
+        WIDTH,
+        2.3 * len(rows) + 0.6,
+        partial(_norms, rows),
+    )
+
+
+def responses(profiles: Sequence[Profile]) -> Picture:
+    """Standard deviations of the layers' responses, as figure 7 of He et al. 2015: in order, and by size."""
+    return Picture(
+        "responses",
+        "Standard deviation of each layer's response",
+        "Of each 3x3 layer's output after BatchNorm, before the non-linearity and the addition; means over seeds.",
+        "; ".join(f"{p.kind}{p.depth}: mean {style.number(float(p.values.mean()))}" for p in profiles),
+        WIDTH,
+        3.6,
+        partial(_responses, profiles),
+    )
+
+
+def shortcuts(networks: Sequence[tuple[str, Network]], images: int) -> Picture:
+    """Errors of residual networks by their shortcuts, a panel a depth.
+
+    Args:
+        networks: Each with its shortcut's letter.
+        images: For validation.
+    """
+    seeds = max((len(network.seeds) for _, network in networks), default=1)
+    spread = f" Means of {seeds} seeds, bands from the least to the greatest." if seeds > 1 else ""
+    return Picture(
+        "shortcuts",
+        "Shortcuts",
+        f"A zero-padded, B projected where shapes change, C all projected.{spread}",
+        "; ".join(
+            f"resnet{n.depth} {option}: {style.percent(n.errors('val_error')[:, -1].mean())}" for option, n in networks
+        ),
+        WIDTH,
+        3.6,
+        partial(_shortcuts, networks, images),
+    )
+
+
+def _norms(rows: Sequence[tuple[str, Sequence[Profile]]], part: FigureBase) -> None:
+    every = [profile for _, profiles in rows for profile in profiles]
+    columns = [(kind, when) for when in WHEN for kind in KINDS if any(p.kind == kind for p in every)]
+    panels = part.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
+    look = _by_depth(sorted({profile.depth for profile in every}))
+    for (name, profiles), row in zip(rows, panels, strict=True):
+        for (kind, when), axes in zip(columns, row, strict=True):
+            for profile in (p for p in profiles if (p.kind, p.when) == (kind, when)):
+                place = np.linspace(0, 1, profile.values.shape[1])
+                _line(axes, place, profile, **look[profile.depth])
+        numbers = np.concatenate([profile.values.ravel() for profile in profiles])
+        style.value_axis(row[0].yaxis, numbers[numbers > 0].tolist(), name)
+    for (kind, when), axes in zip(columns, panels[0], strict=True):
+        axes.set_title(f"{KINDS[kind]}\n{WHEN[when]}", fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xticks([0, 1], ["first", "last"])
+        axes.set_xlabel("layer", labelpad=-6)
+        first, last = axes.get_xticklabels()
+        first.set_horizontalalignment("left")
+        last.set_horizontalalignment("right")
+    style.legend(part, _keys(look), "outside lower center", columns=6)
+
+
+def _responses(profiles: Sequence[Profile], part: FigureBase) -> None:
+    panels = part.subplots(1, 2, sharey=True)
+    look = _by_depth(sorted({profile.depth for profile in profiles}))
+    for profile in profiles:
+        numbers = np.arange(1, profile.values.shape[1] + 1)
+        for axes, values in zip(panels, (profile.mean, np.sort(profile.mean)[::-1]), strict=True):
+            axes.plot(numbers, values, ls=LINES[profile.kind], lw=1.5, **look[profile.depth], markevery=_sparse(values))
+    every = np.concatenate([profile.values.ravel() for profile in profiles])
+    style.value_axis(panels[0].yaxis, every[every > 0].tolist(), "standard deviation of the response")
+    most = max(profile.values.shape[1] for profile in profiles)
+    for axes, title in zip(panels, ("in the order of layers", "in the order of size"), strict=True):
+        axes.set_title(title)
+        style.whole_axis(axes.xaxis, most, "layer")
+    kinds = [
+        Line2D([], [], color=style.MUTED, lw=1.5, ls=LINES[kind], label=label)
+        for kind, label in KINDS.items()
+        if any(profile.kind == kind for profile in profiles)
+    ]
+    style.legend(part, [*_keys(look), *kinds], "outside right upper", columns=1)
+
+
+def _shortcuts(networks: Sequence[tuple[str, Network]], images: int, part: FigureBase) -> None:
+    depths = sorted({network.depth for _, network in networks})
+    options = sorted({option for option, _ in networks})
+    panels = part.subplots(1, len(depths), squeeze=False, sharex=True, sharey=True)[0]
+    look = {
+        option: {"color": style.KINDS[i % len(style.KINDS)], "marker": style.MARKERS[i % len(style.MARKERS)]}
+        for i, option in enumerate(options)
+    }
+    every: list[float] = []
+    for option, network in networks:
+        axes = panels[depths.index(network.depth)]
+        for name, width in (("train_error", THIN), ("val_error", THICK)):
+            errors = network.errors(name)
+            numbers = np.arange(1, errors.shape[1] + 1)
+            shown: dict[str, Any] = look[option] if width == THICK else {"color": look[option]["color"]}
+            axes.plot(numbers, errors.mean(0), lw=width, ms=5, markevery=_sparse(numbers), **shown)
+            if len(errors) > 1 and width == THICK:
+                axes.fill_between(numbers, errors.min(0), errors.max(0), color=look[option]["color"], alpha=0.18, lw=0)
+            every += errors.ravel().tolist()
+    for depth, axes in zip(depths, panels, strict=True):
+        axes.set_title(f"resnet{depth}")
+        style.whole_axis(axes.xaxis, max(len(seed) for _, n in networks for seed in n.seeds), "epoch")
+    style.error_axis(panels[0].yaxis, every, images, "top-1 error")
+    keys = [Line2D([], [], lw=THICK, ms=5, label=f"option {option}", **look[option]) for option in options]
+    style.legend(part, [*keys, *line_widths()], "outside right upper", columns=1)
+
+
+def _by_depth(depths: Sequence[int]) -> dict[int, dict[str, Any]]:
+    colors = style.step_colors(len(depths))
+    return {
+        depth: {
+            "color": color,
+            "marker": style.MARKERS[i % len(style.MARKERS)],
+            "ms": 4.5,
+            "mec": style.INK,
+            "mew": 0.4,
+        }
+        for i, (depth, color) in enumerate(zip(depths, colors, strict=True))
+    }
+
+
+def _keys(look: dict[int, dict[str, Any]]) -> list[Line2D]:
+    return [Line2D([], [], lw=1.6, label=f"depth {depth}", **each) for depth, each in look.items()]
+
+
+def _line(axes: Axes, place: np.ndarray, profile: Profile, **look: Any) -> None:
+    axes.plot(place, profile.mean, lw=1.4, markevery=_sparse(place), **look)
+    if len(profile.values) > 1:
+        axes.fill_between(place, profile.values.min(0), profile.values.max(0), color=look["color"], alpha=0.18, lw=0)
+
+
+def _sparse(values: np.ndarray) -> int:
+    """Every how many points have a mark."""
+    return max(len(values) // 5, 1)
+
+
+def _first_and_last(name: str, profile: Profile) -> str:
+    first, last = (style.number(float(profile.mean[at])) for at in (0, -1))
+    return f"{profile.kind}{profile.depth} {WHEN[profile.when]}, {name}: {first} in the first layer, {last} in the last"

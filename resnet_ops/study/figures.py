@@ -1,0 +1,50 @@
+"""Which figures a study has, made of its networks."""
+
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import numpy as np
+
+from resnet_ops.reporting import study_figures as charts
+from resnet_ops.reporting.figures import Network, degradation
+from resnet_ops.reporting.page import Picture
+from resnet_ops.study.config import Study
+from resnet_ops.study.layers import Layer
+from resnet_ops.study.results import Group
+
+
+def pictures(study: Study, groups: Sequence[Group], images: int) -> list[Picture]:
+    """The study's own figure first. Networks that did not reach the end of their training are left out."""
+    profiled = [group for group in groups if all(network.layers for network in group.networks)]
+    drawn = []
+    if study == "shortcuts":
+        drawn.append(charts.shortcuts([(group.shortcut or "", _curves(group)) for group in groups], images))
+    if study == "responses" and profiled:
+        drawn.append(
+            charts.responses([_profile(group, "trained", lambda layer: layer.response_std) for group in profiled])
+        )
+    if study != "shortcuts":
+        drawn.append(degradation([_curves(group) for group in groups], images, log=True))
+    if study != "shortcuts" and profiled:
+        drawn.append(
+            charts.norms(
+                [
+                    ("gradient of the weights, norm", _both(profiled, lambda layer: layer.weight_gradient)),
+                    ("response, root mean square", _both(profiled, lambda layer: layer.response_rms)),
+                ]
+            )
+        )
+    return drawn
+
+
+def _curves(group: Group) -> Network:
+    return Network(group.kind, group.depth, [network.curve for network in group.networks])
+
+
+def _both(groups: Sequence[Group], number: Callable[[Layer], float]) -> list[charts.Profile]:
+    return [_profile(group, when, number) for group in groups for when in get_args(charts.When)]
+
+
+def _profile(group: Group, when: charts.When, number: Callable[[Layer], float]) -> charts.Profile:
+    seeds = [[number(layer) for layer in getattr(n.layers, when)] for n in group.networks]
+    return charts.Profile(group.kind, group.depth, when, np.array(seeds))

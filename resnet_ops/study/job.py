@@ -1,0 +1,187 @@
+"""Trains a study's networks and says what they show; what the command line's `study` calls.
+
+A study is a search whose points are given and that stops nobody: its trainings, its resuming and its directory are
+those of `tuning`. What is its own is what it makes of them.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from resnet_ops import files, runs
+from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.recipes.reading import configure
+from resnet_ops.runs import RunRecord
+from resnet_ops.study import layers, plan, verdict
+from resnet_ops.study.config import Study, StudyConfig
+from resnet_ops.study.figures import pictures
+from resnet_ops.study.paper import Published, published
+from resnet_ops.study.results import Findings, Group, Network, Row, grouped
+from resnet_ops.study.table import markdown
+from resnet_ops.tuning import job as tuning
+from resnet_ops.tuning.job import Purpose
+from resnet_ops.tuning.results import Search, SearchRecord, Trial
+from resnet_ops.tuning.watcher import Watcher
+
+
+def study(
+    config: StudyConfig, *, overwrite: bool = False, watcher: Watcher | None = None, started_at: float | None = None
+) -> Findings:
+    """Make a study anew.
+
+    Args:
+        config: What is studied.
+        overwrite: Replace a study or a run of the same name.
+        watcher: Told of the progress.
+        started_at: When the user asked, in seconds since 1970; by default now.
+
+    Raises:
+        UserError: The request was wrong (nothing was written), or all trainings failed, or it was interrupted (what
+            was done before is still there).
+    """
+    started_at = started_at or time.time()
+    result = tuning.search_space(
+        plan.searched(config),
+        plan.space(config),
+        purpose=_purpose(config.study, config.nodes),
+        overwrite=overwrite,
+        watcher=watcher,
+        started_at=started_at,
+    )
+    return conclude(result.search, started_at)
+
+
+def resume(
+    runs_dir: Path,
+    name: str,
+    *,
+    study: Study,
+    nodes: int | None = None,
+    changes: dict[str, Any] | None = None,
+    watcher: Watcher | None = None,
+    started_at: float | None = None,
+) -> Findings:
+    """Go on with a study where it stopped: trainings that are done stay, those at hand go on.
+
+    Args:
+        runs_dir: Folder that holds it.
+        name: The study.
+        study: Which it is.
+        nodes: Machines to spread the trainings over from now on.
+        changes: Options of where it runs that are to differ from now on.
+        watcher: Told of the progress.
+        started_at: When the user asked, in seconds since 1970; by default now.
+
+    Raises:
+        UserError: There is no such study, its images or the code are others than when it began, another process is at
+            it, it does not fit, or the work failed.
+    """
+    started_at = started_at or time.time()
+    purpose = _purpose(study, nodes)
+    result = tuning.resume(runs_dir, name, changes=changes, purpose=purpose, watcher=watcher, started_at=started_at)
+    return conclude(result.search, started_at)
+
+
+def conclude(search: Search, started_at: float) -> Findings:
+    """Say what the trainings show that are over by now: study.json, table.md and the figures.
+
+    Raises:
+        UserError: None is over, or a file is damaged.
+        PausedError: The disk is full.
+    """
+    record, trials = search.read(), search.trials()
+    networks = [_network(search, trial) for trial in trials]
+    groups = grouped(networks)
+    if not groups:
+        raise UserError(f"No training of {search.run.name} is over yet.", "Go on with it.", WORK_FAILED)
+    study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_purpose` made it
+    figures = _draw(search, study, groups, record)
+    base = configure(**record.config.given)
+    beside = published(record.data, base)
+    findings = Findings(
+        name=search.run.name,
+        study=study,
+        status="finished" if sum(trial.is_settled for trial in trials) == record.planned else "unfinished",
+        run_dir=str(search.run.path),
+        data=record.data,
+        device=record.device,
+        training=_training(search.trial_run(trials[0]).read_as_written()),
+        rows=[_row(group, beside) for group in groups],
+        verdict=_verdict(study, groups, record),
+        gradients=verdict.gradients(groups) if study != "shortcuts" else "",
+        published=beside and beside.source,
+        figures=figures,
+        networks=networks,
+        versions=runs.versions(),
+        total_s=time.time() - started_at,
+    )
+    files.write_atomically(search.run.path / "study.json", findings.model_dump_json(indent=1).encode() + b"\n")
+    files.write_atomically(search.run.path / "table.md", markdown(findings).encode())
+    return findings
+
+
+def _purpose(study: Study, nodes: int | None) -> Purpose:
+    return Purpose(f"study {study}", layers.record, nodes)
+
+
+def _network(search: Search, trial: Trial) -> Network:
+    run = search.trial_run(trial)
+    curve = tuple(run.epochs())
+    last = curve[-1] if curve and trial.status == "finished" else None
+    began = files.is_file(run.record_file)
+    return Network(
+        model=trial.model,
+        depth=trial.depth,
+        kind="plain" if trial.model.startswith("plain") else "resnet",
+        shortcut=run.read_as_written().config.shortcut if began else None,
+        seed=int(trial.options["seed"]),
+        status=trial.status,
+        reason=trial.reason,
+        parameters=trial.parameters,
+        seconds=trial.seconds,
+        train_error=last and last.train_error,
+        val_error=last and last.val_error,
+        best_val_error=min(epoch.val_error for epoch in curve) if last else None,
+        trial=str(Path(search.trials_dir.name, trial.name)),
+        curve=curve,
+        layers=layers.read(run) if began else None,
+    )
+
+
+def _training(record: RunRecord) -> dict[str, Any]:
+    """How all were trained: what is not the default, and what matters most in any case."""
+    config = record.config
+    always = {name: getattr(config, name) for name in ("epochs", "batch_size", "schedule", "lr")}
+    return {"data": config.data, **always, **config.unusual()}
+
+
+def _row(group: Group, beside: Published | None) -> Row:
+    return Row(
+        model=group.model,
+        kind=group.kind,
+        depth=group.depth,
+        shortcut=group.shortcut,
+        parameters=group.parameters,
+        seeds=len(group.networks),
+        lost=group.lost,
+        train_error=group.train_error,
+        val_error=group.val_error,
+        published_error=beside and beside.error(group.model, group.shortcut),
+    )
+
+
+def _verdict(study: Study, groups: list[Group], record: SearchRecord) -> str:
+    if study == "responses":
+        return verdict.responses(groups)
+    return (verdict.shortcuts if study == "shortcuts" else verdict.degradation)(groups, record.data)
+
+
+def _draw(search: Search, study: Study, groups: list[Group], record: SearchRecord) -> list[str]:
+    """Draw the figures; their files."""
+    drawn = []
+    for picture in pictures(study, groups, record.data.val_images):
+        for ending, content in zip(("png", "svg"), picture.alone(), strict=True):
+            place = search.run.path / f"{picture.name}.{ending}"
+            files.write_atomically(place, content)
+            drawn.append(place.name)
+    return drawn

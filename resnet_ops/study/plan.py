@@ -1,0 +1,95 @@
+"""Which trainings a study has, in their order: the points of a search, options of `train` all of them."""
+
+import itertools
+import re
+from typing import Any, get_args
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.errors import UserError
+from resnet_ops.models import Shortcut, parse_name
+from resnet_ops.recipes.reading import configure
+from resnet_ops.study.config import Study, StudyConfig
+from resnet_ops.tuning.config import Trials, TuneConfig
+from resnet_ops.tuning.space import Space
+
+DEPTHS: dict[Study, str] = {"degradation": "8,20,56,110", "responses": "20,56,110", "shortcuts": "20,56"}
+OPTIONS = "A,B,C"
+# On the digits plain-56 is then far behind plain-20, which has learned, and all is done in minutes.
+EPOCHS = 15
+# He et al. 2015, sec. 4.2: ResNet-110 begins with a tenth of the learning rate until it learns, about 400 steps.
+WARM_UP_FROM, WARM_UP = 110, {"warmup_steps": 400, "warmup": "constant"}
+
+
+def given(config: StudyConfig) -> dict[str, Any]:
+    """The options of `train` that all trainings share: what was given, and fewer epochs where nobody says how many."""
+    shared = {name: value for name, value in config.given.items() if name != "seed"}
+    return shared if "epochs" in shared or shared.get("recipe") else {"epochs": EPOCHS} | shared
+
+
+def searched(config: StudyConfig) -> TuneConfig:
+    """The study as a search that stops nobody."""
+    room = {name: getattr(config, name) for name in Trials.model_fields if name != "given"}
+    return TuneConfig.of(search="grid", scheduler="none", given=given(config), **room)
+
+
+def space(config: StudyConfig) -> Space:
+    """Every training of the study: seed by seed, and the deepest first, that none is left for the end.
+
+    Raises:
+        UserError: A depth or a shortcut is not valid.
+    """
+    base = configure(**given(config))
+    first = config.given.get("seed", TrainConfig.default("seed"))
+    networks = _networks(config)
+    points = [
+        {**network, "lr": base.lr, "seed": seed, **_warm_up(network, base)}
+        for seed in range(first, first + config.seeds)
+        for network in sorted(networks, key=lambda network: -parse_name(_name(network)).depth)
+    ]
+    return Space({}, {}, tuple(points))
+
+
+def _networks(config: StudyConfig) -> list[dict[str, Any]]:
+    if config.options is not None and config.study != "shortcuts":
+        raise UserError("--options names shortcuts to compare.", "Leave it out, or: resnet-ops study shortcuts.")
+    depths = _listed("--depths", config.depths or DEPTHS[config.study])
+    for depth in depths:
+        if not re.fullmatch(r"\d{1,5}(-cifar)?", depth):
+            raise UserError(f"--depths: {depth!r} is no depth.", "Depths are numbers of layers, such as 20,56,110.")
+        try:
+            parse_name(f"resnet{depth}")
+        except UserError as error:
+            raise UserError(f"--depths: {error.cause}", error.remedy) from None
+    numbers = [int(depth) if depth.isdigit() else depth for depth in depths]
+    if config.study != "shortcuts":
+        return [_network(d, f) for d, f in itertools.product(numbers, ("plain", "resnet"))]
+    options = _listed("--options", config.options or OPTIONS)
+    for option in options:
+        if option not in get_args(Shortcut):
+            raise UserError(f"--options: {option!r} is no shortcut.", "Valid: A, B, C.")
+    return [{"depth": d, "family": "resnet", "shortcut": o} for d, o in itertools.product(numbers, options)]
+
+
+def _network(depth: int | str, family: str) -> dict[str, Any]:
+    network: dict[str, Any] = {"depth": depth, "family": family}
+    if family == "resnet" and parse_name(_name(network)).family == "imagenet":
+        network["shortcut"] = "A"  # as in table 2: no more parameters than the plain network has
+    return network
+
+
+def _listed(option: str, text: str) -> list[str]:
+    values = [value.strip() for value in text.split(",")]
+    if len(set(values)) < len(values):
+        raise UserError(f"{option} {text} has a value twice.", "Name each once.")
+    return values
+
+
+def _name(network: dict[str, Any]) -> str:
+    return f"{network['family']}{network['depth']}"
+
+
+def _warm_up(network: dict[str, Any], base: TrainConfig) -> dict[str, Any]:
+    architecture = parse_name(_name(network))
+    if base.recipe != "paper" or base.warmup_steps or architecture.family != "cifar":
+        return {}
+    return WARM_UP if architecture.depth >= WARM_UP_FROM else {}

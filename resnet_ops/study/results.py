@@ -1,0 +1,144 @@
+"""What a study found, as it lies in its directory: that of a search, with more in it.
+
+    runs/NAME/study.json             every number: one `Findings`
+              table.md               them in short, with the verdict
+              degradation.png/.svg   the figures; others for other studies
+              norms.png/.svg         gradients and responses by layer
+              trials/001/            each training's own run directory; layers.json is its layers
+
+Nothing here knows torch or Ray.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from resnet_ops.runs import DataRecord, Epoch
+from resnet_ops.study.config import Study
+from resnet_ops.study.layers import Layers
+from resnet_ops.tuning.results import TrialStatus
+
+Kind = Literal["plain", "resnet"]
+KINDS: dict[Kind, str] = {"plain": "plain", "resnet": "residual"}
+
+
+class Network(BaseModel):
+    """One training. Errors are top-1 from 0 to 1, after the last epoch; None where it was never reached."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    depth: int
+    kind: Kind
+    shortcut: str | None
+    seed: int
+    status: TrialStatus
+    reason: str
+    parameters: int
+    seconds: float
+    train_error: float | None
+    val_error: float | None
+    best_val_error: float | None  # of any epoch
+    trial: str  # its run directory, below the study's
+    curve: tuple[Epoch, ...]
+    layers: Layers | None = None
+
+    @property
+    def label(self) -> str:
+        """How it is called beside the others: its name, and its shortcuts where they are not the usual ones."""
+        return self.model
+
+
+class Spread(BaseModel):
+    """A number over seeds. `std` is the sample's; None for one seed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: float
+    std: float | None
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of one value at least."""
+        std = statistics.stdev(values) if len(values) > 1 else None
+        return cls(mean=statistics.fmean(values), std=std, least=min(values), greatest=max(values))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trainings of one network, seed by seed: those that reached the end, and how many did not."""
+
+    model: str
+    kind: Kind
+    depth: int
+    shortcut: str | None
+    parameters: int
+    networks: tuple[Network, ...]
+    lost: int
+
+    @cached_property
+    def train_error(self) -> Spread:
+        """After the last epoch, as augmented and while training."""
+        return Spread.of([n.train_error for n in self.networks if n.train_error is not None])
+
+    @cached_property
+    def val_error(self) -> Spread:
+        """After the last epoch."""
+        return Spread.of([n.val_error for n in self.networks if n.val_error is not None])
+
+
+def grouped(networks: Iterable[Network]) -> list[Group]:
+    """Networks by kind, depth and shortcut, in that order; those of which no training is over are left out."""
+    keys: dict[tuple[Any, ...], list[Network]] = {}
+    for network in networks:
+        keys.setdefault((list(KINDS).index(network.kind), network.depth, network.shortcut or ""), []).append(network)
+    groups = []
+    for _, found in sorted(keys.items(), key=lambda pair: pair[0]):
+        done = tuple(n for n in found if n.status == "finished" and n.val_error is not None)
+        first = found[0]
+        lost = sum(n.status == "failed" for n in found)
+        if done:
+            groups.append(Group(first.model, first.kind, first.depth, first.shortcut, done[0].parameters, done, lost))
+    return groups
+
+
+class Row(BaseModel):
+    """A `Group` in numbers, and what the paper published of the network, where it can be compared."""
+
+    model: str
+    kind: Kind
+    depth: int
+    shortcut: str | None
+    parameters: int
+    seeds: int
+    lost: int
+    train_error: Spread
+    val_error: Spread
+    published_error: float | None = None
+
+
+class Findings(BaseModel):
+    """study.json. Times are seconds; `figures` are files beside it."""
+
+    format: Literal[1] = 1
+    name: str
+    study: Study
+    status: Literal["finished", "unfinished"]
+    run_dir: str
+    data: DataRecord
+    device: str
+    training: dict[str, Any]  # options that all trainings share
+    rows: list[Row]
+    verdict: str
+    gradients: str  # likewise a sentence, of what the layers' norms show
+    published: str | None  # where the published numbers are from
+    figures: list[str]
+    networks: list[Network]
+    versions: dict[str, str]
+    total_s: float
