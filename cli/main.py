@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 import resnet_ops
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 
-from . import cluster, data, doctor, export, jobs, recipes, report, runs, submit, train, tune
+from . import cluster, data, doctor, export, jobs, recipes, report, runs, study, submit, train, tune
 from .console import err, report_error
 from .nodes import node_table
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command("train", rich_help_panel="Work", epilog=train.EXAMPLES)(train.train)
 app.command("tune", rich_help_panel="Work", epilog=tune.EXAMPLES)(tune.tune)
+app.command("study", rich_help_panel="Work", epilog=study.EXAMPLES)(study.study)
 app.command("export", rich_help_panel="Work", epilog=export.EXAMPLES)(export.export)
 app.command("report", rich_help_panel="See", epilog=report.EXAMPLES)(report.report)
 app.command("recipes", rich_help_panel="See", epilog=recipes.EXAMPLES)(recipes.recipes)

@@ -46,7 +46,7 @@ def submit(
         resume: Name of the run to go on with.
         arguments: What to type there, given the name of the run and whether to resume it.
         output: Where the result goes.
-        command: "train" or "tune".
+        command: "train", "tune" or "study ...".
 
     Raises:
         UserError: The request was wrong, the cluster cannot be reached, or the work failed or
@@ -137,7 +137,9 @@ class _Attempt:
             self._held = line
             return
         # The line of `Screen.run_created`, or of `search_begun`: from here on there is something to resume.
-        self.resume = self.resume or line.endswith((f"; run {self.config.name}", f"; search {self.config.name}"))
+        self.resume = self.resume or line.endswith(
+            (f"; run {self.config.name}", f"; search {self.config.name}", f"; study {self.config.name}")
+        )
         _write(line)
 
     def _let_go(self) -> None:

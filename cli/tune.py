@@ -100,7 +100,7 @@ def tune(
     output = Output(json)
     typed = {name: context.params[name] for name in given(context)}
     if resume is not None:
-        _refuse_changes(typed, pairs, resume)
+        refuse_changes(typed, pairs, resume)
     searched = {name: value for name, value in typed.items() if name in TuneConfig.model_fields}
     shared = {name: value for name, value in typed.items() if name in TrainConfig.model_fields and name != "lr"}
     config = TuneConfig.of(given=shared, **searched)
@@ -156,13 +156,14 @@ def _draw(screen: SearchScreen) -> None:
     draw(screen.search)
 
 
-def _refuse_changes(typed: dict[str, Any], pairs: list[str] | None, resume: str) -> None:
-    changed = sorted(typed.keys() - WHERE_IT_RUNS - {"resume", "runs_dir", "json", "debug", "pairs"})
+def refuse_changes(typed: dict[str, Any], pairs: list[str] | None, resume: str, what: str = "search") -> None:
+    """Refuse what is not of where a resumed search, or study, runs."""
+    changed = sorted(typed.keys() - WHERE_IT_RUNS - {"study", "resume", "runs_dir", "json", "debug", "pairs"})
     if changed or pairs:
-        what = pairs[0] if pairs else "--" + changed[0].replace("_", "-")
+        option = pairs[0] if pairs else "--" + changed[0].replace("_", "-")
         raise UserError(
-            f"--resume {resume} goes on with what the search began with; {what} cannot be changed.",
-            f"Leave {what} out, or search anew.",
+            f"--resume {resume} goes on with what the {what} began with; {option} cannot be changed.",
+            f"Leave {option} out, or begin a new one.",
         )
 
 

@@ -69,7 +69,9 @@ def test_every_package_is_installed() -> None:
     assert listed == there | {"resnet_ops.cli", "resnet_ops.cluster"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["runs"], ["train", "--lr", "-1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["study", "--help"], ["runs"], ["train", "--lr", "-1"]]
+)
 def test_heavy_imports_wait_until_work_begins(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom resnet_ops.cli.main import run\n"

@@ -5,7 +5,7 @@ from typing import Any
 
 from resnet_ops.config import WHERE_IT_RUNS, TrainConfig, as_options
 
-OF_THIS_COMMAND = {"pairs", "resume", "overwrite", "json", "debug"}  # rather than of what it does
+OF_THIS_COMMAND = {"study", "pairs", "resume", "overwrite", "json", "debug"}  # rather than of what it does
 
 
 def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: bool = False) -> list[str]:
@@ -36,17 +36,18 @@ def tune_arguments(
     typed: dict[str, Any],
     pairs: Sequence[str] = (),
     overwrite: bool = False,
+    command: Sequence[str] = ("tune",),
 ) -> list[str]:
     """The same for a search: what was typed, `typed`, and the options in a recipe's file or `--space` as more `pairs`.
 
-    `config` says what it is called, and where it lies.
+    `config` says what it is called, and where it lies; `command` is another one's that takes options likewise.
     """
     places = {"runs_dir": config.runs_dir}
     if resume:
         told = {name: value for name, value in typed.items() if name in WHERE_IT_RUNS} | places
-        return ["tune", f"--resume={config.name}", *_told(told), "--cluster=auto", "--json"]
+        return [*command, f"--resume={config.name}", *_told(told), "--cluster=auto", "--json"]
     told = {name: value for name, value in typed.items() if name not in OF_THIS_COMMAND}
-    arguments = ["tune", *pairs, *_told(told | places | {"name": config.name})]
+    arguments = [*command, *pairs, *_told(told | places | {"name": config.name})]
     return [*arguments, *(["--overwrite"] if overwrite else []), "--cluster=auto", "--json"]
 
 

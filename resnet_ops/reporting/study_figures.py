@@ -100,7 +100,7 @@ def _norms(rows: Sequence[tuple[str, Sequence[Profile]]], part: FigureBase) -> N
                 place = np.linspace(0, 1, profile.values.shape[1])
                 _line(axes, place, profile, **look[profile.depth])
         numbers = np.concatenate([profile.values.ravel() for profile in profiles])
-        style.value_axis(row[0].yaxis, numbers[numbers > 0].tolist(), name)
+        style.value_axis(row[0].yaxis, numbers[numbers > 0].tolist(), name, most=8)
     for (kind, when), axes in zip(columns, panels[0], strict=True):
         axes.set_title(f"{KINDS[kind]}\n{WHEN[when]}", fontsize=9)
     for axes in panels[-1]:

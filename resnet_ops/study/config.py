@@ -29,6 +29,9 @@ class StudyConfig(Trials):
         Field(description="Shortcuts to compare, for the study shortcuts only: A zero-padded, B projected where shapes "
               "change, C all projected. By default A,B,C."),
     ] = None  # fmt: skip
+    epochs: Annotated[
+        Positive | None, Field(description="Passes over the training images; by default the recipe's, or 15.")
+    ] = None
     seeds: Annotated[Positive, Field(description="Trainings of each network, from --seed, --seed + 1...")] = 2
     nodes: Annotated[
         Positive | None,

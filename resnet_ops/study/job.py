@@ -183,5 +183,5 @@ def _draw(search: Search, study: Study, groups: list[Group], record: SearchRecor
         for ending, content in zip(("png", "svg"), picture.alone(), strict=True):
             place = search.run.path / f"{picture.name}.{ending}"
             files.write_atomically(place, content)
-            drawn.append(place.name)
+            drawn.append(str(place))
     return drawn

@@ -23,7 +23,9 @@ WARM_UP_FROM, WARM_UP = 110, {"warmup_steps": 400, "warmup": "constant"}
 def given(config: StudyConfig) -> dict[str, Any]:
     """The options of `train` that all trainings share: what was given, and fewer epochs where nobody says how many."""
     shared = {name: value for name, value in config.given.items() if name != "seed"}
-    return shared if "epochs" in shared or shared.get("recipe") else {"epochs": EPOCHS} | shared
+    if config.epochs:
+        return shared | {"epochs": config.epochs}
+    return shared if shared.get("recipe") else {"epochs": EPOCHS} | shared
 
 
 def searched(config: StudyConfig) -> TuneConfig:

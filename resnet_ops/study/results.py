@@ -124,7 +124,7 @@ class Row(BaseModel):
 
 
 class Findings(BaseModel):
-    """study.json. Times are seconds; `figures` are files beside it."""
+    """study.json. Times are seconds."""
 
     format: Literal[1] = 1
     name: str

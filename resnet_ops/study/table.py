@@ -7,12 +7,7 @@ def markdown(findings: Findings) -> str:
     """The whole of table.md."""
     data = findings.data
     settings = ", ".join(f"{name} {value}" for name, value in findings.training.items() if name != "data")
-    head = ["network", "parameters", "seeds", "training error %", "validation error %"]
-    shortcuts = findings.study == "shortcuts"
-    if shortcuts:
-        head.insert(1, "shortcuts")
-    if findings.published:
-        head.append("published %")
+    heads = columns(findings)
     lines = [
         f"# {findings.name}",
         "",
@@ -23,9 +18,9 @@ def markdown(findings: Findings) -> str:
         f"{data.width}x{data.height}: {settings}. Errors are top-1 after the last epoch, means and sample deviations "
         "over seeds; those of training as augmented and while training.",
         "",
-        f"| {' | '.join(head)} |",
-        f"|{'|'.join('---' if name in ('network', 'shortcuts') else '---:' for name in head)}|",
-        *(f"| {' | '.join(_cells(row, shortcuts, bool(findings.published)))} |" for row in findings.rows),
+        f"| {' | '.join(heads)} |",
+        f"|{'|'.join('---' if name in ('network', 'shortcuts') else '---:' for name in heads)}|",
+        *(f"| {' | '.join(cells(findings, row))} |" for row in findings.rows),
         "",
     ]
     if findings.published:
@@ -33,17 +28,30 @@ def markdown(findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def error(spread: Spread) -> str:
+def columns(findings: Findings) -> list[str]:
+    """What the table has of each network."""
+    shortcuts = ["shortcuts"] if findings.study == "shortcuts" else []
+    published = ["published %"] if findings.published else []
+    return ["network", *shortcuts, "parameters", "seeds", "training error %", "validation error %", *published]
+
+
+def cells(findings: Findings, row: Row) -> list[str]:
+    """The same of one network."""
+    lost = f" ({row.lost} failed)" if row.lost else ""
+    published = "" if row.published_error is None else f"{100 * row.published_error:.2f}"
+    every = {
+        "network": row.model,
+        "shortcuts": row.shortcut or "",
+        "parameters": f"{row.parameters:,}",
+        "seeds": f"{row.seeds}{lost}",
+        "training error %": _error(row.train_error),
+        "validation error %": _error(row.val_error),
+        "published %": published,
+    }
+    return [every[name] for name in columns(findings)]
+
+
+def _error(spread: Spread) -> str:
     """A mean in percent, with its deviation where there are seeds."""
     deviation = "" if spread.std is None else f" ± {100 * spread.std:.2f}"
     return f"{100 * spread.mean:.2f}{deviation}"
-
-
-def _cells(row: Row, shortcuts: bool, published: bool) -> list[str]:
-    lost = f" ({row.lost} failed)" if row.lost else ""
-    cells = [row.model, f"{row.parameters:,}", f"{row.seeds}{lost}", error(row.train_error), error(row.val_error)]
-    if shortcuts:
-        cells.insert(1, row.shortcut or "")
-    if published:
-        cells.append("" if row.published_error is None else f"{100 * row.published_error:.2f}")
-    return cells

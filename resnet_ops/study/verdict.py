@@ -4,14 +4,19 @@ One network's error counts as above another's if every seed's is, and the means 
 errors of a share of so many images. What overlaps is called so.
 """
 
+import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from resnet_ops.runs import DataRecord
 from resnet_ops.study.layers import Layer
 from resnet_ops.study.results import KINDS, Group, Kind, Network, Spread
 from resnet_ops.tuning.results import standard_error
+
+MANY = 100  # times between first and last layers from which gradients are said to vanish or to grow
 
 
 def degradation(groups: Sequence[Group], data: DataRecord) -> str:
@@ -69,18 +74,17 @@ def responses(groups: Sequence[Group]) -> str:
 
 
 def gradients(groups: Sequence[Group]) -> str:
-    """How the gradients of a network's first layers compare with those of its last ones, before any training."""
+    """How the gradients of the deepest networks' first layers compare with those of their last ones."""
     deepest = [max((g for g in groups if g.kind == kind), key=lambda g: g.depth, default=None) for kind in KINDS]
     told = []
-    for group in deepest:
-        ratio = group and over(group, _first_to_last)
-        if group and ratio:
-            way = "vanish" if ratio.greatest < 0.01 else "do not vanish"
-            told.append(
-                f"in {group.model} the first tenth of the layers has {_short(ratio)} times the gradient norm of the "
-                f"last tenth: they {way} on the way back"
-            )
-    return f"At initialisation, {'; '.join(told)}." if told else ""
+    for when, words in (("initial", "At initialisation"), ("trained", "After training")):
+        ratios = [(g.model, over(g, functools.partial(_first_to_last, when=when))) for g in deepest if g]
+        there = [f"in {model} {_short(ratio)}, {_way(ratio)}" for model, ratio in ratios if ratio]
+        if there:
+            told.append(f"{words} {'; '.join(there)}.")
+    if not told:
+        return ""
+    return " ".join(["Gradient norm of the first tenth of the layers, as a multiple of the last tenth's.", *told])
 
 
 def above(one: Spread, other: Spread, images: int) -> bool:
@@ -125,16 +129,19 @@ def _in_short(of_kind: dict[Kind, list[Group]], worse: dict[Kind, list[tuple[Gro
     compared = [kind for kind in KINDS if len(of_kind[kind]) > 1]
     if not compared:
         return "There are no two depths of a kind to compare."
-    first = {kind: worse[kind][0][0].depth for kind in compared if worse[kind]}
     names = {kind: f"{KINDS[kind]} networks" for kind in compared}
-    fine = [names[kind] for kind in compared if kind not in first]
-    if not first:
+    fine = [names[kind] for kind in compared if not worse[kind]]
+    degraded = sorted((kind for kind in compared if worse[kind]), key=lambda kind: worse[kind][0][0].depth)
+    if not degraded:
         return f"No degradation at these depths, of {' or '.join(fine)}."
-    if len(set(first.values())) == 1 and len(first) == 2:
-        return f"Plain and residual networks degrade from depth {first['plain']} on."
-    told = [f"{names[kind]} degrade from depth {depth} on" for kind, depth in sorted(first.items(), key=lambda p: p[1])]
+    told = [f"{names[kind]} degrade from depth {worse[kind][0][0].depth} on, {_by(worse[kind])}" for kind in degraded]
     line = "; ".join([*told, *(f"{name} do not" for name in fine)])
     return f"{line[0].upper()}{line[1:]}."
+
+
+def _by(worse: Sequence[tuple[Group, Group]]) -> str:
+    most = max(group.train_error.mean - least.train_error.mean for group, least in worse)
+    return f"by up to {100 * most:.1f} points of training error"
 
 
 def _numbers(kind: Kind, groups: Sequence[Group], worse: list[tuple[Group, Group]], data: DataRecord) -> str:
@@ -144,9 +151,10 @@ def _numbers(kind: Kind, groups: Sequence[Group], worse: list[tuple[Group, Group
         return f"Training error, {KINDS[kind]}: {listed}; none is above a shallower one's."
     _, least = worse[0]
     listed = ", ".join(f"{g.model} {range_of(g.train_error)}" for g in groups if g.depth >= least.depth)
-    agrees = all(above(g.val_error, s.val_error, data.val_images) for g, s in worse)
-    and_too = "in validation error too" if agrees else "while validation error does not show it throughout"
-    return f"Training error, {KINDS[kind]}: {listed}; {and_too}."
+    agrees = [g.depth for g, s in worse if above(g.val_error, s.val_error, data.val_images)]
+    where = "" if len(agrees) == len(worse) else f" at depth {' and '.join(map(str, agrees))}"
+    too = f"in validation error too{where}" if agrees else "not in validation error"
+    return f"Training error, {KINDS[kind]}: {listed}; {too}."
 
 
 def _mean(network: Network, number: Callable[[Layer], float | None]) -> float | None:
@@ -155,10 +163,20 @@ def _mean(network: Network, number: Callable[[Layer], float | None]) -> float | 
     return statistics.fmean(values) if values else None
 
 
-def _first_to_last(network: Network) -> float | None:
+def _way(ratio: Spread) -> str:
+    """What becomes of gradients on their way back."""
+    if ratio.greatest < 1 / MANY:
+        return "they vanish on the way back"
+    if ratio.least > MANY:
+        return "they grow on the way back"
+    even = ratio.least >= 1 / MANY and ratio.greatest <= MANY
+    return "they do neither vanish nor explode" if even else "which differs from seed to seed"
+
+
+def _first_to_last(network: Network, when: Literal["initial", "trained"]) -> float | None:
     if network.layers is None:
         return None
-    gradients = [layer.weight_gradient for layer in network.layers.initial]
+    gradients = [layer.weight_gradient for layer in getattr(network.layers, when)]
     tenth = max(len(gradients) // 10, 1)
     first, last = (statistics.fmean(part) for part in (gradients[:tenth], gradients[-tenth:]))
     return first / last if last else None
@@ -166,7 +184,7 @@ def _first_to_last(network: Network) -> float | None:
 
 def _falls(spreads: Sequence[Spread | None]) -> bool:
     there = [spread for spread in spreads if spread]
-    return all(deeper.greatest < shallower.least for shallower, deeper in zip(there, there[1:], strict=False))
+    return all(deeper.greatest < shallower.least for shallower, deeper in itertools.pairwise(there))
 
 
 def _short(spread: Spread | None) -> str:

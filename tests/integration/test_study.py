@@ -1,0 +1,140 @@
+"""`resnet-ops study`: real trainings on real Ray, a driver that is killed."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.errors import UserError
+from resnet_ops.runs import Run
+from resnet_ops.study import layers
+from resnet_ops.training import job as training
+from resnet_ops.tuning import job as tuning
+from resnet_ops.tuning.results import Search
+from tests.conftest import COMMAND, Ended, command
+from tests.integration.test_cli import refused
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+EPOCHS = 5
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:  # type: ignore[type-arg]
+    """A small study, killed when some of it was done and some at hand, and gone on with."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    options = ["--depths", "8,14", "--seeds", "2", "--epochs", str(EPOCHS), "--runs-dir", str(runs_dir), "--name", "s"]
+    started = subprocess.Popen([*COMMAND, "study", "degradation", *options], stderr=subprocess.PIPE, text=True)
+    search = Search(Run(runs_dir / "s"))
+
+    def done() -> int:
+        return sum(t.is_settled for t in search.trials()) if search.trials_file.exists() else 0
+
+    end = time.monotonic() + 90
+    while done() < 3 or not any(0 < len(search.trial_run(n).epochs()) < EPOCHS for n in range(4, 9)):
+        assert started.poll() is None, started.stderr and started.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    before = {t.id: search.trial_run(t).metrics_file.read_bytes() for t in search.trials() if t.is_settled}
+
+    ended = command("study", "degradation", "--resume", "s", "--runs-dir", runs_dir, "--json")
+    assert ended.returncode == 0, ended.stderr
+    for number, content in before.items():
+        assert search.trial_run(number).metrics_file.read_bytes() == content
+    return runs_dir / "s", json.loads(ended.stdout)
+
+
+def test_a_killed_study_goes_on_to_every_number(studied: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    folder, told = studied
+    assert (told["name"], told["run_dir"], told["status"]) == ("s", str(folder), "finished")
+    assert {(n["model"], n["depth"], n["kind"], n["seed"]) for n in told["networks"]} == {
+        (f"{kind}{depth}", depth, kind, seed) for kind in ("plain", "resnet") for depth in (8, 14) for seed in (0, 1)
+    }
+    for network in told["networks"]:
+        assert [epoch["epoch"] for epoch in network["curve"]] == list(range(1, EPOCHS + 1))
+        assert network["val_error"] == network["curve"][-1]["val_error"]
+        assert network["train_error"] == network["curve"][-1]["train_error"]
+        assert len(network["layers"]["trained"]) == network["depth"] - 1
+    assert len(told["rows"]) == 4
+    for row in told["rows"]:
+        errors = [n["val_error"] for n in told["networks"] if n["model"] == row["model"]]
+        assert row["val_error"]["mean"] == pytest.approx(sum(errors) / 2)
+        assert (row["seeds"], row["val_error"]["least"], row["val_error"]["greatest"]) == (2, min(errors), max(errors))
+    assert told["verdict"].endswith("Means of 2 seeds, with the least and the greatest.")
+    assert "At initialisation in plain14" in told["gradients"]
+    assert [Path(figure).name for figure in told["figures"]] == [
+        "degradation.png", "degradation.svg", "norms.png", "norms.svg",
+    ]  # fmt: skip
+    assert all(Path(figure).stat().st_size > 10_000 for figure in told["figures"])
+    assert json.loads((folder / "study.json").read_text()) == told
+    table = (folder / "table.md").read_text()
+    assert told["verdict"] in table
+    assert len([line for line in table.splitlines() if line.startswith(("| plain", "| resnet"))]) == 4
+    assert "published" not in table  # digits are not in the paper
+
+
+def test_its_trainings_are_those_of_train(
+    studied: tuple[Path, dict],  # type: ignore[type-arg]
+    tmp_path: Path,
+) -> None:
+    folder, told = studied
+    last = told["networks"][-1]  # trained after the kill
+    alone = training.train(
+        TrainConfig.of(
+            model=last["model"], seed=last["seed"], epochs=EPOCHS, cpus_per_worker=1, runs_dir=tmp_path, name="alone"
+        )
+    )
+    ours = Run(folder / last["trial"])
+    assert [(e.train_loss, e.val_loss, e.val_error) for e in ours.epochs()] == [
+        (e.train_loss, e.val_loss, e.val_error) for e in alone.run.epochs()
+    ]
+    found = layers.read(ours)
+    assert found is not None
+    assert found.initial != found.trained
+
+
+def test_a_study_is_gone_on_with_as_that_study(studied: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    folder, _ = studied
+    with pytest.raises(UserError, match="resnet-ops study degradation --resume s"):
+        tuning.resume(folder.parent, "s")
+    with pytest.raises(UserError, match=r"s is a study.*resnet-ops study degradation --resume s"):
+        training.resume(folder.parent, "s")
+
+
+def test_shortcuts_are_compared(cli: Callable[..., Ended], tmp_path: Path) -> None:
+    options = ["--options", "A,C", "--depths", 8, "--epochs", 1, "--seeds", 1, "--runs-dir", tmp_path]
+    ended = cli("study", "shortcuts", *options, "--json")
+    assert ended.code == 0, ended.err
+    told = ended.json
+    assert told["name"] == "shortcuts-digits"
+    assert [(row["model"], row["shortcut"], row["parameters"]) for row in told["rows"]] == [
+        ("resnet8", "A", 75_002), ("resnet8", "C", 78_042),
+    ]  # fmt: skip
+    assert "has the least validation error" in told["verdict"]
+    assert [Path(figure).name for figure in told["figures"]] == ["shortcuts.png", "shortcuts.svg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("degradatoin",), ("no study 'degradatoin'", "Did you mean degradation?")),
+        (("degradation", "--depths", "8,21"), ("--depths: resnet21 is not a valid depth",)),
+        (("degradation", "--options", "A"), ("--options names shortcuts",)),
+        (("degradation", "--depths", "18,34"), ("34 needs images of at least 32x32",)),
+        (("degradation", "--nodes", "2", "--cluster", "local"), ("--nodes 2 needs 2 machines", "this machine has 1")),
+        (("responses", "--cpus-per-trial", "64"), ("A trial needs 64 CPU cores of one machine",)),
+        (("degradation", "--resume", "nothing"), ("There is no run called 'nothing'",)),
+        (("degradation", "--resume", "nothing", "--seeds", "3"), ("--seeds cannot be changed",)),
+        (("degradation", "--seeds", "0"), ("--seeds",)),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_writes_nothing(
+    cli: Callable[..., Ended], tmp_path: Path, arguments: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    refused(cli("study", *arguments, "--runs-dir", tmp_path / "runs"), *told)
+    assert not list(tmp_path.rglob("tune.json"))

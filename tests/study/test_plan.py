@@ -1,0 +1,60 @@
+"""Which trainings a study has."""
+
+import pytest
+
+from resnet_ops.errors import UserError
+from resnet_ops.study import plan
+from resnet_ops.study.config import StudyConfig
+
+
+def points(**options: object) -> list[dict[str, object]]:
+    return list(plan.space(StudyConfig.of(**options)).points)
+
+
+def test_every_network_from_every_seed_the_deepest_first() -> None:
+    found = points(depths="8,20", seeds=2, given={"seed": 5, "lr": 0.3})
+    assert [(p["family"], p["depth"], p["seed"], p["lr"]) for p in found] == [
+        ("plain", 20, 5, 0.3), ("resnet", 20, 5, 0.3), ("plain", 8, 5, 0.3), ("resnet", 8, 5, 0.3),
+        ("plain", 20, 6, 0.3), ("resnet", 20, 6, 0.3), ("plain", 8, 6, 0.3), ("resnet", 8, 6, 0.3),
+    ]  # fmt: skip
+
+
+def test_epochs_are_those_typed_or_the_recipes_or_few() -> None:
+    assert plan.given(StudyConfig.of())["epochs"] == plan.EPOCHS
+    assert plan.given(StudyConfig.of(epochs=3, given={"recipe": "paper"}))["epochs"] == 3
+    assert "epochs" not in plan.given(StudyConfig.of(given={"recipe": "paper"}))
+
+
+def test_the_papers_recipe_warms_the_deepest_up_and_no_other_does() -> None:
+    found = points(depths="56,110", given={"recipe": "paper"}, seeds=1)
+    assert {p["depth"]: p.get("warmup_steps") for p in found} == {56: None, 110: 400}
+    assert all("warmup_steps" not in p for p in points(depths="110"))
+
+
+def test_imagenet_networks_have_the_plain_ones_parameters() -> None:
+    found = points(depths="18,34", seeds=1)
+    assert {(p["family"], p.get("shortcut")) for p in found} == {("plain", None), ("resnet", "A")}
+
+
+def test_shortcuts_are_compared_at_each_depth() -> None:
+    found = points(study="shortcuts", depths="8,14", options="A,C", seeds=1)
+    assert [(p["family"], p["depth"], p["shortcut"]) for p in found] == [
+        ("resnet", 14, "A"), ("resnet", 14, "C"), ("resnet", 8, "A"), ("resnet", 8, "C"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"depths": "8,21"}, "--depths: resnet21 is not a valid depth"),
+        ({"depths": "eight"}, "--depths: 'eight' is no depth"),
+        ({"depths": "8,8"}, "--depths 8,8 has a value twice"),
+        ({"options": "A,B"}, "--options names shortcuts to compare"),
+        ({"study": "shortcuts", "options": "A,D"}, "--options: 'D' is no shortcut"),
+        ({"seeds": 0}, "--seeds"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(options: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        points(**options)
+    assert told in str(refused.value)

@@ -1,0 +1,111 @@
+"""What is said of a study is what its numbers show."""
+
+import pytest
+
+from resnet_ops.study import verdict
+from resnet_ops.study.results import Spread, grouped
+from tests.study.made import DATA, DEGRADED, layers, network, seeds
+
+
+def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
+    told = verdict.degradation(DEGRADED, DATA)
+    assert told.startswith(
+        "Plain networks degrade from depth 56 on, by up to 62.5 points of training error; residual networks do not."
+    )
+    assert "plain20 2.5 % (2.0 to 3.0), plain56 65.0 % (60.0 to 70.0); in validation error too" in told
+    assert "resnet56 1.1 % (0.9 to 1.3); none is above a shallower one's" in told
+    assert told.endswith("Means of 2 seeds, with the least and the greatest.")
+
+
+@pytest.mark.parametrize(
+    ("networks", "told"),
+    [
+        # Seeds overlap: the means differ, and that is all.
+        (seeds("plain20", [0.1, 0.4], [0.1, 0.4]) + seeds("plain56", [0.3, 0.5], [0.3, 0.5]), "No degradation"),
+        # Every seed is above, but by less than so few images can tell.
+        (seeds("plain20", [0.050], [0.05]) + seeds("plain56", [0.055], [0.06]), "No degradation"),
+        (seeds("plain20", [0.050], [0.05]) + seeds("plain56", [0.150], [0.06]), "Plain networks degrade from depth 56"),
+        (
+            seeds("plain20", [0.1], [0.1]) + seeds("plain56", [0.5], [0.5])
+            + seeds("resnet20", [0.1], [0.1]) + seeds("resnet56", [0.1], [0.1]) + seeds("resnet110", [0.45], [0.5]),
+            "Plain networks degrade from depth 56 on, by up to 40.0 points of training error; residual networks "
+            "degrade from depth 110 on, by up to 35.0 points",
+        ),
+        (
+            seeds("plain20", [0.1], [0.1]) + seeds("plain56", [0.5], [0.5])
+            + seeds("resnet20", [0.1], [0.1]) + seeds("resnet56", [0.5], [0.5]),
+            "Plain networks degrade from depth 56 on, by up to 40.0 points of training error; residual networks "
+            "degrade from depth 56 on",
+        ),
+        (seeds("resnet20", [0.1], [0.1]), "There are no two depths of a kind to compare."),
+    ],
+)  # fmt: skip
+def test_it_says_no_more_than_the_numbers(networks: list, told: str) -> None:  # type: ignore[type-arg]
+    assert verdict.degradation(grouped(networks), DATA).startswith(told)
+
+
+def test_training_error_alone_is_said_to_be_so() -> None:
+    groups = grouped(seeds("plain20", [0.05], [0.10]) + seeds("plain56", [0.15], [0.10]))
+    assert "plain56 15.0 %; not in validation error." in verdict.degradation(groups, DATA)
+    more = grouped([*(n for g in groups for n in g.networks), network("plain110", 0.5, 0.5)])
+    assert "in validation error too at depth 110." in verdict.degradation(more, DATA)
+
+
+def test_one_seed_and_failures_are_told() -> None:
+    failed = network("plain20", 0.5, 0.5, 1, status="failed", val_error=None, train_error=None)
+    groups = grouped([network("plain20", 0.1, 0.1), failed, network("plain56", 0.5, 0.5)])
+    told = verdict.degradation(groups, DATA)
+    assert "1 of 2 trainings of plain20 failed." in told
+    assert "One seed each" in told
+
+
+def test_errors_are_above_each_other_beyond_seeds_and_images() -> None:
+    low, high = Spread.of([0.10, 0.12]), Spread.of([0.13, 0.15])
+    assert verdict.above(high, low, 10_000)
+    assert not verdict.above(high, low, 100)
+    assert not verdict.above(Spread.of([0.11, 0.50]), low, 10_000)
+
+
+def test_gradients_vanish_grow_or_neither() -> None:
+    groups = grouped(
+        [
+            network("plain20", 0.1, 0.1, layers=layers(1.0, 1.0)),
+            network("plain56", 0.1, 0.1, layers=layers(1e-6, 1.0)),  # the deepest is told of
+            network("resnet56", 0.1, 0.1, layers=layers(3.0, 1.0)),
+        ]
+    )
+    told = verdict.gradients(groups)
+    assert "At initialisation in plain56 1e-06, they vanish on the way back; in resnet56 3, they do neither" in told
+    grown = grouped(seeds("plain56", [0.1, 0.1], [0.1, 0.1], layers=layers(1e6, 1.0)))
+    assert "1e+06 (1e+06 to 1e+06), they grow" in verdict.gradients(grown)
+    assert verdict.gradients(grouped([network("plain20", 0.1, 0.1)])) == ""
+
+
+def test_responses_fall_or_do_not() -> None:
+    def groups(*responses: float) -> list:  # type: ignore[type-arg]
+        depths = (20, 56, 110)[: len(responses)]
+        found = [
+            network(f"resnet{d}", 0.1, 0.1, layers=layers(1, 1, r)) for d, r in zip(depths, responses, strict=True)
+        ]
+        return grouped([*found, network("plain20", 0.9, 0.9, layers=layers(1, 1, 2.0))])
+
+    told = verdict.responses(groups(1.0, 0.5, 0.25))
+    assert "response falls as depth grows" in told
+    assert "1 in resnet20, 0.5 in resnet56, 0.25 in resnet110" in told
+    assert "tends towards 0: 0.5 in resnet20, 0.25 in resnet56, 0.12 in resnet110" in told
+    assert "At depth 20 it is smaller than the plain network's, 2." in told
+    assert "plain20 hardly learned" in told
+    assert "does not steadily fall" in verdict.responses(groups(0.5, 1.0))
+
+
+def test_shortcuts_are_told_apart_where_they_can_be() -> None:
+    groups = grouped(
+        [
+            *seeds("resnet20", [0.1, 0.1], [0.10, 0.12], shortcut="A"),
+            *seeds("resnet20", [0.1, 0.1], [0.09, 0.11], shortcut="B"),
+            *seeds("resnet20", [0.1, 0.1], [0.50, 0.52], shortcut="C"),
+        ]
+    )
+    told = verdict.shortcuts(groups, DATA)
+    assert "resnet20: B has the least validation error, 10.0 % (9.0 to 11.0); above it C 51.0 %" in told
+    assert "not told apart from it A 11.0 % (10.0 to 12.0)" in told
