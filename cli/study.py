@@ -73,7 +73,7 @@ def study(
         train_default("recipe")
     ),
     epochs: Annotated[int | None, _option("epochs", SHARED)] = default("epochs"),
-    lr: Annotated[float, _shared("lr")] = train_default("lr"),
+    lr: Annotated[float | None, _option("lr", SHARED)] = default("lr"),
     batch_size: Annotated[int, _shared("batch_size")] = train_default("batch_size"),
     seed: Annotated[int, _shared("seed")] = train_default("seed"),
     device: Annotated[str, _shared("device", PLACE)] = train_default("device"),

@@ -137,7 +137,7 @@ def _shortcuts(networks: Sequence[tuple[str, Network]], images: int, part: Figur
     depths = sorted({network.depth for _, network in networks})
     options = sorted({option for option, _ in networks})
     panels = part.subplots(1, len(depths), squeeze=False, sharex=True, sharey=True)[0]
-    look = {
+    look: dict[str, dict[str, Any]] = {
         option: {"color": style.KINDS[i % len(style.KINDS)], "marker": style.MARKERS[i % len(style.MARKERS)]}
         for i, option in enumerate(options)
     }

@@ -30,7 +30,11 @@ class StudyConfig(Trials):
               "change, C all projected. By default A,B,C."),
     ] = None  # fmt: skip
     epochs: Annotated[
-        Positive | None, Field(description="Passes over the training images; by default the recipe's, or 15.")
+        Positive | None, Field(description="Passes over the training images; by default the recipe's, or 12.")
+    ] = None
+    lr: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="Peak learning rate; by default the recipe's, or 0.05."),
     ] = None
     seeds: Annotated[Positive, Field(description="Trainings of each network, from --seed, --seed + 1...")] = 2
     nodes: Annotated[

@@ -109,7 +109,7 @@ def conclude(search: Search, started_at: float) -> Findings:
         rows=[_row(group, beside) for group in groups],
         verdict=_verdict(study, groups, record),
         gradients=verdict.gradients(groups) if study != "shortcuts" else "",
-        published=beside and beside.source,
+        published=beside.source if beside else None,
         figures=figures,
         networks=networks,
         versions=runs.versions(),
@@ -139,8 +139,8 @@ def _network(search: Search, trial: Trial) -> Network:
         reason=trial.reason,
         parameters=trial.parameters,
         seconds=trial.seconds,
-        train_error=last and last.train_error,
-        val_error=last and last.val_error,
+        train_error=last.train_error if last else None,
+        val_error=last.val_error if last else None,
         best_val_error=min(epoch.val_error for epoch in curve) if last else None,
         trial=str(Path(search.trials_dir.name, trial.name)),
         curve=curve,
@@ -166,7 +166,7 @@ def _row(group: Group, beside: Published | None) -> Row:
         lost=group.lost,
         train_error=group.train_error,
         val_error=group.val_error,
-        published_error=beside and beside.error(group.model, group.shortcut),
+        published_error=beside.error(group.model, group.shortcut) if beside else None,
     )
 
 

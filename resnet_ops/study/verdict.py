@@ -9,8 +9,8 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Literal
 
+from resnet_ops.reporting.study_figures import When
 from resnet_ops.runs import DataRecord
 from resnet_ops.study.layers import Layer
 from resnet_ops.study.results import KINDS, Group, Kind, Network, Spread
@@ -77,7 +77,8 @@ def gradients(groups: Sequence[Group]) -> str:
     """How the gradients of the deepest networks' first layers compare with those of their last ones."""
     deepest = [max((g for g in groups if g.kind == kind), key=lambda g: g.depth, default=None) for kind in KINDS]
     told = []
-    for when, words in (("initial", "At initialisation"), ("trained", "After training")):
+    moments: dict[When, str] = {"initial": "At initialisation", "trained": "After training"}
+    for when, words in moments.items():
         ratios = [(g.model, over(g, functools.partial(_first_to_last, when=when))) for g in deepest if g]
         there = [f"in {model} {_short(ratio)}, {_way(ratio)}" for model, ratio in ratios if ratio]
         if there:
@@ -173,7 +174,7 @@ def _way(ratio: Spread) -> str:
     return "they do neither vanish nor explode" if even else "which differs from seed to seed"
 
 
-def _first_to_last(network: Network, when: Literal["initial", "trained"]) -> float | None:
+def _first_to_last(network: Network, when: When) -> float | None:
     if network.layers is None:
         return None
     gradients = [layer.weight_gradient for layer in getattr(network.layers, when)]

@@ -62,7 +62,7 @@ def test_responses_and_gradients_are_the_networks_own(model: str) -> None:
         assert layer.weight_gradient == pytest.approx(float(of_weights.norm()), rel=1e-3)
         if layer.name in entering:
             ratio = expected.std(correction=0) / entering[layer.name].std(correction=0)
-            assert layer.of_shortcut == pytest.approx(float(ratio), rel=1e-4)
+            assert layer.of_shortcut == pytest.approx(float(ratio.detach()), rel=1e-4)
         else:
             assert layer.of_shortcut is None
 

@@ -12,17 +12,18 @@ def points(**options: object) -> list[dict[str, object]]:
 
 
 def test_every_network_from_every_seed_the_deepest_first() -> None:
-    found = points(depths="8,20", seeds=2, given={"seed": 5, "lr": 0.3})
+    found = points(depths="8,20", seeds=2, lr=0.3, given={"seed": 5})
     assert [(p["family"], p["depth"], p["seed"], p["lr"]) for p in found] == [
         ("plain", 20, 5, 0.3), ("resnet", 20, 5, 0.3), ("plain", 8, 5, 0.3), ("resnet", 8, 5, 0.3),
         ("plain", 20, 6, 0.3), ("resnet", 20, 6, 0.3), ("plain", 8, 6, 0.3), ("resnet", 8, 6, 0.3),
     ]  # fmt: skip
 
 
-def test_epochs_are_those_typed_or_the_recipes_or_few() -> None:
-    assert plan.given(StudyConfig.of())["epochs"] == plan.EPOCHS
+def test_what_is_typed_goes_before_the_recipe_and_the_recipe_before_the_usual() -> None:
+    assert plan.given(StudyConfig.of(lr=0.1)) == {"epochs": 12, "lr": 0.1}
     assert plan.given(StudyConfig.of(epochs=3, given={"recipe": "paper"}))["epochs"] == 3
-    assert "epochs" not in plan.given(StudyConfig.of(given={"recipe": "paper"}))
+    assert plan.given(StudyConfig.of(given={"recipe": "paper"})) == {"recipe": "paper"}
+    assert {point["lr"] for point in points(given={"recipe": "paper"})} == {0.1}
 
 
 def test_the_papers_recipe_warms_the_deepest_up_and_no_other_does() -> None:

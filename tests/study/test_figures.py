@@ -1,0 +1,55 @@
+"""Each study has its figures and its table, of what its networks measured."""
+
+import pytest
+
+from resnet_ops.study.config import Study
+from resnet_ops.study.figures import pictures
+from resnet_ops.study.results import Findings, Row, Spread, grouped
+from resnet_ops.study.table import markdown
+from tests.study.made import DATA, DEGRADED, layers, network, seeds
+
+
+@pytest.mark.parametrize(
+    ("study", "names"),
+    [
+        ("degradation", ["degradation", "norms"]),
+        ("responses", ["responses", "degradation", "norms"]),
+        ("shortcuts", ["shortcuts"]),
+    ],
+)
+def test_each_study_has_its_figures_the_first_its_own(study: Study, names: list[str]) -> None:
+    groups = grouped([network(model, 0.1, 0.1, layers=layers(1, 2)) for model in ("plain20", "resnet20", "resnet56")])
+    drawn = pictures(study, groups, 359)
+    assert [picture.name for picture in drawn] == names
+    for picture in drawn:
+        png, svg = picture.alone()
+        assert png.startswith(b"\x89PNG")
+        assert b"</svg>" in svg
+
+
+def test_without_layers_there_are_only_errors() -> None:
+    assert [picture.name for picture in pictures("degradation", DEGRADED, 359)] == ["degradation"]
+
+
+def test_the_table_has_means_deviations_and_what_was_published() -> None:
+    rows = [
+        Row(
+            model=group.model, kind=group.kind, depth=group.depth, shortcut=group.shortcut, parameters=group.parameters,
+            seeds=2, lost=0, train_error=group.train_error, val_error=group.val_error, published_error=published,
+        )
+        for group, published in zip(DEGRADED, (None, None, 0.0875, 0.0697), strict=True)
+    ]  # fmt: skip
+    findings = Findings(
+        name="s", study="degradation", status="finished", run_dir="runs/s", data=DATA, device="cpu", training={"lr": 0.1},
+        rows=rows, verdict="It is so.", gradients="", published="table 6", figures=[], networks=[], versions={}, total_s=1,
+    )  # fmt: skip
+    lines = markdown(findings).splitlines()
+    assert "It is so." in lines
+    assert "| plain56 | 1,000 | 2 | 65.00 ± 7.07 | 62.50 ± 3.54 |  |" in lines
+    assert "| resnet20 | 1,000 | 2 | 1.10 ± 0.14 | 2.00 ± 0.00 | 8.75 |" in lines
+    assert lines[-1] == "Published: table 6."
+
+
+def test_a_spread_of_one_has_no_deviation() -> None:
+    assert Spread.of([0.5]).std is None
+    assert grouped(seeds("plain20", [0.1], [0.1]))[0].val_error == Spread.of([0.1])
