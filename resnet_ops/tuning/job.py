@@ -21,16 +21,15 @@ from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.code import fingerprint_of_code
 from resnet_ops.orchestration.pool import Pool, Share, pooled
 from resnet_ops.recipes.reading import configure
-from resnet_ops.runs import Best, DataRecord, Run, Status
+from resnet_ops.runs import Best, Run, Status
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import results
+from resnet_ops.tuning.checks import checked, planned_trials, refuse_other_code
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial
-from resnet_ops.tuning.space import Choices, Space, options, read
+from resnet_ops.tuning.space import Space, read
 from resnet_ops.tuning.watcher import Watcher
-
-CODE = ("python", "torch", "ray", "optuna")  # other versions of which would train or choose otherwise
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,8 @@ def search_space(
     base = configure(**config.given)
     base = base.model_copy(update=absolute(base))
     with pooled(base, _share(config, purpose.machines), watcher.notice) as pool:
-        base, data = _checked(space, base, pool, watcher)
-        planned = _planned(config, space)
+        base, data = checked(space, base, pool, watcher)
+        planned = planned_trials(config, space)
         run = runs.create(base.runs_dir, base.name, f"{purpose.command.split()[-1]}-{data.name}", overwrite)
         with run.lock():
             search = Search(run)
@@ -157,13 +156,13 @@ def resume(
             raise UserError(f"{name} was not begun by {purpose.command}.", f"Go on with: {go_on}")
         space, config, machines = record.space, record.config, purpose.machines or record.machines
         config = config.model_copy(update={"given": config.given | (changes or {})})
-        _refuse_other_code(record)
+        refuse_other_code(record)
         base = configure(**config.given)
         base = base.model_copy(update=absolute(base))
         with pooled(base, _share(config, machines), watcher.notice) as pool:
             if pool.device != record.device:
                 raise UserError(f"{name} was searched on {record.device}, and this is {pool.device}.", "Search anew.")
-            base, data = _checked(space, base, pool, watcher)
+            base, data = checked(space, base, pool, watcher)
             if data.fingerprint != record.data.fingerprint:
                 raise UserError(
                     f"The images in {base.data} are not those that {name} was searched on.",
@@ -182,67 +181,6 @@ def _given(config: TuneConfig, base: TrainConfig) -> dict[str, Any]:
     """The options all trials share, with paths that mean the same everywhere."""
     settled = {name: getattr(base, name) for name in ("data", "val_data", "data_root", "cache_dir", "runs_dir")}
     return config.given | {name: as_typed(value) for name, value in settled.items() if value is not None}
-
-
-def _planned(config: TuneConfig, space: Space) -> int:
-    from resnet_ops.tuning import search
-
-    search.scheduler(config, space, 1)  # refuses what cannot be had together
-    return search.planned(config, space)
-
-
-def _refuse_other_code(record: SearchRecord) -> None:
-    now = runs.versions()
-    differs = [
-        f"{n} {record.versions.get(n)} then, {now.get(n)} now" for n in CODE if now.get(n) != record.versions.get(n)
-    ]
-    if not differs and fingerprint_of_code() != record.code:
-        differs = ["the code of resnet-ops itself"]
-    if differs:
-        raise UserError(
-            f"{record.name} was begun with other code ({'; '.join(differs)}), so that its trials would not compare.",
-            "Go on with what it began with, or search anew.",
-        )
-
-
-def _checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tuple[TrainConfig, DataRecord]:
-    """Check every network against the images; settle what depends on them, and decode them here once."""
-    if base.auto_batch:
-        raise UserError("--auto-batch finds a batch size for one network, and a search has many.", "Give --batch-size.")
-    source = None
-    with training.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
-        for model in _models(space):
-            base = base.model_copy(update={"model": model})
-            source, settled = training.check(base, pool.device, source)
-        assert source is not None
-        compare(source.record.fingerprint)
-    source = training.decoded(source, settled, watcher)
-    return base.model_copy(update={"device": pool.device}), source.record
-
-
-def _models(space: Space) -> list[str]:
-    """The networks' names, the deepest first.
-
-    Raises:
-        UserError: One is not valid.
-    """
-    from resnet_ops import models
-
-    def values(name: str) -> list[Any]:
-        searched = space.searched.get(name)
-        return list(searched.values) if isinstance(searched, Choices) else [space.fixed[name]]
-
-    if space.points:
-        names = list(dict.fromkeys(options(point)["model"] for point in space.points))
-    else:
-        names = [f"{family}{depth}" for depth in values("depth") for family in values("family")]
-    found = []
-    for name in names:
-        try:
-            found.append(models.parse_name(name))
-        except UserError as error:
-            raise UserError(f"--depths: {error.cause}", error.remedy) from None
-    return [architecture.name for architecture in sorted(found, key=lambda a: -a.depth)]
 
 
 def _execute(

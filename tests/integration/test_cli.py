@@ -23,7 +23,7 @@ Cli = Callable[..., Ended]
 def test_help_is_complete(cli: Cli) -> None:
     top = cli("--help")
     assert top.code == 0
-    for name in ("train", "tune", "export", "recipes", "runs", "doctor"):
+    for name in ("train", "tune", "study", "export", "recipes", "runs", "doctor"):
         assert name in top.out
         shown = cli(name, "--help")
         assert shown.code == 0

@@ -40,9 +40,22 @@ def test_the_table_has_means_deviations_and_what_was_published() -> None:
         for group, published in zip(DEGRADED, (None, None, 0.0875, 0.0697), strict=True)
     ]  # fmt: skip
     findings = Findings(
-        name="s", study="degradation", status="finished", run_dir="runs/s", data=DATA, device="cpu", training={"lr": 0.1},
-        rows=rows, verdict="It is so.", gradients="", published="table 6", figures=[], networks=[], versions={}, total_s=1,
-    )  # fmt: skip
+        name="s",
+        study="degradation",
+        status="finished",
+        run_dir="runs/s",
+        data=DATA,
+        device="cpu",
+        training={"lr": 0.1},
+        rows=rows,
+        verdict="It is so.",
+        gradients="",
+        published="table 6",
+        figures=[],
+        networks=[],
+        versions={},
+        total_s=1,
+    )
     lines = markdown(findings).splitlines()
     assert "It is so." in lines
     assert "| plain56 | 1,000 | 2 | 65.00 ± 7.07 | 62.50 ± 3.54 |  |" in lines

@@ -1,0 +1,92 @@
+"""What is looked at before a search begins or goes on: networks, images, code."""
+
+from typing import Any
+
+from resnet_ops import runs
+from resnet_ops.config import TrainConfig
+from resnet_ops.errors import UserError
+from resnet_ops.orchestration.code import fingerprint_of_code
+from resnet_ops.orchestration.pool import Pool
+from resnet_ops.runs import DataRecord
+from resnet_ops.training import job as training
+from resnet_ops.tuning.config import TuneConfig
+from resnet_ops.tuning.results import SearchRecord
+from resnet_ops.tuning.space import Choices, Space, options
+from resnet_ops.tuning.watcher import Watcher
+
+CODE = ("python", "torch", "ray", "optuna")  # other versions of which would train or choose otherwise
+
+
+def planned_trials(config: TuneConfig, space: Space) -> int:
+    """How many trials there are to be.
+
+    Raises:
+        UserError: What is asked for cannot be had together.
+    """
+    from resnet_ops.tuning import search
+
+    search.scheduler(config, space, 1)  # refuses what cannot be had together
+    return search.planned(config, space)
+
+
+def refuse_other_code(record: SearchRecord) -> None:
+    """Refuse to go on with a search that was begun with other code.
+
+    Raises:
+        UserError: It was; says what differs.
+    """
+    now = runs.versions()
+    differs = [
+        f"{n} {record.versions.get(n)} then, {now.get(n)} now" for n in CODE if now.get(n) != record.versions.get(n)
+    ]
+    if not differs and fingerprint_of_code() != record.code:
+        differs = ["the code of resnet-ops itself"]
+    if differs:
+        raise UserError(
+            f"{record.name} was begun with other code ({'; '.join(differs)}), so that its trials would not compare.",
+            "Go on with what it began with, or search anew.",
+        )
+
+
+def checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tuple[TrainConfig, DataRecord]:
+    """Check every network against the images; settle what depends on them, and decode them here once.
+
+    Raises:
+        UserError: They do not fit each other, or a machine sees other images.
+    """
+    if base.auto_batch:
+        raise UserError("--auto-batch finds a batch size for one network, and a search has many.", "Give --batch-size.")
+    source = None
+    with training.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
+        for model in _models(space):
+            base = base.model_copy(update={"model": model})
+            source, settled = training.check(base, pool.device, source)
+        assert source is not None
+        compare(source.record.fingerprint)
+    source = training.decoded(source, settled, watcher)
+    return base.model_copy(update={"device": pool.device}), source.record
+
+
+def _models(space: Space) -> list[str]:
+    """The networks' names, the deepest first.
+
+    Raises:
+        UserError: One is not valid.
+    """
+    from resnet_ops import models
+
+    def values(name: str) -> list[Any]:
+        searched = space.searched.get(name)
+        return list(searched.values) if isinstance(searched, Choices) else [space.fixed[name]]
+
+    if space.points:
+        names = list(dict.fromkeys(options(point)["model"] for point in space.points))
+    else:
+        names = [f"{family}{depth}" for depth in values("depth") for family in values("family")]
+    found = []
+    for name in names:
+        try:
+            found.append(models.parse_name(name))
+        except UserError as error:
+            raise UserError(f"--depths: {error.cause}", error.remedy) from None
+    return [architecture.name for architecture in sorted(found, key=lambda a: -a.depth)]
