@@ -54,16 +54,22 @@ def norms(rows: Sequence[tuple[str, Sequence[Profile]]]) -> Picture:
     )
 
 
-def responses(profiles: Sequence[Profile]) -> Picture:
-    """Standard deviations of the layers' responses, as figure 7 of He et al. 2015: in order, and by size."""
+def responses(profiles: Sequence[Profile], branches: Sequence[Profile]) -> Picture:
+    """Standard deviations of the layers' responses, as figure 7 of He et al. 2015, and of F(x) beside x.
+
+    Args:
+        profiles: Of each layer's response.
+        branches: Of each residual branch, as a share of its shortcut's.
+    """
     return Picture(
         "responses",
         "Standard deviation of each layer's response",
-        "Of each 3x3 layer's output after BatchNorm, before the non-linearity and the addition; means over seeds.",
+        "Of each 3x3 layer's output after BatchNorm, before the non-linearity and the addition; means over seeds. "
+        "Networks that hardly learned are left out.",
         "; ".join(f"{p.kind}{p.depth}: mean {style.number(float(p.values.mean()))}" for p in profiles),
         WIDTH,
-        3.6,
-        partial(_responses, profiles),
+        3.7,
+        partial(_responses, profiles, branches),
     )
 
 
@@ -112,25 +118,31 @@ def _norms(rows: Sequence[tuple[str, Sequence[Profile]]], part: FigureBase) -> N
     style.legend(part, _keys(look), "outside lower center", columns=6)
 
 
-def _responses(profiles: Sequence[Profile], part: FigureBase) -> None:
-    panels = part.subplots(1, 2, sharey=True)
+def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: FigureBase) -> None:
+    by_order, by_size, *right = part.subplots(1, 3 if branches else 2)
     look = _by_depth(sorted({profile.depth for profile in profiles}))
     for profile in profiles:
         numbers = np.arange(1, profile.values.shape[1] + 1)
-        for axes, values in zip(panels, (profile.mean, np.sort(profile.mean)[::-1]), strict=True):
-            axes.plot(numbers, values, ls=LINES[profile.kind], lw=1.5, **look[profile.depth], markevery=_sparse(values))
-    every = np.concatenate([profile.values.ravel() for profile in profiles])
-    style.value_axis(panels[0].yaxis, every[every > 0].tolist(), "standard deviation of the response")
+        for axes, values in ((by_order, profile.mean), (by_size, np.sort(profile.mean)[::-1])):
+            axes.plot(numbers, values, ls=LINES[profile.kind], lw=1.5, markevery=_sparse(values), **look[profile.depth])
     most = max(profile.values.shape[1] for profile in profiles)
-    for axes, title in zip(panels, ("in the order of layers", "in the order of size"), strict=True):
+    every = np.concatenate([profile.mean for profile in profiles]).tolist()
+    for axes, title in ((by_order, "responses, in order"), (by_size, "responses, by size")):
         axes.set_title(title)
-        style.whole_axis(axes.xaxis, most, "layer")
+        style.whole_axis(axes.xaxis, most, "layer", most=5)
+        style.value_axis(axes.yaxis, every, "standard deviation" if axes is by_order else "")
+    for axes in right:
+        for branch in branches:
+            _line(axes, np.arange(1, branch.values.shape[1] + 1), branch, **look[branch.depth])
+        axes.set_title("F(x) beside its shortcut")
+        style.whole_axis(axes.xaxis, max(branch.values.shape[1] for branch in branches), "residual block", most=5)
+        style.value_axis(axes.yaxis, np.concatenate([branch.values.ravel() for branch in branches]).tolist(), "")
     kinds = [
         Line2D([], [], color=style.MUTED, lw=1.5, ls=LINES[kind], label=label)
         for kind, label in KINDS.items()
         if any(profile.kind == kind for profile in profiles)
     ]
-    style.legend(part, [*_keys(look), *kinds], "outside right upper", columns=1)
+    style.legend(part, [*_keys(look), *kinds], "outside lower center", columns=6)
 
 
 def _shortcuts(networks: Sequence[tuple[str, Network]], images: int, part: FigureBase) -> None:

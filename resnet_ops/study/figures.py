@@ -11,6 +11,7 @@ from resnet_ops.reporting.page import Picture
 from resnet_ops.study.config import Study
 from resnet_ops.study.layers import Layer
 from resnet_ops.study.results import Group
+from resnet_ops.study.verdict import has_learned
 
 
 def pictures(study: Study, groups: Sequence[Group], images: int) -> list[Picture]:
@@ -19,10 +20,10 @@ def pictures(study: Study, groups: Sequence[Group], images: int) -> list[Picture
     drawn = []
     if study == "shortcuts":
         drawn.append(charts.shortcuts([(group.shortcut or "", _curves(group)) for group in groups], images))
-    if study == "responses" and profiled:
-        drawn.append(
-            charts.responses([_profile(group, "trained", lambda layer: layer.response_std) for group in profiled])
-        )
+    learned = [group for group in profiled if has_learned(group)]
+    if study == "responses" and learned:
+        deviations = [_profile(group, "trained", lambda layer: layer.response_std) for group in learned]
+        drawn.append(charts.responses(deviations, [_branches(group) for group in learned if group.kind == "resnet"]))
     if study != "shortcuts":
         drawn.append(degradation([_curves(group) for group in groups], images, log=True))
     if study != "shortcuts" and profiled:
@@ -48,3 +49,10 @@ def _both(groups: Sequence[Group], number: Callable[[Layer], float]) -> list[cha
 def _profile(group: Group, when: charts.When, number: Callable[[Layer], float]) -> charts.Profile:
     seeds = [[number(layer) for layer in getattr(n.layers, when)] for n in group.networks]
     return charts.Profile(group.kind, group.depth, when, np.array(seeds))
+
+
+def _branches(group: Group) -> charts.Profile:
+    """Each residual branch's deviation beside its shortcut's."""
+    trained = [network.layers.trained for network in group.networks if network.layers]
+    shares = [[layer.of_shortcut for layer in layers if layer.of_shortcut is not None] for layers in trained]
+    return charts.Profile(group.kind, group.depth, "trained", np.array(shares))

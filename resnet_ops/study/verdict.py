@@ -9,6 +9,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from resnet_ops.reporting.study_figures import When
 from resnet_ops.runs import DataRecord
@@ -16,6 +17,7 @@ from resnet_ops.study.layers import Layer
 from resnet_ops.study.results import KINDS, Group, Kind, Network, Spread
 from resnet_ops.tuning.results import standard_error
 
+LITTLE = 0.1  # of a number, below which nothing is said of a difference
 MANY = 100  # times between first and last layers from which gradients are said to vanish or to grow
 
 
@@ -47,30 +49,36 @@ def shortcuts(groups: Sequence[Group], data: DataRecord) -> str:
 
 def responses(groups: Sequence[Group]) -> str:
     """Whether residual networks' responses are smaller than plain ones', and smaller the deeper they are."""
-    deviation = {(g.kind, g.depth): over(g, lambda n: _mean(n, lambda layer: layer.response_std)) for g in groups}
-    of_shortcut = {g.depth: over(g, lambda n: _mean(n, lambda layer: layer.of_shortcut)) for g in groups}
-    depths = sorted({depth for kind, depth in deviation if kind == "resnet" and deviation[kind, depth]})
+    learned = [group for group in groups if has_learned(group)]
+    deviation = {(g.kind, g.depth): found for g in learned if (found := over(g, _response))}
+    of_shortcut, before = (
+        {g.depth: found for g in learned if (found := over(g, functools.partial(_branch, when=when)))}
+        for when in get_args(When)[::-1]
+    )
+    residual = {depth: found for (kind, depth), found in deviation.items() if kind == "resnet"}
     told = []
-    if len(depths) > 1:
-        falls = _falls([deviation["resnet", depth] for depth in depths])
-        numbers = ", ".join(f"{_short(deviation['resnet', depth])} in resnet{depth}" for depth in depths)
+    if len(of_shortcut) > 1:
         told.append(
-            f"The residual networks' mean response {'falls' if falls else 'does not steadily fall'} as depth grows: "
-            f"its standard deviation after training is {numbers}."
+            "A residual branch's standard deviation after training, as a share of its shortcut's, "
+            f"{_trend(list(of_shortcut.values()))} as depth grows: {_listed(of_shortcut)}; "
+            f"before training it was {_listed(before)}."
         )
-        ratios = [of_shortcut[depth] for depth in depths]
-        numbers = ", ".join(f"{_short(ratio)} in resnet{depth}" for depth, ratio in zip(depths, ratios, strict=True))
-        way = "tends towards 0" if _falls(ratios) else "does not steadily tend towards 0"
-        told.append(f"Beside its shortcut's, a residual branch's deviation {way}: {numbers}.")
-    for depth in depths:
-        plain, residual = deviation.get(("plain", depth)), deviation["resnet", depth]
-        if plain and residual:
-            smaller = "smaller than" if residual.greatest < plain.least else "not smaller than"
-            told.append(f"At depth {depth} it is {smaller} the plain network's, {_short(plain)}.")
-    untrained = [g.model for g in groups if g.train_error.mean > 0.5]
-    if untrained:
-        told.append(f"{' and '.join(untrained)} hardly learned, so their responses say little.")
+    if len(residual) > 1:
+        told.append(
+            f"The standard deviation of all residual layers' responses {_trend(list(residual.values()))}: "
+            f"{_listed(residual)}."
+        )
+    for depth, found in residual.items():
+        if plain := deviation.get(("plain", depth)):
+            told.append(f"At depth {depth} it is {_beside(found, plain)} the plain network's, {_short(plain)}.")
+    if left_out := [group.model for group in groups if group not in learned]:
+        told.append(f"{' and '.join(left_out)} hardly learned, so their responses say nothing here.")
     return " ".join([*told, seeds(groups)])
+
+
+def has_learned(group: Group) -> bool:
+    """Whether most training images are told right in the end."""
+    return group.train_error.mean < 0.5
 
 
 def gradients(groups: Sequence[Group]) -> str:
@@ -158,10 +166,15 @@ def _numbers(kind: Kind, groups: Sequence[Group], worse: list[tuple[Group, Group
     return f"Training error, {KINDS[kind]}: {listed}; {too}."
 
 
-def _mean(network: Network, number: Callable[[Layer], float | None]) -> float | None:
+def _branch(network: Network, when: When) -> float | None:
+    layers = getattr(network.layers, when) if network.layers else ()
+    shares = [layer.of_shortcut for layer in layers if layer.of_shortcut is not None]
+    return statistics.fmean(shares) if shares else None
+
+
+def _response(network: Network) -> float | None:
     layers = network.layers.trained if network.layers else ()
-    values = [value for layer in layers if (value := number(layer)) is not None]
-    return statistics.fmean(values) if values else None
+    return statistics.fmean(layer.response_std for layer in layers) if layers else None
 
 
 def _way(ratio: Spread) -> str:
@@ -183,13 +196,26 @@ def _first_to_last(network: Network, when: When) -> float | None:
     return first / last if last else None
 
 
-def _falls(spreads: Sequence[Spread | None]) -> bool:
-    there = [spread for spread in spreads if spread]
-    return all(deeper.greatest < shallower.least for shallower, deeper in itertools.pairwise(there))
+def _trend(spreads: Sequence[Spread]) -> str:
+    """What numbers do from the first to the last: seeds must agree, and a tenth is the least to speak of."""
+    if max(s.mean for s in spreads) < (1 + LITTLE) * min(s.mean for s in spreads):
+        return "hardly changes"
+    falls = all(deeper.greatest < shallower.least for shallower, deeper in itertools.pairwise(spreads))
+    return "falls" if falls else "does not steadily fall"
 
 
-def _short(spread: Spread | None) -> str:
-    if spread is None:
-        return "unknown"
+def _beside(one: Spread, other: Spread) -> str:
+    if max(one.mean, other.mean) < (1 + LITTLE) * min(one.mean, other.mean):
+        return "about the same as"
+    if one.greatest < other.least:
+        return "smaller than"
+    return "larger than" if one.least > other.greatest else "not told apart from"
+
+
+def _listed(by_depth: dict[int, Spread]) -> str:
+    return ", ".join(f"{_short(spread)} in resnet{depth}" for depth, spread in by_depth.items())
+
+
+def _short(spread: Spread) -> str:
     mean = f"{spread.mean:.2g}"
     return mean if spread.std is None else f"{mean} ({spread.least:.2g} to {spread.greatest:.2g})"

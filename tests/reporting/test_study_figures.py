@@ -34,7 +34,7 @@ def test_norms_have_a_panel_for_each_kind_and_moment_and_the_same_scale_in_a_row
 
 
 def test_responses_are_shown_in_order_and_by_size() -> None:
-    by_order, by_size = drawn(responses(PROFILES[2:])).axes
+    by_order, by_size, branches = drawn(responses(PROFILES[2:], PROFILES[3:])).axes
     assert [line.get_ydata().tolist() for line in by_order.lines] == [
         pytest.approx([3.0, 2.0, 5.0]), pytest.approx([0.3, 0.1, 0.2]),
     ]  # fmt: skip
@@ -42,6 +42,8 @@ def test_responses_are_shown_in_order_and_by_size() -> None:
         pytest.approx([5.0, 3.0, 2.0]), pytest.approx([0.3, 0.2, 0.1]),
     ]  # fmt: skip
     assert by_order.lines[0].get_linestyle() != by_order.lines[1].get_linestyle()  # plain and residual
+    assert [line.get_ydata().tolist() for line in branches.lines] == [pytest.approx([0.3, 0.1, 0.2])]
+    assert len(drawn(responses(PROFILES[2:3], [])).axes) == 2  # plain networks have no branches
 
 
 def test_shortcuts_have_a_panel_a_depth_and_a_colour_an_option() -> None:
@@ -59,7 +61,7 @@ def test_shortcuts_have_a_panel_a_depth_and_a_colour_an_option() -> None:
 
 
 def test_files_are_the_same_each_time_and_in_colours_that_any_viewer_has() -> None:
-    picture = responses(PROFILES[2:])
+    picture = responses(PROFILES[2:], PROFILES[3:])
     (png, svg), again = picture.alone(), picture.alone()
     assert (png, svg) == again
     assert png.startswith(b"\x89PNG")

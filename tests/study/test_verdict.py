@@ -82,20 +82,26 @@ def test_gradients_vanish_grow_or_neither() -> None:
 
 
 def test_responses_fall_or_do_not() -> None:
-    def groups(*responses: float) -> list:  # type: ignore[type-arg]
+    def groups(*responses: float, plain: float = 2.0) -> list:  # type: ignore[type-arg]
         depths = (20, 56, 110)[: len(responses)]
         found = [
             network(f"resnet{d}", 0.1, 0.1, layers=layers(1, 1, r)) for d, r in zip(depths, responses, strict=True)
         ]
-        return grouped([*found, network("plain20", 0.9, 0.9, layers=layers(1, 1, 2.0))])
+        found.append(network("plain20", 0.1, 0.1, layers=layers(1, 1, plain)))
+        return grouped([*found, network("plain56", 0.9, 0.9, layers=layers(1, 1, 99.0))])
 
     told = verdict.responses(groups(1.0, 0.5, 0.25))
-    assert "response falls as depth grows" in told
-    assert "1 in resnet20, 0.5 in resnet56, 0.25 in resnet110" in told
-    assert "tends towards 0: 0.5 in resnet20, 0.25 in resnet56, 0.12 in resnet110" in told
+    assert (
+        "share of its shortcut's, falls as depth grows: 0.5 in resnet20, 0.25 in resnet56, 0.12 in resnet110; before"
+        in told
+    )
+    assert "all residual layers' responses falls: 1 in resnet20, 0.5 in resnet56, 0.25 in resnet110" in told
     assert "At depth 20 it is smaller than the plain network's, 2." in told
-    assert "plain20 hardly learned" in told
-    assert "does not steadily fall" in verdict.responses(groups(0.5, 1.0))
+    assert "At depth 56" not in told
+    assert "plain56 hardly learned" in told
+    assert "responses does not steadily fall" in verdict.responses(groups(0.5, 1.0))
+    assert "responses hardly changes: 1 in" in verdict.responses(groups(1.0, 0.99, 0.98))
+    assert "about the same as the plain network's" in verdict.responses(groups(1.0, plain=1.05))
 
 
 def test_shortcuts_are_told_apart_where_they_can_be() -> None:
