@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.files import to_path
 from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
@@ -216,14 +217,15 @@ def _show(output: Output, findings: "Findings") -> None:
     shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in columns(findings)))
     for row in findings.rows:
         shown.add_row(*cells(findings, row))
-    figures = [Path(name) for name in findings.figures if name.endswith(".png")]
+    figures = [to_path(name) for name in findings.figures if name.endswith(".png")]
+    folder = to_path(findings.run_dir)
     output.show(
         shown,
         *([f"published: {findings.published}"] if findings.published else []),
         f"[bold]{escape(findings.verdict)}[/]",
         *([findings.gradients] if findings.gradients else []),
         f"  figures       {', '.join(short(figure) for figure in figures)}, and as .svg",
-        f"  table         {short(Path(findings.run_dir, 'table.md'))}",
-        f"  every number  {short(Path(findings.run_dir, 'study.json'))}; {findings.total_s:.0f} s in all",
+        f"  table         {short(folder / 'table.md')}",
+        f"  every number  {short(folder / 'study.json')}; {findings.total_s:.0f} s in all",
     )
     output.end(findings.model_dump(mode="json"))

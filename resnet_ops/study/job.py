@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files, runs
+from resnet_ops.config import TrainConfig, as_typed
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.recipes.reading import configure
-from resnet_ops.runs import RunRecord
 from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.study.figures import pictures
@@ -102,10 +102,10 @@ def conclude(search: Search, started_at: float) -> Findings:
         name=search.run.name,
         study=study,
         status="finished" if sum(trial.is_settled for trial in trials) == record.planned else "unfinished",
-        run_dir=str(search.run.path),
+        run_dir=as_typed(search.run.path),
         data=record.data,
         device=record.device,
-        training=_training(search.trial_run(trials[0]).read_as_written()),
+        training=_training(base),
         rows=[_row(group, beside) for group in groups],
         verdict=_verdict(study, groups, record),
         gradients=verdict.gradients(groups) if study != "shortcuts" else "",
@@ -148,9 +148,8 @@ def _network(search: Search, trial: Trial) -> Network:
     )
 
 
-def _training(record: RunRecord) -> dict[str, Any]:
+def _training(config: TrainConfig) -> dict[str, Any]:
     """How all were trained: what is not the default, and what matters most in any case."""
-    config = record.config
     always = {name: getattr(config, name) for name in ("epochs", "batch_size", "schedule", "lr")}
     return {"data": config.data, **always, **config.unusual()}
 
@@ -183,5 +182,5 @@ def _draw(search: Search, study: Study, groups: list[Group], record: SearchRecor
         for ending, content in zip(("png", "svg"), picture.alone(), strict=True):
             place = search.run.path / f"{picture.name}.{ending}"
             files.write_atomically(place, content)
-            drawn.append(str(place))
+            drawn.append(as_typed(place))
     return drawn

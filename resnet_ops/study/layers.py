@@ -7,7 +7,6 @@ takes the batch's own mean and deviation, as it does while training, and nothing
 
 import copy
 import re
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +68,7 @@ def record(session: Session) -> None:
 def read(run: Run) -> Layers | None:
     """What was recorded of a run; None where nothing was."""
     try:
-        return Layers.model_validate_json(files.read(Path(run.path / FILE)))
+        return Layers.model_validate_json(files.read(run.path / FILE))
     except (FileNotFoundError, ValidationError):
         return None
 

@@ -34,7 +34,10 @@ def published(data: DataRecord, config: TrainConfig) -> Published | None:
     """The numbers that trainings like these can be put beside; None where images or recipe are not the paper's."""
     if _is_cifar10(data) and config.recipe == "paper" and _as_recipe(config, epochs=164, batch_size=128):
         errors: dict[tuple[str, str | None], float] = {(model, "A"): error for model, error in TABLE_6.items()}
-        return Published("He et al. 2015, table 6, test error", errors)
+        return Published(
+            "He et al. 2015, table 6, test error; plain networks are only drawn there, in fig. 6, plain110 above 60 %",
+            errors,
+        )
     if (len(data.class_names), data.val_images) == IMAGENET and _as_recipe(config, epochs=90, batch_size=256):
         errors = {("resnet34", shortcut): error for shortcut, error in TABLE_3.items()}
         errors |= {("plain18", None): TABLE_2["plain18"], ("plain34", None): TABLE_2["plain34"]}

@@ -13,7 +13,6 @@ from typing import get_args
 
 from resnet_ops.reporting.study_figures import When
 from resnet_ops.runs import DataRecord
-from resnet_ops.study.layers import Layer
 from resnet_ops.study.results import KINDS, Group, Kind, Network, Spread
 from resnet_ops.tuning.results import standard_error
 
