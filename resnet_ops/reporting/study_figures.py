@@ -130,7 +130,7 @@ def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: F
     for axes, title in ((by_order, "responses, in order"), (by_size, "responses, by size")):
         axes.set_title(title)
         style.whole_axis(axes.xaxis, most, "layer", most=5)
-        style.value_axis(axes.yaxis, every, "standard deviation" if axes is by_order else "")
+        style.value_axis(axes.yaxis, [0.0, *every], "standard deviation" if axes is by_order else "", log=False)
     for axes in right:
         for branch in branches:
             _line(axes, np.arange(1, branch.values.shape[1] + 1), branch, **look[branch.depth])
