@@ -107,7 +107,7 @@ def conclude(search: Search, started_at: float) -> Findings:
         device=record.device,
         training=_training(base),
         rows=[_row(group, beside) for group in groups],
-        verdict=_verdict(study, groups, record),
+        verdict=" ".join(filter(None, (_verdict(study, groups, record), verdict.failures(networks)))),
         gradients=verdict.gradients(groups) if study != "shortcuts" else "",
         published=beside.source if beside else None,
         figures=figures,

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import get_args
 
@@ -25,8 +26,7 @@ def degradation(groups: Sequence[Group], data: DataRecord) -> str:
     of_kind = {kind: [g for g in groups if g.kind == kind] for kind in KINDS}
     worse = {kind: _worse(found, data) for kind, found in of_kind.items()}
     told = [_numbers(kind, found, worse[kind], data) for kind, found in of_kind.items() if len(found) > 1]
-    lost = [f"{g.lost} of {g.lost + len(g.networks)} trainings of {g.model} failed" for g in groups if g.lost]
-    return " ".join([_in_short(of_kind, worse), *told, *(f"{line}." for line in lost), seeds(groups)])
+    return " ".join([_in_short(of_kind, worse), *told, seeds(groups)])
 
 
 def shortcuts(groups: Sequence[Group], data: DataRecord) -> str:
@@ -93,6 +93,17 @@ def gradients(groups: Sequence[Group]) -> str:
     if not told:
         return ""
     return " ".join(["Gradient norm of the first tenth of the layers, as a multiple of the last tenth's.", *told])
+
+
+def failures(networks: Sequence[Network]) -> str:
+    """Which trainings are not among the numbers, and why."""
+    every = Counter(network.model for network in networks)
+    failed = [network for network in networks if network.status == "failed"]
+    told = []
+    for model, count in Counter(network.model for network in failed).items():
+        reasons = dict.fromkeys(network.reason.rstrip(".") for network in failed if network.model == model)
+        told.append(f"{count} of {every[model]} trainings of {model} failed: {'; '.join(reasons)}.")
+    return " ".join(told)
 
 
 def above(one: Spread, other: Spread, images: int) -> bool:
@@ -183,7 +194,7 @@ def _way(ratio: Spread) -> str:
     if ratio.least > MANY:
         return "they grow on the way back"
     even = ratio.least >= 1 / MANY and ratio.greatest <= MANY
-    return "they do neither vanish nor explode" if even else "which differs from seed to seed"
+    return "they neither vanish nor explode" if even else "which differs from seed to seed"
 
 
 def _first_to_last(network: Network, when: When) -> float | None:

@@ -47,6 +47,8 @@ def studied(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     started.wait()
     before = {t.id: search.trial_run(t).metrics_file.read_bytes() for t in search.trials() if t.is_settled}
 
+    assert job.conclude(search, time.time()).status == "unfinished"  # what is done can be seen
+
     findings = job.resume(runs_dir, "s", study="degradation")
     for number, content in before.items():
         assert search.trial_run(number).metrics_file.read_bytes() == content

@@ -52,11 +52,16 @@ def test_training_error_alone_is_said_to_be_so() -> None:
 
 
 def test_one_seed_and_failures_are_told() -> None:
-    failed = network("plain20", 0.5, 0.5, 1, status="failed", val_error=None, train_error=None)
-    groups = grouped([network("plain20", 0.1, 0.1), failed, network("plain56", 0.5, 0.5)])
-    told = verdict.degradation(groups, DATA)
-    assert "1 of 2 trainings of plain20 failed." in told
-    assert "One seed each" in told
+    nothing = {"status": "failed", "reason": "The loss is inf.", "val_error": None, "train_error": None}
+    failed = [network("plain20", 0.5, 0.5, 1, **nothing), network("plain110", 0.5, 0.5, **nothing)]
+    networks = [network("plain20", 0.1, 0.1), *failed, network("plain56", 0.5, 0.5)]
+    groups = grouped(networks)
+    assert [(g.model, len(g.networks), g.lost) for g in groups] == [("plain20", 1, 1), ("plain56", 1, 0)]
+    assert "One seed each" in verdict.degradation(groups, DATA)
+    assert verdict.failures(networks) == (
+        "1 of 2 trainings of plain20 failed: The loss is inf. 1 of 1 trainings of plain110 failed: The loss is inf."
+    )
+    assert verdict.failures(groups[1].networks) == ""
 
 
 def test_errors_are_above_each_other_beyond_seeds_and_images() -> None:
@@ -75,7 +80,7 @@ def test_gradients_vanish_grow_or_neither() -> None:
         ]
     )
     told = verdict.gradients(groups)
-    assert "At initialisation in plain56 1e-06, they vanish on the way back; in resnet56 3, they do neither" in told
+    assert "At initialisation in plain56 1e-06, they vanish on the way back; in resnet56 3, they neither vanish" in told
     grown = grouped(seeds("plain56", [0.1, 0.1], [0.1, 0.1], layers=layers(1e6, 1.0)))
     assert "1e+06 (1e+06 to 1e+06), they grow" in verdict.gradients(grown)
     assert verdict.gradients(grouped([network("plain20", 0.1, 0.1)])) == ""
