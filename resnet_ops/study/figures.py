@@ -9,8 +9,7 @@ from resnet_ops.reporting import study_figures as charts
 from resnet_ops.reporting.figures import Network, degradation
 from resnet_ops.reporting.page import Picture
 from resnet_ops.study.config import Study
-from resnet_ops.study.layers import Layer
-from resnet_ops.study.results import Group
+from resnet_ops.study.results import Group, Layer
 from resnet_ops.study.verdict import has_learned
 
 
@@ -25,7 +24,7 @@ def pictures(study: Study, groups: Sequence[Group], images: int) -> list[Picture
         deviations = [_profile(group, "trained", lambda layer: layer.response_std) for group in learned]
         drawn.append(charts.responses(deviations, [_branches(group) for group in learned if group.kind == "resnet"]))
     if study != "shortcuts":
-        drawn.append(degradation([_curves(group) for group in groups], images, log=True))
+        drawn.append(degradation([_curves(group) for group in groups], images))
     if study != "shortcuts" and profiled:
         drawn.append(
             charts.norms(

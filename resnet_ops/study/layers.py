@@ -10,43 +10,18 @@ import re
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from resnet_ops import files
 from resnet_ops.models import BasicBlock, Bottleneck, ResNet, build, zero_init_residual
 from resnet_ops.runs import Run, RunRecord
+from resnet_ops.study.results import Layer, Layers
 from resnet_ops.training.loop import autocast
 from resnet_ops.training.session import Session
 
 FILE = "layers.json"
 DIGITS = 5  # significant ones, of what is written
-
-
-class Layer(BaseModel):
-    """One convolution and its BatchNorm, whose output, before any non-linearity or addition, is the response.
-
-    `of_shortcut` is, of a residual branch's last layer, the response's deviation as a share of the shortcut's. The
-    gradients are L2 norms of those of the batch's mean loss.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    response_std: float  # over all images, channels and pixels
-    response_rms: float
-    weight_gradient: float
-    response_gradient: float
-    of_shortcut: float | None = None
-
-
-class Layers(BaseModel):
-    """All layers of one training in their order, shortcuts' own left out."""
-
-    model_config = ConfigDict(frozen=True)
-
-    initial: tuple[Layer, ...]
-    trained: tuple[Layer, ...]
 
 
 def record(session: Session) -> None:

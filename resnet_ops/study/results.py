@@ -19,11 +19,36 @@ from pydantic import BaseModel, ConfigDict
 
 from resnet_ops.runs import DataRecord, Epoch
 from resnet_ops.study.config import Study
-from resnet_ops.study.layers import Layers
 from resnet_ops.tuning.results import TrialStatus
 
 Kind = Literal["plain", "resnet"]
 KINDS: dict[Kind, str] = {"plain": "plain", "resnet": "residual"}
+
+
+class Layer(BaseModel):
+    """One convolution and its BatchNorm, whose output, before any non-linearity or addition, is the response.
+
+    `of_shortcut` is, of a residual branch's last layer, the response's deviation as a share of the shortcut's. The
+    gradients are L2 norms of those of the batch's mean loss.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    response_std: float  # over all images, channels and pixels
+    response_rms: float
+    weight_gradient: float
+    response_gradient: float
+    of_shortcut: float | None = None
+
+
+class Layers(BaseModel):
+    """All layers of one training in their order, shortcuts' own left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    initial: tuple[Layer, ...]
+    trained: tuple[Layer, ...]
 
 
 class Network(BaseModel):
@@ -46,11 +71,6 @@ class Network(BaseModel):
     trial: str  # its run directory, below the study's
     curve: tuple[Epoch, ...]
     layers: Layers | None = None
-
-    @property
-    def label(self) -> str:
-        """How it is called beside the others: its name, and its shortcuts where they are not the usual ones."""
-        return self.model
 
 
 class Spread(BaseModel):

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resnet_ops.runs import DataRecord
-from resnet_ops.study.layers import Layer, Layers
-from resnet_ops.study.results import Network, grouped
+from resnet_ops.study.results import Layer, Layers, Network, grouped
 from tests.reporting import made
 
 DATA = DataRecord(
