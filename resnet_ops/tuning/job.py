@@ -5,6 +5,7 @@ one: a search that is resumed tells Tune anew what its trials did, and goes on w
 """
 
 import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from resnet_ops.orchestration.code import fingerprint_of_code
 from resnet_ops.orchestration.pool import Pool, Share, pooled
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import Best, DataRecord, Run, Status
+from resnet_ops.tracking.tracker import Tracker, check
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import results
@@ -69,6 +71,7 @@ def tune(
     watcher, started_at = watcher or Watcher(), started_at or time.time()
     space = read(config, pairs)
     base = configure(**config.given)
+    check(base.track)
     base = base.model_copy(update=absolute(base))
     with pooled(base, _share(config), watcher.notice) as pool:
         base, data = _checked(space, base, pool, watcher)
@@ -122,6 +125,7 @@ def resume(
         config = config.model_copy(update={"given": config.given | (changes or {})})
         _refuse_other_code(record)
         base = configure(**config.given)
+        check(base.track)
         base = base.model_copy(update=absolute(base))
         with pooled(base, _share(config), watcher.notice) as pool:
             if pool.device != record.device:
@@ -208,13 +212,19 @@ def _models(space: Space) -> list[str]:
 def _execute(search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float) -> SearchResult:
     from resnet_ops.tuning.follow import Board
 
-    board, go_on = Board(search, record, watcher), training.resume_command(search.run, "tune")
+    go_on = training.resume_command(search.run, "tune")
+    track = record.config.given.get("track", "none")
+    tracker = Tracker(track, functools.partial(_tell, search, watcher), lambda _: go_on)
+    board = Board(search, record, watcher, tracker)
     watcher.search_begun(search, record, pool)
     for trial in board.trials.values():
         watcher.trial_changed(trial)
     try:
-        if len(board.settled) < record.planned:
-            _search(search, record, pool, board)
+        with tracker:
+            if track != "none":
+                board.track_settled()
+            if len(board.settled) < record.planned:
+                _search(search, record, pool, board)
     except KeyboardInterrupt:
         _record_end(search, board, "interrupted", "stopped by the user")
         done = f"{len(board.settled)} of {record.planned} trials are done."
@@ -235,6 +245,11 @@ def _execute(search: Search, record: SearchRecord, pool: Pool, watcher: Watcher,
     refit = _refit(search, answer.trial, watcher) if record.config.refit else None
     trials = tuple(trial for _, trial in sorted(board.trials.items()))
     return SearchResult(search, record, trials, answer, refit, time.time() - started_at)
+
+
+def _tell(search: Search, watcher: Watcher, what: str) -> None:
+    search.run.tell(what)
+    watcher.notice(what)
 
 
 def _search(search: Search, record: SearchRecord, pool: Pool, board: Any) -> None:
