@@ -14,11 +14,12 @@ FOLDER, SUFFIX = "tensorboard", ".resnet-ops"
 
 
 class EventFile:
-    """The one event file of a run that is ours; it holds the epochs of metrics.jsonl and no others.
+    """The event file of a run; it holds the epochs of metrics.jsonl and no others.
 
-    An epoch is TensorBoard's step. Where epochs were trained anew the file is written anew, with the mark at
-    its head that has a TensorBoard that is looking forget what it saw. In a bucket the whole file is put again
-    after each epoch.
+    An epoch is TensorBoard's step. Where a run goes on, or epochs were trained anew, all is written to another
+    file, with the mark at its head that has TensorBoard forget what came before. The one before stays, for a
+    TensorBoard that is reading it would never leave one that is gone. In a bucket the whole file is put again after
+    each epoch.
     """
 
     def __init__(self, run: Run, record: RunRecord) -> None:
@@ -68,7 +69,7 @@ class EventFile:
         files.make_folder(self.folder, exist_ok=True)
         self.scratch = tempfile.TemporaryDirectory(prefix="resnet-ops-") if files.is_remote(self.folder) else None
         folder = Path(self.scratch.name) if self.scratch else self.folder
-        before = [path for path in files.listed(self.folder) if path.name.endswith(SUFFIX)]
+        before = sorted(path.name for path in files.listed(self.folder) if path.name.endswith(SUFFIX))
         suffix = f".{time.time_ns()}{SUFFIX}"  # TensorBoard goes from file to file in the order of their names
         self.writer = EventsWriter(str(folder / "events"), suffix)
         (self.file,) = folder.glob(f"*{suffix}")
@@ -79,8 +80,8 @@ class EventFile:
             self._write(Event(wall_time=created, summary=summary))
         self.writer.flush()
         self._publish()
-        for old in before:
-            files.remove(old)
+        for name in before[:-1]:
+            files.remove(self.folder / name)
 
     def _write(self, event: Any) -> None:
         self.writer.write_event(event)

@@ -64,7 +64,11 @@ def test_an_epoch_that_is_trained_anew_leaves_no_trace(tmp_path: Path, same_proc
     second.catch_up(after)
     second.close()
     assert shown(run.path / FOLDER) == curves(after)
-    assert theirs.exists()
-    assert len(list((run.path / FOLDER).iterdir())) == 2
     looking.Reload()  # a TensorBoard that was open all the time
     assert [(e.step, e.value) for e in looking.Scalars("loss/val")] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    for _ in range(3):
+        again = EventFile(run, record())
+        again.catch_up(after)
+        again.close()
+    assert theirs.exists()
+    assert len(list((run.path / FOLDER).iterdir())) == 3
