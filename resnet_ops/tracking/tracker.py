@@ -134,7 +134,8 @@ class Tracker:
 class Service:
     """The process that tells MLflow or W&B.
 
-    Not a thread: a library that is imported, or busy, while torch works on every core slowed the training to a tenth.
+    Not a thread: to import MLflow takes 2 s, in which it and the training would take turns at Python's lock; and what
+    hangs can be left.
     """
 
     def __init__(self, track: str, tell: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.told import best, full_name, hyperparameters, scalars, search_of, tags
+from resnet_ops.tracking.told import best, full_name, hyperparameters, reason, scalars, search_of, tags
 
 PROJECT = "resnet-ops"
 EXIT_CODE = {"finished": 0, "failed": 1, "interrupted": 130}
@@ -23,7 +23,11 @@ def check() -> None:
     import wandb
 
     settings = wandb.setup().settings
-    if settings.mode == "online" and not wandb.login(prompt=False):
+    try:
+        known = settings.mode != "online" or wandb.login(prompt=False, verify=False)
+    except Exception as error:  # a key that is none
+        raise UserError(f"--track wandb: {reason(error)}.", "Look at WANDB_API_KEY, or wandb login anew.") from error
+    if not known:
         raise UserError(
             "--track wandb does not know who you are: W&B has no key here.",
             "wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline to send it later with `wandb sync`.",

@@ -1,6 +1,7 @@
 """Weights & Biases, offline: what its library wrote down; never its server."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from resnet_ops.runs import Run
-from tests.conftest import Ended
+from tests.conftest import Ended, command
 
 BLOCK, HEADER, LAST_PARTS = 32768, 7, (1, 4)
 
@@ -54,13 +55,9 @@ def test_a_run_is_written_down_to_be_sent_later(
     assert json.loads((run.path / "tracking.json").read_text())["wandb"]["id"] == about.run_id
 
 
-def test_without_a_key_it_is_refused_at_once(
-    tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    ended = cli("train", "--track", "wandb", "--runs-dir", tmp_path / "runs")
-    assert ended.code == 2
-    assert "--track wandb does not know who you are" in ended.err
+def test_without_a_key_it_is_refused_at_once(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "NETRC"))}
+    ended = command("train", "--track", "wandb", "--runs-dir", tmp_path / "runs", env=clean | {"HOME": str(tmp_path)})
+    assert ended.returncode == 2
+    assert "error: --track wandb does not know who you are" in ended.stderr
     assert not (tmp_path / "runs").exists()
