@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from resnet_ops.config import DATA_SETS, RUN_NAME, TrainConfig, as_typed
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
+from resnet_ops.tracking.tracker import settings
 
 from .clock import importing
 from .console import Output, err, percent
@@ -53,11 +54,12 @@ def submit(
             was interrupted.
     """
     _check_places(config)
+    environment = settings(config.track)
     config = config.model_copy(update={"name": resume or config.name or _new_name(config)})
     with importing():
         from resnet_ops.orchestration.jobs import JobServer
     server = JobServer(config.cluster or "")
-    attempt = _Attempt(server, config, resume is not None, arguments, command)
+    attempt = _Attempt(server, config, resume is not None, arguments, command, environment)
     started_at = time.monotonic()
     try:
         job = attempt.follow()
@@ -79,10 +81,16 @@ class _Attempt:
     """A job that is submitted, followed, and submitted again where its driver is lost."""
 
     def __init__(
-        self, server: "JobServer", config: TrainConfig, resume: bool, arguments: Arguments, command: str
+        self,
+        server: "JobServer",
+        config: TrainConfig,
+        resume: bool,
+        arguments: Arguments,
+        command: str,
+        environment: dict[str, str],
     ) -> None:
         self.server, self.config, self.resume, self.arguments = server, config, resume, arguments
-        self.command = command
+        self.command, self.environment = command, environment
         self.job_id = ""
         self.stopping = False
         self.said: dict[str, Any] | None = None
@@ -99,7 +107,7 @@ class _Attempt:
             while True:
                 try:
                     if not submitted:
-                        self.server.submit(self.job_id, arguments, str(self.config.name))
+                        self.server.submit(self.job_id, arguments, str(self.config.name), self.environment)
                         submitted = True
                         err.print(
                             f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True

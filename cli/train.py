@@ -12,6 +12,7 @@ from resnet_ops.orchestration.arguments import train_arguments
 from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
+from resnet_ops.tracking.tracker import check
 
 from .clock import importing, process_started_at
 from .console import Output, percent, short
@@ -98,6 +99,7 @@ def train(
     runs_dir: Annotated[Path, RunsDir] = default("runs_dir"),
     checkpoint_every: Annotated[str | None, _option("checkpoint_every", RUN)] = default("checkpoint_every"),
     num_to_keep: Annotated[int, _option("num_to_keep", RUN)] = default("num_to_keep"),
+    track: Annotated[str, _option("track", RUN)] = default("track"),
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with a run where it stopped.", rich_help_panel=RUN)
     ] = None,
@@ -123,6 +125,7 @@ def train(
     if is_job_server(config.cluster):
         submit(config, resume, functools.partial(train_arguments, overwrite=overwrite), output)
         return
+    check(config.track)
     with Screen() as screen:
         with importing():
             from resnet_ops.training import job

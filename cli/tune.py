@@ -11,6 +11,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure, read
+from resnet_ops.tracking.tracker import check
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import OPTIONS, read_file
 from resnet_ops.tuning.space import read as read_space
@@ -83,6 +84,7 @@ def tune(
     max_failures: Annotated[int, _shared("max_failures", PLACE)] = train_default("max_failures"),
     name: Annotated[str | None, _shared("name", RUN)] = train_default("name"),
     runs_dir: Annotated[Path, RunsDir] = train_default("runs_dir"),
+    track: Annotated[str, _shared("track", RUN)] = train_default("track"),
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with a search where it stopped.", rich_help_panel=RUN)
     ] = None,
@@ -108,6 +110,7 @@ def tune(
     if is_job_server(base.cluster):
         _submit(base, typed, pairs or [], resume, overwrite, output)
         return
+    check(base.track)
     with SearchScreen() as screen:
         with importing():
             from resnet_ops.tuning import job

@@ -79,7 +79,7 @@ DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, r
 
 WHERE_IT_RUNS = frozenset({  # what a resumed run may have otherwise, for it is not what it computes
     "device", "cluster", "nodes", "gpus_per_node", "workers_per_node", "cpus_per_worker", "wait", "max_failures",
-    "hang_timeout", "data_root", "cache_dir",
+    "hang_timeout", "data_root", "cache_dir", "track",
 })  # fmt: skip
 
 
@@ -338,6 +338,11 @@ class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of
     num_to_keep: Annotated[
         Positive, Field(description="Best checkpoints to keep, besides the last one, which is always kept.")
     ] = 2
+    track: Annotated[
+        Literal["none", "mlflow", "wandb"],
+        Field(description="Tell MLflow or Weights & Biases of it too, as their own variables say (MLFLOW_TRACKING_URI, "
+              "WANDB_PROJECT...); TensorBoard's files are written in any case."),
+    ] = "none"  # fmt: skip
 
     @field_validator("nodes")
     @classmethod

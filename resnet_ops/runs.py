@@ -4,6 +4,8 @@
              metrics.jsonl   one `Epoch` a line
              events.jsonl    what befell it: workers lost, machines gone and come; one `Event` a line
              progress.json   where the epoch in hand stands; rewritten a few times a second
+             tensorboard/    the epochs once more, for TensorBoard (tracking/)
+             tracking.json   what MLflow or W&B know of it, only with --track
              checkpoints/    epoch-NNNN.safetensors: everything needed to go on; within an epoch
                              epoch-NNNN-step-NNNNNN.safetensors
              best/           model.safetensors and model.json: the weights that validated best

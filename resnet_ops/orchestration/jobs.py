@@ -63,8 +63,8 @@ class JobServer:
         self._client = connect(address)
         self.address: str = self._client.get_address()
 
-    def submit(self, job_id: str, arguments: list[str], run: str) -> None:
-        """Submit `resnet-ops` with these arguments, run by the code in hand."""
+    def submit(self, job_id: str, arguments: list[str], run: str, environment: dict[str, str] | None = None) -> None:
+        """Submit `resnet-ops` with these arguments, run by the code in hand, in the cluster's environment and this."""
         self._check_version()
         with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, explained(self.address):
             self._client.submit_job(
@@ -75,7 +75,8 @@ class JobServer:
                 metadata={RUN: run, VERSION: resnet_ops.__version__},
                 runtime_env={
                     "py_modules": [str(shippable_code(Path(folder)))],
-                    "env_vars": {
+                    "env_vars": (environment or {})
+                    | {
                         # Read by the job's supervisor (2.60). A driver that joined Ray dies of SIGTERM at once.
                         "RAY_JOB_STOP_SIGNAL": "SIGINT",
                         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),

@@ -24,6 +24,8 @@ from resnet_ops.orchestration.cluster import Placement, placed
 from resnet_ops.orchestration.everywhere import asked
 from resnet_ops.orchestration.placement import Device, Node, NoRoomError
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
+from resnet_ops.tracking import tracker
+from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training.observer import Observer, follow
 
 # torch comes with what is imported in the functions below: only once there is a place for the job, and while its
@@ -50,6 +52,7 @@ def train(
     observer: Observer | None = None,
     started_at: float | None = None,
     halt: threading.Event | None = None,
+    tracked: bool = True,
 ) -> TrainResult:
     """Train a new run.
 
@@ -59,12 +62,14 @@ def train(
         observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
         halt: Where the workers are Ray's: once set, they are stopped, as by Ctrl-C.
+        tracked: Whether TensorBoard's files are written and `config.track` is told here, and not by whoever calls.
 
     Raises:
         UserError: The request was wrong (nothing was written), or the work failed or was
             interrupted (what was saved before is still there).
     """
     observer, started_at = observer or Observer(), started_at or time.time()
+    tracker.check(config.track)
     config = config.model_copy(update=absolute(config))  # machines have other working directories
     with placed(config, observer.notice) as placement:
         with seen_everywhere(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
@@ -79,7 +84,7 @@ def train(
             layout = placement.layout
             record = begin(run, config, source.record, parameters, layout.workers, layout.device)
             observer.run_created(run, record)
-            return _execute(run, record, source, placement, observer, started_at, halt)
+            return _execute(run, record, source, placement, observer, started_at, halt, tracked)
 
 
 def resume(
@@ -90,6 +95,7 @@ def resume(
     observer: Observer | None = None,
     started_at: float | None = None,
     halt: threading.Event | None = None,
+    tracked: bool = True,
 ) -> TrainResult:
     """Go on with a run where it stopped; one that is finished is returned as it is.
 
@@ -100,6 +106,7 @@ def resume(
         observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
         halt: As for `train`.
+        tracked: As for `train`.
 
     Raises:
         UserError: There is no such run, its data changed or is gone, another process trains it,
@@ -116,9 +123,15 @@ def resume(
         if record.status == "finished":
             observer.run_created(run, record)
             observer.notice(f"{name} is finished: all {record.config.epochs} epochs are trained.")
+            if record.config.track != "none" and tracked:
+                with Tracker(
+                    record.config.track, observer.notice, resume_command
+                ) as late:  # what could not be told then
+                    late.look(run)
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
         config = config.model_copy(update=absolute(config))
+        tracker.check(config.track)
         with placed(config, observer.notice) as placement:
             with seen_everywhere(placement.elsewhere, run.path, config) as compare:
                 source, _ = check(config, placement.layout.device)
@@ -143,7 +156,7 @@ def resume(
             }
             record = run.write(record.model_copy(update=update))
             observer.run_created(run, record)
-            return _execute(run, record, source, placement, observer, started_at, halt)
+            return _execute(run, record, source, placement, observer, started_at, halt, tracked)
 
 
 def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, workers: int, device: Device) -> RunRecord:
@@ -302,10 +315,11 @@ def _execute(
     observer: Observer,
     started_at: float,
     halt: threading.Event | None,
+    tracked: bool,
 ) -> TrainResult:
     from resnet_ops.training.fit import fit
 
-    with follow(run, observer):
+    with _followed(run, observer, tracked):
         try:
             if record.resumed:
                 _tell_where_it_stands(run, observer)
@@ -324,12 +338,25 @@ def _execute(
         except BaseException as error:
             _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
             raise
-    update: dict[str, Any] = {"status": "finished", "best": _best(run)}
-    if outcome.bad:  # met by workers that stream
-        named = {"bad_images": len(outcome.bad), "first_bad_images": outcome.bad[:NAMED]}
-        update["data"] = record.data.model_copy(update=named)
-    record = run.write(record.model_copy(update=update))
+        update: dict[str, Any] = {"status": "finished", "best": _best(run)}
+        if outcome.bad:  # met by workers that stream
+            named = {"bad_images": len(outcome.bad), "first_bad_images": outcome.bad[:NAMED]}
+            update["data"] = record.data.model_copy(update=named)
+        record = run.write(record.model_copy(update=update))
     return _result(run, record, outcome.steps_at, started_at)
+
+
+@contextlib.contextmanager
+def _followed(run: Run, observer: Observer, tracked: bool) -> Iterator[None]:
+    """Have the observer told what appears in the run directory, and those who track it."""
+    if not tracked:
+        with follow(run, observer, lambda _: None):
+            yield
+        return
+    telling = Tracker(run.read_as_written().config.track, run.tell, resume_command)
+    telling.look(run)
+    with follow(run, observer, telling.look), telling:  # whose last words are heard
+        yield
 
 
 def _tell_where_it_stands(run: Run, observer: Observer) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from resnet_ops.errors import PausedError
@@ -26,8 +26,8 @@ class Observer:
 
 
 @contextlib.contextmanager
-def follow(run: Run, observer: Observer) -> Iterator[None]:
-    """Tell the observer what appears in the run directory, wherever the workers are."""
+def follow(run: Run, observer: Observer, tracked: Callable[[Run], None]) -> Iterator[None]:
+    """Tell the observer what appears in the run directory, wherever the workers are, and have `tracked` look at it."""
     done = threading.Event()
 
     def look() -> None:
@@ -46,6 +46,7 @@ def follow(run: Run, observer: Observer) -> Iterator[None]:
             epochs = run.epochs()
             for epoch in epochs[told:]:
                 observer.epoch_done(epoch)
+                tracked(run)
             told = len(epochs)
 
     def look_while_someone_reads() -> None:

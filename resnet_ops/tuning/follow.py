@@ -18,6 +18,7 @@ from resnet_ops.errors import PausedError
 from resnet_ops.models import parse_name
 from resnet_ops.orchestration.pool import Pool
 from resnet_ops.runs import Best
+from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.session import Session
 from resnet_ops.tuning import search as parts
@@ -39,8 +40,8 @@ class Board:
     `halted` ends the search when it is set.
     """
 
-    def __init__(self, search: Search, record: SearchRecord, watcher: Watcher) -> None:
-        self.search, self.record, self.watcher = search, record, watcher
+    def __init__(self, search: Search, record: SearchRecord, watcher: Watcher, tracker: Tracker) -> None:
+        self.search, self.record, self.watcher, self.tracker = search, record, watcher, tracker
         self.trials = {trial.id: trial for trial in search.trials()}
         self.halted = threading.Event()
         self.paused = ""
@@ -92,6 +93,8 @@ class Board:
             self.paused = said["paused"]
             self.halted.set()
         self.watcher.trial_changed(self.trials[number])
+        if said["epoch"]:
+            self.tracker.look(self.search.trial_run(number))
 
     def ended(self, number: int, why: str = "") -> None:
         """A trial is over: done, stopped by the scheduler, or failed (`why`)."""
@@ -113,6 +116,11 @@ class Board:
         self._settle(trial)
         self.watcher.trial_changed(trial)
 
+    def track_settled(self) -> None:
+        """Have those trials told that could not be when they ended."""
+        for trial in self.settled:
+            self.tracker.look(self.search.trial_run(trial), ended=True)
+
     def _settle(self, trial: Trial) -> None:
         """Say so in the trial's own run, and keep of its weights the best ones only."""
         run = self.search.trial_run(trial)
@@ -129,6 +137,7 @@ class Board:
         run.write(record.model_copy(update=update))
         for checkpoint in checkpoints.saved(run):
             files.remove(checkpoint)
+        self.tracker.look(run, ended=True)
 
 
 def fit(

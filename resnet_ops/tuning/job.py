@@ -5,6 +5,7 @@ one: a search that is resumed tells Tune anew what its trials did, and goes on w
 """
 
 import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from resnet_ops.orchestration.code import fingerprint_of_code
 from resnet_ops.orchestration.pool import Pool, Share, pooled
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import Best, Run, Status
+from resnet_ops.tracking.tracker import Tracker, check
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import results
@@ -98,6 +100,7 @@ def search_space(
     """Search a space, or train the points that it gives; otherwise as `tune`."""
     watcher, started_at = watcher or Watcher(), started_at or time.time()
     base = configure(**config.given)
+    check(base.track)
     base = base.model_copy(update=absolute(base))
     with pooled(base, _share(config, purpose.machines), watcher.notice) as pool:
         base, data = checked(space, base, pool, watcher)
@@ -158,6 +161,7 @@ def resume(
         config = config.model_copy(update={"given": config.given | (changes or {})})
         refuse_other_code(record)
         base = configure(**config.given)
+        check(base.track)
         base = base.model_copy(update=absolute(base))
         with pooled(base, _share(config, machines), watcher.notice) as pool:
             if pool.device != record.device:
@@ -188,13 +192,19 @@ def _execute(
 ) -> SearchResult:
     from resnet_ops.tuning.follow import Board
 
-    board, go_on = Board(search, record, watcher), training.resume_command(search.run, record.command)
+    go_on = training.resume_command(search.run, record.command)
+    track = record.config.given.get("track", "none")
+    tracker = Tracker(track, functools.partial(_tell, search, watcher), lambda _: go_on)
+    board = Board(search, record, watcher, tracker)
     watcher.search_begun(search, record, pool)
     for trial in board.trials.values():
         watcher.trial_changed(trial)
     try:
-        if len(board.settled) < record.planned:
-            _search(search, record, pool, board, purpose)
+        with tracker:
+            if track != "none":
+                board.track_settled()
+            if len(board.settled) < record.planned:
+                _search(search, record, pool, board, purpose)
     except KeyboardInterrupt:
         _record_end(search, board, "interrupted", "stopped by the user")
         done = f"{len(board.settled)} of {record.planned} trials are done."
@@ -215,6 +225,11 @@ def _execute(
     refit = _refit(search, answer.trial, watcher) if record.config.refit else None
     trials = tuple(trial for _, trial in sorted(board.trials.items()))
     return SearchResult(search, record, trials, answer, refit, time.time() - started_at)
+
+
+def _tell(search: Search, watcher: Watcher, what: str) -> None:
+    search.run.tell(what)
+    watcher.notice(what)
 
 
 def _search(search: Search, record: SearchRecord, pool: Pool, board: Any, purpose: Purpose) -> None:

@@ -242,12 +242,13 @@ class TrialWorker(tune.Trainable):
 
 def _train_on_many(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:
     changes = {"nodes": str(nodes), "cluster": "auto"}
+    # The search's own process tracks its trials.
     room.free(str(run.path))  # or a trial whose driver was killed would wait for what it holds itself
     try:
         if files.is_file(run.record_file):
-            job.resume(run.path.parent, run.name, changes=changes, halt=halt)
+            job.resume(run.path.parent, run.name, changes=changes, halt=halt, tracked=False)
         else:
-            job.train(config.model_copy(update=changes), halt=halt)
+            job.train(config.model_copy(update=changes), halt=halt, tracked=False)
     except UserError as error:
         if error.exit_code != INTERRUPTED:
             raise

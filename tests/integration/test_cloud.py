@@ -29,6 +29,7 @@ from tests.conftest import COMMAND, Ended, command
 from tests.data.made import folders, noise
 from tests.integration.test_train import assert_same_bytes, wait_for, weights
 from tests.test_runs import record
+from tests.tracking.test_tensorboard import curves, shown
 
 Cli = Callable[..., Ended]
 
@@ -115,9 +116,15 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: s
     assert refuted.code == 1
     assert files.read(to_path(exported.json["onnx"])) == onnx  # the proven one stays
     kept = [f"checkpoints/{path.name}" for path in sorted(whole.checkpoints.iterdir())]
+    events = [key for key in keys(killed) if key.startswith("tensorboard/")]
+    (tmp_path / "tensorboard").mkdir()
+    for key in events:
+        (tmp_path / key).write_bytes(files.read(killed.path / key))
+    assert shown(tmp_path / "tensorboard") == curves(killed.epochs())
     assert keys(killed) == [
         "best/model.json", "best/model.safetensors", *kept, "export/model.onnx", "export/model.onnx.json",
         "export/model.onnx.rejected", "export/model.onnx.rejected.json", "metrics.jsonl", "progress.json", "run.json",
+        *events,
     ]  # fmt: skip
 
 

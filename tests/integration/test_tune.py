@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from resnet_ops import runs
 from resnet_ops.config import ExportConfig, TrainConfig
@@ -24,6 +25,7 @@ from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, Trial
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
+from tests.tracking.test_tensorboard import curves, shown
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 EPOCHS = 3
@@ -36,10 +38,14 @@ def searched(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **opt
 
 @pytest.fixture(scope="module")
 def grid(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> job.SearchResult:
-    """Two depths, two learning rates, and one of them too high by far."""
-    return searched(
-        tmp_path_factory.mktemp("runs"), "grid", depths="8,14", lr="0.1,1e9", search="grid", scheduler="none"
-    )
+    """Two depths, two learning rates, and one of them too high by far; told to an MLflow without a server."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        return searched(
+            folder, "grid", depths="8,14", lr="0.1,1e9", search="grid", scheduler="none", given={"track": "mlflow"}
+        )
 
 
 def test_every_combination_is_trained_and_one_that_diverges_stops_nobody(grid: job.SearchResult) -> None:
@@ -82,6 +88,23 @@ def test_the_search_becomes_the_run_of_its_best_trial(grid: job.SearchResult) ->
     exported = export_onnx(ExportConfig.of(run=run.name, runs_dir=run.path.parent, provider="cpu"))
     assert exported.proof.validated
     assert exported.proof.val_accuracy_onnx == pytest.approx(best.val_accuracy)
+
+
+def test_each_trial_is_a_run_where_it_is_tracked(grid: job.SearchResult) -> None:
+    client = MlflowClient(f"sqlite:///{grid.search.run.path.parent}/mlflow.db")
+    experiment = client.get_experiment_by_name("resnet-ops")
+    assert experiment is not None
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(found) == {f"grid/{trial.name}" for trial in grid.trials}
+    for trial in grid.trials:
+        run = grid.search.trial_run(trial)
+        if trial.epochs:
+            there = found[f"grid/{trial.name}"]
+            losses = [metric.value for metric in client.get_metric_history(there.info.run_id, "loss/val")]
+            assert losses == [e.val_loss for e in run.epochs()]
+            assert there.data.params["model"] == trial.model
+            assert shown(run.path / "tensorboard") == curves(run.epochs())
+        assert found[f"grid/{trial.name}"].info.status == ("FINISHED" if trial.status == "finished" else "FAILED")
 
 
 def test_the_best_can_be_trained_in_full_on_all_images(tmp_path: Path) -> None:

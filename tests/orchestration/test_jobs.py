@@ -81,6 +81,7 @@ EVERY_OPTION = TrainConfig.of(
     runs_dir=Path("/shared/a folder"),
     checkpoint_every="10m",
     num_to_keep=5,
+    track="mlflow",
 )
 
 
