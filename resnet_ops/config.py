@@ -387,28 +387,6 @@ class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of
         return name if name is None else check_run_name(name)
 
 
-class ExportConfig(Config):
-    """One export: which run, into what, proven how."""
-
-    run: Annotated[str, Field(description="Name of the run, or path of its folder or of one of its checkpoints.")]
-    runs_dir: Annotated[
-        Place, Field(description="Folder that holds the runs, or a bucket: s3://bucket/folder, gs://bucket/folder.")
-    ] = Path("runs")
-    opset: Annotated[int, Field(ge=18, le=23, description="ONNX operator set; PyTorch's exporter starts at 18.")] = 18
-    provider: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        Field(description="ONNX Runtime's execution provider for the proof; auto is CUDA where there is a GPU."),
-    ] = "auto"
-    data: Annotated[
-        str | None, Field(description="Images to validate on; by default those that the run was trained on.")
-    ] = None
-    tolerance: Annotated[
-        float | None,
-        Field(gt=0, allow_inf_nan=False, description="Largest |difference| of logits, as a share of the largest "
-              "|logit|; by default 1e-5 on CPU, 1e-4 on CUDA."),
-    ] = None  # fmt: skip
-
-
 def check_run_name(name: str) -> str:
     """Return `name` if it can name a run: one folder, no surprises in a shell.
 

@@ -172,6 +172,13 @@ def _provider(provider: str) -> Finding:
             packages = " ".join(sorted(set(missing.values())))
             return Finding(provider, "absent", f"no GPU; missing too: {', '.join(missing)}", f"pip install {packages}")
         runtime.choose_provider("cuda")
+    elif provider == runtime.TENSORRT:
+        missing = runtime.missing_cuda_libraries(runtime.TENSORRT_LIBRARIES)
+        if missing or not runtime.has_gpu():
+            why = f"missing: {', '.join(missing)}" if missing else "no GPU"
+            remedy = f"for --provider tensorrt: pip install {min(missing.values())}" if missing else ""
+            return Finding(provider, "absent", why, remedy)
+        runtime.choose_provider("tensorrt")
     elif provider != runtime.CPU:
         return Finding(provider, "absent", "named by ONNX Runtime, not used by resnet-ops")
     started = time.perf_counter()

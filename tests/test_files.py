@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from resnet_ops import files
-from resnet_ops.config import ExportConfig, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import PausedError, UserError
+from resnet_ops.export.config import ExportConfig
 
 
 def test_a_url_survives_every_way_that_a_configuration_goes() -> None:

@@ -1,41 +1,51 @@
-"""Runs an export: finds the best checkpoint, makes the file, and gives it its name once it is proven."""
+"""Runs an export: finds the weights, makes the file, and gives it its name once it is proven."""
 
 import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
+
 from resnet_ops import files, runs
-from resnet_ops.config import DATA_SETS, DataConfig, ExportConfig
-from resnet_ops.data.sources import Source, open_source
-from resnet_ops.errors import UserError
-from resnet_ops.export import graph, runtime
-from resnet_ops.export.proof import Proof, prove
-from resnet_ops.files import to_path, write_atomically
-from resnet_ops.runs import Run
-from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.data.sources import Source
+from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.export import finding, graph, opening, precision, runtime
+from resnet_ops.export.classifier import Classifier, normalised
+from resnet_ops.export.config import ExportConfig
+from resnet_ops.export.finding import Notice, Subject
+from resnet_ops.export.inside import Inside, Preprocessing
+from resnet_ops.export.precision import Candidate
+from resnet_ops.export.proof import Demands, Proof, prove
+from resnet_ops.export.reference import Reference
+from resnet_ops.export.shown import Shown, show
+from resnet_ops.files import write_atomically
 from resnet_ops.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An export that was proven, or refuted: then `file` has the name of a rejected one."""
+    """An export that was proven, or refuted: then `file` has the name of a rejected one.
+
+    `kept_in_fp32` says in words what fp16 spared; `candidates` are the ways to 8 bits that were tried.
+    """
 
     file: Path
     proof_file: Path
     proof: Proof
     checkpoint: Checkpoint
+    inside: Inside
     opset: int
     size_bytes: int
+    kept_in_fp32: str
+    candidates: tuple[Candidate, ...]
     total_s: float
 
 
-def export_onnx(
-    config: ExportConfig, notice: Callable[[str], None] = lambda _: None, started_at: float | None = None
-) -> ExportResult:
+def export_onnx(config: ExportConfig, notice: Notice = lambda _: None, started_at: float | None = None) -> ExportResult:
     """Export a run's best checkpoint to `export/model.onnx`, unless the proof refutes it.
 
     A refuted file is left as `model.onnx.rejected`, beside its proof, and never as `model.onnx`.
@@ -50,25 +60,125 @@ def export_onnx(
             or the provider asked for cannot be used here.
     """
     started_at = started_at or time.time()
-    run, checkpoint, folder = _find(config, notice)
-    source, is_own = _find_images(config, run, checkpoint)
     provider = runtime.choose_provider(config.provider)
-    files.make_folder(folder, exist_ok=True)
-    final = graph.default_name(folder)
-    content = graph.write(graph.to_onnx(checkpoint, config.opset))
-    with tempfile.TemporaryDirectory(prefix="resnet-ops-") as unproven_folder:  # ONNX Runtime reads disks only
-        unproven = Path(unproven_folder) / final.name
-        write_atomically(unproven, content)
-        proof = prove(
-            unproven,
-            checkpoint,
-            source.load("val"),
-            opset=config.opset,
-            provider=provider,
-            tolerance=config.tolerance,
-            recorded_accuracy=checkpoint.info.validated.val_accuracy if is_own else None,
+    if config.out is not None and not config.out.absolute().parent.is_dir():
+        raise UserError(f"There is no folder {config.out.absolute().parent}.", "Make it first.")
+    subject = finding.find(config, notice)
+    info = subject.checkpoint.info
+    source, is_own = finding.images(config, subject.run, info, info.data)
+    if source is None:
+        if config.precision == "int8":
+            raise UserError("To go to 8 bits, images like those of the training are needed.", "Name some: --data.")
+        notice("No images are known, so its accuracy is not measured; name some with --data.")
+    shown = show(source, "val", info.class_names, config.images) if source else None
+    final = config.out or subject.folder / graph.file_name(config.precision, config.input)
+    files.make_folder(final.parent, exist_ok=True)
+    model, inside, kept, candidates = _make(config, subject, source, provider)
+    with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:  # ONNX Runtime reads disks only
+        unproven = Path(folder) / final.name
+        graph.describe(model, inside)
+        graph.write(model, unproven)
+        demands = Demands(
+            provider,
+            config.opset,
+            config.tolerance,
+            config.max_accuracy_drop / 100,
+            info.validated.val_accuracy if is_own and config.images is None else None,
         )
+        proof = prove(unproven, Reference(subject.reread()), shown, demands)
+        if proof.validated:
+            _add_proof(unproven, inside, proof, provider)
+        file, proof_file, size = _publish(unproven, final, proof, subject.checkpoint, config)
+    return ExportResult(
+        file, proof_file, proof, subject.checkpoint, inside, config.opset, size, kept, tuple(candidates),
+        time.time() - started_at,
+    )  # fmt: skip
+
+
+def _make(
+    config: ExportConfig, subject: Subject, source: Source | None, provider: str
+) -> tuple[onnx.ModelProto, Inside, str, list[Candidate]]:
+    """The graph, what it says of itself, what fp16 kept in fp32, and what was tried for int8."""
+    checkpoint = subject.checkpoint
+    info = checkpoint.info
+    model = graph.to_onnx(info, checkpoint.model, config.opset)
+    steps = Preprocessing.of(info, "normalized")
+    kept, candidates, choice = "", list[Candidate](), None
+    if config.precision == "fp16":
+        some = show(source, "train", info.class_names, precision.BATCH) if source else None
+        pixels = _pixels(some, steps) if some else _noise(steps, precision.BATCH)
+        model, kept = precision.to_fp16(model, normalised(pixels, steps))
+        choice = kept
+    elif config.precision == "int8":
+        assert source is not None
+        images = precision.CALIBRATION_IMAGES + precision.CHOICE_IMAGES
+        pixels = _pixels(show(source, "train", info.class_names, images), steps)
+        model, candidates = precision.to_int8(model, normalised(pixels, steps), provider)
+        chosen = next(candidate for candidate in candidates if candidate.chosen)
+        choice = f"{chosen.form}, {chosen.method}, per channel, {len(pixels) // 2} training images"
+    if config.input == "raw":
+        steps = Preprocessing.of(info, "raw")
+        graph.take_raw_pixels(model, steps)
+    if config.softmax:
+        graph.give_probabilities(model)
+    return model, _inside(config, subject, steps, choice), kept, candidates
+
+
+def _pixels(shown: Shown, steps: Preprocessing) -> np.ndarray:
+    return np.concatenate([pixels for pixels, _ in shown.batches(steps.frame)])
+
+
+def _noise(steps: Preprocessing, images: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (images, *steps.frame.shape), np.uint8)
+
+
+def _inside(config: ExportConfig, subject: Subject, steps: Preprocessing, choice: str | None) -> Inside:
+    info = subject.checkpoint.info
+    return Inside(
+        class_names=info.class_names,
+        preprocessing=steps,
+        input=config.input,
+        output="probabilities" if config.softmax else "logits",
+        precision=config.precision,
+        precision_choice=choice,
+        model=info.model,
+        shortcut=info.shortcut,
+        data=info.data,
+        data_fingerprint=info.data_fingerprint,
+        run=subject.run.name if subject.run else None,
+        epoch=info.epoch,
+        val_accuracy=info.metrics.val_accuracy if info.metrics else None,
+        checkpoint_sha256=subject.checkpoint.sha256,
+        made_by=graph.made_by(),
+    )
+
+
+def _add_proof(file: Path, inside: Inside, proof: Proof, provider: str) -> None:
+    """Put into the file what its proof found, behind all that was proven, and see that it still answers the same.
+
+    Raises:
+        UserError: It does not.
+    """
+    classifier = Classifier(inside, runtime.load(file, provider))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *classifier.frame.shape), np.uint8)
+    before = classifier.run(pixels)
+    said = inside.model_copy(update={"validation": proof.summary()}).written()["validation"]
+    write_atomically(file, file.read_bytes() + graph.added({"validation": said}))
+    _, told = opening.look_through(file)
+    after = Classifier(told, runtime.load(file, provider)).run(pixels)
+    if not np.array_equal(before, after) or told.validation is None:
+        raise UserError("The file answers otherwise once its proof is in it.", "", WORK_FAILED)
+
+
+def _publish(
+    unproven: Path, final: Path, proof: Proof, checkpoint: Checkpoint, config: ExportConfig
+) -> tuple[Path, Path, int]:
+    """Give the file its name, or that of a rejected one, and write the record of its proof beside it."""
     file = final if proof.validated else final.with_name(final.name + ".rejected")
+    weights = unproven.with_name(graph.data_name(unproven))
+    if weights.exists() and proof.validated:  # those of a rejected file would take the place of a good one's
+        write_atomically(final.with_name(weights.name), weights.read_bytes())
+    content = unproven.read_bytes()
     write_atomically(file, content)
     proof_file = file.with_name(file.name + ".json")
     record = {
@@ -77,63 +187,11 @@ def export_onnx(
         "checkpoint": str(checkpoint.path),
         "checkpoint_sha256": checkpoint.sha256,
         "opset": config.opset,
+        "precision": config.precision,
+        "input": config.input,
         "validated": proof.validated,
         **asdict(proof),
         "versions": runs.versions(),
     }
     write_atomically(proof_file, json.dumps(record, indent=2).encode() + b"\n")
-    return ExportResult(file, proof_file, proof, checkpoint, config.opset, len(content), time.time() - started_at)
-
-
-def _find(config: ExportConfig, notice: Callable[[str], None]) -> tuple[Run | None, Checkpoint, Path]:
-    """The run (if it is one), the checkpoint to export, and the folder to export into."""
-    path = to_path(config.run).expanduser()
-    files.check_reachable(path)
-    if files.is_file(path):
-        owner = Run(path.absolute().parent.parent)
-        checkpoint = checkpoints.read(path)
-        _ = checkpoint.info.validated  # only such weights are exported
-        is_run = files.is_file(owner.record_file)
-        return (owner if is_run else None), checkpoint, owner.export if is_run else path.absolute().parent
-    run = Run(path) if files.is_file(path / "run.json") else runs.find(config.runs_dir, config.run)
-    run.read()
-    checkpoint, refused = checkpoints.read_best(run)
-    for reason in refused:
-        notice(f"Passed over a checkpoint: {reason}")
-    if refused:
-        notice(f"Exporting {checkpoint.path.name}, the best that is whole (epoch {checkpoint.info.epoch}).")
-    return run, checkpoint, run.export
-
-
-def _find_images(config: ExportConfig, run: Run | None, checkpoint: Checkpoint) -> tuple[Source, bool]:
-    """The images to validate on, and whether they are those of the training."""
-    info = checkpoint.info
-    trained = run.read().config if run else DataConfig(data=info.data) if info.data in DATA_SETS else None
-    if config.data is not None:
-        side = info.height if info.height == info.width else None
-        wanted = (trained or DataConfig()).model_copy(
-            update={"data": config.data, "val_data": None, "image_size": side}
-        )
-    elif trained is not None:
-        wanted = trained
-    else:
-        raise UserError(f"{checkpoint.path} does not say where its images are.", "Name images to validate on: --data.")
-    source, data = open_source(wanted), wanted.data
-    is_own = source.record.fingerprint == info.data_fingerprint
-    if not is_own and config.data is None:
-        raise UserError(
-            f"The images in {data} are not those that the network was trained on.",
-            "Bring the old ones back, or name images to validate on: --data.",
-        )
-    record = source.record
-    if (record.channels, record.height, record.width) != (info.channels, info.height, info.width):
-        raise UserError(
-            f"The network takes images of {info.width}x{info.height} with {info.channels} channels; those of {data} "
-            f"are {record.width}x{record.height} with {record.channels}.",
-            "Validate on images like those it was trained on.",
-        )
-    if record.class_names != info.class_names:
-        raise UserError(
-            f"The classes of {data} are not the network's.", f"The network's are: {', '.join(info.class_names)[:200]}."
-        )
-    return source, is_own
+    return file, proof_file, len(content) + (weights.stat().st_size if weights.exists() else 0)

@@ -1,34 +1,29 @@
-"""Tries to refute an export: the file on disk against the checkpoint on disk, from raw pixels on.
+"""Tries to refute an exported file: as it lies on the disk, against the checkpoint as it lies on the disk.
 
-Two pipelines answer every image. One is the checkpoint's: our own preprocessing, torch, fp32.
-The other knows the file only: the preprocessing that its metadata tells, ONNX Runtime. They
-share nothing but the pixels, so that a fault in the graph, in the weights or in the metadata
-shows as a difference.
-
-Differences are measured as max |difference| / max |logit|. A clean fp32 export has about 5e-7;
-rounding to TF32 or fp16 gives 4e-4, a neighbouring checkpoint 2e-3. Accuracy alone tells none of
-these apart, and an absolute limit fails sound models whose logits are large.
+Two pipelines answer every image. One is the checkpoint's: our own preprocessing, torch, float64. The other knows the
+file only: the preprocessing that its metadata tells or its graph does, ONNX Runtime. They share nothing but the pixels,
+so that a fault in the graph, in the weights or in the metadata shows as a difference.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
-import torch
 
-from resnet_ops.data.augment import normalise
-from resnet_ops.data.cache import Images
 from resnet_ops.errors import UserError
-from resnet_ops.export import runtime
-from resnet_ops.training.checkpoint import Checkpoint
+from resnet_ops.export import opening, runtime
+from resnet_ops.export.classifier import Classifier, softmax
+from resnet_ops.export.comparison import LIMITS, Comparison, accuracy, calibration_error
+from resnet_ops.export.inside import Inside
+from resnet_ops.export.looks import check_content, check_file, largest_batch
+from resnet_ops.export.reference import Reference
+from resnet_ops.export.resizing import compare_resizing
+from resnet_ops.export.shown import Shown
 
 BATCHES = (1, 7, 64)
-EVAL_BATCH = 500
-TOLERANCE = {runtime.CPU: 1e-5, runtime.CUDA: 1e-4}  # on CUDA sums are taken in another order
-SAME_ACCURACY = 0.005  # bf16 on a GPU while training, fp32 here
+SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
 
 
 @dataclass(frozen=True)
@@ -43,18 +38,21 @@ class Check:
 
 @dataclass
 class Proof:
-    """All that was tried against one file."""
+    """All that was tried against one file. What could not be measured is NaN."""
 
     provider: str
-    tolerance: float
+    tolerance: float = float("nan")
     checks: list[Check] = field(default_factory=list)
     nodes_by_provider: dict[str, int] = field(default_factory=dict)
     images: int = 0
+    largest_batch: int = 0
     max_abs_diff: float = float("nan")
     max_rel_diff: float = float("nan")
     top1_agreement: float = float("nan")
     val_accuracy_torch: float = float("nan")
     val_accuracy_onnx: float = float("nan")
+    calibration_error_torch: float = float("nan")
+    calibration_error_onnx: float = float("nan")
 
     @property
     def validated(self) -> bool:
@@ -72,148 +70,166 @@ class Proof:
             found, held = check()
         except Exception as error:  # whatever ONNX or ONNX Runtime raise on a faulty file refutes it
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            found, held = lines[0], False
+            found, held = lines[0][:300], False
         self.checks.append(Check(name, found, held, limit))
+
+    def summary(self) -> dict[str, Any]:
+        """Its numbers, without those that could not be measured, as the file itself then holds them."""
+        values = {name: value for name, value in asdict(self).items() if name != "checks" and value == value}
+        return values | {"validated": self.validated}
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Logits of the same images from both pipelines, (N, classes) float64."""
+class Demands:
+    """What a file is held to beside its own word; None where nothing is known.
 
-    torch: np.ndarray
-    onnx: np.ndarray
+    Args:
+        provider: ONNX Runtime's name of the execution provider.
+        opset: The operator set that was asked for.
+        tolerance: Largest max |difference| / max |logit|; by default as in `LIMITS`.
+        max_accuracy_drop: Share of the images, from 0 to 1, that it may get wrong more often than the checkpoint.
+        recorded_accuracy: What training measured on the same images.
+        said_accuracy: What the file says of its own accuracy on the same images.
+    """
 
-    @property
-    def finite(self) -> bool:
-        """Whether there is no NaN or infinity on either side: NaN passes most comparisons."""
-        return bool(np.isfinite(self.torch).all() and np.isfinite(self.onnx).all())
-
-    @property
-    def max_abs(self) -> float:
-        """The largest |difference|."""
-        return float(np.abs(self.torch - self.onnx).max())
-
-    @property
-    def max_rel(self) -> float:
-        """The largest |difference|, as a share of the largest |logit|."""
-        return self.max_abs / max(float(np.abs(self.torch).max()), 1e-12)
+    provider: str
+    opset: int | None = None
+    tolerance: float | None = None
+    max_accuracy_drop: float = 0.005
+    recorded_accuracy: float | None = None
+    said_accuracy: float | None = None
 
 
-def prove(
-    file: Path,
-    checkpoint: Checkpoint,
-    images: Images,
-    *,
-    opset: int,
-    provider: str,
-    tolerance: float | None = None,
-    recorded_accuracy: float | None = None,
-) -> Proof:
+def prove(file: Path, reference: Reference | None, shown: Shown | None, demands: Demands) -> Proof:
     """Try everything against an exported file.
 
     Args:
         file: The ONNX file.
-        checkpoint: What it was made of, as read from disk.
-        images: The whole validation set, raw.
-        opset: The operator set that was asked for.
-        provider: ONNX Runtime's name of the execution provider.
-        tolerance: Largest max |difference| / max |logit|; by default `TOLERANCE`.
-        recorded_accuracy: What training measured on the same images, where they are the same.
+        reference: The checkpoint that it was made of; without it, the file is put against its own word only.
+        shown: The validation images; without them only random pixels are shown.
+        demands: What it is held to.
     """
-    proof = Proof(provider, tolerance or TOLERANCE[provider], images=len(images))
-    proof.attempt("file", lambda: _check_file(file, opset))
+    proof = Proof(demands.provider)
     try:
-        session = runtime.load(file, provider)
+        model, inside = opening.look_through(file)
+        session = runtime.load(file, demands.provider)
     except UserError as error:
-        proof.checks.append(Check("runtime", str(error), False))
+        proof.checks.append(Check("file", str(error), False))
         return proof
-    proof.nodes_by_provider = session.nodes
-    network = checkpoint.info.build_network()
-    network.load_state_dict(checkpoint.model)
-    network.eval()
-
-    def compare(pixels: np.ndarray, batch: int) -> Comparison:
-        info = checkpoint.info
-        expected, found = [], []
-        for start in range(0, len(pixels), batch):
-            part = pixels[start : start + batch]
-            with torch.inference_mode():
-                expected.append(network(normalise(torch.from_numpy(part), info.mean, info.std)).double().numpy())
-            found.append(session.run(session.preprocess(part)).astype(np.float64))
-        return Comparison(np.concatenate(expected), np.concatenate(found))
-
-    def within(pixels: np.ndarray, batches: tuple[int, ...]) -> tuple[str, bool]:
-        pairs = [compare(pixels[:batch], batch) for batch in batches]
-        worst = max(pair.max_rel for pair in pairs)
-        finite = all(pair.finite for pair in pairs)
-        return f"{worst:.1e}" if finite else "not finite", finite and worst <= proof.tolerance
-
-    many = images.pixels[np.arange(max(BATCHES)) % len(images)]
-    noise = np.random.default_rng(0).integers(0, 256, many.shape, np.uint8)
-    batches = ", ".join(map(str, BATCHES))
-    limit = f"{proof.tolerance:.0e}"
+    classifier = Classifier(inside, session)
+    proof.nodes_by_provider = session.nodes_by_provider
+    limits = LIMITS[inside.precision]
+    proof.tolerance = demands.tolerance or limits.largest[demands.provider]
+    proof.attempt("file", lambda: check_file(file, model, inside, demands.opset))
     proof.attempt("nodes", lambda: _check_nodes(session))
-    proof.attempt("classes", lambda: _check_classes(session, checkpoint))
-    proof.attempt(f"random pixels, batch {batches}", lambda: within(noise, BATCHES), limit)
-    proof.attempt(f"real images, batch {batches}", lambda: within(many, BATCHES), limit)
-    try:
-        whole = compare(images.pixels, EVAL_BATCH)
-    except Exception as error:  # as above: the file is refuted, not the validator broken
-        proof.checks.append(Check("validation set", str(error).splitlines()[0], False))
-        return proof
-    _judge(proof, whole, images.labels)
-    if recorded_accuracy is not None:
-        apart = abs(proof.val_accuracy_torch - recorded_accuracy)
-        proof.checks.append(
-            Check("accuracy as in training", f"{apart:.2%} apart", apart <= SAME_ACCURACY, f"{SAME_ACCURACY:.1%}")
-        )
+    if reference is not None:
+        proof.attempt("what it says", lambda: check_content(inside, reference.checkpoint))
+    if inside.input == "raw":
+        proof.attempt("resize and crop", lambda: compare_resizing(file, demands.provider, inside, shown), "2 levels")
+    proof.largest_batch = largest_batch(model, classifier.frame)
+    if reference is not None:
+        _try_batches(proof, classifier, reference, shown)
+    if shown is not None:
+        _show_all(proof, classifier, reference, shown, demands)
     return proof
 
 
-def _judge(proof: Proof, whole: Comparison, labels: np.ndarray) -> None:
-    """The validation set: largest difference, top-1 agreement, accuracy of both."""
+def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, shown: Shown | None) -> None:
+    """Random and real pixels in batches of several sizes; the largest one repeats what fewer images gave."""
+    frame, limit = classifier.frame, f"{proof.tolerance:.0e}"
+    noise = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *frame.shape), np.uint8)
+    batches = sorted({*BATCHES, proof.largest_batch})
+    named = ", ".join(f"{batch:,}" for batch in batches)
+
+    def within(pixels: np.ndarray) -> tuple[str, bool]:
+        expected = _expected(classifier, reference, pixels)
+        worst = 0.0
+        for batch in batches:
+            rows = np.arange(batch) % len(pixels)
+            pair = Comparison(expected[rows], classifier.run(pixels[rows]).astype(np.float64))
+            if not pair.finite:
+                return f"not finite in a batch of {batch}", False
+            worst = max(worst, pair.max_rel)
+        return f"{worst:.1e} (batch {named})", worst <= proof.tolerance
+
+    proof.attempt("random pixels", lambda: within(noise), limit)
+    if shown is not None:
+        proof.attempt("real images", lambda: within(shown.first(max(BATCHES), frame)), limit)
+
+
+def _expected(classifier: Classifier, reference: Reference, pixels: np.ndarray) -> np.ndarray:
+    logits = reference.logits(pixels)
+    return softmax(logits) if classifier.inside.output == "probabilities" else logits
+
+
+def _show_all(
+    proof: Proof, classifier: Classifier, reference: Reference | None, shown: Shown, demands: Demands
+) -> None:
+    """The validation set, through both pipelines."""
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    try:
+        for pixels, labels in shown.batches(classifier.frame):
+            found = classifier.run(pixels).astype(np.float64)
+            parts.append((_expected(classifier, reference, pixels) if reference else found, found, labels))
+    except Exception as error:  # as above: the file is refuted, not the validator broken
+        proof.checks.append(Check("validation set", str(error).splitlines()[0][:300], False))
+        return
+    expected, found, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    proof.images = len(labels)
+    probable = classifier.inside.output == "probabilities"
+    proof.val_accuracy_onnx = accuracy(found, labels)
+    if np.isfinite(found).all():
+        proof.calibration_error_onnx = calibration_error(found if probable else softmax(found), labels)
+    if demands.said_accuracy is not None:
+        apart = abs(proof.val_accuracy_onnx - demands.said_accuracy)
+        held, limit = apart <= SAME_ACCURACY, f"{SAME_ACCURACY:.1%}"
+        proof.checks.append(Check("accuracy as it says", f"{apart:.2%} apart", held, limit))
+    if reference is None:
+        finite = bool(np.isfinite(found).all())
+        proof.checks.append(Check("answers", "finite" if finite else "not finite", finite))
+        return
+    proof.val_accuracy_torch = accuracy(expected, labels)
+    proof.calibration_error_torch = calibration_error(expected if probable else softmax(expected), labels)
+    _judge(proof, Comparison(expected, found), classifier.inside, demands)
+
+
+def _judge(proof: Proof, whole: Comparison, inside: Inside, demands: Demands) -> None:
+    limits = LIMITS[inside.precision]
     proof.max_abs_diff, proof.max_rel_diff = whole.max_abs, whole.max_rel
-    expected, found = whole.torch.argmax(1), whole.onnx.argmax(1)
-    proof.top1_agreement = float((expected == found).mean())
-    proof.val_accuracy_torch = float((expected == labels).mean())
-    proof.val_accuracy_onnx = float((found == labels).mean())
-    top = np.sort(whole.torch, axis=1)
-    # Between two logits closer than the largest rounding error, either answer is right.
-    rounding = min(whole.max_abs, proof.tolerance * float(np.abs(whole.torch).max()))
-    ties = top[:, -1] - top[:, -2] <= 2 * rounding
-    flips = (expected != found) & ~ties
-    held = whole.finite and whole.max_rel <= proof.tolerance
-    found_text = f"{whole.max_rel:.1e}" if whole.finite else "not finite"
-    proof.checks.append(Check(f"validation set, {len(labels):,} images", found_text, held, f"{proof.tolerance:.0e}"))
-    proof.checks.append(Check("top-1 agreement", f"{proof.top1_agreement:.2%}", whole.finite and not flips.any()))
+    proof.top1_agreement = float(whole.agrees.mean())
 
+    def add(name: str, found: str, held: bool, limit: str = "") -> None:
+        proof.checks.append(Check(name, found if whole.finite else "not finite", held and whole.finite, limit))
 
-def _check_file(file: Path, opset: int) -> tuple[str, bool]:
-    onnx.checker.check_model(str(file), full_check=True)
-    model = onnx.load(str(file), load_external_data=False)
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    faults = [
-        fault
-        for fault, there in {
-            f"opset {opsets.get('')} instead of {opset}": opsets.get("") != opset,
-            f"operators of {', '.join(set(opsets) - {''})}": bool(set(opsets) - {""}),
-            "weights in another file": any(
-                t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer
-            ),
-            f"batch size fixed at {batch.dim_value}": not batch.dim_param,
-            "BatchNorm not folded": any(node.op_type == "BatchNormalization" for node in model.graph.node),
-        }.items()
-        if there
-    ]
-    return "; ".join(faults) or f"opset {opset}, {len(model.graph.node)} nodes, any batch", not faults
+    add(
+        "validation set",
+        f"{whole.max_rel:.1e} ({proof.images:,} images)",
+        whole.max_rel <= proof.tolerance,
+        f"{proof.tolerance:.0e}",
+    )
+    if inside.precision != "fp32":
+        add("mean difference", f"{whole.mean_rel:.1e}", whole.mean_rel <= limits.mean, f"{limits.mean:.0e}")
+    exact = inside.precision == "fp32"
+    rounding = min(whole.max_rel, proof.tolerance) if exact else min(whole.mean_rel, limits.mean)
+    counted = whole.agrees | whole.ties(rounding * whole.scale)
+    needed = "" if limits.agreement == 1 else f"{limits.agreement:.1%}"
+    add("top-1 agreement", f"{proof.top1_agreement:.2%}", float(counted.mean()) >= limits.agreement, needed)
+    drop, allowed = proof.val_accuracy_torch - proof.val_accuracy_onnx, demands.max_accuracy_drop
+    # Not (drop > allowed): accuracies of NaN would pass.
+    add("accuracy", f"{0 - drop * 100:+.2f} points", drop <= allowed + 1e-12, f"-{100 * allowed:g} points")
+    if demands.recorded_accuracy is not None:
+        apart = abs(proof.val_accuracy_torch - demands.recorded_accuracy)
+        add("accuracy as in training", f"{apart:.2%} apart", apart <= SAME_ACCURACY, f"{SAME_ACCURACY:.1%}")
 
 
 def _check_nodes(session: runtime.Session) -> tuple[str, bool]:
-    total, own = sum(session.nodes.values()), session.nodes.get(session.provider, 0)
-    return f"{own} of {total} on {session.provider.removesuffix('ExecutionProvider')}", own == total > 0
-
-
-def _check_classes(session: runtime.Session, checkpoint: Checkpoint) -> tuple[str, bool]:
-    names = tuple(json.loads(session.metadata["class_names"]))
-    return f"{len(names)} names", names == checkpoint.info.class_names
+    where = session.provider.removesuffix("ExecutionProvider")
+    elsewhere = session.elsewhere
+    if elsewhere:
+        named = ", ".join(f"{node.operator} {node.name}" for node in elsewhere[:5])
+        more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
+        on = ", ".join(sorted({node.provider.removesuffix("ExecutionProvider") for node in elsewhere}))
+        return f"{where} requested, {len(elsewhere)} nodes on {on}: {named}{more}", False
+    own = session.nodes_by_provider.get(session.provider, 0)
+    rest = "" if own == len(session.nodes) else "; the others compute sizes"
+    return f"{own} of {len(session.nodes)} on {where}{rest}", own > 0

@@ -7,11 +7,9 @@ back.
 
 import contextlib
 import ctypes
-import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import onnxruntime as ort
 
 from resnet_ops.errors import WORK_FAILED, UserError
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the distribution that brings it
     "libcuda.so.1": "the NVIDIA driver",
     "libcudart.so.13": "nvidia-cuda-runtime",
@@ -31,32 +29,58 @@ CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the distribut
     "libcufft.so.12": "nvidia-cufft",
     "libcudnn.so.9": "nvidia-cudnn-cu13",
 }
+TENSORRT_LIBRARIES = {"libnvinfer.so.10": "'tensorrt-cu13<11'", "libnvonnxparser.so.10": "'tensorrt-cu13<11'"}
 # TF32 rounds the inputs of a convolution to 10 bits: an error of 4e-4, as large as that of a wrong checkpoint.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+PREPROCESSING = "preprocess/"  # how the names of nodes begin that make the input of raw pixels
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the graph, and where ONNX Runtime runs it."""
+
+    name: str
+    operator: str
+    provider: str
 
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model, and what it says of itself."""
+    """A loaded model."""
 
     session: Any
     provider: str
     metadata: dict[str, str]
-    nodes: dict[str, int]  # nodes a provider
+    nodes: tuple[Node, ...]
 
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """Logits (N, classes) float32 of normalised images (N, C, H, W) float32."""
-        logits: np.ndarray = self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """What the file gives, (N, classes) float32, for its input: (N, C, H, W) float32 or (N, H, W, C) uint8.
+
+        Raises:
+            UserError: ONNX Runtime left the provider while running.
+        """
+        found: np.ndarray = self.session.run(None, {self.session.get_inputs()[0].name: x})[0]
         if self.session.get_providers()[0] != self.provider:
             raise UserError(f"ONNX Runtime left {self.provider} while running.", exit_code=WORK_FAILED)
-        return logits
+        return found
 
-    def preprocess(self, pixels: np.ndarray) -> np.ndarray:
-        """Do to raw pixels (N, H, W, C) uint8 what the file's metadata says; nothing else is consulted."""
-        steps = json.loads(self.metadata["preprocessing"])
-        x = pixels.astype(np.float32) * np.float32(steps["scale"])
-        x = (x - np.float32(steps["mean"])) / np.float32(steps["std"])
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    @property
+    def nodes_by_provider(self) -> dict[str, int]:
+        """How many nodes run where."""
+        found: dict[str, int] = {}
+        for node in self.nodes:
+            found[node.provider] = found.get(node.provider, 0) + 1
+        return found
+
+    @property
+    def elsewhere(self) -> tuple[Node, ...]:
+        """Nodes that do not run where they were asked to.
+
+        Of a file that takes raw pixels, the CPU may compute sizes and where to cut, as it does for every provider: a
+        few numbers. TensorRT may leave nodes to CUDA.
+        """
+        allowed = {self.provider, CUDA} if self.provider == TENSORRT else {self.provider}
+        return tuple(n for n in self.nodes if n.provider not in allowed and not n.name.startswith(PREPROCESSING))
 
 
 def has_gpu() -> bool:
@@ -69,12 +93,12 @@ def has_gpu() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def missing_cuda_libraries() -> dict[str, str]:
-    """The libraries of `CUDA_LIBRARIES` that cannot be loaded, after all installed ones were."""
+def missing_cuda_libraries(libraries: Mapping[str, str] = CUDA_LIBRARIES) -> dict[str, str]:
+    """The libraries that cannot be loaded, after all installed ones were."""
     with quiet():
         ort.preload_dlls()
     missing = {}
-    for library, origin in CUDA_LIBRARIES.items():
+    for library, origin in libraries.items():
         try:
             ctypes.CDLL(library)
         except OSError:
@@ -83,7 +107,7 @@ def missing_cuda_libraries() -> dict[str, str]:
 
 
 def choose_provider(wanted: str) -> str:
-    """CUDA or CPU for 'cuda', 'cpu' or 'auto' (CUDA where there is a GPU).
+    """ONNX Runtime's name for 'cuda', 'tensorrt', 'cpu' or 'auto' (CUDA where there is a GPU).
 
     Raises:
         UserError: CUDA cannot be used though it was asked for, or though there is a GPU: the CPU
@@ -92,42 +116,51 @@ def choose_provider(wanted: str) -> str:
     if wanted == "cpu" or (wanted == "auto" and not has_gpu()):
         return CPU
     if not has_gpu():
-        raise UserError("There is no NVIDIA GPU here to validate on.", "Use --provider cpu.", WORK_FAILED)
-    if missing := missing_cuda_libraries():
+        raise UserError("There is no NVIDIA GPU here to run on.", "Use --provider cpu.", WORK_FAILED)
+    tensorrt = wanted == "tensorrt"
+    if missing := missing_cuda_libraries(CUDA_LIBRARIES | (TENSORRT_LIBRARIES if tensorrt else {})):
         packages = " ".join(sorted(set(missing.values())))
         raise UserError(
             f"ONNX Runtime cannot use the GPU: {', '.join(missing)} cannot be loaded.",
             f"Install {packages}, or use --provider cpu.",
             WORK_FAILED,
         )
-    return CUDA
+    return TENSORRT if tensorrt else CUDA
 
 
-def load(path: Path, provider: str) -> Session:
-    """Load the file at `path` on `provider`, with no way back to the CPU.
+def load(model: Path | bytes, provider: str, cuda: Mapping[str, str] = CUDA_OPTIONS, threads: int = 0) -> Session:
+    """Load a file, or one's content, on `provider`, with no way back to the CPU.
+
+    Args:
+        model: The file.
+        provider: ONNX Runtime's name of it.
+        cuda: Options of the CUDA provider; by default those of a proof, in true fp32.
+        threads: On the CPU; 0 for as many as there are cores.
 
     Raises:
         UserError: The file is not one that ONNX Runtime can run, or not there.
     """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    providers: list[Any] = [CPU]
-    if provider == CUDA:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers = [(CUDA, CUDA_OPTIONS)]
+    options.intra_op_num_threads = threads
+    on_cuda = (CUDA, dict(cuda))
+    providers: list[Any] = [CPU] if provider == CPU else [on_cuda] if provider == CUDA else [TENSORRT, on_cuda]
+    name, given = (model.name, str(model)) if isinstance(model, Path) else ("the model", model)
     try:
         with quiet():
-            session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            session = ort.InferenceSession(given, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise UserError(
-            f"ONNX Runtime cannot load {path.name} on {provider}: {str(error).splitlines()[0]}", exit_code=WORK_FAILED
+            f"ONNX Runtime cannot load {name} on {provider}: {str(error).splitlines()[0]}", exit_code=WORK_FAILED
         ) from None
     if session.get_providers()[0] != provider:
         raise UserError(f"ONNX Runtime took {session.get_providers()[0]} for {provider}.", exit_code=WORK_FAILED)
-    nodes: Counter[str] = Counter()
-    for part in session.get_provider_graph_assignment_info():
-        nodes[part.ep_name] += len(part.get_nodes())
-    return Session(session, provider, dict(session.get_modelmeta().custom_metadata_map), dict(nodes))
+    nodes = tuple(
+        Node(node.name, node.op_type, part.ep_name)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    )
+    return Session(session, provider, dict(session.get_modelmeta().custom_metadata_map), nodes)
 
 
 @contextlib.contextmanager

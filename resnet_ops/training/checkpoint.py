@@ -46,6 +46,7 @@ class CheckpointInfo(BaseModel):
     channels: int
     height: int
     width: int
+    stored: int | None = None  # side of the squares that these are cut from, as in `DataRecord`
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: str

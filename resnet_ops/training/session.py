@@ -114,6 +114,7 @@ class Session:
             channels=data.channels,
             height=data.height,
             width=data.width,
+            stored=data.stored,
             mean=loader.mean,
             std=loader.std,
             data=data.name,

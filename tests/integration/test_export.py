@@ -7,14 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 
 from resnet_ops.data.sources import EMBEDDED, open_source
 from resnet_ops.runs import Run
+from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
 from tests.conftest import Ended, command
+
+FIELDS = {
+    "onnx", "precision", "input", "provider", "validated", "nodes_by_provider", "max_abs_diff", "top1_agreement",
+    "images", "val_accuracy_torch", "val_accuracy_onnx", "tolerance",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -33,10 +40,7 @@ def test_the_best_checkpoint_is_exported_and_proven(cli: Callable[..., Ended], r
     assert ended.code == 0, ended.err
     (line,) = ended.out.splitlines()
     result = json.loads(line)
-    assert {
-        "onnx", "opset", "provider", "validated", "max_abs_diff", "top1_agreement", "images", "val_accuracy_torch",
-        "val_accuracy_onnx",
-    } <= set(result)  # fmt: skip
+    assert set(result) >= FIELDS
     assert result["validated"] is True
     assert result["images"] == 359
     best = run.read().best
@@ -49,6 +53,57 @@ def test_the_best_checkpoint_is_exported_and_proven(cli: Callable[..., Ended], r
     record = json.loads((run.export / "model.onnx.json").read_text())
     assert record["sha256"] == hashlib.sha256((run.export / "model.onnx").read_bytes()).hexdigest()
     assert sorted(p.name for p in run.export.iterdir()) == ["model.onnx", "model.onnx.json"]
+
+
+@pytest.mark.parametrize("given", ["normalized", "raw"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_form_is_proven_and_holds(precision: str, given: str, cli: Callable[..., Ended], run: Run) -> None:
+    ended = export(cli, run, "--precision", precision, "--input", given, "--json")
+    assert ended.code == 0, ended.err
+    file = Path(ended.json["onnx"])
+    assert (ended.json["precision"], ended.json["input"]) == (precision, given)
+    assert ended.json["val_accuracy_torch"] - ended.json["val_accuracy_onnx"] <= 0.005
+    held = cli("validate", file, "--json")
+    assert held.code == 0, held.err
+    assert set(held.json) >= FIELDS
+    assert {field: held.json[field] for field in FIELDS} == {field: ended.json[field] for field in FIELDS}
+    assert "accuracy as it says" in held.err
+    if precision == "int8":
+        chosen = [one for one in ended.json["candidates"] if one["chosen"]]
+        assert len(chosen) == 1
+        assert len(ended.json["candidates"]) == 4
+        assert "chosen" in ended.err
+
+
+def test_a_file_taken_elsewhere_is_put_against_its_word(cli: Callable[..., Ended], run: Run, tmp_path: Path) -> None:
+    assert export(cli, run, "--softmax").code == 0
+    file = shutil.copy(run.export / "model.onnx", tmp_path / "m.onnx")
+    ended = cli("validate", file, "--json")
+    assert ended.code == 0, ended.err
+    assert "not against torch" in ended.err
+    assert ended.json["val_accuracy_torch"] is None
+    assert cli("validate", file, "--checkpoint", run.path, "--json").json["top1_agreement"] == 1
+    changed = onnx.load(file)
+    weight = next(tensor for tensor in changed.graph.initializer if tensor.name == "fc.weight")
+    weight.raw_data = bytes(reversed(weight.raw_data))
+    onnx.save(changed, tmp_path / "changed.onnx")
+    ended = cli("validate", tmp_path / "changed.onnx", "--json")
+    assert ended.code == 1
+    assert ended.json["validated"] is False
+    assert "is refuted: accuracy as it says" in ended.err
+
+
+def test_a_precision_that_costs_too_much_is_refused(cli: Callable[..., Ended], run: Run) -> None:
+    """Weights whose answers hang by a thread: 8 bits take them away."""
+    best = checkpoints.read(checkpoints.best_file(run))
+    rng = torch.Generator().manual_seed(0)
+    model = dict(best.model)
+    model["fc.weight"] = model["fc.weight"] * 1e-3 + torch.randn(model["fc.weight"].shape, generator=rng) * 3
+    checkpoints.save(checkpoints.best_file(run), best.info, {f"model/{name}": value for name, value in model.items()})
+    ended = export(cli, run, "--precision", "int8", "--max-accuracy-drop", "0")
+    assert ended.code == 1
+    assert "The export was refuted: " in ended.err
+    assert sorted(p.name for p in run.export.iterdir()) == ["model-int8.onnx.rejected", "model-int8.onnx.rejected.json"]
 
 
 def test_the_file_works_in_a_stranger_hands(cli: Callable[..., Ended], run: Run) -> None:

@@ -14,8 +14,9 @@ import pytest
 from mlflow import MlflowClient
 
 from resnet_ops import runs
-from resnet_ops.config import ExportConfig, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.job import export_onnx
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints

@@ -1,0 +1,133 @@
+"""What an exported file says of itself: enough to use it with no other file.
+
+Each field lies in the model's metadata under its own name: text as it is, all else as JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from resnet_ops.data.decode import Frame
+from resnet_ops.errors import UserError
+from resnet_ops.training.checkpoint import CheckpointInfo
+
+Input = Literal["normalized", "raw"]
+Precision = Literal["fp32", "fp16", "int8"]
+Output = Literal["logits", "probabilities"]
+Side = Annotated[int, Field(ge=1, le=4096)]
+IMAGES = "images"  # the name of the input
+CLASSES = 1_000_000  # a guard: more of them than anybody has
+
+
+class Preprocessing(BaseModel):
+    """How raw pixels become what the network takes.
+
+    An image is resized, as little as makes it cover `resize` (height, width), antialiased bilinear; `height` x `width`
+    are cut from its centre; then (pixel * scale - mean) / std. `layout` and `dtype` are those of the file's input: NCHW
+    float32 where all that is the caller's to do, NHWC uint8 of any size where the file does it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    color: Literal["grey", "RGB"]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "uint8"] = "float32"
+    resize: tuple[Side, Side]
+    height: Side
+    width: Side
+    scale: FiniteFloat = 1 / 255
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Preprocessing":
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise ValueError("mean and std are not those of its channels")
+        if self.resize[0] < self.height or self.resize[1] < self.width:
+            raise ValueError("it is resized to less than is cut from it")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return 1 if self.color == "grey" else 3
+
+    @property
+    def frame(self) -> Frame:
+        """What is cut from an image."""
+        return Frame(self.resize, self.height, self.width, self.channels)
+
+    @classmethod
+    def of(cls, info: CheckpointInfo, given: Input) -> "Preprocessing":
+        """What the network of a checkpoint needs, in a file whose input is `given`."""
+        raw = given == "raw"
+        return cls(
+            color="grey" if info.channels == 1 else "RGB",
+            layout="NHWC" if raw else "NCHW",
+            dtype="uint8" if raw else "float32",
+            resize=(info.stored, info.stored) if info.stored else (info.height, info.width),
+            height=info.height,
+            width=info.width,
+            mean=info.mean,
+            std=info.std,
+        )
+
+
+class Inside(BaseModel):
+    """The metadata of an exported file. `validation` is what its proof found, None before."""
+
+    model_config = ConfigDict(frozen=True)
+
+    class_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=CLASSES)]
+    preprocessing: Preprocessing
+    input: Input = "normalized"
+    output: Output = "logits"
+    precision: Precision = "fp32"
+    model: str
+    shortcut: str | None = None
+    data: str
+    data_fingerprint: str
+    run: str | None = None
+    epoch: int
+    val_accuracy: float | None = None
+    checkpoint_sha256: str
+    made_by: str
+    precision_choice: str | None = None
+    validation: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, name: str, metadata: Mapping[str, str]) -> "Inside":
+        """Read it out of the metadata of file `name`.
+
+        Raises:
+            UserError: Something is missing or cannot be.
+        """
+        if "class_names" not in metadata:
+            raise UserError(
+                f"{name} does not say what its classes are.", "Only files of `resnet-ops export` say all it takes."
+            )
+        values: dict[str, Any] = {}
+        try:
+            for field in cls.model_fields.keys() & metadata.keys():
+                values[field] = json.loads(metadata[field]) if field in JSON else metadata[field]
+            inside = cls.model_validate(values)
+        except (ValidationError, ValueError, RecursionError) as error:
+            detail = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise UserError(
+                f"What {name} says of itself cannot be read ({' '.join(detail.split())[:200]}).",
+                "It is damaged, or not a file of `resnet-ops export`.",
+            ) from None
+        return inside
+
+    def written(self) -> dict[str, str]:
+        """As metadata."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {name: json.dumps(value) if name in JSON else str(value) for name, value in values.items()}
+
+
+JSON = {"class_names", "preprocessing", "epoch", "val_accuracy", "validation"}

@@ -1,0 +1,73 @@
+"""What can be seen of an exported file without running it: is it what was asked for, and what it says it is?"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto
+
+from resnet_ops.data.decode import Frame
+from resnet_ops.export.inside import Inside, Preprocessing
+from resnet_ops.export.precision import bytes_an_image
+from resnet_ops.training.checkpoint import Checkpoint
+from resnet_ops.training.memory import free_bytes
+
+LARGEST_BATCH = 4096
+SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
+
+
+def check_file(file: Path, model: onnx.ModelProto, inside: Inside, opset: int | None) -> tuple[str, bool]:
+    """Whether it is sound ONNX of the operator set asked for, takes any batch, and is of the precision it claims."""
+    onnx.checker.check_model(str(file), full_check=True)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    found = opsets.get("", opsets.get("ai.onnx", 0))
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    operators = {node.op_type for node in model.graph.node}
+    raw = model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    faults = {
+        f"opset {found} instead of {opset}": opset is not None and found != opset,
+        f"batch size fixed at {batch.dim_value}": not batch.dim_param,
+        "BatchNorm not folded": "BatchNormalization" in operators,
+        f"it says that its input is {inside.input}, which it is not": raw != (inside.input == "raw"),
+        f"it says that it is {inside.precision}, and is {_precision(model)}": _precision(model) != inside.precision,
+    }
+    found_faults = [fault for fault, there in faults.items() if there]
+    return "; ".join(found_faults) or f"opset {found}, {len(model.graph.node)} nodes, any batch", not found_faults
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    """The smallest that any convolution has its weights in."""
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    counts = {"fp32": 0, "fp16": 0, "int8": 0}
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            continue
+        weight = node.input[1]
+        if weight in made and made[weight].op_type == "DequantizeLinear":
+            counts["int8"] += 1
+        else:
+            counts["fp16" if kinds.get(weight) == TensorProto.FLOAT16 else "fp32"] += 1
+    return "int8" if counts["int8"] else "fp16" if counts["fp16"] else "fp32"
+
+
+def check_content(inside: Inside, checkpoint: Checkpoint) -> tuple[str, bool]:
+    """Whether what it says of itself is so of the checkpoint."""
+    info = checkpoint.info
+    faults = {
+        "it was made of another checkpoint": inside.checkpoint_sha256 != checkpoint.sha256,
+        "its classes are others, or in another order": inside.class_names != info.class_names,
+        "its preprocessing is another": inside.preprocessing != Preprocessing.of(info, inside.input),
+        f"it is said to be of {inside.model}": inside.model != info.model,
+    }
+    found = [fault for fault, there in faults.items() if there]
+    return "; ".join(found) or f"{len(inside.class_names)} classes, preprocessing, checkpoint", not found
+
+
+def largest_batch(model: onnx.ModelProto, frame: Frame) -> int:
+    """The largest power of two of images that surely fits into memory, up to `LARGEST_BATCH`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    each = bytes_an_image(model) + 8 * int(np.prod(frame.shape))
+    fitting = max(1, min(LARGEST_BATCH, int(SHARE * free_bytes(device) / each)))
+    return 1 << (fitting.bit_length() - 1)

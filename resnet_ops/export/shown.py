@@ -1,0 +1,103 @@
+"""The images that a proof shows to both pipelines, decoded as they are needed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnet_ops.data.decode import DecodeError, Frame, decode, look
+from resnet_ops.data.encoded import CHUNK, Encoded, Split, in_chunks
+from resnet_ops.data.sources import Source
+from resnet_ops.errors import UserError, did_you_mean
+
+AT_ONCE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Images of one split in their order, or some of them, and the classes that a network has for them.
+
+    Args:
+        encoded: All images of the split.
+        rows: Which of them, (N,).
+        labels: The network's class of each, (N,) int64.
+    """
+
+    encoded: Encoded
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, frame: Frame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
+        at_once = max(CHUNK, AT_ONCE_BYTES // int(np.prod(frame.shape)))
+
+        def work(part: np.ndarray, rows: range) -> tuple[list[np.ndarray], list[int]]:
+            there = part[rows.start : rows.stop]
+            pixels, good = [], []
+            for number, image in zip(there, self.encoded.read([int(self.rows[n]) for n in there]), strict=True):
+                try:
+                    pixels.append(decode(image, frame))
+                    good.append(int(number))
+                except DecodeError:  # training left it out as well, and said so
+                    continue
+            return pixels, good
+
+        for start in range(0, len(self), at_once):
+            part = np.arange(start, min(start + at_once, len(self)))
+            chunks = list(in_chunks(len(part), lambda rows, part=part: work(part, rows)))  # type: ignore[misc]
+            pixels = [image for found, _ in chunks for image in found]
+            if pixels:
+                yield np.stack(pixels), self.labels[[number for _, good in chunks for number in good]]
+
+    def first(self, count: int, frame: Frame) -> np.ndarray:
+        """The first `count` images that can be decoded, over and over if there are fewer: (count, H, W, C) uint8."""
+        some = Shown(self.encoded, self.rows[: 2 * count], self.labels[: 2 * count])
+        for pixels, _ in some.batches(frame):
+            return np.asarray(pixels[np.arange(count) % len(pixels)])
+        raise UserError("No image can be decoded.", "Name others: --data.")
+
+    def of_own_size(self, count: int, channels: int) -> list[np.ndarray]:
+        """Up to `count` images as they are stored, each (H, W, C) uint8 of its own size."""
+        found = []
+        for image in self.encoded.read([int(row) for row in self.rows[: 2 * count]]):
+            try:
+                seen = look(image)
+                found.append(decode(image, Frame((seen.height, seen.width), seen.height, seen.width, channels)))
+            except DecodeError:
+                continue
+        return found[:count]
+
+
+def show(source: Source, split: Split, class_names: Sequence[str], limit: int | None = None, seed: int = 0) -> Shown:
+    """Choose images of a data set for a network that knows `class_names`.
+
+    Args:
+        source: The data set.
+        split: Of it.
+        class_names: The network's; those of the images are found among them by name.
+        limit: At most so many: of "val" evenly spread, of "train" drawn with `seed`.
+        seed: As it says.
+
+    Raises:
+        UserError: There is a class that the network does not know.
+    """
+    encoded = source.encoded(split)
+    known = {name: index for index, name in enumerate(class_names)}
+    names = source.record.class_names
+    for name in (names[label] for label in np.unique(encoded.labels)):
+        if name not in known:
+            raise UserError(
+                f"The images in {source.config.data} have a class {name!r}, which the network does not know.",
+                f"{did_you_mean(name, class_names)} The network's are: {', '.join(class_names)[:200]}.",
+            )
+    table = np.array([known.get(name, -1) for name in names], np.int64)
+    rows = np.arange(len(encoded.labels))
+    if limit is not None and limit < len(rows):
+        if split == "train":
+            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
+        else:
+            rows = np.unique(np.linspace(0, len(rows) - 1, limit).round().astype(int))
+    return Shown(encoded, rows, table[encoded.labels[rows]])

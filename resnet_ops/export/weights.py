@@ -1,0 +1,172 @@
+"""Weights that were trained elsewhere: a state dict under torchvision's or timm's names, as a checkpoint of ours.
+
+Pickles are loaded with `weights_only`: what is in them is tensors, or they are refused.
+"""
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from torch import Tensor
+
+from resnet_ops import files
+from resnet_ops.errors import UserError
+from resnet_ops.export.config import ExportConfig
+from resnet_ops.models import Architecture, Shortcut, build, parse_name
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NESTS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state", "model_state_dict")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")  # of DDP, torch.compile, Lightning
+STORED = 256 / 224  # what the paper and torchvision resize to, as a multiple of what they cut
+
+
+def read(path: Path, config: ExportConfig) -> Checkpoint:
+    """Read weights, and find out what network they are of.
+
+    Raises:
+        UserError: They cannot be read, or are not those of `config.model`.
+    """
+    assert config.model is not None
+    architecture = parse_name(config.model)
+    content = _content(path)
+    tensors = _unwrapped(_tensors(path, content))
+    for name in ("conv1.weight", "fc.weight"):
+        if name not in tensors or tensors[name].dim() != (4 if name[0] == "c" else 2):
+            found = ", ".join(sorted(tensors)[:3]) or "none"
+            raise UserError(
+                f"{path} holds no {name} of a residual network.", f"There are {len(tensors)} tensors: {found}..."
+            )
+    channels, classes = tensors["conv1.weight"].shape[1], tensors["fc.weight"].shape[0]
+    if channels not in (1, 3):
+        raise UserError(f"{path} is of a network for images of {channels} channels.", "There are grey and RGB ones.")
+    info = _info(config, architecture, tensors, channels, classes)
+    _check(path, tensors, build(info.model, num_classes=classes, in_channels=channels, shortcut=info.shortcut))
+    return Checkpoint(path, info, hashlib.sha256(content).hexdigest(), tensors, {}, {})
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return files.read(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _tensors(path: Path, content: bytes) -> Any:
+    """Whatever is in the file, tensors somewhere in it."""
+    is_pickle = content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    try:
+        if not is_pickle:
+            return parse_tensors(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is a pickle of more than tensors, which could run code when it is read, so it is refused.",
+            "Save its state dict alone, best as safetensors: safetensors.torch.save_file(model.state_dict(), FILE)",
+        ) from None
+    except (SafetensorError, RuntimeError, ValueError, KeyError, EOFError, OSError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} is damaged, or holds no weights ({reason}).") from None
+    except Exception as error:  # what torch's reader raises on damaged pickles is of any kind
+        raise UserError(f"{path} is damaged, or holds no weights ({type(error).__name__}).") from None
+
+
+def _unwrapped(found: Any) -> dict[str, Tensor]:
+    """The state dict, out of what trainers put around it."""
+    for _ in range(len(NESTS)):
+        nest = next((n for n in NESTS if isinstance(found, dict) and isinstance(found.get(n), dict)), None)
+        if nest is None:
+            break
+        found = found[nest]
+    if not isinstance(found, dict):
+        return {}
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    while prefix := next((w for w in WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return {name: v.detach().float() if v.is_floating_point() else v.detach() for name, v in tensors.items()}
+
+
+def _check(path: Path, tensors: dict[str, Tensor], network: torch.nn.Module) -> None:
+    """Compare names and shapes with the network's; counters that old files lack are added to `tensors`."""
+    expected = network.state_dict()
+    for name, value in expected.items():
+        if name.endswith("num_batches_tracked"):
+            tensors.setdefault(name, value)
+    kind = getattr(network, "architecture", None)
+    what = kind.name if isinstance(kind, Architecture) else "the network"
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        lacking = f"{missing[0]} and {len(missing) - 1} more are missing" if missing else "nothing is missing"
+        raise UserError(
+            f"{path} does not hold the weights of {what}: {lacking}, {len(extra)} of no use"
+            + (f" such as {extra[0][:100]}." if extra else "."),
+            "Is --model right? Variants with other stems or blocks are not residual networks of the paper.",
+        )
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape:
+            raise UserError(
+                f"{path} does not hold the weights of {what}: {name} is {tuple(tensors[name].shape)}, not "
+                f"{tuple(value.shape)}.",
+                "Is --model right?",
+            )
+
+
+def _info(
+    config: ExportConfig, architecture: Architecture, tensors: dict[str, Tensor], channels: int, classes: int
+) -> CheckpointInfo:
+    imagenet = architecture.family == "imagenet"
+    side = config.image_size or (224 if imagenet else 32)
+    return CheckpointInfo(
+        model=architecture.name,
+        shortcut=_shortcut(architecture, tensors),
+        class_names=_class_names(config.classes, classes),
+        channels=channels,
+        height=side,
+        width=side,
+        stored=round(side * STORED) if imagenet else None,
+        mean=_numbers("mean", config.mean, channels, IMAGENET_MEAN),
+        std=_numbers("std", config.std, channels, IMAGENET_STD),
+        data="unknown",
+        data_fingerprint="unknown",
+        metrics=None,
+    )
+
+
+def _shortcut(architecture: Architecture, tensors: dict[str, Tensor]) -> Shortcut | None:
+    if architecture.kind == "plain":
+        return None
+    if not any(".downsample." in name for name in tensors):
+        return "A"
+    return "C" if any(name.startswith("layer1.1.downsample.") for name in tensors) else "B"
+
+
+def _class_names(file: Path | None, classes: int) -> tuple[str, ...]:
+    if file is None:
+        return tuple(str(number) for number in range(classes))
+    try:
+        names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"--classes {file} cannot be read: {reason}.") from None
+    if len(names) != classes:
+        raise UserError(
+            f"--classes {file} names {len(names)} classes; the weights are of {classes}.", "A line each, in order."
+        )
+    return names
+
+
+def _numbers(name: str, typed: str | None, channels: int, usual: tuple[float, ...]) -> tuple[float, ...]:
+    if typed is None and channels != len(usual):
+        raise UserError(
+            "The weights are of a network for grey images, of which no mean and deviation are usual.",
+            "Give those of its training: --mean 0.5 --std 0.25",
+        )
+    numbers = tuple(float(number) for number in typed.split(",")) if typed else usual
+    if len(numbers) != channels or (name == "std" and min(numbers) <= 0):
+        raise UserError(f"--{name} {typed} is not a number above 0 for each of {channels} channels.")
+    return numbers

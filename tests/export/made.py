@@ -1,0 +1,169 @@
+"""Checkpoints, images and files for the tests of exports, made in a moment."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from PIL import Image
+
+from resnet_ops.export import graph, runtime
+from resnet_ops.export.inside import Inside, Preprocessing
+from resnet_ops.export.proof import Demands, Proof, prove
+from resnet_ops.export.reference import Reference
+from resnet_ops.export.shown import Shown
+from resnet_ops.models import build
+from resnet_ops.runs import Epoch
+from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
+
+OPSET = 18
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+CLASSES = 10
+EPOCH = Epoch(
+    epoch=1, step=1, train_loss=1, train_error=1, val_loss=1, val_error=1, lr=1, images_per_second=1, seconds=1
+)
+
+
+def make_checkpoint(
+    path: Path,
+    model: str,
+    size: tuple[int, int] = (32, 32),
+    channels: int = 3,
+    *,
+    shortcut: str | None = None,
+    stored: int | None = None,
+    seed: int = 0,
+) -> Checkpoint:
+    """A network with weights and BatchNorm statistics that say something, saved and read back."""
+    torch.manual_seed(seed)
+    network = build(model, num_classes=CLASSES, in_channels=channels, shortcut=shortcut)  # type: ignore[arg-type]
+    network.train()
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.randn(16, channels, *size) * 1.5 + 0.3)
+    info = CheckpointInfo(
+        model=model,
+        shortcut=None if model.startswith("plain") else network.shortcut,
+        class_names=tuple("abcdefghij"),
+        channels=channels,
+        height=size[0],
+        width=size[1],
+        stored=stored,
+        mean=MEAN[:channels],
+        std=STD[:channels],
+        data="noise",
+        data_fingerprint="0",
+        metrics=EPOCH,
+    )
+    checkpoints.save(path, info, {f"model/{name}": value for name, value in network.state_dict().items()})
+    return checkpoints.read(path)
+
+
+class Drawn:
+    """Images in memory, stored as PNG."""
+
+    units = None
+
+    def __init__(self, images: Sequence[np.ndarray], labels: np.ndarray) -> None:
+        self.labels = labels
+        self.stored = [png(image) for image in images]
+
+    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
+        return [self.stored[row] for row in rows]
+
+    def name(self, row: int) -> str:
+        return f"image {row}"
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image (H, W, C) uint8 as a PNG file."""
+    written = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(written, "PNG")
+    return written.getvalue()
+
+
+def make_shown(size: tuple[int, int] = (32, 32), channels: int = 3, count: int = 100) -> Shown:
+    """Coarse images, coloured so that red and blue differ, brighter on the left."""
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
+        pixels = np.asarray(coarse)[:, :, :channels] * np.linspace(1, 0.3, channels)
+        images.append((pixels * np.linspace(1, 0.5, size[1])[:, None]).astype(np.uint8))
+    labels = rng.integers(0, CLASSES, count)
+    return Shown(Drawn(images, labels), np.arange(count), labels)
+
+
+def inside_of(checkpoint: Checkpoint, **update: object) -> Inside:
+    """What a file of `checkpoint` says of itself."""
+    info = checkpoint.info
+    given = update.get("input", "normalized")
+    values: dict[str, object] = {
+        "class_names": info.class_names,
+        "preprocessing": Preprocessing.of(info, given),  # type: ignore[arg-type]
+        "model": info.model,
+        "shortcut": info.shortcut,
+        "data": info.data,
+        "data_fingerprint": info.data_fingerprint,
+        "epoch": 1,
+        "checkpoint_sha256": checkpoint.sha256,
+        "made_by": "tests",
+    }
+    return Inside.model_validate(values | update)
+
+
+def make_model(checkpoint: Checkpoint, raw: bool = False, softmax: bool = False) -> onnx.ModelProto:
+    """The graph of a checkpoint in fp32, described."""
+    model = graph.to_onnx(checkpoint.info, checkpoint.model, OPSET)
+    return finish(model, checkpoint, raw=raw, softmax=softmax)
+
+
+def finish(
+    model: onnx.ModelProto,
+    checkpoint: Checkpoint,
+    raw: bool = False,
+    softmax: bool = False,
+    **update: object,
+) -> onnx.ModelProto:
+    """What an export adds to a graph."""
+    inside = inside_of(
+        checkpoint,
+        input="raw" if raw else "normalized",
+        output="probabilities" if softmax else "logits",
+        **update,
+    )
+    if raw:
+        graph.take_raw_pixels(model, inside.preprocessing)
+    if softmax:
+        graph.give_probabilities(model)
+    graph.describe(model, inside)
+    return model
+
+
+def copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made
+
+
+def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Replace the initializer called `name`."""
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(new(numpy_helper.to_array(tensor).copy()), name))
+            return
+    raise AssertionError(f"no {name} among {[t.name for t in model.graph.initializer]}")
+
+
+def proof_of(
+    model: onnx.ModelProto, reference: Reference, shown: Shown | None, folder: Path, **demands: object
+) -> Proof:
+    """Write a graph and try to refute it."""
+    file = folder / "m.onnx"
+    graph.write(model, file)
+    wanted: dict[str, object] = {"provider": runtime.CPU, "opset": OPSET}
+    return prove(file, reference, shown, Demands(**(wanted | demands)))  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""The file: of the opset asked for, the same each time, with all that is needed to use it, and no more."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from resnet_ops.export import graph, opening, runtime
+from resnet_ops.export.classifier import Classifier
+from resnet_ops.export.proof import Demands, prove
+from resnet_ops.export.reference import Reference
+from resnet_ops.export.shown import Shown
+from resnet_ops.training.checkpoint import Checkpoint
+from tests.export.made import MEAN, OPSET, STD, copy, finish, make_checkpoint, make_model, make_shown, proof_of
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_the_opset_is_the_one_asked_for(
+    opset: int, checkpoint: Checkpoint, reference: Reference, shown: Shown, tmp_path: Path
+) -> None:
+    model = finish(graph.to_onnx(checkpoint.info, checkpoint.model, opset), checkpoint, raw=True)
+    assert proof_of(model, reference, shown, tmp_path, opset=opset).validated
+
+
+def test_exporting_twice_gives_the_same_bytes_without_paths(
+    raw_model: onnx.ModelProto, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph.write(make_model(replace(checkpoint, path=tmp_path / "elsewhere.safetensors"), raw=True), tmp_path / "a.onnx")
+    graph.write(raw_model, tmp_path / "b.onnx")
+    content = (tmp_path / "a.onnx").read_bytes()
+    assert content == (tmp_path / "b.onnx").read_bytes()
+    assert b".py" not in content
+    assert str(Path(__file__).parents[2]).encode() not in content
+
+
+def test_the_exporter_says_nothing_where_stdout_is_read(
+    checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_model(checkpoint)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_file_tells_all_that_is_needed_to_use_it(model: onnx.ModelProto, tmp_path: Path) -> None:
+    graph.write(model, tmp_path / "m.onnx")
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["class_names"]) == list("abcdefghij")
+    steps = json.loads(told["preprocessing"])
+    assert (steps["mean"], steps["std"], steps["color"], steps["layout"]) == (list(MEAN), list(STD), "RGB", "NCHW")
+    assert (steps["resize"], steps["height"], steps["width"]) == ([33, 33], 32, 32)
+    assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
+    assert session.get_outputs()[0].shape == ["batch", 10]
+
+
+def test_raw_pixels_become_what_torchvision_makes_of_them(raw_model: onnx.ModelProto, tmp_path: Path) -> None:
+    """Of photos' sizes: resized to 40, cut to 32 and normalised by torchvision, pixels and logits are the same."""
+    made = make_checkpoint(tmp_path / "c.safetensors", "resnet8", stored=40)
+    model = make_model(made, raw=True)
+    shape = ["batch", 3, 32, 32]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("normalized", onnx.TensorProto.FLOAT, shape))
+    session = runtime.load(model.SerializeToString(), runtime.CPU).session
+    transform = v2.Compose(
+        [v2.Resize(40), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    )
+    network = made.info.build_network().eval()
+    network.load_state_dict(made.model)
+    for image in make_shown((96, 144), count=3).of_own_size(3, 3) + make_shown((57, 41), count=3).of_own_size(3, 3):
+        logits, normalized = session.run(None, {"images": image[None]})
+        theirs = transform(Image.fromarray(image))
+        # One level of 255 is 0.016 normalised; two implementations round a few pixels apart.
+        assert np.abs(normalized[0] - theirs.numpy()).max() < 0.017
+        assert np.abs(normalized[0] - theirs.numpy()).mean() < 3e-4
+        with torch.inference_mode():
+            expected = network(theirs[None]).numpy()
+        assert np.abs(logits - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_the_proof_is_put_into_the_file_behind_what_was_proven(model: onnx.ModelProto, tmp_path: Path) -> None:
+    graph.write(model, tmp_path / "m.onnx")
+    proven = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(proven + graph.added({"validation": json.dumps({"validated": True})}))
+    found, inside = opening.look_through(tmp_path / "m.onnx")
+    assert inside.validation == {"validated": True}
+    assert found.graph == model.graph
+    Classifier.open(tmp_path / "m.onnx", runtime.CPU)
+
+
+def test_weights_beyond_the_limit_of_one_file_go_beside_it(
+    model: onnx.ModelProto, reference: Reference, shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "ONE_FILE_BYTES", 100_000)
+    proof = proof_of(copy(model), reference, shown, tmp_path)
+    assert proof.validated, proof.refuted_by
+    assert (tmp_path / "m.onnx").stat().st_size < 100_000 < (tmp_path / "m.onnx.data").stat().st_size
+    (tmp_path / "m.onnx.data").unlink()
+    (refuted,) = prove(tmp_path / "m.onnx", reference, shown, Demands(runtime.CPU, OPSET)).refuted_by
+    assert "needs m.onnx.data, which is not beside it" in refuted.found

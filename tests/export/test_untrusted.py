@@ -1,0 +1,155 @@
+"""Files of strangers: one line for each thing that is wrong, and nothing of theirs is run before it was tried."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from onnx import TensorProto, helper
+
+from resnet_ops.errors import UserError
+from resnet_ops.export import graph, opening
+from resnet_ops.training.checkpoint import Checkpoint
+from tests.conftest import Ended
+from tests.export.made import copy, make_checkpoint, make_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tmp_path_factory.mktemp("small") / "c.safetensors", "resnet8", (8, 8), 1)
+
+
+@pytest.fixture(scope="module")
+def files(small: Checkpoint) -> dict[str, Path]:
+    """Good files of each kind."""
+    folder = small.path.parent
+    made = {
+        "normalized": folder / "normalized.onnx",
+        "raw": folder / "raw.onnx",
+        "checkpoint": small.path,
+        "safetensors": folder / "weights.safetensors",
+        "pickle": folder / "weights.pth",
+    }
+    graph.write(make_model(small), made["normalized"])
+    graph.write(make_model(small, raw=True), made["raw"])
+    safetensors.torch.save_file(small.model, made["safetensors"])
+    torch.save({"state_dict": small.model}, made["pickle"])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "count"),
+    [
+        ("normalized", "onnx", 150),
+        ("raw", "onnx", 150),
+        ("checkpoint", "checkpoint", 100),
+        ("safetensors", "weights", 80),
+        ("pickle", "weights", 80),
+    ],
+)
+def test_damaged_files_are_refused_or_used_and_nothing_else(
+    name: str, kind: str, count: int, files: dict[str, Path]
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.export.fuzzing", str(files[name]), kind, str(count)],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    endings = json.loads(ended.stdout.splitlines()[-1])
+    assert sum(endings.values()) == count
+    assert set(endings) <= {"done", "refused"}, endings
+    assert endings["refused"] > 0
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        opening.open_file(path)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def broken(files: dict[str, Path], change: Callable[[onnx.ModelProto], object], folder: Path) -> Path:
+    model = onnx.load(str(files["normalized"]))
+    change(model)
+    (folder / "broken.onnx").write_bytes(model.SerializeToString())
+    return folder / "broken.onnx"
+
+
+def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Path) -> None:
+    def foreign(model: onnx.ModelProto) -> None:
+        model.graph.node[0].domain = "com.example"
+
+    def loop(model: onnx.ModelProto) -> None:
+        body = copy(model).graph
+        model.graph.node.append(helper.make_node("Loop", ["", ""], ["x"], body=body))
+
+    def absurd(model: onnx.ModelProto) -> None:
+        model.graph.initializer[0].dims[0] = 2**40
+
+    def huge_padding(model: onnx.ModelProto) -> None:
+        conv = next(node for node in model.graph.node if node.op_type == "Conv")
+        next(a for a in conv.attribute if a.name == "pads").ints[:] = [2**30] * 4
+
+    def nameless(model: onnx.ModelProto) -> None:
+        del model.metadata_props[:]
+
+    assert "needs operators of com.example" in refusal(broken(files, foreign, tmp_path))
+    assert "loops, branches or functions" in refusal(broken(files, loop, tmp_path))
+    assert "is not as large as it says" in refusal(broken(files, absurd, tmp_path))
+    assert "ONNX Runtime c" in refusal(broken(files, huge_padding, tmp_path))
+    assert "does not say what its classes are" in refusal(broken(files, nameless, tmp_path))
+    assert "is not there" in refusal(tmp_path / "none.onnx")
+    assert "is a folder" in refusal(tmp_path)
+    (tmp_path / "cut.onnx").write_bytes(files["raw"].read_bytes()[:-1000])
+    assert "is damaged" in refusal(tmp_path / "cut.onnx")
+    with (tmp_path / "large.onnx").open("wb") as sparse:
+        sparse.truncate(3 * 2**30)
+    assert "an ONNX file has at most 2" in refusal(tmp_path / "large.onnx")
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("../secret", "keeps weights outside of its folder"),
+        ("/etc/hostname", "keeps weights outside of its folder"),
+        ("soft", "keeps weights in a link"),
+        ("hard", "keeps weights in a link"),
+        ("none", "is not beside it"),
+    ],
+)
+def test_weights_elsewhere_are_not_followed(location: str, said: str, files: dict[str, Path], tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(2**20))
+    (inner / "soft").symlink_to(tmp_path / "secret")
+    os.link(tmp_path / "secret", inner / "hard")
+
+    def point(model: onnx.ModelProto) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", location
+
+    assert said in refusal(broken(files, point, inner))
+
+
+def test_a_command_says_it_and_ends(cli: Callable[..., Ended], files: dict[str, Path], tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for number in range(4):
+        content = bytearray(files["normalized"].read_bytes())
+        for place in rng.integers(3000, size=20):
+            content[place] = int(rng.integers(256))
+        (tmp_path / f"{number}.onnx").write_bytes(content)
+        ended = cli("validate", tmp_path / f"{number}.onnx", "--data", "digits")
+        assert ended.code == 2
+        assert len(ended.err.splitlines()) == 1
+        assert ended.err.startswith("error: ")
