@@ -14,7 +14,24 @@ from typer.exceptions import TyperException
 import resnet_ops
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 
-from . import cluster, data, doctor, export, jobs, recipes, report, runs, study, submit, train, tune
+from . import (
+    bench,
+    cluster,
+    data,
+    doctor,
+    export,
+    jobs,
+    predict,
+    recipes,
+    report,
+    runs,
+    serve,
+    study,
+    submit,
+    train,
+    tune,
+    validate,
+)
 from .console import err, report_error
 from .nodes import node_table
 
@@ -29,6 +46,10 @@ app.command("train", rich_help_panel="Work", epilog=train.EXAMPLES)(train.train)
 app.command("tune", rich_help_panel="Work", epilog=tune.EXAMPLES)(tune.tune)
 app.command("study", rich_help_panel="Work", epilog=study.EXAMPLES)(study.study)
 app.command("export", rich_help_panel="Work", epilog=export.EXAMPLES)(export.export)
+app.command("validate", rich_help_panel="Work", epilog=validate.EXAMPLES)(validate.validate)
+app.command("predict", rich_help_panel="Use", epilog=predict.EXAMPLES)(predict.predict)
+app.command("bench", rich_help_panel="Use", epilog=bench.EXAMPLES)(bench.bench)
+app.command("serve", rich_help_panel="Use", epilog=serve.EXAMPLES)(serve.serve)
 app.command("report", rich_help_panel="See", epilog=report.EXAMPLES)(report.report)
 app.command("recipes", rich_help_panel="See", epilog=recipes.EXAMPLES)(recipes.recipes)
 app.command("runs", rich_help_panel="See")(runs.runs)

@@ -15,8 +15,13 @@ import pytest
 import torch
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.data.sources import open_source
+from resnet_ops.export import graph
 from resnet_ops.orchestration.connect import local_ray
+from resnet_ops.runs import Run
 from resnet_ops.training import job
+from resnet_ops.training.checkpoint import Checkpoint, read_best
+from tests.export.made import copy, finish
 
 CIFAR10 = Path(os.environ.get("RESNET_OPS_CIFAR10", Path(__file__).parents[2] / "shared/data/cifar10"))
 needs_cifar10 = pytest.mark.skipif(
@@ -90,3 +95,40 @@ def ray_session() -> Iterator[None]:
     """One Ray on this machine for every test that needs several workers."""
     with local_ray(max(2, len(os.sched_getaffinity(0))), 0):
         yield
+
+
+@dataclass(frozen=True)
+class DigitFiles:
+    """A network that knows the digits, exported: a file that takes floats, and one that takes raw pixels."""
+
+    normalized: Path
+    raw: Path
+    checkpoint: Checkpoint
+
+
+@pytest.fixture(scope="session")
+def digit_files(tmp_path_factory: pytest.TempPathFactory) -> DigitFiles:
+    """ResNet-8, trained for some seconds."""
+    folder = tmp_path_factory.mktemp("digit-files")
+    trained = job.train(TrainConfig.of(runs_dir=folder, name="digits", model="resnet8", epochs=3))
+    checkpoint, _ = read_best(Run(trained.run.path))
+    exported = graph.to_onnx(checkpoint.info, checkpoint.model, 18)
+    made = DigitFiles(folder / "normalized.onnx", folder / "raw.onnx", checkpoint)
+    graph.write(
+        finish(copy(exported), checkpoint, val_accuracy=checkpoint.info.validated.val_accuracy), made.normalized
+    )
+    graph.write(finish(copy(exported), checkpoint, raw=True), made.raw)
+    return made
+
+
+@pytest.fixture(scope="session")
+def digit_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """200 of the embedded images as PNG files, in folders, in the order that `predict` has them in."""
+    folder = tmp_path_factory.mktemp("digit-images")
+    encoded = open_source(TrainConfig.of()).encoded("val")
+    paths = [folder / f"part {index // 50}" / f"{index}.png" for index in range(200)]
+    for path, image in zip(paths, encoded.read(range(200)), strict=True):
+        assert isinstance(image, bytes)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(image)
+    return paths

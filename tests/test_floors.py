@@ -26,6 +26,7 @@ FLOORS = {
     "training": BASE | {"models", "data", "orchestration", "tracking"},
     "tuning": BASE | {"recipes", "models", "data", "orchestration", "tracking", "training"},
     "export": BASE | {"models", "data", "training"},
+    "serving": BASE | {"orchestration", "data", "export"},
     "reporting": BASE | {"tuning", "training"},
     "study": BASE | {"recipes", "models", "data", "training", "tuning", "reporting"},
     "doctor": BASE | {"orchestration", "export"},
@@ -71,14 +72,15 @@ def test_every_package_is_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["study", "--help"], ["runs"], ["train", "--lr", "-1"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["serve", "--help"], ["study", "--help"], ["runs"], ["train", "--lr", "-1"]],
 )
 def test_heavy_imports_wait_until_work_begins(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom resnet_ops.cli.main import run\n"
         f"run({arguments!r})\n"
         "heavy = {'torch', 'ray', 'onnx', 'onnxruntime', 'pyarrow', 'numpy', 'fsspec', 'upath', 'matplotlib'}\n"
-        "print('HEAVY', heavy & set(sys.modules))"
+        "print('HEAVY', (heavy | {'fastapi'}) & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ended.stdout.splitlines()[-1] == "HEAVY set()"

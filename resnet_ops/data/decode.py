@@ -18,6 +18,10 @@ class DecodeError(ValueError):
     """Why an image cannot be decoded, in a few words."""
 
 
+class TooManyPixelsError(DecodeError):
+    """It has so many pixels, or says so, that Pillow takes it for an attack."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """What decoded images look like: (height, width, channels).
@@ -99,6 +103,8 @@ def _explain(error: Exception) -> DecodeError:
         return error
     if isinstance(error, UnidentifiedImageError):
         return DecodeError("it is not an image")
+    if isinstance(error, Image.DecompressionBombError):
+        return TooManyPixelsError(f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels")
     reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
     return DecodeError(reason[:200].rstrip(".") or type(error).__name__)
 

@@ -67,7 +67,7 @@ def _found(name: str, train: Part, val: Part | None, every: Sequence[File]) -> F
 def _part(root: Path, below: str, every: Sequence[File], *, refuse_empty: bool = False) -> Part | None:
     inside = [file for file in every if file.name.startswith(below) and "/" in file.name.removeprefix(below)]
     class_of = {file.name: file.name.removeprefix(below).partition("/")[0] for file in inside}
-    images = sorted((file for file in inside if _is_image(file.name)), key=lambda file: file.name)
+    images = sorted((file for file in inside if is_image(file.name)), key=lambda file: file.name)
     if not images:
         return None
     classes = sorted({class_of[file.name] for file in (inside if refuse_empty else images)})
@@ -84,5 +84,6 @@ def _part(root: Path, below: str, every: Sequence[File], *, refuse_empty: bool =
     return Part(encoded, tuple(classes), tuple(images), tuple(problems))
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file is called as images are."""
     return not name.endswith("/") and PurePosixPath(name).suffix.lower() in EXTENSIONS

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_ops.config import Config, ExportConfig, TrainConfig
+from resnet_ops.config import Config, TrainConfig
+from resnet_ops.export.config import BenchConfig, ExportConfig, PredictConfig, ValidateConfig
+from resnet_ops.serving.config import ServeConfig
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
 from tests.data.test_sources import noise, write
@@ -23,7 +25,19 @@ Cli = Callable[..., Ended]
 def test_help_is_complete(cli: Cli) -> None:
     top = cli("--help")
     assert top.code == 0
-    for name in ("train", "tune", "study", "export", "recipes", "runs", "doctor"):
+    for name in (
+        "train",
+        "tune",
+        "study",
+        "export",
+        "validate",
+        "predict",
+        "bench",
+        "serve",
+        "recipes",
+        "runs",
+        "doctor",
+    ):
         assert name in top.out
         shown = cli(name, "--help")
         assert shown.code == 0
@@ -43,6 +57,10 @@ def test_help_is_complete(cli: Cli) -> None:
     [
         ("train", TrainConfig, {"context", "resume", "overwrite"}),
         ("export", ExportConfig, {"onnx"}),
+        ("validate", ValidateConfig, set()),
+        ("predict", PredictConfig, set()),
+        ("bench", BenchConfig, set()),
+        ("serve", ServeConfig, set()),
     ],
 )
 def test_options_are_the_fields_and_defaults_the_fields(name: str, config: type[Config], beyond: set[str]) -> None:

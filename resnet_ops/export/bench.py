@@ -1,0 +1,188 @@
+"""How fast an exported file is, beside the same network in torch: latency, images a second, memory."""
+
+import multiprocessing
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.export import opening, runtime
+from resnet_ops.export.config import BenchConfig
+from resnet_ops.export.contenders import Contender, contenders, work
+from resnet_ops.export.inside import Inside
+
+ROUNDS = 5  # the seconds of each are cut into so many turns
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How one contender did with one batch size: seconds of each call, a list for each round; or why it did not."""
+
+    contender: Contender
+    batch: int
+    rounds: tuple[tuple[float, ...], ...] = ()
+    memory_bytes: int | None = None
+    error: str = ""
+
+    @property
+    def calls(self) -> list[float]:
+        """Seconds of each call, the quickest first."""
+        return sorted(seconds for turn in self.rounds for seconds in turn)
+
+    @property
+    def p50_ms(self) -> float:
+        """The median."""
+        return 1e3 * statistics.median(self.calls)
+
+    @property
+    def p99_ms(self) -> float:
+        """As long as 99 of 100 calls take at most; of fewer, the slowest."""
+        calls = self.calls
+        return 1e3 * calls[-(-99 * len(calls) // 100) - 1]
+
+    @property
+    def images_per_second(self) -> float:
+        """At the median."""
+        return 1e3 * self.batch / self.p50_ms
+
+    @property
+    def speeds(self) -> list[float]:
+        """Images a second in each round, at its median."""
+        return [self.batch / statistics.median(turn) for turn in self.rounds]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; `ratio` is images/s over those of torch eager, in the faster of its memory formats."""
+
+    measured: Measured
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured of a file."""
+
+    inside: Inside
+    provider: str
+    rows: list[Row]
+
+
+def bench(config: BenchConfig, notice: Callable[[str], None]) -> Bench:
+    """Measure a file and torch, a batch size after the other; `notice` is told what is being done.
+
+    Raises:
+        UserError: The file cannot be used, or ran in no way with any batch size.
+    """
+    inside = opening.open_file(config.file)
+    provider = runtime.choose_provider(config.provider)
+    everyone = contenders(config.file.absolute(), inside, provider, config.compile)
+    rows: list[Row] = []
+    for batch in config.batches:
+        rows += compare(measure(everyone, batch, config.seconds, notice))
+    failed = [row.measured.error for row in rows if row.measured.contender.engine == "onnx"]
+    if all(failed):
+        raise UserError(f"{config.file} could not be measured: {failed[0].rstrip('.')}.", exit_code=WORK_FAILED)
+    return Bench(inside, provider, rows)
+
+
+def measure(
+    everyone: Sequence[Contender], batch: int, seconds: float, notice: Callable[[str], None] = lambda _: None
+) -> list[Measured]:
+    """Measure contenders for `seconds` each, in turn, so that the machine's moods fall on all alike.
+
+    One that fails while the others are loaded may have found no memory beside them: it is tried once more, alone.
+    """
+    found = _race(everyone, batch, seconds, notice)
+    if len(found) == 1:
+        return found
+    return [_race([one.contender], batch, seconds, notice)[0] if one.error else one for one in found]
+
+
+def _race(everyone: Sequence[Contender], batch: int, seconds: float, notice: Callable[[str], None]) -> list[Measured]:
+    """Every other round goes backwards, so that none is always measured after the same one."""
+    racing = []
+    try:
+        for contender in everyone:
+            notice(f"batch {batch}: preparing {contender.name}")
+            racing.append(_Racing(contender, batch))
+        for turn in range(ROUNDS):
+            notice(f"batch {batch}: measuring, round {turn + 1} of {ROUNDS}")
+            for one in racing[:: -1 if turn % 2 else 1]:
+                one.turn(seconds / ROUNDS)
+        return [one.measured() for one in racing]
+    finally:
+        for one in racing:
+            one.end()
+
+
+def compare(measured: Sequence[Measured]) -> Iterator[Row]:
+    """One batch size's lines. Of torch eager's memory formats the faster one stays, to compare others with."""
+    fastest: dict[str, Measured] = {}
+    for one in measured:
+        arithmetic = one.contender.arithmetic
+        if one.contender.engine == "eager" and not one.error:
+            fastest[arithmetic] = max(one, fastest.get(arithmetic, one), key=lambda each: each.images_per_second)
+    for one in measured:
+        eager = fastest.get(one.contender.arithmetic)
+        if one.contender.engine == "eager" and eager not in (None, one):
+            continue
+        yield Row(one, None if one.error or eager is None else one.images_per_second / eager.images_per_second)
+
+
+class _Racing:
+    """A contender's process, seen from here."""
+
+    def __init__(self, contender: Contender, batch: int) -> None:
+        self.contender, self.batch = contender, batch
+        self.rounds: list[tuple[float, ...]] = []
+        self.memory_bytes: int | None = None
+        self.error = ""
+        self.connection, theirs = multiprocessing.Pipe()
+        self.process = _start(contender, batch, theirs)
+        theirs.close()
+        if (told := self._hear()) is not None:
+            self.memory_bytes, self.error = told[0], told[1] or ""
+
+    def turn(self, seconds: float) -> None:
+        """Have it measure, if it can."""
+        if self.error:
+            return
+        self.connection.send(seconds)
+        if (took := self._hear()) is not None:
+            self.rounds.append(tuple(took))
+
+    def measured(self) -> Measured:
+        """What came of it."""
+        return Measured(self.contender, self.batch, tuple(self.rounds), self.memory_bytes, self.error)
+
+    def end(self) -> None:
+        """Let it go."""
+        if self.process.is_alive() and not self.error:
+            self.connection.send(None)
+            self.process.join(10)
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+    def _hear(self) -> Any:
+        """What `work` sends: memory and error, then the seconds of each turn's calls; None from a process that died."""
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            self.error = f"its process was killed (signal {-code}): out of memory?" if code < 0 else "its process ended"
+            return None
+
+
+def _start(contender: Contender, batch: int, theirs: Connection) -> BaseProcess:
+    # A server that has imported both libraries, and started nothing of theirs, is forked for each.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "onnxruntime", "resnet_ops.export.contenders"])
+    process = context.Process(target=work, args=(contender, batch, theirs), daemon=True)
+    process.start()
+    return process

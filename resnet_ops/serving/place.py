@@ -1,0 +1,127 @@
+"""Where a service runs and listens: which cluster, what of it each replica gets, which port."""
+
+import contextlib
+import errno
+import os
+import socket
+from contextlib import AbstractContextManager
+
+from resnet_ops.errors import UserError
+from resnet_ops.export import runtime
+from resnet_ops.machine import cores
+from resnet_ops.orchestration.connect import AUTO, LOCAL, connected, local_ray
+from resnet_ops.orchestration.jobserver import is_job_server
+from resnet_ops.orchestration.placement import survey
+from resnet_ops.serving.config import ServeConfig
+
+EVERY = ("0.0.0.0", "::")  # noqa: S104
+
+
+def address(config: ServeConfig) -> str:
+    """Which cluster is meant: 'local', 'auto', or an address.
+
+    Raises:
+        UserError: It is a job server's.
+    """
+    named = config.cluster or (AUTO if os.environ.get("RAY_ADDRESS") else LOCAL)
+    if is_job_server(named):
+        raise UserError(f"--cluster {named} is a job server, which ends what it runs.", "Name the cluster: HOST:6379.")
+    return named
+
+
+def free_port(host: str, port: int) -> int:
+    """The port to listen on, found free here.
+
+    Raises:
+        UserError: It is taken, or `host` is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+            return int(tried.getsockname()[1])
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"Port {port} of {host} is taken.", "Take another: --port; 0 for any that is free."
+            ) from None
+        why = (error.strerror or str(error)).lower()
+        raise UserError(f"--host {host} --port {port} cannot be listened on ({why}).", "Take another.") from None
+
+
+def cluster(address: str, provider: str) -> AbstractContextManager[None]:
+    """The cluster, for the length of a `with` block; here, with what `provider` needs.
+
+    Raises:
+        UserError: There is none, or here `provider` cannot be used.
+    """
+    if address != LOCAL:
+        return connected(address)
+    gpus = 0
+    if runtime.choose_provider(provider) != runtime.CPU:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    return local_ray(cores(), gpus)
+
+
+def provider(address: str, wanted: str) -> str:
+    """'cpu', 'cuda' or 'tensorrt', whatever the replicas run on; 'auto' is CUDA where the cluster has GPUs."""
+    if wanted != "auto":
+        return wanted
+    if address == LOCAL:
+        return "cpu" if runtime.choose_provider("auto") == runtime.CPU else "cuda"
+    return "cuda" if any(node.gpus for node in survey()) else "cpu"
+
+
+def share(replicas: int, provider: str) -> dict[str, float]:
+    """What Ray reserves for each replica: a GPU, or an even share of the cores.
+
+    Raises:
+        UserError: Nothing of it is free.
+    """
+    nodes = survey()
+    if provider != "cpu":
+        gpus = sum(int(node.free_gpus) for node in nodes)
+        if not gpus:
+            raise UserError(
+                "No GPU is free to serve on.", "Use --provider cpu, or wait for one: resnet-ops cluster status."
+            )
+        return {"num_cpus": 1, "num_gpus": 1 if gpus >= replicas else int(1000 * gpus / replicas) / 1000}
+    cpus = [node.free_cpus for node in nodes if node.free_cpus >= 1]
+    if not cpus:
+        raise UserError("No CPU core is free to serve on.", "See who has them: resnet-ops cluster status.")
+    each = min(cpus) / -(-replicas // len(cpus))
+    return {"num_cpus": int(each) if each >= 1 else int(1000 * each) / 1000}
+
+
+def refuse_a_second_one() -> None:
+    """Serve listens where it was first told to, whatever it is told later; and ending ours would end theirs.
+
+    Raises:
+        UserError: Serve runs on this cluster.
+    """
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    with contextlib.suppress(ValueError):
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        raise UserError(
+            "Ray Serve runs on this cluster already, and it listens on one port.",
+            "End it there (serve shutdown), or serve from a cluster of its own: --cluster local.",
+        ) from None
+
+
+def urls(host: str, port: int) -> tuple[str, ...]:
+    """Where the service listens: at `host`, or where that stands for every address at each machine's own."""
+    from ray import serve
+
+    hosts = [host]
+    if host in EVERY:
+        listening = serve.status().proxies
+        import ray
+
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        hosts = [node["NodeManagerAddress"] for node in nodes if node["NodeID"] in listening]
+    return tuple(f"http://[{each}]:{port}" if ":" in each else f"http://{each}:{port}" for each in hosts)

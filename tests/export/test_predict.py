@@ -1,0 +1,123 @@
+"""What `predict` says is what the network says, image by image; what is broken is named and stops nobody."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_ops.export import predict as library
+from resnet_ops.export import runtime
+from resnet_ops.export.classifier import Classifier
+from tests.conftest import DigitFiles, Ended
+
+Cli = Callable[..., Ended]
+
+
+def in_torch(files: DigitFiles, paths: list[Path]) -> np.ndarray:
+    """Probabilities (N, 10), by the checkpoint and by hand."""
+    info = files.checkpoint.info
+    network = info.build_network()
+    network.load_state_dict(files.checkpoint.model)
+    pixels = np.stack([np.asarray(Image.open(path).convert("L")) for path in paths]).astype(np.float32) / 255
+    x = torch.from_numpy((pixels - info.mean[0]) / info.std[0])[:, None].float()
+    with torch.inference_mode():
+        return network.eval()(x).softmax(1).numpy()
+
+
+@pytest.mark.parametrize("given", ["normalized", "raw"])
+def test_every_image_gets_the_networks_answer_in_the_order_people_count(
+    cli: Cli, digit_files: DigitFiles, digit_images: list[Path], given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "AHEAD_BYTES", 8 * 8 * 64)  # so that they do not all fit at once
+    folder = digit_images[0].parents[1]
+    ended = cli("predict", getattr(digit_files, given), folder, digit_images[7], "--top", 99, "--json")
+    assert ended.code == 0, ended.err
+    rows = ended.json["predictions"]
+    assert [row["path"] for row in rows] == list(map(str, digit_images))
+    names = digit_files.checkpoint.info.class_names
+    found = np.array([[{t["class"]: t["probability"] for t in row["top"]}[name] for name in names] for row in rows])
+    np.testing.assert_allclose(found, in_torch(digit_files, digit_images), atol=1e-5)
+    assert all(len(row["top"]) == 10 for row in rows)
+    assert all(row["top"] == sorted(row["top"], key=lambda t: -t["probability"]) for row in rows)
+
+
+def test_an_image_of_any_size_and_colour_is_brought_to_the_networks(
+    cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
+) -> None:
+    large = Image.open(digit_images[3]).convert("RGB").resize((80, 80), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "large.jpg", quality=95)
+    answers = [
+        cli("predict", file, tmp_path / "large.jpg", digit_images[3], "--json").json["predictions"]
+        for file in (digit_files.normalized, digit_files.raw)
+    ]
+    for one, same in answers:
+        assert one["top"][0]["class"] == same["top"][0]["class"]
+    assert answers[0][0]["top"][0]["probability"] == pytest.approx(answers[1][0]["top"][0]["probability"], abs=1e-4)
+
+
+def test_what_is_broken_is_named_and_the_rest_goes_on(
+    cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
+) -> None:
+    good = digit_images[0].read_bytes()
+    for name, content in {"1 good.png": good, "2 empty.jpg": b"", "3 cut.png": good[:-40], "9.PNG": good}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_bytes(good)
+    ended = cli("predict", digit_files.normalized, tmp_path, tmp_path / "notes.txt", "--json")
+    assert ended.code == 1
+    rows = {Path(row["path"]).name: row for row in ended.json["predictions"]}
+    assert list(rows) == ["1 good.png", "2 empty.jpg", "3 cut.png", "9.PNG", "notes.txt"]
+    assert rows["2 empty.jpg"]["error"] == "it is empty"
+    assert "truncated" in rows["3 cut.png"]["error"] or "broken" in rows["3 cut.png"]["error"]
+    assert rows["notes.txt"]["error"] == "it is not an image"
+    (alone,) = cli("predict", digit_files.normalized, digit_images[0], "--json").json["predictions"]
+    for name in ("1 good.png", "9.PNG"):
+        assert rows[name]["top"][0]["class"] == alone["top"][0]["class"]
+        assert rows[name]["top"][0]["probability"] == pytest.approx(alone["top"][0]["probability"], abs=1e-6)
+    assert ended.json["failed"] == 3
+    shown = cli("predict", digit_files.normalized, tmp_path)
+    assert shown.code == 1
+    assert "it is empty" in shown.out
+    assert shown.err.splitlines()[-1].startswith("error: 2 of 4")
+
+
+def test_a_wrong_request_is_one_line(
+    cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
+) -> None:
+    file, image = digit_files.normalized, digit_images[0]
+    (tmp_path / "empty").mkdir()
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(file.read_bytes()[:1000])
+    for arguments, words in [
+        ((file, tmp_path / "empty"), "There are no images in"),
+        ((file, image, tmp_path / "typo.jpg"), "typo.jpg is not there"),
+        ((file, image, "--top", 0), "--top"),
+        ((image, image), "is damaged"),
+        ((cut, image), "is damaged"),
+        ((tmp_path / "no.onnx", image), "is not there"),
+    ]:
+        ended = cli("predict", *arguments)
+        assert ended.code == 2, ended.err
+        (line,) = ended.err.splitlines()
+        assert line.startswith("error: ")
+        assert words in line
+
+
+def test_images_are_read_as_they_are_needed(
+    digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer comes before the last images are opened: those may as well be gone."""
+    monkeypatch.setattr(library, "AHEAD_BYTES", 8 * 8 * 64)
+    paths = [tmp_path / f"{index}.png" for index in range(5 * library.CHUNK)]
+    for path in paths:
+        shutil.copy(digit_images[0], path)
+    answers = library.predict(Classifier.open(digit_files.normalized, runtime.CPU), paths, 1)
+    first = next(answers)
+    paths[-1].unlink()
+    *_, last = answers
+    assert first.top
+    assert "No such file" in last.error
