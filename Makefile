@@ -1,5 +1,6 @@
 # make demo: set up, train on real images, export the best network to ONNX and prove it.
-# make test: set up with the development tools, check the code, run the whole suite.
+# make test: set up with the development tools, check the code, build the pages, run the whole suite.
+# make docs: the pages, in docs/_build; a warning is an error.
 # make bench: measure beside what others use; RESNET_OPS_CIFAR10 names a folder of CIFAR-10 in Parquet.
 # make test-slurm: run the Slurm template on a real Slurm on this machine; needs root.
 # make test-chaos: train while machines die, networks are cut and disks fill; parts of it need root.
@@ -7,14 +8,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-chaos test-slurm check format bench pictures clean
+.PHONY: demo test test-chaos test-slurm check format docs bench pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
 	$(BIN)/resnet-ops train --name demo --overwrite
 	$(BIN)/resnet-ops export demo --onnx
 
-test: .venv/installed-dev check
+test: .venv/installed-dev check docs
 	$(BIN)/pytest
 
 test-slurm: .venv/installed-dev
@@ -39,6 +40,9 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: .venv/installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+
 bench: .venv/installed-bench
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/pipelines.py
@@ -46,6 +50,7 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/tune.py
+	$(BIN)/python benchmarks/export.py
 
 pictures: .venv/installed-dev
 	$(BIN)/python docs/pictures.py
@@ -69,4 +74,4 @@ pictures: .venv/installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,148 @@
+"""The reference pages that are written by the code: every command from the Typer app, every field from pydantic.
+
+A page says where by a comment, which is replaced as the page is read: `<!-- commands -->`, or
+`<!-- fields of MODULE.CLASS but BASE, BASE -->`.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any, get_args, get_origin
+
+import typer.main
+
+FIELDS = re.compile(r"^<!-- fields of (\S+)\.(\w+)(?: but (.+))? -->$", re.MULTILINE)
+COMMANDS = "<!-- commands -->"
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """What Sphinx calls."""
+    app.connect("source-read", _written)
+    return {"parallel_read_safe": True}
+
+
+def _written(_app: Any, _page: str, source: list[str]) -> None:
+    text = source[0]
+    if COMMANDS in text:
+        text = text.replace(COMMANDS, "\n".join(commands()))
+    source[0] = FIELDS.sub(lambda found: "\n".join(fields(*found.groups())), text)
+
+
+def commands() -> Iterator[str]:
+    """Every command, in the order of `resnet-ops --help`, as Markdown."""
+    (script,) = entry_points(group="console_scripts", name="resnet-ops")
+    yield from _command("resnet-ops", typer.main.get_command(script.load().__globals__["app"]))
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    inner = getattr(command, "commands", {})
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    if name != "resnet-ops":
+        told = "OPTIONS" if not inner else "COMMAND"
+        usage = " ".join([name, *(_metavar(each) for each in arguments), f"[{told}]"])
+        yield from (f"## {name}", "", "```", usage, "```", "")
+        yield from (markdown(inspect.cleandoc(command.help or "")), "")
+        yield from _options(arguments, command)
+        yield from _examples(command.epilog)
+    for word, each in inner.items():
+        yield from _command(f"{name} {word}", each)
+
+
+def _options(arguments: list[Any], command: Any) -> Iterator[str]:
+    panels: dict[str, list[Any]] = {"Arguments": arguments}
+    for each in command.params:
+        if each not in arguments:
+            panels.setdefault(each.rich_help_panel or "Options", []).append(each)
+    panels["Options"] = panels.pop("Options", [])  # --json and the like come last
+    for panel, parameters in panels.items():
+        if parameters:
+            yield from (f"| {panel} | default | |", "|---|---|---|")
+            yield from (_row(each) for each in parameters)
+            yield ""
+
+
+def _row(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        written = f"`{cell(_metavar(parameter))}`"
+    else:
+        names = ", ".join(f"`{each}`" for each in [*parameter.opts, *parameter.secondary_opts])
+        taken = "" if parameter.is_flag else _metavar(parameter).strip()
+        written = names + (f" `{cell(taken)}`" if taken else "")
+    return f"| {written} | {_default(parameter)} | {cell(markdown(parameter.help or ''))} |"
+
+
+def _metavar(parameter: Any) -> str:
+    if parameter.metavar:
+        return str(parameter.metavar)
+    if parameter.param_type_name == "argument":
+        return str(parameter.name).upper()
+    kind = parameter.type_descriptor.annotation
+    return str(getattr(kind, "__name__", kind)).upper()
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    if parameter.default is None or (parameter.is_flag and parameter.default is False):
+        return ""
+    return "on" if parameter.default is True else f"`{cell(str(parameter.default))}`"
+
+
+def _examples(epilog: str | None) -> Iterator[str]:
+    """The examples at the end of a help text: `[bold]COMMAND[/]  what it does`, one a paragraph."""
+    for line in (epilog or "").split("\n\n"):
+        found = re.fullmatch(r"\[bold\](.*)\[/\](.*)", line.strip())
+        if found:
+            command, told = (part.strip() for part in found.groups())
+            yield f"- `{command}`" + (f": {markdown(told)}" if told else "")
+    yield ""
+
+
+def fields(module: str, name: str, but: str | None) -> Iterator[str]:
+    """The fields of a configuration, but those of some bases, as Markdown: name, kind, limits, default, description."""
+    config = getattr(importlib.import_module(module), name)
+    left_out = {f for base in config.__mro__ if base.__name__ in (but or "").split(", ") for f in base.model_fields}
+    yield from ("| field | values | default | |", "|---|---|---|---|")
+    for field, info in config.model_fields.items():
+        if field in left_out:
+            continue
+        default = "required" if info.is_required() else "" if info.default is None else f"`{cell(str(info.default))}`"
+        values = ", ".join([f"`{cell(_kind(info.annotation))}`", *_limits(info)])
+        yield f"| `{field}` | {values} | {default} | {cell(markdown(info.description or ''))} |"
+
+
+def _kind(annotation: Any) -> str:
+    inner = [each for each in get_args(annotation) if each is not type(None)]
+    if get_origin(annotation) is None:
+        return getattr(annotation, "__name__", str(annotation))
+    if all(isinstance(each, str) for each in inner):
+        return " | ".join(inner)
+    if isinstance(annotation, type):  # such as tuple[Path, ...]
+        return str(annotation).replace("pathlib.", "").replace("typing.", "")
+    return " | ".join(_kind(each) for each in inner)
+
+
+def _limits(info: Any) -> Iterator[str]:
+    kinds = [each for each in get_args(info.annotation) if hasattr(each, "__metadata__")]  # Annotated[int, ...] | None
+    for limit in [*info.metadata, *(each for kind in kinds for each in kind.__metadata__)]:
+        for each in [limit, *getattr(limit, "metadata", ())]:
+            for word, told in LIMITS.items():
+                if getattr(each, word, None) is not None:
+                    yield f"{told} {getattr(each, word)}"
+
+
+def markdown(text: str) -> str:
+    """Help text as Markdown: options become code, and nothing in it means anything."""
+    parts = text.split("`")
+    for index in range(0, len(parts), 2):
+        escaped = re.sub(r"([\\*_<\[\]#~$])", r"\\\1", parts[index])
+        parts[index] = re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"`\1`", escaped)
+    return "`".join(parts)
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
