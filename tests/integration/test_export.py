@@ -55,26 +55,6 @@ def test_the_best_checkpoint_is_exported_and_proven(cli: Callable[..., Ended], r
     assert sorted(p.name for p in run.export.iterdir()) == ["model.onnx", "model.onnx.json"]
 
 
-@pytest.mark.parametrize("given", ["normalized", "raw"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_every_form_is_proven_and_holds(precision: str, given: str, cli: Callable[..., Ended], run: Run) -> None:
-    ended = export(cli, run, "--precision", precision, "--input", given, "--json")
-    assert ended.code == 0, ended.err
-    file = Path(ended.json["onnx"])
-    assert (ended.json["precision"], ended.json["input"]) == (precision, given)
-    assert ended.json["val_accuracy_torch"] - ended.json["val_accuracy_onnx"] <= 0.005
-    held = cli("validate", file, "--json")
-    assert held.code == 0, held.err
-    assert set(held.json) >= FIELDS
-    assert {field: held.json[field] for field in FIELDS} == {field: ended.json[field] for field in FIELDS}
-    assert "accuracy as it says" in held.err
-    if precision == "int8":
-        chosen = [one for one in ended.json["candidates"] if one["chosen"]]
-        assert len(chosen) == 1
-        assert len(ended.json["candidates"]) == 4
-        assert "chosen" in ended.err
-
-
 def test_a_file_taken_elsewhere_is_put_against_its_word(cli: Callable[..., Ended], run: Run, tmp_path: Path) -> None:
     assert export(cli, run, "--softmax").code == 0
     file = shutil.copy(run.export / "model.onnx", tmp_path / "m.onnx")
