@@ -103,10 +103,9 @@ def _explain(error: Exception) -> DecodeError:
         return error
     if isinstance(error, UnidentifiedImageError):
         return DecodeError("it is not an image")
-    if isinstance(error, Image.DecompressionBombError):
-        return TooManyPixelsError(f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels")
     reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-    return DecodeError(reason[:200].rstrip(".") or type(error).__name__)
+    kind = TooManyPixelsError if isinstance(error, Image.DecompressionBombError) else DecodeError
+    return kind(reason[:200].rstrip(".") or type(error).__name__)
 
 
 def _says_orientation(image: Image.Image) -> bool:
