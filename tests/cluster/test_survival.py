@@ -95,6 +95,7 @@ def test_a_trial_on_two_machines_whose_driver_is_killed_goes_on(nodes: Nodes, tm
         assert [e.epoch for e in search.trial_run(trial).epochs()] == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_killed_workers_nodes_and_drivers_change_no_byte(nodes: Nodes, tmp_path: Path) -> None:
     """3 workers: with two, any order of adding up gives the same sum."""
     options = ("--cluster", nodes.address, "--nodes", 3, *NETWORK, "--epochs", 24, "--checkpoint-every", 4)

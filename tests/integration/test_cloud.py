@@ -128,6 +128,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: s
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_workers_train_into_a_bucket(place: str) -> None:
     ended = command(
         "train", "--model", "resnet8", "--epochs", 2, "--workers-per-node", 2, "--runs-dir", place, "--name", "two",
@@ -140,6 +141,7 @@ def test_two_workers_train_into_a_bucket(place: str) -> None:
     assert not [key for key in keys(run) if key.startswith("ray/") or key == ".lock"]
 
 
+@pytest.mark.slow
 def test_images_in_a_bucket_are_streamed_as_from_memory(place: str, tmp_path: Path) -> None:
     for split, count, seed in (("train", 20, 0), ("val", 6, 1)):
         images = np.split(noise(count, side=16, seed=seed), 2)

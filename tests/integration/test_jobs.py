@@ -210,7 +210,20 @@ def test_a_search_runs_as_a_job_with_the_files_that_are_here(cluster: Cluster, t
     space, recipe = tmp_path / "space.toml", tmp_path / "mine.toml"
     space.write_text("weight_decay = [0.0, 1e-3]\n")
     recipe.write_text("epochs = 2\nmomentum = 0.8\n")
-    options = ("--depths", 8, "--lr", 0.1, "--search", "grid", "--space", space, "--recipe", recipe)
+    options = (
+        "--depths",
+        8,
+        "--lr",
+        0.1,
+        "--search",
+        "grid",
+        "--scheduler",
+        "none",
+        "--space",
+        space,
+        "--recipe",
+        recipe,
+    )
     ended = cluster.ask("tune", *options, "--runs-dir", cluster.runs_dir, "--name", "searched", "--json")
     assert ended.code == 0, ended.err
     told = ended.json

@@ -129,6 +129,7 @@ def test_a_corrupt_last_checkpoint_costs_one_epoch(tmp_path: Path, cli: Callable
     assert_same_bytes(weights(run, 3), expected)
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_a_second_real_data_set_trains_through_the_same_door(tmp_path: Path) -> None:
     result = job.train(
