@@ -63,6 +63,7 @@ def study(
         ),
     ] = None,
     depths: Annotated[str | None, _option("depths")] = default("depths"),
+    baselines: Annotated[bool, _option("baselines")] = default("baselines"),
     options: Annotated[str | None, _option("options")] = default("options"),
     seeds: Annotated[int, _option("seeds")] = default("seeds"),
     data: Annotated[str, _shared("data")] = train_default("data"),

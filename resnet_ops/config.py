@@ -86,9 +86,12 @@ WHERE_IT_RUNS = frozenset({  # what a resumed run may have otherwise, for it is 
 class NetworkConfig(Config):
     """Which network."""
 
-    model: Annotated[str, Field(description="Network: resnetN or plainN, e.g. resnet20, plain56, resnet50.")] = (
-        "resnet20"
-    )
+    model: Annotated[
+        str,
+        Field(
+            description="Network: resnetN or plainN, e.g. resnet20, plain56, resnet50; or alexnet, vgg19, googlenet."
+        ),
+    ] = "resnet20"
     shortcut: Annotated[
         Literal["A", "B", "C"] | None,
         Field(description="Shortcuts: A zero-padded, B projected where shapes change, C all projected. "

@@ -6,6 +6,8 @@ Two families, one class:
 - ImageNet (sec. 4.1, table 1): a 7x7 stem and four stages of 64...512 channels; basic blocks
   for 18 and 34 layers, bottlenecks for 50, 101 and 152.
 
+Beside them what was best before (sec. 4.1 compares them): torchvision's AlexNet, VGG-19 and GoogLeNet, as baselines.
+
 A plain network is the residual one with its shortcuts taken out, nothing else. Parameters are
 named as in torchvision's ResNet, whose weights load key for key; like there, a bottleneck
 strides in its 3x3 convolution. Shapes: N images, C channels, H height, W width.
@@ -14,7 +16,7 @@ strides in its 3x3 convolution. Shapes: N images, C channels, H height, W width.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from resnet_ops.errors import UserError, did_you_mean
 
-Kind = Literal["resnet", "plain"]
+Kind = Literal["resnet", "plain", "alexnet", "vgg", "googlenet"]
 Family = Literal["cifar", "imagenet"]
 Shortcut = Literal["A", "B", "C"]
 
@@ -33,6 +35,8 @@ IMAGENET_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
+# Layers that are counted, and pixels a side below which nothing is left to halve; of AlexNet by torchvision's own word.
+BASELINES: dict[Kind, tuple[int, int]] = {"alexnet": (8, 63), "vgg": (19, 32), "googlenet": (22, 32)}
 DEEPEST = 10_000  # a guard against typing errors: the paper's deepest network has 1,202 layers
 
 
@@ -65,28 +69,36 @@ class Architecture:
     @property
     def smallest_image(self) -> int:
         """Pixels a side below which a stride-2 layer has nothing left to halve."""
+        if self.kind in BASELINES:
+            return BASELINES[self.kind][1]
         return 4 if self.family == "cifar" else 32
 
 
 def parse_name(name: str) -> Architecture:
     """Read a network's name: `resnet20`, `plain56`, `resnet50`, `resnet50-cifar`.
 
+    `alexnet`, `vgg19` and `googlenet` are the baselines.
     Depths 18, 34, 50, 101 and 152 mean the ImageNet family, every other valid depth the CIFAR
     family; `-cifar` says it outright where a depth is valid in both.
 
     Raises:
         UserError: The name or its depth is not valid; says what is, nearby.
     """
+    baselines = [(kind, depth) for kind, (depth, _) in BASELINES.items()]
+    for kind, depth in baselines:
+        if re.fullmatch(rf"{kind}-?({depth})?", name.strip().lower()):
+            return Architecture(kind, depth, "imagenet")
     match = re.fullmatch(r"(resnet|plain)-?(\d{1,9})(-cifar)?", name.strip().lower())
     if match is None:
         known = [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (8, 20, 32, 44, 56, 110, 1202)]
         known += [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in IMAGENET_BLOCKS]
+        known += [f"{kind}{depth}" for kind, depth in baselines]
         raise UserError(
             f"There is no network called {name!r}.",
             f"{did_you_mean(name.lower(), known)} Names are resnetN and plainN: N = 18, 34, 50, 101, 152 "
-            "(ImageNet family) or 6n+2, such as 20, 56, 110 (CIFAR family).",
+            "(ImageNet family) or 6n+2, such as 20, 56, 110 (CIFAR family); or alexnet, vgg19, googlenet.",
         )
-    kind: Kind = "resnet" if match[1] == "resnet" else "plain"
+    kind = "resnet" if match[1] == "resnet" else "plain"
     depth, says_cifar = int(match[2]), match[3] is not None
     if depth in IMAGENET_BLOCKS and not says_cifar:
         return Architecture(kind, depth, "imagenet")
@@ -115,7 +127,7 @@ def build(
     num_classes: int,
     in_channels: int = 3,
     shortcut: Shortcut | None = None,
-) -> "ResNet":
+) -> nn.Module:
     """Build a network with fresh weights, drawn from torch's global generator.
 
     Args:
@@ -126,22 +138,40 @@ def build(
             have none.
 
     Returns:
-        A network from (N, C, H, W) float to (N, num_classes) logits, for any H and W of at
-        least `Architecture.smallest_image`.
+        A network, a `ResNet` unless it is a baseline, from (N, C, H, W) float to (N, num_classes)
+        logits, for any H and W of at least `Architecture.smallest_image`.
 
     Raises:
         UserError: The name is not valid, a shortcut is asked of a plain network, or a number
             is below one.
     """
     architecture = name if isinstance(name, Architecture) else parse_name(name)
-    if architecture.kind == "plain" and shortcut is not None:
+    if architecture.kind != "resnet" and shortcut is not None:
+        what = "a plain network and has" if architecture.kind == "plain" else "a network that has"
         raise UserError(
-            f"{architecture.name} is a plain network and has no shortcuts, so shortcut {shortcut} means nothing.",
+            f"{architecture.name} is {what} no shortcuts, so shortcut {shortcut} means nothing.",
             "Leave the shortcut out, or take the resnet of that depth.",
         )
     if num_classes < 1 or in_channels < 1:
         raise UserError(f"A network needs classes and channels; {num_classes} and {in_channels} were asked for.")
+    if architecture.kind in BASELINES:
+        return _baseline(architecture.kind, num_classes, in_channels)
     return ResNet(architecture, num_classes, in_channels, shortcut or architecture.default_shortcut)
+
+
+def _baseline(kind: Kind, num_classes: int, in_channels: int) -> nn.Module:
+    """torchvision's, but for the channels of the images; VGG without BatchNorm, which came later."""
+    import torchvision.models  # takes a second
+
+    options: dict[str, Any] = {"googlenet": {"aux_logits": False, "init_weights": True}}.get(kind, {})
+    make = {"alexnet": "alexnet", "vgg": "vgg19", "googlenet": "googlenet"}[kind]
+    network: nn.Module = getattr(torchvision.models, make)(num_classes=num_classes, **options)
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    if in_channels != first.in_channels:
+        shape = (first.out_channels, in_channels, *first.kernel_size)
+        weight = torch.empty(shape, dtype=first.weight.dtype)
+        first.in_channels, first.weight = in_channels, nn.Parameter(nn.init.kaiming_normal_(weight, mode="fan_out"))
+    return network
 
 
 class BasicBlock(nn.Module):
@@ -268,7 +298,7 @@ def _shortcut(option: Shortcut, in_channels: int, out_channels: int, stride: int
     )
 
 
-def zero_init_residual(network: ResNet) -> None:
+def zero_init_residual(network: nn.Module) -> None:
     """Let each block begin as its shortcut alone (Goyal et al. 2017, sec. 5.1).
 
     The weights of each residual branch's last BatchNorm become 0.

@@ -159,3 +159,26 @@ def test_training_mode_runs_at_the_smallest_image() -> None:
         side = network.architecture.smallest_image
         network(torch.randn(2, 3, side, side)).sum().backward()
         assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("alexnet", 61_100_840), ("vgg19", 143_667_240), ("googlenet", 6_624_904)]
+)
+def test_baselines_are_those_of_their_time(name: str, parameters: int) -> None:
+    """As torchvision publishes their weights; GoogLeNet without its auxiliary classifiers."""
+    with torch.device("meta"):
+        assert count_parameters(build(name, num_classes=1000)) == parameters
+
+
+@pytest.mark.parametrize("name", ["alexnet8", "googlenet22"])
+def test_baselines_take_images_from_their_smallest_on_of_any_channels(name: str) -> None:
+    architecture = parse_name(name)
+    network = build(architecture, num_classes=3, in_channels=1).eval()
+    side = architecture.smallest_image
+    assert network(torch.zeros(2, 1, side, side)).shape == (2, 3)
+    with pytest.raises(UserError, match=f"{name} needs images of at least {side}x{side}"):
+        check_image_size(architecture, (side, side - 1))
+    with pytest.raises(UserError, match="has no shortcuts"):
+        build(architecture, num_classes=3, shortcut="A")
+    with pytest.raises(UserError, match="Did you mean vgg19"):
+        parse_name("vgg16")

@@ -17,12 +17,13 @@ from resnet_ops.runs import Epoch
 
 WIDTH = 8.4
 THIN, THICK = 1.0, 2.2
+PANELS = {"plain": "plain", "resnet": "residual", "baseline": "AlexNet, VGG, GoogLeNet"}
 NUMBERED = 20  # classes up to which a confusion matrix has its numbers written into it
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a network learned: 'plain' or 'resnet', its depth, and the epochs of one training or of several seeds'."""
+    """How a network learned: 'plain', 'resnet' or 'baseline', its depth, and the epochs of one or of several seeds."""
 
     kind: str
     depth: int
@@ -37,7 +38,7 @@ def degradation(networks: Sequence[Network], images: int, *, log: bool = True) -
     """Plain networks beside residual ones, as figure 6 of He et al. 2015: does error grow with depth?
 
     Args:
-        networks: Of one kind or of both.
+        networks: Of one kind or of several.
         images: For validation.
         log: Whether errors may be on a logarithmic scale.
     """
@@ -99,7 +100,7 @@ def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Pict
 
 
 def _degradation(networks: Sequence[Network], images: int, log: bool, part: FigureBase) -> None:
-    kinds = [kind for kind in ("plain", "resnet") if any(network.kind == kind for network in networks)]
+    kinds = [kind for kind in PANELS if any(network.kind == kind for network in networks)]
     panels = part.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
     depths = sorted({network.depth for network in networks})
     colors = dict(zip(depths, style.step_colors(len(depths)), strict=True))
@@ -124,7 +125,7 @@ def _degradation(networks: Sequence[Network], images: int, log: bool, part: Figu
                 )
             every += errors.ravel().tolist()
     for kind, axes in zip(kinds, panels, strict=True):
-        axes.set_title({"plain": "plain", "resnet": "residual"}[kind])
+        axes.set_title(PANELS[kind])
         style.whole_axis(axes.xaxis, max(max(len(seed) for seed in network.seeds) for network in networks), "epoch")
     style.error_axis(panels[0].yaxis, every, images, "top-1 error", log=log)
     keys = [

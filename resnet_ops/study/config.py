@@ -24,6 +24,11 @@ class StudyConfig(Trials):
         Field(description="Depths to train, such as 20,32,44,56,110, of the CIFAR family unless the paper has an "
               "ImageNet network of that depth. By default 8,20,56,110; for responses 20,56,110, for shortcuts 20,56."),
     ] = None  # fmt: skip
+    baselines: Annotated[
+        bool,
+        Field(description="In the study degradation train what was best before, too, where the images are large "
+              "enough: AlexNet, VGG-19 and GoogLeNet."),
+    ] = False  # fmt: skip
     options: Annotated[
         str | None,
         Field(description="Shortcuts to compare, for the study shortcuts only: A zero-padded, B projected where shapes "

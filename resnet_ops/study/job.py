@@ -11,12 +11,13 @@ from typing import Any
 from resnet_ops import files, runs
 from resnet_ops.config import TrainConfig, as_typed
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.models import parse_name
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.study.figures import pictures
 from resnet_ops.study.paper import Published, published
-from resnet_ops.study.results import Findings, Group, Network, Row, grouped
+from resnet_ops.study.results import Findings, Group, Kind, Network, Row, grouped
 from resnet_ops.study.table import markdown
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.job import Purpose
@@ -42,7 +43,7 @@ def study(
     started_at = started_at or time.time()
     result = tuning.search_space(
         plan.searched(config),
-        plan.space(config),
+        plan.space(config, (watcher or Watcher()).notice),
         purpose=_purpose(config.study, config.nodes),
         overwrite=overwrite,
         watcher=watcher,
@@ -132,7 +133,7 @@ def _network(search: Search, trial: Trial) -> Network:
     return Network(
         model=trial.model,
         depth=trial.depth,
-        kind="plain" if trial.model.startswith("plain") else "resnet",
+        kind=_kind(trial.model),
         shortcut=run.read_as_written().config.shortcut if began else None,
         seed=int(trial.options["seed"]),
         status=trial.status,
@@ -146,6 +147,11 @@ def _network(search: Search, trial: Trial) -> Network:
         curve=curve,
         layers=layers.read(run) if began else None,
     )
+
+
+def _kind(model: str) -> Kind:
+    kind = parse_name(model).kind
+    return kind if kind in ("plain", "resnet") else "baseline"
 
 
 def _training(config: TrainConfig) -> dict[str, Any]:

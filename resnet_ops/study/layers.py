@@ -27,10 +27,14 @@ DIGITS = 5  # significant ones, of what is written
 def record(session: Session) -> None:
     """Measure the network of a training that is over, and the one that it began with, into `layers.json` of its run.
 
+    Of baselines, which have other layers, nothing is measured.
+
     Raises:
         PausedError: The disk is full.
     """
     training = session.training
+    if not isinstance(training.network, ResNet):
+        return
     x, y = next(iter(training.loader.train_batches(0)))
     share = -(-len(x) // training.config.accumulate)  # what fits into memory while training
     x, y = x[:share], y[:share]
@@ -48,7 +52,7 @@ def read(run: Run) -> Layers | None:
         return None
 
 
-def _fresh(record: RunRecord) -> ResNet:
+def _fresh(record: RunRecord) -> nn.Module:
     """The network as its training began."""
     config, data = record.config, record.data
     torch.manual_seed(config.seed)
@@ -60,7 +64,7 @@ def _fresh(record: RunRecord) -> ResNet:
     return network
 
 
-def measure(network: ResNet, x: Tensor, y: Tensor) -> tuple[Layer, ...]:
+def measure(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Layer, ...]:
     """Measure each layer on a batch.
 
     Args:

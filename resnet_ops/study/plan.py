@@ -2,11 +2,13 @@
 
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any, get_args
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
-from resnet_ops.models import Shortcut, parse_name
+from resnet_ops.models import BASELINES, Shortcut, parse_name
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.tuning.config import Trials, TuneConfig
@@ -35,17 +37,21 @@ def searched(config: StudyConfig) -> TuneConfig:
     return TuneConfig.of(search="grid", scheduler="none", given=given(config), **room)
 
 
-def space(config: StudyConfig) -> Space:
+def space(config: StudyConfig, notice: Callable[[str], None] = lambda _: None) -> Space:
     """Every training of the study: seed by seed, and the deepest first, that none is left for the end.
 
+    Args:
+        config: The study.
+        notice: Told which baselines are left out, and why.
+
     Raises:
-        UserError: A depth or a shortcut is not valid.
+        UserError: A depth or a shortcut is not valid, or baselines are asked for where there are no images to be seen.
     """
     base = configure(**given(config))
     first = config.given.get("seed", TrainConfig.default("seed"))
-    networks = _networks(config)
+    networks = _networks(config) + (_baselines(config, base, notice) if config.baselines else [])
     points = [
-        {**network, "lr": base.lr, "seed": seed, **_warm_up(network, base)}
+        {"lr": base.lr, **network, "seed": seed, **_warm_up(network, base)}
         for seed in range(first, first + config.seeds)
         for network in sorted(networks, key=lambda network: -parse_name(_name(network)).depth)
     ]
@@ -71,6 +77,21 @@ def _networks(config: StudyConfig) -> list[dict[str, Any]]:
         if option not in get_args(Shortcut):
             raise UserError(f"--options: {option!r} is no shortcut.", "Valid: A, B, C.")
     return [{"depth": d, "family": "resnet", "shortcut": o} for d, o in itertools.product(numbers, options)]
+
+
+def _baselines(config: StudyConfig, base: TrainConfig, notice: Callable[[str], None]) -> list[dict[str, Any]]:
+    if config.study != "degradation":
+        raise UserError("--baselines are of the study degradation.", "Leave it out.")
+    data = open_source(base).record
+    networks = []
+    for kind, (depth, smallest) in BASELINES.items():
+        if min(data.height, data.width) < smallest:
+            notice(f"{kind}{depth} is left out: it needs images of {smallest}x{smallest} pixels.")
+            continue
+        # Without BatchNorm the others' learning rate makes them diverge; torchvision's recipes have a tenth as well.
+        slower = {} if kind == "googlenet" else {"lr": base.lr / 10}
+        networks.append({"depth": depth, "family": kind, **slower})
+    return networks
 
 
 def _network(depth: int | str, family: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,8 +21,8 @@ from resnet_ops.runs import DataRecord, Epoch
 from resnet_ops.study.config import Study
 from resnet_ops.tuning.results import TrialStatus
 
-Kind = Literal["plain", "resnet"]
-KINDS: dict[Kind, str] = {"plain": "plain", "resnet": "residual"}
+Kind = Literal["plain", "resnet", "baseline"]
+KINDS: dict[Kind, str] = {"plain": "plain", "resnet": "residual"}  # that are compared; baselines stand beside them
 
 
 class Layer(BaseModel):
@@ -117,7 +117,7 @@ def grouped(networks: Iterable[Network]) -> list[Group]:
     """Networks by kind, depth and shortcut, in that order; those of which no training is over are left out."""
     keys: dict[tuple[Any, ...], list[Network]] = {}
     for network in networks:
-        keys.setdefault((list(KINDS).index(network.kind), network.depth, network.shortcut or ""), []).append(network)
+        keys.setdefault((get_args(Kind).index(network.kind), network.depth, network.shortcut or ""), []).append(network)
     groups = []
     for _, found in sorted(keys.items(), key=lambda pair: pair[0]):
         done = tuple(n for n in found if n.status == "finished" and n.val_error is not None)

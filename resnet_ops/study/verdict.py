@@ -26,6 +26,9 @@ def degradation(groups: Sequence[Group], data: DataRecord) -> str:
     of_kind = {kind: [g for g in groups if g.kind == kind] for kind in KINDS}
     worse = {kind: _worse(found, data) for kind, found in of_kind.items()}
     told = [_numbers(kind, found, worse[kind], data) for kind, found in of_kind.items() if len(found) > 1]
+    if beside := [g for g in groups if g.kind == "baseline"]:
+        ends = ", ".join(f"{g.model} {range_of(g.val_error)}" for g in beside)
+        told.append(f"Validation error of what was best before, trained alike: {ends}.")
     return " ".join([_in_short(of_kind, worse), *told, seeds(groups)])
 
 

@@ -3,8 +3,7 @@
 import copy
 
 import torch
-
-from resnet_ops.models import ResNet
+from torch import nn
 
 
 class Average:
@@ -19,7 +18,7 @@ class Average:
         decay: How much of the average is kept at each step.
     """
 
-    def __init__(self, network: ResNet, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval()
         self.decay = decay
         both = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))

@@ -20,12 +20,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnet_ops import files
 from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
-from resnet_ops.models import ResNet, Shortcut, build
+from resnet_ops.models import Shortcut, build
 from resnet_ops.runs import Epoch, Run
 from resnet_ops.training.loop import Training
 from resnet_ops.training.world import set_statistics, statistics
@@ -79,7 +79,7 @@ class CheckpointInfo(BaseModel):
             )
         return self.metrics
 
-    def build_network(self) -> ResNet:
+    def build_network(self) -> nn.Module:
         """Build the network that the weights belong to."""
         return build(self.model, num_classes=len(self.class_names), in_channels=self.channels, shortcut=self.shortcut)
 

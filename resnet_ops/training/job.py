@@ -207,7 +207,7 @@ def check(config: TrainConfig, device: str, source: Source | None = None) -> tup
         raise UserError(f"--crop-padding {padding} is more than the images' {side} pixels.", f"Try {side // 8}.")
     if config.cutout > side:
         raise UserError(f"--cutout {config.cutout} is more than the images' {side} pixels.", f"Try {side // 2}.")
-    if config.zero_init_residual and architecture.kind == "plain":
+    if config.zero_init_residual and architecture.kind != "resnet":
         raise UserError(f"{architecture.name} has no residual branches.", "Leave --zero-init-residual out.")
     if config.fit_all and (data.stored or config.stream == "on"):
         raise UserError("--fit-all needs images of one size that fit into memory.", "Leave it out.")

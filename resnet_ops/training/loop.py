@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.models import ResNet
 from resnet_ops.runs import Epoch
 from resnet_ops.training.average import Average
 from resnet_ops.training.schedule import learning_rate
@@ -50,7 +49,7 @@ class Training:
     """
 
     config: TrainConfig
-    network: ResNet
+    network: nn.Module
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     loader: Loader
@@ -107,6 +106,7 @@ class Training:
     def train_epoch(self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool]) -> Iterator[None]:
         """Make the rest of one pass over the training images; error and loss are summed up as trained."""
         self.parallel.train()
+        drops = any(isinstance(module, nn.Dropout) for module in self.network.modules())
         steps, batch_size = self.loader.steps, self.config.batch_size
         begun, started = self.step, time.perf_counter()
         told = started
@@ -114,6 +114,8 @@ class Training:
             done = self.epoch * steps + self.step
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.config, done, self.config.epochs * steps)
+            if drops:  # as what else is drawn for a step, so that a resumed run drops the same
+                torch.manual_seed(hash((self.config.seed, done, self.world.rank)))
             self.compute_gradients(x, y)
             if self.config.clip_grad_norm:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad_norm)
@@ -169,12 +171,12 @@ class Training:
         return logits.float()
 
     @property
-    def networks(self) -> list[ResNet]:
+    def networks(self) -> list[nn.Module]:
         """The network that is trained, and its average over time, if there is one."""
         return [self.network, self.average.network] if self.average else [self.network]
 
     @property
-    def validated(self) -> ResNet:
+    def validated(self) -> nn.Module:
         """The network that is validated, kept as best and exported."""
         return self.networks[-1]
 

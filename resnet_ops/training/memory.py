@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from resnet_ops import models
 from resnet_ops.config import TrainConfig
@@ -56,7 +57,7 @@ def bytes_an_image(config: TrainConfig, data: DataRecord, device: torch.device) 
     return (larger - small) / (LARGER - SMALL)
 
 
-def _peak_bytes(network: models.ResNet, data: DataRecord, images: int, device: torch.device, precision: str) -> int:
+def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch.device, precision: str) -> int:
     """Of a forward and a backward pass: as allocated on CUDA; on a CPU what is kept in between, and worked on."""
     kept: dict[int, int] = {}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
-from resnet_ops.models import ResNet, zero_init_residual
+from resnet_ops.models import zero_init_residual
 from resnet_ops.training.average import Average
 from resnet_ops.training.loop import Training
 from resnet_ops.training.world import World
@@ -18,7 +18,7 @@ BUCKETS = 8  # that the gradients are added up in: the first ones while others a
 SMALLEST_BUCKET_MB, LARGEST_BUCKET_MB = 1, 25  # below, latency rules; above is torch's own
 
 
-def prepare(config: TrainConfig, network: ResNet, loader: Loader, world: World, device: torch.device) -> Training:
+def prepare(config: TrainConfig, network: nn.Module, loader: Loader, world: World, device: torch.device) -> Training:
     """Put a fresh network on the device, with its optimizer, ready for the first epoch."""
     if config.zero_init_residual:
         zero_init_residual(network)
@@ -37,7 +37,7 @@ def prepare(config: TrainConfig, network: ResNet, loader: Loader, world: World, 
     return Training(config, network, parallel, optimizer, loader, world, device, totals, ddp, average)
 
 
-def _distributed(config: TrainConfig, network: ResNet, device: torch.device) -> nn.parallel.DistributedDataParallel:
+def _distributed(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.parallel.DistributedDataParallel:
     """Have gradients added up over the workers while others are still computed."""
     gradients_mb = sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
     return nn.parallel.DistributedDataParallel(
@@ -51,7 +51,7 @@ def _distributed(config: TrainConfig, network: ResNet, device: torch.device) -> 
     )
 
 
-def _optimizer(config: TrainConfig, network: ResNet) -> torch.optim.Optimizer:
+def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     groups: Any = network.parameters()
     if config.norm_weight_decay is not None:  # BatchNorm's weights and all biases are the rows
         weights = [p for p in network.parameters() if p.dim() > 1]

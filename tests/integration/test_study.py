@@ -9,7 +9,9 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
@@ -172,3 +174,24 @@ def test_what_was_typed_reaches_a_job_server() -> None:
     assert told() == ["study", "shortcuts", "--options=A,C", "--seeds=3", "--nodes=4", "--recipe=paper", *places]
     resumed = ["study", "shortcuts", "--resume=n", "--nodes=4", "--runs-dir=/shared/runs", "--cluster=auto", "--json"]
     assert told(True) == resumed
+
+
+@pytest.mark.slow
+def test_baselines_stand_beside_the_others(cli: Callable[..., Ended], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, shade in (("light", 180), ("dark", 60)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = np.clip(rng.normal(shade, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    options = ("--data", tmp_path / "images", "--depths", "8", "--baselines", "--seeds", 1, "--epochs", 2)
+    ended = cli("study", "degradation", *options, "--batch-size", 8, "--runs-dir", tmp_path / "runs", "--json")
+    assert ended.code == 0, ended.err
+    found = {network["model"]: network for network in ended.json["networks"]}
+    assert set(found) == {"plain8", "resnet8", "alexnet8", "vgg19", "googlenet22"}
+    assert {n["kind"] for n in found.values()} == {"plain", "resnet", "baseline"}
+    assert all(0 <= network["val_error"] <= 1 for network in found.values())
+    assert "what was best before" in ended.json["verdict"]
+    trial = Path(ended.json["run_dir"], found["googlenet22"]["trial"])
+    exported = cli("export", trial, "--onnx", "--json")
+    assert exported.code == 0, exported.err

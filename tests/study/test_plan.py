@@ -1,6 +1,10 @@
 """Which trainings a study has."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_ops.errors import UserError
 from resnet_ops.study import plan
@@ -30,6 +34,27 @@ def test_the_papers_recipe_warms_the_deepest_up_and_no_other_does() -> None:
     found = points(depths="56,110", given={"recipe": "paper"}, seeds=1)
     assert {p["depth"]: p.get("warmup_steps") for p in found} == {56: None, 110: 400}
     assert all("warmup_steps" not in p for p in points(depths="110"))
+
+
+def test_baselines_are_trained_where_the_images_are_large_enough(tmp_path: Path) -> None:
+    """At 40 pixels a side: VGG and GoogLeNet, VGG with less learning rate; of digits none."""
+    for name in ("light", "dark"):
+        for number in range(5):
+            (tmp_path / name).mkdir(exist_ok=True)
+            shade = np.full((40, 40, 3), 20 * number + (128 if name == "light" else 0), np.uint8)
+            Image.fromarray(shade).save(tmp_path / name / f"{number}.png")
+    said: list[str] = []
+    config = StudyConfig.of(depths="8", seeds=1, lr=0.1, baselines=True, given={"data": str(tmp_path)})
+    found = plan.space(config, said.append).points
+    assert [(p["family"], p["lr"]) for p in found] == [
+        ("googlenet", 0.1), ("vgg", 0.01), ("plain", 0.1), ("resnet", 0.1),
+    ]  # fmt: skip
+    assert said == ["alexnet8 is left out: it needs images of 63x63 pixels."]
+    said.clear()
+    assert len(plan.space(StudyConfig.of(baselines=True, seeds=1), said.append).points) == 8
+    assert len(said) == 3
+    with pytest.raises(UserError, match="--baselines are of the study degradation"):
+        points(study="responses", baselines=True)
 
 
 def test_imagenet_networks_have_the_plain_ones_parameters() -> None:

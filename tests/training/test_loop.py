@@ -202,3 +202,19 @@ def test_bf16_is_used_when_asked_for(digits: Loader) -> None:
     asked.network.fc.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     asked.evaluate()
     assert set(seen) == {torch.bfloat16}
+
+
+def test_dropout_follows_from_seed_and_step_alone(digits: Loader) -> None:
+    """So that a run that goes on elsewhere drops what it would have dropped."""
+
+    def weights(noise: int) -> torch.Tensor:
+        config = TrainConfig.of(model="resnet8", epochs=1)
+        torch.manual_seed(0)
+        network = build("resnet8", num_classes=10, in_channels=1)
+        network.fc = nn.Sequential(nn.Dropout(0.5), network.fc)
+        ours = prepare(config, network, digits, World(), CPU)
+        torch.manual_seed(noise)
+        list(ours.run(ignore))
+        return ours.network.fc[1].weight.detach()
+
+    torch.testing.assert_close(weights(1), weights(2), rtol=0, atol=0)
