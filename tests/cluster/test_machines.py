@@ -72,6 +72,7 @@ def assert_undisturbed(run: Run, undisturbed: Run) -> None:
     assert_same_bytes(weights(run, EPOCHS), weights(undisturbed, EPOCHS))
 
 
+@pytest.mark.slow
 def test_three_machines_train_over_the_network(cluster: Machines, undisturbed: Run) -> None:
     record = undisturbed.read()
     assert (record.status, record.world_size, record.config.nodes) == ("finished", 3, "3")

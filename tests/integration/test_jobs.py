@@ -304,6 +304,7 @@ def test_detached_then_listed_read_and_stopped(cluster: Cluster) -> None:
     assert followed.out.startswith(logs.out[:200])
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_asks_and_stops(cluster: Cluster) -> None:
     ours, theirs = pty.openpty()
     process = cluster.train(*LONG, "--name", "asked", "--json", stdin=theirs, stderr=theirs, start_new_session=True)

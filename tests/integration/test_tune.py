@@ -187,6 +187,7 @@ def test_if_all_trials_fail_the_reasons_are_told_together(tmp_path: Path) -> Non
     assert runs.find(tmp_path, "all").read().status == "failed"
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     options = ["--depths", "8,14", "--lr", "0.05,0.1", "--search", "grid", "--epochs", "6", "--runs-dir", str(tmp_path)]
     started = subprocess.Popen(
