@@ -35,7 +35,7 @@ def test_they_are_fifty() -> None:
     assert len(SMALL) + len(LARGE) + len(FORMS) == 50
 
 
-# Each takes a second to export. A third of them is looked at each time, all of them by `make test-chaos`.
+# Each takes a second to export. A third of them is looked at each time, the others by `make test-chaos`.
 CHECKED = [
     one if index % 3 == 0 else pytest.param(*one, marks=pytest.mark.slow) for index, one in enumerate([*SMALL, *LARGE])
 ]
