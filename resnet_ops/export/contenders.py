@@ -84,7 +84,7 @@ class Contender:
         network = build(inside.model, num_classes=classes, in_channels=steps.channels, shortcut=shortcut)
         network.eval().to(device, dtype).to(memory_format=layout)
         x = self._images(batch).to(device)
-        top, left = (round((a - b) / 2) for a, b in zip(steps.resize, (steps.height, steps.width), strict=True))
+        top, left = steps.cut
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             if inside.input == "raw":

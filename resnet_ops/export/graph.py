@@ -81,8 +81,7 @@ def take_raw_pixels(model: onnx.ModelProto, steps: Preprocessing) -> None:
     floats = TensorProto.DOUBLE
     cover = constant("cover", np.array(steps.resize, np.int64))
     cut = constant("cut", np.array([steps.height, steps.width], np.int64))
-    inner_cut = [round((a - b) / 2) for a, b in zip(steps.resize, (steps.height, steps.width), strict=True)]
-    inner = constant("inner", np.array(inner_cut, np.int64))  # cut to `resize` first, then to the network's size
+    inner = constant("inner", np.array(steps.cut, np.int64))  # cut to `resize` first, then to the network's size
     half = constant("half", np.array(0.5, np.float64))
     upright = add("Transpose", [IMAGES], "upright", perm=[0, 3, 1, 2])
     size = add("Shape", [upright], "size", start=2, end=4)

@@ -59,6 +59,11 @@ class Preprocessing(BaseModel):
         """What is cut from an image."""
         return Frame(self.resize, self.height, self.width, self.channels)
 
+    @property
+    def cut(self) -> tuple[int, int]:
+        """Rows and columns before what is cut from the centre of `resize`, rounded as torchvision's CenterCrop does."""
+        return round((self.resize[0] - self.height) / 2), round((self.resize[1] - self.width) / 2)
+
     @classmethod
     def of(cls, info: CheckpointInfo, given: Input) -> "Preprocessing":
         """What the network of a checkpoint needs, in a file whose input is `given`."""

@@ -21,7 +21,7 @@ from resnet_ops.export.inside import Inside, Preprocessing
 from resnet_ops.export.precision import Candidate
 from resnet_ops.export.proof import Demands, Proof, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import Shown, show
+from resnet_ops.export.shown import Shown, noise, show
 from resnet_ops.files import write_atomically
 from resnet_ops.training.checkpoint import Checkpoint
 
@@ -106,7 +106,7 @@ def _make(
     kept, candidates, choice = "", list[Candidate](), None
     if config.precision == "fp16":
         some = show(source, "train", info.class_names, precision.BATCH) if source else None
-        pixels = _pixels(some, steps) if some else _noise(steps, precision.BATCH)
+        pixels = _pixels(some, steps) if some else noise(precision.BATCH, steps.frame)
         model, kept = precision.to_fp16(model, normalised(pixels, steps))
         choice = kept
     elif config.precision == "int8":
@@ -126,10 +126,6 @@ def _make(
 
 def _pixels(shown: Shown, steps: Preprocessing) -> np.ndarray:
     return np.concatenate([pixels for pixels, _ in shown.batches(steps.frame)])
-
-
-def _noise(steps: Preprocessing, images: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (images, *steps.frame.shape), np.uint8)
 
 
 def _inside(config: ExportConfig, subject: Subject, steps: Preprocessing, choice: str | None) -> Inside:
@@ -160,7 +156,7 @@ def _add_proof(file: Path, inside: Inside, proof: Proof, provider: str) -> None:
         UserError: It does not.
     """
     classifier = Classifier(inside, runtime.load(file, provider))
-    pixels = np.random.default_rng(0).integers(0, 256, (2, *classifier.frame.shape), np.uint8)
+    pixels = noise(2, classifier.frame)
     before = classifier.run(pixels)
     said = inside.model_copy(update={"validation": proof.summary()}).written()["validation"]
     write_atomically(file, file.read_bytes() + graph.added({"validation": said}))

@@ -20,7 +20,7 @@ from resnet_ops.export.inside import Inside
 from resnet_ops.export.looks import check_content, check_file, largest_batch
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.resizing import compare_resizing
-from resnet_ops.export.shown import Shown
+from resnet_ops.export.shown import Shown, noise
 
 BATCHES = (1, 7, 64)
 SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
@@ -137,7 +137,6 @@ def prove(file: Path, reference: Reference | None, shown: Shown | None, demands:
 def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, shown: Shown | None) -> None:
     """Random and real pixels in batches of several sizes; the largest one repeats what fewer images gave."""
     frame, limit = classifier.frame, f"{proof.tolerance:.0e}"
-    noise = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *frame.shape), np.uint8)
     batches = sorted({*BATCHES, proof.largest_batch})
     named = ", ".join(f"{batch:,}" for batch in batches)
 
@@ -152,7 +151,7 @@ def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, sho
             worst = max(worst, pair.max_rel)
         return f"{worst:.1e} (batch {named})", worst <= proof.tolerance
 
-    proof.attempt("random pixels", lambda: within(noise), limit)
+    proof.attempt("random pixels", lambda: within(noise(max(BATCHES), frame)), limit)
     if shown is not None:
         proof.attempt("real images", lambda: within(shown.first(max(BATCHES), frame)), limit)
 

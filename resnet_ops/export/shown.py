@@ -71,6 +71,11 @@ class Shown:
         return found[:count]
 
 
+def noise(images: int, frame: Frame) -> np.ndarray:
+    """Random pixels (images, H, W, C) uint8, the same each time."""
+    return np.random.default_rng(0).integers(0, 256, (images, *frame.shape), np.uint8)
+
+
 def show(source: Source, split: Split, class_names: Sequence[str], limit: int | None = None, seed: int = 0) -> Shown:
     """Choose images of a data set for a network that knows `class_names`.
 

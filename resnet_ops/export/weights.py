@@ -18,7 +18,7 @@ from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.models import Architecture, Shortcut, build, parse_name
-from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, is_pickle
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NESTS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state", "model_state_dict")
@@ -59,9 +59,8 @@ def _content(path: Path) -> bytes:
 
 def _tensors(path: Path, content: bytes) -> Any:
     """Whatever is in the file, tensors somewhere in it."""
-    is_pickle = content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     try:
-        if not is_pickle:
+        if not is_pickle(content):
             return parse_tensors(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

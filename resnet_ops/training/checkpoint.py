@@ -143,7 +143,7 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path} cannot be read: it is not there.", exit_code=WORK_FAILED) from None
     except OSError as error:  # which says nothing of the checkpoint
         raise PausedError(f"{path} cannot be read: {error.strerror}.", "See to its disk.", WORK_FAILED) from None
-    if content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    if is_pickle(content):
         raise UserError(
             f"{path} is a pickle, which can run code when it is read, so it is refused.",
             "Checkpoints here are safetensors files.",
@@ -159,6 +159,11 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged (its checksum differs).", exit_code=WORK_FAILED)
     parts = (_below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, WORKERS, TRAINED))
     return Checkpoint(path, info, header["sha256"], *parts)
+
+
+def is_pickle(content: bytes) -> bool:
+    """Whether a file is Python's pickle, or torch's archive of one, by how it begins."""
+    return content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @torch.no_grad()

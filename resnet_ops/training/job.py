@@ -124,10 +124,8 @@ def resume(
             observer.run_created(run, record)
             observer.notice(f"{name} is finished: all {record.config.epochs} epochs are trained.")
             if record.config.track != "none" and tracked:
-                with Tracker(
-                    record.config.track, observer.notice, resume_command
-                ) as late:  # what could not be told then
-                    late.look(run)
+                with Tracker(record.config.track, observer.notice, resume_command) as late:
+                    late.look(run)  # at what could not be told then
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
         config = config.model_copy(update=absolute(config))
