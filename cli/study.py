@@ -15,6 +15,7 @@ from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import StudyConfig
+from resnet_ops.tracking.tracker import check
 from resnet_ops.tuning.results import Trial
 
 from .clock import importing, process_started_at
@@ -88,6 +89,7 @@ def study(
     max_failures: Annotated[int, _shared("max_failures", PLACE)] = train_default("max_failures"),
     name: Annotated[str | None, _shared("name", RUN)] = train_default("name"),
     runs_dir: Annotated[Path, RunsDir] = train_default("runs_dir"),
+    track: Annotated[str, _shared("track", RUN)] = train_default("track"),
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with a study where it stopped.", rich_help_panel=RUN)
     ] = None,
@@ -120,6 +122,7 @@ def study(
     if is_job_server(base.cluster):
         _submit(base, typed, config, resume, overwrite, output)
         return
+    check(base.track)
     with StudyScreen(config) as screen:
         with importing():
             from resnet_ops.study import job

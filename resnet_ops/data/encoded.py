@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
 from resnet_ops.data.datafiles import File
+from resnet_ops.data.decode import DecodeError, Frame, decode
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
 
@@ -111,6 +113,30 @@ def in_chunks(images: int, work: Callable[[range], T]) -> Iterator[T]:
             yield from pool.map(work, chunks)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def decoded(encoded: Encoded, rows: np.ndarray, frame: Frame, at_once: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Those of the images `rows` (N,) that can be decoded: their places in `rows` (n,) and pixels (n, H, W, C) uint8.
+
+    Training leaves the others out, too, and has said so. At most `at_once` are held in memory, and given out together.
+    """
+
+    def work(start: int, chunk: range) -> tuple[list[int], list[np.ndarray]]:
+        places, pixels = [], []
+        there = range(start + chunk.start, start + chunk.stop)
+        for place, image in zip(there, encoded.read([int(rows[place]) for place in there]), strict=True):
+            try:
+                pixels.append(decode(image, frame))
+            except DecodeError:
+                continue
+            places.append(place)
+        return places, pixels
+
+    for start in range(0, len(rows), at_once):
+        chunks = list(in_chunks(min(at_once, len(rows) - start), partial(work, start)))
+        pixels = [image for _, images in chunks for image in images]
+        if pixels:
+            yield np.array([place for places, _ in chunks for place in places]), np.stack(pixels)
 
 
 def digest(image: bytes | OSError) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet_ops.data.decode import DecodeError, Frame, decode, look
-from resnet_ops.data.encoded import CHUNK, Encoded, Split, in_chunks
+from resnet_ops.data.encoded import CHUNK, Encoded, Split, decoded
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError, did_you_mean
 
@@ -33,24 +33,8 @@ class Shown:
     def batches(self, frame: Frame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
         at_once = max(CHUNK, AT_ONCE_BYTES // int(np.prod(frame.shape)))
-
-        def work(part: np.ndarray, rows: range) -> tuple[list[np.ndarray], list[int]]:
-            there = part[rows.start : rows.stop]
-            pixels, good = [], []
-            for number, image in zip(there, self.encoded.read([int(self.rows[n]) for n in there]), strict=True):
-                try:
-                    pixels.append(decode(image, frame))
-                    good.append(int(number))
-                except DecodeError:  # training left it out as well, and said so
-                    continue
-            return pixels, good
-
-        for start in range(0, len(self), at_once):
-            part = np.arange(start, min(start + at_once, len(self)))
-            chunks = list(in_chunks(len(part), lambda rows, part=part: work(part, rows)))  # type: ignore[misc]
-            pixels = [image for found, _ in chunks for image in found]
-            if pixels:
-                yield np.stack(pixels), self.labels[[number for _, good in chunks for number in good]]
+        for places, pixels in decoded(self.encoded, self.rows, frame, at_once):
+            yield pixels, self.labels[places]
 
     def first(self, count: int, frame: Frame) -> np.ndarray:
         """The first `count` images that can be decoded, over and over if there are fewer: (count, H, W, C) uint8."""

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from resnet_ops.data.augment import normalise
-from resnet_ops.data.decode import DecodeError, decode
-from resnet_ops.data.encoded import in_chunks
+from resnet_ops.data.decode import decode
+from resnet_ops.data.encoded import decoded
 from resnet_ops.data.loader import EVAL_BATCH
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
@@ -77,7 +76,7 @@ def predict(run: Run) -> Predictions:
     network = info.build_network()
     network.load_state_dict(checkpoint.model)
     network.eval().to(device)
-    batches, pixels = _streamed(source) if record.config.stream == "on" else _decoded(source)
+    batches, pixels = _streamed(source) if record.config.stream == "on" else _whole(source)
     parts: list[tuple[np.ndarray, ...]] = []
     for rows, images, labels in batches:
         with torch.inference_mode():
@@ -90,31 +89,20 @@ def predict(run: Run) -> Predictions:
     return Predictions(checkpoint, true, predicted, confidence, of_label, lambda n: pixels(int(rows[n])))
 
 
-def _decoded(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
+def _whole(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
     images = source.load("val")
-    every = np.arange(len(images))
-    starts = range(0, len(images), EVAL_BATCH)
-    cuts = (slice(start, start + EVAL_BATCH) for start in starts)
-    return ((every[cut], images.pixels[cut], images.labels[cut]) for cut in cuts), lambda row: images.pixels[row]
+    return _cut(np.arange(len(images)), images.pixels, images.labels), lambda row: images.pixels[row]
 
 
 def _streamed(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
     encoded, frame = source.encoded("val"), source.frame("val")
+    labels = encoded.labels
+    parts = decoded(encoded, np.arange(len(labels)), frame, AHEAD)
+    batches = (batch for rows, pixels in parts for batch in _cut(rows, pixels, labels[rows]))
+    return batches, lambda row: decode(encoded.read([row])[0], frame)
 
-    def read(start: int, rows: range) -> Batch:
-        there = [start + row for row in rows]
-        good, pixels = [], []
-        for row, image in zip(there, encoded.read(there), strict=True):
-            try:
-                pixels.append(decode(image, frame))
-            except DecodeError:  # training left it out as well, and said so
-                continue
-            good.append(row)
-        return np.array(good, np.int64), np.array(pixels, np.uint8).reshape(-1, *frame.shape), encoded.labels[good]
 
-    def batches() -> Iterator[Batch]:
-        images = len(encoded.labels)
-        for start in range(0, images, AHEAD):
-            yield from in_chunks(min(AHEAD, images - start), partial(read, start))
-
-    return batches(), lambda row: decode(encoded.read([row])[0], frame)
+def _cut(rows: np.ndarray, pixels: np.ndarray, labels: np.ndarray) -> Iterator[Batch]:
+    for start in range(0, len(rows), EVAL_BATCH):
+        cut = slice(start, start + EVAL_BATCH)
+        yield rows[cut], pixels[cut], labels[cut]

@@ -1,10 +1,8 @@
-"""The pages: every command that they and the README show is one, and the tutorial's do what it says."""
+"""The pages: every command that they and the README show is one, and the reference has all that there is."""
 
 import importlib
-import re
-import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -12,14 +10,8 @@ import pytest
 
 from resnet_ops.config import TrainConfig
 from tests.conftest import Ended
+from tests.docs.reading import DOCS, PAGES, ROOT, TUTORIAL, arguments, blocks, commands, write_files
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)]
-FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TYPED = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*resnet-ops\b(.*)$", re.MULTILINE)
-IN_TABLE = re.compile(r"^\| `resnet-ops (.*?)` \|", re.MULTILINE)
-TUTORIAL = DOCS / "tutorial.md"
 # Where a command begins to work, of those that import nothing large for it.
 WORK = ("resnet_ops.data.check.check", "resnet_ops.orchestration.local.up", "resnet_ops.orchestration.local.down",
         "resnet_ops.runs.find")  # fmt: skip
@@ -31,23 +23,6 @@ class WorkBeginsError(BaseException):
 
 def begin(*_: object, **__: object) -> None:
     raise WorkBeginsError
-
-
-def commands(page: Path) -> Iterator[str]:
-    """What comes after `resnet-ops` in the page's blocks and tables, once each."""
-    text = page.read_text()
-    blocks = [body for kind, body in FENCED.findall(text) if kind in ("", "console")]
-    found = [line for block in blocks for line in TYPED.findall(block)]
-    yield from dict.fromkeys(line.strip() for line in [*found, *IN_TABLE.findall(text)])
-
-
-def arguments(line: str) -> list[str]:
-    """What the shell would pass on: no comment, and nothing of a pipe or of a file to write to."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="|>&;")
-    lexer.whitespace_split = True
-    words = list(lexer)
-    end = next((index for index, word in enumerate(words) if word in ("|", ">", "&", "&&", ";")), len(words))
-    return words[:end]
 
 
 @pytest.fixture
@@ -62,9 +37,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         module, _, function = place.rpartition(".")
         monkeypatch.setattr(importlib.import_module(module), function, begin)
     for page in PAGES:
-        for kind, body in FENCED.findall(page.read_text()):
-            if kind == "toml":
-                (tmp_path / body.splitlines()[0].removeprefix("# ")).write_text(body)
+        write_files(page, tmp_path)
     (tmp_path / "mine.toml").write_text((ROOT / "resnet_ops/recipes/fast.toml").read_text())
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
@@ -81,28 +54,11 @@ def test_every_command_is_understood(page: Path, stopped: Path, cli: Callable[..
         assert ended.code == 0, f"resnet-ops {line}\n{ended.err}"  # it has shown what it has to show
 
 
-def test_the_tutorial_goes_as_it_says(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Ended]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shorter = {"train": ["--epochs", "1"], "study": ["--epochs", "1", "--depths", "8", "--seeds", "1"],
-               "bench": ["--batch", "1", "--seconds", "0.05"]}  # fmt: skip
-    for line in commands(TUTORIAL):
-        words = arguments(re.sub(r"--model (plain|resnet)56", r"--model \g<1>14", line))
-        ended = cli(*words, *shorter.get(words[0], []))  # of an option that is given twice the last one counts
-        assert ended.code == 0, f"resnet-ops {line}\n{ended.err}"
-    assert (tmp_path / "depth.html").is_file()
-    assert (tmp_path / "runs/degradation-digits/degradation.png").is_file()
-    assert (tmp_path / "runs/degradation-digits/norms.png").is_file()
-
-
 def test_what_is_done_from_python_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ((_, program),) = [
-        block for block in FENCED.findall((DOCS / "reference/python.md").read_text()) if block[0] == "python"
-    ]
+    (program,) = blocks(DOCS / "reference/python.md", "python")
     exec(compile(program, "python.md", "exec"), {})
     assert "True" in capsys.readouterr().out  # it was proven
 
