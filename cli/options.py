@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_ops.config import Config, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.files import to_path
+from resnet_ops.options import Config
 
 from .console import short
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from resnet_ops.config import as_options
+from resnet_ops.options import as_options
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training.observer import Observer
 

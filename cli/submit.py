@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
-from resnet_ops.config import DATA_SETS, RUN_NAME, TrainConfig, as_typed
+from resnet_ops.config import DATA_SETS, TrainConfig
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
+from resnet_ops.options import RUN_NAME, as_typed
 from resnet_ops.tracking.tracker import settings
 
 from .clock import importing

@@ -8,71 +8,13 @@ import functools
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.errors import UserError
 from resnet_ops.files import Place
-
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-class Config(BaseModel):
-    """A frozen set of options; `of` is the way to make one from what a user typed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def of(cls, **values: Any) -> Self:
-        """Validate `values`.
-
-        Raises:
-            UserError: Names the first option that is wrong, as typed on the command line.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise explain(cls, error) from None
-
-    @classmethod
-    def default(cls, name: str) -> Any:
-        """The default of option `name`."""
-        return cls.model_fields[name].default
-
-    @classmethod
-    def choices(cls, name: str) -> list[str]:
-        """The values that option `name` may take, or [] where any will do."""
-        return _choices(cls.model_fields[name].annotation)
-
-
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(value) for value in get_args(annotation)]
-    return [choice for inner in get_args(annotation) for choice in _choices(inner)]
-
-
-def explain(cls: type[Config], error: ValidationError, file: Path | None = None) -> UserError:
-    """Name the first option that is wrong, as typed on the command line or written in `file`."""
-    first = error.errors()[0]
-    name, typed = str(first["loc"][0]) if first["loc"] else "", first.get("input")
-    option = f"{file}: {name}" if file else "--" + name.replace("_", "-")
-    if first["type"] == "extra_forbidden":
-        where = f"{file}: there" if file else "There"
-        return UserError(f"{where} is no option {name!r}.", did_you_mean(name, cls.model_fields))
-    if first["type"] == "literal_error":
-        choices = cls.choices(name)
-        remedy = f"{did_you_mean(str(typed), choices)} Valid: {', '.join(choices)}."
-        return UserError(f"{option} cannot be {str(typed)!r}.", remedy)
-    own = first.get("ctx", {}).get("error")
-    if isinstance(own, UserError):
-        return own
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return UserError(f"{option} {message}; {str(typed)!r} was given.")
-
-
-Positive = Annotated[int, Field(ge=1)]
-
+from resnet_ops.options import Config, Positive, check_run_name
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
 
@@ -388,35 +330,3 @@ class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of
     @classmethod
     def _name_is_one_folder(cls, name: str | None) -> str | None:
         return name if name is None else check_run_name(name)
-
-
-def check_run_name(name: str) -> str:
-    """Return `name` if it can name a run: one folder, no surprises in a shell.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    if not RUN_NAME.fullmatch(name):
-        raise ValueError("must be letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit")
-    return name
-
-
-def as_options(values: dict[str, Any]) -> list[str]:
-    """Write options as they are typed on the command line."""
-    written = []
-    for name, value in values.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            written.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            written.append(f"--{option}={as_typed(value)}")
-    return written
-
-
-def as_typed(value: Any) -> str:
-    """Write an option's value as a user would: a Path has taken one of the slashes out of s3://."""
-    text = str(value)
-    scheme, separator, rest = text.partition(":/")
-    if isinstance(value, Path) and separator and scheme.isalnum() and not rest.startswith("/"):
-        return f"{scheme}://{rest}"
-    return text

@@ -31,8 +31,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import resnet_ops
 from resnet_ops import files, locks
-from resnet_ops.config import TrainConfig, check_run_name
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.options import check_run_name
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 Line = TypeVar("Line", bound=BaseModel)

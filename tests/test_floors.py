@@ -10,18 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "machine", "files", "config", "runs"}
+BASE = {"errors", "machine", "files", "options", "config", "runs"}
 FLOORS = {
     "errors": set(),
     "machine": set(),
     "files": {"errors"},
     "locks": {"errors", "files"},
-    "config": {"errors", "files"},
-    "runs": {"errors", "files", "locks", "config"},
-    "recipes": {"errors", "config"},
+    "options": {"errors"},
+    "config": {"errors", "files", "options"},
+    "runs": {"errors", "files", "locks", "options", "config"},
+    "recipes": {"errors", "options", "config"},
     "models": {"errors"},
     "data": BASE | {"locks"},
-    "orchestration": {"errors", "machine", "files", "config"},
+    "orchestration": {"errors", "machine", "files", "options", "config"},
     "tracking": BASE,
     "training": BASE | {"models", "data", "orchestration", "tracking"},
     "tuning": BASE | {"recipes", "models", "data", "orchestration", "tracking", "training"},

@@ -13,6 +13,7 @@ from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder, refuse_too_many
 from resnet_ops.data.decode import Frame
 from resnet_ops.data.encoded import SPLITS, Found, held_out, subset
+from resnet_ops.data.finding import find
 from resnet_ops.data.findings import (
     TRAIN,
     VAL,
@@ -27,7 +28,7 @@ from resnet_ops.data.findings import (
     repeats,
     some,
 )
-from resnet_ops.data.sources import IMAGE_SIZE, Source, checked, find, network_size, streams
+from resnet_ops.data.sources import IMAGE_SIZE, Source, checked, network_size, streams
 from resnet_ops.data.survey import survey
 from resnet_ops.errors import UserError
 

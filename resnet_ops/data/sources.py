@@ -5,19 +5,16 @@
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from glob import has_magic
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from resnet_ops import files
-from resnet_ops.config import DATA_SETS, DataConfig
-from resnet_ops.data import datafiles, folders, named, parquet
+from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, kept, key
 from resnet_ops.data.datafiles import File
 from resnet_ops.data.decode import DecodeError, Frame, Look, look
@@ -33,12 +30,12 @@ from resnet_ops.data.encoded import (
     held_out_per_class,
     subset,
 )
+from resnet_ops.data.finding import EMBEDDED, find
 from resnet_ops.data.fingerprint import fingerprint
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.machine import memory_bytes
 from resnet_ops.runs import DataRecord
 
-EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}
 PROBED = 64  # images looked at to tell the size and the colours of all
 OWN_SIZE = 64  # images of one size are taken as they are up to this side
 IMAGE_SIZE = 224
@@ -193,24 +190,6 @@ def open_source(data: str | DataConfig) -> Source:
     return checked(config, find(config))
 
 
-def find(config: DataConfig) -> Found:
-    """What lies under the paths of `config`, or goes by their names, fit for training or not.
-
-    Raises:
-        UserError: Nothing that could be looked at.
-    """
-    found = _find(config.data, "--data", config)
-    if config.val_data is None:
-        return found
-    other = _find(config.val_data, "--val-data", config)
-    return replace(
-        found,
-        val=other.val or other.train,
-        named_files=found.named_files or other.named_files,
-        passed_over=(*found.passed_over, *other.passed_over),
-    )
-
-
 def checked(config: DataConfig, found: Found) -> Source:
     """A source of what was found.
 
@@ -266,22 +245,6 @@ def sample(images: int, units: np.ndarray | None) -> np.ndarray:
     return np.sort(random.permutation(rows)[:SAMPLED])
 
 
-def absolute(config: DataConfig) -> dict[str, object]:
-    """The options that name places, as these can be found from any directory; what is no path stays as it is."""
-    dirs = {name: getattr(config, name) for name in ("data_root", "cache_dir")}
-    return {
-        "data": _absolute(config.data),
-        "val_data": config.val_data and _absolute(config.val_data),
-        **{name: path and path.expanduser().absolute() for name, path in dirs.items()},
-    }
-
-
-def _absolute(place: str) -> str:
-    path = Path(place).expanduser()
-    is_path = place not in DATA_SETS and "://" not in place and (has_magic(place) or path.exists())
-    return str(path.absolute()) if is_path else place
-
-
 def streams(config: DataConfig, train_bytes: int) -> bool:
     """Whether training decodes its images anew in each epoch; `train_bytes` are what it would keep decoded."""
     return train_bytes > memory_bytes() / 2 if config.stream == "auto" else config.stream == "on"
@@ -290,50 +253,6 @@ def streams(config: DataConfig, train_bytes: int) -> bool:
 def fingerprint_of(config: DataConfig) -> str:
     """The fingerprint of a data set, as it is seen from here."""
     return open_source(config).record.fingerprint
-
-
-def _find(data: str, option: str, config: DataConfig) -> Found:
-    """What lies under a path, or goes by a name."""
-    columns = config.image_column, config.label_column
-    if data in EMBEDDED:
-        return parquet.find([EMBEDDED[data]], data, (None, None))
-    if data in DATA_SETS:
-        return named.find(data, config.data_root or cache_folder(config.cache_dir) / "data")
-    place = files.to_path(data)
-    if not files.is_remote(place):
-        place = place.expanduser()
-    files.check_reachable(next(path for path in (place, *place.parents) if not has_magic(str(path))))
-    try:
-        if has_magic(data):
-            matched = datafiles.globbed(place)
-            name = _name(matched[0].absolute().parent.name) if matched else ""
-            found = parquet.find(matched, name, columns) if matched else None
-        elif files.is_file(place):
-            found = parquet.find([place], _name(place.name.removesuffix(".parquet")), columns)
-        else:
-            inside = [path for folder in (place, place / "data") for path in files.listed(folder)]
-            tables = [path for path in inside if path.suffix == ".parquet"]
-            first = [path for path in tables if path.parent == place] or tables
-            name = _name(place.name if files.is_remote(place) else place.resolve().name)
-            found = parquet.find(first, name, columns) if first else folders.find(place, name)
-    except OSError as error:
-        raise UserError(f"{option} {data} cannot be read: {error.strerror}.", "Check its permissions.") from None
-    if found is not None:
-        return found
-    if not has_magic(data) and files.exists(place):
-        raise UserError(
-            f"{option} {data} is a folder without images.",
-            "Give one of Parquet files, or one with a folder of images for each class.",
-        )
-    raise UserError(
-        f"{option} {data}: there is no such path, and no data set of that name.",
-        f"{did_you_mean(data, DATA_SETS)} By name there are: {', '.join(DATA_SETS)}.",
-    )
-
-
-def _name(stem: str) -> str:
-    """A short name that can be part of a run's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "images"
 
 
 def _numbers(train: Part, val: Part | None) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from resnet_ops.config import Config, Positive
 from resnet_ops.files import Place
+from resnet_ops.options import Config, Positive
 
 RunsDir = Annotated[
     Place, Field(description="Folder that holds the runs, or a bucket: s3://bucket/folder, gs://bucket/folder.")

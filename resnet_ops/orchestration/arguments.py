@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig, as_options
+from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
+from resnet_ops.options import as_options
 
 OF_THIS_COMMAND = {"study", "pairs", "resume", "overwrite", "json", "debug"}  # rather than of what it does
 

@@ -25,8 +25,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from resnet_ops.config import Config, Positive
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.options import Config, Positive
 from resnet_ops.orchestration import marked
 from resnet_ops.orchestration.connect import AUTO, find
 

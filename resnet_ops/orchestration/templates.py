@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from resnet_ops.config import Config, Positive, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.options import Config, Positive
 
 Kind = Literal["kuberay", "slurm", "aws", "gcp", "compose"]
 FILL_IN = "FILL-IN"

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from resnet_ops.config import Recipe, TrainConfig, explain
+from resnet_ops.config import Recipe, TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.options import explain
 
 FOLDER = Path(__file__).parent
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from resnet_ops.config import Positive, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.export.config import LARGEST_BATCH, UseConfig
+from resnet_ops.options import Positive
 
 
 class ServeConfig(UseConfig):

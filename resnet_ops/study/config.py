@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from resnet_ops.config import Positive
+from resnet_ops.options import Positive
 from resnet_ops.tuning.config import Trials
 
 Study = Literal["degradation", "responses", "shortcuts"]

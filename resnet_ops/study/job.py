@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files, runs
-from resnet_ops.config import TrainConfig, as_typed
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import parse_name
+from resnet_ops.options import as_typed
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig

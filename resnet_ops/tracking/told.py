@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from resnet_ops.config import WHERE_IT_RUNS, as_typed
+from resnet_ops.config import WHERE_IT_RUNS
 from resnet_ops.errors import UserError
+from resnet_ops.options import as_typed
 from resnet_ops.runs import Epoch, Run, RunRecord
 
 NAMES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}

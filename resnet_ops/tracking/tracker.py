@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Self
 
 import resnet_ops
-from resnet_ops.config import as_typed
 from resnet_ops.errors import UserError
+from resnet_ops.options import as_typed
 from resnet_ops.runs import Run
 from resnet_ops.tracking.mailbox import Mailbox
 from resnet_ops.tracking.tensorboard import EventFile

@@ -8,7 +8,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.orchestration.code import fingerprint_of_code
 from resnet_ops.orchestration.pool import Pool
 from resnet_ops.runs import DataRecord
-from resnet_ops.training import job as training
+from resnet_ops.training import checks
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchRecord
 from resnet_ops.tuning.space import Choices, Space, options
@@ -57,13 +57,13 @@ def checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tu
     if base.auto_batch:
         raise UserError("--auto-batch finds a batch size for one network, and a search has many.", "Give --batch-size.")
     source = None
-    with training.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
+    with checks.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):
             base = base.model_copy(update={"model": model})
-            source, settled = training.check(base, pool.device, source)
+            source, settled = checks.check(base, pool.device, source)
         assert source is not None
         compare(source.record.fingerprint)
-    source = training.decoded(source, settled, watcher)
+    source = checks.decoded(source, settled, watcher)
     return base.model_copy(update={"device": pool.device}), source.record
 
 

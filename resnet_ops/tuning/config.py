@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from resnet_ops.config import Config, Positive
+from resnet_ops.options import Config, Positive
 
 
 class Trials(Config):

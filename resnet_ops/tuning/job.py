@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files, runs
-from resnet_ops.config import TrainConfig, as_typed
-from resnet_ops.data.sources import absolute
+from resnet_ops.config import TrainConfig
+from resnet_ops.data.finding import absolute
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
+from resnet_ops.options import as_typed
 from resnet_ops.orchestration.code import fingerprint_of_code
 from resnet_ops.orchestration.pool import Pool, Share, pooled
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import Best, Run, Status
 from resnet_ops.tracking.tracker import Tracker, check
 from resnet_ops.training import job as training
+from resnet_ops.training.checks import count_parameters
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import results
 from resnet_ops.tuning.checks import checked, planned_trials, refuse_other_code
@@ -123,7 +125,7 @@ def search_space(
                 machines=purpose.machines,
             )
             search.write(record)
-            training.begin(run, base, data, training.count_parameters(base, data), 1, pool.device)
+            training.begin(run, base, data, count_parameters(base, data), 1, pool.device)
             return _execute(search, record, pool, watcher, started_at, purpose)
 
 

@@ -25,7 +25,7 @@ from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import DataRecord, Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training import job
+from resnet_ops.training import checks, job
 from resnet_ops.training.session import Session
 from resnet_ops.training.world import World
 from resnet_ops.tuning.search import METRIC, NUMBER, POINT, TIME, number_of
@@ -162,8 +162,8 @@ class TrialWorker(tune.Trainable):
 
     def _new_record(self) -> RunRecord:
         config = self._config()
-        source, config = job.check(config, self.task.device, self._source(config))
-        parameters = job.count_parameters(config, source.record)
+        source, config = checks.check(config, self.task.device, self._source(config))
+        parameters = checks.count_parameters(config, source.record)
         run = runs.create(self.run.path.parent, self.run.name, "", overwrite=False)
         return job.begin(run, config, source.record, parameters, 1, self.task.device)
 
@@ -220,7 +220,7 @@ class TrialWorker(tune.Trainable):
         self._leave()
         record = self.run.read_as_written()
         config = self._config()
-        _, config = job.check(config, self.task.device, self._source(config))
+        _, config = checks.check(config, self.task.device, self._source(config))
         self.run.write(record.model_copy(update={"config": config}))
         donor = checkpoints.read(Path(checkpoint_dir, DONOR))
         place = self.run.checkpoints / donor.info.file_name

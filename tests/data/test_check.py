@@ -15,7 +15,8 @@ from resnet_ops.config import DataConfig
 from resnet_ops.data import sheet
 from resnet_ops.data.augment import pixel_statistics
 from resnet_ops.data.check import check
-from resnet_ops.data.sources import EMBEDDED, open_source
+from resnet_ops.data.finding import EMBEDDED
+from resnet_ops.data.sources import open_source
 from tests.conftest import CIFAR10, Ended, needs_cifar10
 from tests.data.make_digits import pixels_and_labels
 from tests.data.test_sources import noise, write

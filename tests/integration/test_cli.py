@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_ops.config import Config, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.export.config import BenchConfig, ExportConfig, PredictConfig, ValidateConfig
+from resnet_ops.options import Config
 from resnet_ops.serving.config import ServeConfig
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command

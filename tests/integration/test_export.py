@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 import torch
 
-from resnet_ops.data.sources import EMBEDDED, open_source
+from resnet_ops.data.finding import EMBEDDED
+from resnet_ops.data.sources import open_source
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job

@@ -1,0 +1,147 @@
+"""What is looked at before a training begins: do network, images, device and machines fit each other?"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.data.sources import Source, fingerprint_of, open_source, streams
+from resnet_ops.errors import UserError
+from resnet_ops.machine import memory_bytes
+from resnet_ops.orchestration.cluster import Placement
+from resnet_ops.orchestration.everywhere import asked
+from resnet_ops.orchestration.placement import Node
+from resnet_ops.runs import DataRecord
+from resnet_ops.training.observer import Observer
+
+# torch is imported in the functions: meanwhile machines are being asked.
+
+
+def check(config: TrainConfig, device: str, source: Source | None = None) -> tuple[Source, TrainConfig]:
+    """Check that network, images and device fit each other, and settle what depends on them.
+
+    Args:
+        config: What is to be trained.
+        device: On what.
+        source: Its images, where they are open already.
+
+    Returns:
+        The images, and the configuration with every default resolved.
+
+    Raises:
+        UserError: They do not fit.
+    """
+    from resnet_ops import models
+
+    architecture = models.parse_name(config.model)
+    source = source or open_source(config)
+    data = source.record
+    models.check_image_size(architecture, (data.height, data.width))
+    _check_batch_size(config, data)
+    side = min(data.height, data.width)
+    usual = 0 if data.stored else side // 8  # larger ones are cropped as they are
+    padding = usual if config.crop_padding is None else config.crop_padding
+    if padding > side:
+        raise UserError(f"--crop-padding {padding} is more than the images' {side} pixels.", f"Try {side // 8}.")
+    if config.cutout > side:
+        raise UserError(f"--cutout {config.cutout} is more than the images' {side} pixels.", f"Try {side // 2}.")
+    if config.zero_init_residual and architecture.kind != "resnet":
+        raise UserError(f"{architecture.name} has no residual branches.", "Leave --zero-init-residual out.")
+    if config.fit_all and (data.stored or config.stream == "on"):
+        raise UserError("--fit-all needs images of one size that fit into memory.", "Leave it out.")
+    if config.sync_batchnorm and device == "cpu":
+        raise UserError("--sync-batchnorm needs GPUs: torch has none for CPUs.", "Leave it out.")
+    shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
+    update = {
+        "model": architecture.name,
+        "shortcut": shortcut,
+        "stream": "on" if streams(config, source.decoded_bytes) else "off",
+        "crop_padding": padding,
+        "flip": source.mirrors if config.flip is None else config.flip,
+    }
+    return source, config.model_copy(update=update)
+
+
+def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
+    if config.batch_size > data.train_images and not config.auto_batch:
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
+            f"Take at most {data.train_images}.",
+        )
+
+
+def decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
+    """The images decoded on this machine, so that the run's record can say what is wrong with them.
+
+    Where they are to be streamed, only a sample is, for their mean and deviation.
+    """
+    if config.stream == "on":
+        return _sampled(source, observer)
+    if not source.embedded:
+        observer.progress({"stage": f"Decoding the images of {source.record.name}"})
+    source = source.ready()
+    for note in source.notes:
+        observer.notice(note)
+    _check_batch_size(config, source.record)  # some may have been left out
+    return source
+
+
+def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placement, observer: Observer) -> TrainConfig:
+    """The configuration with the batch size that memory allows, which the observer is told."""
+    from resnet_ops.training.memory import largest_batch
+
+    batch_size, why = largest_batch(config, data, placement)
+    observer.notice(why)
+    return config.model_copy(update={"batch_size": batch_size})
+
+
+def _sampled(source: Source, observer: Observer) -> Source:
+    from resnet_ops.data.augment import pixel_statistics
+
+    held_out = "" if "val" in source.found else " All are read once now, to hold some out; --val-data would spare that."
+    observer.notice(
+        f"Streaming: decoded, the training images take {source.decoded_bytes / 1e9:.1f} GB of this machine's "
+        f"{memory_bytes() / 1e9:.1f} GB of memory.{held_out}"
+    )
+    observer.progress({"stage": f"Sampling the images of {source.record.name}"})
+    mean, std = pixel_statistics(source.sample_counts())
+    return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
+
+
+def count_parameters(config: TrainConfig, data: DataRecord) -> int:
+    """Parameters of the network that would be trained."""
+    from resnet_ops import models
+
+    # Made for real: on torch's device "meta" it costs nothing to make, and 1 s to import what makes it.
+    return models.count_parameters(
+        models.build(
+            config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
+        )
+    )
+
+
+@contextlib.contextmanager
+def seen_everywhere(nodes: Sequence[Node], folder: Path, config: DataConfig) -> Iterator[Callable[[str], None]]:
+    """Let each machine look at the folder of the run and at the images, meanwhile; none where there is only this one.
+
+    Yields:
+        Waits for them, and compares what images they see with what is seen here.
+
+    Raises:
+        UserError: A machine does not see the folder, or sees other images.
+    """
+    if not nodes:
+        yield lambda _: None
+        return
+    with asked(nodes, folder, fingerprint_of, config) as answers:
+
+        def compare(fingerprint: str) -> None:
+            for node, found in answers().items():
+                if found != fingerprint:
+                    raise UserError(
+                        f"The images in {config.data} on {node.name} are not those on this machine.",
+                        "Give every machine the same.",
+                    )
+
+        yield compare
