@@ -106,6 +106,14 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 1e3 else f"{value:.3g}"
 
 
+def numbers(ticks: Sequence[float]) -> list[str]:
+    """Numbers as ticks say them; as powers of ten, where they are such and would not be read as well otherwise."""
+    powers = [f"{tick:e}" for tick in ticks]
+    if all(power.startswith("1.000000e") for power in powers) and max(ticks) >= 1e6 * min(ticks):
+        return [f"$10^{{{int(power.partition('e')[2])}}}$" for power in powers]
+    return [number(tick) for tick in ticks]
+
+
 def shortened(text: str, most: int) -> str:
     """A text of at most so many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -165,7 +173,7 @@ def value_axis(axis: Axis, values: Sequence[float], label: str, *, log: bool | N
         few = len(distinct) <= most and all(b / a > 1.25 for a, b in itertools.pairwise(distinct))
         if few and all(float(f"{value:.3g}") == value for value in distinct):
             ticks = distinct
-        _ticks(axis, ticks or distinct, [number(tick) for tick in ticks or distinct])
+        _ticks(axis, ticks or distinct, numbers(ticks or distinct))
         return
     pad = 0.05 * (high - low) or abs(high) * 0.1 or 1
     _limit(axis, low - pad, high + pad)
