@@ -157,8 +157,8 @@ def fit(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its own CSV, JSON and TensorBoard files
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # of its state, which nobody will read
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of lost workers the follower tells, without tracebacks
     config, space, seed = record.config, record.space, record.config.given.get("seed", 0)
     random.seed(seed)  # PBT takes Python's own
     before = [board.trials[number].options for number in sorted(board.trials)]
@@ -194,6 +194,8 @@ def fit(
             failure_config=tune.FailureConfig(
                 max_failures=record.config.given.get("max_failures", TrainConfig.default("max_failures"))
             ),
+            # Trials keep their own; Tune would have a copy of each, and fail those that diverged for having none.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
@@ -238,12 +240,18 @@ class _Follower(Callback):
         if not self.board.halted.is_set():
             self.board.ended(_point(trial)[0])
 
+    def on_trial_recover(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
+        self.board.watcher.notice(f"The worker of trial {_point(trial)[0]} was lost: {_why(trial)} It is tried again.")
+
     def on_trial_error(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
         number, point = _point(trial)
         self.board.begun(number, point)
-        error = trial.get_error()
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        self.board.ended(number, f"its worker was lost: {(lines or ['no reason was given'])[-1][:200]}")
+        self.board.ended(number, f"its worker was lost: {_why(trial)}")
+
+
+def _why(trial: Any) -> str:
+    lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
+    return (lines or ["no reason was given."])[-1][:200]
 
 
 def _point(trial: Any) -> tuple[int, dict[str, Any]]:

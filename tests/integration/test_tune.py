@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -24,6 +25,7 @@ from resnet_ops.training import job as training
 from resnet_ops.tuning import job
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, Trial
+from resnet_ops.tuning.watcher import Watcher
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
 from tests.tracking.test_tensorboard import curves, shown
@@ -34,7 +36,18 @@ EPOCHS = 3
 
 def searched(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **options: Any) -> job.SearchResult:
     given = {"runs_dir": runs_dir, "name": name, "epochs": epochs, "cpus_per_worker": 1} | options.pop("given", {})
-    return job.tune(TuneConfig.of(given=given, **options), pairs)
+    watcher = options.pop("watcher", None)
+    return job.tune(TuneConfig.of(given=given, **options), pairs, watcher=watcher)
+
+
+class Notices(Watcher):
+    """What is said beside the trials."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def notice(self, message: str) -> None:
+        self.said.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +193,13 @@ def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
 
 
 def test_if_all_trials_fail_the_reasons_are_told_together(tmp_path: Path) -> None:
+    told = Notices()
     with pytest.raises(UserError) as failed:
-        searched(tmp_path, "all", depths="8", lr="1e9,2e9", search="grid", epochs=1)
+        searched(tmp_path, "all", depths="8", lr="1e9,2e9", search="grid", epochs=1, watcher=told)
     assert failed.value.exit_code == 1
     assert failed.value.cause.startswith("All 2 trials failed. 2 of them: Training diverged in epoch 1")
     assert runs.find(tmp_path, "all").read().status == "failed"
+    assert not told.said  # no worker was lost over it, and with it the time to start another
 
 
 @pytest.mark.slow
@@ -241,9 +256,13 @@ def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    found = searched(tmp_path, "k", depths="8", lr="0.05,0.1", search="grid", scheduler="none", epochs=20)
+    told = Notices()
+    options = {"lr": "0.05,0.1", "search": "grid", "scheduler": "none"}
+    found = searched(tmp_path, "k", depths="8", epochs=20, watcher=told, **options)
     killer.join()
     assert killed
+    assert len(told.said) == 1
+    assert re.match(r"The worker of trial [12] was lost: .*It is tried again\.", told.said[0])
     assert [(t.status, t.epochs) for t in found.trials] == [("finished", 20)] * 2
     for trial in found.trials:
         assert [e.epoch for e in search.trial_run(trial).epochs()] == list(range(1, 21))
