@@ -25,9 +25,10 @@ def test_ones_own_images_are_a_folder_away(
             pixels = np.clip(rng.normal(brightness, 20, (16, 12, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "flowers" / name / f"{index}.png")
     (told,) = re.findall(r"^resnet-ops (train --data flowers) ", README, re.MULTILINE)
-    arguments = ["--model", "resnet8", "--name", "flowers", "--epochs", "4", "--batch-size", "16"]
+    arguments = ["--model", "resnet8", "--name", "flowers", "--epochs", "4"]
     trained = cli(*shlex.split(told), *arguments, "--json")
     assert trained.code == 0, trained.err
+    assert "Batches of 16: there are 64 training images" in trained.err
     exported = cli("export", "flowers", "--onnx", "--json")
     assert exported.code == 0, exported.err
     assert exported.json["images"] == 16

@@ -98,7 +98,8 @@ def conclude(search: Search, started_at: float) -> Findings:
         raise UserError(f"No training of {search.run.name} is over yet.", "Go on with it.", WORK_FAILED)
     study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_purpose` made it
     figures = _draw(search, study, groups, record)
-    base = configure(**record.config.given)
+    settled = {"batch_size": search.run.read_as_written().config.batch_size}
+    base = configure(**record.config.given).model_copy(update=settled)
     beside = published(record.data, base)
     findings = Findings(
         name=search.run.name,

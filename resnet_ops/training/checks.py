@@ -15,6 +15,8 @@ from resnet_ops.orchestration.placement import Node
 from resnet_ops.runs import DataRecord
 from resnet_ops.training.observer import Observer
 
+FEWEST_STEPS = 4  # of an epoch, where the batch size is chosen here
+
 # torch is imported in the functions: meanwhile machines are being asked.
 
 
@@ -38,7 +40,7 @@ def check(config: TrainConfig, device: str, source: Source | None = None) -> tup
     source = source or open_source(config)
     data = source.record
     models.check_image_size(architecture, (data.height, data.width))
-    _check_batch_size(config, data)
+    batch_size = _batch_size(config, data)
     side = min(data.height, data.width)
     usual = 0 if data.stored else side // 8  # larger ones are cropped as they are
     padding = usual if config.crop_padding is None else config.crop_padding
@@ -56,6 +58,7 @@ def check(config: TrainConfig, device: str, source: Source | None = None) -> tup
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
+        "batch_size": batch_size,
         "stream": "on" if streams(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
@@ -63,12 +66,23 @@ def check(config: TrainConfig, device: str, source: Source | None = None) -> tup
     return source, config.model_copy(update=update)
 
 
-def _check_batch_size(config: TrainConfig, data: DataRecord) -> None:
-    if config.batch_size > data.train_images and not config.auto_batch:
+def _batch_size(config: TrainConfig, data: DataRecord) -> int:
+    """What was asked for; where nothing was, and there are fewer images than the default, a power of two that fits."""
+    if config.batch_size <= data.train_images or config.auto_batch:
+        return config.batch_size
+    if "batch_size" in config.model_fields_set:
         raise UserError(
             f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
             f"Take at most {data.train_images}.",
         )
+    return 1 << (max(data.train_images // FEWEST_STEPS, 1).bit_length() - 1)
+
+
+def tell_batch_size(asked: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
+    """Tell the observer where `check` took another batch size than the default."""
+    if settled.batch_size != asked.batch_size:
+        few = f"there are {data.train_images:,} training images, fewer than the usual {asked.batch_size}."
+        observer.notice(f"Batches of {settled.batch_size}: {few}")
 
 
 def decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
@@ -83,7 +97,7 @@ def decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
     source = source.ready()
     for note in source.notes:
         observer.notice(note)
-    _check_batch_size(config, source.record)  # some may have been left out
+    _batch_size(config, source.record)  # some may have been left out
     return source
 
 

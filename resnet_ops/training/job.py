@@ -25,7 +25,14 @@ from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
-from resnet_ops.training.checks import check, count_parameters, decoded, seen_everywhere, with_largest_batch
+from resnet_ops.training.checks import (
+    check,
+    count_parameters,
+    decoded,
+    seen_everywhere,
+    tell_batch_size,
+    with_largest_batch,
+)
 from resnet_ops.training.observer import Observer, follow
 
 # torch comes with what is imported in the functions below: only once there is a place for the job, and while its
@@ -73,8 +80,10 @@ def train(
     config = config.model_copy(update=absolute(config))  # machines have other working directories
     with placed(config, observer.notice) as placement:
         with seen_everywhere(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
-            source, config = check(config, placement.layout.device)
+            asked = config
+            source, config = check(asked, placement.layout.device)
             compare(source.record.fingerprint)
+        tell_batch_size(asked, config, source.record, observer)
         source = decoded(source, config, observer)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)

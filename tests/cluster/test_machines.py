@@ -83,6 +83,7 @@ def test_three_machines_train_over_the_network(cluster: Machines, undisturbed: R
     assert all(gradients < sent < 1.2 * gradients for sent in crossed.values()), crossed
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_one_machine_does_not_see_is_named_at_once(cluster: Machines) -> None:
     lonely, runs = cluster.all[2], cluster.folder / "runs"
     runs.mkdir(exist_ok=True)

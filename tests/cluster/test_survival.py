@@ -163,6 +163,7 @@ def test_a_worker_that_hangs_is_replaced(nodes: Nodes, tmp_path: Path) -> None:
     assert list(training.run.path.glob("hang-worker-*.txt"))
 
 
+@pytest.mark.slow
 def test_what_will_happen_again_is_not_tried_again(
     nodes: Nodes, cli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,7 @@ def test_a_streamed_run_ends_in_the_bytes_of_one_in_memory(ray_session: None, fo
     assert (streamed.record.config.stream, there.record.config.stream) == ("on", "off")
 
 
+@pytest.mark.slow
 def test_workers_that_reserve_all_cores_stream(ray_session: None, folder: Path, tmp_path: Path) -> None:
     result = small_run(folder, tmp_path, "on", workers_per_node=2)
     assert result.record.world_size == 2

@@ -89,7 +89,7 @@ def test_they_are_exported_and_proven(cli: Callable[..., Ended], network: nn.Mod
             pixels = rng.integers(0, 256, (80 + number, 90, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
     given = ("export", tmp_path / "w.pth", "--onnx", "--model", "resnet18", "--classes", tmp_path / "names.txt")
-    options = ("--image-size", 64, "--input", "raw", "--json")
+    options = ("--image-size", 40, "--input", "raw", "--json")
     ended = cli(*given, *options)
     assert ended.code == 0, ended.err
     assert (ended.json["images"], ended.json["val_accuracy_onnx"]) == (0, None)

@@ -206,6 +206,7 @@ def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Ca
     assert job["run"] == told["name"]
 
 
+@pytest.mark.slow
 def test_a_search_runs_as_a_job_with_the_files_that_are_here(cluster: Cluster, tmp_path: Path) -> None:
     space, recipe = tmp_path / "space.toml", tmp_path / "mine.toml"
     space.write_text("weight_decay = [0.0, 1e-3]\n")

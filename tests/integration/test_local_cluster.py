@@ -105,7 +105,7 @@ def test_status_shows_the_nodes_and_what_fits(home: dict[str, str], up: dict[str
 
 def test_what_fits_trains_and_is_seen_running(home: dict[str, str], up: dict[str, Any], tmp_path: Path) -> None:
     job = subprocess.Popen(
-        [*COMMAND, "train", "--nodes", "2", "--model", "resnet8", "--epochs", "30", "--name", "r", "--json"],
+        [*COMMAND, "train", "--nodes", "2", "--model", "resnet8", "--epochs", "20", "--name", "r", "--json"],
         cwd=tmp_path, env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until((tmp_path / "runs" / "r" / "metrics.jsonl").exists, 60)
@@ -146,6 +146,7 @@ def test_a_second_one_is_refused(home: dict[str, str], up: dict[str, Any]) -> No
     ]
 
 
+@pytest.mark.slow
 def test_a_node_that_was_killed_is_seen(home: dict[str, str], up: dict[str, Any]) -> None:
     (raylet,) = (
         int(process.parent.name)

@@ -260,6 +260,7 @@ def test_ctrl_c_with_several_workers_leaves_no_process_behind(tmp_path: Path, ma
     assert checkpoints.read(checkpoints.saved(run)[0]).info.metrics.epoch >= 2
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_no_worker_behind(tmp_path: Path) -> None:
     """Two of Ray's own agents wait another minute or two for the head that is gone; they hold nothing."""
     word = uuid.uuid4().hex

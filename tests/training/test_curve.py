@@ -76,9 +76,8 @@ def record(curve: Curve) -> None:
 
 
 @needs_cifar10
-@pytest.mark.parametrize(
-    "model", ["resnet8", pytest.param("resnet20", marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet8", pytest.param("resnet20", marks=pytest.mark.timeout(1200))])
 def test_the_curve_is_the_recorded_one(model: str) -> None:
     recorded = json.loads(CURVES[model].file.read_text())
     mean, deviation = np.array(recorded["mean"]), np.array(recorded["deviation"])
