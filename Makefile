@@ -47,6 +47,7 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/pipelines.py
 	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/together.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/tune.py

@@ -7,6 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from resnet_ops.machine import cores, idle_s
+
+BEGAN = idle_s(), time.process_time(), time.monotonic()
+
 
 def process_started_at() -> float:
     """When this process began, in seconds since 1970: before Python had read its first line."""
@@ -17,6 +21,21 @@ def process_started_at() -> float:
         return time.time() - (since_boot - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, AttributeError, IndexError, ValueError):  # not Linux: a few hundredths late
         return time.time() - time.process_time()
+
+
+def spare_others() -> None:
+    """Have the threads of one layer wait asleep for each other, if other programs have kept the cores busy until now.
+
+    They spin by default (libgomp, which reads this when torch is imported), for milliseconds: of two trainings at a
+    time, on 2 cores, each then has a fortieth of its speed, and with one of them asleep a quarter to a third. Where
+    there is nobody else it would cost up to a sixth.
+    """
+    (idle, used, began), idle_now = BEGAN, idle_s()
+    if idle is None or idle_now is None or "OMP_WAIT_POLICY" in os.environ:
+        return
+    ours = idle_now - idle + time.process_time() - used
+    if ours < 0.75 * cores() * (time.monotonic() - began):
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @contextlib.contextmanager

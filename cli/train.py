@@ -14,7 +14,7 @@ from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check
 
-from .clock import importing, process_started_at
+from .clock import importing, process_started_at, spare_others
 from .console import Output, percent, short
 from .options import Debug, Json, RunsDir, given, option, runs_dir_option
 from .screen import Screen
@@ -132,6 +132,7 @@ def train(
 
             if address_of(config) == LOCAL:  # else it is imported later, while the cluster is asked
                 import_ray()
+                spare_others()
                 from resnet_ops.training import worker  # noqa: F401  # brings torch
 
         if resume is None:

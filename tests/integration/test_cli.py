@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import torch
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.export.config import BenchConfig, ExportConfig, PredictConfig, ValidateConfig
+from resnet_ops.machine import cores
 from resnet_ops.options import Config
 from resnet_ops.serving.config import ServeConfig
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
 from tests.data.test_sources import noise, write
+from tests.integration.test_train import wait_for
 
 Cli = Callable[..., Ended]
 
@@ -215,6 +218,29 @@ def test_a_reader_that_leaves_early_is_no_traceback(default_run: job.TrainResult
     _, err = process.communicate()
     assert b"Traceback" not in err
     assert b"Exception" not in err
+
+
+def test_threads_do_not_spin_where_others_need_the_cores() -> None:
+    """Two trainings that spin have a fortieth of their speed each."""
+    code = (
+        "import os, time; from resnet_ops.cli import clock; time.sleep(0.4); clock.spare_others(); "
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+
+    def told(**environment: str) -> str:
+        rest = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
+        return subprocess.check_output([sys.executable, "-c", code], text=True, env=rest | environment).strip()
+
+    wait_for(lambda: told() == "None")  # once whatever was before has ended
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores())]
+    try:
+        assert told() == "1000"
+        assert told(GOMP_SPINCOUNT="7") == "7"
+        assert told(OMP_WAIT_POLICY="active") == "None"
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def test_doctor_examines_by_doing(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Images/s of two trainings at a time on the same CPU cores, beside two of the bare loop in benchmarks/peers.py.
+
+    python benchmarks/together.py [--data FOLDER] [--runs 3]
+
+The second begins some seconds after the first, as in another terminal. Threads that wait for each
+other spin, and two programs whose threads spin keep each other from what they wait for. Writes
+benchmarks/results/together.md and .json.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import images
+from commands import TIMEOUT_S
+from record import Floor, in_turn, ratio, write
+
+MODEL, BATCH_SIZE, EPOCHS, IMAGES = "resnet8", 128, 4, 1024
+BETWEEN_S = 4.0
+OURS, BARE = "resnet-ops", "bare loop"
+FLOOR = 3.0
+ABOUT = f"""
+{MODEL} on {IMAGES:,} images of CIFAR-10, batches of {BATCH_SIZE}, {EPOCHS} epochs; the second of two begins
+{BETWEEN_S:g} s after the first. images/s: median of the epochs but the first and the last, of both together.
+"""
+Start = Callable[[Path, Path], tuple[list[object], Path]]
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    images.add_option(parser)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    data = images.check(options.data)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "images"
+        folder.mkdir()
+        images.part_of_cifar10(data, folder, IMAGES, BATCH_SIZE)
+        found = in_turn(
+            {
+                said(who, count): partial(at_once, start, folder, count)
+                for who, start in STARTS.items()
+                for count in (1, 2)
+            },
+            options.runs,
+        )
+    rows = [
+        {
+            "": who,
+            "alone, images/s": statistics.median(found[said(who, 1)]),
+            "two at a time, images/s": statistics.median(found[said(who, 2)]),
+            "of one alone": ratio(found[said(who, 2)], found[said(who, 1)]),
+            "each": found[said(who, 2)],
+        }
+        for who in STARTS
+    ]
+    floors = [Floor(f"two of {OURS} over two of the {BARE}", FLOOR, ratio(found[said(OURS, 2)], found[said(BARE, 2)]))]
+    write("together", "Two trainings at a time", ABOUT, rows, floors, options.runs)
+
+
+def said(who: str, count: int) -> str:
+    """What so many of them are called."""
+    return f"{who}, {count} at a time"
+
+
+def ours(folder: Path, place: Path) -> tuple[list[object], Path]:
+    """`resnet-ops train`, and where it tells its speed."""
+    command = [Path(sys.executable).with_name("resnet-ops"), "train", "--name", "run", "--runs-dir", place]
+    return [*command, "--device", "cpu", "--data", folder, *same()], place / "run" / "metrics.jsonl"
+
+
+def bare(folder: Path, place: Path) -> tuple[list[object], Path]:
+    """The loop of peers.py that does the least."""
+    metrics = place / "metrics.jsonl"
+    return [sys.executable, Path(__file__).with_name("peers.py"), "bare", folder, metrics, *same()], metrics
+
+
+STARTS: dict[str, Start] = {OURS: ours, BARE: bare}
+
+
+def same() -> list[object]:
+    """What both are asked for."""
+    return ["--model", MODEL, "--batch-size", BATCH_SIZE, "--epochs", EPOCHS]
+
+
+def at_once(start: Start, folder: Path, count: int) -> float:
+    """Images/s of so many trainings together."""
+    started = []
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(count):
+            if number:
+                time.sleep(BETWEEN_S)
+            place = Path(name) / str(number)
+            place.mkdir()
+            command, metrics = start(folder, place)
+            silent = subprocess.DEVNULL
+            started.append((subprocess.Popen(list(map(str, command)), stdout=silent, stderr=silent), metrics))
+        speeds = []
+        for process, metrics in started:
+            if code := process.wait(TIMEOUT_S):
+                raise SystemExit(f"error: a training ended with {code}")
+            rates = [json.loads(line)["images_per_second"] for line in metrics.read_text().splitlines()]
+            speeds.append(statistics.median(rates[1:-1]))
+    return sum(speeds)
+
+
+if __name__ == "__main__":
+    main()
