@@ -1,5 +1,6 @@
 """What tests share: the command line reached through its entry point, and one run trained for all."""
 
+import gc
 import json
 import os
 import signal
@@ -30,6 +31,13 @@ needs_cifar10 = pytest.mark.skipif(
 # `nohup make test &` runs tests with SIGINT ignored, which commands started by them would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 COMMAND = [str(Path(sys.executable).with_name("resnet-ops"))]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def garbage_is_seldom_looked_for() -> None:
+    """torch and Ray make a million objects that stay; going through them again and again took a tenth of the time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 1000)
 
 
 @pytest.fixture(scope="session", autouse=True)

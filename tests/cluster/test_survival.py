@@ -176,6 +176,7 @@ def test_what_will_happen_again_is_not_tried_again(
     assert not Run(tmp_path / "runs" / "nan").events()
 
 
+@pytest.mark.slow
 def test_losses_are_bounded(nodes: Nodes, tmp_path: Path) -> None:
     options = ("--cluster", nodes.address, "--nodes", 2, *NETWORK, "--epochs", 100, "--max-failures", 0)
     training = Training(tmp_path, "bounded", *options)

@@ -80,6 +80,7 @@ def keys(run: Run) -> list[str]:
     return [entry["Key"].removeprefix(prefix) for entry in listed]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: str, cli: Cli, tmp_path: Path) -> None:
     options = ("train", "--model", "resnet8", "--epochs", 12)
     whole = job.train(TrainConfig.of(model="resnet8", epochs=12, runs_dir=tmp_path, name="whole")).run

@@ -266,6 +266,7 @@ def test_the_shipped_code_is_needed(cluster: Cluster) -> None:
     assert said.split()[-1] == "1"
 
 
+@pytest.mark.slow
 def test_detached_then_listed_read_and_stopped(cluster: Cluster) -> None:
     process = cluster.train(*LONG, "--name", "left")
     wait_for(lambda: cluster.epochs("left"))

@@ -103,6 +103,7 @@ def test_status_shows_the_nodes_and_what_fits(home: dict[str, str], up: dict[str
     assert seen["running"] == []
 
 
+@pytest.mark.slow
 def test_what_fits_trains_and_is_seen_running(home: dict[str, str], up: dict[str, Any], tmp_path: Path) -> None:
     job = subprocess.Popen(
         [*COMMAND, "train", "--nodes", "2", "--model", "resnet8", "--epochs", "20", "--name", "r", "--json"],

@@ -164,8 +164,14 @@ def test_two_workers_train_together(ray_session: None, tmp_path: Path) -> None:
     assert errors == int(errors)
     assert validation_error(best) == pytest.approx(best.info.metrics.val_error, abs=1 / 359)
 
-    again = job.train(config.model_copy(update={"name": "again"}))
-    assert_same_bytes(weights(result.run, 3), weights(again.run, 3))
+
+@pytest.mark.slow
+def test_two_workers_end_in_the_same_bytes_again(ray_session: None, tmp_path: Path) -> None:
+    one, again = (
+        job.train(TrainConfig.of(model="resnet8", epochs=3, workers_per_node=2, runs_dir=tmp_path, name=name)).run
+        for name in ("one", "again")
+    )
+    assert_same_bytes(weights(one, 3), weights(again, 3))
 
 
 def validation_error(checkpoint: checkpoints.Checkpoint) -> float:
@@ -180,6 +186,7 @@ def validation_error(checkpoint: checkpoints.Checkpoint) -> float:
     return float((logits.argmax(1).numpy() != images.labels).mean())
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_reaches_the_user_as_one_line(ray_session: None, tmp_path: Path) -> None:
     from resnet_ops.errors import UserError
 

@@ -272,6 +272,7 @@ def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     assert [e.val_loss for e in search.trial_run(1).epochs()] == [e.val_loss for e in alone.run.epochs()]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     started = subprocess.Popen(
         [*COMMAND, "tune", "--depths", "8", "--epochs", "500", "--runs-dir", str(tmp_path), "--name", "s", "--json"],
