@@ -1,9 +1,9 @@
 """Images/s of two trainings at a time on the same CPU cores, beside two of the bare loop in benchmarks/peers.py.
 
-    python benchmarks/together.py [--data FOLDER] [--runs 3]
+    python benchmarks/together.py [--runs 1]
 
-The second begins some seconds after the first, as in another terminal. Threads that wait for each
-other spin, and two programs whose threads spin keep each other from what they wait for. Writes
+Threads that wait for each other spin, and two programs whose threads spin keep each other from
+what they wait for; the smaller the images, the more there is to wait for. Writes
 benchmarks/results/together.md and .json.
 """
 
@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,12 @@ import images
 from commands import TIMEOUT_S
 from record import Floor, in_turn, ratio, write
 
-MODEL, BATCH_SIZE, EPOCHS, IMAGES = "resnet8", 128, 4, 1024
-BETWEEN_S = 4.0
+MODEL, BATCH_SIZE, EPOCHS, IMAGES, SIDE = "resnet20", 128, 16, 1024, 8
 OURS, BARE = "resnet-ops", "bare loop"
-FLOOR = 3.0
+FLOOR = 5.0
 ABOUT = f"""
-{MODEL} on {IMAGES:,} images of CIFAR-10, batches of {BATCH_SIZE}, {EPOCHS} epochs; the second of two begins
-{BETWEEN_S:g} s after the first. images/s: median of the epochs but the first and the last, of both together.
+{MODEL} on {IMAGES:,} images of {SIDE}x{SIDE}, batches of {BATCH_SIZE}, {EPOCHS} epochs, begun at the same time.
+images/s: of the epochs but the first and the last, of both together; the mean over time, for the speed comes and goes.
 """
 Start = Callable[[Path, Path], tuple[list[object], Path]]
 
@@ -36,14 +34,12 @@ Start = Callable[[Path, Path], tuple[list[object], Path]]
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    images.add_option(parser)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=1)
     options = parser.parse_args()
-    data = images.check(options.data)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"
         folder.mkdir()
-        images.part_of_cifar10(data, folder, IMAGES, BATCH_SIZE)
+        images.made_up(folder, SIDE, IMAGES, BATCH_SIZE)
         found = in_turn(
             {
                 said(who, count): partial(at_once, start, folder, count)
@@ -96,8 +92,6 @@ def at_once(start: Start, folder: Path, count: int) -> float:
     started = []
     with tempfile.TemporaryDirectory() as name:
         for number in range(count):
-            if number:
-                time.sleep(BETWEEN_S)
             place = Path(name) / str(number)
             place.mkdir()
             command, metrics = start(folder, place)
@@ -108,7 +102,7 @@ def at_once(start: Start, folder: Path, count: int) -> float:
             if code := process.wait(TIMEOUT_S):
                 raise SystemExit(f"error: a training ended with {code}")
             rates = [json.loads(line)["images_per_second"] for line in metrics.read_text().splitlines()]
-            speeds.append(statistics.median(rates[1:-1]))
+            speeds.append(statistics.harmonic_mean(rates[1:-1]))
     return sum(speeds)
 
 

@@ -26,9 +26,9 @@ def process_started_at() -> float:
 def spare_others() -> None:
     """Have the threads of one layer wait asleep for each other, if other programs have kept the cores busy until now.
 
-    They spin by default (libgomp, which reads this when torch is imported), for milliseconds: of two trainings at a
-    time, on 2 cores, each then has a fortieth of its speed, and with one of them asleep a quarter to a third. Where
-    there is nobody else it would cost up to a sixth.
+    They spin by default (libgomp, which reads this when torch is imported), for milliseconds: of two trainings on the
+    digits at a time, on 2 cores, each then has a twentieth of its speed; asleep, a third or more. Larger images suffer
+    less (benchmarks/results/together.md). Where there is nobody else it would cost up to a sixth.
     """
     (idle, used, began), idle_now = BEGAN, idle_s()
     if idle is None or idle_now is None or "OMP_WAIT_POLICY" in os.environ:

@@ -221,7 +221,7 @@ def test_a_reader_that_leaves_early_is_no_traceback(default_run: job.TrainResult
 
 
 def test_threads_do_not_spin_where_others_need_the_cores() -> None:
-    """Two trainings that spin have a fortieth of their speed each."""
+    """Two trainings on digits that spin have a twentieth of their speed each."""
     code = (
         "import os, time; from resnet_ops.cli import clock; time.sleep(0.4); clock.spare_others(); "
         "print(os.environ.get('GOMP_SPINCOUNT'))"
