@@ -41,6 +41,7 @@ INK, MUTED, GRID, BLUE, VERMILION = (COLORS[name][0] for name in ("ink", "muted"
 KINDS = [COLORS[name][0] for name in ("blue", "vermilion", "green", "purple", "orange", "sky")]
 VALUES = "viridis"
 MARKERS = "osD^vP"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LOG_FROM = 8.0  # largest / smallest, from which a scale is logarithmic
 RC: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -110,7 +111,8 @@ def numbers(ticks: Sequence[float]) -> list[str]:
     """Numbers as ticks say them; as powers of ten, where they are such and would not be read as well otherwise."""
     powers = [f"{tick:e}" for tick in ticks]
     if all(power.startswith("1.000000e") for power in powers) and max(ticks) >= 1e6 * min(ticks):
-        return [f"$10^{{{int(power.partition('e')[2])}}}$" for power in powers]
+        exponents = [str(int(power.partition("e")[2])).translate(RAISED) for power in powers]
+        return ["1" if exponent == "⁰" else f"10{exponent}" for exponent in exponents]
     return [number(tick) for tick in ticks]
 
 

@@ -87,3 +87,10 @@ def test_many_classes_are_drawn_without_numbers() -> None:
     axes = drawn(confusion("c", np.eye(150, dtype=int) * 3, [f"a class of number {i}" for i in range(150)])).axes[0]
     assert not axes.texts
     assert len(axes.get_yticks()) <= 40
+
+
+def test_ticks_over_many_powers_of_ten_are_powers() -> None:
+    assert style.numbers([1e-8, 1e-4, 1, 1e4]) == ["10⁻⁸", "10⁻⁴", "1", "10⁴"]
+    assert style.numbers([1e-3, 1, 1e3]) == ["10⁻³", "1", "10³"]
+    assert style.numbers([1, 10, 100]) == ["1", "10", "100"]
+    assert style.numbers([1e-7, 3e-4, 1]) == ["1e-7", "3e-4", "1"]
