@@ -3,13 +3,12 @@
 import contextlib
 import gc
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from resnet_ops.machine import cores, idle_s
-
-BEGAN = idle_s(), time.process_time(), time.monotonic()
 
 
 def process_started_at() -> float:
@@ -23,18 +22,26 @@ def process_started_at() -> float:
         return time.time() - time.process_time()
 
 
-def spare_others() -> None:
-    """Have the threads of one layer wait asleep for each other, if other programs have kept the cores busy until now.
+Moment = tuple[float | None, float, float]
+
+
+def moment() -> Moment:
+    """Seconds: that the cores have idled, that this process has used of them, and of the clock."""
+    return idle_s(), time.process_time(), time.monotonic()
+
+
+def spare_others(since: Moment) -> None:
+    """Have the threads of one layer wait asleep for each other, if other programs have kept the cores busy since then.
 
     They spin by default (libgomp, which reads this when torch is imported), for milliseconds: of two trainings on the
     digits at a time, on 2 cores, each then has a twentieth of its speed; asleep, a third or more. Larger images suffer
     less (benchmarks/results/together.md). Where there is nobody else it would cost up to a sixth.
     """
-    (idle, used, began), idle_now = BEGAN, idle_s()
-    if idle is None or idle_now is None or "OMP_WAIT_POLICY" in os.environ:
+    (idle, used, began), (idle_now, used_now, now) = since, moment()
+    if idle is None or idle_now is None or "OMP_WAIT_POLICY" in os.environ or "torch" in sys.modules:
         return
-    ours = idle_now - idle + time.process_time() - used
-    if ours < 0.75 * cores() * (time.monotonic() - began):
+    ours = idle_now - idle + used_now - used
+    if ours < 0.75 * cores() * (now - began):
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 

@@ -14,7 +14,7 @@ from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check
 
-from .clock import importing, process_started_at, spare_others
+from .clock import importing, moment, process_started_at, spare_others
 from .console import Output, percent, short
 from .options import Debug, Json, RunsDir, given, option, runs_dir_option
 from .screen import Screen
@@ -131,8 +131,9 @@ def train(
             from resnet_ops.training import job
 
             if address_of(config) == LOCAL:  # else it is imported later, while the cluster is asked
+                began = moment()
                 import_ray()
-                spare_others()
+                spare_others(began)
                 from resnet_ops.training import worker  # noqa: F401  # brings torch
 
         if resume is None:

@@ -223,8 +223,8 @@ def test_a_reader_that_leaves_early_is_no_traceback(default_run: job.TrainResult
 def test_threads_do_not_spin_where_others_need_the_cores() -> None:
     """Two trainings on digits that spin have a twentieth of their speed each."""
     code = (
-        "import os, time; from resnet_ops.cli import clock; time.sleep(0.4); clock.spare_others(); "
-        "print(os.environ.get('GOMP_SPINCOUNT'))"
+        "import os, time; from resnet_ops.cli import clock; began = clock.moment(); time.sleep(0.4); "
+        "clock.spare_others(began); print(os.environ.get('GOMP_SPINCOUNT'))"
     )
 
     def told(**environment: str) -> str:
