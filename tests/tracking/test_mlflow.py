@@ -75,8 +75,10 @@ def test_server_and_training_are_killed_and_every_epoch_is_there_once(server: Se
     told = lambda words: any(words in event.what for event in run.events())  # noqa: E731
     wait_for(lambda: told(f"MLflow: {server.uri}/#/experiments/"))
     server.kill()
-    wait_for(lambda: told("MLflow cannot be told: "))  # the connection is refused, or was cut in the middle of a call
-    assert told("Training goes on")
+    # By the next call, or by one that the server had in hand.
+    refused, cut = "[Errno 111] Connection refused", "ConnectionResetError(104, 'Connection reset by peer'))"
+    whys = refused, f"('Connection aborted.', {cut}"
+    wait_for(lambda: any(told(f"MLflow cannot be told: {why}. Training goes on") for why in whys))
     training.send_signal(signal.SIGSTOP)  # or it would be done before the server is back
     server.start()
     training.send_signal(signal.SIGCONT)
