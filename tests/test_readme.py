@@ -5,11 +5,10 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.conftest import Ended
+from tests.data.made import folders, shades
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -18,12 +17,7 @@ def test_ones_own_images_are_a_folder_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Ended]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    for name, brightness in (("daisy", 220), ("rose", 60)):
-        (tmp_path / "flowers" / name).mkdir(parents=True)
-        for index in range(40):
-            pixels = np.clip(rng.normal(brightness, 20, (16, 12, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "flowers" / name / f"{index}.png")
+    folders(tmp_path / "flowers", shades({"daisy": 220, "rose": 60}, 40, (16, 12)))
     (told,) = re.findall(r"^resnet-ops (train --data flowers) ", README, re.MULTILINE)
     arguments = ["--model", "resnet8", "--name", "flowers", "--epochs", "4"]
     trained = cli(*shlex.split(told), *arguments, "--json")

@@ -41,6 +41,17 @@ def write(
     return path
 
 
+def shades(
+    brightness: Mapping[str, int], count: int, size: tuple[int, int], seed: int = 0
+) -> dict[str, list[np.ndarray]]:
+    """So many images (height, width, 3) of each class, noise around a brightness of its own."""
+    random = np.random.default_rng(seed)
+    return {
+        name: list(np.clip(random.normal(mean, 20, (count, *size, 3)), 0, 255).astype(np.uint8))
+        for name, mean in brightness.items()
+    }
+
+
 def folders(root: Path, classes: Mapping[str, Iterable[np.ndarray | bytes]], suffix: str = ".png") -> Path:
     """A folder for each class, its images 00.png, 01.png..."""
     for name, images in classes.items():

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -20,7 +19,7 @@ import torchvision
 from resnet_ops.data.sources import open_source
 from resnet_ops.runs import Run
 from tests.conftest import Ended
-from tests.data.made import folders, stored, write
+from tests.data.made import folders, shades, stored, write
 from tests.docs.reading import PAGES, ROOT, TUTORIAL, typed, write_files
 from tests.integration.test_cloud import server as s3  # noqa: F401
 from tests.integration.test_train import wait_for
@@ -209,20 +208,11 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def prepare(reader: Reader, text: str) -> None:
     lines = "\n".join(typed(reader.page))
-    rng = np.random.default_rng(0)
-
-    def classes(*names: str, side: int) -> dict[str, list[np.ndarray]]:
-        """30 images of each class, which differ in brightness."""
-        return {
-            name: list(np.clip(rng.normal(40 + 80 * index, 20, (30, side, side, 3)), 0, 255).astype(np.uint8))
-            for index, name in enumerate(names)
-        }
-
     home, here = reader.home, reader.folder
     write_files(reader.page, here)
-    folders(here / "flowers", classes("daisy", "rose", "tulip", side=12))
-    for split in ("train", "val"):
-        folders(home / "imagenet" / split, classes("cat", "cow", "dog", side=32))
+    folders(here / "flowers", shades({"daisy": 40, "rose": 120, "tulip": 200}, 30, (12, 12)))
+    for seed, split in enumerate(("train", "val")):
+        folders(home / "imagenet" / split, shades({"cat": 40, "cow": 120, "dog": 200}, 30, (32, 32), seed))
     digits = open_source("digits").load("val")
     for index in range(100):
         file = home / "images" / str(digits.labels[index]) / f"{index}.png"
@@ -230,7 +220,7 @@ def prepare(reader: Reader, text: str) -> None:
         file.write_bytes(stored(digits.pixels[index][:, :, 0]))
     shutil.copytree(home / "images/1", here / "folder")
     (here / "photo.jpg").write_bytes(stored(digits.pixels[0].repeat(4, 0).repeat(4, 1)[:, :, 0], "JPEG"))
-    pictures = classes("cat", "dog", side=12)
+    pictures = shades({"cat": 40, "dog": 120}, 30, (12, 12))
     write(here / "tables/all.parquet", [*pictures["cat"], *pictures["dog"]], [0] * 30 + [1] * 30,
           columns=("picture", "kind"))  # fmt: skip
     if "s3://bucket/imagenet" in text:

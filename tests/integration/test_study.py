@@ -9,9 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
@@ -23,6 +21,7 @@ from resnet_ops.training import job as training
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.results import Search
 from tests.conftest import COMMAND, Ended
+from tests.data.made import folders, shades
 from tests.integration.test_cli import refused
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -178,12 +177,7 @@ def test_what_was_typed_reaches_a_job_server() -> None:
 
 @pytest.mark.slow
 def test_baselines_stand_beside_the_others(cli: Callable[..., Ended], tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name, shade in (("light", 180), ("dark", 60)):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = np.clip(rng.normal(shade, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    folders(tmp_path / "images", shades({"light": 180, "dark": 60}, 20, (64, 64)))
     options = ("--data", tmp_path / "images", "--depths", "8", "--baselines", "--seeds", 1, "--epochs", 2)
     ended = cli("study", "degradation", *options, "--batch-size", 8, "--runs-dir", tmp_path / "runs", "--json")
     assert ended.code == 0, ended.err
