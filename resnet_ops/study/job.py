@@ -98,8 +98,9 @@ def conclude(search: Search, started_at: float) -> Findings:
         raise UserError(f"No training of {search.run.name} is over yet.", "Go on with it.", WORK_FAILED)
     study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_purpose` made it
     figures = _draw(search, study, groups, record)
-    settled = {"batch_size": search.run.read_as_written().config.batch_size}
-    base = configure(**record.config.given).model_copy(update=settled)
+    settled = search.run.read_as_written().config
+    of_the_images = {name: getattr(settled, name) for name in ("batch_size", "crop_padding", "flip")}
+    base = configure(**record.config.given).model_copy(update=of_the_images)
     beside = published(record.data, base)
     findings = Findings(
         name=search.run.name,
@@ -158,7 +159,9 @@ def _kind(model: str) -> Kind:
 
 def _training(config: TrainConfig) -> dict[str, Any]:
     """How all were trained: what is not the default, and what matters most in any case."""
-    always = {name: getattr(config, name) for name in ("epochs", "batch_size", "schedule", "lr")}
+    always = {
+        name: getattr(config, name) for name in ("epochs", "batch_size", "schedule", "lr", "crop_padding", "flip")
+    }
     return {"data": config.data, **always, **config.unusual()}
 
 

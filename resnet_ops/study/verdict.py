@@ -125,9 +125,9 @@ def seeds(groups: Sequence[Group]) -> str:
 
 
 def range_of(spread: Spread) -> str:
-    """An error in percent, with its range where there is one."""
-    mean = f"{100 * spread.mean:.1f} %"
-    return mean if spread.std is None else f"{mean} ({100 * spread.least:.1f} to {100 * spread.greatest:.1f})"
+    """An error in percent, with its range where there is one to be seen."""
+    mean, least, greatest = (f"{100 * value:.1f}" for value in (spread.mean, spread.least, spread.greatest))
+    return f"{mean} %" if spread.std is None or least == greatest else f"{mean} % ({least} to {greatest})"
 
 
 def over(group: Group, number: Callable[[Network], float | None]) -> Spread | None:
@@ -170,7 +170,7 @@ def _numbers(kind: Kind, groups: Sequence[Group], worse: list[tuple[Group, Group
     """The training errors that this rests on, and whether validation agrees."""
     if not worse:
         listed = ", ".join(f"{g.model} {range_of(g.train_error)}" for g in groups)
-        return f"Training error, {KINDS[kind]}: {listed}; none is above a shallower one's."
+        return f"Training error, {KINDS[kind]}: {listed}; none is above a shallower one's by more than chance."
     _, least = worse[0]
     listed = ", ".join(f"{g.model} {range_of(g.train_error)}" for g in groups if g.depth >= least.depth)
     agrees = [g.depth for g, s in worse if above(g.val_error, s.val_error, data.val_images)]

@@ -24,7 +24,8 @@ def test_every_network_from_every_seed_the_deepest_first() -> None:
 
 
 def test_what_is_typed_goes_before_the_recipe_and_the_recipe_before_the_usual() -> None:
-    assert plan.given(StudyConfig.of(lr=0.1)) == {"epochs": 12, "lr": 0.1}
+    assert plan.given(StudyConfig.of(lr=0.1)) == {"epochs": 12, "lr": 0.1, "crop_padding": 0}  # digits are left whole
+    assert plan.given(StudyConfig.of(given={"data": "cifar10"})) == {"data": "cifar10", "epochs": 12, "lr": 0.05}
     assert plan.given(StudyConfig.of(epochs=3, given={"recipe": "paper"}))["epochs"] == 3
     assert plan.given(StudyConfig.of(given={"recipe": "paper"})) == {"recipe": "paper"}
     assert {point["lr"] for point in points(given={"recipe": "paper"})} == {0.1}
