@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/resnet-ops export demo --onnx
 
 test: .venv/installed-dev check docs
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: .venv/installed-dev
 	@{ command -v slurmctld && command -v slurmd && command -v munged; } > /dev/null || { \

@@ -37,12 +37,16 @@ def spare_others(since: Moment) -> None:
     digits at a time, on 2 cores, each then has a twentieth of its speed; asleep, a third or more. Larger images suffer
     less (benchmarks/results/together.md). Where there is nobody else it would cost up to a sixth.
     """
-    (idle, used, began), (idle_now, used_now, now) = since, moment()
-    if idle is None or idle_now is None or "OMP_WAIT_POLICY" in os.environ or "torch" in sys.modules:
-        return
-    ours = idle_now - idle + used_now - used
-    if ours < 0.75 * cores() * (now - began):
+    if "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules and others_are_busy(since, moment(), cores()):
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def others_are_busy(since: Moment, now: Moment, cores: int) -> bool:
+    """Whether other programs have had more than a quarter of the cores; unknown counts as no."""
+    (idle, used, began), (idle_now, used_now, ended) = since, now
+    if idle is None or idle_now is None:
+        return False
+    return idle_now - idle + used_now - used < 0.75 * cores * (ended - began)
 
 
 @contextlib.contextmanager

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Two tests run at a time: threads that spin while they wait for each other keep the other test's from working.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import torch
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import open_source
 from resnet_ops.export import graph
 from resnet_ops.orchestration.connect import local_ray
-from resnet_ops.runs import Run
 from resnet_ops.training import job
 from resnet_ops.training.checkpoint import Checkpoint, read_best
 from tests.export.made import copy, finish
@@ -93,9 +96,10 @@ def threads() -> int:
 
 
 @pytest.fixture(scope="session")
-def default_run(tmp_path_factory: pytest.TempPathFactory) -> job.TrainResult:
-    """What `resnet-ops train` does with no options."""
-    return job.train(TrainConfig.of(runs_dir=tmp_path_factory.mktemp("runs"), name="default"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> job.TrainResult:
+    """A run to look at, to go on with, to export: ResNet-8, which knows the digits after some seconds."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    return job.train(TrainConfig.of(runs_dir=runs_dir, name="trained", model="resnet8", epochs=6, cpus_per_worker=1))
 
 
 @pytest.fixture(scope="session")
@@ -115,11 +119,10 @@ class DigitFiles:
 
 
 @pytest.fixture(scope="session")
-def digit_files(tmp_path_factory: pytest.TempPathFactory) -> DigitFiles:
-    """ResNet-8, trained for some seconds."""
+def digit_files(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> DigitFiles:
+    """What `trained` has learned."""
     folder = tmp_path_factory.mktemp("digit-files")
-    trained = job.train(TrainConfig.of(runs_dir=folder, name="digits", model="resnet8", epochs=3))
-    checkpoint, _ = read_best(Run(trained.run.path))
+    checkpoint, _ = read_best(trained.run)
     exported = graph.to_onnx(checkpoint.info, checkpoint.model, 18)
     made = DigitFiles(folder / "normalized.onnx", folder / "raw.onnx", checkpoint)
     graph.write(

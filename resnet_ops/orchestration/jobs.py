@@ -175,6 +175,7 @@ class JobServer:
                 job = self.job(log.job_id)
                 log.heard_at = time.monotonic()
                 if job.is_over:
+                    log.add(self._rest(log), on_line)
                     log.end(on_line)
                     return job
             except UnreachableError as error:
@@ -185,6 +186,15 @@ class JobServer:
                         WORK_FAILED,
                     ) from None
             time.sleep(1)
+
+    def _rest(self, log: "Log") -> str:
+        """What a job that has ended wrote after its log was closed: a connection breaks without a word, too."""
+        try:
+            return self.log(log.job_id)[log.characters :]
+        except UnreachableError:
+            raise
+        except UserError:  # its machine is gone, and the log with it
+            return ""
 
     async def _follow(self, log: "Log", on_line: Callable[[str], None]) -> None:
         """Read the log from its beginning, passing over what is known, until the server closes it."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from resnet_ops.cli.clock import others_are_busy
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.export.config import BenchConfig, ExportConfig, PredictConfig, ValidateConfig
@@ -21,7 +22,6 @@ from resnet_ops.serving.config import ServeConfig
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
 from tests.data.test_sources import noise, write
-from tests.integration.test_train import wait_for
 
 Cli = Callable[..., Ended]
 
@@ -182,36 +182,37 @@ def test_divergence_names_the_epoch_and_the_last_good_checkpoint(
     assert (f"last good checkpoint is {saved[-1]}" if reached else "No checkpoint was saved") in ended.err
 
 
-def test_a_run_goes_on_as_it_began(cli: Cli, default_run: job.TrainResult) -> None:
-    runs_dir = default_run.run.path.parent
-    refused(cli("train", "--resume", "default", "--lr", 0.2, "--runs-dir", runs_dir), "--lr cannot be changed")
-    refused(cli("train", "--name", "default", "--runs-dir", runs_dir), "--resume default", "--overwrite")
+def test_a_run_goes_on_as_it_began(cli: Cli, trained: job.TrainResult) -> None:
+    runs_dir = trained.run.path.parent
+    refused(cli("train", "--resume", "trained", "--lr", 0.2, "--runs-dir", runs_dir), "--lr cannot be changed")
+    refused(cli("train", "--name", "trained", "--runs-dir", runs_dir), "--resume trained", "--overwrite")
 
 
-def test_runs_lists_what_is_there(cli: Cli, default_run: job.TrainResult, tmp_path: Path) -> None:
-    shutil.copytree(default_run.run.path, tmp_path / "one")
+def test_runs_lists_what_is_there(cli: Cli, trained: job.TrainResult, tmp_path: Path) -> None:
+    shutil.copytree(trained.run.path, tmp_path / "one")
+    best = trained.record.best.val_accuracy  # type: ignore[union-attr]
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
     ended = cli("runs", "--runs-dir", tmp_path)
     assert ended.code == 0
     row = next(line for line in ended.out.splitlines() if line.startswith("one"))
-    for word in ("resnet20", "digits", "finished", "30/30", "98."):
+    for word in ("resnet8", "digits", "finished", "6/6", f"{100 * best:.2f}"):
         assert word in row
     assert "damaged" in ended.err
     (told,) = cli("runs", "--runs-dir", tmp_path, "--json").json["runs"]
-    assert told["best_val_accuracy"] == default_run.record.best.val_accuracy  # type: ignore[union-attr]
+    assert told["best_val_accuracy"] == best
     assert "No runs in" in cli("runs", "--runs-dir", tmp_path / "nothing").out
 
 
-def test_export_asks_for_a_format(cli: Cli, default_run: job.TrainResult) -> None:
-    refused(cli("export", "default"), "which format", "resnet-ops export default --onnx")
-    refused(cli("export", "never", "--onnx", "--runs-dir", default_run.run.path.parent), "There are: default")
-    refused(cli("export", "default", "--onnx", "--opset", 17), "--opset", "18")
+def test_export_asks_for_a_format(cli: Cli, trained: job.TrainResult) -> None:
+    refused(cli("export", "trained"), "which format", "resnet-ops export trained --onnx")
+    refused(cli("export", "never", "--onnx", "--runs-dir", trained.run.path.parent), "There are: trained")
+    refused(cli("export", "trained", "--onnx", "--opset", 17), "--opset", "18")
 
 
-def test_a_reader_that_leaves_early_is_no_traceback(default_run: job.TrainResult) -> None:
+def test_a_reader_that_leaves_early_is_no_traceback(trained: job.TrainResult) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "runs", "--runs-dir", default_run.run.path.parent], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "runs", "--runs-dir", trained.run.path.parent], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.close()  # as `resnet-ops runs | true` does
@@ -231,7 +232,6 @@ def test_threads_do_not_spin_where_others_need_the_cores() -> None:
         rest = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
         return subprocess.check_output([sys.executable, "-c", code], text=True, env=rest | environment).strip()
 
-    wait_for(lambda: told() == "None")  # once whatever was before has ended
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores())]
     try:
         assert told() == "1000"
@@ -241,6 +241,15 @@ def test_threads_do_not_spin_where_others_need_the_cores() -> None:
         for other in others:
             other.kill()
             other.wait()
+
+
+def test_threads_spin_where_nobody_else_is() -> None:
+    """Asleep they would cost a sixth; of 4 seconds of cores, nobody else has had more than one."""
+    began = (10.0, 1.0, 100.0)
+    assert not others_are_busy(began, (12.5, 1.5, 102.0), cores=2)
+    assert not others_are_busy(began, (10.0, 5.0, 102.0), cores=2)
+    assert others_are_busy(began, (11.0, 2.0, 102.0), cores=2)
+    assert not others_are_busy((None, 1.0, 100.0), (None, 2.0, 102.0), cores=2)
 
 
 def test_doctor_examines_by_doing(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import pytest
 
 from tests.conftest import COMMAND, Ended
 from tests.integration.test_cli import refused
+from tests.processes import descendants, parent_of
 
 TOKEN = "t0ken-of-these-tests-and-of-nothing-else"
 LONG = ("--model", "resnet8", "--epochs", 300)  # it is stopped long before
@@ -151,22 +152,6 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def descendants(pid: int) -> list[int]:
-    """A process and all below it: Ray gives its own groups of their own."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = parent_of(int(stat.parent.name))
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def pid_of(*words: str) -> int:
     """The process whose command line holds all these words."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
@@ -193,6 +178,7 @@ def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Ca
     assert re.fullmatch(r"resnet8-digits-[0-9a-f]{6}", told["name"])
     assert re.fullmatch(rf"resnet-ops-{told['name']}-[0-9a-f]{{6}}", told["job_id"])
     assert told["status"] == "finished"
+    assert "run_dir" in told, err
     assert told["run_dir"] == str(cluster.runs_dir / told["name"])
     assert cluster.epochs(told["name"]) == [1, 2]
     assert "epoch 2/2" in err
@@ -204,6 +190,25 @@ def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Ca
     (job,) = [job for job in cluster.jobs() if job["job_id"] == told["job_id"]]
     assert job["status"] == "SUCCEEDED"
     assert job["run"] == told["name"]
+    assert json.loads(last_line_of_a_log_closed_early(cluster, job["job_id"]))["run_dir"] == told["run_dir"]
+
+
+def last_line_of_a_log_closed_early(cluster: Cluster, job_id: str) -> str:
+    """What is heard last of a job that has ended, where the connection is cut after the log's first line."""
+    code = (
+        "from resnet_ops.orchestration.jobs import JobServer, Log\n"
+        f"server = JobServer('{cluster.address}')\n"
+        "tail = server._client.tail_job_logs\n"
+        "async def cut(job_id):\n"
+        "    async for piece in tail(job_id):\n"
+        "        yield piece[: piece.index('\\n') + 1]\n"
+        "        return\n"
+        "server._client.tail_job_logs = cut\n"
+        "lines = []\n"
+        f"server.follow(Log('{job_id}'), lines.append)\n"
+        "print(lines[-1])\n"
+    )
+    return subprocess.check_output([sys.executable, "-c", code], env=cluster.env, text=True)
 
 
 @pytest.mark.slow

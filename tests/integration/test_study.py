@@ -95,6 +95,7 @@ def test_its_trainings_are_those_of_train(
             model=last["model"],
             seed=last["seed"],
             lr=0.05,
+            crop_padding=0,
             epochs=EPOCHS,
             cpus_per_worker=1,
             runs_dir=tmp_path,

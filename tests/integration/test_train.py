@@ -34,7 +34,8 @@ def assert_same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tenso
         assert one[name].numpy().tobytes() == other[name].numpy().tobytes(), name
 
 
-def test_the_default_run_reaches_98_percent(default_run: job.TrainResult) -> None:
+def test_the_default_run_reaches_98_percent(tmp_path: Path) -> None:
+    default_run = job.train(TrainConfig.of(runs_dir=tmp_path, name="default"))
     record = default_run.record
     assert record.status == "finished"
     assert record.best is not None

@@ -28,6 +28,7 @@ from resnet_ops.tuning.results import Search, Trial
 from resnet_ops.tuning.watcher import Watcher
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
+from tests.processes import descendants
 from tests.tracking.test_tensorboard import curves, shown
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -249,10 +250,10 @@ def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
         end = time.monotonic() + 60
         while time.monotonic() < end and not 2 <= len(search.trial_run(1).epochs()) < 20:
             time.sleep(0.02)
-        for folder in Path("/proc").glob("[0-9]*"):
-            if b"ray::ResourceTrainable" in _read(folder / "cmdline") and not killed:
-                killed.append(int(folder.name))
-                os.kill(killed[0], signal.SIGKILL)
+        killed.append(
+            next(p for p in descendants(os.getpid()) if b"ray::ResourceTrainable" in _read(Path(f"/proc/{p}/cmdline")))
+        )
+        os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
     killer.start()

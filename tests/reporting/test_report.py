@@ -39,13 +39,13 @@ PROOF = {
 
 
 @pytest.fixture(scope="module")
-def runs(default_run: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs: one trained, a copy with lesser metrics, an export and without weights, one that only began."""
     folder = tmp_path_factory.mktemp("reported")
     good, lost, begun = (Run(folder / name) for name in ("good", "lost", "begun"))
     for run in (good, lost, begun):
-        shutil.copytree(default_run.run.path, run.path)
-    record = default_run.record
+        shutil.copytree(trained.run.path, run.path)
+    record = trained.record
     lost.write_epochs(made.epochs([0.5, 0.25]))
     shutil.rmtree(lost.best)
     shutil.rmtree(lost.checkpoints)
@@ -75,18 +75,18 @@ def page(report: Path) -> Page:
 
 
 @pytest.fixture(scope="module")
-def predictions(default_run: job.TrainResult) -> Predictions:
-    return predict(default_run.run)
+def predictions(trained: job.TrainResult) -> Predictions:
+    return predict(trained.run)
 
 
-def test_the_numbers_are_those_of_the_files(page: Page, default_run: job.TrainResult) -> None:
-    epochs = default_run.run.epochs()
+def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult) -> None:
+    epochs = trained.run.epochs()
     best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
     rows = {row[0]: row for row in page.rows if len(row) == 12}
     assert rows["good"][4] == f"{len(epochs)} of {len(epochs)}"
     assert rows["good"][5].startswith(f"{best.val_accuracy:.2%}".replace("%", " % ±"))
     assert rows["good"][6] == str(best.epoch)
-    assert rows["good"][8] == f"{default_run.record.parameters:,}"
+    assert rows["good"][8] == f"{trained.record.parameters:,}"
     assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00 % ± 2.29", "2"]
     assert rows["begun"][5] == ""
     assert "What it says of its images is missing: Run lost has no checkpoint that is whole" in page.text
@@ -144,9 +144,9 @@ def test_classes_come_worst_first_and_empty_ones_last() -> None:
 def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
     found = write([Run(runs / name) for name in ("lost", "begun")], tmp_path / "r.html")
     assert verdict(found[1:]) == "No epoch was finished yet."
-    assert verdict(found) == "lost (resnet20) is right on 75.00 % ± 2.29 of 359 validation images."
+    assert verdict(found) == "lost (resnet8) is right on 75.00 % ± 2.29 of 359 validation images."
     told = differing(found)
-    assert (told["model"], told["lr"]) == (["resnet20", "plain20"], [0.1, 0.5])
+    assert (told["model"], told["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])
     assert "momentum" not in told
     copies = []
     for name, error in (("close", 0.26), ("far", 0.6)):
@@ -154,8 +154,8 @@ def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
         Run(tmp_path / name).write_epochs(made.epochs([error]))
         copies.append(Run(tmp_path / name))
     close, far = write(copies, tmp_path / "r.html")
-    assert "close (resnet20), is 1.00 points behind: not more than one standard error" in verdict([close, found[0]])
-    assert "far (resnet20), is 35.00 points behind: more than one standard error" in verdict([far, found[0]])
+    assert "close (resnet8), is 1.00 points behind: not more than one standard error" in verdict([close, found[0]])
+    assert "far (resnet8), is 35.00 points behind: more than one standard error" in verdict([far, found[0]])
     other = far.record.data.model_copy(update={"fingerprint": "1"})
     far.record.data = other
     assert verdict([far, found[0]]).endswith("trained on different images, so their accuracies do not compare.")

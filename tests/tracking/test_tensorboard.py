@@ -26,18 +26,18 @@ def curves(epochs: list[Epoch]) -> dict[str, list[tuple[int, object]]]:
     return {name: [(e.epoch, pytest.approx(scalars(e)[name], rel=1e-6)) for e in epochs] for name in names}
 
 
-def test_every_run_leaves_its_curves_and_hyperparameters(default_run: TrainResult) -> None:
-    folder = default_run.run.path / "tensorboard"
+def test_every_run_leaves_its_curves_and_hyperparameters(trained: TrainResult) -> None:
+    folder = trained.run.path / "tensorboard"
     found = shown(folder)
-    assert found == curves(default_run.run.epochs())
+    assert found == curves(trained.run.epochs())
     assert {"loss/train", "loss/val", "error/train", "error/val", "lr", "images_per_second"} < set(found)
-    assert len(found["loss/val"]) == default_run.record.config.epochs
+    assert len(found["loss/val"]) == trained.record.config.epochs
     reader = EventAccumulator(str(folder))
     reader.Reload()
     content = reader.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     hyperparameters = metadata.parse_session_start_info_plugin_data(content).hparams
     assert hyperparameters["lr"].number_value == pytest.approx(0.1)
-    assert hyperparameters["model"].string_value == "resnet20"
+    assert hyperparameters["model"].string_value == "resnet8"
     assert "cluster" not in hyperparameters
 
 

@@ -15,8 +15,8 @@ from resnet_ops.training.predict import predict
 from tests.data.made import folders, noise
 
 
-def test_predictions_add_up_to_what_training_measured(default_run: job.TrainResult) -> None:
-    predictions, best = predict(default_run.run), default_run.record.best
+def test_predictions_add_up_to_what_training_measured(trained: job.TrainResult) -> None:
+    predictions, best = predict(trained.run), trained.record.best
     assert best is not None
     assert predictions.accuracy == pytest.approx(best.val_accuracy)
     images = open_source("digits").load("val")
@@ -48,8 +48,8 @@ def test_images_that_are_streamed_get_the_same_predictions(tmp_path: Path) -> No
     assert all((streamed.pixels(n) == decoded.pixels(n)).all() for n in range(23))
 
 
-def test_other_images_are_refused(default_run: job.TrainResult, tmp_path: Path) -> None:
-    shutil.copytree(default_run.run.path, tmp_path / "other")
+def test_other_images_are_refused(trained: job.TrainResult, tmp_path: Path) -> None:
+    shutil.copytree(trained.run.path, tmp_path / "other")
     run = Run(tmp_path / "other")
     record = run.read()
     run.write(record.model_copy(update={"data": record.data.model_copy(update={"fingerprint": "0" * 64})}))
