@@ -21,7 +21,7 @@ from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.made import MEAN, OPSET, STD, copy, finish, make_checkpoint, make_model, make_shown, proof_of
 
 
-@pytest.mark.parametrize("opset", [20, 23])
+@pytest.mark.parametrize("opset", [pytest.param(20, marks=pytest.mark.slow), 23])
 def test_the_opset_is_the_one_asked_for(
     opset: int, checkpoint: Checkpoint, reference: Reference, shown: Shown, tmp_path: Path
 ) -> None:
