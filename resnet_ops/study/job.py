@@ -20,6 +20,7 @@ from resnet_ops.study.figures import pictures
 from resnet_ops.study.paper import Published, published
 from resnet_ops.study.results import Findings, Group, Kind, Network, Row, grouped
 from resnet_ops.study.table import markdown
+from resnet_ops.training.checks import OF_THE_IMAGES
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.job import Purpose
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
@@ -99,8 +100,8 @@ def conclude(search: Search, started_at: float) -> Findings:
     study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_purpose` made it
     figures = _draw(search, study, groups, record)
     settled = search.run.read_as_written().config
-    of_the_images = {name: getattr(settled, name) for name in ("batch_size", "crop_padding", "flip")}
-    base = configure(**record.config.given).model_copy(update=of_the_images)
+    update = {name: getattr(settled, name) for name in OF_THE_IMAGES}
+    base = configure(**record.config.given).model_copy(update=update)
     beside = published(record.data, base)
     findings = Findings(
         name=search.run.name,

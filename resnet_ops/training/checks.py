@@ -15,6 +15,7 @@ from resnet_ops.orchestration.placement import Node
 from resnet_ops.runs import DataRecord
 from resnet_ops.training.observer import Observer
 
+OF_THE_IMAGES = ("batch_size", "crop_padding", "flip")  # options that `check` settles alike for every network
 FEWEST_STEPS = 4  # of an epoch, where the batch size is chosen here
 
 # torch is imported in the functions: meanwhile machines are being asked.

@@ -63,9 +63,11 @@ def checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tu
             source, settled = checks.check(base, pool.device, source)
         assert source is not None
         compare(source.record.fingerprint)
-    checks.tell_batch_size(base, settled, source.record, watcher)
+    if "batch_size" not in space.searched:
+        checks.tell_batch_size(base, settled, source.record, watcher)
     source = checks.decoded(source, settled, watcher)
-    return base.model_copy(update={"device": pool.device, "batch_size": settled.batch_size}), source.record
+    update = {"device": pool.device, **{name: getattr(settled, name) for name in checks.OF_THE_IMAGES}}
+    return base.model_copy(update=update), source.record
 
 
 def _models(space: Space) -> list[str]:
