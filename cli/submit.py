@@ -178,6 +178,9 @@ def _result(attempt: _Attempt, job: "Job") -> dict[str, Any]:
     """
     said, config = attempt.said or {}, attempt.config
     if job.status == "SUCCEEDED":
+        if not said:
+            see = escape(f"resnet-ops jobs logs {job.id} --cluster {config.cluster}")
+            err.print(f"[yellow]note:[/] What the job said last could not be read; look again: {see}", soft_wrap=True)
         return said or {"name": config.name, "status": "finished"}
     where = f"--runs-dir {as_typed(config.runs_dir)} --cluster {config.cluster}"
     go_on = f"resnet-ops {attempt.command} --resume {config.name} {where}"

@@ -24,6 +24,7 @@ from resnet_ops.orchestration.jobserver import UnreachableError, connect, explai
 OLDEST_RAY = (2, 60)  # what the shipped code is written for
 STOP_GRACE_S = 60  # from the signal to SIGKILL: for a step, and a checkpoint on a slow disk
 BEGINS_WITHIN_S = 60
+REST_S = 30.0  # to wait for the end of a log where the server is there and the log is not
 BEGUN = "resnet-ops has begun"
 SUBMITTER = "RESNET_OPS_SUBMITTER"  # versions where the job was submitted, for it to compare
 RUN, VERSION = "resnet_ops_run", "resnet_ops_version"  # keys of a job's metadata
@@ -175,7 +176,8 @@ class JobServer:
                 job = self.job(log.job_id)
                 log.heard_at = time.monotonic()
                 if job.is_over:
-                    log.add(self._rest(log), on_line)
+                    if not job.died:  # the machine may be gone: one would wait, for nothing
+                        log.add(self._rest(log), on_line)
                     log.end(on_line)
                     return job
             except UnreachableError as error:
@@ -188,13 +190,17 @@ class JobServer:
             time.sleep(1)
 
     def _rest(self, log: "Log") -> str:
-        """What a job that has ended wrote after its log was closed: a connection breaks without a word, too."""
-        try:
-            return self.log(log.job_id)[log.characters :]
-        except UnreachableError:
-            raise
-        except UserError:  # its machine is gone, and the log with it
-            return ""
+        """What a job that has ended wrote and was not sent, for a connection breaks without a word; or nothing."""
+        give_up_at = time.monotonic() + REST_S
+        while True:
+            try:
+                return self.log(log.job_id)[log.characters :]
+            except UnreachableError:
+                if time.monotonic() > give_up_at:
+                    return ""
+                time.sleep(1)
+            except UserError:  # the machine that has it is gone
+                return ""
 
     async def _follow(self, log: "Log", on_line: Callable[[str], None]) -> None:
         """Read the log from its beginning, passing over what is known, until the server closes it."""

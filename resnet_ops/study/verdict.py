@@ -121,7 +121,7 @@ def seeds(groups: Sequence[Group]) -> str:
     if counts == [1]:
         return "One seed each, which does not show how much another would differ."
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"Means of {many} seeds, with the least and the greatest."
+    return f"Means of {many} seeds, with the least and the greatest where they differ."
 
 
 def range_of(spread: Spread) -> str:

@@ -63,7 +63,7 @@ def checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tu
             source, settled = checks.check(base, pool.device, source)
         assert source is not None
         compare(source.record.fingerprint)
-    if "batch_size" not in space.searched:
+    if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
         checks.tell_batch_size(base, settled, source.record, watcher)
     source = checks.decoded(source, settled, watcher)
     update = {"device": pool.device, **{name: getattr(settled, name) for name in checks.OF_THE_IMAGES}}

@@ -250,6 +250,13 @@ def test_threads_spin_where_nobody_else_is() -> None:
     assert not others_are_busy(began, (10.0, 5.0, 102.0), cores=2)
     assert others_are_busy(began, (11.0, 2.0, 102.0), cores=2)
     assert not others_are_busy((None, 1.0, 100.0), (None, 2.0, 102.0), cores=2)
+    code = (
+        "import os; from resnet_ops.cli import clock; clock.cores = lambda: 2; "
+        "clock.moment = lambda: (12.5, 1.5, 102.0); clock.spare_others((10.0, 1.0, 100.0)); "
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    rest = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=rest).strip() == "None"
 
 
 def test_doctor_examines_by_doing(tmp_path: Path) -> None:

@@ -269,6 +269,8 @@ def test_the_shipped_code_is_needed(cluster: Cluster) -> None:
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
     assert "the other one, here" in said
     assert said.split()[-1] == "1"
+    assert "raysubmit_" not in cluster.ask("jobs", "list").out  # it is not one of ours
+    assert "raysubmit_" in cluster.ask("jobs", "list", "--all").out
 
 
 @pytest.mark.slow
@@ -290,8 +292,6 @@ def test_detached_then_listed_read_and_stopped(cluster: Cluster) -> None:
     row = next(line for line in listed.out.splitlines() if line.startswith(job_id))
     for word in ("left", "running", "just now", "train --model=resnet8"):
         assert word in row, row
-    assert "raysubmit_" not in listed.out
-    assert "raysubmit_" in cluster.ask("jobs", "list", "--all").out
 
     logs = cluster.ask("jobs", "logs", "left", "--no-follow")
     assert logs.code == 0

@@ -180,8 +180,8 @@ def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:
     assert [t.status for t in found.trials] == ["finished"] * 3
     assert all(0.01 <= t.lr <= 1 and 64 <= t.options["batch_size"] <= 128 for t in found.trials)
     assert len({t.lr for t in found.trials}) == 3
-    again = searched(tmp_path, "tpe-again", "batch_size=64:128", depths="8,14", search="optuna", trials=1, epochs=1)
-    assert [t.options for t in again.trials] == [t.options for t in found.trials[:1]]
+    again = searched(tmp_path, "tpe-again", "batch_size=64:128", depths="8,14", search="optuna", trials=2, epochs=1)
+    assert [t.options for t in again.trials] == [t.options for t in found.trials[:2]]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import jobs
 from resnet_ops.orchestration.arguments import train_arguments
 from resnet_ops.orchestration.code import shippable_code
+from resnet_ops.orchestration.jobserver import UnreachableError
 from resnet_ops.recipes.reading import configure
 from tests.conftest import Ended
 from tests.integration.test_cli import refused
@@ -237,6 +238,31 @@ def served(answers: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 def test_what_is_no_job_server_or_too_old(cli: Cli, answers: type[BaseHTTPRequestHandler], words: list[str]) -> None:
     for address in served(answers):
         refused(cli("train", "--runs-dir", "/shared", "--cluster", address), *words)
+
+
+class WithoutLogs(jobs.JobServer):
+    """A server that is there while the machine, or the proxy, that has its logs is not."""
+
+    def __init__(self) -> None:
+        self.address, self.asked = "http://head:8265", 0
+
+    async def _follow(self, log: jobs.Log, on_line: Callable[[str], None]) -> None:
+        log.add("a line\nhalf a", on_line)
+
+    def job(self, job_id: str) -> jobs.Job:
+        return jobs.Job(job_id, "my-run", "SUCCEEDED", "", "", 0, None, None, died=False)
+
+    def log(self, job_id: str) -> str:
+        self.asked += 1
+        raise UnreachableError(f"The logs of {job_id} do not come.", "")
+
+
+def test_a_job_that_has_ended_is_told_though_its_log_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "REST_S", 0.5)
+    server, lines = WithoutLogs(), list[str]()
+    assert server.follow(jobs.Log("j"), lines.append).status == "SUCCEEDED"
+    assert lines == ["a line", "half a"]
+    assert server.asked > 1
 
 
 def test_nothing_answers(cli: Cli) -> None:

@@ -14,7 +14,7 @@ def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
     )
     assert "plain20 2.5 % (2.0 to 3.0), plain56 65.0 % (60.0 to 70.0); in validation error too" in told
     assert "resnet56 1.1 % (0.9 to 1.3); none is above a shallower one's" in told
-    assert told.endswith("Means of 2 seeds, with the least and the greatest.")
+    assert told.endswith("Means of 2 seeds, with the least and the greatest where they differ.")
 
 
 @pytest.mark.parametrize(
