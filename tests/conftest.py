@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-# Two tests run at a time: threads that spin while they wait for each other keep the other test's from working.
+# Two tests run at a time: threads that spin while they wait for each other keep the other test's from working. It is
+# read when torch is imported, which what follows does.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-import torch
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import open_source
@@ -86,13 +85,6 @@ def command(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=240, check=False, **options
     )
-
-
-@pytest.fixture(scope="session")
-def threads() -> int:
-    """Threads of the worker that trains in this process, as `train` sets them."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return torch.get_num_threads()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Processes of this machine, as /proc has them: tests run beside each other, and each looks for its own."""
 
 import contextlib
+import os
 from pathlib import Path
 
 
@@ -18,3 +19,16 @@ def descendants(pid: int) -> list[int]:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def command_line(pid: int) -> bytes:
+    """What it was started with, or calls itself; nothing of a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def ours(word: bytes) -> list[int]:
+    """Those below this process that hold `word` in their command lines."""
+    return [pid for pid in descendants(os.getpid()) if word in command_line(pid)]

@@ -16,7 +16,7 @@ from resnet_ops.runs import Run
 from resnet_ops.tuning.results import Search
 from tests.cluster.nodes import Nodes, Training, assert_same_bytes
 from tests.conftest import COMMAND, Ended, command
-from tests.processes import descendants
+from tests.processes import ours
 
 NETWORK = ("--model", "resnet8", "--batch-size", 120)
 
@@ -86,9 +86,8 @@ def test_a_trial_on_two_machines_whose_driver_is_killed_goes_on(nodes: Nodes, tm
     while not search.trial_run(1).epochs():
         assert time.monotonic() < end
         time.sleep(0.05)
-    for process in descendants(os.getpid()):
-        if b"ray::ResourceTrainable" in Path(f"/proc/{process}/cmdline").read_bytes():
-            os.kill(process, signal.SIGKILL)
+    for driver in ours(b"ray::ResourceTrainable"):
+        os.kill(driver, signal.SIGKILL)
     _, err = started.communicate(timeout=300)
     assert started.returncode == 0, err
     for trial in search.trials():

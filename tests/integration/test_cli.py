@@ -221,22 +221,21 @@ def test_a_reader_that_leaves_early_is_no_traceback(trained: job.TrainResult) ->
     assert b"Exception" not in err
 
 
+def spin_count(code: str, **environment: str) -> str:
+    """What a program has set for libgomp after `code`."""
+    rest = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
+    code = f"import os, time; from resnet_ops.cli import clock; {code}; print(os.environ.get('GOMP_SPINCOUNT'))"
+    return subprocess.check_output([sys.executable, "-c", code], text=True, env=rest | environment).strip()
+
+
 def test_threads_do_not_spin_where_others_need_the_cores() -> None:
     """Two trainings on digits that spin have a twentieth of their speed each."""
-    code = (
-        "import os, time; from resnet_ops.cli import clock; began = clock.moment(); time.sleep(0.4); "
-        "clock.spare_others(began); print(os.environ.get('GOMP_SPINCOUNT'))"
-    )
-
-    def told(**environment: str) -> str:
-        rest = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
-        return subprocess.check_output([sys.executable, "-c", code], text=True, env=rest | environment).strip()
-
+    code = "began = clock.moment(); time.sleep(0.4); clock.spare_others(began)"
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores())]
     try:
-        assert told() == "1000"
-        assert told(GOMP_SPINCOUNT="7") == "7"
-        assert told(OMP_WAIT_POLICY="active") == "None"
+        assert spin_count(code) == "1000"
+        assert spin_count(code, GOMP_SPINCOUNT="7") == "7"
+        assert spin_count(code, OMP_WAIT_POLICY="active") == "None"
     finally:
         for other in others:
             other.kill()
@@ -250,13 +249,8 @@ def test_threads_spin_where_nobody_else_is() -> None:
     assert not others_are_busy(began, (10.0, 5.0, 102.0), cores=2)
     assert others_are_busy(began, (11.0, 2.0, 102.0), cores=2)
     assert not others_are_busy((None, 1.0, 100.0), (None, 2.0, 102.0), cores=2)
-    code = (
-        "import os; from resnet_ops.cli import clock; clock.cores = lambda: 2; "
-        "clock.moment = lambda: (12.5, 1.5, 102.0); clock.spare_others((10.0, 1.0, 100.0)); "
-        "print(os.environ.get('GOMP_SPINCOUNT'))"
-    )
-    rest = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=rest).strip() == "None"
+    machine = "clock.cores = lambda: 2; clock.moment = lambda: (12.5, 1.5, 102.0)"
+    assert spin_count(f"{machine}; clock.spare_others((10.0, 1.0, 100.0))") == "None"
 
 
 def test_doctor_examines_by_doing(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused_at_once_with_a_table(
 ) -> None:
     began = time.monotonic()
     ended = command("train", "--nodes", 5, "--json", env=home, cwd=tmp_path)
-    assert time.monotonic() - began < 20  # without waiting for machines, which takes minutes
+    assert time.monotonic() - began < 5
     assert ended.returncode == 2
     table, error = ended.stderr.splitlines()[:-1], ended.stderr.splitlines()[-1]
     assert table[0].split() == ["node", "CPUs", "free"]

@@ -28,7 +28,7 @@ from resnet_ops.tuning.results import Search, Trial
 from resnet_ops.tuning.watcher import Watcher
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
-from tests.processes import descendants
+from tests.processes import command_line, ours
 from tests.tracking.test_tensorboard import curves, shown
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -251,9 +251,7 @@ def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
         end = time.monotonic() + 60
         while time.monotonic() < end and not 2 <= len(search.trial_run(1).epochs()) < 20:
             time.sleep(0.02)
-        killed.append(
-            next(p for p in descendants(os.getpid()) if b"ray::ResourceTrainable" in _read(Path(f"/proc/{p}/cmdline")))
-        )
+        killed.append(ours(b"ray::ResourceTrainable")[0])
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
@@ -292,14 +290,7 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert json.loads(out)["remedy"] == f"Go on with: resnet-ops tune --resume s --runs-dir {tmp_path}"
     assert err.splitlines()[-1].startswith("interrupted: Search stopped. 0 of 12 trials are done.")
     assert search.run.read().status == "interrupted"
-    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if f"{tmp_path}".encode() in _read(p)]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    assert not [p for p in Path("/proc").glob("[0-9]*") if f"{tmp_path}".encode() in command_line(int(p.name))]
 
 
 @pytest.mark.parametrize(
