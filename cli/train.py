@@ -88,7 +88,7 @@ def train(
     fused: Annotated[bool, _option("fused", SWITCHES)] = default("fused"),
     device: Annotated[str, _option("device", PLACE)] = default("device"),
     cluster: Annotated[str | None, _option("cluster", PLACE)] = default("cluster"),
-    nodes: Annotated[str, _option("nodes", PLACE)] = default("nodes"),
+    nodes: Annotated[str, _option("nodes", PLACE)] = str(default("nodes")),
     gpus_per_node: Annotated[int | None, _option("gpus_per_node", PLACE)] = default("gpus_per_node"),
     workers_per_node: Annotated[int | None, _option("workers_per_node", PLACE)] = default("workers_per_node"),
     cpus_per_worker: Annotated[int | None, _option("cpus_per_worker", PLACE)] = default("cpus_per_worker"),

@@ -6,23 +6,19 @@ module imports neither torch nor Ray, so that `--help` stays fast.
 
 import functools
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import core_schema
 
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.options import Config, Positive, check_run_name
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
-
-
-WHERE_IT_RUNS = frozenset({  # what a resumed run may have otherwise, for it is not what it computes
-    "device", "cluster", "nodes", "gpus_per_node", "workers_per_node", "cpus_per_worker", "wait", "max_failures",
-    "hang_timeout", "data_root", "cache_dir", "track",
-})  # fmt: skip
 
 
 class NetworkConfig(Config):
@@ -228,15 +224,42 @@ def parse_milestones(milestones: str) -> tuple[Fraction, ...]:
     return tuple(Fraction(share) for share in milestones.split(","))
 
 
-class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
-    """One training run, whole: what `run.json` stores and a worker receives."""
+@dataclass(frozen=True)
+class NodeRange:
+    """The fewest and the most machines to run on, written as `4` or `2:4`; a configuration takes either form."""
 
-    recipe: Annotated[
-        str | None,
-        Field(description="Options from a recipe (paper, fast...: `resnet-ops recipes`) or a TOML file; those given "
-              "beside it go first."),
-    ] = None  # fmt: skip
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="Same seed, workers and threads: same weights.")] = 0
+    fewest: int
+    most: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what a user typed.
+
+        Raises:
+            ValueError: It is neither a number of machines nor a range with its smaller number first.
+        """
+        match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?", text)
+        if match is None:
+            raise ValueError("must be a number of machines, such as 4, or a range, such as 2:4")
+        fewest, most = int(match[1]), int(match[2] or match[1])
+        if most < fewest:
+            raise ValueError("must have its smaller number first, such as 2:4")
+        return cls(fewest, most)
+
+    def __str__(self) -> str:
+        return str(self.fewest) if self.fewest == self.most else f"{self.fewest}:{self.most}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: object) -> core_schema.CoreSchema:
+        """Validate from a string, and write it back as one."""
+        return core_schema.no_info_plain_validator_function(
+            lambda given: given if isinstance(given, cls) else cls.parse(str(given)),
+            serialization=core_schema.to_string_ser_schema(),
+        )
+
+
+class ClusterConfig(Config):
+    """Where the work runs: machines, what of them is used, and what happens while some are missing."""
 
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Field(description="Where to train; auto takes the GPUs where there are any.")
@@ -248,8 +271,9 @@ class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of
               "is set or --nodes asks for more than this machine."),
     ] = None  # fmt: skip
     nodes: Annotated[
-        str, Field(description="Machines to train on; MIN:MAX begins with MIN and takes up to MAX as they come and go.")
-    ] = "1"
+        NodeRange,
+        Field(description="Machines to train on; MIN:MAX begins with MIN and takes up to MAX as they come and go."),
+    ] = NodeRange(1, 1)
     gpus_per_node: Annotated[
         Positive | None, Field(description="GPUs to use on each machine, a worker for each; by default all it has.")
     ] = None
@@ -272,6 +296,18 @@ class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of
         Field(gt=0, allow_inf_nan=False, description="Seconds without a step after which workers count as hanging and "
               "are started anew."),
     ] = 600  # fmt: skip
+
+
+class TrainConfig(ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
+    """One training run, whole: what `run.json` stores and a worker receives."""
+
+    recipe: Annotated[
+        str | None,
+        Field(description="Options from a recipe (paper, fast...: `resnet-ops recipes`) or a TOML file; those given "
+              "beside it go first."),
+    ] = None  # fmt: skip
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Same seed, workers and threads: same weights.")] = 0
+
     name: Annotated[str | None, Field(description="Name of the run; by default made of model and data.")] = None
     runs_dir: Annotated[
         Place, Field(description="Folder that holds the runs, or a bucket: s3://bucket/folder, gs://bucket/folder.")
@@ -289,16 +325,6 @@ class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of
               "WANDB_PROJECT...); TensorBoard's files are written in any case."),
     ] = "none"  # fmt: skip
 
-    @field_validator("nodes")
-    @classmethod
-    def _nodes_are_a_number_or_a_range(cls, nodes: str) -> str:
-        match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?", nodes)
-        if match is None:
-            raise ValueError("must be a number of machines, such as 4, or a range, such as 2:4")
-        if match[2] and int(match[2]) < int(match[1]):
-            raise ValueError("must have its smaller number first, such as 2:4")
-        return nodes
-
     @field_validator("checkpoint_every")
     @classmethod
     def _interval_is_steps_or_time(cls, every: str | None) -> str | None:
@@ -313,12 +339,6 @@ class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of
         return {name: value for name, value in values.items() if value != self.default(name)}
 
     @property
-    def node_range(self) -> tuple[int, int]:
-        """The fewest and the most machines to train on."""
-        fewest, _, most = self.nodes.partition(":")
-        return int(fewest), int(most or fewest)
-
-    @property
     def checkpoint_interval(self) -> tuple[int | None, float | None]:
         """Steps, or seconds, between two checkpoints within an epoch; at most one of them is set."""
         every = self.checkpoint_every
@@ -330,3 +350,7 @@ class TrainConfig(Recipe, DataConfig, NetworkConfig):  # in the reverse order of
     @classmethod
     def _name_is_one_folder(cls, name: str | None) -> str | None:
         return name if name is None else check_run_name(name)
+
+
+# What a resumed run may have otherwise, for it is not what it computes.
+WHERE_IT_RUNS = frozenset({*ClusterConfig.model_fields, "data_root", "cache_dir", "track"})

@@ -103,7 +103,7 @@ def _connected_or_too_small(config: TrainConfig, address: str) -> Iterator[None]
         try:
             stack.enter_context(connected(address))
         except UserError as error:
-            if config.cluster is None and config.node_range[0] > 1:
+            if config.cluster is None and config.nodes.fewest > 1:
                 raise NoRoomError(f"--nodes {config.nodes} needs a cluster. {error.cause}", error.remedy) from error
             raise
         yield

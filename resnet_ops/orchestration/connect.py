@@ -36,7 +36,7 @@ def address_of(config: TrainConfig) -> str:
     """Which cluster is meant: 'local', 'auto', or an address."""
     if config.cluster is not None:
         return config.cluster
-    return AUTO if os.environ.get("RAY_ADDRESS") or config.node_range[1] > 1 else LOCAL
+    return AUTO if os.environ.get("RAY_ADDRESS") or config.nodes.most > 1 else LOCAL
 
 
 def set_patience(config: TrainConfig) -> None:

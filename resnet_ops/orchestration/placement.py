@@ -66,7 +66,7 @@ class Request:
                 "Say --gpus-per-node, or train on CPUs with --device cpu.",
             )
         workers = config.gpus_per_node if device == "cuda" else config.workers_per_node
-        return cls(device, *config.node_range, workers, config.cpus_per_worker)
+        return cls(device, config.nodes.fewest, config.nodes.most, workers, config.cpus_per_worker)
 
     @property
     def elastic(self) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import NodeRange, TrainConfig
 from resnet_ops.orchestration.cluster import Notice, waited_for
 from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray, set_patience
 from resnet_ops.orchestration.placement import (
@@ -68,8 +68,8 @@ def pooled(config: TrainConfig, share: Share, notice: Notice) -> Iterator[Pool]:
         UserError: The cluster cannot be reached.
     """
     set_patience(config)
-    address = address_of(config.model_copy(update={"nodes": str(max(share.nodes, share.machines or 1))}))
-    config = config.model_copy(update={"nodes": str(share.nodes)})
+    address = address_of(config.model_copy(update={"nodes": NodeRange.parse(str(max(share.nodes, share.machines or 1)))}))
+    config = config.model_copy(update={"nodes": NodeRange(share.nodes, share.nodes)})
     if address == LOCAL:
         yield _pool(config, share, [here()], local=True)
         return

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import NodeRange, TrainConfig
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.options import Config, Positive
 
@@ -191,7 +191,8 @@ class ClusterValues(Config):
     @property
     def node_range(self) -> tuple[int, int]:
         """The fewest and the most machines."""
-        return TrainConfig(nodes=self.nodes).node_range
+        nodes = NodeRange.parse(self.nodes)
+        return nodes.fewest, nodes.most
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from ray import tune
 
 from resnet_ops import files, runs
-from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.config import DataConfig, NodeRange, TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, PausedError, UserError
 from resnet_ops.orchestration import room
@@ -241,7 +241,7 @@ class TrialWorker(tune.Trainable):
 
 
 def _train_on_many(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:
-    changes = {"nodes": str(nodes), "cluster": "auto"}
+    changes = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
     # The search's own process tracks its trials.
     room.free(str(run.path))  # or a trial whose driver was killed would wait for what it holds itself
     try:

@@ -75,7 +75,7 @@ def assert_undisturbed(run: Run, undisturbed: Run) -> None:
 @pytest.mark.slow
 def test_three_machines_train_over_the_network(cluster: Machines, undisturbed: Run) -> None:
     record = undisturbed.read()
-    assert (record.status, record.world_size, record.config.nodes) == ("finished", 3, "3")
+    assert (record.status, record.world_size, str(record.config.nodes)) == ("finished", 3, "3")
     crossed = json.loads((undisturbed.path / "crossed.json").read_text())
     assert set(crossed) == {"machine-1", "machine-2", "machine-3"}
     # A ring of three sends every gradient 4/3 times: 75,002 of 4 bytes, in 11 steps an epoch.
