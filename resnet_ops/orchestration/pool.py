@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from resnet_ops.config import NodeRange, TrainConfig
-from resnet_ops.orchestration.cluster import Notice, waited_for
+from resnet_ops.orchestration.allocation import Notice, waited_for
 from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray, set_patience
 from resnet_ops.orchestration.placement import (
     Device,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.cluster import Placement
+from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.connect import ask_nccl, import_ray
 from resnet_ops.runs import Run, RunRecord
 
