@@ -1,16 +1,20 @@
-"""From a configuration to a place to work: which cluster, does the job fit, does it have to wait."""
+"""From a configuration to a place to work: which cluster, does it fit, does it have to wait.
+
+`placed` finds room for one job, `pooled` for many small ones at once: the trials of a search.
+"""
 
 import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import ClusterConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray, set_patience
 from resnet_ops.orchestration.placement import (
+    Device,
     Layout,
     Node,
     NoRoomError,
@@ -22,9 +26,9 @@ from resnet_ops.orchestration.placement import (
     survey,
 )
 
-AUTOSCALER_WAIT_S = 600.0
+AUTOSCALER_WAIT_S = RECOVER_S = 600.0  # for machines, at the start or after a loss, where --wait does not say
 GRACE_S = 10.0
-LOOK_INTERVAL_S = 0.5
+LOOK_INTERVAL_S = 0.3
 Notice = Callable[[str], None]
 T = TypeVar("T")
 
@@ -57,15 +61,15 @@ class Placement:
 
 
 @contextlib.contextmanager
-def placed(config: TrainConfig, notice: Notice) -> Iterator[Placement]:
+def placed(config: ClusterConfig, notice: Notice) -> Iterator[Placement]:
     """Find a place for a job, and be connected to it for the length of a `with` block.
 
     Raises:
         NoRoomError: It does not fit, or did not in the time that it may wait.
         UserError: The cluster cannot be reached.
     """
-    set_patience(config)
-    address = address_of(config)
+    set_patience(config.hang_timeout)
+    address = address_of(config, config.nodes.most)
     if address == LOCAL:
         node = here()
         request = Request.of(config, choose_device(config, [node], "here"))
@@ -78,7 +82,7 @@ def placed(config: TrainConfig, notice: Notice) -> Iterator[Placement]:
         nodes = survey(only_answering=True)
         request = Request.of(config, choose_device(config, nodes, "on this cluster"))
         with _growing(request, nodes) as autoscales:
-            layout = choose(nodes, request) or _wait_for_room(config, request, notice, autoscales)
+            layout = choose(nodes, request) or wait_for_room(lambda: _chosen(request), config, notice, autoscales)
             yield Placement(request, layout, local=False)
 
 
@@ -97,7 +101,7 @@ def _refuse_here(node: Node, request: Request) -> NoRoomError:
 
 
 @contextlib.contextmanager
-def _connected_or_too_small(config: TrainConfig, address: str) -> Iterator[None]:
+def _connected_or_too_small(config: ClusterConfig, address: str) -> Iterator[None]:
     """A job for many machines, no cluster named and none here: that is one machine, and too few."""
     with contextlib.ExitStack() as stack:
         try:
@@ -109,42 +113,175 @@ def _connected_or_too_small(config: TrainConfig, address: str) -> Iterator[None]
         yield
 
 
-def _wait_for_room(config: TrainConfig, request: Request, notice: Notice, autoscales: bool) -> Layout:
-    wait_s = (AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait
-    started, told = time.monotonic(), ""
-    while True:
-        nodes = survey(only_answering=True)
-        layout = choose(nodes, request)
-        if layout is not None:
-            return layout
-        up = sum(bool(request.workers_on(node)) for node in nodes)
-        # Machines that are merely busy may be so with a job that was killed a moment ago.
-        patience_s = max(wait_s, GRACE_S) if up >= request.fewest else wait_s
-        if time.monotonic() - started >= patience_s:
-            raise refuse(nodes, request)
-        if told != (told := f"{min(up, request.fewest)} of {request.fewest} nodes up"):
-            notice(f"{told}{', some of them busy' if up >= request.fewest else ''}; waiting up to {patience_s:.0f} s.")
-        time.sleep(LOOK_INTERVAL_S)
+def _chosen(request: Request) -> Layout:
+    nodes = survey(only_answering=True)
+    layout = choose(nodes, request)
+    if layout is None:
+        raise refuse(nodes, request)
+    return layout
 
 
-def waited_for(look: Callable[[], T], config: TrainConfig, notice: Notice) -> T:
-    """What `look` finds, once it finds room: at once, or within the time that an autoscaler or --wait is given.
+@dataclass(frozen=True)
+class Share:
+    """What each trial gets, as a user asked for it; None where we are to choose."""
+
+    cpus: int | None = None
+    gpus: float | None = None
+    nodes: int = 1
+    machines: int | None = None  # to spread trials over; by default all there are
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Where trials run: the machines, each trial's part of them, and how many run at once."""
+
+    nodes: tuple[Node, ...]
+    local: bool
+    device: Device
+    cpus: int
+    gpus: float
+    at_once: int
+
+    @property
+    def elsewhere(self) -> list[Node]:
+        """The machines of a cluster; none where it is this one alone."""
+        return [] if self.local else list(self.nodes)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray Tune reserves for a trial on one machine."""
+        return {"cpu": self.cpus} | ({"gpu": self.gpus} if self.gpus else {})
+
+    def ray(self) -> contextlib.AbstractContextManager[None]:
+        """Ray to run them on; of this machine's own it is started only now, when all else is checked."""
+        if not self.local:
+            return contextlib.nullcontext()
+        return local_ray(int(self.nodes[0].cpus), int(self.nodes[0].gpus))
+
+
+@contextlib.contextmanager
+def pooled(config: ClusterConfig, share: Share, notice: Notice) -> Iterator[Pool]:
+    """Find room for trials, and be connected to it for the length of a `with` block.
+
+    Raises:
+        NoRoomError: Not one trial will ever fit.
+        UserError: The cluster cannot be reached.
+    """
+    set_patience(config.hang_timeout)
+    address = address_of(config, max(share.nodes, share.machines or 1))
+    if address == LOCAL:
+        yield _pool(config, share, [here()], local=True)
+        return
+    with connected(address):
+        yield wait_for_room(
+            lambda: _pool(config, share, survey(only_answering=True), local=False), config, notice, has_autoscaler()
+        )
+
+
+def _pool(config: ClusterConfig, share: Share, nodes: list[Node], local: bool) -> Pool:
+    where = "this machine" if local else "this cluster"
+    device = choose_device(config, nodes, "here" if local else "on this cluster")
+    if device == "cpu" and share.gpus:
+        raise NoRoomError(
+            f"--gpus-per-trial {share.gpus:g}: {where} has no GPU to train on.",
+            "Leave it out to search on CPUs, or see why: resnet-ops doctor.",
+            tuple(nodes),
+        )
+    if share.nodes > 1:
+        request = replace(Request.of(config, device), fewest=share.nodes, most=share.nodes)
+        at_once = _layouts(nodes, request)
+        if not at_once:
+            refusal = refuse(nodes, request, where)
+            raise NoRoomError(refusal.cause.replace("--nodes ", "--nodes-per-trial ", 1), refusal.remedy, tuple(nodes))
+        return Pool(tuple(nodes), local, device, 0, 0, at_once)
+    gpus = (share.gpus or 1.0) if device == "cuda" else 0.0
+    cpus = share.cpus or 1
+    fitting = sorted((_fitting(node, cpus, gpus) for node in nodes), reverse=True)
+    able = sum(count > 0 for count in fitting)
+    if able:
+        if able < (share.machines or 1):
+            raise NoRoomError(
+                f"--nodes {share.machines} needs {share.machines} machines with room for a trial; {where} has {able}.",
+                f"Use --nodes {able}, or bring more machines: resnet-ops cluster template.",
+                tuple(nodes),
+            )
+        at_once = sum(fitting[: share.machines])
+    else:
+        needs = f"{cpus} CPU core{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPUs" if gpus else "")
+        most = max((node.cpus for node in nodes), default=0)
+        remedy = f"Ask for less: --cpus-per-trial {most:g}" if most < cpus else f"Ask for less than {gpus:g} GPUs"
+        raise NoRoomError(
+            f"A trial needs {needs} of one machine; {where} has none with so much.", f"{remedy}.", tuple(nodes)
+        )
+    return Pool(tuple(nodes), local, device, cpus, gpus, at_once)
+
+
+def _fitting(node: Node, cpus: int, gpus: float) -> int:
+    by_cpus = int(node.cpus / cpus)
+    if not gpus:
+        return by_cpus
+    on_gpus = int(node.gpus / gpus) if gpus >= 1 else int(node.gpus) * int(1 / gpus + 1e-9)
+    return min(by_cpus, on_gpus)
+
+
+def _layouts(nodes: list[Node], request: Request) -> int:
+    """How often a job on several machines fits on all of them, were they empty."""
+    left = [replace(node, free_cpus=node.cpus, free_gpus=node.gpus) for node in nodes]
+    count = 0
+    while layout := choose(left, request):
+        left = [_less(node, layout) for node in left]
+        count += 1
+    return count
+
+
+def _less(node: Node, layout: Layout) -> Node:
+    workers = sum(count for taken, count in layout.on if taken.id == node.id)
+    gpus = workers if layout.device == "cuda" else 0
+    return replace(node, free_cpus=node.free_cpus - workers * layout.cpus, free_gpus=node.free_gpus - gpus)
+
+
+def wait_for_room(look: Callable[[], T], config: ClusterConfig, notice: Notice, autoscales: bool) -> T:
+    """Return what `look` finds, once it finds room: at once, or within the time that --wait or an autoscaler is given.
 
     Raises:
         NoRoomError: There is none in that time.
     """
-    wait_s = (AUTOSCALER_WAIT_S if has_autoscaler() else 0.0) if config.wait is None else config.wait
-    deadline, told = time.monotonic() + wait_s, False
+    patience = Patience((AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait, notice)
     while True:
         try:
             return look()
         except NoRoomError as refusal:
-            if time.monotonic() >= deadline:
-                raise
-            if not told:
-                notice(f"{refusal.cause} Waiting up to {wait_s:.0f} s.")
-            told = True
+            patience.wait(refusal)
+
+
+class Patience:
+    """How long room is waited for, between one look and the next."""
+
+    def __init__(self, wait_s: float, notice: Notice) -> None:
+        self.wait_s, self.notice = wait_s, notice
+        self.since: float | None = None
+        self.told = ""
+
+    def wait(self, refusal: NoRoomError) -> None:
+        """Wait until the next look is due, and say what is missing where that has changed.
+
+        Raises:
+            NoRoomError: It was waited for long enough.
+        """
+        now = time.monotonic()
+        self.since = self.since or now
+        # Machines that are merely busy may be so with a job that was killed a moment ago.
+        wait_s = max(self.wait_s, GRACE_S) if refusal.busy else self.wait_s
+        if now - self.since >= wait_s:
+            raise refusal
+        if self.told != refusal.missing:
+            self.told = refusal.missing
+            self.notice(f"{self.told}; waiting up to {wait_s:.0f} s.")
         time.sleep(LOOK_INTERVAL_S)
+
+    def renew(self) -> None:
+        """There was room; what is waited for next is given the whole time again."""
+        self.since = None
 
 
 def has_autoscaler() -> bool:
