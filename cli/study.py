@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import to_path
-from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import StudyConfig
 from resnet_ops.tracking.tracker import check
 from resnet_ops.tuning.results import Trial
 
+from .arguments import tune_arguments
 from .clock import importing, process_started_at
 from .console import Output, err, short, table
 from .options import Debug, Json, RunsDir, given, option
@@ -26,7 +26,7 @@ from .submit import submit
 from .tune import refuse_changes
 
 if TYPE_CHECKING:
-    from resnet_ops.orchestration.pool import Pool
+    from resnet_ops.orchestration.allocation import Pool
     from resnet_ops.study.results import Findings
     from resnet_ops.tuning.results import Search, SearchRecord
 
@@ -45,6 +45,7 @@ EXAMPLES = """
 """
 default, train_default = StudyConfig.default, TrainConfig.default
 STUDY, SHARED, PLACE, RUN = "Study", "What all trainings share", "Where it runs", "Run"
+CHANGEABLE = StudyConfig.changeable_on_resume()
 
 
 def _option(name: str, panel: str = STUDY) -> Any:
@@ -79,14 +80,14 @@ def study(
     lr: Annotated[float | None, _option("lr", SHARED)] = default("lr"),
     batch_size: Annotated[int, _shared("batch_size")] = train_default("batch_size"),
     seed: Annotated[int, _shared("seed")] = train_default("seed"),
-    device: Annotated[str, _shared("device", PLACE)] = train_default("device"),
-    cluster: Annotated[str | None, _shared("cluster", PLACE)] = train_default("cluster"),
+    device: Annotated[str, _option("device", PLACE)] = default("device"),
+    cluster: Annotated[str | None, _option("cluster", PLACE)] = default("cluster"),
     nodes: Annotated[int | None, _option("nodes", PLACE)] = default("nodes"),
     cpus_per_trial: Annotated[int | None, _option("cpus_per_trial", PLACE)] = default("cpus_per_trial"),
     gpus_per_trial: Annotated[float | None, _option("gpus_per_trial", PLACE)] = default("gpus_per_trial"),
     max_concurrent: Annotated[int | None, _option("max_concurrent", PLACE)] = default("max_concurrent"),
-    wait: Annotated[float | None, _shared("wait", PLACE)] = train_default("wait"),
-    max_failures: Annotated[int, _shared("max_failures", PLACE)] = train_default("max_failures"),
+    wait: Annotated[float | None, _option("wait", PLACE)] = default("wait"),
+    max_failures: Annotated[int, _option("max_failures", PLACE)] = default("max_failures"),
     name: Annotated[str | None, _shared("name", RUN)] = train_default("name"),
     runs_dir: Annotated[Path, RunsDir] = train_default("runs_dir"),
     track: Annotated[str, _shared("track", RUN)] = train_default("track"),
@@ -114,11 +115,11 @@ def study(
         raise UserError(f"There is no study {study!r}.", f"{did_you_mean(study, known)} There are: {', '.join(known)}.")
     typed = {name: context.params[name] for name in given(context)}
     if resume is not None:
-        refuse_changes(typed, None, resume, "study")
+        refuse_changes(typed, None, resume, CHANGEABLE, "study")
     own = {name: value for name, value in typed.items() if name in StudyConfig.model_fields}
     shared = {name: value for name, value in typed.items() if name in TrainConfig.model_fields and name not in own}
     config = StudyConfig.of(**{"study": study} | own, given=shared)
-    base = configure(**shared)
+    base = configure(**config.train_options)
     if is_job_server(base.cluster):
         _submit(base, typed, config, resume, overwrite, output)
         return
@@ -132,7 +133,7 @@ def study(
             if resume is None:
                 findings = job.study(config, overwrite=overwrite, watcher=screen, started_at=started_at)
             else:
-                changes = {name: value for name, value in shared.items() if name in WHERE_IT_RUNS}
+                changes = {name: value for name, value in typed.items() if name in CHANGEABLE - {"nodes"}}
                 findings = job.resume(
                     runs_dir,
                     resume,
@@ -209,7 +210,7 @@ def _submit(
     submit(
         base,
         resume,
-        functools.partial(tune_arguments, typed=typed, overwrite=overwrite, command=command),
+        functools.partial(tune_arguments, typed=typed, changeable=CHANGEABLE, overwrite=overwrite, command=command),
         output,
         " ".join(command),
     )

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.arguments import train_arguments
 from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check
 
+from .arguments import train_arguments
 from .clock import importing, moment, process_started_at, spare_others
 from .console import Output, percent, short
 from .options import Debug, Json, RunsDir, given, option, runs_dir_option
@@ -120,7 +120,7 @@ def train(
         config = configure(**{name: context.params[name] for name in typed})
     else:
         _refuse_changes(context, resume)
-        changes = {name: context.params[name] for name in given(context) & WHERE_IT_RUNS}
+        changes = {name: context.params[name] for name in given(context) & TrainConfig.changeable_on_resume()}
         config = TrainConfig.of(runs_dir=runs_dir, **changes)
     if is_job_server(config.cluster):
         submit(config, resume, functools.partial(train_arguments, overwrite=overwrite), output)
@@ -130,7 +130,7 @@ def train(
         with importing():
             from resnet_ops.training import job
 
-            if address_of(config) == LOCAL:  # else it is imported later, while the cluster is asked
+            if address_of(config, config.nodes.most) == LOCAL:  # else it is imported later, while the cluster is asked
                 began = moment()
                 import_ray()
                 spare_others(began)
@@ -145,7 +145,8 @@ def train(
 
 def _refuse_changes(context: typer.Context, resume: str) -> None:
     """A run goes on as it began: with the same data, schedule and seed, or its result means nothing."""
-    for name in sorted(given(context, "COMMANDLINE") - WHERE_IT_RUNS - {"resume", "runs_dir", "json", "debug"}):
+    changeable = TrainConfig.changeable_on_resume() | {"resume", "runs_dir", "json", "debug"}
+    for name in sorted(given(context, "COMMANDLINE") - changeable):
         option = "--" + name.replace("_", "-")
         raise UserError(
             f"--resume {resume} goes on with the options the run began with; {option} cannot be changed.",

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure, read
 from resnet_ops.tracking.tracker import check
@@ -16,6 +15,7 @@ from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import OPTIONS, read_file
 from resnet_ops.tuning.space import read as read_space
 
+from .arguments import tune_arguments
 from .clock import importing, process_started_at
 from .console import Output, percent, short, table
 from .options import Debug, Json, RunsDir, given, option, runs_dir_option
@@ -35,6 +35,7 @@ EXAMPLES = """
 """
 default, train_default = TuneConfig.default, TrainConfig.default
 SEARCH, SHARED, PLACE, RUN = "Search", "What all trials share", "Where it runs", "Run"
+CHANGEABLE = TuneConfig.changeable_on_resume()
 
 
 def _option(name: str, panel: str = SEARCH) -> Any:
@@ -74,14 +75,14 @@ def tune(
     epochs: Annotated[int, _shared("epochs")] = train_default("epochs"),
     batch_size: Annotated[int, _shared("batch_size")] = train_default("batch_size"),
     seed: Annotated[int, _shared("seed")] = train_default("seed"),
-    device: Annotated[str, _shared("device", PLACE)] = train_default("device"),
-    cluster: Annotated[str | None, _shared("cluster", PLACE)] = train_default("cluster"),
+    device: Annotated[str, _option("device", PLACE)] = default("device"),
+    cluster: Annotated[str | None, _option("cluster", PLACE)] = default("cluster"),
     cpus_per_trial: Annotated[int | None, _option("cpus_per_trial", PLACE)] = default("cpus_per_trial"),
     gpus_per_trial: Annotated[float | None, _option("gpus_per_trial", PLACE)] = default("gpus_per_trial"),
     nodes_per_trial: Annotated[int, _option("nodes_per_trial", PLACE)] = default("nodes_per_trial"),
     max_concurrent: Annotated[int | None, _option("max_concurrent", PLACE)] = default("max_concurrent"),
-    wait: Annotated[float | None, _shared("wait", PLACE)] = train_default("wait"),
-    max_failures: Annotated[int, _shared("max_failures", PLACE)] = train_default("max_failures"),
+    wait: Annotated[float | None, _option("wait", PLACE)] = default("wait"),
+    max_failures: Annotated[int, _option("max_failures", PLACE)] = default("max_failures"),
     name: Annotated[str | None, _shared("name", RUN)] = train_default("name"),
     runs_dir: Annotated[Path, RunsDir] = train_default("runs_dir"),
     track: Annotated[str, _shared("track", RUN)] = train_default("track"),
@@ -102,11 +103,11 @@ def tune(
     output = Output(json)
     typed = {name: context.params[name] for name in given(context)}
     if resume is not None:
-        refuse_changes(typed, pairs, resume)
+        refuse_changes(typed, pairs, resume, CHANGEABLE)
     searched = {name: value for name, value in typed.items() if name in TuneConfig.model_fields}
-    shared = {name: value for name, value in typed.items() if name in TrainConfig.model_fields and name != "lr"}
+    shared = {name: value for name, value in typed.items() if name in TrainConfig.model_fields and name not in searched}
     config = TuneConfig.of(given=shared, **searched)
-    base = configure(**shared)
+    base = configure(**config.train_options)
     if is_job_server(base.cluster):
         _submit(base, typed, pairs or [], resume, overwrite, output)
         return
@@ -120,7 +121,7 @@ def tune(
             if resume is None:
                 result = job.tune(config, pairs or (), overwrite=overwrite, watcher=screen, started_at=started_at)
             else:
-                changes = {name: value for name, value in shared.items() if name in WHERE_IT_RUNS}
+                changes = {name: value for name, value in typed.items() if name in CHANGEABLE}
                 result = job.resume(runs_dir, resume, changes=changes, watcher=screen, started_at=started_at)
         finally:
             _draw(screen)  # also what was found before it was stopped
@@ -142,7 +143,7 @@ def _submit(
                 typed.setdefault(name, value)
     if resume is None:
         read_space(TuneConfig.of(), pairs)  # what is wrong is told here
-    arguments = functools.partial(tune_arguments, typed=typed, pairs=pairs, overwrite=overwrite)
+    arguments = functools.partial(tune_arguments, typed=typed, changeable=CHANGEABLE, pairs=pairs, overwrite=overwrite)
     submit(base, resume, arguments, output, "tune")
 
 
@@ -159,9 +160,11 @@ def _draw(screen: SearchScreen) -> None:
     draw(screen.search)
 
 
-def refuse_changes(typed: dict[str, Any], pairs: list[str] | None, resume: str, what: str = "search") -> None:
+def refuse_changes(
+    typed: dict[str, Any], pairs: list[str] | None, resume: str, changeable: frozenset[str], what: str = "search"
+) -> None:
     """Refuse what is not of where a resumed search, or study, runs."""
-    changed = sorted(typed.keys() - WHERE_IT_RUNS - {"study", "resume", "runs_dir", "json", "debug", "pairs"})
+    changed = sorted(typed.keys() - changeable - {"study", "resume", "runs_dir", "json", "debug", "pairs"})
     if changed or pairs:
         option = pairs[0] if pairs else "--" + changed[0].replace("_", "-")
         raise UserError(

@@ -16,7 +16,7 @@ from pydantic_core import core_schema
 
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
-from resnet_ops.options import Config, Positive, check_run_name
+from resnet_ops.options import ChangeableOnResume, Config, Positive, check_run_name
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
 
@@ -52,7 +52,8 @@ class DataConfig(Config):
     ] = None
     data_root: Annotated[
         Path | None, Field(description="Folder that cifar10 and cifar100 are in or are downloaded to; by default in "
-                           "the cache.")
+                           "the cache."),
+        ChangeableOnResume(),
     ] = None  # fmt: skip
     image_column: Annotated[str | None, Field(description="Parquet column of the images; by default image or img.")] = (
         None
@@ -84,6 +85,7 @@ class DataConfig(Config):
         Field(
             description="Folder that decoded images are kept in; by default RESNET_OPS_CACHE or ~/.cache/resnet-ops."
         ),
+        ChangeableOnResume(),
     ] = None
 
 
@@ -258,43 +260,67 @@ class NodeRange:
         )
 
 
-class ClusterConfig(Config):
-    """Where the work runs: machines, what of them is used, and what happens while some are missing."""
+class ConnectionConfig(Config):
+    """Which Ray cluster the work runs on."""
 
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], Field(description="Where to train; auto takes the GPUs where there are any.")
-    ] = "auto"
     cluster: Annotated[
         str | None,
         Field(description="Ray cluster: 'local' (started here for this run), 'auto' (RAY_ADDRESS, or the one running "
-              "here), an address, or http://HEAD:8265 to submit a job to. By default local, but auto where RAY_ADDRESS "
-              "is set or --nodes asks for more than this machine."),
+              "here), an address, or, but for serve, http://HEAD:8265 to submit a job to. By default local, but auto "
+              "where RAY_ADDRESS is set or --nodes asks for more than this machine."),
+        ChangeableOnResume(),
     ] = None  # fmt: skip
-    nodes: Annotated[
-        NodeRange,
-        Field(description="Machines to train on; MIN:MAX begins with MIN and takes up to MAX as they come and go."),
-    ] = NodeRange(1, 1)
-    gpus_per_node: Annotated[
-        Positive | None, Field(description="GPUs to use on each machine, a worker for each; by default all it has.")
-    ] = None
-    workers_per_node: Annotated[
-        Positive | None, Field(description="Workers on each machine when training on CPUs; they share its cores.")
-    ] = None
-    cpus_per_worker: Annotated[
-        Positive | None, Field(description="CPU cores of each worker; by default its share of the machine's.")
-    ] = None
+
+
+class JobConfig(ConnectionConfig):
+    """What every job on a cluster has, one training or many: its device, and its patience when machines are missing."""
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="Where to train; auto takes the GPUs where there are any."),
+        ChangeableOnResume(),
+    ] = "auto"
     wait: Annotated[
         float | None,
         Field(ge=0, allow_inf_nan=False, description="Seconds to wait for missing or busy machines, at the start "
               "(by default 600 where an autoscaler can bring them, else 0) and after a loss (by default 600)."),
+        ChangeableOnResume(),
     ] = None  # fmt: skip
     max_failures: Annotated[
-        int, Field(ge=0, description="Lost workers and machines to recover from before giving up.")
+        int,
+        Field(ge=0, description="Lost workers and machines to recover from before giving up."),
+        ChangeableOnResume(),
     ] = 3
+
+
+class ClusterConfig(JobConfig):
+    """Where one training runs: on how many machines, and what of them is used."""
+
+    nodes: Annotated[
+        NodeRange,
+        Field(description="Machines to train on; MIN:MAX begins with MIN and takes up to MAX as they come and go."),
+        ChangeableOnResume(),
+    ] = NodeRange(1, 1)
+    gpus_per_node: Annotated[
+        Positive | None,
+        Field(description="GPUs to use on each machine, a worker for each; by default all it has."),
+        ChangeableOnResume(),
+    ] = None
+    workers_per_node: Annotated[
+        Positive | None,
+        Field(description="Workers on each machine when training on CPUs; they share its cores."),
+        ChangeableOnResume(),
+    ] = None
+    cpus_per_worker: Annotated[
+        Positive | None,
+        Field(description="CPU cores of each worker; by default its share of the machine's."),
+        ChangeableOnResume(),
+    ] = None
     hang_timeout: Annotated[
         float,
         Field(gt=0, allow_inf_nan=False, description="Seconds without a step after which workers count as hanging and "
               "are started anew."),
+        ChangeableOnResume(),
     ] = 600  # fmt: skip
 
 
@@ -323,6 +349,7 @@ class TrainConfig(ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the r
         Literal["none", "mlflow", "wandb"],
         Field(description="Tell MLflow or Weights & Biases of it too, as their own variables say (MLFLOW_TRACKING_URI, "
               "WANDB_PROJECT...); TensorBoard's files are written in any case."),
+        ChangeableOnResume(),
     ] = "none"  # fmt: skip
 
     @field_validator("checkpoint_every")
@@ -350,7 +377,3 @@ class TrainConfig(ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the r
     @classmethod
     def _name_is_one_folder(cls, name: str | None) -> str | None:
         return name if name is None else check_run_name(name)
-
-
-# What a resumed run may have otherwise, for it is not what it computes.
-WHERE_IT_RUNS = frozenset({*ClusterConfig.model_fields, "data_root", "cache_dir", "track"})

@@ -1,6 +1,7 @@
 """A set of options: validated once, whoever gives them; what is wrong is named as it was typed."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -10,6 +11,11 @@ from resnet_ops.errors import UserError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class ChangeableOnResume:
+    """Marks a field that may differ when a run is resumed, for it is not what the run computes."""
 
 
 class Config(BaseModel):
@@ -38,6 +44,12 @@ class Config(BaseModel):
     def choices(cls, name: str) -> list[str]:
         """The values that option `name` may take, or [] where any will do."""
         return _choices(cls.model_fields[name].annotation)
+
+    @classmethod
+    def changeable_on_resume(cls) -> frozenset[str]:
+        """The options that are marked `ChangeableOnResume`."""
+        fields = cls.model_fields.items()
+        return frozenset(name for name, field in fields if ChangeableOnResume() in field.metadata)
 
 
 def _choices(annotation: Any) -> list[str]:

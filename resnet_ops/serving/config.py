@@ -4,12 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import ConnectionConfig
 from resnet_ops.export.config import LARGEST_BATCH, UseConfig
 from resnet_ops.options import Positive
 
 
-class ServeConfig(UseConfig):
+class ServeConfig(ConnectionConfig, UseConfig):
     """Which file is served, where, and within which limits."""
 
     host: Annotated[
@@ -34,7 +34,3 @@ class ServeConfig(UseConfig):
     max_pixels: Annotated[
         int, Field(ge=1, le=178_956_970, description="Pixels that an image may have, by its header.")
     ] = 50_000_000
-    cluster: Annotated[str | None, Field(description="Ray cluster: 'local' (started here), 'auto' (RAY_ADDRESS, or the "
-        "one running here), or an address. By default local, but auto where RAY_ADDRESS is set.")] = (
-        TrainConfig.default("cluster")
-    )  # fmt: skip

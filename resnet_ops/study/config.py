@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from resnet_ops.options import Positive
+from resnet_ops.options import ChangeableOnResume, Positive
 from resnet_ops.tuning.config import Trials
 
 Study = Literal["degradation", "responses", "shortcuts"]
@@ -45,4 +45,5 @@ class StudyConfig(Trials):
     nodes: Annotated[
         Positive | None,
         Field(description="Machines of the cluster to spread the trainings over; by default all there are."),
+        ChangeableOnResume(),
     ] = None
