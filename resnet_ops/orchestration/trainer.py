@@ -34,7 +34,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration import room, unfit
+from resnet_ops.orchestration import cluster_kv, unfit
 from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, NoRoomError, Request, choose, refuse, survey
 
 LOOK_INTERVAL_S = 0.3
@@ -137,7 +137,7 @@ class Trainer(TorchTrainer):
         """
         made: list[RayTrainCallback] = super()._create_default_callbacks()
         kept = [c for c in made if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]
-        return [*kept, room.Remember(self.run)]
+        return [*kept, cluster_kv.Remember(self.run)]
 
 
 class ByValue:
