@@ -70,7 +70,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
         ask_nccl(config.hang_timeout)
     begun = len(run.events())
     while (left := config.max_failures - sum(e.what.startswith(LOSS) for e in run.events()[begun:])) >= 0:
-        cluster_kv.free(str(run.path))  # which one whose controller was lost still has
+        cluster_kv.release_placement_group(str(run.path))  # which one whose controller was lost still has
         trainer = Trainer(
             work,
             train_loop_config=Job(str(run.path), None, placement.request),

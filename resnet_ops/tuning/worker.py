@@ -243,7 +243,8 @@ class TrialWorker(tune.Trainable):
 def _train_on_many(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:
     changes = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
     # The search's own process tracks its trials.
-    cluster_kv.free(str(run.path))  # or a trial whose driver was killed would wait for what it holds itself
+    # Or a trial whose driver was killed would wait for what it holds itself.
+    cluster_kv.release_placement_group(str(run.path))
     try:
         if files.is_file(run.record_file):
             job.resume(run.path.parent, run.name, changes=changes, halt=halt, tracked=False)
