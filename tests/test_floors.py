@@ -66,6 +66,40 @@ def test_the_library_never_imports_the_command_line() -> None:
         assert not imports(file) & {"cli", "cluster"}, file
 
 
+def private_ray(file: Path, *, attributes: bool = True) -> list[str]:
+    """Where a file imports private names of Ray, or touches private attributes of what is not its own."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif attributes and isinstance(node, ast.Attribute) and ast.unparse(node.value) not in OWN:
+            names = [f"ray.{node.attr}"] if not node.attr.startswith("__") else []
+        parts = [name.split(".") for name in names]
+        if any(p[0] == "ray" and any(part.startswith(("_", "internal_kv")) for part in p) for p in parts):
+            found.append(f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+# Whose private attributes are no part of Ray; super() is of what a class overrides, which the signatures' test knows.
+OWN = {"self", "cls", "super()", "os", "torch"}
+# These alone may, beside the one file: the first says whether it still may, the second asks `ray up` what it takes.
+TESTS_OF_RAY = {"tests/orchestration/test_ray_internals.py", "tests/cluster/test_templates.py"}
+
+
+def test_private_parts_of_ray_are_used_in_one_file() -> None:
+    one = ROOT / "resnet_ops/orchestration/ray_internals.py"
+    assert len(private_ray(one)) > 30  # or the search finds nothing
+    folders = ("resnet_ops", "cli", "cluster", "benchmarks", "docs")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py") if file != one]
+    found = [line for file in files for line in private_ray(file)]
+    tests = [file for file in (ROOT / "tests").rglob("*.py") if str(file.relative_to(ROOT)) not in TESTS_OF_RAY]
+    found += [line for file in tests for line in private_ray(file, attributes=False)]
+    assert not found, "\n".join(found)
+
+
 def test_every_package_is_installed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     there = {".".join(f.parent.relative_to(ROOT).parts) for f in (ROOT / "resnet_ops").rglob("__init__.py")}

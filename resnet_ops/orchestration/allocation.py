@@ -4,14 +4,14 @@
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from resnet_ops.config import ClusterConfig
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration import ray_internals
 from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray, set_patience
 from resnet_ops.orchestration.placement import (
     Device,
@@ -290,18 +290,7 @@ def has_autoscaler() -> bool:
     Every cluster's head runs Ray's monitor, which reports machines by their type; where nobody has
     defined types it makes one up for each machine.
     """
-    import ray
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    worker: Any = ray._private.worker.global_worker
-    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
-    types = {*(report.get("active_nodes") or {}), *(report.get("node_type_mapping") or {}).values()}
-    if is_autoscaler_v2(fetch_from_server=True, gcs_client=worker.gcs_client):
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        types |= {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
-    return any(name and not name.startswith("node_") for name in types)
+    return any(name and not name.startswith("node_") for name in ray_internals.node_types())
 
 
 @contextlib.contextmanager

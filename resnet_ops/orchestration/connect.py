@@ -12,6 +12,7 @@ from typing import Any
 
 from resnet_ops.config import ConnectionConfig
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration import ray_internals
 from resnet_ops.orchestration.code import shippable_code
 
 # Set before Ray is imported, for it reads them then; what the user has set stays.
@@ -28,7 +29,6 @@ SETTINGS = {
 
 
 LOCAL, AUTO = "local", "auto"
-IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where a job server runs us: it has shipped our code already
 REACH_S = 3.0
 
 
@@ -56,15 +56,8 @@ def import_ray() -> None:
     """Import Ray, with its settings settled first and its running commentary off; its errors stay."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    from ray._private import worker
-
+    ray_internals.silence_worker_logs()
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # A machine's last words, with 20 lines of its log, on stderr, whatever the logging is set to.
-    worker.print_to_stdstream = _drop
-
-
-def _drop(*_: object, **__: object) -> None:
-    pass
 
 
 @contextlib.contextmanager
@@ -103,7 +96,7 @@ def connected(address: str) -> Iterator[None]:
     _take_token_if_asked(address)
     try:
         try:
-            _init(address=address, ship=IN_A_JOB not in os.environ)
+            _init(address=address, ship=ray_internals.JOB_CONFIG_VARIABLE not in os.environ)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -144,12 +137,10 @@ def find(address: str) -> str:
             "Submit a job instead: --cluster http://HEAD:8265; or run this on a machine of the cluster.",
         )
     import_ray()
-    from ray._private.services import canonicalize_bootstrap_address
-
     try:
-        found = canonicalize_bootstrap_address(address)
+        found = ray_internals.bootstrap_address(address)
     except (ValueError, OSError):
-        found = ""
+        found = None
     if found:
         return found
     if address == AUTO:
@@ -171,16 +162,13 @@ def _take_token_if_asked(address: str) -> None:
         UserError: Nothing answers, or a token is asked for and there is none, or another one.
     """
     import grpc
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # Ray's own certificates; it tells what is wrong
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        ray_internals.enable_token()
         return
-    answer = _ask(address, ())
+    answer = ray_internals.ask_for_cluster_id(address, (), REACH_S)
     if answer == grpc.StatusCode.OK:
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        Config.initialize("")
+        ray_internals.disable_token()
         return
     if answer != grpc.StatusCode.UNAUTHENTICATED:
         raise UserError(
@@ -189,25 +177,10 @@ def _take_token_if_asked(address: str) -> None:
         )
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         del os.environ["RAY_AUTH_MODE"]
-    loader = AuthenticationTokenLoader.instance()
-    there = maybe_enable_token_auth_if_token_available(warn_if_disabled=False) and loader.has_token()
-    headers = tuple((k.lower(), v) for k, v in loader.get_token_for_http_header().items()) if there else ()
-    if not there or _ask(address, headers) != grpc.StatusCode.OK:
+    headers = ray_internals.token_headers()
+    if not headers or ray_internals.ask_for_cluster_id(address, headers, REACH_S) != grpc.StatusCode.OK:
         raise UserError(
             f"The Ray cluster at {address} asks for a token, and "
-            + ("the one here is not its own." if there else "there is none here."),
+            + ("the one here is not its own." if headers else "there is none here."),
             "Put the cluster's own into ~/.ray/auth_token (mode 600), or name its file in RAY_AUTH_TOKEN_PATH.",
         )
-
-
-def _ask(address: str, headers: tuple[tuple[str, str], ...]) -> Any:
-    """Ask a cluster for its name, which needs no more than being let in."""
-    import grpc
-
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
-        try:
-            call(b"", timeout=REACH_S, metadata=headers)
-        except grpc.RpcError as error:
-            return error.code()
-    return grpc.StatusCode.OK

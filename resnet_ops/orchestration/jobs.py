@@ -19,7 +19,8 @@ from typing import Any
 import resnet_ops
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
 from resnet_ops.orchestration.code import shippable_code
-from resnet_ops.orchestration.jobserver import UnreachableError, connect, explained, server_version
+from resnet_ops.orchestration.jobserver import UnreachableError, connect, explained
+from resnet_ops.orchestration.ray_internals import server_version
 
 OLDEST_RAY = (2, 60)  # what the shipped code is written for
 STOP_GRACE_S = 60  # from the signal to SIGKILL: for a step, and a checkpoint on a slow disk

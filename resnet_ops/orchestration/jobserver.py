@@ -5,7 +5,6 @@ done with the connection is in `jobs`.
 """
 
 import contextlib
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.orchestration.connect import import_ray
+from resnet_ops.orchestration.ray_internals import job_client_class
 
 LOCAL = "http://127.0.0.1:8265"
 TIMEOUT_S = (10, 60)  # to connect, and for an answer; Ray's client would wait for ever
@@ -72,24 +72,10 @@ def connect(address: str) -> Any:
     address = check_address(address)
     headers = _token_header()
     import_ray()
-    from ray.job_submission import JobSubmissionClient
-
-    # They announce each upload and each end of a log, at levels of their own.
-    for module in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
-
-    class Client(JobSubmissionClient):
-        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            return super()._do_request(method, endpoint, **{"timeout": TIMEOUT_S, **options})
-
+    client_class = job_client_class(TIMEOUT_S)
     # The variables win over the argument there (2.60); what was asked for here must win.
     with explained(address), _environment(ADDRESS_VARIABLE, address):
-        return Client(address, headers=headers)
-
-
-def server_version(client: Any) -> str:
-    """The server's version of Ray, or '' where Ray's client did not keep it."""
-    return str(getattr(client, "_server_ray_version", None) or "")
+        return client_class(address, headers=headers)
 
 
 def _token_header() -> dict[str, str]:

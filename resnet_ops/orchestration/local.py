@@ -29,6 +29,7 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.options import Config, Positive
 from resnet_ops.orchestration import marked
 from resnet_ops.orchestration.connect import AUTO, find
+from resnet_ops.orchestration.ray_internals import address_file
 
 MARK = "RESNET_OPS_LOCAL_CLUSTER"
 DASHBOARD_PORT = 8265  # Ray's own, where nobody has it
@@ -228,7 +229,7 @@ def _end(cluster: LocalCluster) -> None:
 
 def _announce(address: str) -> str:
     """Be the cluster that 'auto' finds, and Ray's own tools; returns the one they found before."""
-    file = _address_file()
+    file = address_file()
     with contextlib.suppress(OSError):  # another user's: 'auto' then still finds this one if it is the only one
         if not file.parent.exists():
             file.parent.mkdir(parents=True)
@@ -240,7 +241,7 @@ def _announce(address: str) -> str:
 
 
 def _withdraw(cluster: LocalCluster) -> None:
-    file = _address_file()
+    file = address_file()
     with contextlib.suppress(OSError):
         if file.read_text().strip() != cluster.address:
             return
@@ -248,12 +249,6 @@ def _withdraw(cluster: LocalCluster) -> None:
             file.write_text(cluster.address_before)
         else:
             file.unlink()
-
-
-def _address_file() -> Path:
-    from ray._common.utils import get_ray_address_file
-
-    return Path(get_ray_address_file(None))
 
 
 def _ensure_token() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+
+from resnet_ops.orchestration.ray_internals import TorchBackend
 
 SIOCGIFADDR = 0x8915  # netdevice(7): the IPv4 address of a network interface
 
@@ -21,12 +22,12 @@ class OneNetwork(TorchConfig):
     """
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[TorchBackend]:
         """Who sets up the process group."""
         return _Backend
 
 
-class _Backend(_TorchBackend):
+class _Backend(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(settle_interface)
         super().on_start(worker_group, backend_config)

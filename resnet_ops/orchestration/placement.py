@@ -14,6 +14,7 @@ from typing import Any, Literal
 from resnet_ops.config import ClusterConfig, JobConfig
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
+from resnet_ops.orchestration.ray_internals import available_resources_per_node
 
 Device = Literal["cpu", "cuda"]
 NODE_LABEL = "ray.io/node-id"
@@ -218,9 +219,8 @@ def survey(only_answering: bool = False) -> list[Node]:
         only_answering: Knock at each. Ray takes up to half a minute to call a machine dead.
     """
     import ray
-    from ray._private.state import state  # what is free on each machine has no public reader
 
-    free: dict[str, dict[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    free = available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if only_answering:
         with ThreadPoolExecutor(32) as pool:

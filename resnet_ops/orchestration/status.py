@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from resnet_ops.orchestration.connect import connected, find
 from resnet_ops.orchestration.placement import Device, Node, Request, choose, survey
+from resnet_ops.orchestration.ray_internals import UNEXPECTED_TERMINATION, job_table
 
-LOST = 2  # Ray's DeathReason UNEXPECTED_TERMINATION: others were sent away, by an autoscaler for one
 State = Literal["alive", "not answering", "gone"]
 
 
@@ -81,7 +81,9 @@ def look(address: str) -> Status:
         rows = ray.nodes()  # type: ignore[no-untyped-call]
         alive = {node.id: node for node in survey()}
         answering = {node.id for node in survey(only_answering=True)}
-        seen = [_see(row, alive, answering) for row in rows if row["Alive"] or row["DeathReason"] == LOST]
+        seen = [
+            _see(row, alive, answering) for row in rows if row["Alive"] or row["DeathReason"] == UNEXPECTED_TERMINATION
+        ]
         return Status(address, tuple(sorted(seen, key=lambda s: (s.state, s.node.name))), _drivers())
 
 
@@ -95,12 +97,11 @@ def _see(row: dict[str, Any], alive: dict[str, Node], answering: set[str]) -> Se
 def _drivers() -> tuple[Driver, ...]:
     """Our own programs that are connected to the cluster, but for this one."""
     import ray
-    from ray._private.state import state
 
     mine = ray.get_runtime_context().get_job_id()
     return tuple(
         Driver(job["Entrypoint"], job["DriverIPAddress"], job["StartTime"] / 1000)
-        for job in state.job_table()  # type: ignore[no-untyped-call]
+        for job in job_table()
         if not job["IsDead"] and job["JobID"] != mine and "resnet-ops" in job["Entrypoint"]
     )
 

@@ -13,29 +13,33 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.exceptions import (
-    CollectiveTimeoutError,
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckFailedError,
-    WorkerHealthCheckTimeoutError,
-)
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.controller.state import RunningState
-from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration import room, unfit
+from resnet_ops.orchestration import cluster_kv
 from resnet_ops.orchestration.allocation import Patience
 from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, NoRoomError, Request, choose, refuse, survey
+from resnet_ops.orchestration.ray_internals import (
+    CollectiveTimeoutError,
+    DatasetsCallback,
+    FailureDecision,
+    FailurePolicy,
+    NoopDecision,
+    PlacementGroupCleanerCallback,
+    ResizeDecision,
+    RunningState,
+    ScalingDecision,
+    ScalingPolicy,
+    TrainController,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+    get_env_vars_to_propagate,
+)
 
 ABORT_S = 5.0
 # What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
@@ -136,7 +140,7 @@ class Trainer(TorchTrainer):
         """
         made: list[RayTrainCallback] = super()._create_default_callbacks()
         kept = [c for c in made if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]
-        return [*kept, room.Remember(self.run)]
+        return [*kept, cluster_kv.PlacementGroupRecorder(self.run)]
 
 
 class ByValue:
@@ -215,7 +219,9 @@ class WhereThereIsRoom(ScalingPolicy):
 class SurviveLosses(FailurePolicy):
     """Begins again after the loss of workers, `max_failures` times, and after nothing else."""
 
-    def __init__(self, max_failures: int, tell: Tell, leave_out: Callable[[str], None] = unfit.leave_out) -> None:
+    def __init__(
+        self, max_failures: int, tell: Tell, leave_out: Callable[[str], None] = cluster_kv.exclude_node
+    ) -> None:
         super().__init__(FailureConfig(max_failures=max_failures))
         self.left, self.tell, self.leave_out = max_failures, tell, leave_out
 
@@ -252,8 +258,8 @@ class SurviveLosses(FailurePolicy):
 
 def usable() -> list[Node]:
     """The machines that answer, but for those that this job has left out."""
-    left_out = unfit.left_out()
-    return [node for node in survey(only_answering=True) if node.id not in left_out]
+    excluded = cluster_kv.excluded_nodes()
+    return [node for node in survey(only_answering=True) if node.id not in excluded]
 
 
 def is_about_a_peer(error: BaseException) -> bool:

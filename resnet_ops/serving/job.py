@@ -13,6 +13,7 @@ from typing import Any
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import opening
 from resnet_ops.export.inside import Inside
+from resnet_ops.orchestration.ray_internals import started_ray_is_gone
 from resnet_ops.serving import place
 from resnet_ops.serving.config import ServeConfig
 from resnet_ops.serving.service import Limits
@@ -46,12 +47,12 @@ class Serving:
         try:
             while True:
                 time.sleep(LOOK_S)
-                _refuse_if_ray_is_gone()
+                _refuse_ifstarted_ray_is_gone()
                 if APPLICATION not in serve.status().applications:
                     raise UserError("Somebody else ended the service.", exit_code=WORK_FAILED)
         except KeyboardInterrupt:
             time.sleep(TOGETHER_S)
-            _refuse_if_ray_is_gone()
+            _refuse_ifstarted_ray_is_gone()
 
 
 @contextlib.contextmanager
@@ -92,7 +93,7 @@ def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[Serv
             _wait_for_answer(urls[0])
             yield Serving(inside, urls, provider, config.replicas, threads)
         finally:
-            if not _ray_is_gone():  # Ray would wait a minute for itself, and then end this process
+            if not started_ray_is_gone():  # Ray would wait a minute for itself, and then end this process
                 # The application first: Serve as a whole would not wait for the requests in hand.
                 serve.delete(APPLICATION)
                 serve.shutdown()  # type: ignore[no-untyped-call]
@@ -136,16 +137,8 @@ def _run(application: Any) -> None:
         raise UserError(f"The service did not start: {_reason(error)}.", exit_code=WORK_FAILED) from error
 
 
-def _ray_is_gone() -> bool:
-    """Whether a part of the Ray that was started here has ended."""
-    from ray._private import worker
-
-    node: Any = worker._global_node
-    return node is None or bool(node.dead_processes())
-
-
-def _refuse_if_ray_is_gone() -> None:
-    if _ray_is_gone():
+def _refuse_ifstarted_ray_is_gone() -> None:
+    if started_ray_is_gone():
         raise UserError(
             "Ray was ended before the service was, so what was in hand has no answer.",
             "Stop this process alone, not its whole group (for systemd KillMode=mixed).",

@@ -1,6 +1,5 @@
 """Where a service runs and listens: which cluster, what of it each replica gets, which port."""
 
-import contextlib
 import errno
 import socket
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ from resnet_ops.machine import cores
 from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.orchestration.placement import survey
+from resnet_ops.orchestration.ray_internals import serve_is_running
 from resnet_ops.serving.config import ServeConfig
 
 EVERY = ("0.0.0.0", "::")  # noqa: S104
@@ -101,15 +101,11 @@ def refuse_a_second_one() -> None:
     Raises:
         UserError: Serve runs on this cluster.
     """
-    import ray
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-    with contextlib.suppress(ValueError):
-        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    if serve_is_running():
         raise UserError(
             "Ray Serve runs on this cluster already, and it listens on one port.",
             "End it there (serve shutdown), or serve from a cluster of its own: --cluster local.",
-        ) from None
+        )
 
 
 def urls(host: str, port: int) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from resnet_ops.orchestration import room
+    from resnet_ops.orchestration import cluster_kv
     from resnet_ops.orchestration.network import OneNetwork
     from resnet_ops.orchestration.trainer import LOSS, Trainer, explain
     from resnet_ops.training.worker import Job, work
@@ -69,7 +69,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
         ask_nccl(config.hang_timeout)
     begun = len(run.events())
     while (left := config.max_failures - sum(e.what.startswith(LOSS) for e in run.events()[begun:])) >= 0:
-        room.free(str(run.path))  # which one whose controller was lost still has
+        cluster_kv.release_placement_group(str(run.path))  # which one whose controller was lost still has
         trainer = Trainer(
             work,
             train_loop_config=Job(str(run.path), None, placement.request),

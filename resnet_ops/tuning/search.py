@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
@@ -58,7 +59,7 @@ def drawn(config: TuneConfig, space: Space, seed: int) -> list[Point]:
     }
     wanted = planned(config, space)
     points: list[Point] = []
-    random = tune.search.sample._BackwardsCompatibleNumpyRng(seed)
+    random = np.random.default_rng(seed)
     while len(points) < wanted:
         points += [_plain(variant) for _, variant in generate_variants(copy.deepcopy(spec), random_state=random)]
     return [space.fixed | point for point in points[:wanted]]

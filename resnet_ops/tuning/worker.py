@@ -20,7 +20,7 @@ from resnet_ops import files, runs
 from resnet_ops.config import DataConfig, NodeRange, TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, PausedError, UserError
-from resnet_ops.orchestration import room
+from resnet_ops.orchestration import cluster_kv
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import DataRecord, Epoch, Run, RunRecord
@@ -243,7 +243,8 @@ class TrialWorker(tune.Trainable):
 def _train_on_many(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:
     changes = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
     # The search's own process tracks its trials.
-    room.free(str(run.path))  # or a trial whose driver was killed would wait for what it holds itself
+    # Or a trial whose driver was killed would wait for what it holds itself.
+    cluster_kv.release_placement_group(str(run.path))
     try:
         if files.is_file(run.record_file):
             job.resume(run.path.parent, run.name, changes=changes, halt=halt, tracked=False)

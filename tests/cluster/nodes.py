@@ -5,15 +5,16 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from tests.conftest import COMMAND
 
+Node = Any  # of Ray's own; its class has no public name
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 

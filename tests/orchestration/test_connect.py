@@ -1,4 +1,4 @@
-"""Ray is started where we say so, and nowhere else."""
+"""Ray is started where we say so, and nowhere else, and no more of it is imported than is needed."""
 
 import subprocess
 import sys
@@ -6,7 +6,8 @@ import sys
 CODE = """
 from resnet_ops.orchestration.connect import import_ray
 import_ray()
-import ray
+import ray, sys
+print({"ray.train", "ray.serve", "ray.data", "torch"} & set(sys.modules))
 try:
     ray.put(1)
 except Exception as error:
@@ -17,6 +18,7 @@ print(ray.is_initialized())
 
 def test_what_still_reads_when_ray_is_shut_down_starts_no_other() -> None:
     ended = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60, check=True)
-    told, started = ended.stdout.splitlines()
+    imported, told, started = ended.stdout.splitlines()
+    assert imported == "set()"
     assert "Ray has not been started yet" in told
     assert started == "False"

@@ -3,11 +3,14 @@
 from typing import Any
 
 from ray.exceptions import ActorDiedError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, NCCLHangError, WorkerGroupError
 
 from resnet_ops.errors import PausedError, UserError
+from resnet_ops.orchestration.ray_internals import (
+    FailureDecision,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
 from resnet_ops.orchestration.trainer import (
     NodeUnfitError,
     PeerLostError,
