@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -35,15 +35,20 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration import room, unfit
-from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, NoRoomError, Request, choose, refuse, survey
+from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, Request, choose, refuse, survey
 
 LOOK_INTERVAL_S = 0.3
 ABORT_S = 5.0
 # What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
 PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
-LOSS = "Lost: "  # how an event begins that tells of a loss, by which they are counted
 TOO_MANY = "It is one more than --max-failures allows."
-Tell = Callable[[str], None]
+
+
+class Tell(Protocol):
+    """Told, in the controller's process, of what a user should know."""
+
+    def __call__(self, what: str, kind: Literal["note", "loss"] = "note", /) -> None:
+        """Tell of something; losses are counted."""
 
 
 class PeerLostError(Exception):
@@ -165,7 +170,7 @@ class WhereThereIsRoom(ScalingPolicy):
         self.ours: dict[str, int] = {}  # workers on machines; Ray ends them only after it asked where the next ones go
         self.next: dict[str, int] = {}
         self.waiting_since: float | None = None
-        self.told = ""
+        self.told: tuple[Node, ...] | None = None  # the machines of the last refusal that was told
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Keep what the placement is read from; an autoscaler was asked before the job began."""
@@ -205,9 +210,9 @@ class WhereThereIsRoom(ScalingPolicy):
         self.waiting_since = self.waiting_since or now
         refusal = refuse(nodes, self.request)
         if now - self.waiting_since > self.recover_s:
-            raise NoRoomError(refusal.cause, refusal.remedy, refusal.nodes, WORK_FAILED)
-        if self.told != refusal.cause:
-            self.told = refusal.cause
+            raise refusal.copy_with(exit_code=WORK_FAILED)
+        if self.told != refusal.nodes:
+            self.told = refusal.nodes
             self.tell(f"Waiting up to {self.recover_s:.0f} s for machines. {refusal.cause}")
         time.sleep(LOOK_INTERVAL_S)
 
@@ -257,7 +262,7 @@ class SurviveLosses(FailurePolicy):
         self.left -= 1
         if self.left < 0:
             return FailureDecision.RAISE
-        self.tell(f"{LOSS}{lost}. Going on from the last checkpoint ({self.left} more losses are survived).")
+        self.tell(f"Lost: {lost}. Going on from the last checkpoint ({self.left} more losses are survived).", "loss")
         return FailureDecision.RETRY
 
 
