@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration.milestones import tell_submitter
 
 err = Console(stderr=True, highlight=False)
 
@@ -62,6 +63,8 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
     remedy = error.remedy if isinstance(error, UserError) else ""
     word = "interrupted" if exit_code == 130 else "error"
     color = "\x1b[1;31m{}\x1b[0m" if err.is_terminal and not err.no_color else "{}"
+    if as_json:
+        tell_submitter("ending")
     # Not through rich, which would wrap the line and take [brackets] for markup.
     sys.stderr.write(f"{color.format(word)}: {' '.join(f'{cause} {remedy}'.split())}\n")
     if as_json:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from resnet_ops.orchestration.milestones import milestone
+
 from .clock import importing
 from .console import Output, ago, err, table
 from .options import Debug, Json
@@ -92,7 +94,8 @@ def logs(
     job = server.find(name)
 
     def show(line: str) -> None:
-        output.out.out(line, highlight=False)
+        if milestone(line) is None:
+            output.out.out(line, highlight=False)
 
     if follow and not job.is_over:
         from resnet_ops.orchestration.jobs import Log

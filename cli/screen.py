@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from resnet_ops.options import as_options
+from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training.observer import Observer
 
@@ -47,6 +48,7 @@ class Screen(Observer):
         self.record = record
         data, workers = record.data, "worker" if record.world_size == 1 else "workers"
         options = " ".join(as_options(record.config.unusual()))
+        tell_submitter("created")
         err.print(
             f"[bold]{record.config.model}[/] ({record.parameters:,} parameters) on [bold]{escape(data.name)}[/]: "
             f"{data.train_images:,} training and {data.val_images:,} validation images of {data.width}x{data.height}, "

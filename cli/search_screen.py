@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_ops.orchestration.allocation import Pool
+from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 from resnet_ops.tuning.watcher import Watcher
@@ -62,6 +63,7 @@ class SearchScreen(Watcher):
         searched = ", ".join(f"{name} {_values(values)}" for name, values in record.space.searched.items())
         stops = "" if config.scheduler == "none" else f", {config.scheduler}"
         at_once = min(pool.at_once, record.planned, config.max_concurrent or pool.at_once)
+        tell_submitter("created")
         err.print(
             f"[bold]{record.planned} trials[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
             f"{data.val_images:,} validation images), up to {record.epochs} epochs each: {escape(searched)}; "

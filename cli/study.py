@@ -12,6 +12,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import to_path
 from resnet_ops.orchestration.jobserver import is_job_server
+from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import StudyConfig
 from resnet_ops.tracking.tracker import check
@@ -165,6 +166,7 @@ class StudyScreen(SearchScreen):
         networks = ", ".join(dict.fromkeys(_label(point) for point in points))
         seeds = len({point["seed"] for point in points})
         at_once = min(pool.at_once, record.planned, record.config.max_concurrent or pool.at_once)
+        tell_submitter("created")
         err.print(
             f"[bold]{record.planned} trainings[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
             f"{data.val_images:,} validation images), {record.epochs} epochs each: {networks}; "

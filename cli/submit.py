@@ -22,6 +22,7 @@ from rich.markup import escape
 from resnet_ops.config import DATA_SETS, TrainConfig
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.options import RUN_NAME, as_typed
+from resnet_ops.orchestration.milestones import SUBMITTER, milestone, tell_submitter
 from resnet_ops.tracking.tracker import settings
 
 from .clock import importing
@@ -95,13 +96,14 @@ class _Attempt:
         self.job_id = ""
         self.stopping = False
         self.said: dict[str, Any] | None = None
-        self._held = ""
+        self._ending = False
+        self._held: list[str] = []
 
     def follow(self) -> "Job":
         """Submit the job and show its log, until it has ended."""
         from resnet_ops.orchestration.jobs import Log, new_id
 
-        self.job_id, self.said = new_id(str(self.config.name)), None
+        self.job_id, self.said, self._ending = new_id(str(self.config.name)), None, False
         arguments = self.arguments(self.config, self.resume)
         log, submitted, asked = Log(self.job_id), False, False
         with _sigterm():
@@ -134,27 +136,26 @@ class _Attempt:
 
     def _show(self, line: str) -> None:
         """Show one line, but for the JSON at the end and the error before it, which are told in our own words."""
+        # Ray's own, and long; it writes them into the same log, with nothing but their words to tell them by.
         if line.startswith("Running entrypoint for job ") or line.endswith("Runtime env is setting up."):
-            return  # Ray's own, and long
+            return
+        if (reached := milestone(line)) is not None:
+            self.resume = self.resume or reached == "created"
+            self._ending = reached == "ending"
+            return
         if line.startswith("{") and (said := _said(line)) is not None:
             self.said = said
-            if said.get("status") in ("error", "interrupted"):
-                self._held = ""
+            self._held.clear()
             return
-        self._let_go()
-        if line.startswith(("error: ", "interrupted: ")):
-            self._held = line
-            return
-        # The line of `Screen.run_created`, or of `search_begun`: from here on there is something to resume.
-        self.resume = self.resume or line.endswith(
-            (f"; run {self.config.name}", f"; search {self.config.name}", f"; study {self.config.name}")
-        )
-        _write(line)
+        if self._ending:
+            self._held.append(line)
+        else:
+            _write(line)
 
     def _let_go(self) -> None:
-        if self._held:
-            _write(self._held)
-        self._held = ""
+        for line in self._held:
+            _write(line)
+        self._held.clear()
 
     def _interrupted(self, interrupt: KeyboardInterrupt) -> None:
         """Leave the job (raises) or have it stopped (returns, to see it end)."""
@@ -196,6 +197,7 @@ def _result(attempt: _Attempt, job: "Job") -> dict[str, Any]:
 
 
 def _remedy(job: "Job") -> str:
+    # Python's words: of a process that could not import us there is nothing else.
     missing = re.findall(r"No module named '([\w.]+)'", job.message)
     if missing:
         return f"Install {missing[-1].split('.')[0]} on the cluster; pip install resnet-ops brings all that is needed."
@@ -286,10 +288,11 @@ def begin_as_job() -> None:
     """On the cluster: take Ctrl-C as usual, and say what differs from where the job was submitted."""
     # A head node that was started in the background ignores it, and what it starts inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from resnet_ops.orchestration.jobs import BEGUN, SUBMITTER, differences, versions
+    from resnet_ops.orchestration.jobs import differences, versions
 
+    tell_submitter("begun")
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    err.print(f"{BEGUN} on {escape(socket.gethostname())}: {found}", soft_wrap=True)
+    err.print(f"resnet-ops has begun on {escape(socket.gethostname())}: {found}", soft_wrap=True)
     differing = differences(os.environ.get(SUBMITTER, ""))
     if differing:
         err.print(f"[yellow]note:[/] This cluster has {escape(', '.join(differing))}.", soft_wrap=True)

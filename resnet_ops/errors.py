@@ -1,7 +1,9 @@
 """The one exception meant for users' eyes, and the search for what they meant to type."""
 
+import copy
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 WORK_FAILED = 1
 BAD_REQUEST = 2
@@ -30,6 +32,16 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return " ".join(f"{self.cause} {self.remedy}".split())
+
+    def copy_with(self, *, cause: str | None = None, remedy: str | None = None, exit_code: int | None = None) -> Self:
+        """Return this error in other words; its class, and whatever else it carries, are the same."""
+        other = copy.copy(self)
+        other.cause = self.cause if cause is None else cause
+        other.remedy = self.remedy if remedy is None else remedy
+        other.exit_code = self.exit_code if exit_code is None else exit_code
+        other.args = (other.cause, other.remedy, *self.args[2:])
+        other.details = dict(self.details)
+        return other
 
 
 class PausedError(UserError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resnet_ops import files
-from resnet_ops.errors import WORK_FAILED, PausedError, UserError
+from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, PausedError, UserError
 
 RENEW_S = 10.0
 EXPIRE_S = 60.0  # six renewals: an outage of storage shorter than this loses no run
@@ -111,7 +111,7 @@ def _leased(file: Path, name: str) -> Iterator[None]:
     try:
         mine = _take(file, name)
     except PausedError as error:  # nothing was begun that could go on later
-        raise UserError(error.cause, error.remedy) from None
+        raise error.copy_with(exit_code=BAD_REQUEST) from None
     LOST.discard(file)  # of an earlier time in this process
     done, waiting = threading.Event(), threading.get_ident()
 

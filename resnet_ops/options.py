@@ -58,11 +58,16 @@ def _choices(annotation: Any) -> list[str]:
     return [choice for inner in get_args(annotation) for choice in _choices(inner)]
 
 
-def explain(cls: type[Config], error: ValidationError, file: Path | None = None) -> UserError:
-    """Name the first option that is wrong, as typed on the command line or written in `file`."""
+def explain(
+    cls: type[Config], error: ValidationError, file: Path | None = None, option: str | None = None
+) -> UserError:
+    """Name the first option that is wrong, as typed on the command line or written in `file`, or by `option`."""
     first = error.errors()[0]
     name, typed = str(first["loc"][0]) if first["loc"] else "", first.get("input")
-    option = f"{file}: {name}" if file else "--" + name.replace("_", "-")
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, UserError):
+        return own.copy_with(cause=f"{option}: {own.cause}") if option else own
+    option = option or (f"{file}: {name}" if file else "--" + name.replace("_", "-"))
     if first["type"] == "extra_forbidden":
         where = f"{file}: there" if file else "There"
         return UserError(f"{where} is no option {name!r}.", did_you_mean(name, cls.model_fields))
@@ -70,9 +75,6 @@ def explain(cls: type[Config], error: ValidationError, file: Path | None = None)
         choices = cls.choices(name)
         remedy = f"{did_you_mean(str(typed), choices)} Valid: {', '.join(choices)}."
         return UserError(f"{option} cannot be {str(typed)!r}.", remedy)
-    own = first.get("ctx", {}).get("error")
-    if isinstance(own, UserError):
-        return own
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return UserError(f"{option} {message}; {str(typed)!r} was given.")
 

@@ -36,6 +36,7 @@ from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.options import check_run_name
 
 Status = Literal["running", "finished", "failed", "interrupted"]
+EventKind = Literal["note", "loss"]
 Line = TypeVar("Line", bound=BaseModel)
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
 DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")
@@ -64,12 +65,13 @@ class Epoch(BaseModel):
 
 
 class Event(BaseModel):
-    """One line of events.jsonl."""
+    """One line of events.jsonl. A loss, of workers or of what drives them, counts towards `max_failures`."""
 
     model_config = ConfigDict(frozen=True)
 
     at: datetime
     what: str
+    kind: EventKind = "note"  # also of lines that were written before there were kinds: they are not counted again
 
 
 class BadImage(BaseModel):
@@ -208,10 +210,11 @@ class Run:
         """Read events.jsonl, in order."""
         return _read_lines(self.events_file, Event)
 
-    def tell(self, what: str) -> None:
+    def tell(self, what: str, kind: EventKind = "note") -> None:
         """Append to events.jsonl; not worth stopping for."""
+        event = Event(at=datetime.now(UTC), what=what, kind=kind)
         with contextlib.suppress(OSError, UserError):
-            files.append(self.events_file, Event(at=datetime.now(UTC), what=what).model_dump_json(), patience_s=0)
+            files.append(self.events_file, event.model_dump_json(), patience_s=0)
 
     @property
     def interval_s(self) -> float:

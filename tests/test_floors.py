@@ -100,6 +100,68 @@ def test_private_parts_of_ray_are_used_in_one_file() -> None:
     assert not found, "\n".join(found)
 
 
+OURS = {"UserError", "PausedError", "NoRoomError", "PickledFileError", "UnreachableError"}
+WORDS = {"cause", "remedy", "what"}  # attributes that hold the text of a message
+SEARCHES = {"startswith", "endswith", "removeprefix", "removesuffix", "replace", "partition", "find", "index", "count"}
+SEARCHES |= {"search", "match", "fullmatch", "findall", "finditer", "sub"}
+
+
+def names(node: ast.AST | None) -> set[str]:
+    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} if node else set()
+
+
+def compared_messages(tree: ast.AST) -> list[int]:
+    """The lines where code compares or searches the text of an error of ours, or of an event."""
+    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and names(node.type) & OURS]
+    written = {id(call) for handler in handlers for call in ast.walk(handler) if is_str_of(handler.name, call)}
+
+    def is_message(node: ast.AST) -> bool:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # error.cause.lower()
+            return is_message(node.func.value)
+        return id(node) in written or (isinstance(node, ast.Attribute) and node.attr in WORDS)
+
+    found = []
+    for node in ast.walk(tree):
+        operands: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            operands = [node.left, *node.comparators]
+        elif isinstance(node, ast.Match):
+            operands = [node.subject]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SEARCHES:
+            operands = [node.func.value, *node.args]
+        found += [operand.lineno for operand in operands if is_message(operand)]
+    return found
+
+
+def is_str_of(name: str | None, node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and names(node.func) == {"str"} and names(node) == {"str", name}
+
+
+@pytest.mark.parametrize("folder", ["resnet_ops", "cli"])
+def test_no_code_branches_on_the_words_of_a_message(folder: str) -> None:
+    found = {
+        f"{file.relative_to(ROOT)}:{line}"
+        for file in (ROOT / folder).rglob("*.py")
+        for line in compared_messages(ast.parse(file.read_text()))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "'is a pickle' not in error.cause",
+        "event.what.startswith('Lost: ')",
+        "refusal.cause.replace('--nodes ', '--nodes-per-trial ', 1)",
+        "re.search('full', error.remedy)",
+        "error.cause.lower() == 'x'",
+        "try: f()\nexcept (KeyError, UserError) as e: print('full' in str(e))",
+    ],
+)
+def test_code_that_does_is_noticed(code: str) -> None:
+    assert compared_messages(ast.parse(code))
+
+
 def test_every_package_is_installed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     there = {".".join(f.parent.relative_to(ROOT).parts) for f in (ROOT / "resnet_ops").rglob("__init__.py")}

@@ -13,7 +13,7 @@ from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.files import to_path
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, PickledFileError
 
 Notice = Callable[[str], None]
 
@@ -60,10 +60,8 @@ def of_run(name: str, runs_dir: Path, notice: Notice) -> Subject:
         owner = Run(path.absolute().parent.parent)
         try:
             checkpoint = checkpoints.read(path)
-        except UserError as error:
-            if "is a pickle" not in error.cause:
-                raise
-            raise UserError(error.cause, f"{error.remedy} Of weights trained elsewhere, name the --model.") from None
+        except PickledFileError as error:
+            raise error.copy_with(remedy=f"{error.remedy} Of weights trained elsewhere, name the --model.") from None
         _ = checkpoint.info.validated  # only such weights are exported
         is_run = files.is_file(owner.record_file)
         folder = owner.export if is_run else path.absolute().parent

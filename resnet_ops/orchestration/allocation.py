@@ -191,8 +191,7 @@ def _pool(config: ClusterConfig, share: Share, nodes: list[Node], local: bool) -
         request = replace(Request.of(config, device), fewest=share.nodes, most=share.nodes)
         at_once = _layouts(nodes, request)
         if not at_once:
-            refusal = refuse(nodes, request, where)
-            raise NoRoomError(refusal.cause.replace("--nodes ", "--nodes-per-trial ", 1), refusal.remedy, tuple(nodes))
+            raise refuse(nodes, request, where, "--nodes-per-trial")
         return Pool(tuple(nodes), local, device, 0, 0, at_once)
     gpus = (share.gpus or 1.0) if device == "cuda" else 0.0
     cpus = share.cpus or 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
-from resnet_ops.errors import PausedError, UserError
+from resnet_ops.errors import BAD_REQUEST, PausedError, UserError
 from resnet_ops.orchestration.placement import Node
 
 PATIENCE_S = 120.0
@@ -43,7 +43,7 @@ def asked(
     except OSError as error:
         raise _unwritable(folder, error.strerror) from None
     except PausedError as error:
-        raise UserError(error.cause, error.remedy) from None
+        raise error.copy_with(exit_code=BAD_REQUEST) from None
     try:
         first = _start(nodes, write_and_look, folder, place, look, arguments)
 
@@ -82,7 +82,7 @@ def _collect(pending: dict[Node, Any]) -> dict[Node, Any]:
             answers[node] = ray.get(answer, timeout=0.1)
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
-                raise UserError(f"On {node.name}: {error.cause.cause}", error.cause.remedy) from error
+                raise error.cause.copy_with(cause=f"On {node.name}: {error.cause.cause}") from error
             raise
         except RayError as error:
             reason = str(error).splitlines()[0].rstrip(".")
@@ -101,7 +101,7 @@ def write_and_look(folder: Path, place: Path, look: Callable[..., Any], argument
     except OSError as error:
         raise _unseen(folder, f"it cannot read there ({error.strerror})") from None
     except PausedError as error:
-        raise UserError(error.cause, error.remedy) from None
+        raise error.copy_with(exit_code=BAD_REQUEST) from None
     return look(*arguments)
 
 

@@ -20,14 +20,13 @@ import resnet_ops
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
 from resnet_ops.orchestration.code import shippable_code
 from resnet_ops.orchestration.jobserver import UnreachableError, connect, explained
+from resnet_ops.orchestration.milestones import SUBMITTER, milestone
 from resnet_ops.orchestration.ray_internals import server_version
 
 OLDEST_RAY = (2, 60)  # what the shipped code is written for
 STOP_GRACE_S = 60  # from the signal to SIGKILL: for a step, and a checkpoint on a slow disk
 BEGINS_WITHIN_S = 60
 REST_S = 30.0  # to wait for the end of a log where the server is there and the log is not
-BEGUN = "resnet-ops has begun"
-SUBMITTER = "RESNET_OPS_SUBMITTER"  # versions where the job was submitted, for it to compare
 RUN, VERSION = "resnet_ops_run", "resnet_ops_version"  # keys of a job's metadata
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 # A driver that ends by itself does so with one of these; any other was killed, by a signal or with its machine.
@@ -133,7 +132,7 @@ class JobServer:
         """
         deadline = time.monotonic() + BEGINS_WITHIN_S
         while time.monotonic() < deadline and not (job := self.job(job_id)).is_over:
-            if job.run is None or BEGUN in self.log(job_id):
+            if job.run is None or "begun" in map(milestone, self.log(job_id).splitlines()):
                 break
             time.sleep(0.5)
         with explained(self.address):
@@ -183,10 +182,10 @@ class JobServer:
                     return job
             except UnreachableError as error:
                 if time.monotonic() - log.heard_at > patience_s:
-                    raise UserError(
-                        f"{error.cause} Job {log.job_id} may go on all the same.",
-                        f"Once it can be reached: resnet-ops jobs logs {log.job_id} --cluster {self.address}",
-                        WORK_FAILED,
+                    raise error.copy_with(
+                        cause=f"{error.cause} Job {log.job_id} may go on all the same.",
+                        remedy=f"Once it can be reached: resnet-ops jobs logs {log.job_id} --cluster {self.address}",
+                        exit_code=WORK_FAILED,
                     ) from None
             time.sleep(1)
 
@@ -275,6 +274,7 @@ def differences(submitter: str) -> list[str]:
 
 def _job(details: Any) -> Job:
     code = details.driver_exit_code
+    # Ray's JobErrorType, or its name: servers send the one or the other.
     lost = "SUPERVISOR_ACTOR_DIED" in str(details.error_type) or "SUPERVISOR_ACTOR_UNKNOWN" in str(details.error_type)
     status = str(details.status)
     return Job(

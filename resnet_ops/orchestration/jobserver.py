@@ -114,7 +114,7 @@ def explained(address: str) -> Iterator[None]:
 
     try:
         yield
-    except AuthenticationError as error:
+    except AuthenticationError as error:  # of one class whether a token is missing or wrong: its words tell
         raise _refused(address, 401 if "Authentication required" in str(error) else 403) from None
     except WSServerHandshakeError as error:
         if error.status in (401, 403):
@@ -141,7 +141,7 @@ def _unreachable(address: str, error: BaseException) -> UserError:
     causes = [error]
     while (deeper := causes[-1].__context__ or causes[-1].__cause__) and deeper not in causes:
         causes.append(deeper)
-    text = " ".join(map(str, causes))
+    text = " ".join(map(str, causes))  # urllib3 and aiohttp wrap the system's errors; often only words come through
     host, port = urlsplit(address).hostname, urlsplit(address).port or 8265
     if any(isinstance(cause, socket.gaierror) for cause in causes) or "resolve" in text:
         why = f"no machine of the name {host} is known here"

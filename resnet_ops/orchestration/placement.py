@@ -155,21 +155,23 @@ def choose(nodes: Iterable[Node], request: Request, ours: Mapping[str, int] | No
     return Layout(request.device, tuple((node, request.workers_on(node)) for node in chosen), cores)
 
 
-def refuse(nodes: Iterable[Node], request: Request, where: str = "this cluster") -> NoRoomError:
-    """Say why `choose` found no room: what was asked for, what is there, what to do."""
+def refuse(
+    nodes: Iterable[Node], request: Request, where: str = "this cluster", option: str = "--nodes"
+) -> NoRoomError:
+    """Say why `choose` found no room for what `option` asks: what was asked for, what is there, what to do."""
     nodes = tuple(nodes)
     able = [node for node in nodes if request.workers_on(node)]
     needs = _needs(request)
     each = f"a machine with {needs}" if request.fewest == 1 else f"{request.fewest} machines with {needs} each"
     there = "; ".join(map(str, nodes[:6])) + ("; ..." if len(nodes) > 6 else "") or "none"
-    cause = f"--nodes {_range(request)} needs {each}; {where} has {len(able)} such ({there})."
+    cause = f"{option} {_range(request)} needs {each}; {where} has {len(able)} such ({there})."
     if len(able) >= request.fewest:
         busy = len(able) - request.fewest + 1
         remedy = f"Some are busy (at least {busy} must become free): wait for them with --wait 600, or ask for less."
         if request.device == "cpu" and request.cpus is None:
             remedy += " Fewer cores for each worker: --cpus-per-worker."
     elif able:
-        remedy = f"Use --nodes {len(able)}, or add machines: resnet-ops cluster template."
+        remedy = f"Use {option} {len(able)}, or add machines: resnet-ops cluster template."
     else:
         remedy = "Ask for less on each machine, or add machines: resnet-ops cluster template."
     refusal = NoRoomError(cause, remedy, nodes)

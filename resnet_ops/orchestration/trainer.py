@@ -9,7 +9,7 @@ again; here only after the loss of a worker or of a machine.
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -44,9 +44,14 @@ from resnet_ops.orchestration.ray_internals import (
 ABORT_S = 5.0
 # What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
 PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
-LOSS = "Lost: "  # how an event begins that tells of a loss, by which they are counted
 TOO_MANY = "It is one more than --max-failures allows."
-Tell = Callable[[str], None]
+
+
+class Tell(Protocol):
+    """Told, in the controller's process, of what a user should know."""
+
+    def __call__(self, what: str, kind: Literal["note", "loss"] = "note", /) -> None:
+        """Tell of something; losses are counted."""
 
 
 class PeerLostError(Exception):
@@ -197,7 +202,7 @@ class WhereThereIsRoom(ScalingPolicy):
             try:
                 self.patience.wait(refuse(nodes, self.request))
             except NoRoomError as refusal:
-                raise NoRoomError(refusal.cause, refusal.remedy, refusal.nodes, WORK_FAILED) from None
+                raise refusal.copy_with(exit_code=WORK_FAILED) from None
             return NoopDecision()
         self.patience.renew()
         self.ours, self.next = {}, {node.id: workers for node, workers in layout.on}
@@ -252,7 +257,7 @@ class SurviveLosses(FailurePolicy):
         self.left -= 1
         if self.left < 0:
             return FailureDecision.RAISE
-        self.tell(f"{LOSS}{lost}. Going on from the last checkpoint ({self.left} more losses are survived).")
+        self.tell(f"Lost: {lost}. Going on from the last checkpoint ({self.left} more losses are survived).", "loss")
         return FailureDecision.RETRY
 
 

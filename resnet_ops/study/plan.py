@@ -72,7 +72,7 @@ def _networks(config: StudyConfig) -> list[dict[str, Any]]:
         try:
             parse_name(f"resnet{depth}")
         except UserError as error:
-            raise UserError(f"--depths: {error.cause}", error.remedy) from None
+            raise error.copy_with(cause=f"--depths: {error.cause}") from None
     numbers = [int(depth) if depth.isdigit() else depth for depth in depths]
     if config.study != "shortcuts":
         return [_network(d, f) for d, f in itertools.product(numbers, ("plain", "resnet"))]

@@ -23,7 +23,7 @@ from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
 from resnet_ops import files
-from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, PausedError, UserError
+from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
 from resnet_ops.runs import Epoch, Run
@@ -97,6 +97,10 @@ class Checkpoint:
     trained: dict[str, Tensor] = field(default_factory=dict)
 
 
+class PickledFileError(UserError):
+    """A file is a pickle, which is not read."""
+
+
 def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
     """Write a checkpoint atomically.
 
@@ -134,7 +138,8 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint and verify every byte of it.
 
     Raises:
-        UserError: It is not there, is a pickle, is truncated or changed, or is not one of ours.
+        UserError: It is not there, is truncated or changed, or is not one of ours.
+        PickledFileError: It is a pickle.
         PausedError: The disk or the bucket that it is on cannot be read now.
     """
     try:
@@ -144,7 +149,7 @@ def read(path: Path) -> Checkpoint:
     except OSError as error:  # which says nothing of the checkpoint
         raise PausedError(f"{path} cannot be read: {error.strerror}.", "See to its disk.", WORK_FAILED) from None
     if is_pickle(content):
-        raise UserError(
+        raise PickledFileError(
             f"{path} is a pickle, which can run code when it is read, so it is refused.",
             "Checkpoints here are safetensors files.",
         )
@@ -296,7 +301,7 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
         try:
             whole.append(read(path))
         except UserError as error:
-            if error.exit_code == BAD_REQUEST or isinstance(error, PausedError):
+            if isinstance(error, PickledFileError | PausedError):
                 raise
             refused.append(str(error))
         if not refused:

@@ -12,7 +12,7 @@ from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.allocation import RECOVER_S, Placement
 from resnet_ops.orchestration.connect import ask_nccl, import_ray
-from resnet_ops.runs import Run, RunRecord
+from resnet_ops.runs import EventKind, Run, RunRecord
 
 if TYPE_CHECKING:
     from resnet_ops.data.sources import Source
@@ -61,14 +61,14 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
 
     from resnet_ops.orchestration import cluster_kv
     from resnet_ops.orchestration.network import OneNetwork
-    from resnet_ops.orchestration.trainer import LOSS, Trainer, explain
+    from resnet_ops.orchestration.trainer import Trainer, explain
     from resnet_ops.training.worker import Job, work
 
     config = record.config
     if placement.layout.device == "cuda":
         ask_nccl(config.hang_timeout)
     begun = len(run.events())
-    while (left := config.max_failures - sum(e.what.startswith(LOSS) for e in run.events()[begun:])) >= 0:
+    while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[begun:])) >= 0:
         cluster_kv.release_placement_group(str(run.path))  # which one whose controller was lost still has
         trainer = Trainer(
             work,
@@ -93,7 +93,8 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
         except TrainingFailedError as error:
             raise explain(error) from error
         except RayActorError as error:  # Ray's controller itself
-            run.tell(f"{LOSS}the controller of the job ({str(error).splitlines()[0][:200]}). Starting another one.")
+            reason = str(error).splitlines()[0][:200]
+            run.tell(f"Lost: the controller of the job ({reason}). Starting another one.", "loss")
     raise PausedError("The controller of the job was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
 
 
@@ -106,9 +107,9 @@ def _wait(fitting: Future[Any], halt: threading.Event) -> Any:
     raise KeyboardInterrupt
 
 
-def tell(path: Path, what: str) -> None:
+def tell(path: Path, what: str, kind: EventKind = "note") -> None:
     """Write down what befell a run, from whatever process."""
-    Run(path).tell(what)
+    Run(path).tell(what, kind)
 
 
 def _outcome(result: Any) -> "Outcome":

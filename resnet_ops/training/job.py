@@ -69,7 +69,8 @@ def train(
         observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
         halt: Where the workers are Ray's: once set, they are stopped, as by Ctrl-C.
-        tracked: Whether TensorBoard's files are written and `config.track` is told here, and not by whoever calls.
+        tracked: Whether TensorBoard's files are written, `config.track` is told, and users are told how to go on
+            here, and not by whoever calls.
 
     Raises:
         UserError: The request was wrong (nothing was written), or the work failed or was
@@ -212,8 +213,9 @@ def _execute(
             _record_end(run, record, "failed", error.cause)
             if error.exit_code != WORK_FAILED:
                 raise
-            on = f" Then go on with: {resume_command(run)}" if isinstance(error, PausedError | NoRoomError) else ""
-            raise UserError(f"{error.cause} {_last_good(run)}", error.remedy + on, WORK_FAILED) from error
+            goes_on = tracked and isinstance(error, PausedError | NoRoomError)
+            on = f" Then go on with: {resume_command(run)}" if goes_on else ""
+            raise error.copy_with(cause=f"{error.cause} {_last_good(run)}", remedy=error.remedy + on) from error
         except BaseException as error:
             _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
             raise

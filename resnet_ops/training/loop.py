@@ -7,7 +7,6 @@ added up over all workers, so that metrics are exact however uneven the shares a
 """
 
 import contextlib
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -119,7 +118,8 @@ class Training:
             self.compute_gradients(x, y)
             if self.config.clip_grad_norm:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad_norm)
-            self.update_weights()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
             if self.average:
                 self.average.update(done)
             self.step += 1
@@ -151,16 +151,6 @@ class Training:
             self.totals += torch.stack((loss_sum.detach(), (logits.detach().argmax(1) != classes).sum()))
         if self.world.size > 1 and not self.ddp:
             self.world.add_gradients(self.network)
-
-    @torch.no_grad()
-    def update_weights(self) -> None:
-        """The optimizer's step, and the end of the gradients.
-
-        Past torch's decorators of both, which would import its compiler to keep it from compiling them: 1 s.
-        """
-        inspect.unwrap(torch.optim.SGD.step)(self.optimizer)
-        for parameter in self.network.parameters():
-            parameter.grad = None
 
     def logits(self, network: nn.Module, x: Tensor) -> Tensor:
         """Logits (n, classes) float32 of images (n, C, H, W)."""

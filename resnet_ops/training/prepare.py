@@ -1,8 +1,7 @@
 """Makes a worker's network, optimizer and all that a configuration asks of them ready for the loop."""
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, cast
+import inspect
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -16,6 +15,8 @@ from resnet_ops.training.world import World
 
 BUCKETS = 8  # that the gradients are added up in: the first ones while others are still computed
 SMALLEST_BUCKET_MB, LARGEST_BUCKET_MB = 1, 25  # below, latency rules; above is torch's own
+DECORATED = ("add_param_group", "step", "zero_grad")  # of what is called of an optimizer
+AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
 def prepare(config: TrainConfig, network: nn.Module, loader: Loader, world: World, device: torch.device) -> Training:
@@ -57,26 +58,21 @@ def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer
         weights = [p for p in network.parameters() if p.dim() > 1]
         rows = [p for p in network.parameters() if p.dim() == 1]
         groups = [{"params": weights}, {"params": rows, "weight_decay": config.norm_weight_decay}]
-    with _compiler_left_alone():
-        return torch.optim.SGD(
-            groups,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-            fused=config.fused,
-        )
+    return without_dynamo(torch.optim.SGD)(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        fused=config.fused,
+    )
 
 
-@contextlib.contextmanager
-def _compiler_left_alone() -> Iterator[None]:
-    """Make an optimizer without importing torch's compiler, which takes each worker 1 s.
+def without_dynamo(optimizer: type[AnyOptimizer]) -> type[AnyOptimizer]:
+    """Return an optimizer's class with its own methods bare of torch's decorators, and its step without gradients.
 
-    It would be imported only to be kept from compiling this very call.
+    They would import torch's compiler, which takes each worker 1 s, only to keep it from compiling these very calls.
     """
-    decorated: Any = torch.optim.Optimizer.add_param_group
-    torch.optim.Optimizer.add_param_group = getattr(decorated, "__wrapped__", decorated)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.optim.Optimizer.add_param_group = decorated  # type: ignore[method-assign]
+    bare: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in DECORATED}
+    bare["step"] = torch.no_grad()(bare["step"])
+    return cast("type[AnyOptimizer]", type(optimizer.__name__, (optimizer,), bare))

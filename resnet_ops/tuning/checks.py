@@ -91,5 +91,5 @@ def _models(space: Space) -> list[str]:
         try:
             found.append(models.parse_name(name))
         except UserError as error:
-            raise UserError(f"--depths: {error.cause}", error.remedy) from None
+            raise error.copy_with(cause=f"--depths: {error.cause}") from None
     return [architecture.name for architecture in sorted(found, key=lambda a: -a.depth)]

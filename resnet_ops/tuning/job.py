@@ -220,7 +220,7 @@ def _execute(
         reason = error.cause if isinstance(error, UserError) else f"{type(error).__name__}: {error}"[:500]
         _record_end(search, board, "failed", reason)
         if isinstance(error, PausedError):
-            raise UserError(error.cause, f"{error.remedy} Then: {go_on}", WORK_FAILED) from error
+            raise error.copy_with(remedy=f"{error.remedy} Then: {go_on}", exit_code=WORK_FAILED) from error
         raise
     answer = board.answer()
     if answer is None:

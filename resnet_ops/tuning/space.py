@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import ValidationError
+
 from resnet_ops.config import NetworkConfig, Recipe, TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.options import explain
 from resnet_ops.tuning.config import TuneConfig
 
 Value = str | int | float | bool
@@ -172,9 +175,9 @@ def _typed(name: str, where: str, value: Any) -> Value:
             raise UserError(f"{where} cannot be {str(value)!r}.", f"Valid: {', '.join(FAMILIES)}.")
         return str(value)
     try:
-        typed: Value = getattr(TrainConfig.of(**{name: value}), name)
-    except UserError as error:
-        raise UserError(error.cause.replace(f"--{name.replace('_', '-')}", where, 1), error.remedy) from None
+        typed: Value = getattr(TrainConfig(**{name: value}), name)
+    except ValidationError as error:
+        raise explain(TrainConfig, error, option=where) from None
     return typed
 
 

@@ -96,6 +96,33 @@ def test_a_trial_on_two_machines_whose_driver_is_killed_goes_on(nodes: Nodes, tm
 
 
 @pytest.mark.slow
+def test_a_trial_on_two_machines_that_is_stopped_from_outside_has_not_failed(nodes: Nodes, tmp_path: Path) -> None:
+    options = ("--depths", 8, "--lr", "0.05,0.1", "--search", "grid", "--epochs", 20, "--scheduler", "none")
+    place = ("--cluster", nodes.address, "--runs-dir", tmp_path)
+    first = ("--name", "p", "--nodes-per-trial", 2, "--max-failures", 0)
+    started = subprocess.Popen(
+        [*COMMAND, "tune", *map(str, (*options, *place, *first))], stderr=subprocess.PIPE, text=True
+    )
+    search = Search(Run(tmp_path / "p"))
+    end = time.monotonic() + 120
+    while not search.trial_run(1).epochs():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    for worker in nodes.workers():
+        os.kill(worker, signal.SIGKILL)
+    _, err = started.communicate(timeout=120)
+    assert started.returncode == 1, err
+    assert "It is one more than --max-failures allows. Then: resnet-ops tune --resume p" in err
+    assert "train --resume" not in err
+    assert "failed" not in {trial.status for trial in search.trials()}
+    ended = command("tune", "--resume", "p", *place)
+    assert ended.returncode == 0, ended.stderr
+    for trial in search.trials():
+        assert (trial.status, trial.epochs) == ("finished", 20)
+        assert [e.epoch for e in search.trial_run(trial).epochs()] == list(range(1, 21))
+
+
+@pytest.mark.slow
 def test_killed_workers_nodes_and_drivers_change_no_byte(nodes: Nodes, tmp_path: Path) -> None:
     """3 workers: with two, any order of adding up gives the same sum."""
     options = ("--cluster", nodes.address, "--nodes", 3, *NETWORK, "--epochs", 24, "--checkpoint-every", 4)

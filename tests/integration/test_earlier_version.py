@@ -56,7 +56,10 @@ def test_an_exported_file_is_verified_and_used(
 
 def test_runs_and_their_report_are_shown(cli: Callable[..., Ended], earlier_runs: Path, tmp_path: Path) -> None:
     listed = cli("runs", "--runs-dir", earlier_runs, "--json")
-    assert {run["name"]: run["status"] for run in listed.json["runs"]} == {"before": "interrupted", "search": "finished"}
+    assert {run["name"]: run["status"] for run in listed.json["runs"]} == {
+        "before": "interrupted",
+        "search": "finished",
+    }
     page = tmp_path / "report.html"
     reported = cli("report", "search", "--runs-dir", earlier_runs, "-o", page, "--json")
     assert reported.code == 0, reported.err

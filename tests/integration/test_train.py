@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ import torch
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data import sources
+from resnet_ops.errors import WORK_FAILED, PausedError
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
@@ -309,3 +311,17 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path) -> None:
     assert (run["status"], run["epochs_done"]) == ("failed", 1)
     assert "epoch-0001.safetensors" in files
     assert not [name for name in files if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_training_that_the_disk_stops_is_paused(tracked: bool, tmp_path: Path) -> None:
+    """So that a trial of a search, which trains like this, can tell it from one that failed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # too little for a checkpoint
+    try:
+        with pytest.raises(PausedError, match="No checkpoint was saved yet") as stopped:
+            job.train(TrainConfig.of(model="resnet8", epochs=1, runs_dir=tmp_path, name="x"), tracked=tracked)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stopped.value.exit_code == WORK_FAILED
+    assert ("go on with: resnet-ops train --resume x" in stopped.value.remedy) == tracked

@@ -20,6 +20,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import jobs
 from resnet_ops.orchestration.code import shippable_code
 from resnet_ops.orchestration.jobserver import UnreachableError
+from resnet_ops.orchestration.milestones import milestone
 from resnet_ops.recipes.reading import configure
 from tests.conftest import Ended
 from tests.integration.test_cli import refused
@@ -188,9 +189,11 @@ def test_a_job_says_what_differs_where_it_runs() -> None:
             check=True,
         ).stderr
 
-    (begun,) = says().splitlines()
+    mark, begun = says().splitlines()
+    assert milestone(mark) == "begun"
+    assert milestone(begun) is None
     assert begun.startswith("resnet-ops has begun on ")
-    _, line = says(Ray="2.1.0", Python="3.99").splitlines()
+    _, _, line = says(Ray="2.1.0", Python="3.99").splitlines()
     assert "(submitted from 2.1.0)" in line
     assert f"Python {jobs.versions()['Python']} (submitted from 3.99)" in line
     assert "torch" not in line

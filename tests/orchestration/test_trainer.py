@@ -31,7 +31,12 @@ def decide(
     error: Any, losses: int = 1, left_out: list[str] | None = None
 ) -> tuple[FailureDecision, list[str], SurviveLosses]:
     told: list[str] = []
-    policy = SurviveLosses(losses, told.append, ([] if left_out is None else left_out).append)
+
+    def tell(what: str, kind: str = "note") -> None:
+        told.append(what)
+        assert (kind == "loss") == what.startswith("Lost: ")
+
+    policy = SurviveLosses(losses, tell, ([] if left_out is None else left_out).append)
     return policy.make_decision(error), told, policy
 
 

@@ -1,6 +1,9 @@
 """The loop does what plain PyTorch would, and its metrics are exact."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.training.loop import Progress, Training
-from resnet_ops.training.prepare import prepare
+from resnet_ops.training.prepare import prepare, without_dynamo
 from resnet_ops.training.schedule import learning_rate
 from resnet_ops.training.world import World
 
@@ -218,3 +221,38 @@ def test_dropout_follows_from_seed_and_step_alone(digits: Loader) -> None:
         return ours.network.fc[1].weight.detach()
 
     torch.testing.assert_close(weights(1), weights(2), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.SGD])
+def test_any_optimizer_makes_its_own_step(kind: type[torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.rand(8, requires_grad=True), torch.empty(8, requires_grad=True)
+    with torch.no_grad():
+        theirs.copy_(ours)
+    one, other = without_dynamo(kind)([ours], lr=0.1), kind([theirs], lr=0.1)
+    ended = []
+    one.register_step_post_hook(lambda *_: ended.append(torch.is_grad_enabled()))
+    for _ in range(3):
+        for weights, optimizer in ((ours, one), (theirs, other)):
+            (weights**3).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert weights.grad is None
+    assert torch.equal(ours, theirs)
+    assert ended == [True] * 3
+    assert hasattr(torch.optim.Optimizer.add_param_group, "__wrapped__")  # torch's own classes are as they were
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_torchs_compiler_is_not_imported_to_train(optimizer: str, tmp_path: Path) -> None:
+    """It would take each worker 1 s."""
+    code = (
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from resnet_ops.config import TrainConfig\nfrom resnet_ops.training import job, prepare\n"
+        f"kind = torch.optim.{optimizer}\n"
+        "prepare._optimizer = lambda _, network: prepare.without_dynamo(kind)(network.parameters(), lr=0.01)\n"
+        f"job.train(TrainConfig.of(model='resnet8', epochs=1, runs_dir=Path({str(tmp_path)!r})))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "False"
