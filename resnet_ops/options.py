@@ -1,6 +1,7 @@
 """A set of options: validated once, whoever gives them; what is wrong is named as it was typed."""
 
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -38,6 +39,52 @@ class Config(BaseModel):
     def choices(cls, name: str) -> list[str]:
         """The values that option `name` may take, or [] where any will do."""
         return _choices(cls.model_fields[name].annotation)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """How the command line shows and reads a field."""
+
+    panel: str | None = None
+    advanced: bool = False
+    aliases: tuple[str, ...] = ()
+    metavar: str | None = None
+    envvar: str | None = None
+    shared: bool = False
+
+
+def option(
+    description: str,
+    *,
+    panel: str | None = None,
+    advanced: str | None = None,
+    aliases: tuple[str, ...] = (),
+    metavar: str | None = None,
+    envvar: str | None = None,
+    shared: bool = False,
+    **limits: Any,
+) -> Any:
+    """Declare a field that is an option on the command line too: all that is to be said of it.
+
+    Args:
+        description: Its help text.
+        panel: Heading that `--help` shows it under.
+        advanced: The same for an option that few need; they are shown last.
+        aliases: Other names for it, such as `--config`.
+        metavar: What stands for its value; by default its choices or its type.
+        envvar: Environment variable that it is read from where it is not typed.
+        shared: Whether `tune` and `study` have it too, for all their trials together.
+        limits: What `pydantic.Field` takes, such as `ge`.
+    """
+    title = f"Advanced: {advanced}" if advanced else panel
+    declaration = Declaration(title, advanced is not None, aliases, metavar, envvar, shared)
+    return Field(description=description, json_schema_extra={"option": asdict(declaration)}, **limits)
+
+
+def declarations(config: type[Config]) -> dict[str, Declaration]:
+    """Return the fields of `config` that are declared as options, in their order."""
+    extras = {name: info.json_schema_extra for name, info in config.model_fields.items()}
+    return {n: Declaration(**extra["option"]) for n, extra in extras.items() if isinstance(extra, dict)}  # type: ignore[arg-type]
 
 
 def _choices(annotation: Any) -> list[str]:
