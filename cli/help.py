@@ -19,7 +19,7 @@ WIDEST_NAME = 26
 class Command(TyperCommand):
     """A command with this help."""
 
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # noqa: ARG002
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Print the help."""
         _show(self, ctx)
 
@@ -27,7 +27,7 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """A group of commands with this help."""
 
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # noqa: ARG002
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Print the help."""
         _show(self, ctx)
 
