@@ -11,7 +11,6 @@ import typer
 from pydantic import PlainValidator
 from pydantic.fields import FieldInfo
 
-from resnet_ops.config import WHERE_IT_RUNS
 from resnet_ops.errors import UserError
 from resnet_ops.options import Config, Declaration, declarations
 
@@ -19,6 +18,7 @@ from .console import short
 
 C = TypeVar("C", bound=Config)
 Command = Callable[..., None]
+Part = tuple[type[Config], Collection[str]]
 SHOWN_LAST = ("Verification", "Pretrained weights", "Cluster", "Run")  # of the panels; advanced ones come after them
 
 Json = Annotated[
@@ -56,25 +56,28 @@ class Options:
         return config.of(**self.typed(config) | more)
 
 
-def options_of(
-    *configs: type[Config], shared: type[Config] | None = None, arguments: Collection[str] = ()
-) -> Callable[[Command], Command]:
+def shared_by_trials(config: type[Config]) -> Part:
+    """Return the part of `config` whose options all trials of a search or study share."""
+    return config, [name for name, declaration in declarations(config).items() if declaration.shared]
+
+
+def options_of(*configs: type[Config] | Part, arguments: Collection[str] = ()) -> Callable[[Command], Command]:
     """Give a command the options that its configurations declare (`resnet_ops.options.option`).
 
     They stand where the command's parameter `options` does, and arrive in it; advanced ones come last. A field without
     a default is a positional argument.
 
     Args:
-        configs: What the options are fields of; of two fields of the same name the first is taken.
-        shared: A configuration of which only those fields become options that all trials of a search share.
+        configs: What the options are fields of, or of which of its fields; of two of the same name the first is taken.
         arguments: Names of fields with a default that are positional arguments all the same.
     """
     owners: dict[str, type[Config]] = {}
     parameters: list[tuple[Declaration, inspect.Parameter]] = []
-    for config in (*configs, *([shared] if shared else [])):
-        for name, declaration in declarations(config).items():
-            if name not in owners and (config is not shared or declaration.shared):
-                owners[name] = config
+    for each in configs:
+        config, names = each if isinstance(each, tuple) else (each, declarations(each))
+        for name in names:
+            if name not in owners:
+                owners[name], declaration = config, declarations(config)[name]
                 parameters.append((declaration, _parameter(config, name, declaration, name in arguments)))
 
     def rank(declared: tuple[Declaration, inspect.Parameter]) -> tuple[bool, int]:
@@ -143,13 +146,15 @@ def _kind(info: FieldInfo) -> Any:
     return kind if kind in (bool, int, float, Path) and not is_place else str
 
 
-def refuse_changes(options: Options, resume: str, what: str, more: Iterable[str] = ()) -> None:
-    """Refuse to resume with other options than what is resumed began with, but for where it runs.
+def refuse_changes(
+    options: Options, resume: str, changeable: Collection[str], what: str, more: Iterable[str] = ()
+) -> None:
+    """Refuse to resume with other options than what is resumed began with, but for those that are `changeable`.
 
     Raises:
         UserError: Names the first of them, or of `more` that was typed beside them.
     """
-    kept = options.given - WHERE_IT_RUNS - {"study", "pairs", "resume", "runs_dir", "json", "debug"}
+    kept = options.given - {*changeable, "study", "pairs", "resume", "runs_dir", "json", "debug"}
     for changed in (*more, *(f"--{name.replace('_', '-')}" for name in sorted(kept))):
         raise UserError(
             f"--resume {resume} continues with the options that the {what} began with; {changed} cannot be changed.",

@@ -24,7 +24,7 @@ resnet-ops report plain56-digits resnet56-digits -o depth.html  # compare two ru
 
 @options_of(RunsConfig)
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, or paths of their folders.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Names of runs, or paths of their folders.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE.html", help="File to write; replaced if it exists.")
     ] = Path("report.html"),

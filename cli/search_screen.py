@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from resnet_ops.orchestration.pool import Pool
+from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 from resnet_ops.tuning.watcher import Watcher

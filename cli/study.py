@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import to_path
-from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import StudyConfig
 from resnet_ops.tracking.tracker import check
 from resnet_ops.tuning.results import Trial
 
+from .arguments import tune_arguments
 from .clock import importing, process_started_at
 from .console import Output, err, short, table
-from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes
+from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
 from .search_screen import SearchScreen
 from .submit import submit
 
 if TYPE_CHECKING:
-    from resnet_ops.orchestration.pool import Pool
+    from resnet_ops.orchestration.allocation import Pool
     from resnet_ops.study.results import Findings
     from resnet_ops.tuning.results import Search, SearchRecord
 
@@ -37,8 +37,10 @@ resnet-ops study shortcuts --options A,B,C  # table 3
 resnet-ops study degradation --resume my-study  # resume an interrupted study
 """
 
+CHANGEABLE = StudyConfig.changeable_on_resume()
 
-@options_of(StudyConfig, shared=TrainConfig, arguments=["study"])
+
+@options_of(StudyConfig, shared_by_trials(TrainConfig), arguments=["study"])
 def study(
     options: Options,
     resume: Resume = None,
@@ -59,10 +61,9 @@ def study(
     if study not in known:
         raise UserError(f"There is no study {study!r}.", f"{did_you_mean(study, known)} There are: {', '.join(known)}.")
     if resume is not None:
-        refuse_changes(options, resume, "study")
-    shared = options.typed(TrainConfig)
-    config = options.make(StudyConfig, given=shared)
-    base = configure(**shared)
+        refuse_changes(options, resume, CHANGEABLE, "study")
+    config = options.make(StudyConfig, given=options.typed(TrainConfig))
+    base = configure(**config.train_options)
     if is_job_server(base.cluster):
         _submit(base, options.values, config, resume, overwrite, output)
         return
@@ -76,7 +77,7 @@ def study(
             if resume is None:
                 findings = job.study(config, overwrite=overwrite, watcher=screen, started_at=started_at)
             else:
-                changes = {name: value for name, value in shared.items() if name in WHERE_IT_RUNS}
+                changes = {name: value for name, value in options.values.items() if name in CHANGEABLE - {"nodes"}}
                 findings = job.resume(
                     base.runs_dir,
                     resume,
@@ -153,7 +154,7 @@ def _submit(
     submit(
         base,
         resume,
-        functools.partial(tune_arguments, typed=typed, overwrite=overwrite, command=command),
+        functools.partial(tune_arguments, typed=typed, changeable=CHANGEABLE, overwrite=overwrite, command=command),
         output,
         " ".join(command),
     )

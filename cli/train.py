@@ -3,13 +3,13 @@
 import functools
 from typing import Any
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
-from resnet_ops.orchestration.arguments import train_arguments
+from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check
 
+from .arguments import train_arguments
 from .clock import importing, moment, process_started_at, spare_others
 from .console import Output, percent, short
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
@@ -39,8 +39,9 @@ def train(
     if resume is None:
         config = configure(**typed)
     else:
-        refuse_changes(options, resume, "run")
-        changes = {name: value for name, value in typed.items() if name in WHERE_IT_RUNS}
+        changeable = TrainConfig.changeable_on_resume()
+        refuse_changes(options, resume, changeable, "run")
+        changes = {name: value for name, value in typed.items() if name in changeable}
         config = options.make(TrainConfig)
     if is_job_server(config.cluster):
         submit(config, resume, functools.partial(train_arguments, overwrite=overwrite), output)
@@ -50,7 +51,7 @@ def train(
         with importing():
             from resnet_ops.training import job
 
-            if address_of(config) == LOCAL:  # else it is imported later, while the cluster is asked
+            if address_of(config, config.nodes.most) == LOCAL:  # else it is imported later, while the cluster is asked
                 began = moment()
                 import_ray()
                 spare_others(began)

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
-from resnet_ops.orchestration.arguments import tune_arguments
+from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure, read
 from resnet_ops.tracking.tracker import check
@@ -14,9 +13,20 @@ from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import OPTIONS, read_file
 from resnet_ops.tuning.space import read as read_space
 
+from .arguments import tune_arguments
 from .clock import importing, process_started_at
 from .console import Output, percent, short, table
-from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
+from .options import (
+    Debug,
+    Json,
+    Options,
+    Overwrite,
+    Resume,
+    options_of,
+    refuse_changes,
+    runs_dir_option,
+    shared_by_trials,
+)
 from .search_screen import SearchScreen
 from .submit import submit
 
@@ -28,8 +38,10 @@ resnet-ops tune --resume my-search  # resume an interrupted search
 resnet-ops export my-search --onnx  # export the best network of the search
 """
 
+CHANGEABLE = TuneConfig.changeable_on_resume()
 
-@options_of(TuneConfig, shared=TrainConfig)
+
+@options_of(TuneConfig, shared_by_trials(TrainConfig))
 def tune(
     options: Options,
     pairs: Annotated[
@@ -51,10 +63,9 @@ def tune(
     """
     output = Output(json)
     if resume is not None:
-        refuse_changes(options, resume, "search", pairs or ())
-    shared = options.typed(TrainConfig)
-    config = options.make(TuneConfig, given=shared)
-    base = configure(**shared)
+        refuse_changes(options, resume, CHANGEABLE, "search", pairs or ())
+    config = options.make(TuneConfig, given=options.typed(TrainConfig))
+    base = configure(**config.train_options)
     if is_job_server(base.cluster):
         _submit(base, options.values, pairs or [], resume, overwrite, output)
         return
@@ -68,7 +79,7 @@ def tune(
             if resume is None:
                 result = job.tune(config, pairs or (), overwrite=overwrite, watcher=screen, started_at=started_at)
             else:
-                changes = {name: value for name, value in shared.items() if name in WHERE_IT_RUNS}
+                changes = {name: value for name, value in options.values.items() if name in CHANGEABLE}
                 result = job.resume(base.runs_dir, resume, changes=changes, watcher=screen, started_at=started_at)
         finally:
             _draw(screen)  # also what was found before it was stopped
@@ -90,7 +101,7 @@ def _submit(
                 typed.setdefault(name, value)
     if resume is None:
         read_space(TuneConfig.of(), pairs)  # what is wrong is told here
-    arguments = functools.partial(tune_arguments, typed=typed, pairs=pairs, overwrite=overwrite)
+    arguments = functools.partial(tune_arguments, typed=typed, changeable=CHANGEABLE, pairs=pairs, overwrite=overwrite)
     submit(base, resume, arguments, output, "tune")
 
 

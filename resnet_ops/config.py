@@ -67,6 +67,7 @@ class ImagesConfig(Config):
             "Folder that holds cifar10 and cifar100, or to download them to; by default the cache.",
             advanced="data",
             shared=True,
+            changeable=True,
         ),
     ] = None
     image_column: Annotated[
@@ -92,6 +93,7 @@ class ImagesConfig(Config):
             "Folder to cache decoded images in; by default RESNET_OPS_CACHE or ~/.cache/resnet-ops.",
             advanced="data",
             shared=True,
+            changeable=True,
         ),
     ] = None
 
@@ -351,61 +353,79 @@ class NodeRange:
         )
 
 
-class ClusterConfig(Config):
-    """Where the work runs: machines, what of them is used, and what happens while some are missing."""
+class ConnectionConfig(Config):
+    """Which Ray cluster the work runs on."""
 
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        option("Device to train on; auto: GPUs if there are any.", panel="Cluster", shared=True),
-    ] = "auto"
     cluster: Annotated[
         str | None,
         option(
             "Ray cluster: local (started for this run), auto (RAY_ADDRESS, or the one running on this machine), an "
-            "address, or http://HEAD:8265 to submit a job. By default local, but auto if RAY_ADDRESS is set or --nodes "
-            "needs more than this machine.",
+            "address, or (except for serve) http://HEAD:8265 to submit a job. By default local, but auto if "
+            "RAY_ADDRESS is set or --nodes needs more than this machine.",
             panel="Cluster",
-            shared=True,
+            changeable=True,
         ),
     ] = None
-    nodes: Annotated[
-        NodeRange,
-        option(
-            "Number of machines; MIN:MAX starts with MIN and scales up to MAX as machines come and go.",
-            panel="Cluster",
-            metavar="N or MIN:MAX",
-        ),
-    ] = NodeRange(1, 1)
-    gpus_per_node: Annotated[
-        Positive | None, option("GPUs per machine, one worker each; by default all.", panel="Cluster")
-    ] = None
-    workers_per_node: Annotated[
-        Positive | None, option("Workers per machine when training on CPUs.", advanced="cluster")
-    ] = None
-    cpus_per_worker: Annotated[
-        Positive | None,
-        option("CPU cores per worker; by default its share of the machine's cores.", advanced="cluster"),
-    ] = None
+
+
+class JobConfig(ConnectionConfig):
+    """What every job on a cluster has, one training or many: its device, and its patience when machines are missing."""
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        option("Device to train on; auto: GPUs if there are any.", panel="Cluster", changeable=True),
+    ] = "auto"
     wait: Annotated[
         float | None,
         option(
             "Seconds to wait for missing or busy machines at the start (by default 600 if an autoscaler can add "
             "them, else 0) and after a failure (by default 600).",
             advanced="cluster",
-            shared=True,
+            changeable=True,
             ge=0,
             allow_inf_nan=False,
         ),
     ] = None
     max_failures: Annotated[
         int,
-        option("Failed workers and machines to recover from before giving up.", advanced="cluster", shared=True, ge=0),
+        option(
+            "Failed workers and machines to recover from before giving up.", advanced="cluster", changeable=True, ge=0
+        ),
     ] = 3
+
+
+class ClusterConfig(JobConfig):
+    """Where one training runs: on how many machines, and what of them is used."""
+
+    nodes: Annotated[
+        NodeRange,
+        option(
+            "Number of machines; MIN:MAX starts with MIN and scales up to MAX as machines come and go.",
+            panel="Cluster",
+            metavar="N or MIN:MAX",
+            changeable=True,
+        ),
+    ] = NodeRange(1, 1)
+    gpus_per_node: Annotated[
+        Positive | None,
+        option("GPUs per machine, one worker each; by default all.", panel="Cluster", changeable=True),
+    ] = None
+    workers_per_node: Annotated[
+        Positive | None,
+        option("Workers per machine when training on CPUs.", advanced="cluster", changeable=True),
+    ] = None
+    cpus_per_worker: Annotated[
+        Positive | None,
+        option(
+            "CPU cores per worker; by default its share of the machine's cores.", advanced="cluster", changeable=True
+        ),
+    ] = None
     hang_timeout: Annotated[
         float,
         option(
             "Seconds without progress after which hanging workers are restarted.",
             advanced="cluster",
+            changeable=True,
             gt=0,
             allow_inf_nan=False,
         ),
@@ -476,6 +496,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
             "(MLFLOW_TRACKING_URI, WANDB_PROJECT, ...); TensorBoard files are always written.",
             advanced="checkpoints and tracking",
             shared=True,
+            changeable=True,
         ),
     ] = "none"
 
@@ -504,7 +525,3 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
     @classmethod
     def _name_is_one_folder(cls, name: str | None) -> str | None:
         return name if name is None else check_run_name(name)
-
-
-# What a resumed run may have otherwise, for it is not what it computes.
-WHERE_IT_RUNS = frozenset({*ClusterConfig.model_fields, "data_root", "cache_dir", "track"})

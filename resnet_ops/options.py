@@ -40,6 +40,11 @@ class Config(BaseModel):
         """The values that option `name` may take, or [] where any will do."""
         return _choices(cls.model_fields[name].annotation)
 
+    @classmethod
+    def changeable_on_resume(cls) -> frozenset[str]:
+        """Return the options that may differ when a run is resumed."""
+        return frozenset(name for name, declaration in declarations(cls).items() if declaration.changeable)
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -51,6 +56,7 @@ class Declaration:
     metavar: str | None = None
     envvar: str | None = None
     shared: bool = False
+    changeable: bool = False
 
 
 def option(
@@ -62,6 +68,7 @@ def option(
     metavar: str | None = None,
     envvar: str | None = None,
     shared: bool = False,
+    changeable: bool = False,
     **limits: Any,
 ) -> Any:
     """Declare a field that is an option on the command line too: all that is to be said of it.
@@ -73,11 +80,12 @@ def option(
         aliases: Other names for it, such as `--config`.
         metavar: What stands for its value; by default its choices or its type.
         envvar: Environment variable that it is read from where it is not typed.
-        shared: Whether `tune` and `study` have it too, for all their trials together.
+        shared: Whether it is an option of `tune` and `study` too, the same for all their trials.
+        changeable: Whether it may differ when a run is resumed, for it is not what the run computes.
         limits: What `pydantic.Field` takes, such as `ge`.
     """
     title = f"Advanced: {advanced}" if advanced else panel
-    declaration = Declaration(title, advanced is not None, aliases, metavar, envvar, shared)
+    declaration = Declaration(title, advanced is not None, aliases, metavar, envvar, shared, changeable)
     return Field(description=description, json_schema_extra={"option": asdict(declaration)}, **limits)
 
 

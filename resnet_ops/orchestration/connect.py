@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import ConnectionConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.code import shippable_code
 
@@ -32,17 +32,17 @@ IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where a job server runs us: it h
 REACH_S = 3.0
 
 
-def address_of(config: TrainConfig) -> str:
-    """Which cluster is meant: 'local', 'auto', or an address."""
+def address_of(config: ConnectionConfig, nodes: int = 1) -> str:
+    """Which cluster is meant by who asks for up to so many machines: 'local', 'auto', or an address."""
     if config.cluster is not None:
         return config.cluster
-    return AUTO if os.environ.get("RAY_ADDRESS") or config.nodes.most > 1 else LOCAL
+    return AUTO if os.environ.get("RAY_ADDRESS") or nodes > 1 else LOCAL
 
 
-def set_patience(config: TrainConfig) -> None:
+def set_patience(hang_timeout: float) -> None:
     """Let Ray find hanging workers as soon as we do; its own times are 10 minutes and never. To be called first."""
     for timeout in ("WORKER_HEALTH_CHECK", "COLLECTIVE"):
-        os.environ[f"RAY_TRAIN_{timeout}_TIMEOUT_S"] = str(config.hang_timeout)
+        os.environ[f"RAY_TRAIN_{timeout}_TIMEOUT_S"] = str(hang_timeout)
 
 
 def ask_nccl(hang_timeout: float) -> None:

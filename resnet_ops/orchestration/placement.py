@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import ClusterConfig, JobConfig
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
 
@@ -49,8 +49,8 @@ class Request:
     cpus: float | None = None  # cores of a worker; by default its share of the machine's
 
     @classmethod
-    def of(cls, config: TrainConfig, device: Device) -> "Request":
-        """Read a request out of a run's configuration.
+    def of(cls, config: ClusterConfig, device: Device) -> "Request":
+        """Read a request out of a configuration.
 
         Raises:
             UserError: It asks for GPUs and means to train on CPUs, or the other way round.
@@ -112,12 +112,16 @@ class Layout:
 
 
 class NoRoomError(UserError):
-    """A job does not fit; `nodes` are the machines there are."""
+    """A job does not fit; `nodes` are the machines there are.
+
+    `missing` says so in a few words, to those who wait, and `busy` whether there are machines enough, but not free.
+    """
 
     def __init__(self, cause: str, remedy: str, nodes: tuple[Node, ...] = (), exit_code: int = 2) -> None:
         super().__init__(cause, remedy, exit_code)
         self.args = (cause, remedy, nodes, exit_code)
         self.nodes = nodes
+        self.missing, self.busy = cause.rstrip("."), False
         self.details["nodes"] = [vars(node) for node in nodes]
 
 
@@ -167,7 +171,12 @@ def refuse(nodes: Iterable[Node], request: Request, where: str = "this cluster")
         remedy = f"Use --nodes {len(able)}, or add machines: resnet-ops cluster template."
     else:
         remedy = "Ask for less on each machine, or add machines: resnet-ops cluster template."
-    return NoRoomError(cause, remedy, nodes)
+    refusal = NoRoomError(cause, remedy, nodes)
+    refusal.busy = len(able) >= request.fewest
+    refusal.missing = f"{min(len(able), request.fewest)} of {request.fewest} nodes up" + (
+        ", some of them busy" if refusal.busy else ""
+    )
+    return refusal
 
 
 def here() -> Node:
@@ -182,7 +191,7 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def choose_device(config: TrainConfig, nodes: Iterable[Node], where: str) -> Device:
+def choose_device(config: JobConfig, nodes: Iterable[Node], where: str) -> Device:
     """The device to train on: GPUs where there are any, unless CPUs are asked for.
 
     Raises:

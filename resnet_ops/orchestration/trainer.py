@@ -8,7 +8,6 @@ again; here only after the loss of a worker or of a machine.
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,9 +34,9 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration import room, unfit
+from resnet_ops.orchestration.allocation import Patience
 from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, NoRoomError, Request, choose, refuse, survey
 
-LOOK_INTERVAL_S = 0.3
 ABORT_S = 5.0
 # What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
 PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
@@ -160,12 +159,10 @@ class WhereThereIsRoom(ScalingPolicy):
 
     def __init__(self, scaling: ScalingConfig, request: Request, recover_s: float, tell: Tell) -> None:
         super().__init__(scaling)
-        self.request, self.recover_s, self.tell = request, recover_s, tell
+        self.request, self.patience = request, Patience(recover_s, tell)
         self.context: Any = None
         self.ours: dict[str, int] = {}  # workers on machines; Ray ends them only after it asked where the next ones go
         self.next: dict[str, int] = {}
-        self.waiting_since: float | None = None
-        self.told = ""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Keep what the placement is read from; an autoscaler was asked before the job began."""
@@ -193,23 +190,15 @@ class WhereThereIsRoom(ScalingPolicy):
         nodes = usable()
         layout = choose(nodes, self.request, self.ours)
         if layout is None:
-            self._wait_for_room(nodes)
+            try:
+                self.patience.wait(refuse(nodes, self.request))
+            except NoRoomError as refusal:
+                raise NoRoomError(refusal.cause, refusal.remedy, refusal.nodes, WORK_FAILED) from None
             return NoopDecision()
-        self.waiting_since = None
+        self.patience.renew()
         self.ours, self.next = {}, {node.id: workers for node, workers in layout.on}
         self.context.scaling_config.label_selector = layout.selectors
         return ResizeDecision(num_workers=layout.workers, resources_per_worker=layout.resources)
-
-    def _wait_for_room(self, nodes: list[Any]) -> None:
-        now = time.monotonic()
-        self.waiting_since = self.waiting_since or now
-        refusal = refuse(nodes, self.request)
-        if now - self.waiting_since > self.recover_s:
-            raise NoRoomError(refusal.cause, refusal.remedy, refusal.nodes, WORK_FAILED)
-        if self.told != refusal.cause:
-            self.told = refusal.cause
-            self.tell(f"Waiting up to {self.recover_s:.0f} s for machines. {refusal.cause}")
-        time.sleep(LOOK_INTERVAL_S)
 
     def make_decision_for_running_worker_group(
         self,

@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import ConnectionConfig
 from resnet_ops.export.config import LARGEST_BATCH, UseConfig
 from resnet_ops.options import Positive, option
 
 
-class ServeConfig(UseConfig):
+class ServeConfig(ConnectionConfig, UseConfig):
     """Which file is served, where, and within which limits."""
 
     host: Annotated[
@@ -46,11 +46,3 @@ class ServeConfig(UseConfig):
         Positive,
         option("Number of replicas, each with its share of the CPU cores or a GPU of its own.", panel="Cluster"),
     ] = 1
-    cluster: Annotated[
-        str | None,
-        option(
-            "Ray cluster: local (started by this command), auto (RAY_ADDRESS, or the one running on this machine), or "
-            "an address. By default local, but auto if RAY_ADDRESS is set.",
-            panel="Cluster",
-        ),
-    ] = TrainConfig.default("cluster")

@@ -2,14 +2,13 @@
 
 import contextlib
 import errno
-import os
 import socket
 from contextlib import AbstractContextManager
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime
 from resnet_ops.machine import cores
-from resnet_ops.orchestration.connect import AUTO, LOCAL, connected, local_ray
+from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.orchestration.placement import survey
 from resnet_ops.serving.config import ServeConfig
@@ -23,7 +22,7 @@ def address(config: ServeConfig) -> str:
     Raises:
         UserError: It is a job server's.
     """
-    named = config.cluster or (AUTO if os.environ.get("RAY_ADDRESS") else LOCAL)
+    named = address_of(config)
     if is_job_server(named):
         raise UserError(f"--cluster {named} is a job server, which ends what it runs.", "Name the cluster: HOST:6379.")
     return named

@@ -54,4 +54,6 @@ class StudyConfig(Trials):
             allow_inf_nan=False,
         ),
     ] = None
-    nodes: Annotated[Positive | None, option("Machines of the cluster to use; by default all.", panel="Cluster")] = None
+    nodes: Annotated[
+        Positive | None, option("Machines of the cluster to use; by default all.", panel="Cluster", changeable=True)
+    ] = None

@@ -101,7 +101,7 @@ def conclude(search: Search, started_at: float) -> Findings:
     figures = _draw(search, study, groups, record)
     settled = search.run.read_as_written().config
     update = {name: getattr(settled, name) for name in OF_THE_IMAGES}
-    base = configure(**record.config.given).model_copy(update=update)
+    base = configure(**record.config.train_options).model_copy(update=update)
     beside = published(record.data, base)
     findings = Findings(
         name=search.run.name,

@@ -37,7 +37,7 @@ def given(config: StudyConfig) -> dict[str, Any]:
 
 def searched(config: StudyConfig) -> TuneConfig:
     """The study as a search that stops nobody."""
-    room = {name: getattr(config, name) for name in Trials.model_fields if name != "given"}
+    room = {name: getattr(config, name) for name in Trials.model_fields.keys() & config.model_fields_set - {"given"}}
     return TuneConfig.of(search="grid", scheduler="none", given=given(config), **room)
 
 

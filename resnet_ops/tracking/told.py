@@ -3,13 +3,13 @@
 import re
 from collections.abc import Sequence
 
-from resnet_ops.config import WHERE_IT_RUNS
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.options import as_typed
 from resnet_ops.runs import Epoch, Run, RunRecord
 
 NAMES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
-NOT_HOW = {*WHERE_IT_RUNS, "name", "runs_dir", "checkpoint_every", "num_to_keep"}  # it is trained
+NOT_HOW = {*TrainConfig.changeable_on_resume(), "name", "runs_dir", "checkpoint_every", "num_to_keep"}  # it is trained
 
 
 def scalars(epoch: Epoch) -> dict[str, float]:

@@ -9,7 +9,7 @@ from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, streams
 from resnet_ops.errors import UserError
 from resnet_ops.machine import memory_bytes
-from resnet_ops.orchestration.cluster import Placement
+from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.everywhere import asked
 from resnet_ops.orchestration.placement import Node
 from resnet_ops.runs import DataRecord

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.cluster import Placement
+from resnet_ops.orchestration.allocation import RECOVER_S, Placement
 from resnet_ops.orchestration.connect import ask_nccl, import_ray
 from resnet_ops.runs import Run, RunRecord
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from resnet_ops.training.worker import Outcome
 
 LOOK_INTERVAL_S = 0.2
-RECOVER_S = 600.0  # how long to wait for machines after a loss, where --wait does not say
 
 
 def fit(

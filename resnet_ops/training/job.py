@@ -20,7 +20,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.finding import absolute
 from resnet_ops.data.sources import NAMED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.cluster import Placement, placed
+from resnet_ops.orchestration.allocation import Placement, placed
 from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.tracking import tracker

@@ -10,7 +10,7 @@ from torch import nn
 from resnet_ops import models
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.cluster import Placement
+from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.runs import DataRecord
 from resnet_ops.training.loop import autocast
 

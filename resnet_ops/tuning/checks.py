@@ -5,8 +5,8 @@ from typing import Any
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.orchestration.code import fingerprint_of_code
-from resnet_ops.orchestration.pool import Pool
 from resnet_ops.runs import DataRecord
 from resnet_ops.training import checks
 from resnet_ops.tuning.config import TuneConfig

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from resnet_ops.options import Config, Positive, option
+from resnet_ops.config import JobConfig, TrainConfig
+from resnet_ops.options import Positive, option
 
 
-class Trials(Config):
+class Trials(JobConfig):
     """What many trainings beside each other have: room for each, and in `given` the options that they share."""
 
     cpus_per_trial: Annotated[
@@ -36,6 +37,16 @@ class Trials(Config):
         if gpus is not None and gpus > 1 and gpus != int(gpus):
             raise ValueError("must be a part of one GPU, such as 0.25, or a whole number")
         return gpus
+
+    @classmethod
+    def changeable_on_resume(cls) -> frozenset[str]:
+        """Return the options that may differ when a search is resumed, here or in train."""
+        return super().changeable_on_resume() | TrainConfig.changeable_on_resume()
+
+    @property
+    def train_options(self) -> dict[str, Any]:
+        """The options of train that all trials share: those in `given`, and where they run as far as that was said."""
+        return self.given | self.model_dump(include={*JobConfig.model_fields}, exclude_unset=True)
 
 
 class TuneConfig(Trials):

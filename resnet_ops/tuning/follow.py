@@ -13,10 +13,9 @@ from ray.tune import Callback
 from ray.tune.stopper import Stopper
 
 from resnet_ops import files
-from resnet_ops.config import TrainConfig
 from resnet_ops.errors import PausedError
 from resnet_ops.models import parse_name
-from resnet_ops.orchestration.pool import Pool
+from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.runs import Best
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
@@ -166,7 +165,7 @@ def fit(
     chooser, described, samples = parts.algorithm(config, space, seed, before, at_once)
     task = Task(
         trials=str(search.trials_dir),
-        given=config.given,
+        given=config.train_options,
         data=record.data,
         device=pool.device,
         threads=max(pool.cpus, 1),
@@ -191,9 +190,7 @@ def fit(
             name="tune",
             stop=_Halt(board.halted),
             callbacks=[_Follower(board)],
-            failure_config=tune.FailureConfig(
-                max_failures=record.config.given.get("max_failures", TrainConfig.default("max_failures"))
-            ),
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
             # Trials keep their own; Tune would have a copy of each, and fail those that diverged for having none.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,

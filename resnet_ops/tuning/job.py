@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files, runs
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import JobConfig, TrainConfig
 from resnet_ops.data.finding import absolute
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.options import as_typed
+from resnet_ops.orchestration.allocation import Pool, Share, pooled
 from resnet_ops.orchestration.code import fingerprint_of_code
-from resnet_ops.orchestration.pool import Pool, Share, pooled
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import Best, Run, Status
 from resnet_ops.tracking.tracker import Tracker, check
@@ -101,9 +101,10 @@ def search_space(
 ) -> SearchResult:
     """Search a space, or train the points that it gives; otherwise as `tune`."""
     watcher, started_at = watcher or Watcher(), started_at or time.time()
-    base = configure(**config.given)
+    base = configure(**config.train_options)
     check(base.track)
     base = base.model_copy(update=absolute(base))
+    settled = _settled(config, base)
     with pooled(base, _share(config, purpose.machines), watcher.notice) as pool:
         base, data = checked(space, base, pool, watcher)
         planned = planned_trials(config, space)
@@ -112,7 +113,7 @@ def search_space(
             search = Search(run)
             record = SearchRecord(
                 name=run.name,
-                config=config.model_copy(update={"given": _given(config, base), "space": None}),
+                config=settled,
                 space=space,
                 data=data,
                 device=pool.device,
@@ -160,11 +161,12 @@ def resume(
             go_on = training.resume_command(search.run, record.command)
             raise UserError(f"{name} was not begun by {purpose.command}.", f"Go on with: {go_on}")
         space, config, machines = record.space, record.config, purpose.machines or record.machines
-        config = config.model_copy(update={"given": config.given | (changes or {})})
         refuse_other_code(record)
-        base = configure(**config.given)
+        changes = changes or {}
+        base = configure(**config.train_options | changes)
         check(base.track)
         base = base.model_copy(update=absolute(base))
+        config = _settled(config.model_copy(update={"given": config.given | changes}), base)
         with pooled(base, _share(config, machines), watcher.notice) as pool:
             if pool.device != record.device:
                 raise UserError(f"{name} was searched on {record.device}, and this is {pool.device}.", "Search anew.")
@@ -183,10 +185,13 @@ def _share(config: TuneConfig, machines: int | None) -> Share:
     return Share(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial, machines)
 
 
-def _given(config: TuneConfig, base: TrainConfig) -> dict[str, Any]:
-    """The options all trials share, with paths that mean the same everywhere."""
-    settled = {name: getattr(base, name) for name in ("data", "val_data", "data_root", "cache_dir", "runs_dir")}
-    return config.given | {name: as_typed(value) for name, value in settled.items() if value is not None}
+def _settled(config: TuneConfig, base: TrainConfig) -> TuneConfig:
+    """Return the search as it is stored: where it runs is said, and paths mean the same everywhere."""
+    paths = {name: getattr(base, name) for name in ("data", "val_data", "data_root", "cache_dir", "runs_dir")}
+    where = {name: getattr(base, name) for name in JobConfig.model_fields}
+    given = {name: value for name, value in config.given.items() if name not in where}
+    given |= {name: as_typed(path) for name, path in paths.items() if path is not None}
+    return config.model_copy(update={"given": given, "space": None, **where})
 
 
 def _execute(

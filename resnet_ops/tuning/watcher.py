@@ -1,6 +1,6 @@
 """Who is told what a search does. Apart from `job`, so that a screen is up before torch is."""
 
-from resnet_ops.orchestration.pool import Pool
+from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 

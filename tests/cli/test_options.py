@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import typer
-from resnet_ops.cli.options import Json, Options, options_of, refuse_changes
+from resnet_ops.cli.options import Json, Options, options_of, refuse_changes, shared_by_trials
 from typer.testing import CliRunner
 
 from resnet_ops.config import NodeRange
@@ -105,7 +105,7 @@ def test_what_is_wrong_is_said_by_the_field(typed: list[str], told: str) -> None
 def test_several_configurations_have_each_option_once() -> None:
     got: list[Options] = []
 
-    @options_of(Other, shared=Base)
+    @options_of(Other, shared_by_trials(Base))
     def command(options: Options) -> None:
         got.append(options)
 
@@ -156,6 +156,6 @@ def test_advanced_options_are_shown_last_and_fields_without_option_never() -> No
 def test_what_is_resumed_keeps_its_options() -> None:
     options = parsed("x", "a", "--share", "0.25")
     with pytest.raises(UserError, match=r"--resume r .* the search began with; a=1 cannot be changed"):
-        refuse_changes(options, "r", "search", ["a=1"])
+        refuse_changes(options, "r", {"share"}, "search", ["a=1"])
     with pytest.raises(UserError, match="--files cannot be changed"):
-        refuse_changes(options, "r", "run")
+        refuse_changes(options, "r", {"share"}, "run")

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from resnet_ops.cli.arguments import tune_arguments
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.runs import Run
 from resnet_ops.study import job, layers
+from resnet_ops.study.config import StudyConfig
 from resnet_ops.training import job as training
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.results import Search
@@ -157,7 +158,8 @@ def test_it_shows_its_help_where_no_study_is_named(cli: Callable[..., Ended]) ->
 def test_what_was_typed_reaches_a_job_server() -> None:
     base = TrainConfig.of(name="n", runs_dir="/shared/runs", cluster="http://head:8265")
     typed = {"study": "shortcuts", "options": "A,C", "seeds": 3, "nodes": 4, "recipe": "paper", "json": True}
-    told = functools.partial(tune_arguments, base, typed=typed, command=("study", "shortcuts"))
+    options = {"typed": typed, "changeable": StudyConfig.changeable_on_resume()}
+    told = functools.partial(tune_arguments, base, **options, command=("study", "shortcuts"))
     places = ["--runs-dir=/shared/runs", "--name=n", "--cluster=auto", "--json"]
     assert told() == ["study", "shortcuts", "--options=A,C", "--seeds=3", "--nodes=4", "--recipe=paper", *places]
     resumed = ["study", "shortcuts", "--resume=n", "--nodes=4", "--runs-dir=/shared/runs", "--cluster=auto", "--json"]

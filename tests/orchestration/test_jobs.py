@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import pytest
 import typer
+from resnet_ops.cli.arguments import train_arguments
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import jobs
-from resnet_ops.orchestration.arguments import train_arguments
 from resnet_ops.orchestration.code import shippable_code
 from resnet_ops.orchestration.jobserver import UnreachableError
 from resnet_ops.recipes.reading import configure

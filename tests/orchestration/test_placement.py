@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import ClusterConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.placement import Node, Request, choose, choose_device, refuse
 
@@ -21,7 +21,7 @@ FOUR = [node(name, 64, 8) for name in "abcd"]
 
 
 def request(nodes: str, device: str = "cuda", **options: object) -> Request:
-    return Request.of(TrainConfig.of(nodes=nodes, **options), device)  # type: ignore[arg-type]
+    return Request.of(ClusterConfig.of(nodes=nodes, **options), device)  # type: ignore[arg-type]
 
 
 def test_each_machine_gets_a_worker_for_each_gpu_and_each_worker_its_share_of_the_cores() -> None:
@@ -95,11 +95,11 @@ def test_options_for_gpus_and_for_cpus_are_not_mixed() -> None:
 
 
 def test_the_device_is_the_gpu_where_there_is_one() -> None:
-    assert choose_device(TrainConfig(), FOUR, "x") == "cuda"
-    assert choose_device(TrainConfig(device="cpu"), FOUR, "x") == "cpu"
-    assert choose_device(TrainConfig(), [node("a", 1)], "x") == "cpu"
+    assert choose_device(ClusterConfig(), FOUR, "x") == "cuda"
+    assert choose_device(ClusterConfig(device="cpu"), FOUR, "x") == "cpu"
+    assert choose_device(ClusterConfig(), [node("a", 1)], "x") == "cpu"
     with pytest.raises(UserError, match="no CUDA GPU can be used x"):
-        choose_device(TrainConfig(device="cuda"), [node("a", 1)], "x")
+        choose_device(ClusterConfig(device="cuda"), [node("a", 1)], "x")
 
 
 amounts = st.integers(0, 8)

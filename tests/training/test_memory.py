@@ -7,7 +7,7 @@ import torch
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.cluster import placed
+from resnet_ops.orchestration.allocation import placed
 from resnet_ops.runs import DataRecord
 from resnet_ops.training import job, memory
 

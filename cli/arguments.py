@@ -1,9 +1,9 @@
 """What to type after `resnet-ops` on a cluster for what was asked for here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.options import as_options
 
 OF_THIS_COMMAND = {"study", "pairs", "resume", "overwrite", "json", "debug"}  # rather than of what it does
@@ -20,7 +20,7 @@ def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: boo
     for name in TrainConfig.model_fields:
         value = getattr(config, name)
         if resume:  # what was typed, also where it is the default: the run may have begun with something else
-            told = name in config.model_fields_set & {*WHERE_IT_RUNS, "runs_dir"} and value is not None
+            told = name in config.model_fields_set & {*config.changeable_on_resume(), "runs_dir"} and value is not None
         else:
             told = value is not None if config.recipe else value != TrainConfig.default(name)
         if told and name != "cluster" and not (name == "recipe" and value.endswith(".toml")):
@@ -35,17 +35,19 @@ def tune_arguments(
     resume: bool = False,
     *,
     typed: dict[str, Any],
+    changeable: Collection[str],
     pairs: Sequence[str] = (),
     overwrite: bool = False,
     command: Sequence[str] = ("tune",),
 ) -> list[str]:
     """The same for a search: what was typed, `typed`, and the options in a recipe's file or `--space` as more `pairs`.
 
-    `config` says what it is called, and where it lies; `command` is another one's that takes options likewise.
+    `config` says what it is called, and where it lies; `changeable` are the options that go to one that is resumed;
+    `command` is another one's that takes options likewise.
     """
     places = {"runs_dir": config.runs_dir}
     if resume:
-        told = {name: value for name, value in typed.items() if name in WHERE_IT_RUNS} | places
+        told = {name: value for name, value in typed.items() if name in changeable} | places
         return [*command, f"--resume={config.name}", *_told(told), "--cluster=auto", "--json"]
     told = {name: value for name, value in typed.items() if name not in OF_THIS_COMMAND}
     arguments = [*command, *pairs, *_told(told | places | {"name": config.name})]
