@@ -1,4 +1,4 @@
-"""`resnet-ops bench`: how fast an exported file is, beside torch."""
+"""`resnet-ops bench`: the speed of an exported file against PyTorch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`resnet-ops export`: the best checkpoint as an ONNX file, and the proof as a table."""
+"""`resnet-ops export`: the best checkpoint as an ONNX file, and the checks as a table."""
 
 from typing import Annotated, Any
 

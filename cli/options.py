@@ -120,7 +120,7 @@ def _parameter(config: type[Config], name: str, declaration: Declaration, positi
         default = str(default)
     settings: dict[str, Any] = {
         "help": info.description,
-        "metavar": "|".join(choices) or declaration.metavar or (name.upper() if positional else METAVARS.get(kind)),
+        "metavar": name.upper() if positional else "|".join(choices) or declaration.metavar or METAVARS.get(kind),
         "autocompletion": (lambda: choices) if choices else None,
         "envvar": declaration.envvar,
         "show_default": default is not None,

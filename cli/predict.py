@@ -1,4 +1,4 @@
-"""`resnet-ops predict`: what images show, by an exported file."""
+"""`resnet-ops predict`: classifies images with an exported file."""
 
 import time
 from typing import Any

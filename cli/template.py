@@ -1,7 +1,7 @@
 """`resnet-ops cluster template`: files for getting a Ray cluster elsewhere, and what to type then."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.markup import escape
@@ -21,7 +21,9 @@ resnet-ops cluster template compose -o mine  # a cluster of containers on this m
 
 @options_of(ClusterValues)
 def template(
-    kind: Annotated[Kind, typer.Argument(help="How to create the cluster.", metavar="kuberay|slurm|aws|gcp|compose")],
+    kind: Annotated[
+        Kind, typer.Argument(metavar="KIND", help=f"How to create the cluster: {', '.join(get_args(Kind))}.")
+    ],
     options: Options,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write into.")],
     json: Json = False,

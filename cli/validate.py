@@ -1,4 +1,4 @@
-"""`resnet-ops validate`: tries to refute an ONNX file, and shows the proof as a table."""
+"""`resnet-ops validate`: verifies an ONNX file and shows the checks as a table."""
 
 from rich.markup import escape
 

@@ -34,7 +34,8 @@ def test_nothing_is_cut(cli: Cli, monkeypatch: pytest.MonkeyPatch, width: int) -
         assert max(map(len, shown.out.splitlines())) <= width, names
         words = set(re.findall(r"[^\s│,]+", shown.out))
         for parameter in command.params:
-            spelled = [*parameter.opts, *parameter.secondary_opts] if parameter.param_type_name == "option" else []
+            is_option = parameter.param_type_name == "option"
+            spelled = [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.metavar]
             assert set(spelled) <= words, names
             assert not re.search(r"<\w+>", shown.out), names
 
