@@ -6,8 +6,6 @@ from typing import Any
 from resnet_ops.config import TrainConfig
 from resnet_ops.options import as_options
 
-OF_THIS_COMMAND = {"study", "pairs", "resume", "overwrite", "json", "debug"}  # rather than of what it does
-
 
 def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: bool = False) -> list[str]:
     """What to type after `resnet-ops` for this configuration to be trained by the cluster it is typed on.
@@ -49,7 +47,7 @@ def tune_arguments(
     if resume:
         told = {name: value for name, value in typed.items() if name in changeable} | places
         return [*command, f"--resume={config.name}", *_told(told), "--cluster=auto", "--json"]
-    told = {name: value for name, value in typed.items() if name not in OF_THIS_COMMAND}
+    told = {name: value for name, value in typed.items() if name != "study"}  # which `command` names
     arguments = [*command, *pairs, *_told(told | places | {"name": config.name})]
     return [*arguments, *(["--overwrite"] if overwrite else []), "--cluster=auto", "--json"]
 

@@ -1,7 +1,6 @@
-"""`resnet-ops bench`: how fast an exported file is, beside torch."""
+"""`resnet-ops bench`: the speed of an exported file against PyTorch."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from rich.markup import escape
 
@@ -9,38 +8,24 @@ from resnet_ops.export.config import BenchConfig
 
 from .clock import importing
 from .console import Output, err, table
-from .options import Debug, Json, argument, option
+from .options import Debug, Json, Options, options_of
 
 EXAMPLES = """
-[bold]resnet-ops bench model.onnx[/]  batches of 1, 8 and 64
-
-[bold]resnet-ops bench model.onnx --provider cuda --batch 1,256[/]  TF32, NHWC and CUDA graphs, each a row
-
-[bold]resnet-ops bench model.onnx --no-compile --seconds 0.5[/]  a quick look
+resnet-ops bench model.onnx  # batch sizes 1, 8 and 64
+resnet-ops bench model.onnx --provider cuda --batch 1,256  # with rows for TF32, NHWC and CUDA graphs
+resnet-ops bench model.onnx --no-compile --seconds 0.5  # quick
 """
-default = BenchConfig.default
 
 
-def _option(name: str) -> Any:
-    return option(BenchConfig, name)
+@options_of(BenchConfig)
+def bench(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """Benchmark an exported ONNX file in ONNX Runtime against PyTorch, eager and compiled: throughput and latency.
 
-
-def bench(
-    file: Annotated[Path, argument(BenchConfig, "file")],
-    batch: Annotated[str, _option("batch")] = default("batch"),
-    seconds: Annotated[float, _option("seconds")] = default("seconds"),
-    compile: Annotated[bool, _option("compile")] = default("compile"),
-    provider: Annotated[str, _option("provider")] = default("provider"),
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Measure an exported ONNX file in ONNX Runtime, beside the same network in torch, eager and compiled.
-
-    Everyone computes in a process of its own, and they take turns. torch's weights are random, for
-    speed does not depend on them.
+    Each backend runs in its own process, and they take turns. PyTorch runs with random weights, which does not change
+    its speed.
     """
     output = Output(json)
-    config = BenchConfig.of(file=file, batch=batch, seconds=seconds, compile=compile, provider=provider)
+    config = options.make(BenchConfig)
     status = err.status("Measuring", spinner="dots")
     with status if err.is_terminal else err:
         with importing():

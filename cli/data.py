@@ -8,73 +8,57 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from resnet_ops.config import DataConfig
+from resnet_ops.config import DataConfig, ImagesConfig
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import write_atomically
 
 from .console import Output, err, short, table
-from .options import Debug, Json, argument, option
+from .help import Command, Group
+from .options import Debug, Json, Options, options_of
 
 if TYPE_CHECKING:
     from resnet_ops.data.check import Report
 
 EXAMPLES = """
-[bold]resnet-ops data check ~/images[/]  a folder of class folders, or with train/ and val/ of them
-
-[bold]resnet-ops data check cifar10 --contact-sheet cifar10.png[/]  and a picture of each class's images
-
-[bold]resnet-ops data check s3://bucket/images --strict --json[/]  before each night's training
+resnet-ops data check ~/images  # a folder with one subfolder per class, or with train/ and val/
+resnet-ops data check cifar10 --contact-sheet cifar10.png  # with a picture of examples of each class
+resnet-ops data check s3://bucket/images --strict --json  # before a nightly training
 """
-default = DataConfig.default
 MARKS = {"ok": "[green]ok[/]", "note": "[cyan]note[/]", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]"}
 SHOWN, EXTREMES, BAR = 20, 5, 24  # classes shown, largest and smallest of more, the longest bar
 
-app = typer.Typer(rich_markup_mode="rich", help="See what images there are to train on.")
+app = typer.Typer(cls=Group, help="Inspect datasets.")
 
 
 @app.callback(invoke_without_command=True)
 def root(context: typer.Context) -> None:
-    """See what images there are to train on."""
+    """Inspect datasets."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-@app.command("check", epilog=EXAMPLES)
+@app.command("check", cls=Command, epilog=EXAMPLES)
+@options_of(ImagesConfig, arguments=["data"])
 def check(
-    data: Annotated[str, argument(DataConfig, "data")],
-    val_data: Annotated[str | None, option(DataConfig, "val_data")] = default("val_data"),
-    data_root: Annotated[Path | None, option(DataConfig, "data_root")] = default("data_root"),
-    image_column: Annotated[str | None, option(DataConfig, "image_column")] = default("image_column"),
-    label_column: Annotated[str | None, option(DataConfig, "label_column")] = default("label_column"),
-    image_size: Annotated[int | None, option(DataConfig, "image_size")] = default("image_size"),
-    cache_dir: Annotated[Path | None, option(DataConfig, "cache_dir")] = default("cache_dir"),
+    options: Options,
     contact_sheet: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw examples of each class, a row a class, at most 20 classes."),
+        typer.Option(metavar="FILE.png", help="Draw examples of each class, one row per class, at most 20 classes."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Read every image and say what there is and what is wrong with it, before training does.
+    """Read every image of a dataset and report problems before training does.
 
-    Exits with 1 for an error: training refuses the data, an image cannot be
-    decoded and would be left out, or the same image is there under two labels.
-    What makes results worse or less sure is a warning: validation images used
-    for training too, copies, classes with next to no images, blank images, lost
-    colours, too little disk. Warnings exit with 1 only with --strict; notes never
-    do.
+    Exits with 1 for an error: the dataset cannot be trained on, an image cannot be
+    decoded and would be skipped, or the same image has two labels. Whatever makes
+    results worse or less reliable is a warning: validation images that are also used
+    for training, duplicates, classes with very few images, blank images, lost
+    colours, too little disk space. Warnings exit with 1 only with --strict, notes never do.
     """
     output = Output(json)
-    config = DataConfig.of(
-        data=data,
-        val_data=val_data,
-        data_root=data_root,
-        image_column=image_column,
-        label_column=label_column,
-        image_size=image_size,
-        cache_dir=cache_dir,
-    )
+    config = DataConfig.of(**options.typed(ImagesConfig))
     _check_file(contact_sheet)
     with _progress() as progress:
         task = progress.add_task("Looking for images", total=None)
@@ -91,7 +75,7 @@ def check(
         output.show(f"Contact sheet: {escape(short(contact_sheet.absolute()))}")
     bad = bool(report.having("error", "warning") if strict else report.having("error"))
     output.show(_verdict(report))
-    output.end(_as_json(report, data, contact_sheet, not bad))
+    output.end(_as_json(report, config.data, contact_sheet, not bad))
     if bad:
         raise typer.Exit(WORK_FAILED)
 

@@ -1,28 +1,25 @@
 """`resnet-ops doctor`: what this machine can do, and what to do about the rest."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 from rich.markup import escape
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import RunsConfig
 from resnet_ops.errors import WORK_FAILED
 
 from .clock import importing
 from .console import Output, err, table
-from .options import Debug, Json, RunsDir
+from .options import Debug, Json, Options, options_of
 
 MARKS = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "broken": "[bold red]broken[/]"}
 
 
-def doctor(
-    runs_dir: Annotated[Path, RunsDir] = TrainConfig.default("runs_dir"), json: Json = False, debug: Debug = False
-) -> None:
-    """Examine this machine: versions, devices, Ray, NCCL, the ONNX Runtime providers that really run.
+@options_of(RunsConfig)
+def doctor(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """Check this machine: versions, devices, Ray, NCCL, ONNX Runtime providers.
 
-    Exits with 1 if something is broken; what is merely absent, such as a GPU, is fine.
+    Exits with 1 if something is broken; something that is merely absent, such as a GPU, is fine.
     """
+    runs_dir = options.make(RunsConfig).runs_dir
     output = Output(json)
     with importing():
         from resnet_ops.doctor import examine

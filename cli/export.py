@@ -1,6 +1,5 @@
-"""`resnet-ops export`: the best checkpoint as an ONNX file, and the proof as a table."""
+"""`resnet-ops export`: the best checkpoint as an ONNX file, and the checks as a table."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,60 +10,35 @@ from resnet_ops.export.config import ExportConfig
 
 from .clock import importing, process_started_at
 from .console import Output, err, percent, short, table
-from .options import Debug, Json, RunsDir, argument, option
+from .options import Debug, Json, Options, options_of
 from .proofs import notice, refuse, show_proof, summary
 
 EXAMPLES = """
-[bold]resnet-ops export mine --onnx[/]  the best checkpoint of run 'mine'
-
-[bold]resnet-ops export mine --onnx --precision int8 --input raw[/]  fast on CPUs, and takes pixels of any size
-
-[bold]resnet-ops export mine --onnx --provider cuda[/]  proven on the GPU, or refused
-
-[bold]resnet-ops export weights.pth --model resnet50 --classes imagenet.txt --data ~/imagenet --onnx[/]
+resnet-ops export mine --onnx  # the best checkpoint of run 'mine'
+resnet-ops export mine --onnx --precision int8 --input raw  # quantized for CPUs, takes images of any size
+resnet-ops export mine --onnx --provider cuda  # verified on the GPU
+resnet-ops export weights.pth --model resnet50 --classes imagenet.txt --data ~/imagenet --onnx
 """
-default = ExportConfig.default
 
 
-def _option(name: str, panel: str | None = None) -> Any:
-    return option(ExportConfig, name, panel)
-
-
-PROOF, ELSEWHERE = "Proof", "Weights trained elsewhere"
-
-
+@options_of(ExportConfig)
 def export(
-    run: Annotated[str, argument(ExportConfig, "run")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX (so far the only format).")] = False,
-    precision: Annotated[str, _option("precision")] = default("precision"),
-    input: Annotated[str, _option("input")] = default("input"),
-    softmax: Annotated[bool, _option("softmax")] = default("softmax"),
-    opset: Annotated[int, _option("opset")] = default("opset"),
-    out: Annotated[Path | None, _option("out")] = default("out"),
-    runs_dir: Annotated[Path, RunsDir] = default("runs_dir"),
-    provider: Annotated[str, _option("provider", PROOF)] = default("provider"),
-    data: Annotated[str | None, _option("data", PROOF)] = default("data"),
-    images: Annotated[int | None, _option("images", PROOF)] = default("images"),
-    tolerance: Annotated[float | None, _option("tolerance", PROOF)] = default("tolerance"),
-    max_accuracy_drop: Annotated[float, _option("max_accuracy_drop", PROOF)] = default("max_accuracy_drop"),
-    model: Annotated[str | None, _option("model", ELSEWHERE)] = default("model"),
-    classes: Annotated[Path | None, _option("classes", ELSEWHERE)] = default("classes"),
-    image_size: Annotated[int | None, _option("image_size", ELSEWHERE)] = default("image_size"),
-    mean: Annotated[str | None, _option("mean", ELSEWHERE)] = default("mean"),
-    std: Annotated[str | None, _option("std", ELSEWHERE)] = default("std"),
+    options: Options,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Export to ONNX (the only format so far).", rich_help_panel="Model")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a run's best checkpoint into ONNX, and prove it with ONNX Runtime.
+    """Export the best checkpoint of a run to ONNX and verify it with ONNX Runtime.
 
-    The file gets its name, runs/NAME/export/model.onnx, only once it agrees with torch on random and on real images and
-    over the whole validation set, from raw pixels on. All it takes to use it is inside.
+    The file gets its final name, runs/NAME/export/model.onnx, only after its outputs agree with PyTorch on random and
+    real images and on the whole validation set, preprocessing included. The file holds all metadata needed to use it.
     """
     output = Output(json)
+    config = options.make(ExportConfig)
     if not onnx:
-        raise UserError("Export to which format?", f"Say it: resnet-ops export {run} --onnx")
-    given = locals()
-    config = ExportConfig.of(**{name: given[name] for name in ExportConfig.model_fields})
+        raise UserError("Export to which format?", f"Say it: resnet-ops export {config.run} --onnx")
     with err.status("Exporting", spinner="dots") if err.is_terminal else err:
         with importing():
             from resnet_ops.export import job

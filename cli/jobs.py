@@ -11,17 +11,16 @@ from resnet_ops.orchestration.milestones import milestone
 
 from .clock import importing
 from .console import Output, ago, err, table
+from .help import Command, Group
 from .options import Debug, Json
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.jobs import Job, JobServer
 
 EXAMPLES = """
-[bold]resnet-ops jobs list --cluster http://head:8265[/]  what runs there, and what did
-
-[bold]resnet-ops jobs logs mine[/]  the newest job of run 'mine', followed while it runs
-
-[bold]resnet-ops jobs stop mine[/]  its checkpoints stay; train --resume goes on
+resnet-ops jobs list --cluster http://head:8265  # running and finished jobs
+resnet-ops jobs logs mine  # the newest job of run 'mine', followed while it runs
+resnet-ops jobs stop mine  # keeps its checkpoints; resume with train --resume
 """
 COLORS = {"SUCCEEDED": "green", "RUNNING": "cyan", "PENDING": "cyan", "STOPPED": "yellow", "FAILED": "red"}
 
@@ -29,30 +28,30 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="The job server, http://HEAD:8265. By default RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if it is a URL, "
-        "or this machine's.",
+        help="Ray job server, http://HEAD:8265; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS if it is a URL, or the "
+        "one on this machine.",
     ),
 ]
-Name = Annotated[str, typer.Argument(help="The job's id, or its run's name for the newest job of it.", metavar="JOB")]
+Name = Annotated[str, typer.Argument(help="Job id, or name of a run for its newest job.", metavar="JOB")]
 
-app = typer.Typer(epilog=EXAMPLES)
+app = typer.Typer(cls=Group, epilog=EXAMPLES)
 
 
 @app.callback(invoke_without_command=True)
 def root(context: typer.Context) -> None:
-    """See and stop the jobs on a Ray cluster."""
+    """List, follow and stop jobs on a Ray cluster."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-@app.command("list", epilog=EXAMPLES)
+@app.command("list", cls=Command, epilog=EXAMPLES)
 def list_jobs(
     cluster: Cluster = None,
-    everything: Annotated[bool, typer.Option("--all", help="Other jobs than resnet-ops' too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include jobs of other programs.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the jobs, the newest first."""
+    """List jobs, newest first."""
     output = Output(json)
     server = _connect(cluster)
     jobs = [job for job in server.jobs() if everything or job.run is not None]
@@ -77,17 +76,17 @@ def list_jobs(
     output.end({"cluster": server.address, "jobs": [_told(job) for job in jobs]})
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(cls=Command, epilog=EXAMPLES)
 def logs(
     name: Name,
     cluster: Cluster = None,
-    follow: Annotated[bool, typer.Option(help="Go on while the job runs.")] = True,
+    follow: Annotated[bool, typer.Option(help="Follow the log while the job runs.")] = True,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a job has written, from its beginning, and follow it while it runs.
+    """Show the log of a job, and follow it while the job runs.
 
-    Ctrl-C ends the showing; the job goes on.
+    Ctrl-C stops following; the job continues.
     """
     output = Output(json)
     server = _connect(cluster)
@@ -108,15 +107,15 @@ def logs(
     output.end(_told(job))
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(cls=Command, epilog=EXAMPLES)
 def stop(
     name: Name,
     cluster: Cluster = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait until it has ended.")] = 90,
+    timeout: Annotated[float, typer.Option(min=0, metavar="FLOAT", help="Seconds to wait for the job to stop.")] = 90,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Stop a job as Ctrl-C would, and wait until it has ended; what it has saved stays."""
+    """Stop a job as Ctrl-C would, and wait until it has stopped; its checkpoints are kept."""
     output = Output(json)
     server = _connect(cluster)
     job = server.find(name)

@@ -1,35 +1,28 @@
 """`resnet-ops cluster up` and `down`: a cluster of several nodes on this machine, to try things on."""
 
-from typing import Annotated
-
 from rich.markup import escape
 
 from resnet_ops.orchestration import local
 from resnet_ops.orchestration.local import LocalConfig
 
 from .console import Output, err
-from .options import Debug, Json, option
+from .options import Debug, Json, Options, options_of
 
 UP_EXAMPLES = """
-[bold]resnet-ops cluster up --nodes 4[/]  then: resnet-ops train --nodes 4
-
-[bold]resnet-ops cluster down[/]  ends it
+resnet-ops cluster up --nodes 4  # then: resnet-ops train --nodes 4
+resnet-ops cluster down
 """
-default = LocalConfig.default
 
 
-def up(
-    nodes: Annotated[int, option(LocalConfig, "nodes")] = default("nodes"),
-    cpus_per_node: Annotated[int, option(LocalConfig, "cpus_per_node")] = default("cpus_per_node"),
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Start a Ray cluster of several nodes on this machine, to try things on; it stays until `cluster down`.
+@options_of(LocalConfig)
+def up(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """Start a Ray cluster of several nodes on this machine, for testing; it runs until `cluster down`.
 
-    It asks for the token in ~/.ray/auth_token, which is made if there is none.
+    Access needs the token in ~/.ray/auth_token, which is created if there is none.
     """
     output = Output(json)
-    config = LocalConfig.of(nodes=nodes, cpus_per_node=cpus_per_node)
+    config = options.make(LocalConfig)
+    nodes, cpus_per_node = config.nodes, config.cpus_per_node
     with err.status("Starting", spinner="dots") as status:
         cluster = local.up(config, lambda what: status.update(escape(what)))
     place = "" if local.is_found(cluster) else f" --cluster {cluster.address}"
@@ -61,7 +54,7 @@ def up(
 
 
 def down(json: Json = False, debug: Debug = False) -> None:
-    """End the cluster that `cluster up` started, and nothing else."""
+    """Stop the cluster that `cluster up` started."""
     output = Output(json)
     with err.status("Ending", spinner="dots"):
         cluster = local.down()

@@ -33,28 +33,32 @@ from . import (
     validate,
 )
 from .console import err, report_error
+from .help import Command, Group
 from .nodes import node_table
 
 app = typer.Typer(
-    rich_markup_mode="rich",
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train plain and residual networks on Ray, and export the best to ONNX, proven.",
-    epilog="A first run: [bold]resnet-ops train --name first[/], then [bold]resnet-ops export first --onnx[/].",
+    help="Train ResNets and export verified ONNX models.",
+    epilog="""
+resnet-ops train --name first  # train a first network
+resnet-ops export first --onnx  # export it to ONNX
+""",
 )
-app.command("train", rich_help_panel="Work", epilog=train.EXAMPLES)(train.train)
-app.command("tune", rich_help_panel="Work", epilog=tune.EXAMPLES)(tune.tune)
-app.command("study", rich_help_panel="Work", epilog=study.EXAMPLES)(study.study)
-app.command("export", rich_help_panel="Work", epilog=export.EXAMPLES)(export.export)
-app.command("validate", rich_help_panel="Work", epilog=validate.EXAMPLES)(validate.validate)
-app.command("predict", rich_help_panel="Use", epilog=predict.EXAMPLES)(predict.predict)
-app.command("bench", rich_help_panel="Use", epilog=bench.EXAMPLES)(bench.bench)
-app.command("serve", rich_help_panel="Use", epilog=serve.EXAMPLES)(serve.serve)
-app.command("report", rich_help_panel="See", epilog=report.EXAMPLES)(report.report)
-app.command("recipes", rich_help_panel="See", epilog=recipes.EXAMPLES)(recipes.recipes)
-app.command("runs", rich_help_panel="See")(runs.runs)
-app.add_typer(data.app, name="data", rich_help_panel="See")
-app.command("doctor", rich_help_panel="See")(doctor.doctor)
+app.command("train", cls=Command, rich_help_panel="Train", epilog=train.EXAMPLES)(train.train)
+app.command("tune", cls=Command, rich_help_panel="Train", epilog=tune.EXAMPLES)(tune.tune)
+app.command("study", cls=Command, rich_help_panel="Train", epilog=study.EXAMPLES)(study.study)
+app.command("export", cls=Command, rich_help_panel="Export and deploy", epilog=export.EXAMPLES)(export.export)
+app.command("validate", cls=Command, rich_help_panel="Export and deploy", epilog=validate.EXAMPLES)(validate.validate)
+app.command("predict", cls=Command, rich_help_panel="Export and deploy", epilog=predict.EXAMPLES)(predict.predict)
+app.command("bench", cls=Command, rich_help_panel="Export and deploy", epilog=bench.EXAMPLES)(bench.bench)
+app.command("serve", cls=Command, rich_help_panel="Export and deploy", epilog=serve.EXAMPLES)(serve.serve)
+app.command("report", cls=Command, rich_help_panel="Inspect", epilog=report.EXAMPLES)(report.report)
+app.command("recipes", cls=Command, rich_help_panel="Inspect", epilog=recipes.EXAMPLES)(recipes.recipes)
+app.command("runs", cls=Command, rich_help_panel="Inspect")(runs.runs)
+app.add_typer(data.app, name="data", rich_help_panel="Inspect")
+app.command("doctor", cls=Command, rich_help_panel="Inspect")(doctor.doctor)
 app.add_typer(cluster.app, name="cluster", rich_help_panel="Cluster")
 app.add_typer(jobs.app, name="jobs", rich_help_panel="Cluster")
 
@@ -62,7 +66,7 @@ app.add_typer(jobs.app, name="jobs", rich_help_panel="Cluster")
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     """Answer what is asked without a command."""
     if version:

@@ -1,62 +1,167 @@
-"""Options made from the fields of a configuration: help, choices and default are said once, there."""
+"""A command's options, made from the fields of its configurations: what an option is stands there, once."""
 
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
+from pydantic import PlainValidator
+from pydantic.fields import FieldInfo
 
-from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.files import to_path
-from resnet_ops.options import Config
+from resnet_ops.options import Config, Declaration, declarations
 
 from .console import short
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line; all else goes to stderr.")]
+C = TypeVar("C", bound=Config)
+Command = Callable[..., None]
+Part = tuple[type[Config], Collection[str]]
+SHOWN_LAST = ("Verification", "Pretrained weights", "Cluster", "Run")  # of the panels; advanced ones come after them
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout, everything else on stderr.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Resume where it stopped, from its last checkpoint.", rich_help_panel="Run"),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing run of the same name.", rich_help_panel="Run")
+]
 
 
-def option(config: type[Config], name: str, panel: str | None = None, *declarations: str) -> Any:
-    """Make the command-line option for field `name` of `config`."""
-    choices, default = config.choices(name), config.default(name)
-    is_switch = isinstance(default, bool)
-    # In 80 columns the names of switches and of their opposites leave no room for anything that says nothing.
-    metavar = f"[{'|'.join(choices)}]" if choices else " " if is_switch else None
-    return typer.Option(
-        *declarations,
-        help=config.model_fields[name].description,
-        metavar=metavar,
-        rich_help_panel=panel,
-        show_default=default is not None and not is_switch,
-        envvar="RESNET_OPS_RUNS_DIR" if name == "runs_dir" else None,
-        parser=_place if name == "runs_dir" else None,
-    )
+@dataclass(frozen=True)
+class Options:
+    """What a command was given: the options of its configurations as they were typed, not yet validated."""
+
+    context: typer.Context
+    owners: dict[str, type[Config]]
+    values: dict[str, Any]
+    given: frozenset[str]  # on the command line or in the environment; of all the command's parameters
+
+    def typed(self, config: type[Config]) -> dict[str, Any]:
+        """Return those fields of `config` that were given."""
+        return {name: value for name, value in self.values.items() if self.owners[name] is config}
+
+    def make(self, config: type[C], **more: Any) -> C:
+        """Make `config` of the fields that were given; the others have their defaults.
+
+        Raises:
+            UserError: One of them is wrong.
+        """
+        return config.of(**self.typed(config) | more)
 
 
-def argument(config: type[Config], name: str) -> Any:
-    """Make the command-line argument for field `name` of `config`."""
-    return typer.Argument(help=config.model_fields[name].description, metavar=name.upper())
+def shared_by_trials(config: type[Config]) -> Part:
+    """Return the part of `config` whose options all trials of a search or study share."""
+    return config, [name for name, declaration in declarations(config).items() if declaration.shared]
 
 
-def given(context: typer.Context, *sources: str) -> set[str]:
-    """The options that the user gave: on the command line, or in the environment."""
-    names = [parameter.name or "" for parameter in context.command.params]
-    found = {name: context.get_parameter_source(name) for name in names}
-    wanted = sources or ("COMMANDLINE", "ENVIRONMENT")
-    return {name for name, source in found.items() if source is not None and source.name in wanted}
+def options_of(*configs: type[Config] | Part, arguments: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Give a command the options that its configurations declare (`resnet_ops.options.option`).
+
+    They stand where the command's parameter `options` does, and arrive in it; advanced ones come last. A field without
+    a default is a positional argument.
+
+    Args:
+        configs: What the options are fields of, or of which of its fields; of two of the same name the first is taken.
+        arguments: Names of fields with a default that are positional arguments all the same.
+    """
+    owners: dict[str, type[Config]] = {}
+    parameters: list[tuple[Declaration, inspect.Parameter]] = []
+    for each in configs:
+        config, names = each if isinstance(each, tuple) else (each, declarations(each))
+        for name in names:
+            if name not in owners:
+                owners[name], declaration = config, declarations(config)[name]
+                parameters.append((declaration, _parameter(config, name, declaration, name in arguments)))
+
+    def rank(declared: tuple[Declaration, inspect.Parameter]) -> tuple[bool, int]:
+        panel = declared[0].panel
+        return declared[0].advanced, SHOWN_LAST.index(panel) + 1 if panel in SHOWN_LAST else 0
+
+    parameters.sort(key=rank)
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapper(context: typer.Context, **values: Any) -> None:
+            sources = {name: context.get_parameter_source(name) for name in values}
+            given = frozenset(n for n, at in sources.items() if at and at.name in ("COMMANDLINE", "ENVIRONMENT"))
+            typed = {name: values.pop(name) for name in owners}
+            options = Options(context, owners, {n: v for n, v in typed.items() if n in given}, given)
+            command(options=options, **values)
+
+        signature: list[inspect.Parameter] = [_keyword("context", typer.Context)]
+        for name, own in inspect.signature(command, eval_str=True).parameters.items():
+            if name == "options":
+                signature += [parameter for declaration, parameter in parameters if not declaration.advanced]
+            else:
+                signature.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        signature += [parameter for declaration, parameter in parameters if declaration.advanced]
+        wrapper.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
+        return wrapper
+
+    return decorate
+
+
+METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
+
+
+def _parameter(config: type[Config], name: str, declaration: Declaration, positional: bool) -> inspect.Parameter:
+    info, choices, kind = config.model_fields[name], config.choices(name), _kind(config.model_fields[name])
+    positional = positional or info.is_required()
+    default = inspect.Parameter.empty if info.is_required() else None if positional else info.default
+    if kind is str and default not in (None, inspect.Parameter.empty):
+        default = str(default)
+    settings: dict[str, Any] = {
+        "help": info.description,
+        "metavar": name.upper() if positional else "|".join(choices) or declaration.metavar or METAVARS.get(kind),
+        "autocompletion": (lambda: choices) if choices else None,
+        "envvar": declaration.envvar,
+        "show_default": default is not None,
+    }
+    if positional:
+        return _keyword(name, Annotated[kind, typer.Argument(**settings)], default)
+    names = [f"--{name.replace('_', '-')}", *declaration.aliases] if declaration.aliases else []
+    option = typer.Option(*names, rich_help_panel=declaration.panel, **settings)
+    return _keyword(name, Annotated[kind | None if default is None else kind, option], default)
+
+
+def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _kind(info: FieldInfo) -> Any:
+    """Return what Typer makes of what is typed; what it does not know stays text, which the field validates."""
+    if get_origin(info.annotation) is tuple:
+        return list[get_args(info.annotation)[0]]  # type: ignore[misc]
+    kind = next((each for each in get_args(info.annotation) if each is not type(None)), info.annotation)
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    is_place = any(isinstance(each, PlainValidator) for each in info.metadata)  # Path would take a slash out of s3://
+    return kind if kind in (bool, int, float, Path) and not is_place else str
+
+
+def refuse_changes(
+    options: Options, resume: str, changeable: Collection[str], what: str, more: Iterable[str] = ()
+) -> None:
+    """Refuse to resume with other options than what is resumed began with, but for those that are `changeable`.
+
+    Raises:
+        UserError: Names the first of them, or of `more` that was typed beside them.
+    """
+    kept = options.given - {*changeable, "study", "pairs", "resume", "runs_dir", "json", "debug"}
+    for changed in (*more, *(f"--{name.replace('_', '-')}" for name in sorted(kept))):
+        raise UserError(
+            f"--resume {resume} continues with the options that the {what} began with; {changed} cannot be changed.",
+            f"Leave {changed} out, or start a new {what}.",
+        )
 
 
 def runs_dir_option(runs_dir: Path) -> str:
-    """How to say where the runs are, where that is not where they usually are."""
+    """Return how to say where the runs are, where that is not where they usually are."""
     return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {short(runs_dir)}"
-
-
-def _place(typed: str) -> Path:
-    """Typer's own way to a Path makes one slash of s3://."""
-    try:
-        return to_path(typed)
-    except UserError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-RunsDir = option(TrainConfig, "runs_dir", "Run")

@@ -1,8 +1,7 @@
-"""`resnet-ops predict`: what images show, by an exported file."""
+"""`resnet-ops predict`: classifies images with an exported file."""
 
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -12,36 +11,23 @@ from resnet_ops.export.config import PredictConfig
 
 from .clock import importing, process_started_at
 from .console import Output, err, percent, report_error, table
-from .options import Debug, Json, argument, option
+from .options import Debug, Json, Options, options_of
 
 EXAMPLES = """
-[bold]resnet-ops predict model.onnx photo.jpg[/]  what it shows
-
-[bold]resnet-ops predict model.onnx folder/ --top 5[/]  every image below a folder, five classes each
-
-[bold]resnet-ops predict model.onnx folder/ --json | jq '.predictions[] | [.path, .top[0].class]'[/]
+resnet-ops predict model.onnx photo.jpg  # the most likely class
+resnet-ops predict model.onnx folder/ --top 5  # all images in a folder, the five most likely classes each
+resnet-ops predict model.onnx folder/ --json | jq '.predictions[] | [.path, .top[0].class]'
 """
-default = PredictConfig.default
 
 
-def _option(name: str) -> Any:
-    return option(PredictConfig, name)
+@options_of(PredictConfig)
+def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """Classify images with an exported ONNX file.
 
-
-def predict(
-    file: Annotated[Path, argument(PredictConfig, "file")],
-    images: Annotated[list[Path], argument(PredictConfig, "images")],
-    top: Annotated[int, _option("top")] = default("top"),
-    provider: Annotated[str, _option("provider")] = default("provider"),
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Tell what images show, by what an exported ONNX file says of itself and nothing else.
-
-    What cannot be decoded is named with its reason, and the rest goes on; the exit code is then 1.
+    Images that cannot be decoded are listed with the reason, and the others are classified; the exit code is then 1.
     """
     output = Output(json)
-    config = PredictConfig.of(file=file, images=tuple(images), top=top, provider=provider)
+    config = options.make(PredictConfig)
     with importing():
         from resnet_ops.export import predict as library
         from resnet_ops.export.classifier import Classifier

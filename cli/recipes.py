@@ -10,18 +10,17 @@ from .console import Output, table
 from .options import Debug, Json
 
 EXAMPLES = """
-[bold]resnet-ops recipes fast > mine.toml[/]  a copy to change
-
-[bold]resnet-ops train --recipe mine.toml --epochs 10[/]  what is typed goes first
+resnet-ops recipes fast > mine.toml  # a copy to edit
+resnet-ops train --recipe mine.toml --epochs 10  # command-line options override the recipe
 """
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Recipe to print.", metavar="NAME", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Recipe to show.", metavar="NAME", show_default=False)] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the recipes for `train --recipe`, or print one."""
+    """List the recipes for `train --recipe`, or show one."""
     output = Output(json)
     if name is not None:
         output.show(reading.text(name).rstrip())

@@ -9,35 +9,37 @@ from rich.markup import escape
 
 from resnet_ops import files
 from resnet_ops import runs as library
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import RunsConfig
 from resnet_ops.runs import Run
 
 from .clock import importing, process_started_at
 from .console import Output, err, percent, short, table
-from .options import Debug, Json, RunsDir
+from .options import Debug, Json, Options, options_of
 
 EXAMPLES = """
-[bold]resnet-ops report mine[/]  report.html on run 'mine'
-
-[bold]resnet-ops report plain56-digits resnet56-digits -o depth.html[/]  two runs compared
+resnet-ops report mine  # write report.html about run 'mine'
+resnet-ops report plain56-digits resnet56-digits -o depth.html  # compare two runs
 """
 
 
+@options_of(RunsConfig)
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, or paths of their folders.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Names of runs, or paths of their folders.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.html", help="File to write; replaced if it is there.")
+        Path, typer.Option("--output", "-o", metavar="FILE.html", help="File to write; replaced if it exists.")
     ] = Path("report.html"),
-    runs_dir: Annotated[Path, RunsDir] = TrainConfig.default("runs_dir"),
+    *,
+    options: Options,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write one self-contained page on runs: how they learned, and what each takes for what.
+    """Write a self-contained HTML report about one or more runs: learning curves, confusion matrix, worst errors.
 
-    The best weights of each run judge its validation images once more, which must be where they were. The page opens
-    without a network, in light and in dark.
+    It evaluates the best weights of each run on its validation images, which must still be in place. The page needs no
+    network connection, and has a light and a dark theme.
     """
     shown = Output(json)
+    runs_dir = options.make(RunsConfig).runs_dir
     wanted = list(dict.fromkeys(_find(runs_dir, name).path for name in runs))
     with err.status("Reporting", spinner="dots") if err.is_terminal else err:
         with importing():

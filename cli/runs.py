@@ -1,25 +1,22 @@
 """`resnet-ops runs`: what has been trained."""
 
-from pathlib import Path
-from typing import Annotated
-
 from rich.markup import escape
 
 from resnet_ops import runs as library
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import RunsConfig
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Run, RunRecord
 
 from .console import Output, ago, err, percent, table
-from .options import Debug, Json, RunsDir
+from .options import Debug, Json, Options, options_of
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
 
 
-def runs(
-    runs_dir: Annotated[Path, RunsDir] = TrainConfig.default("runs_dir"), json: Json = False, debug: Debug = False
-) -> None:
-    """List the runs: network, data, status, best accuracy, when. The newest comes first."""
+@options_of(RunsConfig)
+def runs(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """List runs with network, dataset, status, best accuracy and age, newest first."""
+    runs_dir = options.make(RunsConfig).runs_dir
     output = Output(json)
     rows = []
     shown = table("name", "model", "data", "status", ">epochs", ">accuracy", "when")

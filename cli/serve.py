@@ -1,65 +1,30 @@
 """`resnet-ops serve`: an exported file as a service."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from resnet_ops.errors import INTERRUPTED, UserError
 from resnet_ops.serving.config import ServeConfig
 
 from .clock import importing
 from .console import Output, err, percent
-from .options import Debug, Json, argument, option
+from .options import Debug, Json, Options, options_of
 
 EXAMPLES = """
-[bold]resnet-ops serve model.onnx[/]  on this machine, for this machine
-
-[bold]curl --data-binary @photo.jpg 'http://127.0.0.1:8000/classify?top=5'[/]  ask it
-
-[bold]resnet-ops serve model.onnx --host 0.0.0.0 --replicas 2 --provider cuda[/]  for others, on two GPUs
+resnet-ops serve model.onnx  # on this machine, for this machine
+curl --data-binary @photo.jpg 'http://127.0.0.1:8000/classify?top=5'  # classify an image
+resnet-ops serve model.onnx --host 0.0.0.0 --replicas 2 --provider cuda  # for other machines, on two GPUs
 """
-default = ServeConfig.default
-LISTENING, LIMITS, PLACE = "Where it listens", "What it takes", "Where it runs"
 
 
-def _option(name: str, panel: str) -> Any:
-    return option(ServeConfig, name, panel)
+@options_of(ServeConfig)
+def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """Serve an exported ONNX file over HTTP with Ray Serve: POST an image to /classify to get its class probabilities.
 
-
-def serve(
-    file: Annotated[Path, argument(ServeConfig, "file")],
-    host: Annotated[str, _option("host", LISTENING)] = default("host"),
-    port: Annotated[int, _option("port", LISTENING)] = default("port"),
-    batch: Annotated[int, _option("batch", LIMITS)] = default("batch"),
-    batch_wait_ms: Annotated[float, _option("batch_wait_ms", LIMITS)] = default("batch_wait_ms"),
-    max_waiting: Annotated[int, _option("max_waiting", LIMITS)] = default("max_waiting"),
-    max_upload_mb: Annotated[float, _option("max_upload_mb", LIMITS)] = default("max_upload_mb"),
-    max_pixels: Annotated[int, _option("max_pixels", LIMITS)] = default("max_pixels"),
-    provider: Annotated[str, _option("provider", PLACE)] = default("provider"),
-    replicas: Annotated[int, _option("replicas", PLACE)] = default("replicas"),
-    cluster: Annotated[str | None, _option("cluster", PLACE)] = default("cluster"),
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Serve an exported ONNX file with Ray Serve: POST an image to /classify, get its likeliest classes.
-
-    Images that come at about the same time are computed together. Ctrl-C ends it once the
-    requests in hand are answered. There is no password: whoever reaches the port may ask. With
-    --json the line comes when it listens.
+    Concurrent requests are batched. Ctrl-C stops the server after it has answered pending requests. There is no
+    authentication. With --json the line is printed once the server listens.
     """
     output = Output(json)
-    config = ServeConfig.of(
-        file=file,
-        host=host,
-        port=port,
-        batch=batch,
-        batch_wait_ms=batch_wait_ms,
-        max_waiting=max_waiting,
-        max_upload_mb=max_upload_mb,
-        max_pixels=max_pixels,
-        provider=provider,
-        replicas=replicas,
-        cluster=cluster,
-    )
+    config = options.make(ServeConfig)
     status, stopping = err.status("Starting", spinner="dots"), False
     if err.is_terminal:
         status.start()

@@ -17,12 +17,15 @@ from .options import Debug, Json
 
 def status(
     cluster: Annotated[
-        str, typer.Option(help="Ray cluster: 'auto' (RAY_ADDRESS, or the one running here) or an address.")
+        str,
+        typer.Option(
+            metavar="TEXT", help="Ray cluster: auto (RAY_ADDRESS, or the one running on this machine) or an address."
+        ),
     ] = AUTO,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the machines of a Ray cluster, what is free on them, and the largest job that would fit now."""
+    """Show the machines of a Ray cluster, their free resources, and the largest training that fits now."""
     output = Output(json)
     with err.status("Asking the cluster", spinner="dots"), importing():
         seen = look(cluster)

@@ -2,8 +2,7 @@
 
 import contextlib
 import functools
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
@@ -21,10 +20,9 @@ from resnet_ops.tuning.results import Trial
 from .arguments import tune_arguments
 from .clock import importing, process_started_at
 from .console import Output, err, short, table
-from .options import Debug, Json, RunsDir, given, option
+from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
 from .search_screen import SearchScreen
 from .submit import submit
-from .tune import refuse_changes
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.allocation import Pool
@@ -32,97 +30,43 @@ if TYPE_CHECKING:
     from resnet_ops.tuning.results import Search, SearchRecord
 
 EXAMPLES = """
-[bold]resnet-ops study degradation[/]  plain and residual networks of 8 to 110 layers on the embedded digits
-
-[bold]resnet-ops study degradation --data cifar10 --depths 20,32,44,56,110 --recipe paper --seeds 5[/]  figure 6
-
-[bold]resnet-ops study degradation --data /imagenet --depths 18,34 --recipe torchvision[/]  figure 4
-
-[bold]resnet-ops study responses[/]  does F(x) tend to 0 as depth grows? figure 7
-
-[bold]resnet-ops study shortcuts --options A,B,C[/]  table 3
-
-[bold]resnet-ops study degradation --resume my-study[/]  go on where it stopped
+resnet-ops study degradation  # plain and residual networks of 8 to 110 layers on the built-in digits
+resnet-ops study degradation --data cifar10 --depths 20,32,44,56,110 --recipe paper --seeds 5  # figure 6
+resnet-ops study degradation --data /imagenet --depths 18,34 --recipe torchvision  # figure 4
+resnet-ops study responses  # do the responses of residual branches tend to 0 as depth grows? figure 7
+resnet-ops study shortcuts --options A,B,C  # table 3
+resnet-ops study degradation --resume my-study  # resume an interrupted study
 """
-default, train_default = StudyConfig.default, TrainConfig.default
-STUDY, SHARED, PLACE, RUN = "Study", "What all trainings share", "Where it runs", "Run"
+
 CHANGEABLE = StudyConfig.changeable_on_resume()
 
 
-def _option(name: str, panel: str = STUDY) -> Any:
-    return option(StudyConfig, name, panel)
-
-
-def _shared(name: str, panel: str = SHARED) -> Any:
-    return option(TrainConfig, name, panel)
-
-
+@options_of(StudyConfig, shared_by_trials(TrainConfig), arguments=["study"])
 def study(
-    context: typer.Context,
-    study: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="|".join(StudyConfig.choices("study")), help=StudyConfig.model_fields["study"].description
-        ),
-    ] = None,
-    depths: Annotated[str | None, _option("depths")] = default("depths"),
-    baselines: Annotated[bool, _option("baselines")] = default("baselines"),
-    options: Annotated[str | None, _option("options")] = default("options"),
-    seeds: Annotated[int, _option("seeds")] = default("seeds"),
-    data: Annotated[str, _shared("data")] = train_default("data"),
-    val_data: Annotated[str | None, _shared("val_data")] = train_default("val_data"),
-    data_root: Annotated[Path | None, _shared("data_root")] = train_default("data_root"),
-    image_size: Annotated[int | None, _shared("image_size")] = train_default("image_size"),
-    cache_dir: Annotated[Path | None, _shared("cache_dir")] = train_default("cache_dir"),
-    recipe: Annotated[str | None, option(TrainConfig, "recipe", SHARED, "--recipe", "--config")] = (
-        train_default("recipe")
-    ),
-    epochs: Annotated[int | None, _option("epochs", SHARED)] = default("epochs"),
-    lr: Annotated[float | None, _option("lr", SHARED)] = default("lr"),
-    batch_size: Annotated[int, _shared("batch_size")] = train_default("batch_size"),
-    seed: Annotated[int, _shared("seed")] = train_default("seed"),
-    device: Annotated[str, _option("device", PLACE)] = default("device"),
-    cluster: Annotated[str | None, _option("cluster", PLACE)] = default("cluster"),
-    nodes: Annotated[int | None, _option("nodes", PLACE)] = default("nodes"),
-    cpus_per_trial: Annotated[int | None, _option("cpus_per_trial", PLACE)] = default("cpus_per_trial"),
-    gpus_per_trial: Annotated[float | None, _option("gpus_per_trial", PLACE)] = default("gpus_per_trial"),
-    max_concurrent: Annotated[int | None, _option("max_concurrent", PLACE)] = default("max_concurrent"),
-    wait: Annotated[float | None, _option("wait", PLACE)] = default("wait"),
-    max_failures: Annotated[int, _option("max_failures", PLACE)] = default("max_failures"),
-    name: Annotated[str | None, _shared("name", RUN)] = train_default("name"),
-    runs_dir: Annotated[Path, RunsDir] = train_default("runs_dir"),
-    track: Annotated[str, _shared("track", RUN)] = train_default("track"),
-    resume: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Go on with a study where it stopped.", rich_help_panel=RUN)
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a study of the same name.", rich_help_panel=RUN)
-    ] = False,
+    options: Options,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Repeat an experiment of the paper: many trainings beside each other, figures, a table, a verdict.
+    """Reproduce an experiment of the ResNet paper: many training runs, figures, a table and a verdict.
 
-    They are the trainings of `train`, in parallel on whatever Ray has. The
-    directory runs/NAME/ holds study.json (every number), table.md, the figures
-    as PNG and SVG, and the trainings themselves (trials/).
+    The training runs are those of `train`, in parallel on the resources of Ray. The directory runs/NAME/ holds
+    study.json (all results), table.md, the figures as PNG and SVG, and the runs themselves (trials/).
     """
-    if study is None:
-        typer.echo(context.get_help())
+    if "study" not in options.given:
+        typer.echo(options.context.get_help())
         return
     output = Output(json)
-    if study not in StudyConfig.choices("study"):
-        known = StudyConfig.choices("study")
+    study, known = options.values["study"], StudyConfig.choices("study")
+    if study not in known:
         raise UserError(f"There is no study {study!r}.", f"{did_you_mean(study, known)} There are: {', '.join(known)}.")
-    typed = {name: context.params[name] for name in given(context)}
     if resume is not None:
-        refuse_changes(typed, None, resume, CHANGEABLE, "study")
-    own = {name: value for name, value in typed.items() if name in StudyConfig.model_fields}
-    shared = {name: value for name, value in typed.items() if name in TrainConfig.model_fields and name not in own}
-    config = StudyConfig.of(**{"study": study} | own, given=shared)
+        refuse_changes(options, resume, CHANGEABLE, "study")
+    config = options.make(StudyConfig, given=options.typed(TrainConfig))
     base = configure(**config.train_options)
     if is_job_server(base.cluster):
-        _submit(base, typed, config, resume, overwrite, output)
+        _submit(base, options.values, config, resume, overwrite, output)
         return
     check(base.track)
     with StudyScreen(config) as screen:
@@ -134,12 +78,12 @@ def study(
             if resume is None:
                 findings = job.study(config, overwrite=overwrite, watcher=screen, started_at=started_at)
             else:
-                changes = {name: value for name, value in typed.items() if name in CHANGEABLE - {"nodes"}}
+                changes = {name: value for name, value in options.values.items() if name in CHANGEABLE - {"nodes"}}
                 findings = job.resume(
-                    runs_dir,
+                    base.runs_dir,
                     resume,
                     study=config.study,
-                    nodes=nodes,
+                    nodes=config.nodes,
                     changes=changes,
                     watcher=screen,
                     started_at=started_at,

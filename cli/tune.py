@@ -1,13 +1,11 @@
 """`resnet-ops tune`: from options to a search, and what one sees of it."""
 
 import functools
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.errors import UserError
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure, read
 from resnet_ops.tracking.tracker import check
@@ -18,98 +16,58 @@ from resnet_ops.tuning.space import read as read_space
 from .arguments import tune_arguments
 from .clock import importing, process_started_at
 from .console import Output, percent, short, table
-from .options import Debug, Json, RunsDir, given, option, runs_dir_option
+from .options import (
+    Debug,
+    Json,
+    Options,
+    Overwrite,
+    Resume,
+    options_of,
+    refuse_changes,
+    runs_dir_option,
+    shared_by_trials,
+)
 from .search_screen import SearchScreen
 from .submit import submit
 
 EXAMPLES = """
-[bold]resnet-ops tune[/]  depths 8, 14, 20, 32 and learning rates on the embedded digits, some 3 minutes on 2 cores
-
-[bold]resnet-ops tune --data cifar10 --depths 20,32,44,56,110 --lr 0.01:0.8 --trials 32 --search optuna[/]
-
-[bold]resnet-ops tune --family resnet,plain weight_decay=1e-5:1e-3 batch_size=64,128[/]  any option of train
-
-[bold]resnet-ops tune --resume my-search[/]  go on where it stopped
-
-[bold]resnet-ops export my-search --onnx[/]  the best network of the whole search
+resnet-ops tune  # depths 8, 14, 20, 32 and learning rates on the built-in digits, about 3 minutes on 2 cores
+resnet-ops tune --data cifar10 --depths 20,32,44,56,110 --lr 0.01:0.8 --trials 32 --search optuna
+resnet-ops tune --family resnet,plain weight_decay=1e-5:1e-3 batch_size=64,128  # search any option of train
+resnet-ops tune --resume my-search  # resume an interrupted search
+resnet-ops export my-search --onnx  # export the best network of the search
 """
-default, train_default = TuneConfig.default, TrainConfig.default
-SEARCH, SHARED, PLACE, RUN = "Search", "What all trials share", "Where it runs", "Run"
+
 CHANGEABLE = TuneConfig.changeable_on_resume()
 
 
-def _option(name: str, panel: str = SEARCH) -> Any:
-    return option(TuneConfig, name, panel)
-
-
-def _shared(name: str, panel: str = SHARED) -> Any:
-    return option(TrainConfig, name, panel)
-
-
+@options_of(TuneConfig, shared_by_trials(TrainConfig))
 def tune(
-    context: typer.Context,
+    options: Options,
     pairs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OPTION=VALUES]...",
-            help="More to search: any option of train with a value, some (64,128) or a range (1e-5:1e-3).",
+            metavar="OPTION=VALUES",
+            help="More of the search space: any option of train with a value, a list (64,128) or a range (1e-5:1e-3).",
         ),
     ] = None,
-    depths: Annotated[str, _option("depths")] = default("depths"),
-    family: Annotated[str, _option("family")] = default("family"),
-    lr: Annotated[str, _option("lr")] = default("lr"),
-    space: Annotated[Path | None, _option("space")] = default("space"),
-    trials: Annotated[int | None, _option("trials")] = default("trials"),
-    search: Annotated[str, _option("search")] = default("search"),
-    scheduler: Annotated[str, _option("scheduler")] = default("scheduler"),
-    grace: Annotated[int | None, _option("grace")] = default("grace"),
-    refit: Annotated[bool, _option("refit")] = default("refit"),
-    data: Annotated[str, _shared("data")] = train_default("data"),
-    val_data: Annotated[str | None, _shared("val_data")] = train_default("val_data"),
-    data_root: Annotated[Path | None, _shared("data_root")] = train_default("data_root"),
-    image_size: Annotated[int | None, _shared("image_size")] = train_default("image_size"),
-    cache_dir: Annotated[Path | None, _shared("cache_dir")] = train_default("cache_dir"),
-    recipe: Annotated[str | None, option(TrainConfig, "recipe", SHARED, "--recipe", "--config")] = (
-        train_default("recipe")
-    ),
-    epochs: Annotated[int, _shared("epochs")] = train_default("epochs"),
-    batch_size: Annotated[int, _shared("batch_size")] = train_default("batch_size"),
-    seed: Annotated[int, _shared("seed")] = train_default("seed"),
-    device: Annotated[str, _option("device", PLACE)] = default("device"),
-    cluster: Annotated[str | None, _option("cluster", PLACE)] = default("cluster"),
-    cpus_per_trial: Annotated[int | None, _option("cpus_per_trial", PLACE)] = default("cpus_per_trial"),
-    gpus_per_trial: Annotated[float | None, _option("gpus_per_trial", PLACE)] = default("gpus_per_trial"),
-    nodes_per_trial: Annotated[int, _option("nodes_per_trial", PLACE)] = default("nodes_per_trial"),
-    max_concurrent: Annotated[int | None, _option("max_concurrent", PLACE)] = default("max_concurrent"),
-    wait: Annotated[float | None, _option("wait", PLACE)] = default("wait"),
-    max_failures: Annotated[int, _option("max_failures", PLACE)] = default("max_failures"),
-    name: Annotated[str | None, _shared("name", RUN)] = train_default("name"),
-    runs_dir: Annotated[Path, RunsDir] = train_default("runs_dir"),
-    track: Annotated[str, _shared("track", RUN)] = train_default("track"),
-    resume: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Go on with a search where it stopped.", rich_help_panel=RUN)
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a search of the same name.", rich_help_panel=RUN)
-    ] = False,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Search depth, learning rate, and any other option of train, and keep the best network.
+    """Search depth, learning rate and other hyperparameters, and keep the best network.
 
-    The directory runs/NAME/ becomes the run of the best trial, to be exported like any other;
-    beside it lie the trials (trials.jsonl, trials/) and the pictures (tune.html, tune.png).
+    The directory runs/NAME/ becomes the run of the best trial, to be exported like any other; it also holds the trials
+    (trials.jsonl, trials/) and a report (tune.html, tune.png).
     """
     output = Output(json)
-    typed = {name: context.params[name] for name in given(context)}
     if resume is not None:
-        refuse_changes(typed, pairs, resume, CHANGEABLE)
-    searched = {name: value for name, value in typed.items() if name in TuneConfig.model_fields}
-    shared = {name: value for name, value in typed.items() if name in TrainConfig.model_fields and name not in searched}
-    config = TuneConfig.of(given=shared, **searched)
+        refuse_changes(options, resume, CHANGEABLE, "search", pairs or ())
+    config = options.make(TuneConfig, given=options.typed(TrainConfig))
     base = configure(**config.train_options)
     if is_job_server(base.cluster):
-        _submit(base, typed, pairs or [], resume, overwrite, output)
+        _submit(base, options.values, pairs or [], resume, overwrite, output)
         return
     check(base.track)
     with SearchScreen() as screen:
@@ -121,8 +79,8 @@ def tune(
             if resume is None:
                 result = job.tune(config, pairs or (), overwrite=overwrite, watcher=screen, started_at=started_at)
             else:
-                changes = {name: value for name, value in typed.items() if name in CHANGEABLE}
-                result = job.resume(runs_dir, resume, changes=changes, watcher=screen, started_at=started_at)
+                changes = {name: value for name, value in options.values.items() if name in CHANGEABLE}
+                result = job.resume(base.runs_dir, resume, changes=changes, watcher=screen, started_at=started_at)
         finally:
             _draw(screen)  # also what was found before it was stopped
     _show(output, result)
@@ -158,19 +116,6 @@ def _draw(screen: SearchScreen) -> None:
 
     screen.progress({"stage": "Drawing"})
     draw(screen.search)
-
-
-def refuse_changes(
-    typed: dict[str, Any], pairs: list[str] | None, resume: str, changeable: frozenset[str], what: str = "search"
-) -> None:
-    """Refuse what is not of where a resumed search, or study, runs."""
-    changed = sorted(typed.keys() - changeable - {"study", "resume", "runs_dir", "json", "debug", "pairs"})
-    if changed or pairs:
-        option = pairs[0] if pairs else "--" + changed[0].replace("_", "-")
-        raise UserError(
-            f"--resume {resume} goes on with what the {what} began with; {option} cannot be changed.",
-            f"Leave {option} out, or begin a new one.",
-        )
 
 
 def _show(output: Output, result: Any) -> None:

@@ -92,12 +92,10 @@ def _default(parameter: Any) -> str:
 
 
 def _examples(epilog: str | None) -> Iterator[str]:
-    """The examples at the end of a help text: `[bold]COMMAND[/]  what it does`, one a paragraph."""
-    for line in (epilog or "").split("\n\n"):
-        found = re.fullmatch(r"\[bold\](.*)\[/\](.*)", line.strip())
-        if found:
-            command, told = (part.strip() for part in found.groups())
-            yield f"- `{command}`" + (f": {markdown(told)}" if told else "")
+    """The examples at the end of a help text, one a line: `COMMAND  # what it does`."""
+    for line in (epilog or "").strip().splitlines():
+        command, _, comment = line.partition("  # ")
+        yield f"- `{command}`" + (f": {markdown(comment)}" if comment else "")
     yield ""
 
 

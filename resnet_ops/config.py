@@ -11,12 +11,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from pydantic_core import core_schema
 
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
-from resnet_ops.options import ChangeableOnResume, Config, Positive, check_run_name
+from resnet_ops.options import Config, Positive, check_run_name, option
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
 
@@ -26,165 +26,258 @@ class NetworkConfig(Config):
 
     model: Annotated[
         str,
-        Field(
-            description="Network: resnetN or plainN, e.g. resnet20, plain56, resnet50; or alexnet, vgg19, googlenet."
+        option(
+            "Network: resnetN or plainN, such as resnet20, plain56 or resnet50; or alexnet, vgg19, googlenet.",
+            panel="Model and data",
         ),
     ] = "resnet20"
     shortcut: Annotated[
         Literal["A", "B", "C"] | None,
-        Field(description="Shortcuts: A zero-padded, B projected where shapes change, C all projected. "
-              "By default A for CIFAR networks, B for ImageNet ones."),
-    ] = None  # fmt: skip
+        option(
+            "Type of shortcut connections (He et al. 2015): A zero-padded identity, B projection where the shape "
+            "changes, C always projection. By default A for CIFAR networks, B for ImageNet networks.",
+            advanced="model",
+        ),
+    ] = None
 
 
-class DataConfig(Config):
-    """Which images, and how they are read."""
+class ImagesConfig(Config):
+    """Which images."""
 
     data: Annotated[
         str,
-        Field(description="Images: 'digits' (embedded), 'cifar10' or 'cifar100' (downloaded once), a folder of class "
-              "folders or with train/ and val/ of them, Parquet files (a file, a folder, a glob), or a URL of either, "
-              "s3://bucket/folder."),
-    ] = "digits"  # fmt: skip
+        option(
+            "Dataset: digits (built in), cifar10 or cifar100 (downloaded once), a folder with one subfolder per class "
+            "or with train/ and val/, Parquet files (file, folder or glob), or a URL of either (s3://bucket/folder).",
+            panel="Model and data",
+            shared=True,
+        ),
+    ] = "digits"
     val_data: Annotated[
         str | None,
-        Field(description="Validation images; by default those that --data tells apart, else a fifth of each class."),
+        option(
+            "Validation dataset; by default the validation split of --data, or a fifth of each class.",
+            advanced="data",
+            shared=True,
+        ),
     ] = None
     data_root: Annotated[
-        Path | None, Field(description="Folder that cifar10 and cifar100 are in or are downloaded to; by default in "
-                           "the cache."),
-        ChangeableOnResume(),
-    ] = None  # fmt: skip
-    image_column: Annotated[str | None, Field(description="Parquet column of the images; by default image or img.")] = (
-        None
-    )
+        Path | None,
+        option(
+            "Folder that holds cifar10 and cifar100, or to download them to; by default the cache.",
+            advanced="data",
+            shared=True,
+            changeable=True,
+        ),
+    ] = None
+    image_column: Annotated[
+        str | None, option("Parquet column of the images; by default image or img.", advanced="data")
+    ] = None
     label_column: Annotated[
-        str | None, Field(description="Parquet column of the labels; by default label, labels or fine_label.")
+        str | None, option("Parquet column of the labels; by default label, labels or fine_label.", advanced="data")
     ] = None
     image_size: Annotated[
         int | None,
-        Field(ge=1, le=4096, description="Side of the square images that the network sees; by default the images' own "
-              "size if they are all of one, of at most 64 pixels, else 224."),
-    ] = None  # fmt: skip
+        option(
+            "Input image size (square, in pixels); by default that of the images if they all have the same size of at "
+            "most 64 pixels, otherwise 224.",
+            advanced="data",
+            shared=True,
+            ge=1,
+            le=4096,
+        ),
+    ] = None
+    cache_dir: Annotated[
+        Path | None,
+        option(
+            "Folder to cache decoded images in; by default RESNET_OPS_CACHE or ~/.cache/resnet-ops.",
+            advanced="data",
+            shared=True,
+            changeable=True,
+        ),
+    ] = None
+
+
+class DataConfig(ImagesConfig):
+    """Which images, and how training reads them."""
+
     on_bad_image: Annotated[
         Literal["skip", "fail"],
-        Field(description="What to do about an image that cannot be decoded: leave it out, and say so, or stop."),
+        option("If an image cannot be decoded: skip it with a warning, or fail.", advanced="data"),
     ] = "skip"
     stream: Annotated[
         Literal["auto", "on", "off"],
-        Field(description="Whether to decode images anew in each epoch, while training; auto does so where, decoded, "
-              "they would take more than half of the memory."),
-    ] = "auto"  # fmt: skip
+        option(
+            "Decode images during training, anew in each epoch, instead of once into memory; auto: if the decoded "
+            "images would take more than half of the memory.",
+            advanced="data",
+        ),
+    ] = "auto"
     fit_all: Annotated[
         bool,
-        Field(description="Train on the validation images too, when nothing is left to choose: what is validated has "
-              "then been seen, and says nothing of other images."),
-    ] = False  # fmt: skip
-    cache_dir: Annotated[
-        Path | None,
-        Field(
-            description="Folder that decoded images are kept in; by default RESNET_OPS_CACHE or ~/.cache/resnet-ops."
+        option(
+            "Train on the validation images too, for a final model; validation accuracy then measures nothing.",
+            advanced="data",
         ),
-        ChangeableOnResume(),
-    ] = None
+    ] = False
 
 
 class Recipe(Config):
     """How to train, whatever and wherever: what a recipe holds."""
 
-    epochs: Annotated[Positive, Field(description="Passes over the training images.")] = 30
+    epochs: Annotated[Positive, option("Training epochs.", panel="Training", shared=True)] = 30
     batch_size: Annotated[
-        Positive, Field(description="Images a step: the global batch, over all workers and micro-batches together.")
+        Positive, option("Images per step (global batch size, over all workers).", panel="Training", shared=True)
     ] = 128
     auto_batch: Annotated[
         bool,
-        Field(description="Take as --batch-size the largest power of two that fits into 80 % of the free memory; --lr "
-              "stays as it is."),
-    ] = False  # fmt: skip
+        option(
+            "Use the largest power of two that fits into 80% of the free memory as --batch-size; --lr is not scaled.",
+            advanced="performance",
+        ),
+    ] = False
     accumulate: Annotated[
         Positive,
-        Field(description="Micro-batches that each worker's share of a step is cut into, to need less memory."),
+        option(
+            "Gradient accumulation steps: micro-batches that each worker splits its share of a batch into, to save "
+            "memory.",
+            advanced="performance",
+        ),
     ] = 1
 
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="Peak learning rate.")] = 0.1
+    lr: Annotated[float, option("Peak learning rate.", panel="Training", gt=0, allow_inf_nan=False)] = 0.1
     schedule: Annotated[
         Literal["one-cycle", "steps", "cosine"],
-        Field(description="Learning rate over time: one cosine cycle, steps down at the milestones, or half a cosine."),
+        option(
+            "Learning rate schedule: one-cycle (cosine up and down), steps (decay at --milestones) or cosine decay.",
+            advanced="learning rate schedule",
+        ),
     ] = "one-cycle"
     milestones: Annotated[
-        str, Field(description="Shares of all steps after which 'steps' goes down, such as 0.5,0.75 or 1/3,2/3.")
+        str,
+        option(
+            "Fractions of training after which the schedule 'steps' decays the learning rate, such as 0.5,0.75 or "
+            "1/3,2/3.",
+            advanced="learning rate schedule",
+        ),
     ] = "0.5,0.75"
     lr_decay: Annotated[
-        float, Field(gt=0, le=1, description="What 'steps' multiplies the learning rate by at each milestone.")
+        float,
+        option(
+            "Factor by which the schedule 'steps' multiplies the learning rate at each milestone.",
+            advanced="learning rate schedule",
+            gt=0,
+            le=1,
+        ),
     ] = 0.1
     warmup_steps: Annotated[
-        int, Field(ge=0, description="Steps to warm up in before 'steps' or 'cosine'; 'one-cycle' does so anyway.")
+        int,
+        option(
+            "Learning rate warm-up steps of the schedules 'steps' and 'cosine'; 'one-cycle' has its own warm-up.",
+            advanced="learning rate schedule",
+            ge=0,
+        ),
     ] = 0
     warmup: Annotated[
         Literal["linear", "constant"],
-        Field(description="Warm-up: rising to the peak, or a tenth of it throughout, as the paper's ResNet-110."),
+        option(
+            "Warm-up: linear increase to the peak, or constant at a tenth of it (ResNet-110 in the paper).",
+            advanced="learning rate schedule",
+        ),
     ] = "linear"
-    momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum of SGD.")] = 0.9
-    nesterov: Annotated[bool, Field(description="Nesterov's momentum.")] = False
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="L2 penalty on all weights.")] = 1e-4
+    momentum: Annotated[float, option("SGD momentum.", advanced="optimizer", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, option("Use Nesterov momentum.", advanced="optimizer")] = False
+    weight_decay: Annotated[
+        float, option("Weight decay (L2 penalty).", advanced="optimizer", ge=0, allow_inf_nan=False)
+    ] = 1e-4
     norm_weight_decay: Annotated[
         float | None,
-        Field(ge=0, allow_inf_nan=False, description="L2 penalty on BatchNorm's weights and on biases instead; by "
-              "default --weight-decay's."),
-    ] = None  # fmt: skip
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="Share of each label that is spread over all classes.")
-    ] = 0.0
+        option(
+            "Weight decay of BatchNorm parameters and biases; by default that of --weight-decay.",
+            advanced="optimizer",
+            ge=0,
+            allow_inf_nan=False,
+        ),
+    ] = None
+    label_smoothing: Annotated[float, option("Label smoothing (0: off).", advanced="optimizer", ge=0, lt=1)] = 0.0
     clip_grad_norm: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="Longest gradient; longer ones are shortened. 0: any.")
+        float, option("Clip gradients to this norm (0: off).", advanced="optimizer", ge=0, allow_inf_nan=False)
     ] = 0.0
     ema: Annotated[
         float,
-        Field(ge=0, lt=1, description="Decay of a moving average of the weights, such as 0.999, which is then what is "
-              "validated, kept as best and exported. 0: none."),
-    ] = 0.0  # fmt: skip
+        option(
+            "Decay of an exponential moving average (EMA) of the weights, such as 0.999, which is then validated, "
+            "saved and exported (0: off).",
+            advanced="optimizer",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
 
     crop_padding: Annotated[
         int | None,
-        Field(ge=0, description="Pad by so many pixels and crop at random; by default an eighth of the image's side."),
+        option(
+            "Data augmentation: pad by this many pixels, then crop at random (0: off); by default an eighth of the "
+            "image size.",
+            advanced="data augmentation",
+            ge=0,
+        ),
     ] = None
     flip: Annotated[
         bool | None,
-        Field(description="Mirror half of the training images; by default yes, but not for digits."),
+        option("Random horizontal flip; by default on, except for digits.", advanced="data augmentation"),
     ] = None
     random_resized_crop: Annotated[
         bool,
-        Field(description="Cut out 8 to 100 % of each image, 3:4 to 4:3, and resize it, instead of padding and "
-              "cropping."),
-    ] = False  # fmt: skip
-    cutout: Annotated[int, Field(ge=0, description="Side in pixels of a square that is blanked in each image.")] = 0
+        option(
+            "Crop a random 8% to 100% of the image, with an aspect ratio of 3:4 to 4:3, and resize it; instead of "
+            "--crop-padding.",
+            advanced="data augmentation",
+        ),
+    ] = False
+    cutout: Annotated[
+        int,
+        option("Cutout: size in pixels of a random square to blank (0: off).", advanced="data augmentation", ge=0),
+    ] = 0
     mixup: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="Blend pairs of images, by shares from Beta(ALPHA, ALPHA).")
+        float,
+        option(
+            "MixUp: alpha of the Beta distribution (0: off).",
+            advanced="data augmentation",
+            ge=0,
+            allow_inf_nan=False,
+        ),
     ] = 0.0
     cutmix: Annotated[
         float,
-        Field(ge=0, allow_inf_nan=False, description="Paste a part of one image into another, of a size from "
-              "Beta(ALPHA, ALPHA); with --mixup too, each batch gets one of them."),
-    ] = 0.0  # fmt: skip
+        option(
+            "CutMix: alpha of the Beta distribution (0: off); with --mixup, each batch gets one of the two.",
+            advanced="data augmentation",
+            ge=0,
+            allow_inf_nan=False,
+        ),
+    ] = 0.0
 
-    zero_init_residual: Annotated[
-        bool, Field(description="Begin with residual branches that add nothing: their last BatchNorm's weights are 0.")
-    ] = False
+    zero_init_residual: Annotated[bool, option("Zero-initialise each block's last BatchNorm.", advanced="model")] = (
+        False
+    )
     sync_batchnorm: Annotated[
-        bool, Field(description="BatchNorm over the whole batch instead of each worker's share; GPUs only.")
+        bool, option("Synchronise BatchNorm statistics across workers (GPUs only).", advanced="model")
     ] = False
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        Field(description="Arithmetic of the network; auto is bf16 autocast on GPUs that have it, else fp32."),
+        option(
+            "Training precision; bf16 is mixed precision (autocast). auto: bf16 on GPUs that support it, else fp32.",
+            advanced="performance",
+        ),
     ] = "auto"
-    channels_last: Annotated[bool, Field(description="Keep a pixel's channels together in memory, as by default.")] = (
-        True
-    )
-    fused: Annotated[bool, Field(description="The optimizer's step as one kernel, as by default.")] = True
+    channels_last: Annotated[bool, option("Use the channels-last (NHWC) memory format.", advanced="performance")] = True
+    fused: Annotated[bool, option("Use the fused optimizer kernel.", advanced="performance")] = True
     compile: Annotated[
         Literal["off", "default", "reduce-overhead", "max-autotune"],
-        Field(
-            description="torch.compile's mode; it takes a while before the first step. reduce-overhead is CUDA graphs."
+        option(
+            "torch.compile mode; compiling delays the first step. reduce-overhead uses CUDA graphs.",
+            advanced="performance",
         ),
     ] = "off"
 
@@ -265,11 +358,14 @@ class ConnectionConfig(Config):
 
     cluster: Annotated[
         str | None,
-        Field(description="Ray cluster: 'local' (started here for this run), 'auto' (RAY_ADDRESS, or the one running "
-              "here), an address, or, but for serve, http://HEAD:8265 to submit a job to. By default local, but auto "
-              "where RAY_ADDRESS is set or --nodes asks for more than this machine."),
-        ChangeableOnResume(),
-    ] = None  # fmt: skip
+        option(
+            "Ray cluster: local (started for this run), auto (RAY_ADDRESS, or the one running on this machine), an "
+            "address, or (except for serve) http://HEAD:8265 to submit a job. By default local, but auto if "
+            "RAY_ADDRESS is set or --nodes needs more than this machine.",
+            panel="Cluster",
+            changeable=True,
+        ),
+    ] = None
 
 
 class JobConfig(ConnectionConfig):
@@ -277,19 +373,24 @@ class JobConfig(ConnectionConfig):
 
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
-        Field(description="Where to train; auto takes the GPUs where there are any."),
-        ChangeableOnResume(),
+        option("Device to train on; auto: GPUs if there are any.", panel="Cluster", changeable=True),
     ] = "auto"
     wait: Annotated[
         float | None,
-        Field(ge=0, allow_inf_nan=False, description="Seconds to wait for missing or busy machines, at the start "
-              "(by default 600 where an autoscaler can bring them, else 0) and after a loss (by default 600)."),
-        ChangeableOnResume(),
-    ] = None  # fmt: skip
+        option(
+            "Seconds to wait for missing or busy machines at the start (by default 600 if an autoscaler can add "
+            "them, else 0) and after a failure (by default 600).",
+            advanced="cluster",
+            changeable=True,
+            ge=0,
+            allow_inf_nan=False,
+        ),
+    ] = None
     max_failures: Annotated[
         int,
-        Field(ge=0, description="Lost workers and machines to recover from before giving up."),
-        ChangeableOnResume(),
+        option(
+            "Failed workers and machines to recover from before giving up.", advanced="cluster", changeable=True, ge=0
+        ),
     ] = 3
 
 
@@ -298,59 +399,106 @@ class ClusterConfig(JobConfig):
 
     nodes: Annotated[
         NodeRange,
-        Field(description="Machines to train on; MIN:MAX begins with MIN and takes up to MAX as they come and go."),
-        ChangeableOnResume(),
+        option(
+            "Number of machines; MIN:MAX starts with MIN and scales up to MAX as machines come and go.",
+            panel="Cluster",
+            metavar="N or MIN:MAX",
+            changeable=True,
+        ),
     ] = NodeRange(1, 1)
     gpus_per_node: Annotated[
         Positive | None,
-        Field(description="GPUs to use on each machine, a worker for each; by default all it has."),
-        ChangeableOnResume(),
+        option("GPUs per machine, one worker each; by default all.", panel="Cluster", changeable=True),
     ] = None
     workers_per_node: Annotated[
         Positive | None,
-        Field(description="Workers on each machine when training on CPUs; they share its cores."),
-        ChangeableOnResume(),
+        option("Workers per machine when training on CPUs.", advanced="cluster", changeable=True),
     ] = None
     cpus_per_worker: Annotated[
         Positive | None,
-        Field(description="CPU cores of each worker; by default its share of the machine's."),
-        ChangeableOnResume(),
+        option(
+            "CPU cores per worker; by default its share of the machine's cores.", advanced="cluster", changeable=True
+        ),
     ] = None
     hang_timeout: Annotated[
         float,
-        Field(gt=0, allow_inf_nan=False, description="Seconds without a step after which workers count as hanging and "
-              "are started anew."),
-        ChangeableOnResume(),
-    ] = 600  # fmt: skip
+        option(
+            "Seconds without progress after which hanging workers are restarted.",
+            advanced="cluster",
+            changeable=True,
+            gt=0,
+            allow_inf_nan=False,
+        ),
+    ] = 600
 
 
-class TrainConfig(ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
+class RunsConfig(Config):
+    """Where runs are stored."""
+
+    runs_dir: Annotated[
+        Place,
+        option(
+            "Folder or bucket (s3://bucket/folder, gs://bucket/folder) that holds the runs.",
+            panel="Run",
+            metavar="PATH",
+            envvar="RESNET_OPS_RUNS_DIR",
+            shared=True,
+        ),
+    ] = Path("runs")
+
+
+class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
     """One training run, whole: what `run.json` stores and a worker receives."""
 
     recipe: Annotated[
         str | None,
-        Field(description="Options from a recipe (paper, fast...: `resnet-ops recipes`) or a TOML file; those given "
-              "beside it go first."),
-    ] = None  # fmt: skip
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="Same seed, workers and threads: same weights.")] = 0
+        option(
+            "Options from a recipe (paper, fast, ...: see `resnet-ops recipes`) or a TOML file; command-line options "
+            "override it.",
+            panel="Training",
+            aliases=("--config",),
+            shared=True,
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        option(
+            "Random seed; with the same workers and threads, the same seed gives the same weights.",
+            panel="Training",
+            shared=True,
+            ge=0,
+            lt=2**63,
+        ),
+    ] = 0
 
-    name: Annotated[str | None, Field(description="Name of the run; by default made of model and data.")] = None
-    runs_dir: Annotated[
-        Place, Field(description="Folder that holds the runs, or a bucket: s3://bucket/folder, gs://bucket/folder.")
-    ] = Path("runs")
+    name: Annotated[
+        str | None, option("Name of the run; by default made of model and dataset.", panel="Run", shared=True)
+    ] = None
     checkpoint_every: Annotated[
         str | None,
-        Field(description="Save within epochs too: every so many steps (500), or every so often (90s, 10m, 1h)."),
+        option(
+            "Also save a checkpoint within epochs: every so many steps (500), or every interval (90s, 10m, 1h).",
+            advanced="checkpoints and tracking",
+            metavar="INTERVAL",
+        ),
     ] = None
     num_to_keep: Annotated[
-        Positive, Field(description="Best checkpoints to keep, besides the last one, which is always kept.")
+        Positive,
+        option(
+            "Best checkpoints to keep, in addition to the last one, which is always kept.",
+            advanced="checkpoints and tracking",
+        ),
     ] = 2
     track: Annotated[
         Literal["none", "mlflow", "wandb"],
-        Field(description="Tell MLflow or Weights & Biases of it too, as their own variables say (MLFLOW_TRACKING_URI, "
-              "WANDB_PROJECT...); TensorBoard's files are written in any case."),
-        ChangeableOnResume(),
-    ] = "none"  # fmt: skip
+        option(
+            "Also track experiments in MLflow or Weights & Biases, configured by their own environment variables "
+            "(MLFLOW_TRACKING_URI, WANDB_PROJECT, ...); TensorBoard files are always written.",
+            advanced="checkpoints and tracking",
+            shared=True,
+            changeable=True,
+        ),
+    ] = "none"
 
     @field_validator("checkpoint_every")
     @classmethod

@@ -1,7 +1,7 @@
 """A set of options: validated once, whoever gives them; what is wrong is named as it was typed."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -11,11 +11,6 @@ from resnet_ops.errors import UserError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-@dataclass(frozen=True)
-class ChangeableOnResume:
-    """Marks a field that may differ when a run is resumed, for it is not what the run computes."""
 
 
 class Config(BaseModel):
@@ -47,9 +42,57 @@ class Config(BaseModel):
 
     @classmethod
     def changeable_on_resume(cls) -> frozenset[str]:
-        """The options that are marked `ChangeableOnResume`."""
-        fields = cls.model_fields.items()
-        return frozenset(name for name, field in fields if ChangeableOnResume() in field.metadata)
+        """Return the options that may differ when a run is resumed."""
+        return frozenset(name for name, declaration in declarations(cls).items() if declaration.changeable)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """How the command line shows and reads a field."""
+
+    panel: str | None = None
+    advanced: bool = False
+    aliases: tuple[str, ...] = ()
+    metavar: str | None = None
+    envvar: str | None = None
+    shared: bool = False
+    changeable: bool = False
+
+
+def option(
+    description: str,
+    *,
+    panel: str | None = None,
+    advanced: str | None = None,
+    aliases: tuple[str, ...] = (),
+    metavar: str | None = None,
+    envvar: str | None = None,
+    shared: bool = False,
+    changeable: bool = False,
+    **limits: Any,
+) -> Any:
+    """Declare a field that is an option on the command line too: all that is to be said of it.
+
+    Args:
+        description: Its help text.
+        panel: Heading that `--help` shows it under.
+        advanced: The same for an option that few need; they are shown last.
+        aliases: Other names for it, such as `--config`.
+        metavar: What stands for its value; by default its choices or its type.
+        envvar: Environment variable that it is read from where it is not typed.
+        shared: Whether it is an option of `tune` and `study` too, the same for all their trials.
+        changeable: Whether it may differ when a run is resumed, for it is not what the run computes.
+        limits: What `pydantic.Field` takes, such as `ge`.
+    """
+    title = f"Advanced: {advanced}" if advanced else panel
+    declaration = Declaration(title, advanced is not None, aliases, metavar, envvar, shared, changeable)
+    return Field(description=description, json_schema_extra={"option": asdict(declaration)}, **limits)
+
+
+def declarations(config: type[Config]) -> dict[str, Declaration]:
+    """Return the fields of `config` that are declared as options, in their order."""
+    extras = {name: info.json_schema_extra for name, info in config.model_fields.items()}
+    return {n: Declaration(**extra["option"]) for n, extra in extras.items() if isinstance(extra, dict)}  # type: ignore[arg-type]
 
 
 def _choices(annotation: Any) -> list[str]:

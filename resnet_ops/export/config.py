@@ -1,86 +1,118 @@
-"""What an export, a proof and the use of a file are: every option, as in `resnet_ops/config.py`."""
+"""What an export, a verification and the use of a file are: every option, as in `resnet_ops/config.py`."""
 
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from resnet_ops.files import Place
-from resnet_ops.options import Config, Positive
+from resnet_ops.config import RunsConfig
+from resnet_ops.options import Config, Positive, option
 
-RunsDir = Annotated[
-    Place, Field(description="Folder that holds the runs, or a bucket: s3://bucket/folder, gs://bucket/folder.")
-]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 LARGEST_BATCH = 65_536
 
 
-class ProofConfig(Config):
-    """How a file is proven: where, on what, within which limits."""
+class ProofConfig(RunsConfig):
+    """How a file is verified: where, on what, within which limits."""
 
     provider: Annotated[
         Provider,
-        Field(description="ONNX Runtime's execution provider for the proof; auto is CUDA where there is a GPU."),
+        option("ONNX Runtime execution provider to verify with; auto: CUDA if there is a GPU.", panel="Verification"),
     ] = "auto"
     data: Annotated[
-        str | None, Field(description="Images to validate on; by default those that the run was trained on.")
+        str | None,
+        option("Images to validate on; by default those that the run was trained on.", panel="Verification"),
     ] = None
     images: Annotated[
         Positive | None,
-        Field(description="Validate on so many images, evenly spread over the set; by default on all of them."),
+        option("Validate on this many images, evenly spread over the set; by default on all.", panel="Verification"),
     ] = None
     tolerance: Annotated[
         float | None,
-        Field(gt=0, allow_inf_nan=False, description="Largest |difference| of logits, as a share of the largest "
-              "|logit|; by default as the precision and the provider have it."),
-    ] = None  # fmt: skip
+        option(
+            "Largest difference of logits, relative to the largest logit; by default depends on precision and "
+            "provider.",
+            panel="Verification",
+            gt=0,
+            allow_inf_nan=False,
+        ),
+    ] = None
     max_accuracy_drop: Annotated[
         float,
-        Field(ge=0, le=100, allow_inf_nan=False, description="Percentage points of validation accuracy that the file "
-              "may have less than the checkpoint."),
-    ] = 0.5  # fmt: skip
-    runs_dir: RunsDir = Path("runs")
+        option(
+            "Largest drop in validation accuracy compared to the checkpoint, in percentage points.",
+            panel="Verification",
+            ge=0,
+            le=100,
+            allow_inf_nan=False,
+        ),
+    ] = 0.5
 
 
 class ExportConfig(ProofConfig):
-    """One export: of which weights, into what, proven how."""
+    """One export: of which weights, into what, verified how."""
 
     run: Annotated[
         str,
-        Field(description="Name of the run, or path of its folder or of one of its checkpoints; or, with --model, a "
-              "file of weights under torchvision's or timm's names."),
-    ]  # fmt: skip
+        option(
+            "Name of the run, or path of its folder or of one of its checkpoints; with --model, a file of weights "
+            "with torchvision or timm names."
+        ),
+    ]
     precision: Annotated[
         Literal["fp32", "fp16", "int8"],
-        Field(description="Arithmetic of the file: fp16 is for GPUs, int8 (calibrated on training images) for CPUs."),
+        option(
+            "Precision of the file: fp16 (half precision, for GPUs) or int8 (quantization calibrated on training "
+            "images, for CPUs).",
+            panel="Model",
+        ),
     ] = "fp32"
     input: Annotated[
         Literal["normalized", "raw"],
-        Field(description="What the file takes: normalised floats (N, C, H, W), or pixels (N, H, W, C) of any size, "
-              "which it resizes, crops and normalises itself."),
-    ] = "normalized"  # fmt: skip
-    softmax: Annotated[bool, Field(description="Have the file give probabilities instead of logits.")] = False
-    opset: Annotated[int, Field(ge=18, le=23, description="ONNX operator set; PyTorch's exporter starts at 18.")] = 18
+        option(
+            "Input of the file: normalized floats (N, C, H, W), or raw pixels (N, H, W, C) of any size, which the "
+            "file resizes, crops and normalizes itself.",
+            panel="Model",
+        ),
+    ] = "normalized"
+    softmax: Annotated[bool, option("Output probabilities instead of logits.", panel="Model")] = False
+    opset: Annotated[int, option("ONNX opset version.", panel="Model", ge=18, le=23)] = 18
     out: Annotated[
-        Path | None, Field(description="File to write; by default in the run's folder export/, model.onnx of fp32.")
+        Path | None,
+        option("File to write; by default export/model.onnx (fp32) in the folder of the run.", panel="Model"),
     ] = None
     model: Annotated[
-        str | None, Field(description="The network that a file of weights belongs to, such as resnet50.")
+        str | None, option("Network of the file of weights, such as resnet50.", panel="Pretrained weights")
     ] = None
     classes: Annotated[
-        Path | None, Field(description="File that names the classes of such weights, a line each, in their order.")
+        Path | None,
+        option("File with the class names of such weights, one per line, in order.", panel="Pretrained weights"),
     ] = None
     image_size: Annotated[
-        int | None, Field(ge=1, le=4096, description="Side of the images that such weights were trained on; by default "
-                          "224, or 32 for a CIFAR network.")
-    ] = None  # fmt: skip
+        int | None,
+        option(
+            "Image size that such weights were trained with; by default 224, or 32 for CIFAR networks.",
+            panel="Pretrained weights",
+            ge=1,
+            le=4096,
+        ),
+    ] = None
     mean: Annotated[
         str | None,
-        Field(description="Mean of the pixels of each channel, from 0 to 1, that such weights were trained with; by "
-              "default ImageNet's, 0.485,0.456,0.406."),
-    ] = None  # fmt: skip
-    std: Annotated[str | None, Field(description="Standard deviation likewise; by default 0.229,0.224,0.225.")] = None
+        option(
+            "Normalization mean of each channel (0 to 1) of such weights; by default that of ImageNet, "
+            "0.485,0.456,0.406.",
+            panel="Pretrained weights",
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        option(
+            "Normalization standard deviation of each channel; by default 0.229,0.224,0.225.",
+            panel="Pretrained weights",
+        ),
+    ] = None
 
     @field_validator("mean", "std")
     @classmethod
@@ -98,44 +130,40 @@ class ExportConfig(ProofConfig):
 
 
 class ValidateConfig(ProofConfig):
-    """One proof of a file that is there."""
+    """One verification of an existing file."""
 
-    file: Annotated[Path, Field(description="ONNX file, made by `resnet-ops export`.")]
+    file: Annotated[Path, option("ONNX file made by `resnet-ops export`.")]
     checkpoint: Annotated[
         str | None,
-        Field(description="Run or checkpoint that it was made of; by default looked for in the run that the file lies "
-              "in, by its checksum."),
-    ] = None  # fmt: skip
+        option(
+            "Run or checkpoint that the file was exported from; by default found by its checksum in the run that the "
+            "file lies in.",
+            panel="Verification",
+        ),
+    ] = None
 
 
 class UseConfig(Config):
-    """What all who use a file need."""
+    """What every use of a file needs."""
 
-    file: Annotated[Path, Field(description="ONNX file, made by `resnet-ops export`.")]
-    provider: Annotated[
-        Provider, Field(description="ONNX Runtime's execution provider; auto is CUDA where there is a GPU.")
-    ] = "auto"
+    file: Annotated[Path, option("ONNX file made by `resnet-ops export`.")]
+    provider: Annotated[Provider, option("ONNX Runtime execution provider; auto: CUDA if there is a GPU.")] = "auto"
 
 
 class PredictConfig(UseConfig):
-    """Which images to look at, and what to tell of them."""
+    """Which images to classify, and what to return for them."""
 
-    images: Annotated[
-        tuple[Path, ...],
-        Field(min_length=1, description="Images, or folders that hold some at any depth."),
-    ]
-    top: Annotated[Positive, Field(description="Classes to name for each image, the likeliest first.")] = 1
+    images: Annotated[tuple[Path, ...], option("Images, or folders to search for images recursively.", min_length=1)]
+    top: Annotated[Positive, option("Number of classes to return for each image (top-k).")] = 1
 
 
 class BenchConfig(UseConfig):
     """What is measured, and for how long."""
 
-    batch: Annotated[str, Field(description="Batch sizes, such as 1,8,64.")] = "1,8,64"
-    seconds: Annotated[
-        float, Field(gt=0, le=3600, allow_inf_nan=False, description="Seconds to measure each, for each batch size.")
-    ] = 2.0
+    batch: Annotated[str, option("Batch sizes, such as 1,8,64.")] = "1,8,64"
+    seconds: Annotated[float, option("Seconds per measurement.", gt=0, le=3600, allow_inf_nan=False)] = 2.0
     compile: Annotated[
-        bool, Field(description="Measure torch.compile as well, which compiles up to a minute for each batch size.")
+        bool, option("Also measure torch.compile, which takes up to a minute per batch size to compile.")
     ] = True
 
     @field_validator("batch")

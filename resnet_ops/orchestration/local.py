@@ -23,10 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
-
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.options import Config, Positive
+from resnet_ops.options import Config, Positive, option
 from resnet_ops.orchestration import marked
 from resnet_ops.orchestration.connect import AUTO, find
 from resnet_ops.orchestration.ray_internals import address_file
@@ -48,9 +46,9 @@ Tell = Callable[[str], None]
 class LocalConfig(Config):
     """What to start."""
 
-    nodes: Annotated[int, Field(ge=1, le=64, description="Nodes to train on; the head comes on top.")] = 2
+    nodes: Annotated[int, option("Number of nodes, not counting the head node.", ge=1, le=64)] = 2
     cpus_per_node: Annotated[
-        Positive, Field(description="CPU cores each node claims; together they may claim more than there are.")
+        Positive, option("CPU cores per node; the total may exceed the cores of this machine.")
     ] = 1
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from resnet_ops.config import NodeRange, TrainConfig
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.options import Config, Positive
+from resnet_ops.options import Config, Positive, option
 
 Kind = Literal["kuberay", "slurm", "aws", "gcp", "compose"]
 FILL_IN = "FILL-IN"
@@ -82,68 +82,109 @@ Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,:/@-]*$")]
 class ClusterValues(Config):
     """What a cluster's files are made from; the same for every kind."""
 
-    name: Annotated[str, Field(description="Name of the cluster, of the job and of the run.")] = "resnet-ops"
+    name: Annotated[str, option("Name of the cluster, of the job and of the run.", panel="Machines")] = "resnet-ops"
     nodes: Annotated[
-        str, Field(description="Machines to train on, as in train; MIN:MAX for a cluster that grows and shrinks.")
+        str,
+        option(
+            "Number of machines; MIN:MAX for a cluster that scales up and down.",
+            panel="Machines",
+            metavar="N or MIN:MAX",
+        ),
     ] = "2"
-    gpus_per_node: Annotated[int, Field(ge=0, description="GPUs of each machine; 0 trains on its CPUs.")] = 0
-    cpus_per_node: Annotated[Positive, Field(description="CPU cores of each machine.")] = 4
-    memory_gib: Annotated[int, Field(ge=4, description="Memory of each machine in GiB.")] = 16
+    gpus_per_node: Annotated[int, option("GPUs per machine; 0 trains on CPUs.", panel="Machines", ge=0)] = 0
+    cpus_per_node: Annotated[Positive, option("CPU cores per machine.", panel="Machines")] = 4
+    memory_gib: Annotated[int, option("Memory per machine in GiB.", panel="Machines", ge=4)] = 16
     shm_gib: Annotated[
         Positive | None,
-        Field(description="Shared memory (/dev/shm) of each machine in GiB; by default half of its memory."),
+        option("Shared memory (/dev/shm) per machine in GiB; by default half of its memory.", panel="Machines"),
     ] = None
     image: Annotated[
-        Word | None, Field(description="Container image; by default resnet-ops:VERSION, which the Dockerfile builds.")
+        Word | None,
+        option("Container image; by default resnet-ops:VERSION, built from the Dockerfile.", panel="Machines"),
     ] = None
+    time_limit: Annotated[
+        str,
+        option("Time limit of a job, such as 90m, 12h, 2d.", panel="Machines", pattern=r"^[1-9]\d{0,4}[mhd]$"),
+    ] = "1d"
     storage_path: Annotated[
         Path | None,
-        Field(description="Shared storage, the same path on each machine, for runs and data; by default "
-              "/mnt/resnet-ops, on Slurm ~/resnet-ops."),
-    ] = None  # fmt: skip
-
-    namespace: Annotated[str, Field(description="Kubernetes namespace.")] = "default"
+        option(
+            "Path of the shared storage, the same on each machine, for runs and data; by default /mnt/resnet-ops, on "
+            "Slurm ~/resnet-ops.",
+            panel="Shared storage",
+        ),
+    ] = None
     storage_class: Annotated[
         Word | None,
-        Field(description="Kubernetes storage class that gives ReadWriteMany volumes; by default the cluster's own."),
+        option(
+            "Kubernetes storage class that supports ReadWriteMany volumes; by default that of the cluster.",
+            panel="Shared storage",
+        ),
     ] = None
-    storage_gib: Annotated[Positive, Field(description="Size of the shared volume in GiB.")] = 100
-    retries: Annotated[int, Field(ge=0, description="New clusters to try with, going on with the run, if a job fails."
-                                  )] = 3  # fmt: skip
-    time_limit: Annotated[
-        str, Field(pattern=r"^[1-9]\d{0,4}[mhd]$", description="Longest time a job may take: 90m, 12h, 2d.")
-    ] = "1d"
-    partition: Annotated[Word | None, Field(description="Slurm partition; by default the site's default.")] = None
-    account: Annotated[Word | None, Field(description="Slurm account to charge; by default yours.")] = None
+    storage_gib: Annotated[
+        Positive, option("Size of the shared volume in GiB (Kubernetes).", panel="Shared storage")
+    ] = 100
+    nfs_export: Annotated[
+        Word | None,
+        option(
+            "NFS export to mount, HOST:/PATH, from EFS, Filestore or an NFS server (AWS and GCP).",
+            panel="Shared storage",
+        ),
+    ] = None
+
+    model: Annotated[str, option("Network, as in train.", panel="Training")] = TrainConfig.default("model")
+    data: Annotated[str, option("Dataset, as in train: digits, or a path on the shared storage.", panel="Training")] = (
+        TrainConfig.default("data")
+    )
+    epochs: Annotated[Positive, option("Training epochs.", panel="Training")] = TrainConfig.default("epochs")
+    max_failures: Annotated[
+        int,
+        option("Failed workers and machines that a job recovers from before giving up.", panel="Training", ge=0),
+    ] = TrainConfig.default("max_failures")
+    checkpoint_every: Annotated[
+        str,
+        option(
+            "Also save a checkpoint within epochs, as in train: every so many steps, or every interval.",
+            panel="Training",
+            metavar="INTERVAL",
+        ),
+    ] = "10m"
+
+    namespace: Annotated[str, option("Kubernetes namespace.", panel="KubeRay")] = "default"
+    retries: Annotated[
+        int, option("New clusters to retry with, resuming the run, if the job fails.", panel="KubeRay", ge=0)
+    ] = 3
+    partition: Annotated[Word | None, option("Slurm partition; by default that of the site.", panel="Slurm")] = None
+    account: Annotated[Word | None, option("Slurm account to charge; by default yours.", panel="Slurm")] = None
     environment: Annotated[
         Path | None,
-        Field(description="Virtual environment with resnet-ops, at a path that all machines see; by default this one."),
+        option(
+            "Virtual environment with resnet-ops, at a path that all machines see; by default this one.",
+            panel="Slurm",
+        ),
     ] = None
-    region: Annotated[Word | None, Field(description="Region; by default us-west-2 on AWS, us-west1 on GCP.")] = None
-    zone: Annotated[Word | None, Field(description="Availability zone; by default the region's first, 'a'.")] = None
-    project: Annotated[Word | None, Field(description="Google Cloud project to be billed.")] = None
+    region: Annotated[
+        Word | None,
+        option("Region; by default us-west-2 on AWS, us-west1 on GCP.", panel="AWS and GCP"),
+    ] = None
+    zone: Annotated[
+        Word | None, option("Availability zone; by default the region's first, 'a'.", panel="AWS and GCP")
+    ] = None
+    project: Annotated[Word | None, option("Google Cloud project to bill.", panel="AWS and GCP")] = None
     instance_type: Annotated[
-        Word | None, Field(description="Machine type of the workers; by default one with L4 GPUs, or none.")
+        Word | None,
+        option(
+            "Instance type of the workers; by default one with as many L4 GPUs as --gpus-per-node.",
+            panel="AWS and GCP",
+        ),
     ] = None
     machine_image: Annotated[
         Word | None,
-        Field(description="Virtual machine image with Docker and, for GPUs, NVIDIA's driver and container toolkit."),
+        option(
+            "Virtual machine image with Docker and, for GPUs, the NVIDIA driver and container toolkit.",
+            panel="AWS and GCP",
+        ),
     ] = None
-    nfs_export: Annotated[
-        Word | None, Field(description="Shared storage to mount, HOST:/PATH: of EFS, Filestore or an NFS server.")
-    ] = None
-
-    model: Annotated[str, Field(description="Network to train, as in train.")] = TrainConfig.default("model")
-    data: Annotated[
-        str, Field(description="Images to train on, as in train: 'digits', or a path on the shared storage.")
-    ] = TrainConfig.default("data")
-    epochs: Annotated[Positive, Field(description="Passes over the training images.")] = TrainConfig.default("epochs")
-    max_failures: Annotated[int, Field(ge=0, description="Lost workers and machines that one job recovers from.")] = (
-        TrainConfig.default("max_failures")
-    )
-    checkpoint_every: Annotated[
-        str, Field(description="Save within epochs too: every so many steps, or every so often, as in train.")
-    ] = "10m"
 
     @field_validator("nodes", "checkpoint_every")
     @classmethod

@@ -2,9 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
-from resnet_ops.options import ChangeableOnResume, Positive
+from resnet_ops.options import Positive, option
 from resnet_ops.tuning.config import Trials
 
 Study = Literal["degradation", "responses", "shortcuts"]
@@ -15,35 +13,47 @@ class StudyConfig(Trials):
 
     study: Annotated[
         Study,
-        Field(description="degradation: do deeper networks get worse, plain and residual (He et al. 2015, fig. 1, 4, "
-              "6)? responses: do residual branches do less as depth grows (fig. 7)? shortcuts: zero-padded, projected, "
-              "all projected (table 3)."),
-    ] = "degradation"  # fmt: skip
+        option(
+            "degradation: do deeper networks get worse, plain and residual (He et al. 2015, fig. 1, 4, 6)? responses: "
+            "do residual branches respond less as depth grows (fig. 7)? shortcuts: types A, B and C compared (table "
+            "3)."
+        ),
+    ] = "degradation"
     depths: Annotated[
         str | None,
-        Field(description="Depths to train, such as 20,32,44,56,110, of the CIFAR family unless the paper has an "
-              "ImageNet network of that depth. By default 8,20,56,110; for responses 20,56,110, for shortcuts 20,56."),
-    ] = None  # fmt: skip
+        option(
+            "Depths to train, such as 20,32,44,56,110; CIFAR networks, except depths that the paper has an ImageNet "
+            "network of. By default 8,20,56,110; for responses 20,56,110, for shortcuts 20,56.",
+            panel="Study",
+        ),
+    ] = None
     baselines: Annotated[
         bool,
-        Field(description="In the study degradation train what was best before, too, where the images are large "
-              "enough: AlexNet, VGG-19 and GoogLeNet."),
-    ] = False  # fmt: skip
+        option("degradation: also train AlexNet, VGG-19 and GoogLeNet, if the images are large enough.", panel="Study"),
+    ] = False
     options: Annotated[
         str | None,
-        Field(description="Shortcuts to compare, for the study shortcuts only: A zero-padded, B projected where shapes "
-              "change, C all projected. By default A,B,C."),
-    ] = None  # fmt: skip
+        option(
+            "shortcuts: types to compare: A zero-padded identity, B projection where the shape changes, C always "
+            "projection. By default A,B,C.",
+            panel="Study",
+        ),
+    ] = None
+    seeds: Annotated[
+        Positive, option("Training runs per network, with seeds --seed, --seed + 1, ...", panel="Study")
+    ] = 2
     epochs: Annotated[
-        Positive | None, Field(description="Passes over the training images; by default the recipe's, or 12.")
+        Positive | None, option("Training epochs; by default those of the recipe, or 12.", panel="Training")
     ] = None
     lr: Annotated[
         float | None,
-        Field(gt=0, allow_inf_nan=False, description="Peak learning rate; by default the recipe's, or 0.05."),
+        option(
+            "Peak learning rate; by default that of the recipe, or 0.05.",
+            panel="Training",
+            gt=0,
+            allow_inf_nan=False,
+        ),
     ] = None
-    seeds: Annotated[Positive, Field(description="Trainings of each network, from --seed, --seed + 1...")] = 2
     nodes: Annotated[
-        Positive | None,
-        Field(description="Machines of the cluster to spread the trainings over; by default all there are."),
-        ChangeableOnResume(),
+        Positive | None, option("Machines of the cluster to use; by default all.", panel="Cluster", changeable=True)
     ] = None

