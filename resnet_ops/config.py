@@ -19,6 +19,7 @@ from resnet_ops.files import Place
 from resnet_ops.options import Config, Positive, check_run_name, option
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+IMAGE_DEFAULTS = ("crop_padding", "flip")  # options whose defaults depend on the images
 
 
 class NetworkConfig(Config):
@@ -509,7 +510,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
 
     def unusual(self) -> dict[str, Any]:
         """How it is trained, where that is not the default; but for what the images settle."""
-        names = {"recipe", *Recipe.model_fields} - {"crop_padding", "flip"}
+        names = {"recipe", *Recipe.model_fields}.difference(IMAGE_DEFAULTS)
         values = {name: getattr(self, name) for name in TrainConfig.model_fields if name in names}
         return {name: value for name, value in values.items() if value != self.default(name)}
 

@@ -17,6 +17,7 @@ FLOORS = {
     "files": {"errors"},
     "locks": {"errors", "files"},
     "options": {"errors"},
+    "significance": set(),
     "config": {"errors", "files", "options"},
     "runs": {"errors", "files", "locks", "options", "config"},
     "recipes": {"errors", "options", "config"},
@@ -25,11 +26,11 @@ FLOORS = {
     "orchestration": {"errors", "machine", "files", "options", "config"},
     "tracking": BASE,
     "training": BASE | {"models", "data", "orchestration", "tracking"},
-    "tuning": BASE | {"recipes", "models", "data", "orchestration", "tracking", "training"},
+    "tuning": BASE | {"significance", "recipes", "models", "data", "orchestration", "tracking", "training"},
     "export": BASE | {"models", "data", "training"},
     "serving": BASE | {"orchestration", "data", "export"},
-    "reporting": BASE | {"tuning", "training"},
-    "study": BASE | {"recipes", "models", "data", "training", "tuning", "reporting"},
+    "reporting": BASE | {"significance", "tuning", "training"},
+    "study": BASE | {"significance", "recipes", "models", "data", "training", "tuning", "reporting"},
     "doctor": BASE | {"orchestration", "export"},
 }
 

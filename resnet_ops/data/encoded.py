@@ -1,6 +1,7 @@
 """What every kind of data set comes to: encoded images that are read when they are asked for, and their labels."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
 
 CHUNK = 64  # images that a thread reads and decodes at a time
+AT_ONCE_BYTES = 64 * 2**20  # of decoded images, where a whole split may not fit in memory
 VAL_NAMES = ("validation", "valid", "val", "test")  # of folders and files; the first kind that is there counts
 VAL_FRACTION = 0.2  # of each class, where the data has no validation images of its own
 
@@ -115,11 +117,12 @@ def in_chunks(images: int, work: Callable[[range], T]) -> Iterator[T]:
             pool.shutdown(cancel_futures=True)
 
 
-def decoded(encoded: Encoded, rows: np.ndarray, frame: Frame, at_once: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Those of the images `rows` (N,) that can be decoded: their places in `rows` (n,) and pixels (n, H, W, C) uint8.
+def decoded(encoded: Encoded, rows: np.ndarray, frame: Frame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Decode those of the images `rows` (N,) that can be, some at a time: their places in `rows` (n,) and pixels.
 
-    Training leaves the others out, too, and has said so. At most `at_once` are held in memory, and given out together.
+    Pixels are (n, H, W, C) uint8. Training leaves the other images out, too, and has said so.
     """
+    at_once = max(CHUNK, AT_ONCE_BYTES // math.prod(frame.shape))
 
     def work(start: int, chunk: range) -> tuple[list[int], list[np.ndarray]]:
         places, pixels = [], []

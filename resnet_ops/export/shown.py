@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet_ops.data.decode import DecodeError, Frame, decode, look
-from resnet_ops.data.encoded import CHUNK, Encoded, Split, decoded
+from resnet_ops.data.encoded import Encoded, Split, decoded
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError, did_you_mean
-
-AT_ONCE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,7 @@ class Shown:
 
     def batches(self, frame: Frame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
-        at_once = max(CHUNK, AT_ONCE_BYTES // int(np.prod(frame.shape)))
-        for places, pixels in decoded(self.encoded, self.rows, frame, at_once):
+        for places, pixels in decoded(self.encoded, self.rows, frame):
             yield pixels, self.labels[places]
 
     def first(self, count: int, frame: Frame) -> np.ndarray:

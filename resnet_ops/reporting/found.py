@@ -1,6 +1,5 @@
 """What the pictures of a search show: its trials, what their epochs measured, and what follows from both in words."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,8 @@ from typing import Any
 from resnet_ops.errors import UserError
 from resnet_ops.reporting.style import percent
 from resnet_ops.runs import Epoch, RunRecord
-from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, TrialStatus, answer, standard_error
+from resnet_ops.significance import differs, standard_error
+from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, TrialStatus, answer
 
 KINDS = {"plain": "plain", "resnet": "residual"}  # in the order of panels
 
@@ -117,7 +117,7 @@ def verdict(kind: str, bests: Sequence[Trial], images: int) -> str:
         return ""
 
     def differ(a: Trial, b: Trial) -> bool:
-        return abs(error(a) - error(b)) > math.hypot(deviation(a, images), deviation(b, images))
+        return differs(error(a), error(b), images)
 
     first, last = bests[0], bests[-1]
     best = min(bests, key=lambda trial: (error(trial), trial.depth))

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from resnet_ops.reporting import page, style
 from resnet_ops.reporting.figures import confusion, learning
 from resnet_ops.reporting.page import Picture
 from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.significance import differs, standard_error, standard_error_of_difference
 from resnet_ops.training.predict import Predictions, predict
-from resnet_ops.tuning.results import standard_error
 
 MISTAKES, CONFIDENT = 24, 12  # thumbnails of each
 SMALL, THUMBNAIL = 64, 128  # sides in pixels: of images shown as they are, of those that others are reduced to
@@ -138,16 +137,17 @@ def verdict(found: Sequence[Reported]) -> str:
         return "No epoch was finished yet."
     ranked = sorted(scored, key=lambda pair: -pair[0])
     accuracy, first = ranked[0]
-    reach = f"{100 * accuracy:.2f} % ± {100 * first.error:.2f} of {first.record.data.val_images:,} validation images"
+    images = first.record.data.val_images
+    reach = f"{100 * accuracy:.2f} % ± {100 * first.error:.2f} of {images:,} validation images"
     says = f"{first.run.name} ({first.record.config.model}) is right on {reach}."
     if len(ranked) == 1:
         return says
     if len({one.record.data.fingerprint for _, one in ranked}) > 1:
         return f"{says} The runs were trained on different images, so their accuracies do not compare."
     behind, second = ranked[1]
-    between = math.hypot(first.error, second.error)
+    between = standard_error_of_difference(accuracy, behind, images)
     apart = 100 * (accuracy - behind)
-    word = "more" if accuracy - behind > between else "not more"
+    word = "more" if differs(accuracy, behind, images) else "not more"
     return (
         f"{says} The next, {second.run.name} ({second.record.config.model}), is {apart:.2f} points behind: {word} than "
         f"one standard error of the difference ({100 * between:.2f} points)."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files, runs
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import IMAGE_DEFAULTS, TrainConfig
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import parse_name
 from resnet_ops.options import as_typed
@@ -160,9 +160,7 @@ def _kind(model: str) -> Kind:
 
 def _training(config: TrainConfig) -> dict[str, Any]:
     """How all were trained: what is not the default, and what matters most in any case."""
-    always = {
-        name: getattr(config, name) for name in ("epochs", "batch_size", "schedule", "lr", "crop_padding", "flip")
-    }
+    always = {name: getattr(config, name) for name in ("epochs", "batch_size", "schedule", "lr", *IMAGE_DEFAULTS)}
     return {"data": config.data, **always, **config.unusual()}
 
 

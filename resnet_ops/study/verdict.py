@@ -6,7 +6,6 @@ errors of a share of so many images. What overlaps is called so.
 
 import functools
 import itertools
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,8 +13,8 @@ from typing import get_args
 
 from resnet_ops.reporting.study_figures import When
 from resnet_ops.runs import DataRecord
+from resnet_ops.significance import OVER_SEEDS, differs
 from resnet_ops.study.results import KINDS, Group, Kind, Network, Spread
-from resnet_ops.tuning.results import standard_error
 
 LITTLE = 0.1  # of a number, below which nothing is said of a difference
 MANY = 100  # times between first and last layers from which gradients are said to vanish or to grow
@@ -111,8 +110,7 @@ def failures(networks: Sequence[Network]) -> str:
 
 def above(one: Spread, other: Spread, images: int) -> bool:
     """Whether an error is above another by more than seeds and the number of images explain."""
-    noise = math.hypot(standard_error(one.mean, images), standard_error(other.mean, images))
-    return one.least > other.greatest and one.mean - other.mean > 2 * noise
+    return one.least > other.greatest and differs(one.mean, other.mean, images, OVER_SEEDS)
 
 
 def seeds(groups: Sequence[Group]) -> str:

@@ -1,22 +1,20 @@
-"""The process that tells MLflow or W&B what runs do: `python -m resnet_ops.tracking.service mlflow|wandb`.
+"""The thread that tells MLflow or W&B what runs do, and how much of a run each has been told.
 
-Which runs have news it is told on stdin, a JSON object a line, and what its user should know it says on stdout,
-a JSON string a line, then `done`. Whoever started it may die at any time; then it ends, without a word to anybody.
+A process of its own for that spared nothing: ResNet-8, 5 epochs of digits, MLflow's server beside it on 2 cores, medians
+of 6: first step after 4.1 s and 5.7 s in all, against 4.3 s and 6.3 s with a process and 3.3 s and 4.3 s untracked.
 """
 
 import json
-import os
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.mailbox import Mailbox
 from resnet_ops.tracking.told import NAMES, full_name, reason
 
-NICENESS = 10  # training goes first
+LAST_WORDS_S = 120.0  # how long a command that is done waits for a service at most
 
 
 class Told:
@@ -102,17 +100,58 @@ def _service(track: str, run: Run, record: RunRecord) -> Any:
     return Wandb(run, record)
 
 
-class Teller:
-    """Tells one service of some runs, and remembers whether it answered."""
+class Mailbox:
+    """Runs that have news for another thread, each but once, however much there is, and whether it has ended."""
 
-    def __init__(self, track: str, mailbox: Mailbox, resumes: dict[Path, str], tell: Any) -> None:
-        self.track, self.name, self.tell = track, NAMES[track], tell
-        self.mailbox, self.resumes = mailbox, resumes
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.due: dict[Path, bool] = {}
+        self.closed = False
+
+    def put(self, run: Path, ended: bool) -> None:
+        """Leave word that a run has begun, trained an epoch, or ended; returns at once."""
+        with self.changed:
+            self.due[run] = ended or self.due.get(run, False)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Leave word that there will be no more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+
+    def take(self) -> dict[Path, bool]:
+        """Wait for news, and take it; {} where there is none and will be no more."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.due or self.closed)
+            due, self.due = self.due, {}
+            return due
+
+
+class Service:
+    """Tells MLflow or W&B of some runs, on a thread, and remembers whether it answered.
+
+    Args:
+        track: Which of them.
+        tell: Told, from the thread, what the user should know.
+        resume: As for `Tracker`.
+    """
+
+    def __init__(self, track: str, tell: Callable[[str], None], resume: Callable[[Run], str]) -> None:
+        self.track, self.name, self.tell, self.resume = track, NAMES[track], tell, resume
+        self.mailbox = Mailbox()
         self.told: dict[Path, Told] = {}
         self.down = False
+        self.thread = threading.Thread(target=self._work, name="track", daemon=True)  # one that hangs can be left
 
-    def work(self) -> None:
-        """Tell what there is to tell, until there is no more."""
+    def close(self) -> None:
+        """Wait until it has told what there is to tell, or does not come to an end."""
+        self.mailbox.close()
+        self.thread.join(LAST_WORDS_S)
+        if self.thread.is_alive():
+            self.tell(f"{self.name} does not come to an end, and is not waited for.")
+
+    def _work(self) -> None:
         while due := self.mailbox.take():
             asked = True  # one that does not answer is asked once a round, however many runs there are
             for path, ended in due.items():
@@ -154,35 +193,4 @@ class Teller:
         missing = len(epochs) - (len(told.sent) if told else 0)
         if missing > 0 or (self.down and epochs):
             what = f"{missing} of {len(epochs)} epochs" if missing > 0 else "of the end"
-            self.tell(f"{self.name} was not told {what} of {full_name(run)}. Once it answers: {self.resumes[run.path]}")
-
-
-def main() -> None:
-    """Work until told to close, or until nobody is there to tell anything."""
-    os.nice(NICENESS)
-    # Libraries may print; to nobody.
-    said = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    mailbox, resumes = Mailbox(), dict[Path, str]()
-
-    def tell(what: str) -> None:
-        print(json.dumps(what), file=said, flush=True)
-
-    def hear() -> None:
-        for line in sys.stdin:
-            message = json.loads(line)
-            if "close" in message:
-                mailbox.close()
-                return
-            path = files.to_path(message["run"])
-            resumes[path] = message["resume"]
-            mailbox.put(path, message["ended"])
-        os._exit(0)
-
-    threading.Thread(target=hear, daemon=True).start()
-    Teller(sys.argv[1], mailbox, resumes, tell).work()
-    print("done", file=said, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+            self.tell(f"{self.name} was not told {what} of {full_name(run)}. Once it answers: {self.resume(run)}")

@@ -4,23 +4,17 @@ It reads what the run directories say, so that it is the same wherever the worke
 those of its own environment; and nothing that fails here stops a training.
 """
 
-import contextlib
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import resnet_ops
 from resnet_ops.errors import UserError
-from resnet_ops.options import as_typed
 from resnet_ops.runs import Run
-from resnet_ops.tracking.mailbox import Mailbox
+from resnet_ops.tracking.service import Mailbox, Service
 from resnet_ops.tracking.tensorboard import EventFile
 from resnet_ops.tracking.told import NAMES, reason
 
@@ -28,7 +22,6 @@ SETTINGS = {
     "mlflow": ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"),
     "wandb": ("WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_PROJECT", "WANDB_MODE"),
 }
-LAST_WORDS_S = 120.0  # how long a command that is done waits for a service at most
 
 
 def check(track: str) -> None:
@@ -66,7 +59,7 @@ def settings(track: str) -> dict[str, str]:
 
 
 class Tracker:
-    """Tells what runs do for the length of a `with` block: files on a thread, a service from a process of its own.
+    """Tells what runs do for the length of a `with` block, each on a thread of its own.
 
     Args:
         track: The service, or "none".
@@ -75,20 +68,18 @@ class Tracker:
     """
 
     def __init__(self, track: str, tell: Callable[[str], None], resume: Callable[[Run], str]) -> None:
-        self.track, self.tell, self.resume = track, tell, resume
+        self.tell = tell
         self.open: dict[Path, Run] = {}
         self.events: dict[Path, EventFile] = {}
         self.mailbox = Mailbox()
         self.failed = False
         self.thread = threading.Thread(target=self._write, name="tensorboard", daemon=True)
-        self.service: Service | None = None
+        self.service = None if track == "none" else Service(track, tell, resume)
 
     def __enter__(self) -> Self:
         self.thread.start()
-        if self.track != "none":
-            self.service = Service(self.track, self.tell)
-            for run in self.open.values():
-                self.service.look(run, False, self.resume(run))
+        if self.service is not None:
+            self.service.thread.start()
         return self
 
     def __exit__(
@@ -109,7 +100,7 @@ class Tracker:
             self.open[run.path] = run
         self.mailbox.put(run.path, ended)
         if self.service is not None:
-            self.service.look(run, ended, self.resume(run))
+            self.service.mailbox.put(run.path, ended)
 
     def _write(self) -> None:
         while due := self.mailbox.take():
@@ -129,58 +120,3 @@ class Tracker:
         finally:
             if ended:
                 self.events.pop(run.path).close()
-
-
-class Service:
-    """The process that tells MLflow or W&B.
-
-    Not a thread: to import MLflow takes 2 s, in which it and the training would take turns at Python's lock; and what
-    hangs can be left.
-    """
-
-    def __init__(self, track: str, tell: Callable[[str], None]) -> None:
-        self.name, self.tell = NAMES[track], tell
-        code = str(Path(resnet_ops.__file__).parents[1])  # what runs, rather than what is installed
-        self.process = subprocess.Popen(  # noqa: S603  # our own
-            [sys.executable, "-P", "-m", "resnet_ops.tracking.service", track],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the training, whose end it is to tell
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([code, os.environ.get("PYTHONPATH", "")]).rstrip(":")},
-        )
-        self.thread = threading.Thread(target=self._hear, name="track", daemon=True)
-        self.thread.start()
-
-    def look(self, run: Run, ended: bool, resume: str) -> None:
-        """Have it look at a run."""
-        self._say({"run": as_typed(run.path), "ended": ended, "resume": resume})
-
-    def close(self) -> None:
-        """Wait until it has told what there is to tell."""
-        self._say({"close": True})
-        try:
-            self.process.wait(LAST_WORDS_S)
-        except subprocess.TimeoutExpired:
-            self.tell(f"{self.name} does not come to an end, and is not waited for.")
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self.thread.join()
-
-    def _say(self, message: dict[str, object]) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # its end is told where it is heard
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
-
-    def _hear(self) -> None:
-        assert self.process.stdout is not None
-        done = False
-        for line in self.process.stdout:
-            done = line == "done\n"
-            if not done:
-                self.tell(json.loads(line))
-        if not done and (code := self.process.wait()) > 0:
-            self.tell(f"{self.name} is not told any more: the process for it ended with {code}. Training goes on.")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.config import IMAGE_DEFAULTS, DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, streams
 from resnet_ops.errors import UserError
 from resnet_ops.machine import memory_bytes
@@ -15,7 +15,7 @@ from resnet_ops.orchestration.placement import Node
 from resnet_ops.runs import DataRecord
 from resnet_ops.training.observer import Observer
 
-OF_THE_IMAGES = ("batch_size", "crop_padding", "flip")  # options that `check` settles alike for every network
+OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check` settles alike for every network
 FEWEST_STEPS = 4  # of an epoch, where the batch size is chosen here
 
 # torch is imported in the functions: meanwhile machines are being asked.

@@ -15,7 +15,6 @@ from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import Checkpoint, read_best
 
-AHEAD = 1024  # images; of 224 x 224 they take 150 MB
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of the split, pixels (n, H, W, C) uint8, labels
 
 
@@ -58,7 +57,7 @@ class Predictions:
 def predict(run: Run) -> Predictions:
     """Validate a run's best weights once more, in fp32, and keep what they said.
 
-    Images that training would stream are decoded as they are needed, `AHEAD` at a time.
+    Images that training would stream are decoded as they are needed.
 
     Raises:
         UserError: There are no whole weights, or the images are gone or are not those of the training.
@@ -97,7 +96,7 @@ def _whole(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]
 def _streamed(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
     encoded, frame = source.encoded("val"), source.frame("val")
     labels = encoded.labels
-    parts = decoded(encoded, np.arange(len(labels)), frame, AHEAD)
+    parts = decoded(encoded, np.arange(len(labels)), frame)
     batches = (batch for rows, pixels in parts for batch in _cut(rows, pixels, labels[rows]))
     return batches, lambda row: decode(encoded.read([row])[0], frame)
 

@@ -8,7 +8,6 @@
 Nothing here knows torch or Ray.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from resnet_ops import files, runs
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.runs import DataRecord, Run
+from resnet_ops.significance import is_tied, standard_error
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import Space
 
@@ -153,9 +153,6 @@ class Answer:
 def answer(trials: Sequence[Trial], val_images: int) -> Answer | None:
     """The best trial: of those within one standard error of the highest accuracy, the smallest network's.
 
-    The standard error is that of a share p of n images, sqrt(p (1 - p) / n): what is closer than that may be
-    chance (Breiman et al. 1984, sec. 3.4.3, for trees: the one-standard-error rule).
-
     Returns:
         None where no trial has validated.
     """
@@ -165,7 +162,7 @@ def answer(trials: Sequence[Trial], val_images: int) -> Answer | None:
         return None
     highest, leader = max(scored, key=lambda pair: (pair[0], -pair[1].parameters, -pair[1].id))
     error = standard_error(highest, val_images)
-    tied = [(accuracy, trial) for accuracy, trial in scored if accuracy >= highest - error]
+    tied = [(accuracy, trial) for accuracy, trial in scored if is_tied(accuracy, highest, val_images)]
     _, best = min(tied, key=lambda pair: (pair[1].parameters, -pair[0], pair[1].id))
     if best is leader:
         others = sum(trial.parameters > best.parameters for _, trial in tied)
@@ -178,11 +175,6 @@ def answer(trials: Sequence[Trial], val_images: int) -> Answer | None:
         f"the smallest network within one standard error ({100 * error:.2f} points) of the highest accuracy, "
         f"{100 * highest:.2f} % by trial {leader.id} ({leader.model}, {leader.parameters:,} parameters)",
     )
-
-
-def standard_error(accuracy: float, images: int) -> float:
-    """Standard error of an accuracy measured on so many images, both from 0 to 1."""
-    return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
 def find(runs_dir: Path, name: str) -> Search:

@@ -22,8 +22,8 @@ from tests.conftest import Ended
 from tests.data.made import folders, shades, stored, write
 from tests.docs.reading import PAGES, ROOT, TUTORIAL, typed, write_files
 from tests.integration.test_cloud import server as s3  # noqa: F401
-from tests.integration.test_train import wait_for
 from tests.tracking.test_mlflow import server as mlflow  # noqa: F401
+from tests.waiting import wait_for
 
 # What this machine cannot do, and what stands in for it.
 ELSEWHERE = {

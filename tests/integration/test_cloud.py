@@ -27,9 +27,10 @@ from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
 from tests.data.made import folders, noise
-from tests.integration.test_train import assert_same_bytes, wait_for, weights
+from tests.integration.test_train import assert_same_bytes, weights
 from tests.test_runs import record
 from tests.tracking.test_tensorboard import curves, shown
+from tests.waiting import wait_for
 
 Cli = Callable[..., Ended]
 

@@ -24,6 +24,7 @@ import pytest
 from tests.conftest import COMMAND, Ended
 from tests.integration.test_cli import refused
 from tests.processes import descendants, parent_of
+from tests.waiting import wait_for
 
 TOKEN = "t0ken-of-these-tests-and-of-nothing-else"
 LONG = ("--model", "resnet8", "--epochs", 300)  # it is stopped long before
@@ -38,14 +39,6 @@ def environment(**changes: str) -> dict[str, str]:
 
 def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells start what runs in the background with it ignored
-
-
-def wait_for(found: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return value
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import COMMAND, command
+from tests.waiting import wait_for
 
 MARK = "RESNET_OPS_LOCAL_CLUSTER"
 
@@ -57,13 +58,6 @@ def traces(folder: str) -> list[str]:
         if folder.encode() in told:
             found.append(told.decode(errors="replace")[-200:])
     return found
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "what was waited for did not come"
-        time.sleep(0.05)
 
 
 def test_up_says_where_it_is_and_how_to_go_on(home: dict[str, str], up: dict[str, Any]) -> None:
@@ -109,7 +103,7 @@ def test_what_fits_trains_and_is_seen_running(home: dict[str, str], up: dict[str
         [*COMMAND, "train", "--nodes", "2", "--model", "resnet8", "--epochs", "20", "--name", "r", "--json"],
         cwd=tmp_path, env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until((tmp_path / "runs" / "r" / "metrics.jsonl").exists, 60)
+    wait_for((tmp_path / "runs" / "r" / "metrics.jsonl").exists, 60)
     seen = status(home)
     assert seen["totals"]["free_cpus"] == 0
     assert seen["fits"] is None
@@ -120,7 +114,7 @@ def test_what_fits_trains_and_is_seen_running(home: dict[str, str], up: dict[str
     assert job.returncode == 0, err
     result = json.loads(out)
     assert (result["status"], result["world_size"]) == ("finished", 2)
-    until(lambda: status(home)["totals"]["free_cpus"] == 2)
+    wait_for(lambda: status(home)["totals"]["free_cpus"] == 2)
 
 
 def test_what_does_not_fit_is_refused_at_once_with_a_table(
@@ -158,7 +152,7 @@ def test_a_node_that_was_killed_is_seen(home: dict[str, str], up: dict[str, Any]
     seen = status(home)
     assert {n["name"]: n["state"] for n in seen["nodes"]}["node-2"] in ("not answering", "gone")
     assert seen["fits"]["options"] == "--nodes 1"
-    until(lambda: {n["name"]: n["state"] for n in status(home)["nodes"]}["node-2"] == "gone", 60)
+    wait_for(lambda: {n["name"]: n["state"] for n in status(home)["nodes"]}["node-2"] == "gone", 60)
 
 
 def test_down_ends_this_cluster_and_nothing_else(home: dict[str, str], up: dict[str, Any]) -> None:
@@ -188,9 +182,9 @@ def test_status_without_a_cluster_says_so(home: dict[str, str]) -> None:
 def test_an_up_that_is_stopped_leaves_nothing_behind(home: dict[str, str], number: signal.Signals, code: int) -> None:
     process = subprocess.Popen([*COMMAND, "cluster", "up"], env=home, stderr=subprocess.DEVNULL)
     state = Path(home["XDG_STATE_HOME"], "resnet-ops", "local-cluster.json")
-    until(state.exists)
+    wait_for(state.exists)
     folder = json.loads(state.read_text())["folder"]
-    until(lambda: any("gcs_server" in line for line in traces(folder)))
+    wait_for(lambda: any("gcs_server" in line for line in traces(folder)))
     process.send_signal(number)
     assert process.wait(30) == code
     if number == signal.SIGKILL:  # then the next command finds what was begun

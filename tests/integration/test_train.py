@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
 from tests.conftest import CIFAR10, COMMAND, Ended, command, needs_cifar10
+from tests.waiting import wait_for
 
 SMALL = ("--model", "resnet8", "--epochs", "4")
 
@@ -203,13 +203,6 @@ def test_an_error_in_a_worker_reaches_the_user_as_one_line(ray_session: None, tm
 
 
 # Interruptions
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.02)
 
 
 @pytest.fixture

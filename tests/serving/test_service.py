@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import COMMAND, DigitFiles, Ended
+from tests.waiting import wait_for
 
 Cli = Callable[..., Ended]
 WAITING = 12
@@ -174,7 +174,7 @@ def test_it_says_how_it_is_and_what_it_serves(service: Service, digit_files: Dig
 def test_more_than_it_takes_on_are_told_to_come_again(service: Service, digit_images: list[Path]) -> None:
     images = [path.read_bytes() for path in digit_images[:WAITING]]
     begun = [service.begin(image) for image in images]
-    wait_until(lambda: service.ask("GET", "/health")[1]["waiting"] == WAITING)
+    wait_for(lambda: service.ask("GET", "/health")[1]["waiting"] == WAITING)
     status, answer = service.classify(images[0])
     assert (status, "come again" in answer["error"]) == (503, True)
     assert {finish(sending, image)[0] for sending, image in zip(begun, images, strict=True)} == {200}
@@ -185,7 +185,7 @@ def test_who_gives_up_leaves_no_place_taken(service: Service, digit_images: list
     image = digit_images[0].read_bytes()
     for sending in [service.begin(image) for _ in range(WAITING)]:
         sending.close()
-    wait_until(lambda: service.ask("GET", "/health")[1]["waiting"] == 0)
+    wait_for(lambda: service.ask("GET", "/health")[1]["waiting"] == 0)
     assert service.classify(image)[0] == 200
 
 
@@ -193,11 +193,11 @@ def test_ended_it_answers_what_it_has_in_hand_and_leaves_no_process(service: Ser
     """The last test: it ends the service."""
     images = [path.read_bytes() for path in digit_images[:8]]
     begun = [service.begin(image) for image in images]
-    wait_until(lambda: service.ask("GET", "/health")[1]["waiting"] == len(images))
+    wait_for(lambda: service.ask("GET", "/health")[1]["waiting"] == len(images))
     processes = below(service.process.pid)
     assert len(processes) > 4
     service.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: service.classify(images[0])[0] != 200)  # no more are taken
+    wait_for(lambda: service.classify(images[0])[0] != 200)  # no more are taken
     assert service.process.poll() is None
     for sending, image in zip(begun, images, strict=True):
         status, answer = finish(sending, image)
@@ -205,7 +205,7 @@ def test_ended_it_answers_what_it_has_in_hand_and_leaves_no_process(service: Ser
     out, err = service.process.communicate(timeout=60)
     assert (service.process.returncode, out) == (0, "")
     assert "Traceback" not in err
-    wait_until(lambda: not [pid for pid in processes if alive(pid)])
+    wait_for(lambda: not [pid for pid in processes if alive(pid)])
 
 
 def test_a_wrong_request_is_one_line(cli: Cli, digit_files: DigitFiles, tmp_path: Path) -> None:
@@ -225,13 +225,6 @@ def test_a_wrong_request_is_one_line(cli: Cli, digit_files: DigitFiles, tmp_path
             (line,) = ended.err.splitlines()
             assert line.startswith("error: ")
             assert words in line
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def below(pid: int) -> set[int]:

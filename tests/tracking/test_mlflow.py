@@ -16,8 +16,8 @@ from resnet_ops.runs import Epoch, Run
 from resnet_ops.tracking.service import Told
 from resnet_ops.tracking.tracker import settings
 from tests.conftest import COMMAND, Ended, command
-from tests.integration.test_train import wait_for
 from tests.test_runs import epoch, record
+from tests.waiting import wait_for
 
 Cli = Callable[..., Ended]
 TRAIN = ("train", "--model", "resnet8", "--track", "mlflow")

@@ -1,8 +1,6 @@
 """Which trial is the answer."""
 
-import pytest
-
-from resnet_ops.tuning.results import Trial, answer, standard_error
+from resnet_ops.tuning.results import Trial, answer
 
 
 def trial(number: int, accuracy: float | None, parameters: int, status: str = "finished") -> Trial:
@@ -12,10 +10,6 @@ def trial(number: int, accuracy: float | None, parameters: int, status: str = "f
             "parameters": parameters, "val_accuracy": accuracy,
         }
     )  # fmt: skip
-
-
-def test_the_standard_error_is_that_of_a_share() -> None:
-    assert standard_error(0.9, 100) == pytest.approx(0.03)
 
 
 def test_of_a_tie_the_smaller_network_is_taken_and_it_is_said() -> None:
