@@ -1,7 +1,7 @@
 """`resnet-ops bench`: how fast an exported file is, beside torch."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
@@ -10,6 +10,9 @@ from resnet_ops.export.config import BenchConfig
 from .clock import importing
 from .console import Output, err, table
 from .options import Debug, Json, argument, option
+
+if TYPE_CHECKING:
+    from resnet_ops.export.bench import BenchResult, BenchRow
 
 EXAMPLES = """
 [bold]resnet-ops bench model.onnx[/]  batches of 1, 8 and 64
@@ -48,18 +51,10 @@ def bench(
 
         found = library.bench(config, lambda doing: status.update(f"Measuring, {doing}"))
     _show(output, found)
-    output.end(
-        {
-            "rows": [_told(row) for row in found.rows],
-            "file": config.file.absolute(),
-            "model": found.inside.model,
-            "precision": found.inside.precision,
-            "provider": found.provider,
-        }
-    )
+    output.end(found)
 
 
-def _show(output: Output, found: Any) -> None:
+def _show(output: Output, found: "BenchResult") -> None:
     import torch
 
     from resnet_ops.machine import cores
@@ -72,14 +67,12 @@ def _show(output: Output, found: Any) -> None:
     made = table(">batch", "", ">img/s", ">x eager", ">p50 ms", ">p99 ms", ">calls", ">memory MiB", title=title)
     last = None
     for row in found.rows:
-        one = row.measured
-        made.add_row(str(one.batch) if one.batch != last else "", escape(one.contender.name), *_cells(row))
-        last = one.batch
+        made.add_row(str(row.batch) if row.batch != last else "", escape(row.name), *_cells(row))
+        last = row.batch
     output.show(made)
     for row in found.rows:
-        if row.measured.error:
-            one = row.measured
-            output.show(f"[yellow]{escape(one.contender.name)}, batch {one.batch}:[/] {escape(one.error)}")
+        if row.error:
+            output.show(f"[yellow]{escape(row.name)}, batch {row.batch}:[/] {escape(row.error)}")
     memory = (
         "the most that its process had beyond the libraries, loading and compiling included"
         if on_cpu
@@ -90,26 +83,10 @@ def _show(output: Output, found: Any) -> None:
     )
 
 
-def _cells(row: Any) -> list[str]:
-    one = row.measured
-    if one.error:
+def _cells(row: "BenchRow") -> list[str]:
+    if row.error or row.images_per_second is None:
         return ["failed", "", "", "", "", ""]
-    memory = "" if one.memory_bytes is None else f"{one.memory_bytes / 2**20:,.0f}"
+    memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.0f}"
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    p50, p99 = f"{one.p50_ms:,.2f}", f"{one.p99_ms:,.2f}"
-    return [f"{one.images_per_second:,.0f}", ratio, p50, p99, f"{len(one.calls):,}", memory]
-
-
-def _told(row: Any) -> dict[str, Any]:
-    one = row.measured
-    told = {"batch": one.batch, "name": one.contender.name, "arithmetic": one.contender.arithmetic}
-    if one.error:
-        return told | {"error": one.error}
-    return told | {
-        "p50_ms": one.p50_ms,
-        "p99_ms": one.p99_ms,
-        "images_per_second": one.images_per_second,
-        "ratio": row.ratio,
-        "memory_bytes": one.memory_bytes,
-        "calls": len(one.calls),
-    }
+    p50, p99 = f"{row.p50_ms:,.2f}", f"{row.p99_ms:,.2f}"
+    return [f"{row.images_per_second:,.0f}", ratio, p50, p99, f"{row.calls:,}", memory]

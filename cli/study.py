@@ -27,7 +27,7 @@ from .tune import refuse_changes
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.pool import Pool
-    from resnet_ops.study.results import Findings
+    from resnet_ops.study.results import StudyResult
     from resnet_ops.tuning.results import Search, SearchRecord
 
 EXAMPLES = """
@@ -215,7 +215,7 @@ def _submit(
     )
 
 
-def _show(output: Output, findings: "Findings") -> None:
+def _show(output: Output, findings: "StudyResult") -> None:
     from resnet_ops.study.table import cells, columns
 
     shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in columns(findings)))
@@ -232,4 +232,4 @@ def _show(output: Output, findings: "Findings") -> None:
         f"  table         {short(folder / 'table.md')}",
         f"  every number  {short(folder / 'study.json')}; {findings.total_s:.0f} s in all",
     )
-    output.end(findings.model_dump(mode="json"))
+    output.end(findings)
