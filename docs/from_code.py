@@ -7,9 +7,10 @@ A page says where by a comment, which is replaced as the page is read: `<!-- com
 import importlib
 import inspect
 import re
+import types
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer.main
 
@@ -124,7 +125,20 @@ def result(module: str, name: str) -> Iterator[str]:
     for field, (kind, info) in ({n: (i.annotation, i) for n, i in model.model_fields.items()} | computed).items():
         told = markdown(info.description or "")
         alone = " Not in JSON." if getattr(info, "exclude", None) else ""
-        yield f"| `{field}` | `{cell(_kind(kind))}` | {cell(told)}{alone} |"
+        yield f"| `{field}` | `{cell(_type(kind))}` | {cell(told)}{alone} |"
+
+
+def _type(annotation: Any) -> str:
+    """A type as it is written in code, without what pydantic adds to it."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin in (Literal, Union, types.UnionType):
+        return " | ".join(map(_type, inner))
+    if origin:
+        return f"{origin.__name__}[{', '.join(map(_type, inner))}]"
+    written = {Ellipsis: "...", type(None): "None"}.get(annotation, annotation)
+    return getattr(written, "__name__", str(written))
 
 
 def _kind(annotation: Any) -> str:
