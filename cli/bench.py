@@ -1,6 +1,6 @@
 """`resnet-ops bench`: the speed of an exported file against PyTorch."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -9,6 +9,9 @@ from resnet_ops.export.config import BenchConfig
 from .clock import importing
 from .console import Output, err, table
 from .options import Debug, Json, Options, options_of
+
+if TYPE_CHECKING:
+    from resnet_ops.export.bench import BenchResult, BenchRow
 
 EXAMPLES = """
 resnet-ops bench model.onnx  # batch sizes 1, 8 and 64
@@ -33,18 +36,10 @@ def bench(options: Options, json: Json = False, debug: Debug = False) -> None:
 
         found = library.bench(config, lambda doing: status.update(f"Measuring, {doing}"))
     _show(output, found)
-    output.end(
-        {
-            "rows": [_told(row) for row in found.rows],
-            "file": config.file.absolute(),
-            "model": found.inside.model,
-            "precision": found.inside.precision,
-            "provider": found.provider,
-        }
-    )
+    output.end(found)
 
 
-def _show(output: Output, found: Any) -> None:
+def _show(output: Output, found: "BenchResult") -> None:
     import torch
 
     from resnet_ops.machine import cores
@@ -57,14 +52,12 @@ def _show(output: Output, found: Any) -> None:
     made = table(">batch", "", ">img/s", ">x eager", ">p50 ms", ">p99 ms", ">calls", ">memory MiB", title=title)
     last = None
     for row in found.rows:
-        one = row.measured
-        made.add_row(str(one.batch) if one.batch != last else "", escape(one.contender.name), *_cells(row))
-        last = one.batch
+        made.add_row(str(row.batch) if row.batch != last else "", escape(row.name), *_cells(row))
+        last = row.batch
     output.show(made)
     for row in found.rows:
-        if row.measured.error:
-            one = row.measured
-            output.show(f"[yellow]{escape(one.contender.name)}, batch {one.batch}:[/] {escape(one.error)}")
+        if row.error:
+            output.show(f"[yellow]{escape(row.name)}, batch {row.batch}:[/] {escape(row.error)}")
     memory = (
         "the most that its process had beyond the libraries, loading and compiling included"
         if on_cpu
@@ -75,26 +68,10 @@ def _show(output: Output, found: Any) -> None:
     )
 
 
-def _cells(row: Any) -> list[str]:
-    one = row.measured
-    if one.error:
+def _cells(row: "BenchRow") -> list[str]:
+    if row.error or row.images_per_second is None:
         return ["failed", "", "", "", "", ""]
-    memory = "" if one.memory_bytes is None else f"{one.memory_bytes / 2**20:,.0f}"
+    memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.0f}"
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    p50, p99 = f"{one.p50_ms:,.2f}", f"{one.p99_ms:,.2f}"
-    return [f"{one.images_per_second:,.0f}", ratio, p50, p99, f"{len(one.calls):,}", memory]
-
-
-def _told(row: Any) -> dict[str, Any]:
-    one = row.measured
-    told = {"batch": one.batch, "name": one.contender.name, "arithmetic": one.contender.arithmetic}
-    if one.error:
-        return told | {"error": one.error}
-    return told | {
-        "p50_ms": one.p50_ms,
-        "p99_ms": one.p99_ms,
-        "images_per_second": one.images_per_second,
-        "ratio": row.ratio,
-        "memory_bytes": one.memory_bytes,
-        "calls": len(one.calls),
-    }
+    p50, p99 = f"{row.p50_ms:,.2f}", f"{row.p99_ms:,.2f}"
+    return [f"{row.images_per_second:,.0f}", ratio, p50, p99, f"{row.calls:,}", memory]

@@ -5,7 +5,6 @@ to stderr, and stdout ends in one line of JSON.
 """
 
 import json
-import math
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.milestones import tell_submitter
+from resnet_ops.results import Result
 
 err = Console(stderr=True, highlight=False)
 
@@ -33,26 +33,16 @@ class Output:
         for renderable in renderables:
             self.out.print(renderable, soft_wrap=isinstance(renderable, str))
 
-    def end(self, result: dict[str, Any]) -> None:
-        """Print the JSON object, if one is wanted."""
+    def end(self, result: Result) -> None:
+        """Print the result as JSON, if that is wanted."""
         if self.as_json:
-            print_json(result)
+            print_json(result.model_dump(mode="json"))
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """Print one line of strict JSON on stdout: NaN and infinity become null."""
-    sys.stdout.write(json.dumps(_jsonable(result), allow_nan=False) + "\n")
+    """Print one line of strict JSON on stdout."""
+    sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     sys.stdout.flush()
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)
 
 
 def report_error(error: BaseException, exit_code: int, as_json: bool, debug: bool) -> None:

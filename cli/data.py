@@ -17,7 +17,7 @@ from .help import Command, Group
 from .options import Debug, Json, Options, options_of
 
 if TYPE_CHECKING:
-    from resnet_ops.data.check import Report
+    from resnet_ops.data.check import DataReport
 
 EXAMPLES = """
 resnet-ops data check ~/images  # a folder with one subfolder per class, or with train/ and val/
@@ -68,15 +68,16 @@ def check(
         def seen(done: int, total: int) -> None:
             progress.update(task, description="Reading images", completed=done, total=total)
 
-        report = library.check(config, seen, *([sheet.pick] if contact_sheet else []))
+        picked = {"pick": sheet.pick} if contact_sheet else {}
+        report = library.check(config, seen, strict=strict, **picked)
     _show(output, report)
     if contact_sheet:
         _draw(contact_sheet, report)
+        report = report.model_copy(update={"contact_sheet": contact_sheet.absolute()})
         output.show(f"Contact sheet: {escape(short(contact_sheet.absolute()))}")
-    bad = bool(report.having("error", "warning") if strict else report.having("error"))
     output.show(_verdict(report))
-    output.end(_as_json(report, config.data, contact_sheet, not bad))
-    if bad:
+    output.end(report)
+    if not report.fit:
         raise typer.Exit(WORK_FAILED)
 
 
@@ -103,7 +104,7 @@ def _progress() -> Progress:
     )
 
 
-def _show(output: Output, report: "Report") -> None:
+def _show(output: Output, report: "DataReport") -> None:
     train, val = report.images
     held_out = ", a fifth of each class held out" if report.held_out else ""
     classes = "1 class" if len(report.class_names) == 1 else f"{len(report.class_names):,} classes"
@@ -118,25 +119,24 @@ def _show(output: Output, report: "Report") -> None:
     )
 
 
-def _class_table(report: "Report") -> Any:
+def _class_table(report: "DataReport") -> Any:
     shown = table("class", ">training", ">validation", "")
-    order = range(len(report.class_names))
-    rows: list[int | None] = list(order)
+    rows: list[str | None] = list(report.class_names)
     if len(rows) > SHOWN:
-        by_size = sorted(order, key=lambda number: (-int(report.per_class[number, 0]), number))
+        by_size = sorted(report.class_names, key=lambda name: -report.per_class[name].train)
         rows = [*by_size[:EXTREMES], None, *by_size[-EXTREMES:]]
-    most = max(1, int(report.per_class[:, 0].max()))
-    for number in rows:
-        if number is None:
+    most = max([1, *(images.train for images in report.per_class.values())])
+    for name in rows:
+        if name is None:
             shown.add_row(f"[dim]... {len(report.class_names) - 2 * EXTREMES:,} between ...[/]")
             continue
-        train, val = report.per_class[number].tolist()
-        bar = "█" * round(BAR * train / most) or ("▏" if train else "")
-        shown.add_row(escape(report.class_names[number]), f"{train:,}", f"{val:,}", f"[cyan]{bar}[/]")
+        images = report.per_class[name]
+        bar = "█" * round(BAR * images.train / most) or ("▏" if images.train else "")
+        shown.add_row(escape(name), f"{images.train:,}", f"{images.val:,}", f"[cyan]{bar}[/]")
     return shown
 
 
-def _facts(report: "Report") -> Any:
+def _facts(report: "DataReport") -> Any:
     from resnet_ops.data.findings import size
 
     shown = table("", "")
@@ -165,7 +165,7 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _findings(report: "Report") -> list[str]:
+def _findings(report: "DataReport") -> list[str]:
     """A line each, and one for each case, however long: a table would break the paths."""
     state = max(len(finding.state) for finding in report.findings)
     name = max(len(finding.name) for finding in report.findings)
@@ -177,7 +177,7 @@ def _findings(report: "Report") -> list[str]:
     return lines
 
 
-def _verdict(report: "Report") -> str:
+def _verdict(report: "DataReport") -> str:
     told = ", ".join(finding.name for finding in report.having("error"))
     also = ", ".join(finding.name for finding in report.having("warning"))
     warned = f"[bold yellow]Look at:[/] {also}" if also else ""
@@ -186,11 +186,11 @@ def _verdict(report: "Report") -> str:
     return warned or "[bold green]Sound.[/]"
 
 
-def _draw(file: Path, report: "Report") -> None:
+def _draw(file: Path, report: "DataReport") -> None:
     from resnet_ops.data.sheet import ClassRow, contact_sheet
 
-    counts = dict(zip(report.class_names, report.per_class.tolist(), strict=True))
-    rows = [ClassRow(name, f"{sum(counts[name]):,}", images) for name, images in report.examples.items()]
+    counts = {name: images.train + images.val for name, images in report.per_class.items()}
+    rows = [ClassRow(name, f"{counts[name]:,}", images) for name, images in report.examples.items()]
     train, val = report.images
     subtitle = (
         f"{train:,} training and {val:,} validation images of {len(report.class_names):,} classes, "
@@ -201,17 +201,3 @@ def _draw(file: Path, report: "Report") -> None:
     buffer = io.BytesIO()
     contact_sheet(report.name, subtitle, rows, foot).save(buffer, format="PNG", optimize=True)
     write_atomically(file, buffer.getvalue())
-
-
-def _as_json(report: "Report", data: str, contact_sheet: Path | None, fit: bool) -> dict[str, Any]:
-    told = {name: value for name, value in vars(report).items() if name not in ("per_class", "examples", "findings")}
-    counts = zip(report.class_names, report.per_class.tolist(), strict=True)
-    return {
-        "data": data,
-        "fit": fit,
-        **told,
-        "images": report.images,
-        "per_class": {name: {"train": train, "val": val} for name, (train, val) in counts},
-        "findings": [vars(finding) for finding in report.findings],
-        "contact_sheet": contact_sheet and contact_sheet.absolute(),
-    }

@@ -23,16 +23,14 @@ def doctor(options: Options, json: Json = False, debug: Debug = False) -> None:
     output = Output(json)
     with importing():
         from resnet_ops.doctor import examine
-    findings = []
     shown = table("", "", "")
     with err.status("Examining", spinner="dots"):
-        for finding in examine(runs_dir):
-            findings.append(finding)
-            remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
-            shown.add_row(MARKS[finding.state], finding.name, escape(finding.found) + remedy)
-    broken = [finding.name for finding in findings if finding.state == "broken"]
-    verdict = f"[bold red]Broken:[/] {', '.join(broken)}" if broken else "[bold green]Ready.[/]"
+        report = examine(runs_dir)
+    for finding in report.findings:
+        remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
+        shown.add_row(MARKS[finding.state], finding.name, escape(finding.found) + remedy)
+    verdict = "[bold green]Ready.[/]" if report.ready else f"[bold red]Broken:[/] {', '.join(report.broken)}"
     output.show(shown, verdict)
-    output.end({"ready": not broken, "findings": [vars(finding) for finding in findings]})
-    if broken:
+    output.end(report)
+    if not report.ready:
         raise typer.Exit(WORK_FAILED)

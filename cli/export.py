@@ -1,6 +1,6 @@
 """`resnet-ops export`: the best checkpoint as an ONNX file, and the checks as a table."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -11,7 +11,10 @@ from resnet_ops.export.config import ExportConfig
 from .clock import importing, process_started_at
 from .console import Output, err, percent, short, table
 from .options import Debug, Json, Options, options_of
-from .proofs import notice, refuse, show_proof, summary
+from .proofs import notice, refuse, show_proof
+
+if TYPE_CHECKING:
+    from resnet_ops.export.job import ExportResult
 
 EXAMPLES = """
 resnet-ops export mine --onnx  # the best checkpoint of run 'mine'
@@ -47,8 +50,7 @@ def export(
     _show(output, result)
 
 
-def _show(output: Output, result: Any) -> None:
-    proof, inside = result.proof, result.inside
+def _show(output: Output, result: "ExportResult") -> None:
     if result.candidates:
         made = table("8 bits", "method", ">agrees with fp32", ">mean difference", ">images/s", "")
         for one in result.candidates:
@@ -58,22 +60,11 @@ def _show(output: Output, result: Any) -> None:
         output.show(made, "")
     if result.kept_in_fp32:
         output.show(f"half precision: {result.kept_in_fp32}")
-    show_proof(output, proof)
-    if proof.validated:
-        what = "" if inside.precision == "fp32" else f"{inside.precision}, "
-        takes = "pixels of any size" if inside.input == "raw" else "normalised floats"
-        size = f"{what}{result.size_bytes / 1e6:.1f} MB, opset {result.opset}, takes {takes}"
-        output.show(f"[bold green]Proven:[/] {escape(short(result.file))} ({size})")
-    ending = {
-        **summary(proof, inside, result.file),
-        "opset": result.opset,
-        "checkpoint": result.checkpoint.path,
-        "epoch": result.checkpoint.info.epoch,
-        "size_bytes": result.size_bytes,
-        "proof": result.proof_file,
-        "candidates": [vars(one) for one in result.candidates],
-        "total_s": result.total_s,
-    }
-    if not proof.validated:
-        refuse(output, proof, "The export was refuted", f"The file is kept as {result.file} to look into.", ending)
-    output.end(ending)
+    show_proof(output, result)
+    if not result.validated:
+        refuse(output, result, "The export was refuted", f"The file is kept as {result.onnx} to look into.")
+    what = "" if result.precision == "fp32" else f"{result.precision}, "
+    takes = "pixels of any size" if result.input == "raw" else "normalised floats"
+    size = f"{what}{result.size_bytes / 1e6:.1f} MB, opset {result.opset}, takes {takes}"
+    output.show(f"[bold green]Proven:[/] {escape(short(result.onnx))} ({size})")
+    output.end(result)

@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -54,6 +54,8 @@ def list_jobs(
     """List jobs, newest first."""
     output = Output(json)
     server = _connect(cluster)
+    from resnet_ops.orchestration.jobs import JobList
+
     jobs = [job for job in server.jobs() if everything or job.run is not None]
     shown = table("job", "run", "status", "started", ">took", "what")
     for column in shown.columns[:-1]:
@@ -73,7 +75,7 @@ def list_jobs(
         )
     nothing = f"No jobs at {escape(server.address)}. Submit one: resnet-ops train --cluster {escape(server.address)}"
     output.show(shown if jobs else nothing)
-    output.end({"cluster": server.address, "jobs": [_told(job) for job in jobs]})
+    output.end(JobList(cluster=server.address, jobs=tuple(jobs)))
 
 
 @app.command(cls=Command, epilog=EXAMPLES)
@@ -104,7 +106,7 @@ def logs(
         for line in server.log(job.id).splitlines():
             show(line)
     err.print(f"Job {escape(job.id)}: {job.status.lower()}", soft_wrap=True)
-    output.end(_told(job))
+    output.end(job)
 
 
 @app.command(cls=Command, epilog=EXAMPLES)
@@ -125,7 +127,7 @@ def stop(
         with err.status(f"Stopping {escape(job.id)}", spinner="dots"):
             job = server.stop(job.id, timeout)
         output.show(f"Job {escape(job.id)}: {job.status.lower()}")
-    output.end(_told(job))
+    output.end(job)
 
 
 def _connect(cluster: str | None) -> "JobServer":
@@ -153,16 +155,3 @@ def _what(job: "Job") -> str:
         text = re.sub(r"^.*-m resnet_ops\.cli\.main ", "", job.entrypoint)
         text = re.sub(r" --(cluster=auto|json)\b", "", text)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _told(job: "Job") -> dict[str, Any]:
-    return {
-        "job_id": job.id,
-        "run": job.run,
-        "status": job.status,
-        "exit_code": job.exit_code,
-        "started": job.started.isoformat() if job.started else None,
-        "ended": job.ended.isoformat() if job.ended else None,
-        "entrypoint": job.entrypoint,
-        "message": job.message,
-    }

@@ -25,38 +25,22 @@ def up(options: Options, json: Json = False, debug: Debug = False) -> None:
     nodes, cpus_per_node = config.nodes, config.cpus_per_node
     with err.status("Starting", spinner="dots") as status:
         cluster = local.up(config, lambda what: status.update(escape(what)))
-    place = "" if local.is_found(cluster) else f" --cluster {cluster.address}"
-    steps = (
-        f"resnet-ops train --nodes {nodes}{place}",
-        f"resnet-ops train --nodes {nodes} --cluster {cluster.dashboard}",
-        f"resnet-ops cluster status{place}",
-        "resnet-ops cluster down",
-    )
     output.show(
         f"[bold green]Up:[/] {nodes} {'node' if nodes == 1 else 'nodes'} of {cpus_per_node} CPU each, and a head",
         f"  address    {cluster.address}",
         f"  dashboard  {cluster.dashboard} (from this machine only)",
         "Then:",
-        f"  {steps[0]}",
-        f"  {steps[1]}  as a job of its own",
-        *(f"  {step}" for step in steps[2:]),
+        f"  {cluster.next_steps[0]}",
+        f"  {cluster.next_steps[1]}  as a job of its own",
+        *(f"  {step}" for step in cluster.next_steps[2:]),
     )
-    output.end(
-        {
-            "address": cluster.address,
-            "dashboard": cluster.dashboard,
-            "nodes": nodes,
-            "cpus_per_node": cpus_per_node,
-            "folder": cluster.folder,
-            "next_steps": steps,
-        }
-    )
+    output.end(cluster)
 
 
 def down(json: Json = False, debug: Debug = False) -> None:
     """Stop the cluster that `cluster up` started."""
     output = Output(json)
     with err.status("Ending", spinner="dots"):
-        cluster = local.down()
-    output.show("No local cluster runs." if cluster is None else f"Ended: the local cluster (--nodes {cluster.nodes}).")
-    output.end({"ended": cluster is not None, "address": cluster.address if cluster else None})
+        result = local.down()
+    output.show(f"Ended: the local cluster (--nodes {result.nodes})." if result.ended else "No local cluster runs.")
+    output.end(result)

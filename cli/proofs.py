@@ -1,7 +1,6 @@
 """A proof as people read it and as programs do: the same for `export` and `validate`."""
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
@@ -10,16 +9,20 @@ from resnet_ops.errors import WORK_FAILED, UserError
 
 from .console import Output, err, percent, report_error, table
 
+if TYPE_CHECKING:
+    from resnet_ops.export.proof import ValidationResult
+
 
 def notice(message: str) -> None:
     """Tell what the user should know."""
     err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 
 
-def show_proof(output: Output, proof: Any, against_torch: bool = True) -> None:
+def show_proof(output: Output, proof: "ValidationResult") -> None:
     """Show every check, and where it ran."""
     from resnet_ops.export.runtime import CPU, has_gpu
 
+    against_torch = proof.checkpoint is not None
     against = " against torch in float64" if against_torch else ", without its checkpoint"
     made = table("check", "found", "limit", "", title=f"ONNX Runtime ({proof.provider}){against}")
     for check in proof.checks:
@@ -37,32 +40,7 @@ def show_proof(output: Output, proof: Any, against_torch: bool = True) -> None:
         output.show(f"[yellow]CUDA was not validated:[/] {why}; the proof ran on the CPU.")
 
 
-def summary(proof: Any, inside: Any, file: Path) -> dict[str, Any]:
-    """The fields that `--json` of both commands has."""
-    from resnet_ops.export.runtime import CPU
-
-    return {
-        "onnx": file,
-        "precision": inside.precision,
-        "input": inside.input,
-        "provider": proof.provider,
-        "validated": proof.validated,
-        "cuda_validated": proof.provider != CPU and proof.validated,
-        "nodes_by_provider": proof.nodes_by_provider,
-        "max_abs_diff": proof.max_abs_diff,
-        "max_rel_diff": proof.max_rel_diff,
-        "tolerance": proof.tolerance,
-        "top1_agreement": proof.top1_agreement,
-        "images": proof.images,
-        "val_accuracy_torch": proof.val_accuracy_torch,
-        "val_accuracy_onnx": proof.val_accuracy_onnx,
-        "calibration_error_torch": proof.calibration_error_torch,
-        "calibration_error_onnx": proof.calibration_error_onnx,
-        "checks": [vars(check) for check in proof.checks],
-    }
-
-
-def refuse(output: Output, proof: Any, what: str, remedy: str, result: dict[str, Any]) -> None:
+def refuse(output: Output, proof: "ValidationResult", what: str, remedy: str = "") -> None:
     """Say what refuted it, and leave with 1.
 
     Raises:
@@ -70,5 +48,5 @@ def refuse(output: Output, proof: Any, what: str, remedy: str, result: dict[str,
     """
     failed = ", ".join(f"{check.name} ({check.found.rstrip('.')})" for check in proof.refuted_by)
     report_error(UserError(f"{what}: {failed}.", remedy, WORK_FAILED), WORK_FAILED, as_json=False, debug=False)
-    output.end(result)
+    output.end(proof)
     raise typer.Exit(WORK_FAILED)

@@ -24,10 +24,11 @@ def recipes(
     output = Output(json)
     if name is not None:
         output.show(reading.text(name).rstrip())
-        output.end({"name": name, "options": reading.read(name)})
+        output.end(reading.RecipeOptions(name=name, options=reading.read(name)))
         return
     shown = table("recipe", "what it does")
-    for each in reading.names():
-        shown.add_row(each, reading.description(each))
+    found = reading.listed()
+    for each in found.recipes:
+        shown.add_row(each.name, each.description)
     output.show(shown, "Print one: resnet-ops recipes fast")
-    output.end({"recipes": [{"name": each, "description": reading.description(each)} for each in reading.names()]})
+    output.end(found)

@@ -1,6 +1,5 @@
 """`resnet-ops report`: one page to look at runs and to compare them."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -45,17 +44,15 @@ def report(
         with importing():
             from resnet_ops.reporting import report as library_report
 
-        found = library_report.write([Run(path) for path in wanted], output, _notice)
-    rows = [one.summary() for one in found]
+        result = library_report.write([Run(path) for path in wanted], output, _notice, process_started_at())
     made = table("run", "network", "status", ">epochs", ">accuracy", ">wrong")
-    for row in rows:
-        accuracy = percent(row["val_accuracy"], 2) if row["val_accuracy"] is not None else ""
-        wrong = "" if row["mistakes"] is None else str(row["mistakes"])
-        made.add_row(row["name"], row["model"], row["status"], str(row["epochs"]), accuracy, wrong)
-    size = len(files.read(output))
-    shown.show(made, f"[bold green]Written:[/] {escape(short(output.absolute()))} ({size / 1e6:.1f} MB)")
-    total_s = time.time() - process_started_at()
-    shown.end({"report": output.absolute(), "size_bytes": size, "runs": rows, "total_s": total_s})
+    for row in result.runs:
+        accuracy = percent(row.val_accuracy, 2) if row.val_accuracy is not None else ""
+        wrong = "" if row.mistakes is None else str(row.mistakes)
+        made.add_row(row.name, row.model, row.status, str(row.epochs), accuracy, wrong)
+    size = f"{result.size_bytes / 1e6:.1f} MB"
+    shown.show(made, f"[bold green]Written:[/] {escape(short(result.report))} ({size})")
+    shown.end(result)
 
 
 def _find(runs_dir: Path, name: str) -> Run:

@@ -4,8 +4,6 @@ from rich.markup import escape
 
 from resnet_ops import runs as library
 from resnet_ops.config import RunsConfig
-from resnet_ops.errors import UserError
-from resnet_ops.runs import Run, RunRecord
 
 from .console import Output, ago, err, percent, table
 from .options import Debug, Json, Options, options_of
@@ -18,39 +16,15 @@ def runs(options: Options, json: Json = False, debug: Debug = False) -> None:
     """List runs with network, dataset, status, best accuracy and age, newest first."""
     runs_dir = options.make(RunsConfig).runs_dir
     output = Output(json)
-    rows = []
     shown = table("name", "model", "data", "status", ">epochs", ">accuracy", "when")
-    for run in library.in_folder(runs_dir):
-        try:
-            record = run.read()
-        except UserError as error:
-            err.print(f"[yellow]note:[/] {escape(str(error))}", soft_wrap=True)
-            continue
-        row = _row(run, record)
-        rows.append(row)
-        status = f"[{COLORS[record.status]}]{record.status}[/]"
-        epochs = f"{row['epochs_done']}/{row['epochs']}"
-        best = row["best_val_accuracy"]
-        accuracy = percent(best, 2) if isinstance(best, float) else ""
-        shown.add_row(run.name, record.config.model, record.data.name, status, epochs, accuracy, ago(record.updated))
-    output.show(shown if rows else f"No runs in {runs_dir.absolute()}. Train one: resnet-ops train")
-    output.end({"runs_dir": runs_dir.absolute(), "runs": rows})
+    found = library.summaries(runs_dir, _notice)
+    for run in found.runs:
+        accuracy = "" if run.best_val_accuracy is None else percent(run.best_val_accuracy, 2)
+        status, epochs = f"[{COLORS[run.status]}]{run.status}[/]", f"{run.epochs_done}/{run.epochs}"
+        shown.add_row(run.name, run.model, run.data, status, epochs, accuracy, ago(run.updated))
+    output.show(shown if found.runs else f"No runs in {runs_dir.absolute()}. Train one: resnet-ops train")
+    output.end(found)
 
 
-def _row(run: Run, record: RunRecord) -> dict[str, object]:
-    epochs = run.epochs()
-    best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
-    return {
-        "name": run.name,
-        "run_dir": run.path,
-        "status": record.status,
-        "reason": record.reason,
-        "model": record.config.model,
-        "data": record.data.name,
-        "epochs_done": len(epochs),
-        "epochs": record.config.epochs,
-        "best_val_accuracy": None if best is None else best.val_accuracy,
-        "best_epoch": None if best is None else best.epoch,
-        "created": record.created.isoformat(),
-        "updated": record.updated.isoformat(),
-    }
+def _notice(message: str) -> None:
+    err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)

@@ -1,6 +1,6 @@
 """`resnet-ops serve`: an exported file as a service."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from resnet_ops.errors import INTERRUPTED, UserError
 from resnet_ops.serving.config import ServeConfig
@@ -8,6 +8,9 @@ from resnet_ops.serving.config import ServeConfig
 from .clock import importing
 from .console import Output, err, percent
 from .options import Debug, Json, Options, options_of
+
+if TYPE_CHECKING:
+    from resnet_ops.serving.job import ServeResult
 
 EXAMPLES = """
 resnet-ops serve model.onnx  # on this machine, for this machine
@@ -34,7 +37,7 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
 
         with job.serving(config, lambda doing: status.update(f"Starting, {doing}")) as service:
             status.stop()
-            _show(output, config, service)
+            _show(output, service)
             service.watch()
             stopping = True
             err.print("Stopping: what is in hand is answered first; Ctrl-C again ends it at once.")
@@ -46,26 +49,14 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
         status.stop()
 
 
-def _show(output: Output, config: ServeConfig, service: Any) -> None:
-    inside, (url, *_) = service.inside, service.urls
+def _show(output: Output, service: "ServeResult") -> None:
+    inside = service.inside
     accuracy = "" if inside.val_accuracy is None else f", {percent(inside.val_accuracy, 2)} validation accuracy"
     output.show(
         f"[bold green]Serving[/] {inside.model} ({inside.precision}) on {service.provider}: "
         f"{len(inside.class_names)} classes{accuracy}",
         *(f"  listens  {each}" for each in service.urls),
-        f"  ask      curl --data-binary @photo.jpg '{url}/classify?top=5'",
-        f"  docs     {url}/docs",
+        f"  ask      curl --data-binary @photo.jpg '{service.url}/classify?top=5'",
+        f"  docs     {service.url}/docs",
     )
-    output.end(
-        {
-            "status": "serving",
-            "url": url,
-            "urls": service.urls,
-            "file": config.file.absolute(),
-            "model": inside.model,
-            "classes": len(inside.class_names),
-            "provider": service.provider,
-            "replicas": service.replicas,
-            "threads": service.threads,
-        }
-    )
+    output.end(service)

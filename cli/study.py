@@ -26,7 +26,7 @@ from .submit import submit
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.allocation import Pool
-    from resnet_ops.study.results import Findings
+    from resnet_ops.study.results import StudyResult
     from resnet_ops.tuning.results import Search, SearchRecord
 
 EXAMPLES = """
@@ -162,7 +162,7 @@ def _submit(
     )
 
 
-def _show(output: Output, findings: "Findings") -> None:
+def _show(output: Output, findings: "StudyResult") -> None:
     from resnet_ops.study.table import cells, columns
 
     shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in columns(findings)))
@@ -179,4 +179,4 @@ def _show(output: Output, findings: "Findings") -> None:
         f"  table         {short(folder / 'table.md')}",
         f"  every number  {short(folder / 'study.json')}; {findings.total_s:.0f} s in all",
     )
-    output.end(findings.model_dump(mode="json"))
+    output.end(findings)

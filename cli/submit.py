@@ -59,7 +59,7 @@ def submit(
     environment = settings(config.track)
     config = config.model_copy(update={"name": resume or config.name or _new_name(config)})
     with importing():
-        from resnet_ops.orchestration.jobs import JobServer
+        from resnet_ops.orchestration.jobs import JobServer, SubmittedResult
     server = JobServer(config.cluster or "")
     attempt = _Attempt(server, config, resume is not None, arguments, command, environment)
     started_at = time.monotonic()
@@ -76,7 +76,7 @@ def submit(
     best = result.get("best") or {}
     accuracy = f": {percent(best['val_accuracy'], 2)} validation accuracy" if best.get("val_accuracy") else ""
     output.show(f"Job {escape(job.id)} succeeded in {time.monotonic() - started_at:.0f} s{accuracy}")
-    output.end({**result, "job_id": job.id})
+    output.end(SubmittedResult(**{**result, "job_id": job.id}))
 
 
 class _Attempt:

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.templates import ClusterValues, Kind, Written
+from resnet_ops.orchestration.templates import ClusterValues, Kind, TemplateResult
 
 from .console import Output, short
 from .options import Debug, Json, Options, options_of
@@ -38,17 +38,9 @@ def template(
     _show(shown, templates.write(kind, values, output))
 
 
-def _show(output: Output, written: Written) -> None:
+def _show(output: Output, written: TemplateResult) -> None:
     output.show(*(f"[bold]{escape(short(file))}[/]" for file in written.files))
     if written.fill_in:
         output.show("[yellow]Still to fill in:[/]", *(f"  {escape(line)}" for line in written.fill_in))
     output.show("Then:", *(f"  {escape(step)}" for step in written.next_steps))
-    output.end(
-        {
-            "kind": written.kind,
-            "directory": written.directory,
-            "files": written.files,
-            "fill_in": written.fill_in,
-            "next_steps": written.next_steps,
-        }
-    )
+    output.end(written)

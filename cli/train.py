@@ -1,7 +1,7 @@
 """`resnet-ops train`: from options to a run, and what one sees meanwhile."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
@@ -15,6 +15,9 @@ from .console import Output, percent, short
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
 from .screen import Screen
 from .submit import submit
+
+if TYPE_CHECKING:
+    from resnet_ops.training.job import TrainResult
 
 EXAMPLES = """
 resnet-ops train  # ResNet-20 on the built-in digits, in seconds
@@ -66,31 +69,14 @@ def train(
     _show(output, result)
 
 
-def _show(output: Output, result: Any) -> None:
-    record, run, best = result.record, result.run, result.record.best
+def _show(output: Output, result: "TrainResult") -> None:
+    run, best = result.run, result.best
     speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
     output.show(
-        f"[bold]{percent(best.val_accuracy, 2)}[/] validation accuracy: {record.config.model} on {record.data.name}, "
+        f"[bold]{percent(best.val_accuracy, 2)}[/] validation accuracy: {result.model} on {result.data}, "
         f"best epoch {best.epoch} of {result.epochs}{speed}, {result.total_s:.0f} s in all",
         f"  best weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",
         f"  next          resnet-ops export {run.name} --onnx" + runs_dir_option(run.path.parent),
     )
-    output.end(
-        {
-            "name": run.name,
-            "run_dir": run.path,
-            "status": record.status,
-            "model": record.config.model,
-            "data": record.data.name,
-            "epochs": result.epochs,
-            "world_size": record.world_size,
-            "device": record.device,
-            "parameters": record.parameters,
-            "best": {"epoch": best.epoch, "val_accuracy": best.val_accuracy, "checkpoint": best.checkpoint},
-            "images_per_second": result.images_per_second,
-            "time_to_first_step_s": result.time_to_first_step_s,
-            "time_after_last_step_s": result.time_after_last_step_s,
-            "total_s": result.total_s,
-        }
-    )
+    output.end(result)

@@ -1,7 +1,7 @@
 """`resnet-ops tune`: from options to a search, and what one sees of it."""
 
 import functools
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ from .options import (
 )
 from .search_screen import SearchScreen
 from .submit import submit
+
+if TYPE_CHECKING:
+    from resnet_ops.tuning.job import TuneResult
 
 EXAMPLES = """
 resnet-ops tune  # depths 8, 14, 20, 32 and learning rates on the built-in digits, about 3 minutes on 2 cores
@@ -118,12 +121,12 @@ def _draw(screen: SearchScreen) -> None:
     draw(screen.search)
 
 
-def _show(output: Output, result: Any) -> None:
-    best, search = result.answer.trial, result.search
+def _show(output: Output, result: "TuneResult") -> None:
+    best, search = result.best, result.search
     shown = table(">trial", "network", ">lr", ">epochs", ">accuracy", ">parameters", ">s", "status")
     ranked = sorted(result.trials, key=lambda t: (t.val_accuracy is None, -(t.val_accuracy or 0), t.parameters, t.id))
     for trial in ranked[:10]:
-        mark = "[bold]" if trial.id == best.id else ""
+        mark = "[bold]" if trial.id == best.trial else ""
         cells = row(trial)
         shown.add_row(*(f"{mark}{cell}" for cell in cells))
     output.show(shown)
@@ -132,46 +135,15 @@ def _show(output: Output, result: Any) -> None:
     run = search.run
     where = runs_dir_option(run.path.parent)
     output.show(
-        f"[bold]{percent(best.val_accuracy, 2)}[/] validation accuracy: trial {best.id}, {best.model} with "
-        f"lr {best.lr:g}, {result.answer.why}; {result.total_s:.0f} s in all",
-        f"  best weights  {short(run.best / 'model.safetensors')}",
+        f"[bold]{percent(best.val_accuracy or 0, 2)}[/] validation accuracy: trial {best.trial}, {best.model} with "
+        f"lr {best.lr:g}, {best.why}; {result.total_s:.0f} s in all",
+        f"  best weights  {short(best.checkpoint)}",
         f"  pictures      {short(search.page)}",
         f"  next          resnet-ops export {run.name} --onnx{where}",
     )
     if result.refit is not None:
-        output.show(f"  refit         resnet-ops export {result.refit.name} --onnx{where}, trained on all images")
-    output.end(
-        {
-            "name": run.name,
-            "run_dir": run.path,
-            "status": "finished",
-            "trials": [
-                {
-                    "id": trial.id,
-                    "model": trial.model,
-                    "lr": trial.lr,
-                    "epochs": trial.epochs,
-                    "val_accuracy": trial.val_accuracy,
-                    "status": trial.status,
-                    "reason": trial.reason,
-                    "options": trial.options,
-                    "parameters": trial.parameters,
-                    "seconds": trial.seconds,
-                }
-                for trial in result.trials
-            ],
-            "best": {
-                "trial": best.id,
-                "model": best.model,
-                "lr": best.lr,
-                "val_accuracy": best.val_accuracy,
-                "checkpoint": run.best / "model.safetensors",
-                "why": result.answer.why,
-            },
-            "refit": result.refit and result.refit.name,
-            "total_s": result.total_s,
-        }
-    )
+        output.show(f"  refit         resnet-ops export {result.refit} --onnx{where}, trained on all images")
+    output.end(result)
 
 
 def row(trial: Any) -> list[str]:

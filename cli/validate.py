@@ -7,7 +7,7 @@ from resnet_ops.export.config import ValidateConfig
 from .clock import importing, process_started_at
 from .console import Output, err, short
 from .options import Debug, Json, Options, options_of
-from .proofs import notice, refuse, show_proof, summary
+from .proofs import notice, refuse, show_proof
 
 EXAMPLES = """
 resnet-ops validate runs/mine/export/model.onnx  # against the checkpoint and the images of its run
@@ -29,14 +29,8 @@ def validate(options: Options, json: Json = False, debug: Debug = False) -> None
             from resnet_ops.export import validate as library
 
         result = library.validate_onnx(config, notice, process_started_at())
-    proof = result.proof
-    show_proof(output, proof, against_torch=result.checkpoint is not None)
-    ending = {
-        **summary(proof, result.inside, config.file.absolute()),
-        "checkpoint": result.checkpoint.path if result.checkpoint else None,
-        "total_s": result.total_s,
-    }
-    if not proof.validated:
-        refuse(output, proof, f"{config.file} is refuted", "", ending)
-    output.show(f"[bold green]Holds:[/] {escape(short(config.file.absolute()))}")
-    output.end(ending)
+    show_proof(output, result)
+    if not result.validated:
+        refuse(output, result, f"{config.file} is refuted")
+    output.show(f"[bold green]Holds:[/] {escape(short(result.onnx))}")
+    output.end(result)

@@ -1,19 +1,21 @@
 """The reference pages that are written by the code: every command from the Typer app, every field from pydantic.
 
 A page says where by a comment, which is replaced as the page is read: `<!-- commands -->`, or
-`<!-- fields of MODULE.CLASS but BASE, BASE -->`.
+`<!-- fields of MODULE.CLASS but BASE, BASE -->`, or `<!-- result MODULE.CLASS -->`.
 """
 
 import importlib
 import inspect
 import re
+import types
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer.main
 
 FIELDS = re.compile(r"^<!-- fields of (\S+)\.(\w+)(?: but (.+))? -->$", re.MULTILINE)
+RESULT = re.compile(r"^<!-- result (\S+)\.(\w+) -->$", re.MULTILINE)
 COMMANDS = "<!-- commands -->"
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
@@ -28,6 +30,7 @@ def _written(_app: Any, _page: str, source: list[str]) -> None:
     text = source[0]
     if COMMANDS in text:
         text = text.replace(COMMANDS, "\n".join(commands()))
+    text = RESULT.sub(lambda found: "\n".join(result(*found.groups())), text)
     source[0] = FIELDS.sub(lambda found: "\n".join(fields(*found.groups())), text)
 
 
@@ -110,6 +113,30 @@ def fields(module: str, name: str, but: str | None) -> Iterator[str]:
         default = "required" if info.is_required() else "" if info.default is None else f"`{cell(str(info.default))}`"
         values = ", ".join([f"`{cell(_kind(info.annotation))}`", *_limits(info)])
         yield f"| `{field}` | {values} | {default} | {cell(markdown(info.description or ''))} |"
+
+
+def result(module: str, name: str) -> Iterator[str]:
+    """The fields of a result as Markdown: name, kind, description; those that are not in its JSON are marked."""
+    model = getattr(importlib.import_module(module), name)
+    computed = {field: (info.return_type, info) for field, info in model.model_computed_fields.items()}
+    yield from (f"| `{name}` | | |", "|---|---|---|")
+    for field, (kind, info) in ({n: (i.annotation, i) for n, i in model.model_fields.items()} | computed).items():
+        told = markdown(info.description or "")
+        alone = " Not in JSON." if getattr(info, "exclude", None) else ""
+        yield f"| `{field}` | `{cell(_type(kind))}` | {cell(told)}{alone} |"
+
+
+def _type(annotation: Any) -> str:
+    """A type as it is written in code, without what pydantic adds to it."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin in (Literal, Union, types.UnionType):
+        return " | ".join(map(_type, inner))
+    if origin:
+        return f"{origin.__name__}[{', '.join(map(_type, inner))}]"
+    written = {Ellipsis: "...", type(None): "None"}.get(annotation, annotation)
+    return getattr(written, "__name__", str(written))
 
 
 def _kind(annotation: Any) -> str:

@@ -1,18 +1,94 @@
-"""Train residual networks on Ray, export them to ONNX, and prove that the export is right.
+"""Train residual networks on Ray, export them to ONNX, and verify the export.
 
-`resnet_ops.models`, `resnet_ops.training`... load on first use: importing the package
-itself imports neither torch nor Ray.
+    from resnet_ops import Classifier, TrainConfig, export_onnx, train
+
+    result = train(TrainConfig(model="resnet8", epochs=2))
+    exported = export_onnx(result.name)
+    classifier = Classifier(exported.onnx)
+
+Names are imported when they are first used: importing the package itself imports neither torch nor Ray nor pydantic.
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnet_ops.config import DataConfig, TrainConfig
+    from resnet_ops.data.check import DataReport
+    from resnet_ops.data.check import check as check_data
+    from resnet_ops.errors import UserError
+    from resnet_ops.export.classifier import Classifier
+    from resnet_ops.export.config import ExportConfig, PredictConfig, ValidateConfig
+    from resnet_ops.export.job import ExportResult, export_onnx
+    from resnet_ops.export.predict import PredictResult, predict
+    from resnet_ops.export.proof import ValidationResult
+    from resnet_ops.export.validate import validate_onnx as validate
+    from resnet_ops.recipes.reading import configure
+    from resnet_ops.training.job import TrainResult, train
+    from resnet_ops.tuning.config import TuneConfig
+    from resnet_ops.tuning.job import TuneResult, tune
 
 __version__ = "0.1.0"
+__all__ = [
+    "Classifier",
+    "DataConfig",
+    "DataReport",
+    "ExportConfig",
+    "ExportResult",
+    "PredictConfig",
+    "PredictResult",
+    "TrainConfig",
+    "TrainResult",
+    "TuneConfig",
+    "TuneResult",
+    "UserError",
+    "ValidateConfig",
+    "ValidationResult",
+    "check_data",
+    "configure",
+    "export_onnx",
+    "predict",
+    "train",
+    "tune",
+    "validate",
+]
 
+# The same for Python: where each name is. `export` and `study` are packages, so no function here is called so.
+_PLACES = {
+    "Classifier": "export.classifier",
+    "DataConfig": "config",
+    "DataReport": "data.check",
+    "ExportConfig": "export.config",
+    "ExportResult": "export.job",
+    "PredictConfig": "export.config",
+    "PredictResult": "export.predict",
+    "TrainConfig": "config",
+    "TrainResult": "training.job",
+    "TuneConfig": "tuning.config",
+    "TuneResult": "tuning.job",
+    "UserError": "errors",
+    "ValidateConfig": "export.config",
+    "ValidationResult": "export.proof",
+    "check_data": "data.check:check",
+    "configure": "recipes.reading",
+    "export_onnx": "export.job",
+    "predict": "export.predict",
+    "train": "training.job",
+    "tune": "tuning.job",
+    "validate": "export.validate:validate_onnx",
+}
 _SUBMODULES = ("config", "data", "errors", "export", "models", "orchestration", "runs", "training")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    globals()[name] = found = getattr(import_module(f"{__name__}.{module}"), attribute or name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

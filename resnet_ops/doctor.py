@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field, computed_field
+
 from resnet_ops import files, runs
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores, memory_bytes
 from resnet_ops.orchestration.connect import local_ray
+from resnet_ops.results import Result
 
 SHARED = Path("/dev/shm")  # noqa: S108
 State = Literal["ok", "absent", "broken"]
@@ -35,8 +38,29 @@ class Finding:
     remedy: str = ""
 
 
-def examine(runs_dir: Path) -> Iterator[Finding]:
-    """Examine this machine, yielding one finding at a time."""
+class DoctorReport(Result):
+    """What all examinations found."""
+
+    findings: tuple[Finding, ...] = Field(description="Each: name, state (ok, absent or broken), found, remedy.")
+
+    @computed_field(description="Whether nothing is broken.")  # type: ignore[prop-decorator]
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is broken."""
+        return not self.broken
+
+    @property
+    def broken(self) -> list[str]:
+        """The names of what is broken."""
+        return [finding.name for finding in self.findings if finding.state == "broken"]
+
+
+def examine(runs_dir: Path) -> DoctorReport:
+    """Examine this machine, and the place where runs are kept."""
+    return DoctorReport(findings=tuple(_findings(runs_dir)))
+
+
+def _findings(runs_dir: Path) -> Iterator[Finding]:
     yield Finding("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
     yield _versions()
     yield from _attempt("torch", _torch)

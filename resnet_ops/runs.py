@@ -22,18 +22,20 @@ import platform
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import resnet_ops
 from resnet_ops import files, locks
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.options import check_run_name
+from resnet_ops.results import Moment, Result
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 EventKind = Literal["note", "loss"]
@@ -139,6 +141,30 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     resumed: int = 0
     best: Best | None = None
+
+
+class RunSummary(Result):
+    """A run in a list of runs."""
+
+    name: str = Field(description="Name of the run.")
+    run_dir: files.Place = Field(description="Folder of the run.")
+    status: Status
+    reason: str = Field(description="Why it failed or was interrupted, if it was.")
+    model: str = Field(description="Network, such as resnet20.")
+    data: str = Field(description="Name of the data set.")
+    epochs_done: int = Field(description="Epochs trained so far.")
+    epochs: int = Field(description="Epochs to train.")
+    best_val_accuracy: float | None = Field(description="Top-1 accuracy of the best epoch, 0 to 1.")
+    best_epoch: int | None = Field(description="The epoch that validated best.")
+    created: Moment
+    updated: Moment
+
+
+class RunList(Result):
+    """The runs in a folder."""
+
+    runs_dir: files.Place = Field(description="The folder.")
+    runs: tuple[RunSummary, ...] = Field(description="Its runs, the newest first.")
 
 
 class Run:
@@ -345,6 +371,40 @@ def in_folder(runs_dir: Path) -> list[Run]:
     found = [Run(path) for path in files.listed(runs_dir)]
     dated = [(changed, run) for run in found if (changed := files.modified_ns(run.record_file)) is not None]
     return [run for _, run in sorted(dated, key=lambda pair: pair[0], reverse=True)]
+
+
+def summaries(runs_dir: Path, notice: Callable[[str], None] = lambda _: None) -> RunList:
+    """Summarise all runs in `runs_dir`, the newest first; `notice` is told of those that are damaged.
+
+    Raises:
+        UserError: It is in a bucket that is not there or cannot be reached.
+    """
+    found = []
+    for run in in_folder(runs_dir):
+        try:
+            found.append(_summary(run, run.read()))
+        except UserError as error:
+            notice(str(error))
+    return RunList(runs_dir=runs_dir.absolute(), runs=tuple(found))
+
+
+def _summary(run: Run, record: RunRecord) -> RunSummary:
+    epochs = run.epochs()
+    best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
+    return RunSummary(
+        name=run.name,
+        run_dir=run.path,
+        status=record.status,
+        reason=record.reason,
+        model=record.config.model,
+        data=record.data.name,
+        epochs_done=len(epochs),
+        epochs=record.config.epochs,
+        best_val_accuracy=None if best is None else best.val_accuracy,
+        best_epoch=None if best is None else best.epoch,
+        created=record.created,
+        updated=record.updated,
+    )
 
 
 def versions() -> dict[str, str]:

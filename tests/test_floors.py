@@ -1,6 +1,7 @@
 """The house: imports go down only, and looking at the help needs neither torch nor Ray."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import resnet_ops
+
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "machine", "files", "options", "config", "runs"}
+BASE = {"errors", "machine", "files", "options", "config", "results", "runs"}
 FLOORS = {
     "errors": set(),
     "machine": set(),
@@ -18,12 +21,13 @@ FLOORS = {
     "locks": {"errors", "files"},
     "options": {"errors"},
     "significance": set(),
+    "results": set(),
     "config": {"errors", "files", "options"},
-    "runs": {"errors", "files", "locks", "options", "config"},
-    "recipes": {"errors", "options", "config"},
+    "runs": {"errors", "files", "locks", "options", "config", "results"},
+    "recipes": {"errors", "options", "config", "results"},
     "models": {"errors"},
     "data": BASE | {"locks"},
-    "orchestration": {"errors", "machine", "files", "options", "config"},
+    "orchestration": {"errors", "machine", "files", "options", "config", "results"},
     "tracking": BASE,
     "training": BASE | {"models", "data", "orchestration", "tracking"},
     "tuning": BASE | {"significance", "recipes", "models", "data", "orchestration", "tracking", "training"},
@@ -59,7 +63,7 @@ def test_imports_go_down_only(room: str) -> None:
 
 def test_every_room_has_its_floor() -> None:
     rooms = {p.stem for p in (ROOT / "resnet_ops").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert rooms - {"__init__"} == set(FLOORS)
+    assert rooms - {"__init__", "__main__"} == set(FLOORS)  # which name what is in the others
 
 
 def test_the_library_never_imports_the_command_line() -> None:
@@ -161,6 +165,39 @@ def test_no_code_branches_on_the_words_of_a_message(folder: str) -> None:
 )
 def test_code_that_does_is_noticed(code: str) -> None:
     assert compared_messages(ast.parse(code))
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    code = (
+        "import resnet_ops, sys\nassert set(resnet_ops.__all__) <= set(dir(resnet_ops))\n"
+        "print({'torch', 'ray', 'pydantic', 'numpy', 'typer'} & set(sys.modules))\n"
+        "from resnet_ops import TrainConfig, UserError\nprint({'torch', 'ray', 'numpy'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["set()", "set()"]
+
+
+def test_public_names_are_where_static_tools_see_them() -> None:
+    """What __all__ lists, what TYPE_CHECKING imports, and what is found at runtime are the same."""
+    (typed,) = (node for node in ast.parse(Path(resnet_ops.__file__).read_text()).body if isinstance(node, ast.If))
+    seen = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(seen) == set(resnet_ops.__all__)
+    for name, (module, attribute) in seen.items():
+        assert getattr(resnet_ops, name) is getattr(importlib.import_module(str(module)), attribute)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = resnet_ops.nothing
+
+
+def test_the_package_runs_as_a_program() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "resnet_ops", "--version"], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == f"resnet-ops {resnet_ops.__version__}\n"
 
 
 def test_every_package_is_installed() -> None:

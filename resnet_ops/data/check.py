@@ -4,10 +4,9 @@ Nothing is decoded into the cache, and no damage ends it: all that can be read i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder, refuse_too_many
@@ -31,75 +30,55 @@ from resnet_ops.data.findings import (
 from resnet_ops.data.sources import IMAGE_SIZE, Source, checked, network_size, streams
 from resnet_ops.data.survey import survey
 from resnet_ops.errors import UserError
+from resnet_ops.files import Place
+from resnet_ops.results import Result
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that the check found out.
+class ClassImages(Result):
+    """How many images a class has, broken ones among them."""
 
-    Args:
-        name: Of the data.
-        fingerprint: As a run's record has it; None where training refuses the data.
-        held_out: Whether validation images are chosen from the training images, for there are no others.
-        class_names: The classes of both splits.
-        per_class: (classes, 2) int64, training and validation images of each, broken ones among them.
-        height: What the network sees.
-        width: Likewise.
-        channels: 1 if grey, else 3.
-        stored: Side of the squares that training crops this from, if it does.
-        sizes: The least, the median and the greatest (height, width), by area; () if no image can be decoded.
-        distinct_sizes: How many sizes there are.
-        formats: Images of each format, in Pillow's words.
-        modes: Images of each of Pillow's modes.
-        mean: Of the training images' pixels as training decodes them, a channel, from 0 to 1.
-        std: Likewise.
-        encoded_bytes: What all images take as they are.
-        decoded_bytes: What they take decoded.
-        streamed: Whether training decodes them anew in each epoch, for the training images would not fit in memory.
-        cache: The folder that they are kept in otherwise; None where they are kept in memory alone, or streamed.
-        broken: How many training and validation images cannot be decoded.
-        copies: How many training and validation images are another one of their split once more.
-        in_both: Validation images that are among the training images too.
-        conflicting: Images that are there under another label too.
-        passed_over: Files that lie there and are not read.
-        refused: Why training refuses the data, or ''.
-        findings: All this in words, and what else is wrong.
-        examples: Of some classes, pixels (H, W, C) uint8 of some images, where these were asked for.
-    """
+    train: int
+    val: int
 
-    name: str
-    fingerprint: str | None
-    held_out: bool
-    class_names: tuple[str, ...]
-    per_class: np.ndarray
-    height: int
-    width: int
-    channels: int
-    stored: int | None
-    sizes: tuple[tuple[int, int], ...]
-    distinct_sizes: int
-    formats: dict[str, int]
-    modes: dict[str, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    encoded_bytes: int
-    decoded_bytes: int
-    streamed: bool
-    cache: Path | None
-    broken: tuple[int, int]
-    copies: tuple[int, int]
-    in_both: int
-    conflicting: int
-    passed_over: int
-    refused: str
-    findings: tuple[Finding, ...]
-    examples: dict[str, tuple[np.ndarray, ...]]
 
-    @property
-    def images(self) -> tuple[int, int]:
-        """How many images there are for training and for validation."""
-        train, val = self.per_class.sum(0).tolist()
-        return train, val
+class DataReport(Result):
+    """All that the check found out."""
+
+    data: str = Field(description="The data set, as it was asked for.")
+    fit: bool = Field(description="Whether there is no error; with --strict no warning either.")
+    name: str = Field(description="Of the data.")
+    fingerprint: str | None = Field(description="As a run's record has it; null where training refuses the data.")
+    held_out: bool = Field(description="Whether validation images are chosen from the training images.")
+    class_names: tuple[str, ...] = Field(description="The classes of both splits.")
+    height: int = Field(description="Height in pixels that the network sees.")
+    width: int = Field(description="Width in pixels that the network sees.")
+    channels: int = Field(description="1 if grey, else 3.")
+    stored: int | None = Field(description="Side of the squares that training crops this from, if it does.")
+    sizes: tuple[tuple[int, int], ...] = Field(
+        description="The least, the median and the greatest (height, width), by area; none if no image can be decoded."
+    )
+    distinct_sizes: int = Field(description="Number of different sizes.")
+    formats: dict[str, int] = Field(description="Images of each format, in Pillow's words.")
+    modes: dict[str, int] = Field(description="Images of each of Pillow's modes.")
+    mean: tuple[float, ...] = Field(description="Of the training images' pixels, for each channel, 0 to 1.")
+    std: tuple[float, ...] = Field(description="Their standard deviation likewise.")
+    encoded_bytes: int = Field(description="Bytes of all images as they are stored.")
+    decoded_bytes: int = Field(description="Bytes of all images decoded.")
+    streamed: bool = Field(description="Whether training decodes them anew in each epoch, for lack of memory.")
+    cache: Place | None = Field(description="The folder that decoded images are kept in, if they are.")
+    broken: tuple[int, int] = Field(description="Training and validation images that cannot be decoded.")
+    copies: tuple[int, int] = Field(description="Training and validation images that repeat another of their split.")
+    in_both: int = Field(description="Validation images that are among the training images too.")
+    conflicting: int = Field(description="Images that are there under another label too.")
+    passed_over: int = Field(description="Files that are not read.")
+    refused: str = Field(description="Why training refuses the data, if it does.")
+    images: tuple[int, int] = Field(description="Training and validation images.")
+    per_class: dict[str, ClassImages] = Field(description="Training and validation images of each class: train, val.")
+    findings: tuple[Finding, ...] = Field(description="All this in words: state, name, found, details.")
+    contact_sheet: Place | None = Field(default=None, description="File of the contact sheet, if one was drawn.")
+    examples: dict[str, tuple[np.ndarray, ...]] = Field(
+        exclude=True, description="Of some classes pixels (H, W, C) uint8 of some images, where these were asked for."
+    )
 
     def having(self, *states: State) -> list[Finding]:
         """The findings of some states; with an error, training refuses images or learns wrong labels."""
@@ -107,20 +86,23 @@ class Report:
 
 
 def check(
-    config: DataConfig,
+    config: DataConfig | str,
     seen: Callable[[int, int], object] = lambda *_: None,
     pick: Callable[[np.ndarray], np.ndarray] = lambda labels: labels[:0],
-) -> Report:
+    strict: bool = False,
+) -> DataReport:
     """Read every image once and say what there is.
 
     Args:
-        config: Which images.
+        config: Which images; of a text, those that `data` names so.
         seen: Told now and then how many of how many images have been read.
         pick: Given the labels (N,) of the images under --data, which are those (n,) to keep as examples.
+        strict: Whether warnings too make the data unfit.
 
     Raises:
         UserError: There is nothing to read: no such path, no images, no readable Parquet file.
     """
+    config = DataConfig(data=config) if isinstance(config, str) else config
     found = find(config)
     parts = tuple(part.encoded for part in (found.train, found.val) if part)
     names, labels = _classes(found)
@@ -146,12 +128,22 @@ def check(
     mean, std = _statistics(told.sums[told.sound & (split == TRAIN)], frame)
     sizes = told.sizes[told.sound]
     by_area = sizes[np.lexsort((sizes[:, 0], sizes.prod(1)))].tolist()
-    return Report(
+    findings = (
+        _about_training(refused, found),
+        about_broken(table),
+        *same.findings,
+        *about_classes(table),
+        *about_pixels(table, channels),
+        *about_room(train_bytes, decoded_bytes, streamed, cache),
+        about_passed_over(found.passed_over),
+    )
+    return DataReport(
+        data=config.data,
+        fit=not any(finding.state == "error" or (strict and finding.state == "warning") for finding in findings),
         name=found.name,
         fingerprint=source.record.fingerprint if source else None,
         held_out=choose,
         class_names=names,
-        per_class=table.per_class,
         height=height,
         width=width,
         channels=channels,
@@ -172,15 +164,12 @@ def check(
         conflicting=same.conflicting,
         passed_over=len(found.passed_over),
         refused=refused,
-        findings=(
-            _about_training(refused, found),
-            about_broken(table),
-            *same.findings,
-            *about_classes(table),
-            *about_pixels(table, channels),
-            *about_room(train_bytes, decoded_bytes, streamed, cache),
-            about_passed_over(found.passed_over),
-        ),
+        images=(of_train, of_val),
+        per_class={
+            name: ClassImages(train=train, val=val)
+            for name, (train, val) in zip(names, table.per_class.tolist(), strict=True)
+        },
+        findings=findings,
         examples=_examples(table, picked),
     )
 

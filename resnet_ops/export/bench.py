@@ -8,11 +8,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from pydantic import Field
+
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import opening, runtime
 from resnet_ops.export.config import BenchConfig
 from resnet_ops.export.contenders import Contender, contenders, work
-from resnet_ops.export.inside import Inside
+from resnet_ops.export.inside import Inside, Precision
+from resnet_ops.files import Place
+from resnet_ops.results import Result
 
 ROUNDS = 5  # the seconds of each are cut into so many turns
 
@@ -62,16 +66,50 @@ class Row:
     ratio: float | None
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What was measured of a file."""
+class BenchRow(Result):
+    """How one backend did with one batch size, or why it did not; then it has an error, and no times."""
 
-    inside: Inside
-    provider: str
-    rows: list[Row]
+    batch: int = Field(description="Images per call.")
+    name: str = Field(description="The backend, such as ONNX Runtime or torch eager.")
+    arithmetic: str = Field(description="fp32, tf32 or fp16.")
+    p50_ms: float | None = Field(default=None, description="Median latency of a call in milliseconds.")
+    p99_ms: float | None = Field(default=None, description="Its 99th percentile; of fewer than 100 calls the longest.")
+    images_per_second: float | None = Field(default=None, description="At the median latency.")
+    ratio: float | None = Field(default=None, description="images_per_second over that of torch eager.")
+    memory_bytes: int | None = Field(default=None, description="Peak memory beyond that of the libraries.")
+    calls: int = Field(default=0, description="Calls that were measured.")
+    error: str = Field(default="", exclude_if=lambda error: not error, description="Why it failed, if it did.")
+
+    @classmethod
+    def of(cls, row: Row) -> "BenchRow":
+        """Return a line's numbers."""
+        one = row.measured
+        named: dict[str, Any] = {"batch": one.batch, "name": one.contender.name, "arithmetic": one.contender.arithmetic}
+        if one.error:
+            return cls(**named, error=one.error)
+        return cls(
+            **named,
+            p50_ms=one.p50_ms,
+            p99_ms=one.p99_ms,
+            images_per_second=one.images_per_second,
+            ratio=row.ratio,
+            memory_bytes=one.memory_bytes,
+            calls=len(one.calls),
+        )
 
 
-def bench(config: BenchConfig, notice: Callable[[str], None]) -> Bench:
+class BenchResult(Result):
+    """The speed of a file, beside torch."""
+
+    rows: tuple[BenchRow, ...] = Field(description="A row for each batch size and backend.")
+    file: Place = Field(description="The ONNX file.")
+    model: str = Field(description="Network, such as resnet20.")
+    precision: Precision = Field(description="fp32, fp16 or int8.")
+    provider: str = Field(description="ONNX Runtime's execution provider.")
+    inside: Inside = Field(exclude=True, description="The file's metadata.")
+
+
+def bench(config: BenchConfig, notice: Callable[[str], None] = lambda _: None) -> BenchResult:
     """Measure a file and torch, a batch size after the other; `notice` is told what is being done.
 
     Raises:
@@ -86,7 +124,14 @@ def bench(config: BenchConfig, notice: Callable[[str], None]) -> Bench:
     failed = [row.measured.error for row in rows if row.measured.contender.engine == "onnx"]
     if all(failed):
         raise UserError(f"{config.file} could not be measured: {failed[0].rstrip('.')}.", exit_code=WORK_FAILED)
-    return Bench(inside, provider, rows)
+    return BenchResult(
+        rows=tuple(map(BenchRow.of, rows)),
+        file=config.file.absolute(),
+        model=inside.model,
+        precision=inside.precision,
+        provider=provider,
+        inside=inside,
+    )
 
 
 def measure(

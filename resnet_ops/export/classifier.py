@@ -1,36 +1,59 @@
 """An exported file put to use: pixels in, probabilities out, by what the file says of itself and nothing else."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from resnet_ops.data.decode import Frame
+from resnet_ops.data.decode import Frame, decode
 from resnet_ops.export import opening, runtime
+from resnet_ops.export.config import Provider
 from resnet_ops.export.inside import Inside, Preprocessing
 
 
-@dataclass(frozen=True)
 class Classifier:
-    """A file, loaded."""
+    """An exported file, checked, tried in a process of its own, and loaded.
+
+    Args:
+        file: The ONNX file.
+        provider: Where it runs; auto is CUDA where there is a GPU.
+
+    Raises:
+        UserError: The file is damaged or not of `resnet-ops export`, or the provider cannot be used here.
+    """
 
     inside: Inside
     session: runtime.Session
 
-    @classmethod
-    def open(cls, path: Path, provider: str) -> "Classifier":
-        """Look through a file of unknown origin, try it, and load it on `provider` (ONNX Runtime's name).
+    def __init__(self, file: Path | str, provider: Provider = "auto") -> None:
+        chosen, path = runtime.choose_provider(provider), Path(file).expanduser()
+        self.inside, self.session = opening.open_file(path), runtime.load(path, chosen)
 
-        Raises:
-            UserError: As `opening.open_file` and `runtime.load`.
-        """
-        return cls(opening.open_file(path), runtime.load(path, provider))
+    @classmethod
+    def of(cls, inside: Inside, session: runtime.Session) -> Self:
+        """Make one of a session that is loaded already."""
+        made = cls.__new__(cls)
+        made.inside, made.session = inside, session
+        return made
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the probabilities."""
+        return self.inside.class_names
 
     @property
     def frame(self) -> Frame:
         """How images are to be decoded for it: of one that takes raw pixels, as far as it would resize them."""
         frame = self.inside.preprocessing.frame
         return Frame(frame.cover, *frame.cover, frame.channels) if self.inside.input == "raw" else frame
+
+    def read(self, *images: Path | str) -> np.ndarray:
+        """Read image files and fit them to `frame`: pixels (N, H, W, C) uint8.
+
+        Raises:
+            DecodeError: One is no image.
+        """
+        return np.stack([decode(Path(image).read_bytes(), self.frame) for image in images])
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """What the file gives, logits or probabilities (N, classes) float32.
@@ -42,9 +65,13 @@ class Classifier:
             return self.session.run(pixels)
         return self.session.run(normalised(pixels, self.inside.preprocessing))
 
-    def classify(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities (N, classes) float32, of `pixels` as for `run`."""
-        found = self.run(pixels)
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """Return the probabilities of the classes, (N, classes) float32.
+
+        Args:
+            images: Pixels (N, H, W, C) uint8, as for `run`.
+        """
+        found = self.run(images)
         return found if self.inside.output == "probabilities" else softmax(found)
 
     def top(self, probabilities: np.ndarray, count: int) -> list[tuple[str, float]]:

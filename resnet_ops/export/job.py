@@ -4,11 +4,11 @@ import hashlib
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.data.sources import Source
@@ -19,39 +19,35 @@ from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.finding import Notice, Subject
 from resnet_ops.export.inside import Inside, Preprocessing
 from resnet_ops.export.precision import Candidate
-from resnet_ops.export.proof import Demands, Proof, prove
+from resnet_ops.export.proof import Demands, Proof, ValidationResult, prove
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.shown import Shown, noise, show
-from resnet_ops.files import write_atomically
+from resnet_ops.files import Place, write_atomically
+from resnet_ops.options import as_typed
 from resnet_ops.training.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
-class ExportResult:
-    """An export that was proven, or refuted: then `file` has the name of a rejected one.
+class ExportResult(ValidationResult):
+    """An export and its proof; where a check failed, `onnx` has the name of a rejected file."""
 
-    `kept_in_fp32` says in words what fp16 spared; `candidates` are the ways to 8 bits that were tried.
-    """
-
-    file: Path
-    proof_file: Path
-    proof: Proof
-    checkpoint: Checkpoint
-    inside: Inside
-    opset: int
-    size_bytes: int
-    kept_in_fp32: str
-    candidates: tuple[Candidate, ...]
-    total_s: float
+    opset: int = Field(description="ONNX operator set.")
+    checkpoint: Place = Field(description="The checkpoint that it was made of, and compared with.")
+    epoch: int = Field(description="Epoch of the checkpoint.")
+    size_bytes: int = Field(description="Size of the file, external weights included.")
+    proof: Place = Field(description="JSON file with the proof.")
+    candidates: tuple[Candidate, ...] = Field(description="The int8 quantizations that were tried.")
+    kept_in_fp32: str = Field(description="What fp16 left in fp32, in words.")
 
 
-def export_onnx(config: ExportConfig, notice: Notice = lambda _: None, started_at: float | None = None) -> ExportResult:
+def export_onnx(
+    config: ExportConfig | Path | str, notice: Notice = lambda _: None, started_at: float | None = None
+) -> ExportResult:
     """Export a run's best checkpoint to `export/model.onnx`, unless the proof refutes it.
 
     A refuted file is left as `model.onnx.rejected`, beside its proof, and never as `model.onnx`.
 
     Args:
-        config: What to export.
+        config: What to export; of a name or a path, the run there.
         notice: Told what the user should know, e.g. that a damaged checkpoint was passed over.
         started_at: When the user asked, in seconds since 1970; by default now.
 
@@ -60,6 +56,7 @@ def export_onnx(config: ExportConfig, notice: Notice = lambda _: None, started_a
             or the provider asked for cannot be used here.
     """
     started_at = started_at or time.time()
+    config = config if isinstance(config, ExportConfig) else ExportConfig(run=as_typed(config))
     provider = runtime.choose_provider(config.provider)
     if config.out is not None and not config.out.absolute().parent.is_dir():
         raise UserError(f"There is no folder {config.out.absolute().parent}.", "Make it first.")
@@ -90,9 +87,20 @@ def export_onnx(config: ExportConfig, notice: Notice = lambda _: None, started_a
             _add_proof(unproven, inside, proof, provider)
         file, proof_file, size = _publish(unproven, final, proof, subject.checkpoint, config)
     return ExportResult(
-        file, proof_file, proof, subject.checkpoint, inside, config.opset, size, kept, tuple(candidates),
-        time.time() - started_at,
-    )  # fmt: skip
+        **dict(proof),
+        onnx=file,
+        precision=inside.precision,
+        input=inside.input,
+        checkpoint=subject.checkpoint.path,
+        total_s=time.time() - started_at,
+        inside=inside,
+        opset=config.opset,
+        epoch=info.epoch,
+        size_bytes=size,
+        proof=proof_file,
+        candidates=tuple(candidates),
+        kept_in_fp32=kept,
+    )
 
 
 def _make(
@@ -155,13 +163,13 @@ def _add_proof(file: Path, inside: Inside, proof: Proof, provider: str) -> None:
     Raises:
         UserError: It does not.
     """
-    classifier = Classifier(inside, runtime.load(file, provider))
+    classifier = Classifier.of(inside, runtime.load(file, provider))
     pixels = noise(2, classifier.frame)
     before = classifier.run(pixels)
     said = inside.model_copy(update={"validation": proof.summary()}).written()["validation"]
     write_atomically(file, file.read_bytes() + graph.added({"validation": said}))
     _, told = opening.look_through(file)
-    after = Classifier(told, runtime.load(file, provider)).run(pixels)
+    after = Classifier.of(told, runtime.load(file, provider)).run(pixels)
     if not np.array_equal(before, after) or told.validation is None:
         raise UserError("The file answers otherwise once its proof is in it.", "", WORK_FAILED)
 
@@ -186,7 +194,7 @@ def _publish(
         "precision": config.precision,
         "input": config.input,
         "validated": proof.validated,
-        **asdict(proof),
+        **proof.model_dump(),
         "versions": runs.versions(),
     }
     write_atomically(proof_file, json.dumps(record, indent=2).encode() + b"\n")

@@ -1,12 +1,13 @@
 """Images in, their likeliest classes out: files and folders of them, as many as there are, by an exported file."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from resnet_ops.data import datafiles
 from resnet_ops.data.decode import DecodeError, decode
@@ -14,17 +15,75 @@ from resnet_ops.data.encoded import CHUNK, in_chunks
 from resnet_ops.data.folders import EXTENSIONS, is_image
 from resnet_ops.errors import UserError
 from resnet_ops.export.classifier import Classifier
+from resnet_ops.export.config import PredictConfig
+from resnet_ops.files import Place
+from resnet_ops.results import Result
 
 AHEAD_BYTES = 128 * 2**20  # of decoded images that wait for the network
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What an image shows: its likeliest classes and their probabilities, or why that cannot be told."""
+class ClassProbability(Result):
+    """A class, and how likely it is."""
 
-    path: Path
-    top: tuple[tuple[str, float], ...] = ()
-    error: str = ""
+    name: str = Field(serialization_alias="class", description="Name of the class; in JSON `class`.")
+    probability: float = Field(description="From 0 to 1.")
+
+
+class Prediction(Result):
+    """What an image shows, or why that cannot be told."""
+
+    path: Place = Field(description="The image.")
+    top: tuple[ClassProbability, ...] = Field(default=(), description="The likeliest classes, the likeliest first.")
+    error: str = Field(default="", exclude_if=lambda error: not error, description="Why it cannot be decoded, if so.")
+
+
+class PredictResult(Result):
+    """What images show."""
+
+    predictions: tuple[Prediction, ...] = Field(description="One for each image, in order.")
+    images: int = Field(description="Number of images.")
+    failed: int = Field(description="Images that cannot be decoded.")
+    file: Place = Field(description="The ONNX file.")
+    model: str = Field(description="Network, such as resnet20.")
+    provider: str = Field(description="ONNX Runtime's execution provider.")
+    images_per_second: float = Field(description="Decoding included.")
+    total_s: float = Field(description="Seconds from the request to this result.")
+
+
+def predict(
+    config: PredictConfig,
+    seen: Callable[[int, int], object] = lambda *_: None,
+    started_at: float | None = None,
+) -> PredictResult:
+    """Classify images with an exported file; one that cannot be decoded is told of, and the others go on.
+
+    Args:
+        config: Which file, and which images.
+        seen: Told now and then how many of how many images are done.
+        started_at: When the user asked, in seconds since 1970; by default now.
+
+    Raises:
+        UserError: There are no images, or the file cannot be used.
+    """
+    started_at = started_at or time.time()
+    paths = find(config.images)
+    classifier = Classifier(config.file, config.provider)
+    began = time.monotonic()
+    predictions: list[Prediction] = []
+    for one in each_of(classifier, paths, config.top):
+        predictions.append(one)
+        if len(predictions) % 50 == 0:
+            seen(len(predictions), len(paths))
+    return PredictResult(
+        predictions=tuple(predictions),
+        images=len(predictions),
+        failed=sum(bool(one.error) for one in predictions),
+        file=config.file.absolute(),
+        model=classifier.inside.model,
+        provider=classifier.session.provider,
+        images_per_second=len(predictions) / (time.monotonic() - began),
+        total_s=time.time() - started_at,
+    )
 
 
 def find(places: Sequence[Path]) -> list[Path]:
@@ -50,8 +109,8 @@ def find(places: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def predict(classifier: Classifier, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
-    """Look at images, in their order; `top` is cut to the number of classes.
+def each_of(classifier: Classifier, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+    """Classify images, in their order; `top` is cut to the number of classes.
 
     They are decoded by all cores while the network computes. No more are in memory than a chunk, whether there are ten
     or a million.
@@ -63,11 +122,9 @@ def predict(classifier: Classifier, paths: Sequence[Path], top: int) -> Iterator
         for rows, pixels, errors in in_chunks(len(some), partial(_decode, classifier, some)):
             answers = iter(classifier.classify(np.stack(pixels)) if pixels else ())
             for path, error in zip(some[rows.start : rows.stop], errors, strict=True):
-                yield (
-                    Prediction(path, error=error)
-                    if error
-                    else Prediction(path, tuple(classifier.top(next(answers), top)))
-                )
+                likely = () if error else classifier.top(next(answers), top)
+                named = tuple(ClassProbability(name=name, probability=share) for name, share in likely)
+                yield Prediction(path=path, top=named, error=error)
 
 
 def _decode(classifier: Classifier, paths: Sequence[Path], rows: range) -> tuple[range, list[np.ndarray], list[str]]:

@@ -6,21 +6,25 @@ so that a fault in the graph, in the weights or in the metadata shows as a diffe
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, Field, computed_field
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import opening, runtime
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.comparison import LIMITS, Comparison, accuracy, calibration_error
-from resnet_ops.export.inside import Inside
+from resnet_ops.export.inside import Input, Inside, Precision
 from resnet_ops.export.looks import check_content, check_file, largest_batch
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.resizing import compare_resizing
 from resnet_ops.export.shown import Shown, noise
+from resnet_ops.files import Place
+from resnet_ops.results import Result
 
 BATCHES = (1, 7, 64)
 SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
@@ -36,24 +40,24 @@ class Check:
     limit: str = ""
 
 
-@dataclass
-class Proof:
-    """All that was tried against one file. What could not be measured is NaN."""
+class ProofReport(Result):
+    """All that was tried against one file. What could not be measured is NaN, in JSON null."""
 
-    provider: str
-    tolerance: float = float("nan")
-    checks: list[Check] = field(default_factory=list)
-    nodes_by_provider: dict[str, int] = field(default_factory=dict)
-    images: int = 0
-    largest_batch: int = 0
-    max_abs_diff: float = float("nan")
-    max_rel_diff: float = float("nan")
-    top1_agreement: float = float("nan")
-    val_accuracy_torch: float = float("nan")
-    val_accuracy_onnx: float = float("nan")
-    calibration_error_torch: float = float("nan")
-    calibration_error_onnx: float = float("nan")
+    provider: str = Field(description="ONNX Runtime's execution provider.")
+    tolerance: float = Field(default=nan, description="Largest max_rel_diff that passes.")
+    checks: list[Check] = Field(default_factory=list, description="Each check: name, found, held, limit.")
+    nodes_by_provider: dict[str, int] = Field(default_factory=dict, description="Number of nodes that each one ran.")
+    images: int = Field(default=0, description="Validation images.")
+    largest_batch: int = Field(default=0, description="Largest batch that was tried.")
+    max_abs_diff: float = Field(default=nan, description="Largest |difference| of logits on the validation images.")
+    max_rel_diff: float = Field(default=nan, description="The same as a share of the largest |logit|.")
+    top1_agreement: float = Field(default=nan, description="Share of the images, 0 to 1, with the same top class.")
+    val_accuracy_torch: float = Field(default=nan, description="Top-1 accuracy of the checkpoint, 0 to 1.")
+    val_accuracy_onnx: float = Field(default=nan, description="Top-1 accuracy of the file, 0 to 1.")
+    calibration_error_torch: float = Field(default=nan, description="Expected calibration error of the checkpoint.")
+    calibration_error_onnx: float = Field(default=nan, description="Expected calibration error of the file.")
 
+    @computed_field(description="Whether all checks passed.")  # type: ignore[prop-decorator]
     @property
     def validated(self) -> bool:
         """Whether everything held."""
@@ -63,6 +67,29 @@ class Proof:
     def refuted_by(self) -> list[Check]:
         """What did not hold."""
         return [check for check in self.checks if not check.held]
+
+
+class ValidationResult(ProofReport):
+    """A file's proof on this machine; without its checkpoint it was put against its own metadata alone."""
+
+    onnx: Place = Field(description="The file.")
+    precision: Precision = Field(description="fp32, fp16 or int8.")
+    input: Input = Field(description="normalized: floats (N, C, H, W); raw: pixels (N, H, W, C) uint8 of any size.")
+    checkpoint: Place | None = Field(description="The checkpoint that it was compared with.")
+    total_s: float = Field(description="Seconds from the request to this result.")
+    inside: Inside = Field(exclude=True, description="The file's metadata.")
+
+    @computed_field(description="Whether all checks passed on a GPU.")  # type: ignore[prop-decorator]
+    @property
+    def cuda_validated(self) -> bool:
+        """Whether everything held, and not on a CPU."""
+        return self.provider != runtime.CPU and self.validated
+
+
+class Proof(ProofReport):
+    """A report while it is being made."""
+
+    model_config = ConfigDict(frozen=False)
 
     def attempt(self, name: str, check: Callable[[], tuple[str, bool]], limit: str = "") -> None:
         """Add a check; one that raises did not hold."""
@@ -75,8 +102,7 @@ class Proof:
 
     def summary(self) -> dict[str, Any]:
         """Its numbers, without those that could not be measured, as the file itself then holds them."""
-        values = {name: value for name, value in asdict(self).items() if name != "checks" and value == value}
-        return values | {"validated": self.validated}
+        return {name: value for name, value in self.model_dump(exclude={"checks"}).items() if value == value}
 
 
 @dataclass(frozen=True)
@@ -109,14 +135,14 @@ def prove(file: Path, reference: Reference | None, shown: Shown | None, demands:
         shown: The validation images; without them only random pixels are shown.
         demands: What it is held to.
     """
-    proof = Proof(demands.provider)
+    proof = Proof(provider=demands.provider)
     try:
         model, inside = opening.look_through(file)
         session = runtime.load(file, demands.provider)
     except UserError as error:
         proof.checks.append(Check("file", str(error), False))
         return proof
-    classifier = Classifier(inside, session)
+    classifier = Classifier.of(inside, session)
     proof.nodes_by_provider = session.nodes_by_provider
     limits = LIMITS[inside.precision]
     proof.tolerance = demands.tolerance or limits.largest[demands.provider]

@@ -1,38 +1,26 @@
 """Proves a file that is there already, wherever it came from."""
 
 import time
-from dataclasses import dataclass
+from pathlib import Path
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import finding, opening, runtime
 from resnet_ops.export.config import ValidateConfig
 from resnet_ops.export.finding import Notice
-from resnet_ops.export.inside import Inside
-from resnet_ops.export.proof import Demands, Proof, prove
+from resnet_ops.export.proof import Demands, ValidationResult, prove
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.shown import show
-from resnet_ops.training.checkpoint import Checkpoint
-
-
-@dataclass(frozen=True)
-class ValidateResult:
-    """What a proof found; without a `checkpoint` the file was put against its own word alone."""
-
-    proof: Proof
-    inside: Inside
-    checkpoint: Checkpoint | None
-    total_s: float
 
 
 def validate_onnx(
-    config: ValidateConfig, notice: Notice = lambda _: None, started_at: float | None = None
-) -> ValidateResult:
+    config: ValidateConfig | Path | str, notice: Notice = lambda _: None, started_at: float | None = None
+) -> ValidationResult:
     """Try to refute a file.
 
     Its checkpoint is the one that was named, or that of its checksum in the run that the file lies in.
 
     Args:
-        config: What to validate.
+        config: What to validate; of a path, the file there.
         notice: Told what the user should know.
         started_at: When the user asked, in seconds since 1970; by default now.
 
@@ -40,6 +28,7 @@ def validate_onnx(
         UserError: The file cannot be used at all, or there is nothing to put it against.
     """
     started_at = started_at or time.time()
+    config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
     provider = runtime.choose_provider(config.provider)
     file = config.file.expanduser()
     inside = opening.open_file(file)
@@ -67,4 +56,12 @@ def validate_onnx(
     )
     shown = show(source, "val", inside.class_names, config.images)
     proof = prove(file, Reference(checkpoint) if checkpoint else None, shown, demands)
-    return ValidateResult(proof, inside, checkpoint, time.time() - started_at)
+    return ValidationResult(
+        **dict(proof),
+        onnx=config.file.absolute(),
+        precision=inside.precision,
+        input=inside.input,
+        checkpoint=checkpoint.path if checkpoint else None,
+        total_s=time.time() - started_at,
+        inside=inside,
+    )

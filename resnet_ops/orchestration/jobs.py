@@ -10,11 +10,12 @@ import shlex
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, Field
 
 import resnet_ops
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
@@ -22,6 +23,7 @@ from resnet_ops.orchestration.code import shippable_code
 from resnet_ops.orchestration.jobserver import UnreachableError, connect, explained
 from resnet_ops.orchestration.milestones import SUBMITTER, milestone
 from resnet_ops.orchestration.ray_internals import server_version
+from resnet_ops.results import Moment, Result
 
 OLDEST_RAY = (2, 60)  # what the shipped code is written for
 STOP_GRACE_S = 60  # from the signal to SIGKILL: for a step, and a checkpoint on a slow disk
@@ -33,24 +35,40 @@ ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 OWN_EXITS = {0, 1, 2, 130}
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(Result):
     """One job as the server knows it."""
 
-    id: str
-    run: str | None  # None: not one of resnet-ops
-    status: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED
-    message: str
-    entrypoint: str
-    exit_code: int | None
-    started: datetime | None
-    ended: datetime | None
-    died: bool  # its driver or supervisor was lost, which says nothing about the work itself
+    id: str = Field(serialization_alias="job_id", description="Its id; in JSON `job_id`.")
+    run: str | None = Field(description="Name of its run; null where it is not one of resnet-ops.")
+    status: str = Field(description="PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.")
+    exit_code: int | None = Field(description="Of the command, once it has ended.")
+    started: Moment | None
+    ended: Moment | None
+    entrypoint: str = Field(description="Its command line.")
+    message: str = Field(description="What Ray says of its status.")
+    died: bool = Field(
+        exclude=True, description="Whether its driver or supervisor was lost, which says nothing about the work itself."
+    )
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended."""
         return self.status in ENDED
+
+
+class JobList(Result):
+    """The jobs of a cluster."""
+
+    cluster: str = Field(description="URL of the job server.")
+    jobs: tuple[Job, ...] = Field(description="The newest first.")
+
+
+class SubmittedResult(Result):
+    """What a command that ran as a job has printed with `--json`, and the job's id."""
+
+    model_config = ConfigDict(extra="allow")
+
+    job_id: str
 
 
 class JobServer:

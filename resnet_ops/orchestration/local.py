@@ -23,11 +23,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.options import Config, Positive, option
 from resnet_ops.orchestration import marked
 from resnet_ops.orchestration.connect import AUTO, find
 from resnet_ops.orchestration.ray_internals import address_file
+from resnet_ops.results import Result
 
 MARK = "RESNET_OPS_LOCAL_CLUSTER"
 DASHBOARD_PORT = 8265  # Ray's own, where nobody has it
@@ -69,13 +72,32 @@ class LocalCluster:
         return marked.living(f"{MARK}={self.mark}")
 
 
+class UpResult(Result):
+    """A local cluster that is up."""
+
+    address: str = Field(description="HOST:PORT of the head.")
+    dashboard: str = Field(description="URL of the dashboard and of the job server.")
+    nodes: int = Field(description="Nodes to train on.")
+    cpus_per_node: int = Field(description="CPU cores that each claims.")
+    folder: str = Field(description="Folder of all that it writes.")
+    next_steps: tuple[str, ...] = Field(description="Commands to go on with.")
+
+
+class DownResult(Result):
+    """A local cluster that was ended."""
+
+    ended: bool = Field(description="Whether there was one.")
+    address: str | None = Field(description="HOST:PORT that its head had.")
+    nodes: int | None = Field(description="Nodes that it had to train on.")
+
+
 def state_file() -> Path:
     """Where it is remembered which cluster runs: one for each user."""
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "resnet-ops" / "local-cluster.json"
 
 
-def up(config: LocalConfig, tell: Tell) -> LocalCluster:
+def up(config: LocalConfig, tell: Tell) -> UpResult:
     """Start a cluster; if that fails or is interrupted, nothing stays.
 
     Args:
@@ -104,11 +126,11 @@ def up(config: LocalConfig, tell: Tell) -> LocalCluster:
         except BaseException:
             _end(cluster)
             raise
-        return cluster
+        return _up(cluster)
 
 
-def down() -> LocalCluster | None:
-    """End the cluster and remove all it left; returns it, or None where there is none.
+def down() -> DownResult:
+    """End the cluster, if there is one, and remove all it left.
 
     Raises:
         UserError: A process of it cannot be killed.
@@ -117,10 +139,29 @@ def down() -> LocalCluster | None:
         cluster = _read()
         if cluster is not None:
             _end(cluster)
-        return cluster
+        if cluster is None:
+            return DownResult(ended=False, address=None, nodes=None)
+        return DownResult(ended=True, address=cluster.address, nodes=cluster.nodes)
 
 
-def is_found(cluster: LocalCluster) -> bool:
+def _up(cluster: LocalCluster) -> UpResult:
+    place = "" if _is_found(cluster) else f" --cluster {cluster.address}"
+    return UpResult(
+        address=cluster.address,
+        dashboard=cluster.dashboard,
+        nodes=cluster.nodes,
+        cpus_per_node=cluster.cpus_per_node,
+        folder=cluster.folder,
+        next_steps=(
+            f"resnet-ops train --nodes {cluster.nodes}{place}",
+            f"resnet-ops train --nodes {cluster.nodes} --cluster {cluster.dashboard}",
+            f"resnet-ops cluster status{place}",
+            "resnet-ops cluster down",
+        ),
+    )
+
+
+def _is_found(cluster: LocalCluster) -> bool:
     """Whether 'auto' finds this cluster from here, and not another one."""
     with contextlib.suppress(UserError):
         return find(AUTO) == cluster.address

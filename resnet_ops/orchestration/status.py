@@ -1,33 +1,54 @@
 """What a cluster has, what of it is free, and the largest job that would fit on it now."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import Field, computed_field
 
 from resnet_ops.orchestration.connect import connected, find
 from resnet_ops.orchestration.placement import Device, Node, Request, choose, survey
 from resnet_ops.orchestration.ray_internals import UNEXPECTED_TERMINATION, job_table
+from resnet_ops.results import Result
 
 State = Literal["alive", "not answering", "gone"]
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A machine of a cluster as it is seen now; one that is gone has nothing."""
+class NodeStatus(Result):
+    """A machine of a cluster; one that is gone has nothing."""
 
-    node: Node
-    address: str
+    id: str = Field(description="Ray's id of it.")
+    name: str
+    cpus: float = Field(description="CPU cores that it offers.")
+    gpus: float
+    free_cpus: float = Field(description="CPU cores that nobody uses now.")
+    free_gpus: float
+    address: str = Field(description="IP address.")
     state: State
 
+    @property
+    def node(self) -> Node:
+        """What work is placed on."""
+        return Node(self.id, self.name, self.cpus, self.gpus, self.free_cpus, self.free_gpus)
 
-@dataclass(frozen=True)
-class Fit:
+
+class Totals(Result):
+    """What the machines have together that work can be sent to."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    free_cpus: float
+    free_gpus: float
+
+
+class Fit(Result):
     """The largest job: workers on each of so many machines."""
 
     device: Device
-    nodes: int
-    workers_per_node: int
+    nodes: int = Field(description="Machines.")
+    workers_per_node: int = Field(description="Workers on each, one for each GPU.")
 
+    @computed_field(description="What to type after `resnet-ops train`.")  # type: ignore[prop-decorator]
     @property
     def options(self) -> str:
         """What to type."""
@@ -40,35 +61,25 @@ class Fit:
         return f"{self.options} ({self.workers_per_node} CPU worker{'s' * (self.workers_per_node > 1)} each)"
 
 
-@dataclass(frozen=True)
-class Driver:
+class Driver(Result):
     """A `resnet-ops` command that works on the cluster."""
 
-    command: str
-    host: str
-    started: float  # seconds since 1970
+    command: str = Field(description="Its command line.")
+    host: str = Field(description="The machine that it runs on.")
+    started: float = Field(description="Seconds since 1970.")
 
 
-@dataclass(frozen=True)
-class Status:
+class ClusterStatus(Result):
     """A cluster as it is now."""
 
-    address: str
-    seen: tuple[Seen, ...]
-    drivers: tuple[Driver, ...]
-
-    @property
-    def living(self) -> tuple[Node, ...]:
-        """The machines that work can be sent to."""
-        return tuple(seen.node for seen in self.seen if seen.state == "alive")
-
-    @property
-    def fits(self) -> Fit | None:
-        """The largest job there is room for now."""
-        return largest(self.living)
+    address: str = Field(description="HOST:PORT.")
+    nodes: tuple[NodeStatus, ...] = Field(description="Its machines.")
+    totals: Totals = Field(description="What the living machines have together.")
+    fits: Fit | None = Field(description="The largest job that there is room for now.")
+    running: tuple[Driver, ...] = Field(description="The commands that work on it.")
 
 
-def look(address: str) -> Status:
+def look(address: str) -> ClusterStatus:
     """Look at the cluster at `address` ('auto' or host:port).
 
     Raises:
@@ -84,14 +95,31 @@ def look(address: str) -> Status:
         seen = [
             _see(row, alive, answering) for row in rows if row["Alive"] or row["DeathReason"] == UNEXPECTED_TERMINATION
         ]
-        return Status(address, tuple(sorted(seen, key=lambda s: (s.state, s.node.name))), _drivers())
+        living = [one.node for one in seen if one.state == "alive"]
+        return ClusterStatus(
+            address=address,
+            nodes=tuple(sorted(seen, key=lambda one: (one.state, one.name))),
+            totals=_totals(living),
+            fits=largest(living),
+            running=_drivers(),
+        )
 
 
-def _see(row: dict[str, Any], alive: dict[str, Node], answering: set[str]) -> Seen:
+def _see(row: dict[str, Any], alive: dict[str, Node], answering: set[str]) -> NodeStatus:
     node = alive.get(row["NodeID"])
-    if node is None:
-        return Seen(Node(row["NodeID"], row["NodeName"], 0, 0, 0, 0), row["NodeManagerAddress"], "gone")
-    return Seen(node, row["NodeManagerAddress"], "alive" if node.id in answering else "not answering")
+    state: State = "gone" if node is None else "alive" if node.id in answering else "not answering"
+    node = node or Node(row["NodeID"], row["NodeName"], 0, 0, 0, 0)
+    return NodeStatus(**vars(node), address=row["NodeManagerAddress"], state=state)
+
+
+def _totals(living: list[Node]) -> Totals:
+    return Totals(
+        nodes=len(living),
+        cpus=sum(node.cpus for node in living),
+        gpus=sum(node.gpus for node in living),
+        free_cpus=sum(node.free_cpus for node in living),
+        free_gpus=sum(node.free_gpus for node in living),
+    )
 
 
 def _drivers() -> tuple[Driver, ...]:
@@ -100,7 +128,7 @@ def _drivers() -> tuple[Driver, ...]:
 
     mine = ray.get_runtime_context().get_job_id()
     return tuple(
-        Driver(job["Entrypoint"], job["DriverIPAddress"], job["StartTime"] / 1000)
+        Driver(command=job["Entrypoint"], host=job["DriverIPAddress"], started=job["StartTime"] / 1000)
         for job in job_table()
         if not job["IsDead"] and job["JobID"] != mine and "resnet-ops" in job["Entrypoint"]
     )
@@ -113,11 +141,13 @@ def largest(nodes: Iterable[Node]) -> Fit | None:
     for gpus in range(1, int(max((node.gpus for node in nodes), default=0)) + 1):
         layout = choose(nodes, Request("cuda", 1, len(nodes), gpus))
         if layout is not None:
-            fits.append(Fit("cuda", len(layout.on), gpus))
+            fits.append(Fit(device="cuda", nodes=len(layout.on), workers_per_node=gpus))
     if fits:
         return max(fits, key=lambda fit: (fit.nodes * fit.workers_per_node, fit.workers_per_node))
     layout = choose(nodes, Request("cpu", 1, len(nodes))) if nodes else None
-    return Fit("cpu", len(layout.on), layout.workers // len(layout.on)) if layout else None
+    if layout is None:
+        return None
+    return Fit(device="cpu", nodes=len(layout.on), workers_per_node=layout.workers // len(layout.on))
 
 
 def _count(number: int, what: str) -> str:

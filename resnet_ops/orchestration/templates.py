@@ -10,7 +10,6 @@ import re
 import shlex
 import sys
 import textwrap
-from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -19,7 +18,9 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from resnet_ops.config import NodeRange, TrainConfig
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.files import Place
 from resnet_ops.options import Config, Positive, option
+from resnet_ops.results import Result
 
 Kind = Literal["kuberay", "slurm", "aws", "gcp", "compose"]
 FILL_IN = "FILL-IN"
@@ -236,15 +237,14 @@ class ClusterValues(Config):
         return nodes.fewest, nodes.most
 
 
-@dataclass(frozen=True)
-class Written:
+class TemplateResult(Result):
     """What was written, and what to do with it."""
 
-    kind: Kind
-    directory: Path
-    files: tuple[Path, ...]
-    fill_in: tuple[str, ...]
-    next_steps: tuple[str, ...]
+    kind: Kind = Field(description="How the cluster is made.")
+    directory: Place = Field(description="Folder of the files.")
+    files: tuple[Place, ...] = Field(description="The files.")
+    fill_in: tuple[str, ...] = Field(description="What is still to be filled in: FILE:LINE: ...")
+    next_steps: tuple[str, ...] = Field(description="Commands to go on with.")
 
 
 def render(kind: Kind, values: ClusterValues) -> dict[str, str]:
@@ -269,7 +269,7 @@ def render(kind: Kind, values: ClusterValues) -> dict[str, str]:
     return {file: environment.get_template(name).render(context) for file, name in FILES[kind].items()}
 
 
-def write(kind: Kind, values: ClusterValues, directory: Path) -> Written:
+def write(kind: Kind, values: ClusterValues, directory: Path) -> TemplateResult:
     """Write the files for `kind` into `directory`, which is made if need be.
 
     Raises:
@@ -299,7 +299,13 @@ def write(kind: Kind, values: ClusterValues, directory: Path) -> Written:
         if FILL_IN in line and not line.lstrip().startswith("#")
     )
     steps = _next_steps(kind, _context(kind, values), directory)
-    return Written(kind, directory, tuple(directory / name for name in texts), fill_in, steps)
+    return TemplateResult(
+        kind=kind,
+        directory=directory,
+        files=tuple(directory / name for name in texts),
+        fill_in=fill_in,
+        next_steps=steps,
+    )
 
 
 def _template(name: str) -> str:

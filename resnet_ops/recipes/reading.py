@@ -13,8 +13,29 @@ from pydantic import ValidationError
 from resnet_ops.config import Recipe, TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.options import explain
+from resnet_ops.results import Result
 
 FOLDER = Path(__file__).parent
+
+
+class RecipeOptions(Result):
+    """The options in a recipe."""
+
+    name: str
+    options: dict[str, Any]
+
+
+class RecipeDescription(Result):
+    """What a recipe does."""
+
+    name: str
+    description: str
+
+
+class RecipeList(Result):
+    """The recipes that ship here."""
+
+    recipes: tuple[RecipeDescription, ...]
 
 
 def names() -> list[str]:
@@ -34,6 +55,11 @@ def text(name: str) -> str:
 def description(name: str) -> str:
     """Its first line."""
     return text(name).partition("\n")[0].removeprefix("# ")
+
+
+def listed() -> RecipeList:
+    """List the recipes that ship here."""
+    return RecipeList(recipes=tuple(RecipeDescription(name=each, description=description(each)) for each in names()))
 
 
 def configure(**given: Any) -> TrainConfig:

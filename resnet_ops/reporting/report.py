@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +13,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from resnet_ops import files
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.figures import confusion, learning
 from resnet_ops.reporting.page import Picture
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.results import Result
+from resnet_ops.runs import Epoch, Run, RunRecord, Status
 from resnet_ops.significance import differs, standard_error, standard_error_of_difference
 from resnet_ops.training.predict import Predictions, predict
 
@@ -76,38 +79,66 @@ class Reported:
         """Of all epochs."""
         return sum(epoch.seconds for epoch in self.epochs)
 
-    def summary(self) -> dict[str, Any]:
-        """The numbers, for a program."""
+    def summary(self) -> "ReportedRun":
+        """Return the numbers."""
         best, predictions = self.best, self.predictions
-        return {
-            "name": self.run.name,
-            "run_dir": self.run.path,
-            "status": self.record.status,
-            "model": self.record.config.model,
-            "epochs": len(self.epochs),
-            "val_accuracy": best and best.val_accuracy,
-            "val_accuracy_again": predictions and predictions.accuracy,
-            "mistakes": None if predictions is None else int((~predictions.right).sum()),
-            "images_per_second": self.images_per_second,
-            "missing": self.missing,
-        }
+        return ReportedRun(
+            name=self.run.name,
+            run_dir=self.run.path,
+            status=self.record.status,
+            model=self.record.config.model,
+            epochs=len(self.epochs),
+            val_accuracy=best.val_accuracy if best else None,
+            val_accuracy_again=predictions.accuracy if predictions else None,
+            mistakes=None if predictions is None else int((~predictions.right).sum()),
+            images_per_second=self.images_per_second,
+            missing=self.missing,
+        )
 
 
-def write(runs: Sequence[Run], output: Path, notice: Callable[[str], None] = lambda _: None) -> list[Reported]:
+class ReportedRun(Result):
+    """A run in a report."""
+
+    name: str = Field(description="Name of the run.")
+    run_dir: files.Place = Field(description="Folder of the run.")
+    status: Status
+    model: str = Field(description="Network, such as resnet20.")
+    epochs: int = Field(description="Epochs trained.")
+    val_accuracy: float | None = Field(description="Top-1 accuracy of the best epoch, 0 to 1.")
+    val_accuracy_again: float | None = Field(description="That of the best weights on the same images, measured anew.")
+    mistakes: int | None = Field(description="Validation images that they get wrong.")
+    images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
+    missing: str = Field(description="Why the images could not be classified anew, if they could not.")
+
+
+class ReportResult(Result):
+    """A report that was written."""
+
+    report: files.Place = Field(description="The HTML file.")
+    size_bytes: int = Field(description="Its size.")
+    runs: tuple[ReportedRun, ...] = Field(description="The runs in it.")
+    total_s: float = Field(description="Seconds from the request to this result.")
+
+
+def write(
+    runs: Sequence[Run],
+    output: Path,
+    notice: Callable[[str], None] = lambda _: None,
+    started_at: float | None = None,
+) -> ReportResult:
     """Write the report on `runs` into the file `output`.
 
     Args:
         runs: At least one; what they are compared by.
         output: Replaced if it is there.
         notice: Told what the report had to leave out.
-
-    Returns:
-        What was found of each run.
+        started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
         UserError: There is no such run, one is damaged, or there is no folder for the file.
         PausedError: A disk is full, or a bucket out of reach.
     """
+    started_at = started_at or time.time()
     if not files.is_remote(output) and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(
             f"{output} cannot be written: there is no such folder, or it is one itself.", "Name a file: -o."
@@ -126,8 +157,14 @@ def write(runs: Sequence[Run], output: Path, notice: Callable[[str], None] = lam
             "differing": differing(found),
             "sections": [_section(number, one) for number, one in enumerate(found, start=1)],
         }
-    files.write_atomically(output, page.render("report.html.j2", **values))
-    return found
+    content = page.render("report.html.j2", **values)
+    files.write_atomically(output, content)
+    return ReportResult(
+        report=output.absolute(),
+        size_bytes=len(content),
+        runs=tuple(one.summary() for one in found),
+        total_s=time.time() - started_at,
+    )
 
 
 def verdict(found: Sequence[Reported]) -> str:

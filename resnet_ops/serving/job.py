@@ -6,14 +6,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import opening
 from resnet_ops.export.inside import Inside
+from resnet_ops.files import Place
 from resnet_ops.orchestration.ray_internals import started_ray_is_gone
+from resnet_ops.results import Result
 from resnet_ops.serving import place
 from resnet_ops.serving.config import ServeConfig
 from resnet_ops.serving.service import Limits
@@ -26,15 +29,19 @@ LOOK_S = 1.0  # how often it is looked whether the service is still there
 PRIVATE_LOGS = {"enable_access_log": False, "log_level": "WARNING"}  # who asked what is nobody's to keep
 
 
-@dataclass(frozen=True)
-class Serving:
+class ServeResult(Result):
     """A service that answers at `urls`."""
 
-    inside: Inside
-    urls: tuple[str, ...]
-    provider: str
-    replicas: int
-    threads: int
+    status: Literal["serving"] = "serving"
+    url: str = Field(description="The first of urls.")
+    urls: tuple[str, ...] = Field(description="Where it listens.")
+    file: Place = Field(description="The ONNX file.")
+    model: str = Field(description="Network, such as resnet20.")
+    classes: int = Field(description="Number of classes.")
+    provider: str = Field(description="ONNX Runtime's execution provider.")
+    replicas: int = Field(description="Copies of the network.")
+    threads: int = Field(description="CPU threads of each.")
+    inside: Inside = Field(exclude=True, description="The file's metadata.")
 
     def watch(self) -> None:
         """Return when the user stops it.
@@ -56,7 +63,7 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[Serving]:
+def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[ServeResult]:
     """Serve a file for the length of a `with` block; then the requests in hand are answered.
 
     Args:
@@ -91,7 +98,17 @@ def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[Serv
             _run(application)
             urls = place.urls(config.host, port)
             _wait_for_answer(urls[0])
-            yield Serving(inside, urls, provider, config.replicas, threads)
+            yield ServeResult(
+                url=urls[0],
+                urls=urls,
+                file=config.file.absolute(),
+                model=inside.model,
+                classes=len(inside.class_names),
+                provider=provider,
+                replicas=config.replicas,
+                threads=threads,
+                inside=inside,
+            )
         finally:
             if not started_ray_is_gone():  # Ray would wait a minute for itself, and then end this process
                 # The application first: Serve as a whole would not wait for the requests in hand.

@@ -131,4 +131,4 @@ def load(content: bytes, inside: Inside, provider: str, threads: int) -> Classif
     Raises:
         UserError: As `runtime.choose_provider` and `runtime.load`.
     """
-    return Classifier(inside, runtime.load(content, runtime.choose_provider(provider), threads=threads))
+    return Classifier.of(inside, runtime.load(content, runtime.choose_provider(provider), threads=threads))

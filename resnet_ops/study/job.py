@@ -18,7 +18,7 @@ from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.study.figures import pictures
 from resnet_ops.study.paper import Published, published
-from resnet_ops.study.results import Findings, Group, Kind, Network, Row, grouped
+from resnet_ops.study.results import Group, Kind, Network, Row, StudyResult, grouped
 from resnet_ops.study.table import markdown
 from resnet_ops.training.checks import OF_THE_IMAGES
 from resnet_ops.tuning import job as tuning
@@ -29,7 +29,7 @@ from resnet_ops.tuning.watcher import Watcher
 
 def study(
     config: StudyConfig, *, overwrite: bool = False, watcher: Watcher | None = None, started_at: float | None = None
-) -> Findings:
+) -> StudyResult:
     """Make a study anew.
 
     Args:
@@ -63,7 +63,7 @@ def resume(
     changes: dict[str, Any] | None = None,
     watcher: Watcher | None = None,
     started_at: float | None = None,
-) -> Findings:
+) -> StudyResult:
     """Go on with a study where it stopped: trainings that are done stay, those at hand go on.
 
     Args:
@@ -85,7 +85,7 @@ def resume(
     return conclude(result.search, started_at)
 
 
-def conclude(search: Search, started_at: float) -> Findings:
+def conclude(search: Search, started_at: float) -> StudyResult:
     """Say what the trainings show that are over by now: study.json, table.md and the figures.
 
     Raises:
@@ -103,7 +103,7 @@ def conclude(search: Search, started_at: float) -> Findings:
     update = {name: getattr(settled, name) for name in OF_THE_IMAGES}
     base = configure(**record.config.train_options).model_copy(update=update)
     beside = published(record.data, base)
-    findings = Findings(
+    findings = StudyResult(
         name=search.run.name,
         study=study,
         status="finished" if sum(trial.is_settled for trial in trials) == record.planned else "unfinished",

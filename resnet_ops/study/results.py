@@ -1,6 +1,6 @@
 """What a study found, as it lies in its directory: that of a search, with more in it.
 
-    runs/NAME/study.json             every number: one `Findings`
+    runs/NAME/study.json             every number: one `StudyResult`
               table.md               them in short, with the verdict
               degradation.png/.svg   the figures; others for other studies
               norms.png/.svg         gradients and responses by layer
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from resnet_ops.results import Result
 from resnet_ops.runs import DataRecord, Epoch
 from resnet_ops.study.config import Study
 from resnet_ops.tuning.results import TrialStatus
@@ -128,37 +129,37 @@ def grouped(networks: Iterable[Network]) -> list[Group]:
     return groups
 
 
-class Row(BaseModel):
+class Row(Result):
     """A `Group` in numbers, and what the paper published of the network, where it can be compared."""
 
-    model: str
+    model: str = Field(description="Network, such as resnet20.")
     kind: Kind
-    depth: int
-    shortcut: str | None
-    parameters: int
-    seeds: int
-    lost: int
-    train_error: Spread
-    val_error: Spread
-    published_error: float | None = None
+    depth: int = Field(description="Number of weighted layers.")
+    shortcut: str | None = Field(description="A, B or C; of plain networks none.")
+    parameters: int = Field(description="Number of parameters.")
+    seeds: int = Field(description="Trainings that reached the last epoch.")
+    lost: int = Field(description="Trainings that failed.")
+    train_error: Spread = Field(description="Top-1 error after the last epoch, 0 to 1, over seeds, as augmented.")
+    val_error: Spread = Field(description="Likewise on the validation images.")
+    published_error: float | None = Field(default=None, description="Top-1 error in the paper, 0 to 1.")
 
 
-class Findings(BaseModel):
-    """study.json. Times are seconds."""
+class StudyResult(Result):
+    """study.json."""
 
     format: Literal[1] = 1
-    name: str
+    name: str = Field(description="Name of the study.")
     study: Study
     status: Literal["finished", "unfinished"]
-    run_dir: str
-    data: DataRecord
-    device: str
-    training: dict[str, Any]  # options that all trainings share
-    rows: list[Row]
-    verdict: str
-    gradients: str  # likewise a sentence, of what the layers' norms show
-    published: str | None  # where the published numbers are from
-    figures: list[str]
-    networks: list[Network]
-    versions: dict[str, str]
-    total_s: float
+    run_dir: str = Field(description="Folder of the study.")
+    data: DataRecord = Field(description="The data set.")
+    device: str = Field(description="cpu or cuda.")
+    training: dict[str, Any] = Field(description="Options that all trainings share.")
+    rows: list[Row] = Field(description="The networks.")
+    verdict: str = Field(description="What the numbers show, in sentences.")
+    gradients: str = Field(description="What the layers' gradient norms show, in sentences.")
+    published: str | None = Field(description="Where the published numbers are from.")
+    figures: list[str] = Field(description="Files of the figures.")
+    networks: list[Network] = Field(description="The trainings, with their curves and layers.")
+    versions: dict[str, str] = Field(description="Of Python and the libraries.")
+    total_s: float = Field(description="Seconds from the request to this result.")

@@ -1,9 +1,9 @@
 """A study's numbers as a Markdown table: a row a network, the paper's beside them where they can be compared."""
 
-from resnet_ops.study.results import Findings, Row, Spread
+from resnet_ops.study.results import Row, Spread, StudyResult
 
 
-def markdown(findings: Findings) -> str:
+def markdown(findings: StudyResult) -> str:
     """The whole of table.md."""
     data = findings.data
     settings = ", ".join(f"{name} {value}" for name, value in findings.training.items() if name != "data")
@@ -28,14 +28,14 @@ def markdown(findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def columns(findings: Findings) -> list[str]:
+def columns(findings: StudyResult) -> list[str]:
     """What the table has of each network."""
     shortcuts = ["shortcuts"] if findings.study == "shortcuts" else []
     published = ["published %"] if findings.published else []
     return ["network", *shortcuts, "parameters", "seeds", "training error %", "validation error %", *published]
 
 
-def cells(findings: Findings, row: Row) -> list[str]:
+def cells(findings: StudyResult, row: Row) -> list[str]:
     """The same of one network."""
     lost = f" ({row.lost} failed)" if row.lost else ""
     published = "" if row.published_error is None else f"{100 * row.published_error:.2f}"

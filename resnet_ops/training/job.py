@@ -10,10 +10,11 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.config import TrainConfig
@@ -22,6 +23,7 @@ from resnet_ops.data.sources import NAMED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.allocation import Placement, placed
 from resnet_ops.orchestration.placement import Device, NoRoomError
+from resnet_ops.results import Result
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
@@ -39,17 +41,25 @@ from resnet_ops.training.observer import Observer, follow
 # machines are being asked. One that does not fit hears of it in 2 s.
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished job did. Times are seconds since `started_at`, or as their names say."""
+class TrainResult(Result):
+    """A finished training."""
 
-    run: Run
-    record: RunRecord
-    epochs: int
-    images_per_second: float | None
-    time_to_first_step_s: float | None
-    time_after_last_step_s: float | None
-    total_s: float
+    name: str = Field(description="Name of the run.")
+    run_dir: files.Place = Field(description="Folder of the run.")
+    status: Status
+    model: str = Field(description="Network, such as resnet20.")
+    data: str = Field(description="Name of the data set.")
+    epochs: int = Field(description="Epochs trained, those before a resume included.")
+    world_size: int = Field(description="Number of workers.")
+    device: str = Field(description="cpu or cuda.")
+    parameters: int = Field(description="Number of parameters.")
+    best: Best = Field(description="The epoch that validated best: epoch, val_accuracy (0 to 1), checkpoint.")
+    images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
+    time_to_first_step_s: float | None = Field(description="Seconds from the request to the end of the first step.")
+    time_after_last_step_s: float | None = Field(description="Seconds from the end of the last step to this result.")
+    total_s: float = Field(description="Seconds from the request to this result.")
+    run: Run = Field(exclude=True, description="The run directory.")
+    record: RunRecord = Field(exclude=True, description="run.json.")
 
 
 def train(
@@ -287,12 +297,22 @@ def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at
     epochs = run.epochs()
     rates = sorted(epoch.images_per_second for epoch in epochs)
     now = time.time()
+    assert record.best is not None  # as of every run that is finished
     return TrainResult(
-        run=run,
-        record=record,
+        name=run.name,
+        run_dir=run.path,
+        status=record.status,
+        model=record.config.model,
+        data=record.data.name,
         epochs=len(epochs),
+        world_size=record.world_size,
+        device=record.device,
+        parameters=record.parameters,
+        best=record.best,
         images_per_second=rates[len(rates) // 2] if rates else None,
         time_to_first_step_s=steps_at[0] - started_at if steps_at else None,
         time_after_last_step_s=now - steps_at[-1] if steps_at else None,
         total_s=now - started_at,
+        run=run,
+        record=record,
     )

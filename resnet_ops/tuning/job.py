@@ -13,7 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.config import JobConfig, TrainConfig
@@ -23,6 +25,7 @@ from resnet_ops.options import as_typed
 from resnet_ops.orchestration.allocation import Pool, Share, pooled
 from resnet_ops.orchestration.code import fingerprint_of_code
 from resnet_ops.recipes.reading import configure
+from resnet_ops.results import Result
 from resnet_ops.runs import Best, Run, Status
 from resnet_ops.tracking.tracker import Tracker, check
 from resnet_ops.training import job as training
@@ -31,7 +34,7 @@ from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import results
 from resnet_ops.tuning.checks import checked, planned_trials, refuse_other_code
 from resnet_ops.tuning.config import TuneConfig
-from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial
+from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Space, read
 from resnet_ops.tuning.watcher import Watcher
 
@@ -54,16 +57,29 @@ class Purpose:
 SEARCH = Purpose()
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search did. `refit` is the run that was trained on everything, if one was."""
+class BestTrial(Result):
+    """The trial that a search selected."""
 
-    search: Search
-    record: SearchRecord
-    trials: tuple[Trial, ...]
-    answer: Answer
-    refit: Run | None
-    total_s: float
+    trial: int = Field(description="Its number, from 1.")
+    model: str = Field(description="Network, such as resnet20.")
+    lr: float = Field(description="Peak learning rate.")
+    val_accuracy: float | None = Field(description="Top-1 accuracy on the validation images, from 0 to 1.")
+    checkpoint: files.Place = Field(description="File of its best weights.")
+    why: str = Field(description="Why it was selected, in a sentence.")
+
+
+class TuneResult(Result):
+    """A finished search."""
+
+    name: str = Field(description="Name of the search, and of the best trial's run.")
+    run_dir: files.Place = Field(description="Folder of the search.")
+    status: Literal["finished"] = "finished"
+    trials: tuple[Trial, ...] = Field(description="All trials: options, epochs, val_accuracy (0 to 1), seconds...")
+    best: BestTrial = Field(description="The selected trial.")
+    refit: str | None = Field(description="Name of the run that was trained on all images, if one was.")
+    total_s: float = Field(description="Seconds from the request to this result.")
+    best_trial: Trial = Field(exclude=True, description="The selected trial, whole.")
+    search: Search = Field(exclude=True, description="The search's directory; search.run is the best trial's run.")
 
 
 def tune(
@@ -73,7 +89,7 @@ def tune(
     overwrite: bool = False,
     watcher: Watcher | None = None,
     started_at: float | None = None,
-) -> SearchResult:
+) -> TuneResult:
     """Search anew.
 
     Args:
@@ -98,7 +114,7 @@ def search_space(
     overwrite: bool = False,
     watcher: Watcher | None = None,
     started_at: float | None = None,
-) -> SearchResult:
+) -> TuneResult:
     """Search a space, or train the points that it gives; otherwise as `tune`."""
     watcher, started_at = watcher or Watcher(), started_at or time.time()
     base = configure(**config.train_options)
@@ -138,7 +154,7 @@ def resume(
     purpose: Purpose = SEARCH,
     watcher: Watcher | None = None,
     started_at: float | None = None,
-) -> SearchResult:
+) -> TuneResult:
     """Go on with a search where it stopped: trials that are done stay, those at hand go on.
 
     Args:
@@ -196,7 +212,7 @@ def _settled(config: TuneConfig, base: TrainConfig) -> TuneConfig:
 
 def _execute(
     search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float, purpose: Purpose
-) -> SearchResult:
+) -> TuneResult:
     from resnet_ops.tuning.follow import Board
 
     go_on = training.resume_command(search.run, record.command)
@@ -231,7 +247,24 @@ def _execute(
     _record_end(search, board, "finished", "")
     refit = _refit(search, answer.trial, watcher) if record.config.refit else None
     trials = tuple(trial for _, trial in sorted(board.trials.items()))
-    return SearchResult(search, record, trials, answer, refit, time.time() - started_at)
+    best = BestTrial(
+        trial=answer.trial.id,
+        model=answer.trial.model,
+        lr=answer.trial.lr,
+        val_accuracy=answer.trial.val_accuracy,
+        checkpoint=search.run.best / "model.safetensors",
+        why=answer.why,
+    )
+    return TuneResult(
+        name=search.run.name,
+        run_dir=search.run.path,
+        trials=trials,
+        best=best,
+        refit=refit.name if refit else None,
+        total_s=time.time() - started_at,
+        best_trial=answer.trial,
+        search=search,
+    )
 
 
 def _tell(search: Search, watcher: Watcher, what: str) -> None:

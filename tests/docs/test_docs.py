@@ -1,13 +1,18 @@
 """The pages: every command that they and the README show is one, and the reference has all that there is."""
 
 import importlib
+import re
+import runpy
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import resnet_ops
 from resnet_ops.config import TrainConfig
 from tests.conftest import Ended
 from tests.docs.reading import DOCS, PAGES, ROOT, TUTORIAL, arguments, blocks, commands, write_files
@@ -54,13 +59,30 @@ def test_every_command_is_understood(page: Path, stopped: Path, cli: Callable[..
         assert ended.code == 0, f"resnet-ops {line}\n{ended.err}"  # it has shown what it has to show
 
 
-def test_what_is_done_from_python_works(
+def test_what_is_done_from_python_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    programs = blocks(DOCS / "reference/python.md", "python")
+    names: dict[str, Any] = {}
+    for program in programs:
+        exec(compile(program, "python.md", "exec"), names)
+    assert names["exported"].validated
+    assert names["raw"].validated
+    assert names["verified"].validated
+    assert names["search"].best.val_accuracy > 0
+    assert names["found"].failed == 0
+    for name in resnet_ops.__all__:
+        assert re.search(rf"\b{name}\b", (DOCS / "reference/python.md").read_text()), name
+
+
+def test_the_example_trains_exports_and_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (program,) = blocks(DOCS / "reference/python.md", "python")
-    exec(compile(program, "python.md", "exec"), {})
-    assert "True" in capsys.readouterr().out  # it was proven
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    names = runpy.run_path(str(DOCS / "examples/train_export_predict.py"))
+    assert names["exported"].validated
+    assert "PASS" in capsys.readouterr().out
+    assert names["found"].images == 10
 
 
 def test_pages_are_made_of_every_command_and_option() -> None:

@@ -89,7 +89,7 @@ def use_onnx(path: Path) -> str:
 
     def use() -> None:
         _, inside = opening.look_through(path)
-        classifier = Classifier(inside, runtime.load(path, runtime.CPU, threads=1))
+        classifier = Classifier.of(inside, runtime.load(path, runtime.CPU, threads=1))
         classifier.classify(np.zeros((2, *classifier.frame.shape), np.uint8))
 
     return ending(use)

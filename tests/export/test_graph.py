@@ -90,7 +90,7 @@ def test_the_proof_is_put_into_the_file_behind_what_was_proven(model: onnx.Model
     found, inside = opening.look_through(tmp_path / "m.onnx")
     assert inside.validation == {"validated": True}
     assert found.graph == model.graph
-    Classifier.open(tmp_path / "m.onnx", runtime.CPU)
+    Classifier(tmp_path / "m.onnx", "cpu")
 
 
 def test_weights_beyond_the_limit_of_one_file_go_beside_it(

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from resnet_ops.export import predict as library
-from resnet_ops.export import runtime
 from resnet_ops.export.classifier import Classifier
 from tests.conftest import DigitFiles, Ended
 
@@ -115,7 +114,7 @@ def test_images_are_read_as_they_are_needed(
     paths = [tmp_path / f"{index}.png" for index in range(5 * library.CHUNK)]
     for path in paths:
         shutil.copy(digit_images[0], path)
-    answers = library.predict(Classifier.open(digit_files.normalized, runtime.CPU), paths, 1)
+    answers = library.each_of(Classifier(digit_files.normalized, "cpu"), paths, 1)
     first = next(answers)
     paths[-1].unlink()
     *_, last = answers

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 EPOCHS = 3
 
 
-def searched(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **options: Any) -> job.SearchResult:
+def searched(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **options: Any) -> job.TuneResult:
     given = {"runs_dir": runs_dir, "name": name, "epochs": epochs, "cpus_per_worker": 1} | options.pop("given", {})
     watcher = options.pop("watcher", None)
     return job.tune(TuneConfig.of(given=given, **options), pairs, watcher=watcher)
@@ -52,7 +52,7 @@ class Notices(Watcher):
 
 
 @pytest.fixture(scope="module")
-def grid(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> job.SearchResult:
+def grid(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> job.TuneResult:
     """Two depths, two learning rates, and one of them too high by far; told to an MLflow without a server."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,7 @@ def grid(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> job.Sea
         )
 
 
-def test_every_combination_is_trained_and_one_that_diverges_stops_nobody(grid: job.SearchResult) -> None:
+def test_every_combination_is_trained_and_one_that_diverges_stops_nobody(grid: job.TuneResult) -> None:
     assert [t.id for t in grid.trials] == [1, 2, 3, 4]
     assert {(t.model, t.lr): t.status for t in grid.trials} == {
         ("resnet8", 0.1): "finished",
@@ -76,7 +76,7 @@ def test_every_combination_is_trained_and_one_that_diverges_stops_nobody(grid: j
     assert all(t.epochs == EPOCHS for t in grid.trials if t.status == "finished")
 
 
-def test_a_trial_is_the_same_training_as_a_run(grid: job.SearchResult, tmp_path: Path) -> None:
+def test_a_trial_is_the_same_training_as_a_run(grid: job.TuneResult, tmp_path: Path) -> None:
     trial = next(t for t in grid.trials if t.status == "finished" and t.depth == 8)
     alone = training.train(
         TrainConfig.of(model="resnet8", lr=0.1, epochs=EPOCHS, cpus_per_worker=1, runs_dir=tmp_path, name="alone")
@@ -87,8 +87,8 @@ def test_a_trial_is_the_same_training_as_a_run(grid: job.SearchResult, tmp_path:
     ]
 
 
-def test_the_search_becomes_the_run_of_its_best_trial(grid: job.SearchResult) -> None:
-    best, run = grid.answer.trial, grid.search.run
+def test_the_search_becomes_the_run_of_its_best_trial(grid: job.TuneResult) -> None:
+    best, run = grid.best_trial, grid.search.run
     record = run.read()
     assert record.status == "finished"
     assert record.best is not None
@@ -101,11 +101,11 @@ def test_the_search_becomes_the_run_of_its_best_trial(grid: job.SearchResult) ->
     assert not (run.path / "ray").exists()
     assert not checkpoints.saved(of_trial)  # only the best weights of a trial that is done are kept
     exported = export_onnx(ExportConfig.of(run=run.name, runs_dir=run.path.parent, provider="cpu"))
-    assert exported.proof.validated
-    assert exported.proof.val_accuracy_onnx == pytest.approx(best.val_accuracy)
+    assert exported.validated
+    assert exported.val_accuracy_onnx == pytest.approx(best.val_accuracy)
 
 
-def test_each_trial_is_a_run_where_it_is_tracked(grid: job.SearchResult) -> None:
+def test_each_trial_is_a_run_where_it_is_tracked(grid: job.TuneResult) -> None:
     client = MlflowClient(f"sqlite:///{grid.search.run.path.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("resnet-ops")
     assert experiment is not None
@@ -126,29 +126,30 @@ def test_each_trial_is_a_run_where_it_is_tracked(grid: job.SearchResult) -> None
 def test_the_best_can_be_trained_in_full_on_all_images(tmp_path: Path) -> None:
     found = searched(tmp_path, "r", depths="8", lr="0.1,1e9", search="grid", epochs=2, refit=True)
     assert found.refit is not None
-    record = found.refit.read()
+    refit = Run(found.search.run.path.with_name(found.refit))
+    record = refit.read()
     assert (record.name, record.status, record.config.fit_all) == ("r-refit", "finished", True)
-    assert (record.config.model, record.config.lr) == (found.answer.trial.model, 0.1)
-    steps = [epochs[-1].step for epochs in (found.refit.epochs(), found.search.run.epochs())]
+    assert (record.config.model, record.config.lr) == (found.best_trial.model, 0.1)
+    steps = [epochs[-1].step for epochs in (refit.epochs(), found.search.run.epochs())]
     assert steps == [2 * ((1438 + 359) // 128), 2 * (1438 // 128)]
 
 
-def test_a_search_is_not_gone_on_with_as_a_run(grid: job.SearchResult) -> None:
+def test_a_search_is_not_gone_on_with_as_a_run(grid: job.TuneResult) -> None:
     run = grid.search.run
     with pytest.raises(UserError, match=f"{run.name} is a search.*tune --resume {run.name}"):
         training.resume(run.path.parent, run.name)
 
 
-def test_going_on_with_a_finished_search_trains_nothing(grid: job.SearchResult) -> None:
+def test_going_on_with_a_finished_search_trains_nothing(grid: job.TuneResult) -> None:
     run = grid.search.run
     before = {t.id: grid.search.trial_run(t).metrics_file.stat().st_mtime_ns for t in grid.trials if t.epochs}
     again = job.resume(run.path.parent, run.name)
     assert again.trials == grid.trials
-    assert again.answer.trial == grid.answer.trial
+    assert again.best_trial == grid.best_trial
     assert before == {t.id: grid.search.trial_run(t).metrics_file.stat().st_mtime_ns for t in grid.trials if t.epochs}
 
 
-def test_going_on_with_other_images_or_other_code_is_refused(grid: job.SearchResult, tmp_path: Path) -> None:
+def test_going_on_with_other_images_or_other_code_is_refused(grid: job.TuneResult, tmp_path: Path) -> None:
     search, record = grid.search, grid.search.read()
     data = record.data.model_copy(update={"fingerprint": "0" * 64})
     for changed, told in (
@@ -172,7 +173,7 @@ def test_asha_stops_the_lower_half_after_the_grace_and_says_so(tmp_path: Path) -
     assert stopped
     assert all(1 <= t.epochs < 4 for t in stopped)
     assert stopped[0].reason.startswith(f"after epoch {stopped[0].epochs} of 4: in the lower half")
-    assert found.answer.trial.lr == 0.1
+    assert found.best_trial.lr == 0.1
 
 
 def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from resnet_ops.study.config import Study
 from resnet_ops.study.figures import pictures
-from resnet_ops.study.results import Findings, Row, Spread, grouped
+from resnet_ops.study.results import Row, Spread, StudyResult, grouped
 from resnet_ops.study.table import markdown
 from tests.study.made import DATA, DEGRADED, layers, network, seeds
 
@@ -39,7 +39,7 @@ def test_the_table_has_means_deviations_and_what_was_published() -> None:
         )
         for group, published in zip(DEGRADED, (None, None, 0.0875, 0.0697), strict=True)
     ]  # fmt: skip
-    findings = Findings(
+    findings = StudyResult(
         name="s",
         study="degradation",
         status="finished",

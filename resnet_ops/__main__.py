@@ -1,0 +1,6 @@
+"""`python -m resnet_ops`: the command line, which the library knows by its name alone."""
+
+from importlib import import_module
+
+if __name__ == "__main__":
+    import_module("resnet_ops.cli.main").main()

@@ -1,0 +1,139 @@
+"""What `--json` prints keeps every key that it had before results were models, with values of the same type.
+
+data/json_keys.json was recorded at the commit before. More keys may come; none may go or change.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_ops.runs import Run
+from resnet_ops.training import job
+from tests.conftest import COMMAND, Ended, command
+from tests.data.made import folders, shades
+
+Keys = dict[str, str]
+FILE = Path(__file__).with_name("data") / "json_keys.json"
+NAMES = {bool: "bool", int: "number", float: "number", str: "string", type(None): "null"}
+
+
+def keys(value: Any, path: str = "") -> Keys:
+    """Each key, with the types of its values; of the items of lists those of all together."""
+    inner = (
+        [(f"{path}.{name}".lstrip("."), item) for name, item in value.items()]
+        if isinstance(value, dict)
+        else [(f"{path}[]", item) for item in value]
+        if isinstance(value, list)
+        else []
+    )
+    kind = "object" if isinstance(value, dict) else "list" if isinstance(value, list) else NAMES[type(value)]
+    found: Keys = {path: kind}
+    for name, item in inner:
+        for key, kinds in keys(item, name).items():
+            found[key] = " or ".join(sorted({*found.get(key, kinds).split(" or "), *kinds.split(" or ")}))
+    return found
+
+
+def compare(told: dict[str, Any]) -> None:
+    """Hold what commands say now against what they said then."""
+    if os.environ.get("RECORD"):
+        before = json.loads(FILE.read_text()) if FILE.exists() else {}
+        now = {name: keys(said) for name, said in told.items()}
+        FILE.write_text(json.dumps(before | now, indent=1, sort_keys=True) + "\n")
+    recorded: dict[str, Keys] = json.loads(FILE.read_text())
+    for name, said in told.items():
+        now = keys(said)
+        assert {key: now.get(key) for key in recorded[name]} == recorded[name], name
+
+
+def test_commands_on_this_machine(
+    cli: Callable[..., Ended], trained: job.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path / "images", shades({"cat": 220, "dog": 60}, 12, (16, 12)))
+    (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"no image")
+    Path("runs").mkdir()
+    told: dict[str, Any] = {}
+
+    def say(name: str, *arguments: object, code: int = 0) -> dict[str, Any]:
+        ended = cli(*arguments, "--json")
+        assert ended.code == code, ended.err
+        told[name] = ended.json
+        return ended.json
+
+    quick = ("--epochs", 1, "--cpus-per-trial", 1)
+    say("train", "train", "--model", "resnet8", "--epochs", 1, "--name", "a")
+    say("train --resume", "train", "--resume", "a")
+    exported = say("export", "export", trained.run.path, "--onnx", "--out", "model.onnx")
+    say("export refuted", "export", trained.run.path, "--onnx", "--precision", "int8", "--tolerance", 1e-12,
+        "--out", "int8.onnx", code=1)  # fmt: skip
+    say("validate", "validate", exported["onnx"], "--checkpoint", trained.run.path)
+    say("validate alone", "validate", exported["onnx"])
+    say("predict", "predict", "model.onnx", "images", "--top", 2, code=1)
+    say("bench", "bench", "model.onnx", "--batch", 1, "--seconds", 0.05, "--no-compile")
+    say("data check", "data", "check", "digits")
+    say("data check of a folder", "data", "check", "images", "--contact-sheet", "sheet.png", code=1)
+    say("runs", "runs")
+    say("report", "report", "a", "-o", "report.html")
+    say("recipes", "recipes")
+    say("recipes fast", "recipes", "fast")
+    say("cluster template", "cluster", "template", "slurm", "-o", "slurm")
+    say("doctor", "doctor")
+    say("error", "train", "--lr", -1, code=2)
+    say("tune", "tune", *quick, "--trials", 2, "--depths", 8, "--refit", "--name", "b")
+    say("study", "study", "degradation", *quick, "--depths", 8, "--seeds", 1, "--name", "c")
+    compare(told)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment whose local cluster and token are its own."""
+    ours = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state"), "RAY_TMPDIR": str(tmp_path),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | ours
+    yield environment
+    command("cluster", "down", env=environment)
+
+
+def test_commands_on_a_cluster(home: dict[str, str], tmp_path: Path) -> None:
+    told: dict[str, Any] = {}
+
+    def say(name: str, *arguments: object) -> dict[str, Any]:
+        ended = command(*arguments, "--json", env=home, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        told[name] = json.loads(ended.stdout.splitlines()[-1])
+        return told[name]
+
+    up = say("cluster up", "cluster", "up", "--nodes", 1)
+    server = ("--cluster", up["dashboard"])
+    say("cluster status", "cluster", "status")
+    sent = say("train as a job", "train", "--model", "resnet8", "--epochs", 1, "--name", "a", "--runs-dir",
+               tmp_path / "runs", *server)  # fmt: skip
+    say("jobs list", "jobs", "list", *server)
+    say("jobs logs", "jobs", "logs", sent["job_id"], *server)
+    say("jobs stop", "jobs", "stop", sent["job_id"], *server)
+    say("cluster down", "cluster", "down")
+    say("cluster down again", "cluster", "down")
+    compare(told)
+
+
+def test_serve(trained: job.TrainResult, cli: Callable[..., Ended], tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    assert cli("export", Run(trained.run.path).path, "--onnx", "--out", file).code == 0
+    serving = subprocess.Popen([*COMMAND, "serve", file, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert serving.stdout is not None
+        told = json.loads(serving.stdout.readline())
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", told["url"])
+    finally:
+        serving.send_signal(signal.SIGINT)
+        serving.wait(60)
+    compare({"serve": told})
