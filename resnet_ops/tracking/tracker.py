@@ -59,8 +59,8 @@ def settings(track: str) -> dict[str, str]:
         del found[name]
         if name in SETTINGS.get(track, ()):
             raise UserError(
-                f"{name} holds a user's name or a secret, which the cluster would show to everyone.",
-                "Leave it out; give the machines their access by their environment.",
+                f"{name} contains a user name or a secret, which would be visible to everyone on the cluster.",
+                "Remove it; give the nodes access through their environment.",
             )
     return found
 
@@ -118,7 +118,7 @@ class Tracker:
                     self._write_events(Run(path), ended)
                 except Exception as error:
                     if not self.failed:
-                        self.tell(f"TensorBoard's files cannot be written: {reason(error)}. Training goes on.")
+                        self.tell(f"TensorBoard: files cannot be written: {reason(error)}. Training continues.")
                     self.failed = True
 
     def _write_events(self, run: Run, ended: bool) -> None:
@@ -163,7 +163,7 @@ class Service:
         try:
             self.process.wait(LAST_WORDS_S)
         except subprocess.TimeoutExpired:
-            self.tell(f"{self.name} does not come to an end, and is not waited for.")
+            self.tell(f"{self.name}: did not finish in time; not waiting any longer.")
         finally:
             self.process.kill()
             self.process.wait()
@@ -183,4 +183,4 @@ class Service:
             if not done:
                 self.tell(json.loads(line))
         if not done and (code := self.process.wait()) > 0:
-            self.tell(f"{self.name} is not told any more: the process for it ended with {code}. Training goes on.")
+            self.tell(f"{self.name}: logging stopped: its process exited with code {code}. Training continues.")

@@ -94,8 +94,8 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
         except TrainingFailedError as error:
             raise explain(error) from error
         except RayActorError as error:  # Ray's controller itself
-            run.tell(f"{LOSS}the controller of the job ({str(error).splitlines()[0][:200]}). Starting another one.")
-    raise PausedError("The controller of the job was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
+            run.tell(f"{LOSS}the job's controller ({str(error).splitlines()[0][:200]}). Starting another one.")
+    raise PausedError("The job's controller was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
 
 
 def _wait(fitting: Future[Any], halt: threading.Event) -> Any:

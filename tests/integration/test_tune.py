@@ -153,7 +153,7 @@ def test_going_on_with_other_images_or_other_code_is_refused(grid: job.SearchRes
     data = record.data.model_copy(update={"fingerprint": "0" * 64})
     for changed, told in (
         ({"data": data}, "The images in digits are not those"),
-        ({"code": "0" * 64}, r"other code \(the code of resnet-ops itself\)"),
+        ({"code": "0" * 64}, r"other code \(the code of resnet-ops\)"),
         ({"versions": record.versions | {"torch": "1.0"}}, r"other code \(torch 1.0 then, "),
     ):
         try:

@@ -143,7 +143,7 @@ def test_classes_come_worst_first_and_empty_ones_last() -> None:
 
 def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
     found = write([Run(runs / name) for name in ("lost", "begun")], tmp_path / "r.html")
-    assert verdict(found[1:]) == "No epoch was finished yet."
+    assert verdict(found[1:]) == "No epoch has finished yet."
     assert verdict(found) == "lost (resnet8) is right on 75.00 % ± 2.29 of 359 validation images."
     told = differing(found)
     assert (told["model"], told["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])

@@ -37,7 +37,7 @@ def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
             "Plain networks degrade from depth 56 on, by up to 40.0 points of training error; residual networks "
             "degrade from depth 56 on",
         ),
-        (seeds("resnet20", [0.1], [0.1]), "There are no two depths of a kind to compare."),
+        (seeds("resnet20", [0.1], [0.1]), "Nothing to compare: no kind of network has two depths."),
     ],
 )  # fmt: skip
 def test_it_says_no_more_than_the_numbers(networks: list, told: str) -> None:  # type: ignore[type-arg]
@@ -46,7 +46,7 @@ def test_it_says_no_more_than_the_numbers(networks: list, told: str) -> None:  #
 
 def test_training_error_alone_is_said_to_be_so() -> None:
     groups = grouped(seeds("plain20", [0.05], [0.10]) + seeds("plain56", [0.15], [0.10]))
-    assert "plain56 15.0 %; not in validation error." in verdict.degradation(groups, DATA)
+    assert "plain56 15.0 %; validation error does not degrade." in verdict.degradation(groups, DATA)
     more = grouped([*(n for g in groups for n in g.networks), network("plain110", 0.5, 0.5)])
     assert "in validation error too at depth 110." in verdict.degradation(more, DATA)
 
@@ -80,7 +80,7 @@ def test_gradients_vanish_grow_or_neither() -> None:
         ]
     )
     told = verdict.gradients(groups)
-    assert "At initialisation in plain56 1e-06, they vanish on the way back; in resnet56 3, they neither vanish" in told
+    assert "At initialisation in plain56 1e-06, vanishing; in resnet56 3, they neither vanish" in told
     grown = grouped(seeds("plain56", [0.1, 0.1], [0.1, 0.1], layers=layers(1e6, 1.0)))
     assert "1e+06 (1e+06 to 1e+06), they grow" in verdict.gradients(grown)
     assert verdict.gradients(grouped([network("plain20", 0.1, 0.1)])) == ""
@@ -104,7 +104,7 @@ def test_responses_fall_or_do_not() -> None:
     assert "At depth 20 it is smaller than the plain network's, 2." in told
     assert "At depth 56" not in told
     assert "plain56 hardly learned" in told
-    assert "responses does not steadily fall" in verdict.responses(groups(0.5, 1.0))
+    assert "responses does not fall monotonically" in verdict.responses(groups(0.5, 1.0))
     assert "responses hardly changes: 1 in" in verdict.responses(groups(1.0, 0.99, 0.98))
     assert "about the same as the plain network's" in verdict.responses(groups(1.0, plain=1.05))
 
@@ -119,4 +119,4 @@ def test_shortcuts_are_told_apart_where_they_can_be() -> None:
     )
     told = verdict.shortcuts(groups, DATA)
     assert "resnet20: B has the least validation error, 10.0 % (9.0 to 11.0); above it C 51.0 %" in told
-    assert "not told apart from it A 11.0 % (10.0 to 12.0)" in told
+    assert "not distinguishable from it A 11.0 % (10.0 to 12.0)" in told
