@@ -82,11 +82,6 @@ def short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """Write a share from 0 to 1 as a percentage."""
-    return f"{100 * share:.{digits}f} %"
-
-
 def ago(moment: datetime) -> str:
     """Say how long ago `moment` (with a time zone) was."""
     seconds = max(0, (datetime.now(UTC) - moment).total_seconds())

@@ -34,7 +34,7 @@ def doctor(
             remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
             shown.add_row(MARKS[finding.state], finding.name, escape(finding.found) + remedy)
     broken = [finding.name for finding in findings if finding.state == "broken"]
-    verdict = f"[bold red]Broken:[/] {', '.join(broken)}" if broken else "[bold green]Ready.[/]"
+    verdict = f"[bold red]Problems:[/] {', '.join(broken)}" if broken else "[bold green]Ready.[/]"
     output.show(shown, verdict)
     output.end({"ready": not broken, "findings": [vars(finding) for finding in findings]})
     if broken:

@@ -8,9 +8,10 @@ from rich.markup import escape
 
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
+from resnet_ops.formatting import percent, size
 
 from .clock import importing, process_started_at
-from .console import Output, err, percent, short, table
+from .console import Output, err, short, table
 from .options import Debug, Json, RunsDir, argument, option
 from .proofs import notice, refuse, show_proof, summary
 
@@ -62,7 +63,7 @@ def export(
     """
     output = Output(json)
     if not onnx:
-        raise UserError("Export to which format?", f"Say it: resnet-ops export {run} --onnx")
+        raise UserError("No export format given.", f"Use: resnet-ops export {run} --onnx")
     given = locals()
     config = ExportConfig.of(**{name: given[name] for name in ExportConfig.model_fields})
     with err.status("Exporting", spinner="dots") if err.is_terminal else err:
@@ -76,20 +77,20 @@ def export(
 def _show(output: Output, result: Any) -> None:
     proof, inside = result.proof, result.inside
     if result.candidates:
-        made = table("8 bits", "method", ">agrees with fp32", ">mean difference", ">images/s", "")
+        made = table("int8 quantization", "calibration", ">top-1 agreement", ">mean difference", ">images/s", "")
         for one in result.candidates:
-            mark = "[green]chosen[/]" if one.chosen else ""
+            mark = "[green]selected[/]" if one.chosen else ""
             speed = f"{one.images_per_second:,.0f}"
-            made.add_row(one.form, one.method, percent(one.agreement, 2), f"{one.error:.1e}", speed, mark)
+            made.add_row(one.form, one.method, percent(one.agreement), f"{one.error:.1e}", speed, mark)
         output.show(made, "")
     if result.kept_in_fp32:
-        output.show(f"half precision: {result.kept_in_fp32}")
+        output.show(f"fp16: {result.kept_in_fp32}")
     show_proof(output, proof)
     if proof.validated:
         what = "" if inside.precision == "fp32" else f"{inside.precision}, "
         takes = "pixels of any size" if inside.input == "raw" else "normalised floats"
-        size = f"{what}{result.size_bytes / 1e6:.1f} MB, opset {result.opset}, takes {takes}"
-        output.show(f"[bold green]Proven:[/] {escape(short(result.file))} ({size})")
+        told = f"{what}{size(result.size_bytes)}, opset {result.opset}, input: {takes}"
+        output.show(f"[bold green]Verified:[/] {escape(short(result.file))} ({told})")
     ending = {
         **summary(proof, inside, result.file),
         "opset": result.opset,
@@ -101,5 +102,5 @@ def _show(output: Output, result: Any) -> None:
         "total_s": result.total_s,
     }
     if not proof.validated:
-        refuse(output, proof, "The export was refuted", f"The file is kept as {result.file} to look into.", ending)
+        refuse(output, proof, "Verification failed", f"The file is kept as {result.file} for inspection.", ending)
     output.end(ending)

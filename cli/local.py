@@ -40,12 +40,13 @@ def up(
         "resnet-ops cluster down",
     )
     output.show(
-        f"[bold green]Up:[/] {nodes} {'node' if nodes == 1 else 'nodes'} of {cpus_per_node} CPU each, and a head",
+        f"[bold green]Running:[/] {nodes} {'node' if nodes == 1 else 'nodes'} with {cpus_per_node} CPU each, and a "
+        "head node",
         f"  address    {cluster.address}",
         f"  dashboard  {cluster.dashboard} (from this machine only)",
-        "Then:",
+        "Next steps:",
         f"  {steps[0]}",
-        f"  {steps[1]}  as a job of its own",
+        f"  {steps[1]}  as a submitted job",
         *(f"  {step}" for step in steps[2:]),
     )
     output.end(
@@ -63,7 +64,9 @@ def up(
 def down(json: Json = False, debug: Debug = False) -> None:
     """End the cluster that `cluster up` started, and nothing else."""
     output = Output(json)
-    with err.status("Ending", spinner="dots"):
+    with err.status("Stopping", spinner="dots"):
         cluster = local.down()
-    output.show("No local cluster runs." if cluster is None else f"Ended: the local cluster (--nodes {cluster.nodes}).")
+    output.show(
+        "No local cluster is running." if cluster is None else f"Stopped the local cluster (--nodes {cluster.nodes})."
+    )
     output.end({"ended": cluster is not None, "address": cluster.address if cluster else None})

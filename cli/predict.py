@@ -9,9 +9,10 @@ from rich.markup import escape
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.config import PredictConfig
+from resnet_ops.formatting import percent
 
 from .clock import importing, process_started_at
-from .console import Output, err, percent, report_error, table
+from .console import Output, err, report_error, table
 from .options import Debug, Json, argument, option
 
 EXAMPLES = """
@@ -52,19 +53,19 @@ def predict(
     made = table("image", "class", ">probability")
     rows: list[dict[str, Any]] = []
     began = time.monotonic()
-    status = err.status("Looking", spinner="dots")
+    status = err.status("Classifying", spinner="dots")
     with status if err.is_terminal else err:
         for one in library.predict(classifier, paths, config.top):
             rows.append(_told(one))
             _add(made, one)
             if len(rows) % 50 == 0:
-                status.update(f"Looking: {len(rows):,} of {len(paths):,} images")
+                status.update(f"Classifying: {len(rows):,} of {len(paths):,} images")
     seconds = time.monotonic() - began
     output.show(made)
     failed = [row for row in rows if "error" in row]
     if failed:
         refusal = UserError(
-            f"{len(failed):,} of {len(rows):,} could not be looked at, such as {failed[0]['path']}: "
+            f"{len(failed):,} of {len(rows):,} images could not be read, such as {failed[0]['path']}: "
             f"{failed[0]['error']}.",
             exit_code=WORK_FAILED,
         )
@@ -95,4 +96,4 @@ def _add(made: Any, one: Any) -> None:
     if one.error:
         made.add_row(escape(str(one.path)), f"[red]{escape(one.error)}[/]", "")
     for rank, (name, share) in enumerate(one.top):
-        made.add_row("" if rank else escape(str(one.path)), escape(name), percent(share))
+        made.add_row("" if rank else escape(str(one.path)), escape(name), percent(share, 1))

@@ -27,7 +27,7 @@ def recipes(
         output.show(reading.text(name).rstrip())
         output.end({"name": name, "options": reading.read(name)})
         return
-    shown = table("recipe", "what it does")
+    shown = table("recipe", "description")
     for each in reading.names():
         shown.add_row(each, reading.description(each))
     output.show(shown, "Print one: resnet-ops recipes fast")

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from resnet_ops import files
+from resnet_ops import files, formatting
 from resnet_ops import runs as library
 from resnet_ops.config import TrainConfig
 from resnet_ops.runs import Run
 
 from .clock import importing, process_started_at
-from .console import Output, err, percent, short, table
+from .console import Output, err, short, table
 from .options import Debug, Json, RunsDir
 
 EXAMPLES = """
@@ -45,13 +45,13 @@ def report(
 
         found = library_report.write([Run(path) for path in wanted], output, _notice)
     rows = [one.summary() for one in found]
-    made = table("run", "network", "status", ">epochs", ">accuracy", ">wrong")
+    made = table("run", "network", "status", ">epochs", ">accuracy", ">errors")
     for row in rows:
-        accuracy = percent(row["val_accuracy"], 2) if row["val_accuracy"] is not None else ""
+        accuracy = formatting.percent(row["val_accuracy"]) if row["val_accuracy"] is not None else ""
         wrong = "" if row["mistakes"] is None else str(row["mistakes"])
         made.add_row(row["name"], row["model"], row["status"], str(row["epochs"]), accuracy, wrong)
     size = len(files.read(output))
-    shown.show(made, f"[bold green]Written:[/] {escape(short(output.absolute()))} ({size / 1e6:.1f} MB)")
+    shown.show(made, f"[bold green]Written:[/] {escape(short(output.absolute()))} ({formatting.size(size)})")
     total_s = time.time() - process_started_at()
     shown.end({"report": output.absolute(), "size_bytes": size, "runs": rows, "total_s": total_s})
 

@@ -8,9 +8,10 @@ from rich.markup import escape
 from resnet_ops import runs as library
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import percent
 from resnet_ops.runs import Run, RunRecord
 
-from .console import Output, ago, err, percent, table
+from .console import Output, ago, err, table
 from .options import Debug, Json, RunsDir
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
@@ -34,7 +35,7 @@ def runs(
         status = f"[{COLORS[record.status]}]{record.status}[/]"
         epochs = f"{row['epochs_done']}/{row['epochs']}"
         best = row["best_val_accuracy"]
-        accuracy = percent(best, 2) if isinstance(best, float) else ""
+        accuracy = percent(best) if isinstance(best, float) else ""
         shown.add_row(run.name, record.config.model, record.data.name, status, epochs, accuracy, ago(record.updated))
     output.show(shown if rows else f"No runs in {runs_dir.absolute()}. Train one: resnet-ops train")
     output.end({"runs_dir": runs_dir.absolute(), "runs": rows})

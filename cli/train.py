@@ -8,6 +8,7 @@ import typer
 
 from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import percent
 from resnet_ops.orchestration.arguments import train_arguments
 from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
 from resnet_ops.orchestration.jobserver import is_job_server
@@ -15,7 +16,7 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check
 
 from .clock import importing, moment, process_started_at, spare_others
-from .console import Output, percent, short
+from .console import Output, short
 from .options import Debug, Json, RunsDir, given, option, runs_dir_option
 from .screen import Screen
 from .submit import submit
@@ -148,8 +149,8 @@ def _refuse_changes(context: typer.Context, resume: str) -> None:
     for name in sorted(given(context, "COMMANDLINE") - WHERE_IT_RUNS - {"resume", "runs_dir", "json", "debug"}):
         option = "--" + name.replace("_", "-")
         raise UserError(
-            f"--resume {resume} goes on with the options the run began with; {option} cannot be changed.",
-            f"Leave {option} out, or train a new run.",
+            f"--resume {resume} keeps the options the run was started with; {option} cannot be changed.",
+            f"Remove {option}, or train a new run.",
         )
 
 
@@ -157,8 +158,8 @@ def _show(output: Output, result: Any) -> None:
     record, run, best = result.record, result.run, result.record.best
     speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
     output.show(
-        f"[bold]{percent(best.val_accuracy, 2)}[/] validation accuracy: {record.config.model} on {record.data.name}, "
-        f"best epoch {best.epoch} of {result.epochs}{speed}, {result.total_s:.0f} s in all",
+        f"[bold]{percent(best.val_accuracy)}[/] validation accuracy: {record.config.model} on {record.data.name}, "
+        f"best epoch {best.epoch} of {result.epochs}{speed}, total {result.total_s:.0f} s",
         f"  best weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",
         f"  next          resnet-ops export {run.name} --onnx" + runs_dir_option(run.path.parent),

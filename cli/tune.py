@@ -8,6 +8,7 @@ import typer
 
 from resnet_ops.config import WHERE_IT_RUNS, TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import percent
 from resnet_ops.orchestration.arguments import tune_arguments
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure, read
@@ -17,7 +18,7 @@ from resnet_ops.tuning.space import OPTIONS, read_file
 from resnet_ops.tuning.space import read as read_space
 
 from .clock import importing, process_started_at
-from .console import Output, percent, short, table
+from .console import Output, short, table
 from .options import Debug, Json, RunsDir, given, option, runs_dir_option
 from .search_screen import SearchScreen
 from .submit import submit
@@ -165,14 +166,14 @@ def refuse_changes(typed: dict[str, Any], pairs: list[str] | None, resume: str, 
     if changed or pairs:
         option = pairs[0] if pairs else "--" + changed[0].replace("_", "-")
         raise UserError(
-            f"--resume {resume} goes on with what the {what} began with; {option} cannot be changed.",
-            f"Leave {option} out, or begin a new one.",
+            f"--resume {resume} keeps the options the {what} was started with; {option} cannot be changed.",
+            f"Remove {option}, or start a new {what}.",
         )
 
 
 def _show(output: Output, result: Any) -> None:
     best, search = result.answer.trial, result.search
-    shown = table(">trial", "network", ">lr", ">epochs", ">accuracy", ">parameters", ">s", "status")
+    shown = table(">trial", "network", ">lr", ">epochs", ">accuracy", ">parameters", ">time (s)", "status")
     ranked = sorted(result.trials, key=lambda t: (t.val_accuracy is None, -(t.val_accuracy or 0), t.parameters, t.id))
     for trial in ranked[:10]:
         mark = "[bold]" if trial.id == best.id else ""
@@ -184,10 +185,10 @@ def _show(output: Output, result: Any) -> None:
     run = search.run
     where = runs_dir_option(run.path.parent)
     output.show(
-        f"[bold]{percent(best.val_accuracy, 2)}[/] validation accuracy: trial {best.id}, {best.model} with "
-        f"lr {best.lr:g}, {result.answer.why}; {result.total_s:.0f} s in all",
+        f"[bold]{percent(best.val_accuracy)}[/] validation accuracy: selected trial {best.id}, {best.model} with "
+        f"lr {best.lr:g}, {result.answer.why}; total {result.total_s:.0f} s",
         f"  best weights  {short(run.best / 'model.safetensors')}",
-        f"  pictures      {short(search.page)}",
+        f"  report        {short(search.page)}",
         f"  next          resnet-ops export {run.name} --onnx{where}",
     )
     if result.refit is not None:
@@ -234,7 +235,7 @@ def row(trial: Any) -> list[str]:
         f"{trial.model} {others}".strip(),
         f"{trial.lr:.3g}",
         str(trial.epochs),
-        "" if trial.val_accuracy is None else percent(trial.val_accuracy, 2),
+        "" if trial.val_accuracy is None else percent(trial.val_accuracy),
         f"{trial.parameters:,}" if trial.parameters else "",
         f"{trial.seconds:.0f}",
         trial.status,

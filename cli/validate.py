@@ -58,6 +58,6 @@ def validate(
         "total_s": result.total_s,
     }
     if not proof.validated:
-        refuse(output, proof, f"{file} is refuted", "", ending)
-    output.show(f"[bold green]Holds:[/] {escape(short(file.absolute()))}")
+        refuse(output, proof, f"{file} failed verification", "", ending)
+    output.show(f"[bold green]Passed:[/] {escape(short(file.absolute()))}")
     output.end(ending)

@@ -92,7 +92,7 @@ def _refuse_here(node: Node, request: Request) -> NoRoomError:
     )
     return NoRoomError(
         f"{option} {request.workers} needs {request.workers} {unit}s; this machine has {has:g}.",
-        f"Ask for at most {has:g}" + (", or train with --device cpu." if request.device == "cuda" else "."),
+        f"Use at most {has:g}" + (", or train with --device cpu." if request.device == "cuda" else "."),
     )
 
 

@@ -25,7 +25,7 @@ OLDEST_RAY = (2, 60)  # what the shipped code is written for
 STOP_GRACE_S = 60  # from the signal to SIGKILL: for a step, and a checkpoint on a slow disk
 BEGINS_WITHIN_S = 60
 REST_S = 30.0  # to wait for the end of a log where the server is there and the log is not
-BEGUN = "resnet-ops has begun"
+BEGUN = "resnet-ops started"
 SUBMITTER = "RESNET_OPS_SUBMITTER"  # versions where the job was submitted, for it to compare
 RUN, VERSION = "resnet_ops_run", "resnet_ops_version"  # keys of a job's metadata
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -93,7 +93,7 @@ class JobServer:
             oldest = ".".join(map(str, OLDEST_RAY))
             raise UserError(
                 f"The cluster at {self.address} runs Ray {version}; resnet-ops needs {oldest} there.",
-                f"Bring the cluster up to date: pip install 'ray[default,train]>={oldest}' on every machine.",
+                f"Update the cluster: pip install 'ray[default,train]>={oldest}' on every node.",
             )
 
     def jobs(self) -> list[Job]:
@@ -149,8 +149,8 @@ class JobServer:
         while not (job := self.job(job_id)).is_over:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"Job {job_id} was asked to stop {timeout_s:g} s ago, and is still {job.status}.",
-                    f"It is killed {STOP_GRACE_S} s after it was asked; look again: resnet-ops jobs list",
+                    f"Job {job_id} is still {job.status} {timeout_s:g} s after it was asked to stop.",
+                    f"It will be killed {STOP_GRACE_S} s after the request; check with: resnet-ops jobs list",
                     WORK_FAILED,
                 )
             time.sleep(0.5)
@@ -183,8 +183,8 @@ class JobServer:
             except UnreachableError as error:
                 if time.monotonic() - log.heard_at > patience_s:
                     raise UserError(
-                        f"{error.cause} Job {log.job_id} may go on all the same.",
-                        f"Once it can be reached: resnet-ops jobs logs {log.job_id} --cluster {self.address}",
+                        f"{error.cause} Job {log.job_id} may still be running.",
+                        f"Once the cluster is reachable: resnet-ops jobs logs {log.job_id} --cluster {self.address}",
                         WORK_FAILED,
                     ) from None
             time.sleep(1)

@@ -473,8 +473,8 @@ def test_sigterm_leaves_the_job(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("token", "words"),
     [
-        ({}, ["needs a token, and none was sent (HTTP 401)", "RAY_AUTH_TOKEN"]),
-        ({"RAY_AUTH_TOKEN": "not-the-token"}, ["does not take the token that was sent (HTTP 403)"]),
+        ({}, ["requires a token, but none was sent (HTTP 401)", "RAY_AUTH_TOKEN"]),
+        ({"RAY_AUTH_TOKEN": "not-the-token"}, ["rejected the token (HTTP 403)"]),
         ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, ["RAY_AUTH_TOKEN_PATH names /nowhere/token"]),
         ({"RAY_AUTH_TOKEN": "two\nlines"}, ["characters that no token has"]),
     ],

@@ -143,7 +143,7 @@ def test_a_second_one_is_refused(home: dict[str, str], up: dict[str, Any]) -> No
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == [
         f"error: A local cluster of 2 nodes runs already ({up['address']}). "
-        "Use it, or end it first: resnet-ops cluster down."
+        "Use it, or stop it first: resnet-ops cluster down."
     ]
 
 

@@ -189,7 +189,7 @@ def test_a_job_says_what_differs_where_it_runs() -> None:
         ).stderr
 
     (begun,) = says().splitlines()
-    assert begun.startswith("resnet-ops has begun on ")
+    assert begun.startswith("resnet-ops started on ")
     _, line = says(Ray="2.1.0", Python="3.99").splitlines()
     assert "(submitted from 2.1.0)" in line
     assert f"Python {jobs.versions()['Python']} (submitted from 3.99)" in line
@@ -270,7 +270,7 @@ def test_nothing_answers(cli: Cli) -> None:
         port = taken.getsockname()[1]
     for asked in (("jobs", "list"), ("jobs", "logs", "x"), ("jobs", "stop", "x"), ("train", "--runs-dir", "/shared")):
         ended = cli(*asked, "--cluster", f"http://127.0.0.1:{port}")
-        refused(ended, f"http://127.0.0.1:{port}: nothing listens there", "kubectl port-forward", f"ssh -L {port}:")
+        refused(ended, f"http://127.0.0.1:{port}: nothing is listening there", "kubectl port-forward", f"ssh -L {port}:")
     refused(cli("jobs", "list", "--cluster", "http://no.such.host.invalid:8265"), "no machine of the name no.such.host")
 
 
