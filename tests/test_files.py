@@ -29,8 +29,8 @@ def test_what_is_no_url_is_a_path_of_this_machine(tmp_path: Path) -> None:
     ("url", "words"),
     [
         ("s3://key:secret@bucket/runs", "holds credentials"),
-        ("s3://bucket/runs?X-Amz-Signature=secret", "holds credentials or a query"),
-        ("s3://", "names no bucket"),
+        ("s3://bucket/runs?X-Amz-Signature=secret", "contains credentials or a query"),
+        ("s3://", "has no bucket"),
         ("se://bucket/runs", "no storage called se://"),
     ],
 )

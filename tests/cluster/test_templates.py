@@ -435,7 +435,7 @@ def test_what_else_is_refused(cli: Cli, tmp_path: Path) -> None:
     assert "no-such" in cli("cluster", "template", "no-such", "-o", tmp_path).err
     ended = cli("cluster", "template", "aws", "-o", tmp_path, "--gpus-per-node", 3)
     assert ended.code == 2
-    assert "Known ones have 0, 1, 4, 8. Set --instance-type." in ended.err
+    assert "(known: 0, 1, 4, 8). Set --instance-type." in ended.err
     ended = cli("cluster", "template", "aws", "-o", tmp_path, "--nfs-export", "host")
     assert "--nfs-export must be HOST:/PATH" in ended.err
     assert cli("cluster", "template", "slurm", "-o", tmp_path, "--nodes", "x", "--json").json["exit_code"] == 2

@@ -92,7 +92,7 @@ def test_what_is_wrong_with_folders_is_said(flowers: Path) -> None:
         open_source(str(flowers))
     shutil.rmtree(flowers / "train")
     (flowers / "train").mkdir()
-    with pytest.raises(UserError, match="holds no folders with images"):
+    with pytest.raises(UserError, match="contains no subfolders with images"):
         open_source(str(flowers))
 
 

@@ -179,7 +179,7 @@ def test_divergence_names_the_epoch_and_the_last_good_checkpoint(
     assert "diverged" in record["reason"]
     saved = sorted((tmp_path / "d" / "checkpoints").iterdir())
     assert bool(saved) == reached
-    assert (f"last good checkpoint is {saved[-1]}" if reached else "No checkpoint was saved") in ended.err
+    assert (f"Last intact checkpoint: {saved[-1]}" if reached else "No checkpoint has been saved") in ended.err
 
 
 def test_a_run_goes_on_as_it_began(cli: Cli, trained: job.TrainResult) -> None:
@@ -205,7 +205,7 @@ def test_runs_lists_what_is_there(cli: Cli, trained: job.TrainResult, tmp_path: 
 
 
 def test_export_asks_for_a_format(cli: Cli, trained: job.TrainResult) -> None:
-    refused(cli("export", "trained"), "which format", "resnet-ops export trained --onnx")
+    refused(cli("export", "trained"), "No export format given", "resnet-ops export trained --onnx")
     refused(cli("export", "never", "--onnx", "--runs-dir", trained.run.path.parent), "There are: trained")
     refused(cli("export", "trained", "--onnx", "--opset", 17), "--opset", "18")
 

@@ -270,7 +270,9 @@ def test_nothing_answers(cli: Cli) -> None:
         port = taken.getsockname()[1]
     for asked in (("jobs", "list"), ("jobs", "logs", "x"), ("jobs", "stop", "x"), ("train", "--runs-dir", "/shared")):
         ended = cli(*asked, "--cluster", f"http://127.0.0.1:{port}")
-        refused(ended, f"http://127.0.0.1:{port}: nothing is listening there", "kubectl port-forward", f"ssh -L {port}:")
+        refused(
+            ended, f"http://127.0.0.1:{port}: nothing is listening there", "kubectl port-forward", f"ssh -L {port}:"
+        )
     refused(cli("jobs", "list", "--cluster", "http://no.such.host.invalid:8265"), "no machine of the name no.such.host")
 
 
@@ -301,7 +303,7 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(cli: Cli, address: s
         ([], ["--runs-dir must be a path that every machine of the cluster sees", "'runs'"]),
         (["--runs-dir", "~/runs"], ["--runs-dir must be"]),
         (["--runs-dir", "/shared", "--data", "images/x"], ["--data must be", "'images/x'", "--data /shared/x"]),
-        (["--runs-dir", "s3://me:s3cret@bucket/x"], ["s3://... holds credentials"]),
+        (["--runs-dir", "s3://me:s3cret@bucket/x"], ["s3://... contains credentials"]),
         (["--runs-dir", "/shared", "--data", "s3://me:s3cret@bucket/x"], ["--data holds"]),
     ],
 )

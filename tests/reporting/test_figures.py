@@ -46,7 +46,7 @@ def test_degradation_has_means_and_the_spread_of_seeds() -> None:
     assert thick[1].get_marker() == thick[2].get_marker() != thick[0].get_marker()
     assert plain.get_ylim() == residual.get_ylim()
     assert plain.get_xlim() == residual.get_xlim()
-    assert "plain56 80 % (70 % to 90 %) validation error" in picture.alt
+    assert "plain56 80.00% (70.00% to 90.00%) validation error" in picture.alt
 
 
 def test_errors_need_not_be_in_logarithms() -> None:
