@@ -103,8 +103,8 @@ def _population(config: TuneConfig, space: Space, interval: int) -> TrialSchedul
     networks = {"depth", "family", "model", "shortcut"} & set(space.searched)
     if networks:
         raise UserError(
-            "--scheduler pbt copies weights between trials, so all must be the same network; "
-            f"{', '.join(sorted(networks))} are searched.",
+            "--scheduler pbt copies weights between trials, so all must be the same network: "
+            f"{', '.join(sorted(networks))} cannot be searched.",
             "Give one depth, such as --depths 20, or use --scheduler asha.",
         )
     if config.search != "random" or config.nodes_per_trial > 1:

@@ -131,7 +131,7 @@ def test_a_newcomer_that_does_not_see_the_run_is_left_out_once(cluster: Machines
     cluster.replace(newcomer, without=runs)
     ended(process)
     told = [event.what for event in run.events()]
-    assert told[0].startswith("More machines are there")
+    assert told[0].startswith("More nodes are available")
     assert told[1].startswith(f"Excluded: {newcomer.name} does not see {run.path}")
     assert len(told) == 2  # it is not asked again at every epoch
     assert [(epoch.epoch, epoch.world_size) for epoch in run.epochs()] == [(n, 2) for n in range(1, 61)]

@@ -145,7 +145,7 @@ def test_an_elastic_job_grows_and_shrinks(nodes: Nodes, tmp_path: Path) -> None:
     numbers = [epoch.epoch for epoch in training.run.epochs()]
     assert numbers == list(range(1, len(numbers) + 1))  # none trained twice, none left out
     log = training.log.read_text()
-    assert "More machines are there" in log
+    assert "More nodes are available" in log
     for _ in range(2):
         nodes.add()
 

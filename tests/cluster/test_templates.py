@@ -336,7 +336,7 @@ def test_every_value_reaches_a_file_or_is_refused(kind: Kind) -> None:
         if kind in ONLY.get(name, set(KINDS)):
             assert rendered(kind, **{name: value}) != plain, name
         else:
-            with pytest.raises(UserError, match=f"--{name.replace('_', '-')} means nothing to {kind}"):
+            with pytest.raises(UserError, match=f"--{name.replace('_', '-')} does not apply to {kind}"):
                 rendered(kind, **{name: value})
 
 
@@ -416,7 +416,7 @@ def test_a_folder_that_cannot_be(cli: Cli, tmp_path: Path) -> None:
         (["--time-limit", "0h"], ["--time-limit"]),
         (["--checkpoint-every", "soon"], ["--checkpoint-every", "10m"]),
         (["--retries", "-1"], ["--retries"]),
-        (["--partition", "gpu"], ["--partition means nothing to kuberay", "slurm"]),
+        (["--partition", "gpu"], ["--partition does not apply to kuberay", "slurm"]),
     ],
 )
 def test_a_wrong_value_gets_one_line_and_leaves_nothing(

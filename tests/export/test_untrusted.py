@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
     assert "does not match its shape" in refusal(broken(files, absurd, tmp_path))
     assert "ONNX Runtime c" in refusal(broken(files, huge_padding, tmp_path))
     assert "has no class names in its metadata" in refusal(broken(files, nameless, tmp_path))
-    assert "is not there" in refusal(tmp_path / "none.onnx")
+    assert "does not exist" in refusal(tmp_path / "none.onnx")
     assert "is a folder" in refusal(tmp_path)
     (tmp_path / "cut.onnx").write_bytes(files["raw"].read_bytes()[:-1000])
     assert "is damaged" in refusal(tmp_path / "cut.onnx")

@@ -93,7 +93,7 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
     ("options", "words"),
     [
         (["--model", "resnet21"], ["resnet21 is not a valid depth", "resnet20"]),
-        (["--model", "rasnet20"], ["no network called 'rasnet20'", "Did you mean resnet20?"]),
+        (["--model", "rasnet20"], ["Unknown network 'rasnet20'", "Did you mean resnet20?"]),
         (["--model", "plain20", "--shortcut", "A"], ["plain20 is a plain network"]),
         (["--model", "resnet18"], ["at least 32x32 pixels", "8x8", "resnet20"]),
         (["--data", "digit"], ["no data set of that name", "Did you mean digits?"]),
@@ -118,7 +118,7 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
         (["--cutout", "9"], ["--cutout 9", "8 pixels"]),
         (["--compile", "max"], ["--compile", "max-autotune"]),
         (["--model", "plain20", "--zero-init-residual"], ["plain20 has no residual branches"]),
-        (["--recipe", "fsat"], ["no recipe called 'fsat'", "Did you mean fast?", "torchvision"]),
+        (["--recipe", "fsat"], ["Unknown recipe 'fsat'", "Did you mean fast?", "torchvision"]),
         (["--crop-padding", "9"], ["--crop-padding 9", "8 pixels"]),
         (["--name", "../escape"], ["--name", "'../escape'"]),
         (["--name", ""], ["--name"]),

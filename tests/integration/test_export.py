@@ -179,7 +179,7 @@ def test_images_that_changed_are_noticed(cli: Callable[..., Ended], tmp_path: Pa
     assert ended.code == 2
     assert "differ from those the network was trained on" in ended.err
     run.write(run.read().model_copy(update={"status": "interrupted"}))
-    assert "are not those" in cli("train", "--resume", "mine", "--runs-dir", tmp_path / "runs").err
+    assert "differ from those" in cli("train", "--resume", "mine", "--runs-dir", tmp_path / "runs").err
     assert export(cli, run, "--data", "digits", "--json").json["validated"] is True
     data.unlink()
     assert "no such path" in export(cli, run).err

@@ -98,7 +98,7 @@ def test_the_device_is_the_gpu_where_there_is_one() -> None:
     assert choose_device(TrainConfig(), FOUR, "x") == "cuda"
     assert choose_device(TrainConfig(device="cpu"), FOUR, "x") == "cpu"
     assert choose_device(TrainConfig(), [node("a", 1)], "x") == "cpu"
-    with pytest.raises(UserError, match="no CUDA GPU can be used x"):
+    with pytest.raises(UserError, match="no usable CUDA GPU x"):
         choose_device(TrainConfig(device="cuda"), [node("a", 1)], "x")
 
 

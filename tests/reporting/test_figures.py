@@ -77,7 +77,7 @@ def test_confusion_counts_and_names_the_commonest_mistakes() -> None:
     axes = drawn(picture).axes[0]
     numbers = {text.get_position(): text.get_text() for text in axes.texts}
     assert numbers == {(0, 0): "8", (1, 0): "2", (1, 1): "10", (0, 2): "1", (1, 2): "4", (2, 2): "5"}
-    assert picture.alt.endswith("fox for dog: 4; cat for dog: 2; fox for cat: 1.")
+    assert picture.alt.endswith("fox as dog: 4; cat as dog: 2; fox as cat: 1.")
     shades = axes.images[0].get_array()
     assert shades[0, 2, 3] == 0  # never happened
     assert shades[2, 1, 3] > shades[0, 1, 3] > shades[2, 0, 3] > 0

@@ -84,7 +84,7 @@ def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult
     best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
     rows = {row[0]: row for row in page.rows if len(row) == 12}
     assert rows["good"][4] == f"{len(epochs)} of {len(epochs)}"
-    assert rows["good"][5].startswith(f"{best.val_accuracy:.2%}".replace("%", " % ±"))
+    assert rows["good"][5].startswith(f"{best.val_accuracy:.2%}".replace("%", "% ±"))
     assert rows["good"][6] == str(best.epoch)
     assert rows["good"][8] == f"{trained.record.parameters:,}"
     assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% ± 2.29%", "2"]

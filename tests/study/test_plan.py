@@ -74,10 +74,10 @@ def test_shortcuts_are_compared_at_each_depth() -> None:
     ("options", "told"),
     [
         ({"depths": "8,21"}, "--depths: resnet21 is not a valid depth"),
-        ({"depths": "eight"}, "--depths: 'eight' is no depth"),
+        ({"depths": "eight"}, "--depths: 'eight' is not a depth"),
         ({"depths": "8,8"}, "--depths 8,8 contains a duplicate"),
         ({"options": "A,B"}, "--options selects shortcuts to compare"),
-        ({"study": "shortcuts", "options": "A,D"}, "--options: 'D' is no shortcut"),
+        ({"study": "shortcuts", "options": "A,D"}, "--options: 'D' is not a shortcut"),
         ({"seeds": 0}, "--seeds"),
     ],
 )

@@ -101,8 +101,7 @@ def test_responses_fall_or_do_not() -> None:
     told = verdict.responses(groups(1.0, 0.5, 0.25))
     assert (
         "relative to its shortcut, after training, falls as depth grows: 0.5 in resnet20, 0.25 in resnet56, 0.12 in "
-        "resnet110; before"
-        in told
+        "resnet110; before" in told
     )
     assert "all residual layers' responses falls: 1 in resnet20, 0.5 in resnet56, 0.25 in resnet110" in told
     assert "At depth 20 it is smaller than that of the plain network, 2." in told
@@ -122,5 +121,5 @@ def test_shortcuts_are_told_apart_where_they_can_be() -> None:
         ]
     )
     told = verdict.shortcuts(groups, DATA)
-    assert "resnet20: B has the lowest validation error, 10.0 % (9.0 to 11.0); above it C 51.0 %" in told
+    assert "resnet20: B has the lowest validation error, 10.0% (9.0% to 11.0%); higher: C 51.0%" in told
     assert "not distinguishable: A 11.0% (10.0% to 12.0%)" in told

@@ -181,4 +181,4 @@ def test_a_job_is_sent_where_to_track_and_no_secret(cli: Cli, monkeypatch: pytes
     assert settings("none") == {}
     ended = cli(*TRAIN, "--cluster", "http://127.0.0.1:9", "--runs-dir", "/shared")
     assert ended.code == 2
-    assert "MLFLOW_TRACKING_URI holds a user's name or a secret" in ended.err
+    assert "MLFLOW_TRACKING_URI contains a user name or a secret" in ended.err

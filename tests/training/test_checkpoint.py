@@ -207,7 +207,7 @@ def test_within_an_epoch_only_the_last_is_kept_and_none_is_called_best(run: Run)
     assert (latest.info.epoch, latest.info.step) == (1, 3)
     (run.best / "model.safetensors").unlink()
     assert checkpoints.read_best(run)[0].path.name == "epoch-0001.safetensors"
-    with pytest.raises(UserError, match="within epoch 2 and never validated"):
+    with pytest.raises(UserError, match="during epoch 2 and have not been validated"):
         _ = latest.info.validated
     keeper.save(info(2, 0.1), state)
     assert [p.name for p in checkpoints.saved(run)] == ["epoch-0002.safetensors", "epoch-0001.safetensors"]
