@@ -214,7 +214,7 @@ def _read_schema(path: Path, wanted: tuple[str | None, str | None]) -> tuple[tup
 def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str) -> np.ndarray:
     if missing := {image, label} - set(parquet.schema_arrow.names):
         raise UserError(
-            f"{path} has no column {min(missing)!r}, as the first file has.", "Use the same columns in all files."
+            f"{path} lacks the column {min(missing)!r} of the first file.", "Use the same columns in all files."
         )
     try:
         labels = parquet.read(columns=[label]).column(0)

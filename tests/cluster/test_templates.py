@@ -397,7 +397,7 @@ def test_a_folder_that_cannot_be(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--nodes", "0"], ["--nodes", "number of machines", "'0'"]),
+        (["--nodes", "0"], ["--nodes", "number of nodes", "'0'"]),
         (["--nodes", "4:2"], ["--nodes", "smaller number first"]),
         (["--gpus-per-node", "-1"], ["--gpus-per-node", "greater than or equal to 0"]),
         (["--cpus-per-node", "0"], ["--cpus-per-node"]),

@@ -111,7 +111,7 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
         (["--batch-size", "2000"], ["--batch-size 2000", "1438 training images"]),
         (["--milestones", "0.75,0.5"], ["--milestones", "rising shares", "1/3,2/3"]),
         (["--milestones", "1/0"], ["--milestones", "rising shares"]),
-        (["--warmup-steps", "5"], ["one-cycle has a warm-up of its own", "--schedule steps"]),
+        (["--warmup-steps", "5"], ["the one-cycle schedule includes its own warm-up", "--schedule steps"]),
         (["--nesterov", "--momentum", "0"], ["--nesterov needs a momentum"]),
         (["--accumulate", "200"], ["--accumulate 200", "128"]),
         (["--ema", "1"], ["--ema", "less than 1"]),
