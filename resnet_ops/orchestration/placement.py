@@ -157,7 +157,7 @@ def refuse(nodes: Iterable[Node], request: Request, where: str = "this cluster")
     needs = _needs(request)
     each = f"a node with {needs}" if request.fewest == 1 else f"{request.fewest} nodes with {needs} each"
     there = "; ".join(map(str, nodes[:6])) + ("; ..." if len(nodes) > 6 else "") or "none"
-    cause = f"--nodes {_range(request)} needs {each}; {where} has {len(able)} such ({there})."
+    cause = f"--nodes {_range(request)} needs {each}; {where} has {len(able)} ({there})."
     if len(able) >= request.fewest:
         busy = len(able) - request.fewest + 1
         remedy = f"Some are busy (at least {busy} must become free): use --wait 600, or request fewer resources."

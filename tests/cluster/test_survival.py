@@ -36,11 +36,11 @@ def test_a_job_that_does_not_fit_is_refused(nodes: Nodes, cli: Callable[..., End
         return ended.err.splitlines()[-1]
 
     told = refused("--nodes", 5)
-    assert "--nodes 5 needs 5 nodes with a CPU core each; this cluster has 4 such" in told
+    assert "--nodes 5 needs 5 nodes with a CPU core each; this cluster has 4" in told
     assert "Use --nodes 4, or add nodes: resnet-ops cluster template" in told
     assert "1 CPU" in told
     told = refused("--nodes", 2, "--workers-per-node", 2)
-    assert "2 nodes with 2 CPU cores each; this cluster has 0 such" in told
+    assert "2 nodes with 2 CPU cores each; this cluster has 0" in told
     assert "no usable CUDA GPU" in refused("--device", "cuda")
     assert "no GPUs available" in refused("--gpus-per-node", 2)
 

@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_at_once_with_a_table(
     table, error = ended.stderr.splitlines()[:-1], ended.stderr.splitlines()[-1]
     assert table[0].split() == ["node", "CPUs", "free"]
     assert sorted(line.split()[0] for line in table[1:]) == ["head", "node-1", "node-2"]
-    assert error.startswith("error: --nodes 5 needs 5 nodes with a CPU core each; this cluster has 2 such")
+    assert error.startswith("error: --nodes 5 needs 5 nodes with a CPU core each; this cluster has 2")
     assert {node["name"] for node in json.loads(ended.stdout)["nodes"]} == {"head", "node-1", "node-2"}
     assert not (tmp_path / "runs").exists()
 

@@ -69,8 +69,8 @@ def test_an_elastic_job_takes_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("nodes", "asked", "words"),
     [
-        (FOUR, request("5"), ["--nodes 5 needs 5 nodes with a GPU each", "has 4 such", "Use --nodes 4"]),
-        (FOUR, request("2:9", gpus_per_node=16), ["--nodes 2:9", "16 GPUs", "has 0 such", "cluster template"]),
+        (FOUR, request("5"), ["--nodes 5 needs 5 nodes with a GPU each", "has 4", "Use --nodes 4"]),
+        (FOUR, request("2:9", gpus_per_node=16), ["--nodes 2:9", "16 GPUs", "has 0", "cluster template"]),
         ([node("h", 8, 8, free_gpus=6)], request("1"), ["h: 6 of 8 GPUs free", "busy", "--wait 600"]),
         ([node("h", 8, free_cpus=7)], request("1", "cpu"), ["7 of 8 CPUs free", "--cpus-per-worker"]),
         ([], request("1", "cpu"), ["(none)"]),
