@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -251,6 +253,24 @@ def test_threads_spin_where_nobody_else_is() -> None:
     assert not others_are_busy((None, 1.0, 100.0), (None, 2.0, 102.0), cores=2)
     machine = "clock.cores = lambda: 2; clock.moment = lambda: (12.5, 1.5, 102.0)"
     assert spin_count(f"{machine}; clock.spare_others((10.0, 1.0, 100.0))") == "None"
+
+
+def test_sentences_break_between_words_on_a_terminal_and_nowhere_in_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{}")
+    runs = ("runs", "--runs-dir", tmp_path)
+    (piped,) = command(*runs).stderr.splitlines()
+    ours, theirs = pty.openpty()
+    subprocess.run(
+        [*COMMAND, *map(str, runs)], stderr=theirs, env=os.environ | {"COLUMNS": "50", "TERM": "xterm"}, check=True
+    )
+    os.close(theirs)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(ours, 65536).decode())
+    os.close(ours)
+    lines = shown.splitlines()
+    assert len(lines) > 1
+    assert " ".join(lines) == piped
+    assert all(len(line) <= 50 or " " not in line for line in lines)
 
 
 def test_doctor_examines_by_doing(tmp_path: Path) -> None:

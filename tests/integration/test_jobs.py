@@ -307,7 +307,7 @@ def test_detached_then_listed_read_and_stopped(cluster: Cluster) -> None:
     assert list((cluster.runs_dir / "left" / "checkpoints").iterdir())
     assert "had already finished: stopped" in cluster.ask("jobs", "stop", job_id).out
     followed = cluster.ask("jobs", "logs", job_id)
-    assert "Training stopped. The Last intact checkpoint:" in followed.out
+    assert "Training stopped. Last intact checkpoint:" in followed.out
     assert followed.out.startswith(logs.out[:200])
 
 
@@ -336,7 +336,7 @@ def test_ctrl_c_on_a_terminal_asks_and_stops(cluster: Cluster) -> None:
     assert process.returncode == 130, shown
     told = json.loads(out)
     assert told["status"] == "interrupted"
-    assert "Training stopped. The Last intact checkpoint:" in told["error"]
+    assert "Training stopped. Last intact checkpoint:" in told["error"]
     assert f"--resume asked --runs-dir {cluster.runs_dir} --cluster {cluster.address}" in told["remedy"]
     assert shown.count("interrupted") == 1, shown
     assert cluster.record("asked")["status"] == "interrupted"

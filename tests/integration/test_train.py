@@ -302,7 +302,7 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path) -> None:
     assert code == "code 1"
     told = json.loads(error)
     assert "The disk is full: epoch-0002.safetensors (2.1 MiB)" in told["error"]
-    assert "The Last intact checkpoint:" in told["error"]
+    assert "Last intact checkpoint:" in told["error"]
     assert told["remedy"].endswith(f"Then resume with: resnet-ops train --resume f --runs-dir {space}")
     assert "Traceback" not in ended.stderr
     (run,) = json.loads(listed)["runs"]
