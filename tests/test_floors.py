@@ -10,11 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "machine", "files", "options", "config", "runs"}
+BASE = {"errors", "formatting", "machine", "files", "options", "config", "runs"}
 FLOORS = {
     "errors": set(),
     "machine": set(),
-    "files": {"errors"},
+    "formatting": set(),
+    "files": {"errors", "formatting"},
     "locks": {"errors", "files"},
     "options": {"errors"},
     "config": {"errors", "files", "options"},
