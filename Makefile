@@ -1,7 +1,7 @@
-# make demo: set up, train on real images, export the best network to ONNX and prove it.
+# make demo: set up, train on real images, export the best network to ONNX and verify it.
 # make test: set up with the development tools, check the code, build the pages, run the whole suite.
 # make docs: the pages, in docs/_build; a warning is an error.
-# make bench: measure beside what others use; RESNET_OPS_CIFAR10 names a folder of CIFAR-10 in Parquet.
+# make bench: benchmark against other tools; RESNET_OPS_CIFAR10 names a folder of CIFAR-10 in Parquet.
 # make test-slurm: run the Slurm template on a real Slurm on this machine; needs root.
 # make test-chaos: train while machines die, networks are cut and disks fill; parts of it need root.
 
@@ -23,7 +23,7 @@ test-slurm: .venv/installed-dev
 		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq slurm-wlm munge > /dev/null; \
 		else \
-			echo "error: Slurm is missing, and so is the right to install it. As root: apt-get install slurm-wlm munge" >&2; \
+			echo "error: Slurm is not installed, and installing it needs root: apt-get install slurm-wlm munge" >&2; \
 			exit 1; \
 		fi; }
 	$(BIN)/pytest -m slurm tests/cluster

@@ -49,7 +49,7 @@ def _show(output: Output, found: "BenchResult") -> None:
     where = f"{cores()} CPU cores" if on_cpu else torch.cuda.get_device_name()
     height, width = steps.resize if inside.input == "raw" else (steps.height, steps.width)
     title = f"{inside.model} {inside.precision}, {height}x{width}, {found.provider}, {where}"
-    made = table(">batch", "", ">img/s", ">x eager", ">p50 ms", ">p99 ms", ">calls", ">memory MiB", title=title)
+    made = table(">batch", "backend", ">img/s", ">x eager", ">p50 ms", ">p99 ms", ">calls", ">memory MiB", title=title)
     last = None
     for row in found.rows:
         made.add_row(str(row.batch) if row.batch != last else "", escape(row.name), *_cells(row))
@@ -57,14 +57,14 @@ def _show(output: Output, found: "BenchResult") -> None:
     output.show(made)
     for row in found.rows:
         if row.error:
-            output.show(f"[yellow]{escape(row.name)}, batch {row.batch}:[/] {escape(row.error)}")
+            output.show(f"[yellow]{escape(row.name)}, batch size {row.batch}:[/] {escape(row.error)}")
     memory = (
-        "the most that its process had beyond the libraries, loading and compiling included"
+        "peak of the process, including loading and compiling, without the libraries"
         if on_cpu
-        else "what it took of the GPU's, beyond CUDA's"
+        else "GPU memory allocated, without the CUDA context"
     )
     output.show(
-        f"p99 of fewer than 100 calls is the slowest. Memory: {memory}. torch {torch.__version__} with random weights."
+        f"With fewer than 100 calls, p99 is the maximum. Memory: {memory}. torch {torch.__version__}, random weights."
     )
 
 

@@ -5,6 +5,7 @@ to stderr, and stdout ends in one line of JSON.
 """
 
 import json
+import re
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -13,12 +14,41 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.results import Result
 
-err = Console(stderr=True, highlight=False)
+
+class WordConsole(Console):
+    """A console whose long sentences break between words on a terminal; a pipe gets each as one line."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does; `soft_wrap` says that the text is a sentence."""
+        if options.get("soft_wrap") and self.is_terminal:
+            objects = tuple(_broken(each, self.width) if isinstance(each, str) else each for each in objects)
+        super().print(*objects, **options)
+
+
+def _broken(markup: str, width: int) -> Text:
+    """Break between words; facts and commands, which are indented, stay whole for copying, and so do long words."""
+    text = Text.from_markup(markup)
+    if text.plain.startswith(" ") or "\n" in text.plain:
+        return text
+    breaks, line, word = [], 0, 0
+    for end in [*(space.start() for space in re.finditer(" ", text.plain)), len(text)]:
+        if end - line > width and word > line:
+            breaks.append(word)
+            line = word
+        word = end + 1
+    lines = text.divide(breaks)
+    for each in lines:
+        each.rstrip()
+    return Text("\n").join(lines)
+
+
+err = WordConsole(stderr=True, highlight=False)
 
 
 class Output:
@@ -26,7 +56,7 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.out = err if as_json else Console(highlight=False)
+        self.out = err if as_json else WordConsole(highlight=False)
 
     def show(self, *renderables: Any) -> None:
         """Show part of the result."""
@@ -73,11 +103,6 @@ def table(*columns: str, title: str | None = None) -> Table:
 def short(path: Path) -> str:
     """Write a path from here where that is possible."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """Write a share from 0 to 1 as a percentage."""
-    return f"{100 * share:.{digits}f} %"
 
 
 def ago(moment: datetime) -> str:

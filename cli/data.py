@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from resnet_ops.config import DataConfig, ImagesConfig
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import write_atomically
+from resnet_ops.formatting import size
 
 from .console import Output, err, short, table
 from .help import Command, Group
@@ -85,9 +86,9 @@ def _check_file(contact_sheet: Path | None) -> None:
     if contact_sheet is None:
         return
     if contact_sheet.suffix.lower() != ".png":
-        raise UserError(f"--contact-sheet {contact_sheet} is no PNG.", "Give its name the ending .png.")
+        raise UserError(f"--contact-sheet {contact_sheet} is not a PNG.", "Use a file name ending in .png.")
     if not contact_sheet.absolute().parent.is_dir():
-        raise UserError(f"--contact-sheet {contact_sheet}: its folder is not there.", "Make it, or name another.")
+        raise UserError(f"--contact-sheet {contact_sheet}: its folder does not exist.", "Create it, or choose another.")
 
 
 def _progress() -> Progress:
@@ -137,12 +138,10 @@ def _class_table(report: "DataReport") -> Any:
 
 
 def _facts(report: "DataReport") -> Any:
-    from resnet_ops.data.findings import size
-
     shown = table("", "")
     shown.show_header = False
     sizes = [f"{width}x{height}" for height, width in report.sizes]
-    spread = "all" if report.distinct_sizes == 1 else f"of {report.distinct_sizes:,} sizes"
+    spread = "all" if report.distinct_sizes == 1 else f"{report.distinct_sizes:,} different sizes"
     if sizes:
         least, median, greatest = sizes
         told = f"{least}, {spread}" if least == greatest else f"{least} to {greatest}, median {median}, {spread}"
@@ -150,10 +149,10 @@ def _facts(report: "DataReport") -> Any:
     shown.add_row("formats", _counts(report.formats))
     shown.add_row("modes", _counts(report.modes))
     colour = "grey" if report.channels == 1 else "colour"
-    crop = f", cropped from {report.stored}x{report.stored}" if report.stored else ", as they are"
-    shown.add_row("network sees", f"{report.width}x{report.height} {colour}{crop}")
+    crop = f", cropped from {report.stored}x{report.stored}" if report.stored else ", not resized"
+    shown.add_row("network input", f"{report.width}x{report.height} {colour}{crop}")
     shown.add_row("mean", ", ".join(f"{one:.4f}" for one in report.mean))
-    shown.add_row("deviation", ", ".join(f"{one:.4f}" for one in report.std))
+    shown.add_row("std", ", ".join(f"{one:.4f}" for one in report.std))
     kept = "streamed" if report.streamed else f"kept in {escape(str(report.cache or 'memory'))}"
     shown.add_row("bytes", f"{size(report.encoded_bytes)} encoded, {size(report.decoded_bytes)} decoded and {kept}")
     if report.fingerprint:
@@ -180,10 +179,10 @@ def _findings(report: "DataReport") -> list[str]:
 def _verdict(report: "DataReport") -> str:
     told = ", ".join(finding.name for finding in report.having("error"))
     also = ", ".join(finding.name for finding in report.having("warning"))
-    warned = f"[bold yellow]Look at:[/] {also}" if also else ""
+    warned = f"[bold yellow]Warnings:[/] {also}" if also else ""
     if told:
-        return f"[bold red]To be mended:[/] {told}" + (f". {warned}" if also else "")
-    return warned or "[bold green]Sound.[/]"
+        return f"[bold red]Errors:[/] {told}" + (f". {warned}" if also else "")
+    return warned or "[bold green]No problems found.[/]"
 
 
 def _draw(file: Path, report: "DataReport") -> None:

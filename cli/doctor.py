@@ -29,7 +29,7 @@ def doctor(options: Options, json: Json = False, debug: Debug = False) -> None:
     for finding in report.findings:
         remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
         shown.add_row(MARKS[finding.state], finding.name, escape(finding.found) + remedy)
-    verdict = "[bold green]Ready.[/]" if report.ready else f"[bold red]Broken:[/] {', '.join(report.broken)}"
+    verdict = "[bold green]Ready.[/]" if report.ready else f"[bold red]Problems:[/] {', '.join(report.broken)}"
     output.show(shown, verdict)
     output.end(report)
     if not report.ready:

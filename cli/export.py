@@ -7,9 +7,10 @@ from rich.markup import escape
 
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
+from resnet_ops.formatting import percent, size
 
 from .clock import importing, process_started_at
-from .console import Output, err, percent, short, table
+from .console import Output, err, short, table
 from .options import Debug, Json, Options, options_of
 from .proofs import notice, refuse, show_proof
 
@@ -41,7 +42,7 @@ def export(
     output = Output(json)
     config = options.make(ExportConfig)
     if not onnx:
-        raise UserError("Export to which format?", f"Say it: resnet-ops export {config.run} --onnx")
+        raise UserError("No export format given.", f"Use: resnet-ops export {config.run} --onnx")
     with err.status("Exporting", spinner="dots") if err.is_terminal else err:
         with importing():
             from resnet_ops.export import job
@@ -52,19 +53,19 @@ def export(
 
 def _show(output: Output, result: "ExportResult") -> None:
     if result.candidates:
-        made = table("8 bits", "method", ">agrees with fp32", ">mean difference", ">images/s", "")
+        made = table("int8 quantization", "calibration", ">top-1 agreement", ">mean difference", ">images/s", "")
         for one in result.candidates:
-            mark = "[green]chosen[/]" if one.chosen else ""
+            mark = "[green]selected[/]" if one.chosen else ""
             speed = f"{one.images_per_second:,.0f}"
-            made.add_row(one.form, one.method, percent(one.agreement, 2), f"{one.error:.1e}", speed, mark)
+            made.add_row(one.form, one.method, percent(one.agreement), f"{one.error:.1e}", speed, mark)
         output.show(made, "")
     if result.kept_in_fp32:
-        output.show(f"half precision: {result.kept_in_fp32}")
+        output.show(f"fp16: {result.kept_in_fp32}")
     show_proof(output, result)
     if not result.validated:
-        refuse(output, result, "The export was refuted", f"The file is kept as {result.onnx} to look into.")
+        refuse(output, result, "Verification failed", f"The file is kept as {result.onnx} for inspection.")
     what = "" if result.precision == "fp32" else f"{result.precision}, "
     takes = "pixels of any size" if result.input == "raw" else "normalised floats"
-    size = f"{what}{result.size_bytes / 1e6:.1f} MB, opset {result.opset}, takes {takes}"
-    output.show(f"[bold green]Proven:[/] {escape(short(result.onnx))} ({size})")
+    about = f"{what}{size(result.size_bytes)}, opset {result.opset}, input: {takes}"
+    output.show(f"[bold green]Verified:[/] {escape(short(result.onnx))} ({about})")
     output.end(result)

@@ -122,7 +122,7 @@ def stop(
     server = _connect(cluster)
     job = server.find(name)
     if job.is_over:
-        output.show(f"Job {escape(job.id)} had ended before: {job.status.lower()}")
+        output.show(f"Job {escape(job.id)} had already finished: {job.status.lower()}")
     else:
         with err.status(f"Stopping {escape(job.id)}", spinner="dots"):
             job = server.stop(job.id, timeout)

@@ -26,12 +26,13 @@ def up(options: Options, json: Json = False, debug: Debug = False) -> None:
     with err.status("Starting", spinner="dots") as status:
         cluster = local.up(config, lambda what: status.update(escape(what)))
     output.show(
-        f"[bold green]Up:[/] {nodes} {'node' if nodes == 1 else 'nodes'} of {cpus_per_node} CPU each, and a head",
+        f"[bold green]Running:[/] {nodes} {'node' if nodes == 1 else 'nodes'} with {cpus_per_node} CPU each, and a "
+        "head node",
         f"  address    {cluster.address}",
         f"  dashboard  {cluster.dashboard} (from this machine only)",
-        "Then:",
+        "Next steps:",
         f"  {cluster.next_steps[0]}",
-        f"  {cluster.next_steps[1]}  as a job of its own",
+        f"  {cluster.next_steps[1]}  as a submitted job",
         *(f"  {step}" for step in cluster.next_steps[2:]),
     )
     output.end(cluster)
@@ -40,7 +41,9 @@ def up(options: Options, json: Json = False, debug: Debug = False) -> None:
 def down(json: Json = False, debug: Debug = False) -> None:
     """Stop the cluster that `cluster up` started."""
     output = Output(json)
-    with err.status("Ending", spinner="dots"):
+    with err.status("Stopping", spinner="dots"):
         result = local.down()
-    output.show(f"Ended: the local cluster (--nodes {result.nodes})." if result.ended else "No local cluster runs.")
+    output.show(
+        f"Stopped the local cluster (--nodes {result.nodes})." if result.ended else "No local cluster is running."
+    )
     output.end(result)

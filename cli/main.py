@@ -110,7 +110,9 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return WORK_FAILED
     except Exception as error:
-        told = UserError(f"Internal error, {type(error).__name__}: {error}", "The traceback: --debug.", WORK_FAILED)
+        told = UserError(
+            f"Internal error: {type(error).__name__}: {error}", "Show the traceback with --debug.", WORK_FAILED
+        )
         report_error(told if not debug else error, WORK_FAILED, as_json, debug)
         return WORK_FAILED
 

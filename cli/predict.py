@@ -7,9 +7,10 @@ from rich.markup import escape
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.config import PredictConfig
+from resnet_ops.formatting import percent
 
 from .clock import importing, process_started_at
-from .console import Output, err, percent, report_error, table
+from .console import Output, err, report_error, table
 from .options import Debug, Json, Options, options_of
 
 if TYPE_CHECKING:
@@ -30,20 +31,20 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
     """
     output = Output(json)
     config = options.make(PredictConfig)
-    status = err.status("Looking", spinner="dots")
+    status = err.status("Classifying", spinner="dots")
     with status if err.is_terminal else err:
         with importing():
             from resnet_ops.export import predict as library
 
-        def seen(done: int, total: int) -> None:
-            status.update(f"Looking: {done:,} of {total:,} images")
+        def progress(done: int, total: int) -> None:
+            status.update(f"Classifying: {done:,} of {total:,} images")
 
-        result = library.predict(config, seen, process_started_at())
+        result = library.predict(config, progress, process_started_at())
     _show(output, result)
     if result.failed:
         first = next(one for one in result.predictions if one.error)
         refusal = UserError(
-            f"{result.failed:,} of {result.images:,} could not be looked at, such as {first.path}: {first.error}.",
+            f"{result.failed:,} of {result.images:,} images could not be read, such as {first.path}: {first.error}.",
             exit_code=WORK_FAILED,
         )
         report_error(refusal, WORK_FAILED, as_json=False, debug=debug)
@@ -58,5 +59,5 @@ def _show(output: Output, result: "PredictResult") -> None:
         if one.error:
             made.add_row(escape(str(one.path)), f"[red]{escape(one.error)}[/]", "")
         for rank, likely in enumerate(one.top):
-            made.add_row("" if rank else escape(str(one.path)), escape(likely.name), percent(likely.probability))
+            made.add_row("" if rank else escape(str(one.path)), escape(likely.name), percent(likely.probability, 1))
     output.show(made)

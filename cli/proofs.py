@@ -6,8 +6,9 @@ import typer
 from rich.markup import escape
 
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.formatting import percent
 
-from .console import Output, err, percent, report_error, table
+from .console import Output, err, report_error, table
 
 if TYPE_CHECKING:
     from resnet_ops.export.proof import ValidationResult
@@ -23,21 +24,21 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
     from resnet_ops.export.runtime import CPU, has_gpu
 
     against_torch = proof.checkpoint is not None
-    against = " against torch in float64" if against_torch else ", without its checkpoint"
-    made = table("check", "found", "limit", "", title=f"ONNX Runtime ({proof.provider}){against}")
+    against = " compared with torch in float64" if against_torch else ", without a checkpoint"
+    made = table("check", "result", "limit", "", title=f"ONNX Runtime ({proof.provider}){against}")
     for check in proof.checks:
-        mark = "[green]holds[/]" if check.held else "[bold red]FAILS[/]"
+        mark = "[green]PASS[/]" if check.held else "[bold red]FAIL[/]"
         made.add_row(check.name, escape(check.found), check.limit, mark)
     output.show(made)
     if proof.images:
-        torch = f"torch {percent(proof.val_accuracy_torch, 2)}, " if against_torch else ""
+        torch = f"torch {percent(proof.val_accuracy_torch)}, " if against_torch else ""
         errors = f"{proof.calibration_error_onnx:.4f}"
         if against_torch:
             errors = f"{proof.calibration_error_torch:.4f}, {errors}"
-        output.show(f"accuracy: {torch}ONNX {percent(proof.val_accuracy_onnx, 2)}; calibration error {errors}")
+        output.show(f"accuracy: {torch}ONNX {percent(proof.val_accuracy_onnx)}; calibration error {errors}")
     if proof.provider == CPU:
-        why = "it was not asked for" if has_gpu() else "this machine has no NVIDIA GPU"
-        output.show(f"[yellow]CUDA was not validated:[/] {why}; the proof ran on the CPU.")
+        why = "not requested (--provider cuda)" if has_gpu() else "this machine has no NVIDIA GPU"
+        output.show(f"[yellow]Not verified on CUDA:[/] {why}; the checks ran on the CPU.")
 
 
 def refuse(output: Output, proof: "ValidationResult", what: str, remedy: str = "") -> None:

@@ -26,7 +26,7 @@ def recipes(
         output.show(reading.text(name).rstrip())
         output.end(reading.RecipeOptions(name=name, options=reading.read(name)))
         return
-    shown = table("recipe", "what it does")
+    shown = table("recipe", "description")
     found = reading.listed()
     for each in found.recipes:
         shown.add_row(each.name, each.description)

@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from resnet_ops import files
+from resnet_ops import files, formatting
 from resnet_ops import runs as library
 from resnet_ops.config import RunsConfig
 from resnet_ops.runs import Run
 
 from .clock import importing, process_started_at
-from .console import Output, err, percent, short, table
+from .console import Output, err, short, table
 from .options import Debug, Json, Options, options_of
 
 EXAMPLES = """
@@ -45,12 +45,12 @@ def report(
             from resnet_ops.reporting import report as library_report
 
         result = library_report.write([Run(path) for path in wanted], output, _notice, process_started_at())
-    made = table("run", "network", "status", ">epochs", ">accuracy", ">wrong")
+    made = table("run", "network", "status", ">epochs", ">accuracy", ">errors")
     for row in result.runs:
-        accuracy = percent(row.val_accuracy, 2) if row.val_accuracy is not None else ""
+        accuracy = formatting.percent(row.val_accuracy) if row.val_accuracy is not None else ""
         wrong = "" if row.mistakes is None else str(row.mistakes)
         made.add_row(row.name, row.model, row.status, str(row.epochs), accuracy, wrong)
-    size = f"{result.size_bytes / 1e6:.1f} MB"
+    size = formatting.size(result.size_bytes)
     shown.show(made, f"[bold green]Written:[/] {escape(short(result.report))} ({size})")
     shown.end(result)
 

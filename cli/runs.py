@@ -4,8 +4,9 @@ from rich.markup import escape
 
 from resnet_ops import runs as library
 from resnet_ops.config import RunsConfig
+from resnet_ops.formatting import percent
 
-from .console import Output, ago, err, percent, table
+from .console import Output, ago, err, table
 from .options import Debug, Json, Options, options_of
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
@@ -19,7 +20,7 @@ def runs(options: Options, json: Json = False, debug: Debug = False) -> None:
     shown = table("name", "model", "data", "status", ">epochs", ">accuracy", "when")
     found = library.summaries(runs_dir, _notice)
     for run in found.runs:
-        accuracy = "" if run.best_val_accuracy is None else percent(run.best_val_accuracy, 2)
+        accuracy = "" if run.best_val_accuracy is None else percent(run.best_val_accuracy)
         status, epochs = f"[{COLORS[run.status]}]{run.status}[/]", f"{run.epochs_done}/{run.epochs}"
         shown.add_row(run.name, run.model, run.data, status, epochs, accuracy, ago(run.updated))
     output.show(shown if found.runs else f"No runs in {runs_dir.absolute()}. Train one: resnet-ops train")

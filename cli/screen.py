@@ -6,12 +6,13 @@ from typing import Any, Self
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from resnet_ops.formatting import percent
 from resnet_ops.options import as_options
 from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training.observer import Observer
 
-from .console import err, percent
+from .console import err
 
 
 class Screen(Observer):
@@ -66,14 +67,14 @@ class Screen(Observer):
             self.bar.update(self.task, description=escape(str(progress.get("stage", ""))))
             return
         epochs = self.record.config.epochs
-        last = f", {percent(self.last.val_error)} validating" if self.last else ""
+        last = f", {percent(self.last.val_error, 1)} val" if self.last else ""
         self.bar.update(
             self.task,
             description=f"epoch {progress['epoch']}/{epochs}",
             total=epochs * progress["steps"],
             completed=(progress["epoch"] - 1) * progress["steps"] + progress["step"],
             numbers=f"{progress['images_per_second']:,.0f} img/s  loss {progress['train_loss']:.3f}  "
-            f"error {percent(progress['train_error'])} training{last}  ETA",
+            f"error {percent(progress['train_error'], 1)} train{last}  ETA",
         )
 
     def epoch_done(self, epoch: Epoch) -> None:
@@ -83,7 +84,7 @@ class Screen(Observer):
         width = len(str(self.record.config.epochs))
         err.print(
             f"epoch {epoch.epoch:{width}}/{self.record.config.epochs}  train loss {epoch.train_loss:.4f} "
-            f"error {percent(epoch.train_error):>6}  val loss {epoch.val_loss:.4f} "
-            f"error {percent(epoch.val_error):>6}  {epoch.images_per_second:>7,.0f} img/s",
+            f"error {percent(epoch.train_error, 1):>6}  val loss {epoch.val_loss:.4f} "
+            f"error {percent(epoch.val_error, 1):>6}  {epoch.images_per_second:>7,.0f} img/s",
             soft_wrap=True,
         )

@@ -12,13 +12,14 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from resnet_ops.formatting import percent
 from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 from resnet_ops.tuning.watcher import Watcher
 
-from .console import err, percent, table
+from .console import err, table
 
 COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
 SHOWN = 14  # trials in the live table
@@ -83,7 +84,7 @@ class SearchScreen(Watcher):
                 self._say(trial)
 
     def _say(self, trial: Trial) -> None:
-        accuracy = "" if trial.val_accuracy is None else f"  {percent(trial.val_accuracy, 2)}"
+        accuracy = "" if trial.val_accuracy is None else f"  {percent(trial.val_accuracy)}"
         reason = f" {escape(trial.reason)}" if trial.reason else f" after {trial.epochs} epochs"
         err.print(
             f"trial {trial.id:>{len(str(self.record.planned))}}/{self.record.planned}  {trial.model:<10} "
@@ -96,7 +97,7 @@ class SearchScreen(Watcher):
         if not scored:
             return ""
         accuracy, number = max(scored)
-        return f"; best so far {percent(accuracy, 2)}, trial {-number}"
+        return f"; best so far {percent(accuracy)}, trial {-number}"
 
     def _render(self) -> Any:
         with self.mutex:
@@ -108,7 +109,7 @@ class SearchScreen(Watcher):
         running = [trial for trial in trials if not trial.is_settled]
         done = [trial for trial in trials if trial.is_settled]
         for trial in sorted([*done[-max(SHOWN - len(running), 3) :], *running], key=lambda t: t.id):
-            accuracy = "" if trial.val_accuracy is None else percent(trial.val_accuracy, 2)
+            accuracy = "" if trial.val_accuracy is None else percent(trial.val_accuracy)
             made.add_row(
                 str(trial.id),
                 trial.model,

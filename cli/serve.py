@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 from resnet_ops.errors import INTERRUPTED, UserError
+from resnet_ops.formatting import percent
 from resnet_ops.serving.config import ServeConfig
 
 from .clock import importing
-from .console import Output, err, percent
+from .console import Output, err
 from .options import Debug, Json, Options, options_of
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
             _show(output, service)
             service.watch()
             stopping = True
-            err.print("Stopping: what is in hand is answered first; Ctrl-C again ends it at once.")
+            err.print("Stopping after requests in progress are answered; press Ctrl-C again to stop at once.")
     except KeyboardInterrupt:
         if stopping:
-            raise UserError("What was in hand has no answer.", exit_code=INTERRUPTED) from None
+            raise UserError("Requests in progress were not answered.", exit_code=INTERRUPTED) from None
         raise
     finally:
         status.stop()
@@ -51,12 +52,12 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
 
 def _show(output: Output, service: "ServeResult") -> None:
     inside = service.inside
-    accuracy = "" if inside.val_accuracy is None else f", {percent(inside.val_accuracy, 2)} validation accuracy"
+    accuracy = "" if inside.val_accuracy is None else f", {percent(inside.val_accuracy)} validation accuracy"
     output.show(
         f"[bold green]Serving[/] {inside.model} ({inside.precision}) on {service.provider}: "
         f"{len(inside.class_names)} classes{accuracy}",
-        *(f"  listens  {each}" for each in service.urls),
-        f"  ask      curl --data-binary @photo.jpg '{service.url}/classify?top=5'",
+        *(f"  url      {each}" for each in service.urls),
+        f"  request  curl --data-binary @photo.jpg '{service.url}/classify?top=5'",
         f"  docs     {service.url}/docs",
     )
     output.end(service)

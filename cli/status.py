@@ -43,7 +43,7 @@ def _show(output: Output, status: ClusterStatus) -> None:
     output.show(
         f"[bold]{status.address}[/]",
         shown,
-        f"{totals.nodes} alive: {'; '.join(amounts)}",
+        f"{totals.nodes} nodes alive: {'; '.join(amounts)}",
         *(
             f"  {escape(driver.command)} on {driver.host}, {ago(datetime.fromtimestamp(driver.started, UTC))}"
             for driver in status.running

@@ -10,6 +10,7 @@ from rich.markup import escape
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import to_path
+from resnet_ops.formatting import percent
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.recipes.reading import configure
@@ -142,7 +143,7 @@ def _errors(search: "Search", trial: Trial) -> str:
     epochs = search.trial_run(trial).epochs()
     if not epochs:
         return ""
-    return f"error {100 * epochs[-1].train_error:5.1f} % training, {100 * epochs[-1].val_error:5.1f} % validation  "
+    return f"error {percent(epochs[-1].train_error, 1):>6} train, {percent(epochs[-1].val_error, 1):>6} val  "
 
 
 def _submit(
@@ -150,7 +151,7 @@ def _submit(
 ) -> None:
     """Study on a cluster."""
     if str(typed.get("recipe", "")).endswith(".toml"):
-        raise UserError(f"--recipe {typed['recipe']} is a file of this machine.", "Take a recipe that ships here.")
+        raise UserError(f"--recipe {typed['recipe']} is a file on this machine only.", "Use a built-in recipe.")
     command = ("study", config.study)
     base = base.model_copy(update={"model": config.study})  # which it is named after
     submit(
@@ -177,6 +178,6 @@ def _show(output: Output, findings: "StudyResult") -> None:
         *([findings.gradients] if findings.gradients else []),
         f"  figures       {', '.join(short(figure) for figure in figures)}, and as .svg",
         f"  table         {short(folder / 'table.md')}",
-        f"  every number  {short(folder / 'study.json')}; {findings.total_s:.0f} s in all",
+        f"  results       {short(folder / 'study.json')}; total {findings.total_s:.0f} s",
     )
     output.end(findings)

@@ -21,12 +21,13 @@ from rich.markup import escape
 
 from resnet_ops.config import DATA_SETS, TrainConfig
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
+from resnet_ops.formatting import percent
 from resnet_ops.options import RUN_NAME, as_typed
 from resnet_ops.orchestration.milestones import SUBMITTER, milestone, tell_submitter
 from resnet_ops.tracking.tracker import settings
 
 from .clock import importing
-from .console import Output, err, percent
+from .console import Output, err
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.jobs import Job, JobServer
@@ -74,7 +75,7 @@ def submit(
         error.details.update({"name": config.name, "job_id": attempt.job_id})
         raise
     best = result.get("best") or {}
-    accuracy = f": {percent(best['val_accuracy'], 2)} validation accuracy" if best.get("val_accuracy") else ""
+    accuracy = f": {percent(best['val_accuracy'])} validation accuracy" if best.get("val_accuracy") else ""
     output.show(f"Job {escape(job.id)} succeeded in {time.monotonic() - started_at:.0f} s{accuracy}")
     output.end(SubmittedResult(**{**result, "job_id": job.id}))
 
@@ -124,13 +125,13 @@ class _Attempt:
                 except KeyboardInterrupt as interrupt:
                     if not submitted:
                         cause = f"Interrupted while job {self.job_id} was being submitted."
-                        raise UserError(cause, "See whether it is there: resnet-ops jobs list", INTERRUPTED) from None
+                        raise UserError(cause, "Check whether it exists: resnet-ops jobs list", INTERRUPTED) from None
                     self._interrupted(interrupt)
 
     def follow_again(self, lost: "Job") -> "Job":
         """Submit once more, from the last checkpoint if there is a run by now."""
-        how = "its supervisor was lost" if lost.exit_code is None else f"its driver ended with {lost.exit_code}"
-        then = f"going on with {self.config.name}" if self.resume else "submitting it again"
+        how = "its supervisor was lost" if lost.exit_code is None else f"its driver exited with code {lost.exit_code}"
+        then = f"resuming {self.config.name}" if self.resume else "resubmitting it"
         err.print(f"[yellow]note:[/] Job {escape(lost.id)} died ({how}); {escape(then)}.", soft_wrap=True)
         return self.follow()
 
@@ -161,11 +162,11 @@ class _Attempt:
         """Leave the job (raises) or have it stopped (returns, to see it end)."""
         if not self.stopping and not isinstance(interrupt, TerminatedError) and _wants_it_stopped():
             self.stopping = True
-            err.print("Stopping; Ctrl-C again leaves it to end alone.")
+            err.print("Stopping; press Ctrl-C again to detach.")
             return
         where = f"{self.job_id} --cluster {self.server.address}"
         raise UserError(
-            f"Detached; job {self.job_id} goes on{' until it has stopped' if self.stopping else ''}.",
+            f"Detached; job {self.job_id} {'is stopping' if self.stopping else 'keeps running'}.",
             f"Follow it: resnet-ops jobs logs {where}; stop it: resnet-ops jobs stop {where}",
             INTERRUPTED,
         ) from None
@@ -181,16 +182,16 @@ def _result(attempt: _Attempt, job: "Job") -> dict[str, Any]:
     if job.status == "SUCCEEDED":
         if not said:
             see = escape(f"resnet-ops jobs logs {job.id} --cluster {config.cluster}")
-            err.print(f"[yellow]note:[/] What the job said last could not be read; look again: {see}", soft_wrap=True)
+            err.print(f"[yellow]note:[/] The end of the job's log could not be read; see: {see}", soft_wrap=True)
         return said or {"name": config.name, "status": "finished"}
     where = f"--runs-dir {as_typed(config.runs_dir)} --cluster {config.cluster}"
     go_on = f"resnet-ops {attempt.command} --resume {config.name} {where}"
     if job.status == "STOPPED":
         cause = said.get("error") or f"Job {job.id} was stopped."
-        raise UserError(cause, f"Go on with: {go_on}" if attempt.resume else "", INTERRUPTED)
+        raise UserError(cause, f"Resume with: {go_on}" if attempt.resume else "", INTERRUPTED)
     if job.died:
-        again = "" if not config.max_failures else f", and so did {config.max_failures} more after it"
-        raise UserError(f"Job {job.id} died: {_last_line(job.message)}{again}.", f"Go on with: {go_on}", WORK_FAILED)
+        again = "" if not config.max_failures else f", as did {config.max_failures} more after it"
+        raise UserError(f"Job {job.id} died: {_last_line(job.message)}{again}.", f"Resume with: {go_on}", WORK_FAILED)
     if "error" in said:
         raise UserError(said["error"], said.get("remedy", ""), job.exit_code or WORK_FAILED)
     raise UserError(f"Job {job.id} failed: {_last_line(job.message)}.", _remedy(job), WORK_FAILED)
@@ -200,9 +201,9 @@ def _remedy(job: "Job") -> str:
     # Python's words: of a process that could not import us there is nothing else.
     missing = re.findall(r"No module named '([\w.]+)'", job.message)
     if missing:
-        return f"Install {missing[-1].split('.')[0]} on the cluster; pip install resnet-ops brings all that is needed."
+        return f"Install {missing[-1].split('.')[0]} on the cluster; pip install resnet-ops installs all dependencies."
     if job.exit_code == 127:
-        return "There is no 'python' on the PATH that the cluster was started with; start it from its environment."
+        return "The cluster was started without 'python' on its PATH; start it from its environment."
     return f"See its log: resnet-ops jobs logs {job.id}"
 
 
@@ -229,7 +230,7 @@ def _wants_it_stopped() -> bool:
     """Ask, where somebody can answer; a second Ctrl-C is an answer too."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    sys.stderr.write("\nDetach (the job goes on) or stop it? [d/s] (d) ")
+    sys.stderr.write("\nDetach (the job keeps running) or stop it? [d/s] (d) ")
     sys.stderr.flush()
     try:
         return sys.stdin.readline().strip().lower() in ("s", "stop")
@@ -266,14 +267,14 @@ def _check_places(config: TrainConfig) -> None:
     for option, place in places.items():
         if "://" in place and urlsplit(place).username is not None:
             raise UserError(
-                f"{option} holds a user's name or a secret, which the cluster would show to everyone.",
-                "Leave it out; give the machines their access by their environment or role.",
+                f"{option} contains a user name or a secret, which would be visible to everyone on the cluster.",
+                "Remove it; give the nodes access through their environment or role.",
             )
         # But for runs, `~` is the home directory on the machine that reads it.
         if "://" not in place and not place.startswith("/" if option == "--runs-dir" else ("/", "~")):
             raise UserError(
-                f"{option} must be a path that every machine of the cluster sees; {place!r} is relative to here.",
-                f"Give a whole path or a URL, such as {option} /shared/{Path(place).name}.",
+                f"{option} must be a path that every node of the cluster sees; {place!r} is relative.",
+                f"Use an absolute path or a URL, such as {option} /shared/{Path(place).name}.",
             )
 
 

@@ -41,6 +41,6 @@ def template(
 def _show(output: Output, written: TemplateResult) -> None:
     output.show(*(f"[bold]{escape(short(file))}[/]" for file in written.files))
     if written.fill_in:
-        output.show("[yellow]Still to fill in:[/]", *(f"  {escape(line)}" for line in written.fill_in))
-    output.show("Then:", *(f"  {escape(step)}" for step in written.next_steps))
+        output.show("[yellow]To fill in:[/]", *(f"  {escape(line)}" for line in written.fill_in))
+    output.show("Next steps:", *(f"  {escape(step)}" for step in written.next_steps))
     output.end(written)

@@ -4,6 +4,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.formatting import percent
 from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure
@@ -11,7 +12,7 @@ from resnet_ops.tracking.tracker import check
 
 from .arguments import train_arguments
 from .clock import importing, moment, process_started_at, spare_others
-from .console import Output, percent, short
+from .console import Output, short
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
 from .screen import Screen
 from .submit import submit
@@ -73,8 +74,8 @@ def _show(output: Output, result: "TrainResult") -> None:
     run, best = result.run, result.best
     speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
     output.show(
-        f"[bold]{percent(best.val_accuracy, 2)}[/] validation accuracy: {result.model} on {result.data}, "
-        f"best epoch {best.epoch} of {result.epochs}{speed}, {result.total_s:.0f} s in all",
+        f"[bold]{percent(best.val_accuracy)}[/] validation accuracy: {result.model} on {result.data}, "
+        f"best epoch {best.epoch} of {result.epochs}{speed}, total {result.total_s:.0f} s",
         f"  best weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",
         f"  next          resnet-ops export {run.name} --onnx" + runs_dir_option(run.path.parent),

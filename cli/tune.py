@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.formatting import percent
 from resnet_ops.orchestration.jobserver import is_job_server
 from resnet_ops.recipes.reading import configure, read
 from resnet_ops.tracking.tracker import check
@@ -15,7 +16,7 @@ from resnet_ops.tuning.space import read as read_space
 
 from .arguments import tune_arguments
 from .clock import importing, process_started_at
-from .console import Output, percent, short, table
+from .console import Output, short, table
 from .options import (
     Debug,
     Json,
@@ -123,7 +124,7 @@ def _draw(screen: SearchScreen) -> None:
 
 def _show(output: Output, result: "TuneResult") -> None:
     best, search = result.best, result.search
-    shown = table(">trial", "network", ">lr", ">epochs", ">accuracy", ">parameters", ">s", "status")
+    shown = table(">trial", "network", ">lr", ">epochs", ">accuracy", ">parameters", ">time (s)", "status")
     ranked = sorted(result.trials, key=lambda t: (t.val_accuracy is None, -(t.val_accuracy or 0), t.parameters, t.id))
     for trial in ranked[:10]:
         mark = "[bold]" if trial.id == best.trial else ""
@@ -135,10 +136,10 @@ def _show(output: Output, result: "TuneResult") -> None:
     run = search.run
     where = runs_dir_option(run.path.parent)
     output.show(
-        f"[bold]{percent(best.val_accuracy or 0, 2)}[/] validation accuracy: trial {best.trial}, {best.model} with "
-        f"lr {best.lr:g}, {best.why}; {result.total_s:.0f} s in all",
+        f"[bold]{percent(best.val_accuracy or 0)}[/] validation accuracy: selected trial {best.trial}, {best.model} with "
+        f"lr {best.lr:g}, {best.why}; total {result.total_s:.0f} s",
         f"  best weights  {short(best.checkpoint)}",
-        f"  pictures      {short(search.page)}",
+        f"  report        {short(search.page)}",
         f"  next          resnet-ops export {run.name} --onnx{where}",
     )
     if result.refit is not None:
@@ -154,7 +155,7 @@ def row(trial: Any) -> list[str]:
         f"{trial.model} {others}".strip(),
         f"{trial.lr:.3g}",
         str(trial.epochs),
-        "" if trial.val_accuracy is None else percent(trial.val_accuracy, 2),
+        "" if trial.val_accuracy is None else percent(trial.val_accuracy),
         f"{trial.parameters:,}" if trial.parameters else "",
         f"{trial.seconds:.0f}",
         trial.status,

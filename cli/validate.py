@@ -31,6 +31,6 @@ def validate(options: Options, json: Json = False, debug: Debug = False) -> None
         result = library.validate_onnx(config, notice, process_started_at())
     show_proof(output, result)
     if not result.validated:
-        refuse(output, result, f"{config.file} is refuted")
-    output.show(f"[bold green]Holds:[/] {escape(short(result.onnx))}")
+        refuse(output, result, f"{config.file} failed verification")
+    output.show(f"[bold green]Passed:[/] {escape(short(result.onnx))}")
     output.end(result)

@@ -297,16 +297,17 @@ class Recipe(Config):
     def _options_fit_together(self) -> Self:
         if self.accumulate > self.batch_size and not self.auto_batch:
             raise UserError(
-                f"--accumulate {self.accumulate} cuts a batch of {self.batch_size} into more parts than it has images.",
-                f"Take at most {self.batch_size}.",
+                f"--accumulate {self.accumulate} splits a batch of {self.batch_size} images into more micro-batches "
+                "than images.",
+                f"Use at most {self.batch_size}.",
             )
         if self.warmup_steps and self.schedule == "one-cycle":
             raise UserError(
-                f"--warmup-steps {self.warmup_steps}: the schedule one-cycle has a warm-up of its own.",
-                "Leave it out, or take --schedule steps or cosine.",
+                f"--warmup-steps {self.warmup_steps}: the one-cycle schedule includes its own warm-up.",
+                "Remove it, or use --schedule steps or cosine.",
             )
         if self.nesterov and not self.momentum:
-            raise UserError("--nesterov needs a momentum.", "Give --momentum 0.9, or leave --nesterov out.")
+            raise UserError("--nesterov needs a momentum.", "Use --momentum 0.9, or remove --nesterov.")
         return self
 
 
@@ -336,10 +337,10 @@ class NodeRange:
         """
         match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?", text)
         if match is None:
-            raise ValueError("must be a number of machines, such as 4, or a range, such as 2:4")
+            raise ValueError("must be a number of nodes, such as 4, or a range, such as 2:4")
         fewest, most = int(match[1]), int(match[2] or match[1])
         if most < fewest:
-            raise ValueError("must have its smaller number first, such as 2:4")
+            raise ValueError("must have the smaller number first, such as 2:4")
         return cls(fewest, most)
 
     def __str__(self) -> str:

@@ -19,6 +19,7 @@ from pydantic import Field, computed_field
 
 from resnet_ops import files, runs
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import size
 from resnet_ops.machine import cores, memory_bytes
 from resnet_ops.orchestration.connect import local_ray
 from resnet_ops.results import Result
@@ -83,7 +84,7 @@ def _attempt(name: str, examination: Callable[[], Finding]) -> Iterator[Finding]
         yield Finding(name, "broken", error.cause, error.remedy)
     except Exception as error:  # any failure is a finding
         text = (str(error).splitlines() or [""])[0]
-        yield Finding(name, "broken", f"{type(error).__name__}: {text}", f"Reinstall {name}, or look into the message.")
+        yield Finding(name, "broken", f"{type(error).__name__}: {text}", f"Reinstall {name}, or see the message.")
 
 
 def _versions() -> Finding:
@@ -96,7 +97,7 @@ def _torch() -> Finding:
 
     image, kernel = torch.ones(1, 3, 8, 8), torch.ones(1, 3, 3, 3)
     assert torch.nn.functional.conv2d(image, kernel).flatten()[0].item() == 27
-    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     return Finding("torch", "ok", f"{torch.__version__}, {build}")
 
 
@@ -110,7 +111,7 @@ def _cpu() -> Finding:
     import torch
 
     level = torch.backends.cpu.get_cpu_capability()
-    return Finding("CPU", "ok", f"{cores()} cores, {level}, {memory_bytes() / 2**30:.0f} GiB of memory")
+    return Finding("CPU", "ok", f"{cores()} cores, {level}, {size(memory_bytes())} memory")
 
 
 def _gpu() -> Finding:
@@ -120,13 +121,13 @@ def _gpu() -> Finding:
 
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        listed = ", ".join(f"{d.name} ({d.total_memory / 2**30:.0f} GiB)" for d in devices)
+        listed = ", ".join(f"{d.name} ({size(d.total_memory)})" for d in devices)
         return Finding("GPU", "ok", f"{listed}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
     if runtime.has_gpu():
-        wanted = torch.version.cuda or "none: this torch is built for the CPU"
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         return Finding(
-            "GPU", "broken", f"The driver sees a GPU, torch does not (its CUDA: {wanted}).",
-            "Update the NVIDIA driver, or install the torch that is built for it.",
+            "GPU", "broken", f"The driver sees a GPU, but torch does not ({build}).",
+            "Update the NVIDIA driver, or install a torch built for its CUDA version.",
         )  # fmt: skip
     return Finding("GPU", "absent", "none: training and validation run on the CPU")
 
@@ -136,7 +137,7 @@ def _nccl(gpu: bool) -> Finding:
     import torch.distributed as dist
 
     if not gpu:
-        found = "not tried without a GPU; workers on CPUs use gloo"
+        found = "not tested without a GPU; CPU workers use gloo"
         return Finding("NCCL", "absent" if dist.is_gloo_available() else "broken", found)
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl", init_method=f"file://{folder}/store", rank=0, world_size=1)
@@ -160,8 +161,8 @@ def _ray() -> Finding:
     shared = shutil.disk_usage(SHARED).total if SHARED.is_dir() else None
     if shared is not None and shared < SHARED_BYTES:
         return Finding(
-            "Ray", "broken", f"{SHARED} has {shared / 2**20:.0f} MB, too little for Ray's object store.",
-            "Give the container more: docker run --shm-size=2g",
+            "Ray", "broken", f"{SHARED} has {size(shared)}, too little for Ray's object store.",
+            "Increase it: docker run --shm-size=2g",
         )  # fmt: skip
     return Finding("Ray", "ok", f"{ray.__version__}: started and ran a task in {seconds:.1f} s")
 
@@ -192,9 +193,9 @@ def _provider(provider: str) -> Finding:
         if not runtime.has_gpu():
             missing = {name: of for name, of in runtime.missing_cuda_libraries().items() if name != "libcuda.so.1"}
             if not missing:
-                return Finding(provider, "absent", "no GPU; all of its libraries are there but the driver's")
+                return Finding(provider, "absent", "no GPU; all libraries present except the driver's")
             packages = " ".join(sorted(set(missing.values())))
-            return Finding(provider, "absent", f"no GPU; missing too: {', '.join(missing)}", f"pip install {packages}")
+            return Finding(provider, "absent", f"no GPU; also missing: {', '.join(missing)}", f"pip install {packages}")
         runtime.choose_provider("cuda")
     elif provider == runtime.TENSORRT:
         missing = runtime.missing_cuda_libraries(runtime.TENSORRT_LIBRARIES)
@@ -204,7 +205,7 @@ def _provider(provider: str) -> Finding:
             return Finding(provider, "absent", why, remedy)
         runtime.choose_provider("tensorrt")
     elif provider != runtime.CPU:
-        return Finding(provider, "absent", "named by ONNX Runtime, not used by resnet-ops")
+        return Finding(provider, "absent", "available in ONNX Runtime, not used by resnet-ops")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "convolution.onnx"
@@ -237,12 +238,12 @@ def look_at_runs(runs_dir: Path) -> Iterator[Finding]:
 
 def _disk(runs_dir: Path) -> Finding:
     folder = next(parent for parent in (runs_dir.absolute(), *runs_dir.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(folder).free / 2**30
+    free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):
-        return Finding("runs", "broken", f"{folder} cannot be written.", "Choose another place with --runs-dir.")
-    if free < 1:
-        return Finding("runs", "broken", f"{folder} has {free:.1f} GiB free.", "Free some space, or use --runs-dir.")
-    return Finding("runs", "ok", f"{runs_dir.absolute()}, {free:.0f} GiB free")
+        return Finding("runs", "broken", f"{folder} cannot be written.", "Choose another folder with --runs-dir.")
+    if free < 2**30:
+        return Finding("runs", "broken", f"{folder} has only {size(free)} free.", "Free some space, or use --runs-dir.")
+    return Finding("runs", "ok", f"{runs_dir.absolute()}, {size(free)} free")
 
 
 def _bucket(runs_dir: Path) -> Finding:

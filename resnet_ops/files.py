@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import PlainSerializer, PlainValidator
 
+from resnet_ops import formatting
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 
 T = TypeVar("T")
@@ -57,8 +58,8 @@ def to_path(place: str | Path) -> Path:
     parts = urlsplit(text)
     if "@" in parts.netloc or parts.query:
         raise UserError(
-            f"{protocol}://... holds credentials or a query, which would be stored in run.json.",
-            "Leave out all but bucket and folder; credentials come from the environment.",
+            f"{protocol}://... contains credentials or a query, which would be stored in run.json.",
+            "Give only bucket and folder; credentials come from the environment.",
         )
     extra = EXTRAS.get(protocol, "")
     import fsspec
@@ -71,11 +72,11 @@ def to_path(place: str | Path) -> Path:
         remedy = f"pip install 'resnet-ops[{extra}]'" if extra else f"{error}."
         raise UserError(f"{protocol}:// needs a library that is not installed.", remedy) from None
     except ValueError:
-        raise UserError(f"There is no storage called {protocol}://.", "There are s3:// and gs://.") from None
+        raise UserError(f"Storage {protocol}:// is not supported.", "Use s3:// or gs://.") from None
     from upath import UPath
 
     if extra and not parts.netloc:
-        raise UserError(f"{text} names no bucket.", f"Name one: {protocol}://bucket/folder")
+        raise UserError(f"{text} has no bucket.", f"Write it as {protocol}://bucket/folder")
     return cast("Path", UPath(text.rstrip("/"), protocol=protocol, **OPTIONS.get(extra, {})))
 
 
@@ -253,7 +254,9 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
         try:
             ask(path, lambda storage, key: storage.pipe_file(key, content), patience_s)
         except FileNotFoundError as error:
-            raise PausedError(f"{path} cannot be written: {error}.", "Is the bucket gone?", WORK_FAILED) from error
+            raise PausedError(
+                f"{path} cannot be written: {error}.", "Check that the bucket exists.", WORK_FAILED
+            ) from error
         return
     temporary = path.with_name(f".{path.name}.tmp")
     with _explain_disk(path, len(content)):
@@ -294,13 +297,11 @@ def _explain_disk(path: Path, size: int = 0) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise PausedError(
-                f"{path} cannot be written: {error.strerror}.", "See to its disk.", WORK_FAILED
-            ) from error
+            raise PausedError(f"{path} cannot be written: {error.strerror}.", "Check the disk.", WORK_FAILED) from error
         free = shutil.disk_usage(path.parent).free
         raise PausedError(
-            f"The disk is full: {path.name} ({size / 1e6:.1f} MB) does not fit into {path.parent} "
-            f"({free / 1e6:.1f} MB free).",
+            f"The disk is full: {path.name} ({formatting.size(size)}) does not fit into {path.parent} "
+            f"({formatting.size(free)} free).",
             "Free some space.",
             exit_code=WORK_FAILED,
         ) from error

@@ -64,12 +64,13 @@ def hold(file: Path, name: str) -> Iterator[None]:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"Run {name} is being trained by another process.", "Wait for it to end, or take another --name."
+                f"Run {name} is being trained by another process.", "Wait for it to finish, or use another --name."
             ) from None
         except OSError as error:
             raise UserError(
                 f"Run {name} cannot be locked: {error.strerror}.",
-                "Its file system may know no locks (Lustre: mount it with -o flock); or choose another --runs-dir.",
+                "The file system may not support locks (Lustre: mount it with -o flock); otherwise choose another "
+                "--runs-dir.",
             ) from None
         yield
 
@@ -132,8 +133,8 @@ def _leased(file: Path, name: str) -> Iterator[None]:
     except BaseException:
         if lost(file):
             raise UserError(
-                f"Another process took run {name}, for this one was not heard of for {EXPIRE_S:.0f} s.",
-                "It goes on there: resnet-ops runs",
+                f"Another process took over run {name}, as this one had not renewed its lock for {EXPIRE_S:.0f} s.",
+                "It continues there: resnet-ops runs",
                 WORK_FAILED,
             ) from None
         raise
@@ -176,7 +177,7 @@ def _refuse(there: Lease | None, name: str) -> UserError:
     who, left_s = (f" (pid {there.pid} on {there.host})", there.left_s) if there else ("", EXPIRE_S)
     return UserError(
         f"Run {name} is being trained by another process{who}.",
-        f"Wait for it to end, or take another --name. If it was killed, the run is free in {left_s:.0f} s.",
+        f"Wait for it to finish, or use another --name. If it was killed, the lock expires in {left_s:.0f} s.",
     )
 
 

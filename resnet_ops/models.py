@@ -94,7 +94,7 @@ def parse_name(name: str) -> Architecture:
         known += [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in IMAGENET_BLOCKS]
         known += [f"{kind}{depth}" for kind, depth in baselines]
         raise UserError(
-            f"There is no network called {name!r}.",
+            f"Unknown network {name!r}.",
             f"{did_you_mean(name.lower(), known)} Names are resnetN and plainN: N = 18, 34, 50, 101, 152 "
             "(ImageNet family) or 6n+2, such as 20, 56, 110 (CIFAR family); or alexnet, vgg19, googlenet.",
         )
@@ -147,13 +147,13 @@ def build(
     """
     architecture = name if isinstance(name, Architecture) else parse_name(name)
     if architecture.kind != "resnet" and shortcut is not None:
-        what = "a plain network and has" if architecture.kind == "plain" else "a network that has"
+        what = "a plain network with" if architecture.kind == "plain" else "a network with"
         raise UserError(
-            f"{architecture.name} is {what} no shortcuts, so shortcut {shortcut} means nothing.",
-            "Leave the shortcut out, or take the resnet of that depth.",
+            f"{architecture.name} is {what} no shortcuts, so shortcut {shortcut} does not apply.",
+            "Remove the shortcut, or use the resnet of that depth.",
         )
     if num_classes < 1 or in_channels < 1:
-        raise UserError(f"A network needs classes and channels; {num_classes} and {in_channels} were asked for.")
+        raise UserError(f"A network needs at least one class and one channel, not {num_classes} and {in_channels}.")
     if architecture.kind in BASELINES:
         return _baseline(architecture.kind, num_classes, in_channels)
     return ResNet(architecture, num_classes, in_channels, shortcut or architecture.default_shortcut)
@@ -324,7 +324,7 @@ def check_image_size(architecture: Architecture, size: Sequence[int]) -> None:
     if min(size) < smallest:
         remedy = "Use larger images."
         if architecture.family == "imagenet" and min(size) >= 4:
-            remedy = f"Take a network of the CIFAR family, such as {architecture.kind}20."
+            remedy = f"Use a network of the CIFAR family, such as {architecture.kind}20."
         raise UserError(
             f"{architecture.name} needs images of at least {smallest}x{smallest} pixels; these are "
             f"{size[0]}x{size[1]}.",

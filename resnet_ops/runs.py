@@ -196,7 +196,7 @@ class Run:
         """
         record = self.read_as_written()
         if record.status == "running" and not self.locked():
-            reason = "its process ended without a word (killed, or the machine went down)"
+            reason = "its process ended unexpectedly (killed, or the machine went down)"
             return record.model_copy(update={"status": "interrupted", "reason": reason})
         return record
 
@@ -309,9 +309,9 @@ def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
     except OSError as error:
         raise UserError(
             f"The run cannot be written to {runs_dir.absolute()}: {error.strerror}.",
-            "Choose another place with --runs-dir.",
+            "Choose another folder with --runs-dir.",
         ) from None
-    raise UserError(f"{runs_dir} is full of runs called {stem}.", "Give this one a --name.")
+    raise UserError(f"{runs_dir} has too many runs called {stem}.", "Choose a --name.")
 
 
 def _clear(run: Run, overwrite: bool) -> None:
@@ -320,11 +320,11 @@ def _clear(run: Run, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(
-            f"There is a run called {run.name} in {run.path.parent}.",
-            f"Go on with it: --resume {run.name}; replace it: --overwrite; or take another --name.",
+            f"Run {run.name} exists already in {run.path.parent}.",
+            f"Resume it with --resume {run.name}, replace it with --overwrite, or use another --name.",
         )
     if not files.is_file(run.record_file):
-        raise UserError(f"{run.path} is not a run, so --overwrite leaves it alone.", "Take another --name.")
+        raise UserError(f"{run.path} is not a run, so --overwrite does not replace it.", "Use another --name.")
     with run.lock():
         if files.is_remote(run.path):
             files.remove_tree(run.path)
@@ -354,7 +354,7 @@ def find(runs_dir: Path, name: str) -> Run:
     """
     known = [run.name for run in in_folder(runs_dir)]
     if name not in known:
-        some = f"{did_you_mean(name, known)} There are: {', '.join(known[:8])}." if known else ""
+        some = f"{did_you_mean(name, known)} Available: {', '.join(known[:8])}." if known else ""
         raise UserError(
             f"There is no run called {name!r} in {runs_dir.absolute()}.", some or "Train one: resnet-ops train"
         )

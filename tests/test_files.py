@@ -28,10 +28,10 @@ def test_what_is_no_url_is_a_path_of_this_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("s3://key:secret@bucket/runs", "holds credentials"),
-        ("s3://bucket/runs?X-Amz-Signature=secret", "holds credentials or a query"),
-        ("s3://", "names no bucket"),
-        ("se://bucket/runs", "no storage called se://"),
+        ("s3://key:secret@bucket/runs", "contains credentials"),
+        ("s3://bucket/runs?X-Amz-Signature=secret", "contains credentials or a query"),
+        ("s3://", "has no bucket"),
+        ("se://bucket/runs", "Storage se:// is not supported"),
     ],
 )
 def test_urls_that_cannot_be_are_refused_and_give_nothing_away(url: str, words: str) -> None:

@@ -13,11 +13,12 @@ import resnet_ops
 
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "machine", "files", "options", "config", "results", "runs"}
+BASE = {"errors", "formatting", "machine", "files", "options", "config", "results", "runs"}
 FLOORS = {
     "errors": set(),
     "machine": set(),
-    "files": {"errors"},
+    "formatting": set(),
+    "files": {"errors", "formatting"},
     "locks": {"errors", "files"},
     "options": {"errors"},
     "significance": set(),

@@ -77,8 +77,8 @@ def test_typed_options_go_before_the_environment_the_file_and_its_recipe(
         ("milestones = [0.5]", ["mine.toml: milestones", "valid string"]),
         ("epochs = 1979-05-27", ["mine.toml: epochs"]),
         ("lr = 0.1\nepochs =\n", ["mine.toml is not TOML", "line 2"]),
-        ("recipe = 'fsat'", ["no recipe called 'fsat'"]),
-        ("recipe = 'mine.toml'", ["no recipe called 'mine.toml'"]),
+        ("recipe = 'fsat'", ["Unknown recipe 'fsat'"]),
+        ("recipe = 'mine.toml'", ["Unknown recipe 'mine.toml'"]),
         (b"\xff\xfe", ["mine.toml is not TOML"]),
         (None, ["mine.toml cannot be read: No such file"]),
     ],
@@ -99,7 +99,7 @@ def test_whole_numbers_will_do_for_others(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"no recipe called 'papr'.*Did you mean paper"):
+    with pytest.raises(UserError, match=r"Unknown recipe 'papr'.*Did you mean paper"):
         reading.text("papr")
 
 

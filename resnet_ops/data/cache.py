@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from resnet_ops import files, locks
+from resnet_ops import files, formatting, locks
 from resnet_ops.data.decode import DecodeError, Frame, decode
 from resnet_ops.data.encoded import Encoded, digest, in_chunks
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
@@ -151,11 +151,11 @@ def refuse_too_many(encoded: Encoded, class_names: Sequence[str], bad: dict[int,
     if len(bad) > BAD_SHARE * len(encoded.labels):
         raise UserError(
             f"{len(bad)} of {len(encoded.labels)} images cannot be decoded. {first}",
-            f"Up to {BAD_SHARE:.0%} are left out; repair these or take them away.",
+            f"Up to {BAD_SHARE:.0%} may be skipped; repair or remove these images.",
         )
     if gone := set(encoded.labels[list(bad)].tolist()) - set(np.delete(encoded.labels, list(bad)).tolist()):
         name = class_names[min(gone)]
-        raise UserError(f"No image of class {name!r} can be decoded. {first}", "Repair them, or take them away.")
+        raise UserError(f"No image of class {name!r} can be decoded. {first}", "Repair or remove them.")
 
 
 def cached(folder: Path, encoded: Callable[[], Encoded], wanted: Wanted) -> Decoded:
@@ -186,7 +186,9 @@ def cached(folder: Path, encoded: Callable[[], Encoded], wanted: Wanted) -> Deco
         except OSError as error:
             raise _unwritable(folder, error) from None
     if decoded is None:
-        raise UserError(f"{folder} does not hold what was just written to it.", "See to its disk.", WORK_FAILED)
+        raise UserError(
+            f"{folder}: data just written could not be read back unchanged.", "Check the disk.", WORK_FAILED
+        )
     if wanted.strict and decoded.bad:
         raise refuse_broken(decoded.bad[0])
     return decoded
@@ -214,7 +216,7 @@ def kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 def _unwritable(place: Path, error: OSError) -> UserError:
     return UserError(
-        f"Decoded images cannot be kept in {place.parent}: {error.strerror}.", "Choose another place with --cache-dir."
+        f"Cannot write decoded images to {place.parent}: {error.strerror}.", "Choose another folder with --cache-dir."
     )
 
 
@@ -222,7 +224,7 @@ def refuse_broken(image: BadImage) -> UserError:
     """What to say where one broken image is an error."""
     return UserError(
         f"Cannot decode {image.name}: {image.reason}.",
-        "Repair it, take it away, or leave such images out: --on-bad-image skip.",
+        "Repair or remove it, or skip such images: --on-bad-image skip.",
     )
 
 
@@ -259,9 +261,9 @@ def _make(folder: Path, encoded: Encoded, wanted: Wanted) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             size = len(encoded.labels) * int(np.prod(wanted.frame.shape))
             raise PausedError(
-                f"The disk is full: the decoded images ({size / 1e6:,.0f} MB) do not fit into {folder.parent} "
-                f"({shutil.disk_usage(folder.parent).free / 1e6:,.0f} MB free).",
-                "Free some space, or choose another place with --cache-dir.",
+                f"The disk is full: the decoded images ({formatting.size(size)}) do not fit into {folder.parent} "
+                f"({formatting.size(shutil.disk_usage(folder.parent).free)} free).",
+                "Free some space, or choose another folder with --cache-dir.",
             ) from None
         if not folder.is_dir():  # else another process, which no lock held off, was first
             raise

@@ -108,7 +108,7 @@ def check(
     names, labels = _classes(found)
     total, first = len(labels), len(parts[0].labels)
     if not total:
-        raise UserError(f"--data {config.data} holds no images.", "Give a data set that has some.")
+        raise UserError(f"--data {config.data} contains no images.", "Choose a data set that contains images.")
     source, refused = _opened(config, found)
     height, width, channels, stored = _network(config, found, source)
     frame = Frame((stored or height, stored or width), stored or height, stored or width, channels)
@@ -228,9 +228,11 @@ def _too_many_broken(source: Source, table: Table, chosen: bool) -> str:
 
 def _about_training(refused: str, found: Found) -> Finding:
     if not refused:
-        return Finding("ok", "training", "takes it")
+        return Finding("ok", "training", "usable for training")
     problems = [str(problem) for part in (found.train, found.val) if part for problem in part.problems]
-    return Finding("error", "training", f"refuses it: {refused}", some(told for told in problems if told != refused))
+    return Finding(
+        "error", "training", f"cannot be trained on: {refused}", some(told for told in problems if told != refused)
+    )
 
 
 def _statistics(sums: np.ndarray, frame: Frame) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -73,7 +73,7 @@ def read_many(root: Path, names: Sequence[str]) -> list[bytes | OSError]:
     prefix = cast("Any", root).path.rstrip("/")
     keys = [f"{prefix}/{name}" for name in names]
     got = files.ask(root, lambda storage, _: cast("dict[str, Any]", storage.cat(keys, on_error="return")))
-    every = [got.get(key, FileNotFoundError(0, "it is not there")) for key in keys]
+    every = [got.get(key, FileNotFoundError(0, "it does not exist")) for key in keys]
     return [one if isinstance(one, bytes | OSError) else OSError(0, str(one)) for one in every]
 
 

@@ -125,7 +125,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _colours(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
-        raise DecodeError("its pixels are floating-point numbers, of unknown range")
+        raise DecodeError("it has floating-point pixels of unknown range")
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))

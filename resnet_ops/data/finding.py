@@ -79,12 +79,12 @@ def _find(data: str, option: str, config: DataConfig) -> Found:
         return found
     if not has_magic(data) and files.exists(place):
         raise UserError(
-            f"{option} {data} is a folder without images.",
-            "Give one of Parquet files, or one with a folder of images for each class.",
+            f"{option} {data} contains no images.",
+            "Use a folder of Parquet files, or one with a subfolder of images per class.",
         )
     raise UserError(
-        f"{option} {data}: there is no such path, and no data set of that name.",
-        f"{did_you_mean(data, DATA_SETS)} By name there are: {', '.join(DATA_SETS)}.",
+        f"{option} {data}: no such path, and no data set of that name.",
+        f"{did_you_mean(data, DATA_SETS)} Data sets by name: {', '.join(DATA_SETS)}.",
     )
 
 

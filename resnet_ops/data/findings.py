@@ -12,6 +12,7 @@ import numpy as np
 from resnet_ops.data.encoded import SPLITS, Encoded, counted
 from resnet_ops.data.sources import NAMED
 from resnet_ops.data.survey import Survey
+from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 
 FEW = 10  # training images of a class; from fewer there is little to learn
@@ -100,15 +101,20 @@ def repeats(table: Table) -> Repeats:
         return some(" = ".join(_where(table, row) for row in rows) for rows in groups)
 
     findings = (
-        Finding("error", "label conflicts", f"{counted(conflicting)} under more than one label", told(conflicts))
+        Finding("error", "label conflicts", f"{counted(conflicting)} with more than one label", told(conflicts))
         if conflicts
-        else Finding("ok", "label conflicts", "no image is there under two labels"),
-        Finding("warning", "in both splits", f"{counted(in_both)} of validation used for training too", told(shared))
+        else Finding("ok", "label conflicts", "no image has more than one label"),
+        Finding(
+            "warning",
+            "in both splits",
+            f"{counted(in_both)} of the validation split also in the training split",
+            told(shared),
+        )
         if in_both
-        else Finding("ok", "in both splits", "no validation image is used for training"),
+        else Finding("ok", "in both splits", "no validation image is in the training split"),
         Finding("warning", "copies", f"{copies[TRAIN]:,} training, {copies[VAL]:,} validation", told(twice))
         if any(copies)
-        else Finding("ok", "copies", "no image is there twice in a split"),
+        else Finding("ok", "copies", "no duplicates within a split"),
     )
     return Repeats((copies[TRAIN], copies[VAL]), in_both, conflicting, findings)
 
@@ -117,7 +123,7 @@ def about_broken(table: Table) -> Finding:
     """Images that cannot be decoded."""
     reasons = table.seen.broken
     if not reasons:
-        return Finding("ok", "broken images", "all can be decoded")
+        return Finding("ok", "broken images", "all images can be decoded")
     split = [int(table.broken(split).sum()) for split in (TRAIN, VAL)]
     found = f"{counted(len(reasons))} cannot be decoded: {split[TRAIN]:,} training, {split[VAL]:,} validation"
     details = some(f"{table.name(row)}: {reason}" for row, reason in reasons.items())
@@ -129,9 +135,11 @@ def about_classes(table: Table) -> Iterator[Finding]:
     names, train, val = table.class_names, table.per_class[:, TRAIN], table.per_class[:, VAL]
     here = {name: (int(t), int(v)) for name, t, v in zip(names, train, val, strict=True)}
     if unknown := [f"{name}: {v:,}" for name, (t, v) in here.items() if v and not t]:
-        yield Finding("error", "unknown classes", "in validation, but not in training", some(unknown))
+        yield Finding(
+            "error", "unknown classes", "in the validation split but not in the training split", some(unknown)
+        )
     if few := [f"{name}: {t:,}" for name, (t, v) in here.items() if t < FEW and (t or not v)]:
-        yield Finding("warning", "few images", f"classes with fewer than {FEW} for training", some(few))
+        yield Finding("warning", "few images", f"classes with fewer than {FEW} training images", some(few))
     if val.any() and (unseen := [name for name, (t, v) in here.items() if t and not v]):
         yield Finding("warning", "not validated", "classes without validation images", some(unseen))
     if not train.any():
@@ -148,44 +156,39 @@ def about_pixels(table: Table, channels: int) -> Iterator[Finding]:
     seen = table.seen
     sound, names = seen.sound, table.name
     if channels == 1 and (colour := np.flatnonzero(sound & ~seen.grey)).size:
-        told = f"{counted(colour.size)} become grey, for those looked at first are"
+        told = f"{counted(colour.size)} will be converted to grey, as the first images sampled are grey"
         yield Finding("warning", "colours lost", told, some(map(names, colour.tolist())))
     if channels == 3 and (grey := int(seen.grey.sum())):
-        yield Finding("note", "grey images", f"{counted(grey)} among {int((sound & ~seen.grey).sum()):,} in colour")
+        yield Finding("note", "grey images", f"{counted(grey)} in grey, {int((sound & ~seen.grey).sum()):,} in colour")
     if (blank := np.flatnonzero(sound & seen.blank)).size:
         yield Finding(
-            "warning", "blank images", f"{counted(blank.size)} of one colour", some(map(names, blank.tolist()))
+            "warning", "blank images", f"{counted(blank.size)} of a single colour", some(map(names, blank.tolist()))
         )
 
 
 def about_room(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path | None) -> Iterator[Finding]:
     """Whether decoded images fit into this machine's memory, or are streamed, and whether into the cache."""
-    told = f"training images take {size(train_bytes)} decoded, of {size(memory_bytes())}"
+    told = f"decoded training images take {size(train_bytes)} of {size(memory_bytes())}"
     if streamed:
-        yield Finding("note", "memory", f"{told}: streamed, decoded anew in each epoch")
+        yield Finding("note", "memory", f"{told}: streaming, decoded in every epoch")
     else:
         yield Finding("ok", "memory", told)
     if cache is None:
         return
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if decoded_bytes > (free := shutil.disk_usage(there).free):
-        yield Finding("warning", "cache", f"{size(decoded_bytes)} decoded, {size(free)} free in {there}: --cache-dir")
+        yield Finding(
+            "warning",
+            "cache",
+            f"{size(decoded_bytes)} decoded, but {size(free)} free in {there}; choose another folder with --cache-dir",
+        )
 
 
 def about_passed_over(names: tuple[str, ...]) -> Finding:
     """Files that lie there and are not read."""
     if not names:
-        return Finding("ok", "other files", "none is passed over")
-    return Finding("note", "other files", f"{len(names):,} passed over", some(names))
-
-
-def size(count: float) -> str:
-    """So many bytes, in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.{0 if unit == 'B' or count >= 10 else 1}f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
+        return Finding("ok", "other files", "none ignored")
+    return Finding("note", "other files", f"{len(names):,} ignored", some(names))
 
 
 def _where(table: Table, row: int) -> str:

@@ -54,7 +54,7 @@ def find(root: Path, name: str) -> Found | None:
     val = next((folder for folder in VAL_NAMES if folder in tops), None)
     train = _part(root, f"{TRAIN}/", every, refuse_empty=True)
     if train is None:
-        raise UserError(f"{root / TRAIN} holds no folders with images.", "Give each class a folder of its own in it.")
+        raise UserError(f"{root / TRAIN} contains no subfolders with images.", "Create one subfolder per class in it.")
     return _found(name, train, _part(root, f"{val}/", every) if val else None, every)
 
 
@@ -73,8 +73,8 @@ def _part(root: Path, below: str, every: Sequence[File], *, refuse_empty: bool =
     classes = sorted({class_of[file.name] for file in (inside if refuse_empty else images)})
     problems = [
         UserError(
-            f"{root / below / empty} holds no image, so its class could not be learnt.",
-            f"Put images into it ({', '.join(sorted(EXTENSIONS))}), or take it away.",
+            f"{root / below / empty} contains no images, so its class cannot be learned.",
+            f"Add images ({', '.join(sorted(EXTENSIONS))}), or remove it.",
         )
         for empty in sorted(set(classes) - {class_of[file.name] for file in images})
     ]

@@ -48,8 +48,9 @@ def find(data: str, root: Path) -> Found:
             train, test = (kind(root, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{data} is not whole in {root}, and could not be downloaded ({' '.join(str(error).split())[:200]}).",
-            f"Put the folder {kind.base_folder} of {kind.filename} into {root}, or name the folder that holds it: "
+            f"{data} is missing or incomplete in {root} and could not be downloaded "
+            f"({' '.join(str(error).split())[:200]}).",
+            f"Extract {kind.base_folder} from {kind.filename} into {root}, or give the folder that contains it: "
             "--data-root.",
         ) from None
     return Found(data, _part(data, train, kind.train_list, root), _part(data, test, kind.test_list, root))

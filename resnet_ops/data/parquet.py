@@ -115,7 +115,7 @@ def split_by_names(found: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     train = [f for f in ordered if f not in named]
     if not train:
         raise UserError(
-            f"{ordered[0].parent} has only validation files ({ordered[0].name}...).",
+            f"{ordered[0].parent} contains only validation files ({ordered[0].name}...).",
             "Name the training files train-*.parquet.",
         )
     return train, next((kind for kind in kinds if kind), [])
@@ -185,7 +185,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return UserError(f"{path} cannot be read as Parquet: {reason}.", "Is it whole, and a Parquet file?")
+    return UserError(f"{path} cannot be read as Parquet: {reason}.", "Check that it is a complete Parquet file.")
 
 
 def _read_schema(path: Path, wanted: tuple[str | None, str | None]) -> tuple[tuple[str, str], tuple[str, ...]]:
@@ -195,8 +195,8 @@ def _read_schema(path: Path, wanted: tuple[str | None, str | None]) -> tuple[tup
     image, label = (next((name for name in names if name in schema.names), None) for names in usual)
     if image is None or label is None:
         raise UserError(
-            f"{path} has the columns {', '.join(schema.names)}; an image and a label column are needed.",
-            f"Say which they are, {{bytes, path}} and integers: --image-column, --label-column; by default "
+            f"{path} has the columns {', '.join(schema.names)}; an image column and a label column are needed.",
+            f"Name them with --image-column ({{bytes, path}}) and --label-column (integers); the defaults are "
             f"{usual[0][0]!r} and {usual[1][0]!r}.",
         )
     types = schema.field(image).type, schema.field(label).type
@@ -206,18 +206,22 @@ def _read_schema(path: Path, wanted: tuple[str | None, str | None]) -> tuple[tup
             "They must be a struct {bytes, path} and integers.",
         )
     if types[0].get_field_index("bytes") < 0:
-        raise UserError(f"{path}: column {image!r} has no field 'bytes'.", "Embed the images' bytes.")
+        raise UserError(f"{path}: column {image!r} has no field 'bytes'.", "Embed the encoded images in the file.")
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return (image, label), tuple(features.get(label, {}).get("names", ()))
 
 
 def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str) -> np.ndarray:
     if missing := {image, label} - set(parquet.schema_arrow.names):
-        raise UserError(f"{path} has no column {min(missing)!r}, as the first file has.", "Give all files the same.")
+        raise UserError(
+            f"{path} lacks the column {min(missing)!r} of the first file.", "Use the same columns in all files."
+        )
     try:
         labels = parquet.read(columns=[label]).column(0)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: column {label!r} cannot be read: {error}.", "Is the file whole?") from None
+        raise UserError(
+            f"{path}: column {label!r} cannot be read: {error}.", "Check that the file is complete."
+        ) from None
     if labels.null_count:
-        raise UserError(f"{path}: some images have no label.", "Give each image a label, or leave it out.")
+        raise UserError(f"{path}: some images have no label.", "Label these images, or remove them.")
     return np.asarray(labels.to_numpy()).astype(np.int64)

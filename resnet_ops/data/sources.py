@@ -126,12 +126,10 @@ class Source:
         train, val = self.decoded("train"), self.decoded("val")
         bad, notes = (*train.bad, *val.bad), list(self.notes)
         if bad:
-            notes.append(
-                f"Left out {counted(len(bad))} that cannot be decoded, the first {bad[0].name}: {bad[0].reason}."
-            )
+            notes.append(f"Skipped {counted(len(bad))} that cannot be decoded, first: {bad[0].name}: {bad[0].reason}.")
         if both := int(np.isin(val.digests, train.digests).sum()):
             notes.append(
-                f"{counted(both)} of the {len(val.images):,} for validation are among the training images too."
+                f"{counted(both)} of the {len(val.images):,} in the validation split are also in the training split."
             )
         update = {
             "train_images": len(train.images),
@@ -205,18 +203,22 @@ def checked(config: DataConfig, found: Found) -> Source:
         encoded["val"] = _by_name(val, names, config.val_data or name)
     labels = train.encoded.labels
     if not len(labels):
-        raise UserError(f"--data {name} holds no training images.", "Give a data set that has some.")
+        raise UserError(
+            f"--data {name} contains no training images.", "Choose a data set that contains training images."
+        )
     for part in encoded.values():
         _check_range(name, part.labels, names)
     if len(np.unique(labels)) < 2:
         raise UserError(
             f"--data {name} has training images of one class only ({names[labels[0]]}).",
-            "There is nothing to tell apart: add images of another class.",
+            "Add images of another class.",
         )
     _check_classes(encoded, names)
     val_images = len(encoded["val"].labels) if "val" in encoded else int(held_out_per_class(labels).sum())
     if not val_images:
-        raise UserError(f"--data {name} is too small to hold out validation images.", "Give at least 3 of a class.")
+        raise UserError(
+            f"--data {name} is too small to hold out validation images.", "Provide at least 3 images of a class."
+        )
     parts: dict[Split, Sequence[File]] = {"train": train.files, "val": val.files if val else ()}
     digest, kind = fingerprint(parts, named_files=found.named_files)
     height, width, channels, stored = network_size(train.encoded, config.image_size)
@@ -287,7 +289,7 @@ def _check_classes(encoded: dict[Split, Encoded], names: tuple[str, ...]) -> Non
 def _unknown(name: str, names: tuple[str, ...]) -> UserError:
     return UserError(
         f"There are validation images of class {name!r}, but no training images.",
-        f"{did_you_mean(name, names)} Add some, or take it out of the validation images.",
+        f"{did_you_mean(name, names)} Add training images of it, or remove it from the validation images.",
     )
 
 
@@ -316,7 +318,8 @@ def network_size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, i
             first = first or f"{encoded.name(row)}: {error}"
     if not seen:
         raise UserError(
-            f"None of {counted(len(rows))} looked at can be decoded. The first: {first}.", "Are they images?"
+            f"None of {counted(len(rows))} sampled can be decoded. First: {first}.",
+            "Check that these files are images.",
         )
     channels = 1 if all(one.grey for one in seen) else 3
     sizes = {(one.height, one.width) for one in seen}

@@ -195,7 +195,9 @@ class StreamedImages:
             row, why = next(iter(broken.items()))
             if self.wanted.strict:
                 raise refuse_broken(BadImage(name=self.encoded.name(row), reason=why))
-            self.tell(f"Cannot decode {self.encoded.name(row)}: {why}. Another image takes its place, as for all such.")
+            self.tell(
+                f"Cannot decode {self.encoded.name(row)}: {why}. Images that cannot be decoded are replaced by others."
+            )
         if broken:
             self.broken.update(broken)
             refuse_too_many(self.encoded, self.wanted.class_names, self.broken)

@@ -152,10 +152,10 @@ def _race(everyone: Sequence[Contender], batch: int, seconds: float, notice: Cal
     racing = []
     try:
         for contender in everyone:
-            notice(f"batch {batch}: preparing {contender.name}")
+            notice(f"batch size {batch}: preparing {contender.name}")
             racing.append(_Racing(contender, batch))
         for turn in range(ROUNDS):
-            notice(f"batch {batch}: measuring, round {turn + 1} of {ROUNDS}")
+            notice(f"batch size {batch}: measuring, round {turn + 1} of {ROUNDS}")
             for one in racing[:: -1 if turn % 2 else 1]:
                 one.turn(seconds / ROUNDS)
         return [one.measured() for one in racing]
@@ -220,7 +220,9 @@ class _Racing:
         except (EOFError, ConnectionError):
             self.process.join()
             code = self.process.exitcode or 0
-            self.error = f"its process was killed (signal {-code}): out of memory?" if code < 0 else "its process ended"
+            self.error = (
+                f"its process was killed (signal {-code}): out of memory?" if code < 0 else "its process exited"
+            )
             return None
 
 

@@ -134,7 +134,7 @@ def _bound(loaded: runtime.Session, x: Any, classes: int) -> Call:
 
     call()
     if session.get_providers()[0] != loaded.provider or not bool(torch.isfinite(found).all()):
-        raise RuntimeError(f"ONNX Runtime left {loaded.provider}, or found no numbers")
+        raise RuntimeError(f"ONNX Runtime fell back from {loaded.provider}, or gave non-finite outputs")
     return call
 
 

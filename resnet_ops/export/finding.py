@@ -41,11 +41,11 @@ def find(config: ExportConfig, notice: Notice) -> Subject:
     files.check_reachable(path)
     if config.model is not None:
         if not files.is_file(path):
-            raise UserError(f"There is no file {path}.", "With --model, name a file of weights.")
+            raise UserError(f"File {path} does not exist.", "With --model, give a weights file.")
         return Subject(weights.read(path, config), lambda: weights.read(path, config), None, path.absolute().parent)
     for option in ("classes", "image_size", "mean", "std"):
         if getattr(config, option) is not None:
-            raise UserError(f"--{option.replace('_', '-')} goes with weights trained elsewhere.", "Add their --model.")
+            raise UserError(f"--{option.replace('_', '-')} applies only to weights trained elsewhere.", "Add --model.")
     return of_run(config.run, config.runs_dir, notice)
 
 
@@ -61,7 +61,7 @@ def of_run(name: str, runs_dir: Path, notice: Notice) -> Subject:
         try:
             checkpoint = checkpoints.read(path)
         except PickledFileError as error:
-            raise error.copy_with(remedy=f"{error.remedy} Of weights trained elsewhere, name the --model.") from None
+            raise error.copy_with(remedy=f"{error.remedy} For weights trained elsewhere, add --model.") from None
         _ = checkpoint.info.validated  # only such weights are exported
         is_run = files.is_file(owner.record_file)
         folder = owner.export if is_run else path.absolute().parent
@@ -70,9 +70,9 @@ def of_run(name: str, runs_dir: Path, notice: Notice) -> Subject:
     run.read()
     checkpoint, refused = checkpoints.read_best(run)
     for reason in refused:
-        notice(f"Passed over a checkpoint: {reason}")
+        notice(f"Skipping a checkpoint: {reason}")
     if refused:
-        notice(f"Using {checkpoint.path.name}, the best that is whole (epoch {checkpoint.info.epoch}).")
+        notice(f"Using {checkpoint.path.name}, the best intact checkpoint (epoch {checkpoint.info.epoch}).")
     return Subject(checkpoint, lambda: checkpoints.read(checkpoint.path), run, run.export)
 
 
@@ -117,7 +117,7 @@ def images(config: ProofConfig, run: Run | None, info: CheckpointInfo | None, da
     is_own = info is not None and source.record.fingerprint == info.data_fingerprint
     if not is_own and config.data is None and info is not None:
         raise UserError(
-            f"The images in {wanted.data} are not those that the network was trained on.",
-            "Bring the old ones back, or name images to validate on: --data.",
+            f"The images in {wanted.data} differ from those the network was trained on.",
+            "Restore them, or choose images to validate on: --data.",
         )
     return source, is_own

@@ -51,7 +51,7 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
     model = program.model_proto
     made = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
     if made != opset:
-        raise UserError(f"The exporter made opset {made} instead of {opset}.", "Try another --opset.", WORK_FAILED)
+        raise UserError(f"The exporter produced opset {made} instead of {opset}.", "Try another --opset.", WORK_FAILED)
     _forget_sources(model)
     return model
 

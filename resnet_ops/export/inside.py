@@ -44,9 +44,9 @@ class Preprocessing(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> "Preprocessing":
         if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
-            raise ValueError("mean and std are not those of its channels")
+            raise ValueError("mean and std do not match its channels")
         if self.resize[0] < self.height or self.resize[1] < self.width:
-            raise ValueError("it is resized to less than is cut from it")
+            raise ValueError("it is resized to less than the crop")
         return self
 
     @property
@@ -110,9 +110,7 @@ class Inside(BaseModel):
             UserError: Something is missing or cannot be.
         """
         if "class_names" not in metadata:
-            raise UserError(
-                f"{name} does not say what its classes are.", "Only files of `resnet-ops export` say all it takes."
-            )
+            raise UserError(f"{name} has no class names in its metadata.", "Use a file made by `resnet-ops export`.")
         values: dict[str, Any] = {}
         try:
             for field in cls.model_fields.keys() & metadata.keys():
@@ -124,8 +122,8 @@ class Inside(BaseModel):
                 first = error.errors()[0]
                 detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise UserError(
-                f"What {name} says of itself cannot be read ({' '.join(detail.split())[:200]}).",
-                "It is damaged, or not a file of `resnet-ops export`.",
+                f"The metadata of {name} is invalid ({' '.join(detail.split())[:200]}).",
+                "Use an intact file made by `resnet-ops export`.",
             ) from None
         return inside
 

@@ -59,14 +59,14 @@ def export_onnx(
     config = config if isinstance(config, ExportConfig) else ExportConfig(run=as_typed(config))
     provider = runtime.choose_provider(config.provider)
     if config.out is not None and not config.out.absolute().parent.is_dir():
-        raise UserError(f"There is no folder {config.out.absolute().parent}.", "Make it first.")
+        raise UserError(f"Folder {config.out.absolute().parent} does not exist.", "Create it first.")
     subject = finding.find(config, notice)
     info = subject.checkpoint.info
     source, is_own = finding.images(config, subject.run, info, info.data)
     if source is None:
         if config.precision == "int8":
-            raise UserError("To go to 8 bits, images like those of the training are needed.", "Name some: --data.")
-        notice("No images are known, so its accuracy is not measured; name some with --data.")
+            raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
+        notice("Accuracy is not measured, as no validation images are known; add --data.")
     shown = show(source, "val", info.class_names, config.images) if source else None
     final = config.out or subject.folder / graph.file_name(config.precision, config.input)
     files.make_folder(final.parent, exist_ok=True)
@@ -171,7 +171,7 @@ def _add_proof(file: Path, inside: Inside, proof: Proof, provider: str) -> None:
     _, told = opening.look_through(file)
     after = Classifier.of(told, runtime.load(file, provider)).run(pixels)
     if not np.array_equal(before, after) or told.validation is None:
-        raise UserError("The file answers otherwise once its proof is in it.", "", WORK_FAILED)
+        raise UserError("The outputs changed when the proof was written into the file.", "", WORK_FAILED)
 
 
 def _publish(

@@ -26,14 +26,16 @@ def check_file(file: Path, model: onnx.ModelProto, inside: Inside, opset: int | 
     operators = {node.op_type for node in model.graph.node}
     raw = model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     faults = {
-        f"opset {found} instead of {opset}": opset is not None and found != opset,
+        f"opset {found}, expected {opset}": opset is not None and found != opset,
         f"batch size fixed at {batch.dim_value}": not batch.dim_param,
         "BatchNorm not folded": "BatchNormalization" in operators,
-        f"it says that its input is {inside.input}, which it is not": raw != (inside.input == "raw"),
-        f"it says that it is {inside.precision}, and is {_precision(model)}": _precision(model) != inside.precision,
+        f"metadata says {inside.input} input, the graph takes other input": raw != (inside.input == "raw"),
+        f"metadata says {inside.precision}, weights are {_precision(model)}": _precision(model) != inside.precision,
     }
     found_faults = [fault for fault, there in faults.items() if there]
-    return "; ".join(found_faults) or f"opset {found}, {len(model.graph.node)} nodes, any batch", not found_faults
+    return "; ".join(
+        found_faults
+    ) or f"opset {found}, {len(model.graph.node)} nodes, dynamic batch size", not found_faults
 
 
 def _precision(model: onnx.ModelProto) -> str:
@@ -56,10 +58,10 @@ def check_content(inside: Inside, checkpoint: Checkpoint) -> tuple[str, bool]:
     """Whether what it says of itself is so of the checkpoint."""
     info = checkpoint.info
     faults = {
-        "it was made of another checkpoint": inside.checkpoint_sha256 != checkpoint.sha256,
-        "its classes are others, or in another order": inside.class_names != info.class_names,
-        "its preprocessing is another": inside.preprocessing != Preprocessing.of(info, inside.input),
-        f"it is said to be of {inside.model}": inside.model != info.model,
+        "exported from another checkpoint": inside.checkpoint_sha256 != checkpoint.sha256,
+        "classes or their order differ": inside.class_names != info.class_names,
+        "preprocessing differs": inside.preprocessing != Preprocessing.of(info, inside.input),
+        f"network is {inside.model}, expected {info.model}": inside.model != info.model,
     }
     found = [fault for fault, there in faults.items() if there]
     return "; ".join(found) or f"{len(inside.class_names)} classes, preprocessing, checkpoint", not found

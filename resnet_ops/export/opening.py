@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from resnet_ops import formatting
 from resnet_ops.errors import UserError
 from resnet_ops.export.inside import Inside
 
@@ -42,10 +43,12 @@ def look_through(path: Path) -> tuple[onnx.ModelProto, Inside]:
     try:
         size = path.stat().st_size if path.is_file() else None
         if size is None:
-            what = "is a folder" if path.is_dir() else "is not there"
-            raise UserError(f"{path} {what}.", "Name an ONNX file, such as runs/NAME/export/model.onnx.")
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise UserError(f"{path} {what}.", "Give an ONNX file, such as runs/NAME/export/model.onnx.")
         if size > LARGEST_BYTES:
-            raise UserError(f"{path} has {size / 1e9:.1f} GB; an ONNX file has at most 2.", "Is it one?")
+            raise UserError(
+                f"{path} has {formatting.size(size)}, more than an ONNX file can have.", "Give an ONNX file."
+            )
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
@@ -53,9 +56,9 @@ def look_through(path: Path) -> tuple[onnx.ModelProto, Inside]:
     try:
         model.ParseFromString(content)
     except (DecodeError, ValueError, RecursionError):
-        raise _damaged(path, "it is not ONNX, or cut off") from None
+        raise _damaged(path, "it is not ONNX, or truncated") from None
     if not model.graph.node or not model.graph.input or not model.graph.output:
-        raise _damaged(path, "there is no graph in it")
+        raise _damaged(path, "it contains no graph")
     for fault in _faults(path, model):
         raise fault
     try:
@@ -72,13 +75,15 @@ def _damaged(path: Path, why: str) -> UserError:
 def _faults(path: Path, model: onnx.ModelProto) -> Iterator[UserError]:
     others = {e.domain for e in model.opset_import} | {n.domain for n in model.graph.node}
     if foreign := sorted(others - set(STANDARD)):
-        yield UserError(f"{path} needs operators of {', '.join(foreign)[:200]}.", "Only ONNX's own are run here.")
+        yield UserError(
+            f"{path} uses operators of {', '.join(foreign)[:200]}.", "Only standard ONNX operators are supported."
+        )
     if len(model.functions) or any(
         a.HasField("g") or len(a.graphs) for node in model.graph.node for a in node.attribute
     ):
-        yield UserError(f"{path} holds loops, branches or functions.", "No export of a residual network does.")
+        yield UserError(f"{path} contains loops, branches or functions.", "Use a file made by `resnet-ops export`.")
     if len(model.graph.sparse_initializer) or len(model.training_info):
-        yield UserError(f"{path} holds what no export of a residual network does.", "Was it made by something else?")
+        yield UserError(f"{path} contains sparse tensors or training info.", "Use a file made by `resnet-ops export`.")
     tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t"))]
     for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -94,12 +99,12 @@ def _lies(tensor: onnx.TensorProto) -> str:
     try:
         item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError, TypeError):
-        return "is of an unknown type"
+        return "has an unknown type"
     numbers = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):
-        return "" if len(tensor.raw_data) == numbers * item else "is not as large as it says"
+        return "" if len(tensor.raw_data) == numbers * item else "does not match its shape"
     fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
-    return "" if sum(map(len, fields)) == numbers else "is not as large as it says"
+    return "" if sum(map(len, fields)) == numbers else "does not match its shape"
 
 
 def _outside(path: Path, tensor: onnx.TensorProto) -> Iterator[UserError]:
@@ -107,11 +112,11 @@ def _outside(path: Path, tensor: onnx.TensorProto) -> Iterator[UserError]:
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     file = path.parent / location
     if not location or Path(location).name != location:
-        yield UserError(f"{path} keeps weights outside of its folder, in {location[:200]!r}.", "That is not followed.")
+        yield UserError(f"{path} keeps weights outside its folder, in {location[:200]!r}.", "Such paths are refused.")
     elif not file.exists():
-        yield UserError(f"{path} needs {location}, which is not beside it.", "Bring both files.")
+        yield UserError(f"{path} needs {location}, which is missing next to it.", "Copy both files.")
     elif file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1:
-        yield UserError(f"{path} keeps weights in a link, {location}.", "Put a copy in its place.")
+        yield UserError(f"{path} keeps weights in a symbolic link, {location}.", "Replace it by a copy.")
 
 
 def _try(path: Path) -> None:
@@ -124,7 +129,7 @@ def _try(path: Path) -> None:
     try:
         ended = subprocess.run(command, capture_output=True, timeout=TRIAL_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise UserError(f"{path} ran for {TRIAL_S:.0f} s on one image without an answer.", "It is not used.") from None
+        raise UserError(f"{path} did not finish one image within {TRIAL_S:.0f} s.", "The file is refused.") from None
     if ended.returncode == 0:
         return
     lines = ended.stderr.decode(errors="replace").strip().splitlines()

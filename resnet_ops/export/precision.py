@@ -82,7 +82,7 @@ def to_fp16(model: onnx.ModelProto, x: np.ndarray) -> tuple[onnx.ModelProto, str
         made = convert_float_to_float16(model, keep_io_types=True, min_positive_val=2**-24, node_block_list=sorted(hot))
     _join_islands(made)
     _sort(made)
-    kept = f"{len(hot)} of {len(model.graph.node)} nodes in fp32, whose values would overflow" if hot else "all nodes"
+    kept = f"{len(hot)} of {len(model.graph.node)} nodes kept in fp32 to avoid overflow" if hot else "all nodes"
     return made, kept
 
 
@@ -194,7 +194,9 @@ def to_int8(model: onnx.ModelProto, x: np.ndarray, provider: str) -> tuple[onnx.
 def _best(candidates: list[Candidate]) -> Candidate:
     smallest = min(candidate.error for candidate in candidates)
     if not np.isfinite(smallest):
-        raise UserError("In 8 bits the network gives no finite numbers.", "Take --precision fp32.", WORK_FAILED)
+        raise UserError(
+            "Quantized to int8, the network gives non-finite outputs.", "Use --precision fp32.", WORK_FAILED
+        )
     usable = [candidate for candidate in candidates if candidate.error <= NO_DISASTER * smallest]
     fastest = max(candidate.images_per_second for candidate in usable)
     speeds = {c.form: max(o.images_per_second for o in usable if o.form == c.form) for c in usable}

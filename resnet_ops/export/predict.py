@@ -102,10 +102,10 @@ def find(places: Sequence[Path]) -> list[Path]:
         elif place.exists():
             found[place] = None
         else:
-            raise UserError(f"{place} is not there.", "Name images, or folders that hold some.")
+            raise UserError(f"{place} does not exist.", "Give images, or folders that contain images.")
     if not found:
         where = ", ".join(map(str, places))
-        raise UserError(f"There are no images in {where}.", f"They are told by their names: {_listed(EXTENSIONS)}.")
+        raise UserError(f"No images found in {where}.", f"Recognised file extensions: {_listed(EXTENSIONS)}.")
     return list(found)
 
 

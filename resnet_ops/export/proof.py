@@ -24,6 +24,7 @@ from resnet_ops.export.reference import Reference
 from resnet_ops.export.resizing import compare_resizing
 from resnet_ops.export.shown import Shown, noise
 from resnet_ops.files import Place
+from resnet_ops.formatting import percent
 from resnet_ops.results import Result
 
 BATCHES = (1, 7, 64)
@@ -149,7 +150,7 @@ def prove(file: Path, reference: Reference | None, shown: Shown | None, demands:
     proof.attempt("file", lambda: check_file(file, model, inside, demands.opset))
     proof.attempt("nodes", lambda: _check_nodes(session))
     if reference is not None:
-        proof.attempt("what it says", lambda: check_content(inside, reference.checkpoint))
+        proof.attempt("metadata", lambda: check_content(inside, reference.checkpoint))
     if inside.input == "raw":
         proof.attempt("resize and crop", lambda: compare_resizing(file, demands.provider, inside, shown), "2 levels")
     proof.largest_batch = largest_batch(model, classifier.frame)
@@ -173,9 +174,9 @@ def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, sho
             rows = np.arange(batch) % len(pixels)
             pair = Comparison(expected[rows], classifier.run(pixels[rows]).astype(np.float64))
             if not pair.finite:
-                return f"not finite in a batch of {batch}", False
+                return f"not finite at batch size {batch}", False
             worst = max(worst, pair.max_rel)
-        return f"{worst:.1e} (batch {named})", worst <= proof.tolerance
+        return f"{worst:.1e} (batch sizes {named})", worst <= proof.tolerance
 
     proof.attempt("random pixels", lambda: within(noise(max(BATCHES), frame)), limit)
     if shown is not None:
@@ -207,11 +208,11 @@ def _show_all(
         proof.calibration_error_onnx = calibration_error(found if probable else softmax(found), labels)
     if demands.said_accuracy is not None:
         apart = abs(proof.val_accuracy_onnx - demands.said_accuracy)
-        held, limit = apart <= SAME_ACCURACY, f"{SAME_ACCURACY:.1%}"
-        proof.checks.append(Check("accuracy as it says", f"{apart:.2%} apart", held, limit))
+        held, limit = apart <= SAME_ACCURACY, percent(SAME_ACCURACY, 1)
+        proof.checks.append(Check("accuracy as in metadata", f"differs by {percent(apart)}", held, limit))
     if reference is None:
         finite = bool(np.isfinite(found).all())
-        proof.checks.append(Check("answers", "finite" if finite else "not finite", finite))
+        proof.checks.append(Check("outputs", "finite" if finite else "not finite", finite))
         return
     proof.val_accuracy_torch = accuracy(expected, labels)
     proof.calibration_error_torch = calibration_error(expected if probable else softmax(expected), labels)
@@ -237,14 +238,16 @@ def _judge(proof: Proof, whole: Comparison, inside: Inside, demands: Demands) ->
     exact = inside.precision == "fp32"
     rounding = min(whole.max_rel, proof.tolerance) if exact else min(whole.mean_rel, limits.mean)
     counted = whole.agrees | whole.ties(rounding * whole.scale)
-    needed = "" if limits.agreement == 1 else f"{limits.agreement:.1%}"
-    add("top-1 agreement", f"{proof.top1_agreement:.2%}", float(counted.mean()) >= limits.agreement, needed)
+    needed = "" if limits.agreement == 1 else percent(limits.agreement, 1)
+    add("top-1 agreement", percent(proof.top1_agreement), float(counted.mean()) >= limits.agreement, needed)
     drop, allowed = proof.val_accuracy_torch - proof.val_accuracy_onnx, demands.max_accuracy_drop
     # Not (drop > allowed): accuracies of NaN would pass.
     add("accuracy", f"{0 - drop * 100:+.2f} points", drop <= allowed + 1e-12, f"-{100 * allowed:g} points")
     if demands.recorded_accuracy is not None:
         apart = abs(proof.val_accuracy_torch - demands.recorded_accuracy)
-        add("accuracy as in training", f"{apart:.2%} apart", apart <= SAME_ACCURACY, f"{SAME_ACCURACY:.1%}")
+        add(
+            "accuracy as in training", f"differs by {percent(apart)}", apart <= SAME_ACCURACY, percent(SAME_ACCURACY, 1)
+        )
 
 
 def _check_nodes(session: runtime.Session) -> tuple[str, bool]:
@@ -256,5 +259,5 @@ def _check_nodes(session: runtime.Session) -> tuple[str, bool]:
         on = ", ".join(sorted({node.provider.removesuffix("ExecutionProvider") for node in elsewhere}))
         return f"{where} requested, {len(elsewhere)} nodes on {on}: {named}{more}", False
     own = session.nodes_by_provider.get(session.provider, 0)
-    rest = "" if own == len(session.nodes) else "; the others compute sizes"
+    rest = "" if own == len(session.nodes) else "; the others compute shapes"
     return f"{own} of {len(session.nodes)} on {where}{rest}", own > 0

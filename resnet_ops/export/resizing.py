@@ -37,7 +37,10 @@ def compare_resizing(file: Path, provider: str, inside: Inside, shown: Shown | N
         means.append(float(apart.mean()))
     mean = float(np.mean(means))
     sizes = len({image.shape for image in images})
-    return f"{worst} levels at most, {mean:.4f} on average, {sizes} sizes", worst <= LEVELS and mean <= MEAN_LEVELS
+    return (
+        f"at most {worst} level{'' if worst == 1 else 's'}, mean {mean:.4f}, {sizes} sizes",
+        worst <= LEVELS and mean <= MEAN_LEVELS,
+    )
 
 
 def _images(inside: Inside, shown: Shown | None) -> list[np.ndarray]:

@@ -61,7 +61,7 @@ class Session:
         """
         found: np.ndarray = self.session.run(None, {self.session.get_inputs()[0].name: x})[0]
         if self.session.get_providers()[0] != self.provider:
-            raise UserError(f"ONNX Runtime left {self.provider} while running.", exit_code=WORK_FAILED)
+            raise UserError(f"ONNX Runtime fell back from {self.provider} while running.", exit_code=WORK_FAILED)
         return found
 
     @property
@@ -116,7 +116,7 @@ def choose_provider(wanted: str) -> str:
     if wanted == "cpu" or (wanted == "auto" and not has_gpu()):
         return CPU
     if not has_gpu():
-        raise UserError("There is no NVIDIA GPU here to run on.", "Use --provider cpu.", WORK_FAILED)
+        raise UserError("This machine has no NVIDIA GPU.", "Use --provider cpu.", WORK_FAILED)
     tensorrt = wanted == "tensorrt"
     if missing := missing_cuda_libraries(CUDA_LIBRARIES | (TENSORRT_LIBRARIES if tensorrt else {})):
         packages = " ".join(sorted(set(missing.values())))
@@ -154,7 +154,7 @@ def load(model: Path | bytes, provider: str, cuda: Mapping[str, str] = CUDA_OPTI
             f"ONNX Runtime cannot load {name} on {provider}: {str(error).splitlines()[0]}", exit_code=WORK_FAILED
         ) from None
     if session.get_providers()[0] != provider:
-        raise UserError(f"ONNX Runtime took {session.get_providers()[0]} for {provider}.", exit_code=WORK_FAILED)
+        raise UserError(f"ONNX Runtime used {session.get_providers()[0]} instead of {provider}.", exit_code=WORK_FAILED)
     nodes = tuple(
         Node(node.name, node.op_type, part.ep_name)
         for part in session.get_provider_graph_assignment_info()

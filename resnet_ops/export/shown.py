@@ -38,7 +38,7 @@ class Shown:
         some = Shown(self.encoded, self.rows[: 2 * count], self.labels[: 2 * count])
         for pixels, _ in some.batches(frame):
             return np.asarray(pixels[np.arange(count) % len(pixels)])
-        raise UserError("No image can be decoded.", "Name others: --data.")
+        raise UserError("No image can be decoded.", "Choose others: --data.")
 
     def of_own_size(self, count: int, channels: int) -> list[np.ndarray]:
         """Up to `count` images as they are stored, each (H, W, C) uint8 of its own size."""
@@ -76,8 +76,8 @@ def show(source: Source, split: Split, class_names: Sequence[str], limit: int | 
     for name in (names[label] for label in np.unique(encoded.labels)):
         if name not in known:
             raise UserError(
-                f"The images in {source.config.data} have a class {name!r}, which the network does not know.",
-                f"{did_you_mean(name, class_names)} The network's are: {', '.join(class_names)[:200]}.",
+                f"The images in {source.config.data} have a class {name!r} that the network does not have.",
+                f"{did_you_mean(name, class_names)} Classes of the network: {', '.join(class_names)[:200]}.",
             )
     table = np.array([known.get(name, -1) for name in names], np.int64)
     rows = np.arange(len(encoded.labels))

@@ -21,7 +21,7 @@ def main(path: str) -> None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
-        raise ValueError("it has not one input and one output")
+        raise ValueError("it must have one input and one output")
     (given,) = session.get_inputs()
     kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
     if given.type not in kinds or len(given.shape) != 4:
@@ -29,12 +29,12 @@ def main(path: str) -> None:
     raw = kinds[given.type] is np.uint8
     sides = [side if isinstance(side, int) else 40 for side in given.shape[1:]]
     if not all(0 < side <= 4096 for side in sides):
-        raise ValueError(f"its images are of {sides}")
+        raise ValueError(f"its image size is {sides}")
     images = 1 if isinstance(given.shape[0], int) and given.shape[0] == 1 else 2
     x = np.zeros((images, *sides), kinds[given.type])
     (found,) = session.run(None, {given.name: x})
     if found.ndim != 2 or found.shape[0] != images:
-        raise ValueError(f"it gives {found.shape} for {images} {'raw ' if raw else ''}images")
+        raise ValueError(f"its output has shape {found.shape} for {images} {'raw ' if raw else ''}images")
 
 
 if __name__ == "__main__":

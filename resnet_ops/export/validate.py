@@ -42,9 +42,9 @@ def validate_onnx(
         config, subject.run if subject else None, checkpoint.info if checkpoint else None, inside.data
     )
     if source is None:
-        raise UserError(f"{file} does not say where its images are.", "Name images to validate on: --data.")
+        raise UserError(f"{file} has no data set in its metadata.", "Choose images to validate on: --data.")
     if checkpoint is None:
-        notice("Its checkpoint is not here, so it is put against what it says of itself, not against torch.")
+        notice("Its checkpoint was not found: compared with its metadata only, not with torch.")
     same_images = source.record.fingerprint == inside.data_fingerprint and config.images is None
     said = (inside.validation or {}).get("val_accuracy_onnx")
     demands = Demands(

@@ -40,11 +40,13 @@ def read(path: Path, config: ExportConfig) -> Checkpoint:
         if name not in tensors or tensors[name].dim() != (4 if name[0] == "c" else 2):
             found = ", ".join(sorted(tensors)[:3]) or "none"
             raise UserError(
-                f"{path} holds no {name} of a residual network.", f"There are {len(tensors)} tensors: {found}..."
+                f"{path} contains no {name} of a residual network.", f"It contains {len(tensors)} tensors: {found}..."
             )
     channels, classes = tensors["conv1.weight"].shape[1], tensors["fc.weight"].shape[0]
     if channels not in (1, 3):
-        raise UserError(f"{path} is of a network for images of {channels} channels.", "There are grey and RGB ones.")
+        raise UserError(
+            f"{path} belongs to a network for {channels}-channel images.", "Use weights for grey or RGB images."
+        )
     info = _info(config, architecture, tensors, channels, classes)
     _check(path, tensors, build(info.model, num_classes=classes, in_channels=channels, shortcut=info.shortcut))
     return Checkpoint(path, info, hashlib.sha256(content).hexdigest(), tensors, {}, {})
@@ -65,14 +67,15 @@ def _tensors(path: Path, content: bytes) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is a pickle of more than tensors, which could run code when it is read, so it is refused.",
-            "Save its state dict alone, best as safetensors: safetensors.torch.save_file(model.state_dict(), FILE)",
+            f"{path} is a pickle of more than tensors; loading it could run code, so it is refused.",
+            "Save the state dict only, preferably as safetensors: safetensors.torch.save_file(model.state_dict(), "
+            "FILE)",
         ) from None
     except (SafetensorError, RuntimeError, ValueError, KeyError, EOFError, OSError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} is damaged, or holds no weights ({reason}).") from None
+        raise UserError(f"{path} is damaged, or contains no weights ({reason}).") from None
     except Exception as error:  # what torch's reader raises on damaged pickles is of any kind
-        raise UserError(f"{path} is damaged, or holds no weights ({type(error).__name__}).") from None
+        raise UserError(f"{path} is damaged, or contains no weights ({type(error).__name__}).") from None
 
 
 def _unwrapped(found: Any) -> dict[str, Tensor]:
@@ -100,18 +103,18 @@ def _check(path: Path, tensors: dict[str, Tensor], network: torch.nn.Module) -> 
     what = kind.name if isinstance(kind, Architecture) else "the network"
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
-        lacking = f"{missing[0]} and {len(missing) - 1} more are missing" if missing else "nothing is missing"
+        lacking = f"{len(missing)} missing such as {missing[0]}" if missing else "none missing"
         raise UserError(
-            f"{path} does not hold the weights of {what}: {lacking}, {len(extra)} of no use"
+            f"{path} does not contain the weights of {what}: {lacking}, {len(extra)} unexpected"
             + (f" such as {extra[0][:100]}." if extra else "."),
-            "Is --model right? Variants with other stems or blocks are not residual networks of the paper.",
+            "Check --model. Variants with other stems or blocks than the paper's are not supported.",
         )
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
             raise UserError(
-                f"{path} does not hold the weights of {what}: {name} is {tuple(tensors[name].shape)}, not "
+                f"{path} does not contain the weights of {what}: {name} has shape {tuple(tensors[name].shape)}, not "
                 f"{tuple(value.shape)}.",
-                "Is --model right?",
+                "Check --model.",
             )
 
 
@@ -154,7 +157,8 @@ def _class_names(file: Path | None, classes: int) -> tuple[str, ...]:
         raise UserError(f"--classes {file} cannot be read: {reason}.") from None
     if len(names) != classes:
         raise UserError(
-            f"--classes {file} names {len(names)} classes; the weights are of {classes}.", "A line each, in order."
+            f"--classes {file} has {len(names)} classes; the weights have {classes}.",
+            "Write one class per line, in order.",
         )
     return names
 
@@ -162,10 +166,10 @@ def _class_names(file: Path | None, classes: int) -> tuple[str, ...]:
 def _numbers(name: str, typed: str | None, channels: int, usual: tuple[float, ...]) -> tuple[float, ...]:
     if typed is None and channels != len(usual):
         raise UserError(
-            "The weights are of a network for grey images, of which no mean and deviation are usual.",
-            "Give those of its training: --mean 0.5 --std 0.25",
+            "The weights belong to a network for grey images, which have no standard mean and standard deviation.",
+            "Give those used in training: --mean 0.5 --std 0.25",
         )
     numbers = tuple(float(number) for number in typed.split(",")) if typed else usual
     if len(numbers) != channels or (name == "std" and min(numbers) <= 0):
-        raise UserError(f"--{name} {typed} is not a number above 0 for each of {channels} channels.")
+        raise UserError(f"--{name} {typed} must be one number above 0 for each of {channels} channels.")
     return numbers

@@ -96,7 +96,7 @@ def _refuse_here(node: Node, request: Request) -> NoRoomError:
     )
     return NoRoomError(
         f"{option} {request.workers} needs {request.workers} {unit}s; this machine has {has:g}.",
-        f"Ask for at most {has:g}" + (", or train with --device cpu." if request.device == "cuda" else "."),
+        f"Use at most {has:g}" + (", or train with --device cpu." if request.device == "cuda" else "."),
     )
 
 
@@ -183,8 +183,8 @@ def _pool(config: ClusterConfig, share: Share, nodes: list[Node], local: bool) -
     device = choose_device(config, nodes, "here" if local else "on this cluster")
     if device == "cpu" and share.gpus:
         raise NoRoomError(
-            f"--gpus-per-trial {share.gpus:g}: {where} has no GPU to train on.",
-            "Leave it out to search on CPUs, or see why: resnet-ops doctor.",
+            f"--gpus-per-trial {share.gpus:g}: {where} has no usable GPU.",
+            "Remove it to search on CPUs, or check with resnet-ops doctor.",
             tuple(nodes),
         )
     if share.nodes > 1:
@@ -200,18 +200,16 @@ def _pool(config: ClusterConfig, share: Share, nodes: list[Node], local: bool) -
     if able:
         if able < (share.machines or 1):
             raise NoRoomError(
-                f"--nodes {share.machines} needs {share.machines} machines with room for a trial; {where} has {able}.",
-                f"Use --nodes {able}, or bring more machines: resnet-ops cluster template.",
+                f"--nodes {share.machines} needs {share.machines} nodes with room for a trial; {where} has {able}.",
+                f"Use --nodes {able}, or add nodes: resnet-ops cluster template.",
                 tuple(nodes),
             )
         at_once = sum(fitting[: share.machines])
     else:
         needs = f"{cpus} CPU core{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPUs" if gpus else "")
         most = max((node.cpus for node in nodes), default=0)
-        remedy = f"Ask for less: --cpus-per-trial {most:g}" if most < cpus else f"Ask for less than {gpus:g} GPUs"
-        raise NoRoomError(
-            f"A trial needs {needs} of one machine; {where} has none with so much.", f"{remedy}.", tuple(nodes)
-        )
+        remedy = f"Use --cpus-per-trial {most:g}" if most < cpus else f"Use fewer than {gpus:g} GPUs"
+        raise NoRoomError(f"A trial needs {needs} on one node; {where} has no such node.", f"{remedy}.", tuple(nodes))
     return Pool(tuple(nodes), local, device, cpus, gpus, at_once)
 
 

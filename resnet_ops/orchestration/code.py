@@ -49,6 +49,6 @@ def _folders() -> dict[str, Path]:
     for part in PARTS:
         spec = find_spec(f"resnet_ops.{part}")
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"resnet_ops.{part} is not installed.", "Install resnet-ops again, with pip.")
+            raise UserError(f"resnet_ops.{part} is not installed.", "Reinstall resnet-ops with pip.")
         folders[part] = Path(next(iter(spec.submodule_search_locations)))
     return folders

@@ -100,8 +100,8 @@ def connected(address: str) -> Iterator[None]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"The Ray cluster at {address} did not let us in ({reason}).",
-                "Is this machine part of it? From outside submit a job: --cluster http://HEAD:8265.",
+                f"The Ray cluster at {address} refused the connection ({reason}).",
+                "Run this on a node of the cluster, or submit a job from outside: --cluster http://HEAD:8265.",
             ) from error
         yield
     finally:
@@ -133,8 +133,8 @@ def find(address: str) -> str:
     """
     if address.startswith("ray://"):
         raise UserError(
-            f"--cluster {address}: Ray Client cannot train.",
-            "Submit a job instead: --cluster http://HEAD:8265; or run this on a machine of the cluster.",
+            f"--cluster {address}: training through Ray Client is not supported.",
+            "Submit a job instead: --cluster http://HEAD:8265; or run this on a node of the cluster.",
         )
     import_ray()
     try:
@@ -145,11 +145,11 @@ def find(address: str) -> str:
         return found
     if address == AUTO:
         raise UserError(
-            "No Ray cluster runs on this machine, and RAY_ADDRESS names none.",
-            "Start one to try things: resnet-ops cluster up --nodes 4; a real one: resnet-ops cluster template; "
-            "or name one: --cluster.",
+            "No Ray cluster is running on this machine, and RAY_ADDRESS is not set.",
+            "Start a local one: resnet-ops cluster up --nodes 4; create a real one: resnet-ops cluster template; "
+            "or give an address: --cluster.",
         )
-    raise UserError(f"--cluster {address} is no address.", "Addresses look like 10.0.0.1:6379 or http://HEAD:8265.")
+    raise UserError(f"--cluster {address} is not an address.", "Addresses look like 10.0.0.1:6379 or http://HEAD:8265.")
 
 
 def _take_token_if_asked(address: str) -> None:
@@ -173,14 +173,14 @@ def _take_token_if_asked(address: str) -> None:
     if answer != grpc.StatusCode.UNAUTHENTICATED:
         raise UserError(
             f"No Ray cluster answers at {address} ({answer.name.lower().replace('_', ' ')}).",
-            "Is it up, and can this machine reach it? From outside submit a job: --cluster http://HEAD:8265.",
+            "Check that it is running and reachable; from outside, submit a job: --cluster http://HEAD:8265.",
         )
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         del os.environ["RAY_AUTH_MODE"]
     headers = ray_internals.token_headers()
     if not headers or ray_internals.ask_for_cluster_id(address, headers, REACH_S) != grpc.StatusCode.OK:
         raise UserError(
-            f"The Ray cluster at {address} asks for a token, and "
-            + ("the one here is not its own." if headers else "there is none here."),
-            "Put the cluster's own into ~/.ray/auth_token (mode 600), or name its file in RAY_AUTH_TOKEN_PATH.",
+            f"The Ray cluster at {address} requires a token, but "
+            + ("the one here does not match." if headers else "there is none here."),
+            "Put the cluster's token into ~/.ray/auth_token (mode 600), or set RAY_AUTH_TOKEN_PATH to its file.",
         )

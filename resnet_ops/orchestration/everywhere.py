@@ -53,7 +53,7 @@ def asked(
             for node, words in _collect(_start(nodes, read_words, place)).items():
                 if missing := wanted - words:
                     writers = sorted("this machine" if m == DRIVER else _name(nodes, m) for m in missing)
-                    raise _unseen(folder, f"{node.name} does not see there what {', '.join(writers)} wrote")
+                    raise _unseen(folder, f"{node.name} does not see files written there by {', '.join(writers)}")
             return answers
 
         yield finish
@@ -86,7 +86,7 @@ def _collect(pending: dict[Node, Any]) -> dict[Node, Any]:
             raise
         except RayError as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(f"{node.name} was asked to look at its disk, and did not answer ({reason}).") from error
+            raise UserError(f"{node.name} did not answer when asked to check its disk ({reason}).") from error
     return answers
 
 
@@ -96,10 +96,10 @@ def write_and_look(folder: Path, place: Path, look: Callable[..., Any], argument
 
     try:
         if DRIVER not in read_words(place):
-            raise _unseen(folder, "it does not see there what the driver wrote")
+            raise _unseen(folder, "files written by the driver are not visible")
         write_word(place, ray.get_runtime_context().get_node_id())
     except OSError as error:
-        raise _unseen(folder, f"it cannot read there ({error.strerror})") from None
+        raise _unseen(folder, f"it cannot be read ({error.strerror})") from None
     except PausedError as error:
         raise error.copy_with(exit_code=BAD_REQUEST) from None
     return look(*arguments)
@@ -125,11 +125,11 @@ def _name(nodes: Sequence[Node], id_: str) -> str:
 
 
 def _unwritable(folder: Path, reason: str | None) -> UserError:
-    return UserError(f"The run cannot be written to {folder}: {reason}.", "Choose another place with --runs-dir.")
+    return UserError(f"The run cannot be written to {folder}: {reason}.", "Choose another folder with --runs-dir.")
 
 
 def _unseen(folder: Path, what: str) -> UserError:
     return UserError(
-        f"{folder} is not the same folder on every machine: {what}.",
-        "Mount one shared folder (NFS, a volume) at that path on all of them, or pass --runs-dir s3://... or gs://...",
+        f"{folder} is not the same folder on every node: {what}.",
+        "Mount one shared folder (NFS, a volume) at that path on all nodes, or use --runs-dir s3://... or gs://...",
     )

@@ -111,7 +111,7 @@ class JobServer:
             oldest = ".".join(map(str, OLDEST_RAY))
             raise UserError(
                 f"The cluster at {self.address} runs Ray {version}; resnet-ops needs {oldest} there.",
-                f"Bring the cluster up to date: pip install 'ray[default,train]>={oldest}' on every machine.",
+                f"Update the cluster: pip install 'ray[default,train]>={oldest}' on every node.",
             )
 
     def jobs(self) -> list[Job]:
@@ -167,8 +167,8 @@ class JobServer:
         while not (job := self.job(job_id)).is_over:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"Job {job_id} was asked to stop {timeout_s:g} s ago, and is still {job.status}.",
-                    f"It is killed {STOP_GRACE_S} s after it was asked; look again: resnet-ops jobs list",
+                    f"Job {job_id} is still {job.status} {timeout_s:g} s after it was asked to stop.",
+                    f"It will be killed {STOP_GRACE_S} s after the request; check with: resnet-ops jobs list",
                     WORK_FAILED,
                 )
             time.sleep(0.5)
@@ -201,8 +201,8 @@ class JobServer:
             except UnreachableError as error:
                 if time.monotonic() - log.heard_at > patience_s:
                     raise error.copy_with(
-                        cause=f"{error.cause} Job {log.job_id} may go on all the same.",
-                        remedy=f"Once it can be reached: resnet-ops jobs logs {log.job_id} --cluster {self.address}",
+                        cause=f"{error.cause} Job {log.job_id} may still be running.",
+                        remedy=f"Once the cluster is reachable: resnet-ops jobs logs {log.job_id} --cluster {self.address}",
                         exit_code=WORK_FAILED,
                     ) from None
             time.sleep(1)

@@ -53,11 +53,11 @@ def check_address(address: str) -> str:
         host = None
     if host is None or not is_job_server(address):
         shown = "The job server's address" if "@" in address or "?" in address else f"--cluster {address}"
-        raise UserError(f"{shown} is not a job server's address.", f"It looks like {LOCAL}.")
+        raise UserError(f"{shown} is not a job server's address.", f"Addresses look like {LOCAL}.")
     if parts.username is not None or parts.query or parts.fragment:
         raise UserError(
-            f"--cluster {parts.scheme}://{host}... holds more than an address, perhaps a secret.",
-            "Give the address alone, and a token in RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names.",
+            f"--cluster {parts.scheme}://{host}... contains more than an address, perhaps a secret.",
+            "Give the address only; put a token into RAY_AUTH_TOKEN or into the file set by RAY_AUTH_TOKEN_PATH.",
         )
     return f"{parts.scheme.lower()}://{parts.netloc}{parts.path.rstrip('/')}"
 
@@ -90,18 +90,18 @@ def _token_header() -> dict[str, str]:
             token = file.read_text().strip()
         except FileNotFoundError:
             if named:
-                raise UserError(f"RAY_AUTH_TOKEN_PATH names {file}, which is not there.", _TOKEN) from None
+                raise UserError(f"RAY_AUTH_TOKEN_PATH is set to {file}, which does not exist.", _TOKEN) from None
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise UserError(f"The token in {file} cannot be read: {reason}.", _TOKEN) from None
     if any(not "!" <= character <= "~" for character in token):  # http's own complaint would print it
-        raise UserError("The cluster's token holds characters that no token has.", _TOKEN)
+        raise UserError("The cluster's token contains invalid characters.", _TOKEN)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 _TOKEN = (
-    "Put the cluster's token into RAY_AUTH_TOKEN, into a file that RAY_AUTH_TOKEN_PATH names, or into "  # noqa: S105
-    "~/.ray/auth_token; on its head node, ray get-auth-token shows it."
+    "Put the cluster's token into RAY_AUTH_TOKEN, into the file set by RAY_AUTH_TOKEN_PATH, or into "  # noqa: S105
+    "~/.ray/auth_token; on its head node, `ray get-auth-token` prints it."
 )
 
 
@@ -133,7 +133,7 @@ def explained(address: str) -> Iterator[None]:
 
 
 def _refused(address: str, status: int) -> UserError:
-    sent = "needs a token, and none was sent" if status == 401 else "does not take the token that was sent"
+    sent = "requires a token, but none was sent" if status == 401 else "rejected the token"
     return UserError(f"The Ray cluster at {address} {sent} (HTTP {status}).", _TOKEN)
 
 
@@ -144,26 +144,27 @@ def _unreachable(address: str, error: BaseException) -> UserError:
     text = " ".join(map(str, causes))  # urllib3 and aiohttp wrap the system's errors; often only words come through
     host, port = urlsplit(address).hostname, urlsplit(address).port or 8265
     if any(isinstance(cause, socket.gaierror) for cause in causes) or "resolve" in text:
-        why = f"no machine of the name {host} is known here"
+        why = f"host {host} is unknown"
     elif "SSL" in text or "CERTIFICATE" in text:
-        why = "the encrypted connection failed; Ray itself speaks http, not https"
+        why = "the TLS connection failed; Ray itself uses http, not https"
     elif "timed out" in text:
-        why = "it did not answer in time"
+        why = "the connection timed out"
     elif "refused" in text:
-        why = "nothing listens there"
+        why = "nothing is listening there"
     else:
         why = "the connection failed"
     return UnreachableError(
         f"No Ray job server can be reached at {address}: {why}.",
-        f"Is the cluster up? If it is in Kubernetes: kubectl port-forward service/HEAD-SERVICE {port}:8265, if behind "
-        f"ssh: ssh -L {port}:localhost:8265 HEAD; then --cluster http://127.0.0.1:{port}.",
+        f"Check that the cluster is running. In Kubernetes: kubectl port-forward service/HEAD-SERVICE {port}:8265; "
+        "behind "
+        f"ssh: ssh -L {port}:localhost:8265 HEAD. Then use --cluster http://127.0.0.1:{port}.",
     )
 
 
 def _no_job_server(address: str) -> UserError:
     return UserError(
-        f"What answers at {address} is not a Ray job server.",
-        "Give the address of the head node's dashboard, port 8265 unless it was changed, not that of its GCS (6379).",
+        f"The server at {address} is not a Ray job server.",
+        "Use the address of the head node's dashboard (port 8265 by default), not of its GCS (6379).",
     )
 
 
@@ -171,15 +172,15 @@ def _answered(address: str, text: str) -> UserError:
     """The server's own words, where Ray's client passes them on as a RuntimeError."""
     if "status code 404" in text and "does not exist" in text:
         return UserError(
-            f"The cluster at {address} does not know the job (any more).",
-            "A head node that is started anew forgets its jobs; their runs are where they were written.",
+            f"The cluster at {address} does not know the job, or no longer.",
+            "A restarted head node forgets its jobs; their runs are still in the runs folder.",
             WORK_FAILED,
         )
     if "returned 404" in text:
         return _no_job_server(address)
     if "is running on the cluster" in text:
         version = text.removeprefix("Ray version ").split()[0]
-        return UserError(f"The cluster at {address} runs Ray {version}, which is too old.", "Bring it up to date.")
+        return UserError(f"The cluster at {address} runs Ray {version}, which is too old.", "Update it.")
     # The log's connection was cut; or a proxy's words for silence behind it.
     if "WebSocket" in text or any(f"status code {code}" in text for code in (502, 503, 504)):
         return _unreachable(address, TimeoutError("timed out"))

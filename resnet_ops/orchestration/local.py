@@ -111,8 +111,8 @@ def up(config: LocalConfig, tell: Tell) -> UpResult:
         old = _read()
         if old is not None and old.processes():
             raise UserError(
-                f"A local cluster of {old.nodes} nodes runs already ({old.address or 'half started'}).",
-                "Use it, or end it first: resnet-ops cluster down.",
+                f"A local cluster of {old.nodes} nodes is already running ({old.address or 'partly started'}).",
+                "Use it, or stop it first: resnet-ops cluster down.",
             )
         if old is not None:
             _end(old)  # the machine was started anew, or somebody has killed it: its folder is left
@@ -229,8 +229,8 @@ def _finish(cluster: LocalCluster, starting: dict[str, "subprocess.Popen[bytes]"
                 why = words[-1].strip()[:300] if words else f"exit code {code}"
                 late = "" if code is not None else f" within {START_S:.0f} s"
                 raise UserError(
-                    f"{name} of the local cluster did not come up{late}: {why}",
-                    "See what this machine lacks: resnet-ops doctor; or take fewer --nodes.",
+                    f"{name} of the local cluster did not start{late}: {why}",
+                    "Check this machine with resnet-ops doctor, or use fewer --nodes.",
                     WORK_FAILED,
                 )
         time.sleep(LOOK_INTERVAL_S)
@@ -257,7 +257,7 @@ def _end(cluster: LocalCluster) -> None:
     if left:
         raise UserError(
             f"Processes of the local cluster cannot be killed: {', '.join(map(str, left))}.",
-            "They wait for a disk or a device; try again later.",
+            "They are waiting for a disk or a device; try again later.",
             WORK_FAILED,
         )
     if cluster.address:
@@ -300,7 +300,7 @@ def _ensure_token() -> None:
         return
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if named and not Path(named).is_file():
-        raise UserError(f"RAY_AUTH_TOKEN_PATH names {named}, which is not there.", "Correct it, or unset it.")
+        raise UserError(f"RAY_AUTH_TOKEN_PATH is set to {named}, which does not exist.", "Correct it, or unset it.")
     file = Path(named) if named else Path.home() / ".ray" / "auth_token"
     if file.is_file() and file.read_text().strip():
         return
@@ -319,9 +319,7 @@ def _alone() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                "Another `resnet-ops cluster up` or `down` is at work.", "Wait until it has ended."
-            ) from None
+            raise UserError("Another `resnet-ops cluster up` or `down` is running.", "Wait for it to finish.") from None
         yield
 
 
@@ -332,7 +330,7 @@ def _read() -> LocalCluster | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{state_file()} cannot be read ({error}).", "Look for a local cluster with `ps`, then remove the file."
+            f"{state_file()} cannot be read ({error}).", "Check for a local cluster with `ps`, then remove the file."
         ) from None
 
 

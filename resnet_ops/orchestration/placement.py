@@ -58,13 +58,13 @@ class Request:
         """
         if device == "cpu" and config.gpus_per_node is not None:
             raise UserError(
-                f"--gpus-per-node {config.gpus_per_node}: there are no GPUs to train on.",
-                "See why: resnet-ops doctor; or train on CPUs: --workers-per-node.",
+                f"--gpus-per-node {config.gpus_per_node}: no GPUs available.",
+                "Check with resnet-ops doctor, or train on CPUs: --workers-per-node.",
             )
         if device == "cuda" and config.workers_per_node is not None:
             raise UserError(
-                "--workers-per-node is for training on CPUs, and there are GPUs.",
-                "Say --gpus-per-node, or train on CPUs with --device cpu.",
+                "--workers-per-node is for training on CPUs, but GPUs are available.",
+                "Use --gpus-per-node, or train on CPUs with --device cpu.",
             )
         workers = config.gpus_per_node if device == "cuda" else config.workers_per_node
         return cls(device, config.nodes.fewest, config.nodes.most, workers, config.cpus_per_worker)
@@ -162,18 +162,18 @@ def refuse(
     nodes = tuple(nodes)
     able = [node for node in nodes if request.workers_on(node)]
     needs = _needs(request)
-    each = f"a machine with {needs}" if request.fewest == 1 else f"{request.fewest} machines with {needs} each"
+    each = f"a node with {needs}" if request.fewest == 1 else f"{request.fewest} nodes with {needs} each"
     there = "; ".join(map(str, nodes[:6])) + ("; ..." if len(nodes) > 6 else "") or "none"
-    cause = f"{option} {_range(request)} needs {each}; {where} has {len(able)} such ({there})."
+    cause = f"{option} {_range(request)} needs {each}; {where} has {len(able)} ({there})."
     if len(able) >= request.fewest:
         busy = len(able) - request.fewest + 1
-        remedy = f"Some are busy (at least {busy} must become free): wait for them with --wait 600, or ask for less."
+        remedy = f"Some are busy (at least {busy} must become free): use --wait 600, or request fewer resources."
         if request.device == "cpu" and request.cpus is None:
-            remedy += " Fewer cores for each worker: --cpus-per-worker."
+            remedy += " --cpus-per-worker reduces the cores of each worker."
     elif able:
-        remedy = f"Use {option} {len(able)}, or add machines: resnet-ops cluster template."
+        remedy = f"Use {option} {len(able)}, or add nodes: resnet-ops cluster template."
     else:
-        remedy = "Ask for less on each machine, or add machines: resnet-ops cluster template."
+        remedy = "Request fewer resources per node, or add nodes: resnet-ops cluster template."
     refusal = NoRoomError(cause, remedy, nodes)
     refusal.busy = len(able) >= request.fewest
     refusal.missing = f"{min(len(able), request.fewest)} of {request.fewest} nodes up" + (
@@ -207,8 +207,8 @@ def choose_device(config: JobConfig, nodes: Iterable[Node], where: str) -> Devic
         return "cuda"
     if config.device == "cuda":
         raise NoRoomError(
-            f"--device cuda: no CUDA GPU can be used {where}.",
-            "See why: resnet-ops doctor; or train with --device cpu.",
+            f"--device cuda: no usable CUDA GPU {where}.",
+            "Check with resnet-ops doctor, or train with --device cpu.",
             nodes,
         )
     return "cpu"

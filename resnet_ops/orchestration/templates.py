@@ -316,7 +316,9 @@ def _refuse_what_would_be_ignored(kind: Kind, values: ClusterValues) -> None:
     for name, kinds in ONLY.items():
         if kind not in kinds and getattr(values, name) != ClusterValues.default(name):
             named = [known for known in get_args(Kind) if known in kinds]
-            raise UserError(f"--{name.replace('_', '-')} means nothing to {kind}.", f"It is for {', '.join(named)}.")
+            raise UserError(
+                f"--{name.replace('_', '-')} does not apply to {kind}.", f"It applies to {', '.join(named)}."
+            )
 
 
 def _context(kind: Kind, values: ClusterValues) -> dict[str, Any]:
@@ -359,8 +361,8 @@ def _instance_type(kind: Kind, values: ClusterValues) -> str:
     if values.gpus_per_node not in known:
         counts = ", ".join(map(str, known))
         raise UserError(
-            f"Which machine of {kind} has {values.gpus_per_node} GPUs? Known ones have {counts}.",
-            "Name one: --instance-type.",
+            f"No known {kind} machine type has {values.gpus_per_node} GPUs (known: {counts}).",
+            "Set --instance-type.",
         )
     return known[values.gpus_per_node]
 

@@ -44,7 +44,7 @@ from resnet_ops.orchestration.ray_internals import (
 ABORT_S = 5.0
 # What torch says when another worker is gone or silent; gloo and NCCL have no exception of their own for it.
 PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
-TOO_MANY = "It is one more than --max-failures allows."
+TOO_MANY = "This exceeds --max-failures."
 
 
 class Tell(Protocol):
@@ -239,25 +239,25 @@ class SurviveLosses(FailurePolicy):
                 return FailureDecision.RETRY  # the room has gone meanwhile: look again
             if not failed_to_start(training_failed_error.controller_failure):
                 return FailureDecision.RAISE
-            lost = "workers that were just started"
+            lost = "workers that had just been started"
         else:
             assert isinstance(training_failed_error, WorkerGroupError)
             failures = training_failed_error.worker_failures
             if any(isinstance(failure, RegroupError) for failure in failures.values()):
-                self.tell("More machines are there: going on with them.")
+                self.tell("More nodes are available: resuming on them.")
                 return FailureDecision.RETRY
             if not all(isinstance(failure, LOST) for failure in failures.values()):
                 return FailureDecision.RAISE
             if found := [failure for failure in failures.values() if isinstance(failure, NodeUnfitError)]:
                 for node in {failure.node for failure in found}:
                     self.leave_out(node)
-                self.tell(f"Left out: {found[0].why}")
+                self.tell(f"Excluded: {found[0].why}")
                 return FailureDecision.RETRY
             lost = losses(failures)
         self.left -= 1
         if self.left < 0:
             return FailureDecision.RAISE
-        self.tell(f"Lost: {lost}. Going on from the last checkpoint ({self.left} more losses are survived).", "loss")
+        self.tell(f"Lost: {lost}. Resuming from the last checkpoint ({self.left} more failures allowed).", "loss")
         return FailureDecision.RETRY
 
 
@@ -282,12 +282,12 @@ def failed_to_start(error: BaseException) -> bool:
 def losses(failures: Mapping[int, BaseException]) -> str:
     """Which workers were lost and why, in one line: those that died, or else one that the others miss."""
     if not failures:  # NCCL's own word, which names nobody
-        return "workers that wait for each other"
+        return "workers waiting for each other"
     died = {rank: failure for rank, failure in failures.items() if isinstance(failure, DEAD)}
     if died:
         return "; ".join(f"worker {rank} ({_reason(failure)})" for rank, failure in sorted(died.items())[:4])
     ranks = ", ".join(map(str, sorted(failures)))
-    return f"a worker that worker {ranks} heard no more of ({_reason(failures[min(failures)])})"
+    return f"a peer of worker {ranks} ({_reason(failures[min(failures)])})"
 
 
 def explain(error: TrainingFailedError) -> BaseException:
@@ -296,7 +296,7 @@ def explain(error: TrainingFailedError) -> BaseException:
         failure = error.controller_failure
         if not failed_to_start(failure):
             return failure
-        reason = f"workers that were just started ({str(failure).splitlines()[-1].strip()[:200]})"
+        reason = f"workers that had just been started ({str(failure).splitlines()[-1].strip()[:200]})"
         return PausedError(f"Lost: {reason}.", TOO_MANY, exit_code=WORK_FAILED)
     assert isinstance(error, WorkerGroupError)
     failures = error.worker_failures

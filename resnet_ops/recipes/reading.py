@@ -92,8 +92,8 @@ def read(recipe: str) -> dict[str, Any]:
 def _file(name: str) -> Path:
     if name not in names():
         raise UserError(
-            f"There is no recipe called {name!r}.",
-            f"{did_you_mean(name, names())} There are: {', '.join(names())}; or give the path of a .toml file.",
+            f"Unknown recipe {name!r}.",
+            f"{did_you_mean(name, names())} Available: {', '.join(names())}; or give the path of a .toml file.",
         )
     return FOLDER / f"{name}.toml"
 
@@ -102,9 +102,9 @@ def _parse(path: Path, holds: type[Recipe]) -> dict[str, Any]:
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.", "Look where it is.") from None
+        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.", "Check its path.") from None
     except ValueError as error:  # not TOML, or not even text; says in which line
-        raise UserError(f"{path} is not TOML: {error}.", "See https://toml.io for how to write it.") from None
+        raise UserError(f"{path} is not TOML: {error}.", "See https://toml.io for the syntax.") from None
     try:
         # Strict: on the command line all is text, but here "30" is not 30. By way of JSON, where a path is text.
         holds.model_validate_json(json.dumps(options, default=str), strict=True)

@@ -10,9 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 
+from resnet_ops.formatting import percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.style import percent
 from resnet_ops.runs import Epoch
 
 WIDTH = 8.4
@@ -43,11 +43,11 @@ def degradation(networks: Sequence[Network], images: int, *, log: bool = True) -
         log: Whether errors may be on a logarithmic scale.
     """
     seeds = max((len(network.seeds) for network in networks), default=1)
-    spread = f" Lines are means of {seeds} seeds, bands reach from the least to the greatest." if seeds > 1 else ""
+    spread = f" Lines are means of {seeds} seeds; bands span minimum to maximum." if seeds > 1 else ""
     return Picture(
         "degradation",
-        "Plain and residual networks of growing depth",
-        f"Thick: validation error, thin: training error.{spread}",
+        "Plain and residual networks of increasing depth",
+        f"Thick lines: validation error; thin lines: training error.{spread}",
         "After the last epoch: " + "; ".join(_ending(network) for network in networks),
         WIDTH,
         3.9,
@@ -65,8 +65,8 @@ def learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int) -> P
     )
     return Picture(
         "learning",
-        "Learning",
-        "Thick: on validation images, thin: on training images, as augmented and while training.",
+        "Learning curves",
+        "Thick lines: validation images; thin lines: training images, augmented, during the epoch.",
         ends,
         WIDTH,
         3.0 + 0.2 * ((len(trainings) + 1) // 2),
@@ -75,7 +75,7 @@ def learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int) -> P
 
 
 def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Picture:
-    """Which class is taken for which.
+    """Return the confusion matrix as a picture.
 
     Args:
         name: Of the picture.
@@ -85,14 +85,14 @@ def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Pict
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(wrong, axis=None, kind="stable")[::-1][:10]
     pairs = [divmod(int(at), len(class_names)) for at in order if wrong.flat[at]]
-    told = "; ".join(f"{class_names[a]} for {class_names[b]}: {wrong[a, b]}" for a, b in pairs)
+    told = "; ".join(f"{class_names[a]} as {class_names[b]}: {wrong[a, b]}" for a, b in pairs)
     side = min(2.6 + 0.3 * len(class_names), 7.2)
     return Picture(
         name,
-        "Which class is taken for which",
-        "Rows are what the images show, columns what the network says. The shade grows with the share of its row; "
-        "small shares are drawn out to be seen.",
-        f"The commonest mistakes: {told or 'none'}.",
+        "Confusion matrix",
+        "Rows are true classes, columns predicted classes. Cells are shaded by their share of the row, on a scale "
+        "that makes small shares visible.",
+        f"Most frequent errors (true, predicted): {told or 'none'}.",
         min(side + 0.6, 7.6),
         side,
         partial(_confusion, counts, class_names),
@@ -160,7 +160,7 @@ def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, par
     losses = [loss for epoch in every for loss in (epoch.train_loss, epoch.val_loss)]
     style.value_axis(panels[1].yaxis, losses, "")
     style.value_axis(panels[2].yaxis, [0, *(epoch.images_per_second for epoch in every)], "", log=False)
-    for axes, title in zip(panels, ("top-1 error", "loss", "images a second"), strict=True):
+    for axes, title in zip(panels, ("top-1 error", "loss", "throughput (images/s)"), strict=True):
         axes.set_title(title)
         style.whole_axis(axes.xaxis, max(epoch.epoch for epoch in every), "epoch", most=5)
     style.legend(part, [*keys, *line_widths()], "outside lower center", columns=2 if len(keys) > 2 else 4)

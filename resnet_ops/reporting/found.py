@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from resnet_ops.errors import UserError
-from resnet_ops.reporting.style import percent
+from resnet_ops.formatting import percent
 from resnet_ops.runs import Epoch, RunRecord
 from resnet_ops.significance import differs, standard_error
 from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, TrialStatus, answer
@@ -122,14 +122,14 @@ def verdict(kind: str, bests: Sequence[Trial], images: int) -> str:
     first, last = bests[0], bests[-1]
     best = min(bests, key=lambda trial: (error(trial), trial.depth))
     if last is not best and differ(last, best):
-        return f"{name}: deeper was not better: {_at(last)}, {_at(best)}."
+        return f"{name}: the deepest is not the best: {_at(last)}, {_at(best)}."
     if not differ(first, best):
-        return f"{name}: from depth {first.depth} to {last.depth} no difference beyond one standard error."
+        return f"{name}: no difference beyond one standard error from depth {first.depth} to {last.depth}."
     enough = next(trial for trial in bests if not differ(trial, best))
     if enough is last:
-        return f"{name}: deeper was better, up to the deepest: {_at(first)}, {_at(last)}."
+        return f"{name}: the deepest is the best: {_at(first)}, {_at(last)}."
     return (
-        f"{name}: deeper was better up to {enough.depth}: {_at(first)}, {_at(enough)}; beyond it there is no "
+        f"{name}: deeper is better up to depth {enough.depth}: {_at(first)}, {_at(enough)}; beyond that there is no "
         "difference beyond one standard error."
     )
 

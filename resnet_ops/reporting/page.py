@@ -12,6 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import FigureBase
 
+from resnet_ops.formatting import duration, percent
 from resnet_ops.reporting import style
 
 
@@ -72,20 +73,12 @@ def render(template: str, **values: Any) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": lambda share: "" if share is None else f"{100 * share:.2f} %",
+        "percent": lambda share: "" if share is None else percent(share),
         "duration": duration,
         "value": lambda value: style.number(value) if isinstance(value, float) else value,
     }
     with style.applied():
         return environment.get_template(template).render(**values, css=Markup(style.css())).encode()  # noqa: S704
-
-
-def duration(seconds: float) -> str:
-    """A time for people: 4.2 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _template(name: str) -> str:

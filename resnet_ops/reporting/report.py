@@ -17,6 +17,7 @@ from pydantic import Field
 
 from resnet_ops import files
 from resnet_ops.errors import PausedError, UserError
+from resnet_ops.formatting import percent
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.figures import confusion, learning
 from resnet_ops.reporting.page import Picture
@@ -141,12 +142,12 @@ def write(
     started_at = started_at or time.time()
     if not files.is_remote(output) and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(
-            f"{output} cannot be written: there is no such folder, or it is one itself.", "Name a file: -o."
+            f"{output} cannot be written: its folder does not exist, or it is a folder itself.", "Give a file name: -o."
         )
     found = [Reported.read(run) for run in runs]
     for one in found:
         if one.missing:
-            notice(f"The report lacks what {one.run.name} says of its images: {one.missing}")
+            notice(f"The report has no predictions of {one.run.name}: {one.missing}")
     trainings = [(one.run.name, one.epochs) for one in found]
     with style.applied():
         curves = learning(trainings, min(one.record.data.val_images for one in found))
@@ -171,23 +172,23 @@ def verdict(found: Sequence[Reported]) -> str:
     """Which run is best and by how much, in a sentence or two that say no more than the numbers do."""
     scored = [(one.best.val_accuracy, one) for one in found if one.best]
     if not scored:
-        return "No epoch was finished yet."
+        return "No epoch has finished yet."
     ranked = sorted(scored, key=lambda pair: -pair[0])
     accuracy, first = ranked[0]
     images = first.record.data.val_images
-    reach = f"{100 * accuracy:.2f} % ± {100 * first.error:.2f} of {images:,} validation images"
-    says = f"{first.run.name} ({first.record.config.model}) is right on {reach}."
+    reach = f"{percent(accuracy)} ± {percent(first.error)} on {images:,} validation images"
+    says = f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {reach}."
     if len(ranked) == 1:
         return says
     if len({one.record.data.fingerprint for _, one in ranked}) > 1:
-        return f"{says} The runs were trained on different images, so their accuracies do not compare."
+        return f"{says} The runs were trained on different images, so their accuracies are not comparable."
     behind, second = ranked[1]
     between = standard_error_of_difference(accuracy, behind, images)
     apart = 100 * (accuracy - behind)
-    word = "more" if differs(accuracy, behind, images) else "not more"
+    word = "more" if differs(accuracy, behind, images) else "no more"
     return (
-        f"{says} The next, {second.run.name} ({second.record.config.model}), is {apart:.2f} points behind: {word} than "
-        f"one standard error of the difference ({100 * between:.2f} points)."
+        f"{says} {second.run.name} ({second.record.config.model}) is {apart:.2f} percentage points lower, {word} than "
+        f"one standard error of the difference ({100 * between:.2f})."
     )
 
 

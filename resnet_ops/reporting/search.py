@@ -38,8 +38,8 @@ def _values(found: Found) -> dict[str, Any]:
         "others": list(found.others),
         "seconds": sum(trial.seconds for trial in found.trials),
         "configurations": [
-            ("The search", {name: value for name, value in shared.items() if name != "given"} | shared["given"]),
-            *([("The answer's training", found.best_run.config.model_dump(mode="json"))] if found.best_run else []),
+            ("Search", {name: value for name, value in shared.items() if name != "given"} | shared["given"]),
+            *([("Selected trial", found.best_run.config.model_dump(mode="json"))] if found.best_run else []),
         ],
         "versions": record.versions,
     }

@@ -12,17 +12,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 
+from resnet_ops.formatting import duration, percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.found import KINDS, Found, deviation, error, kind_of, verdict
-from resnet_ops.reporting.page import Picture, duration
-from resnet_ops.reporting.style import percent
+from resnet_ops.reporting.page import Picture
 from resnet_ops.tuning.results import Trial, TrialStatus
 
 WIDTH = 8.4
 MARKS: dict[TrialStatus, str] = {"finished": "o", "stopped": "v", "failed": "X", "running": "D"}
 KIND_STYLE = {"plain": (style.VERMILION, "s"), "resnet": (style.BLUE, "o")}
 ERROR = "validation error"
-NONE_YET = "No trial has validated yet."
+NONE_YET = "No trial has been validated yet."
 
 
 def pictures(found: Found) -> list[Picture]:
@@ -47,9 +47,9 @@ def landscape(found: Found) -> Picture:
     height = 1.75 + min(max(0.42 * len(found.depths), 1.2), 5)
     return Picture(
         "landscape",
-        f"Depth against {of}" if name else "Trials of each depth",
-        f"Each mark is a trial, its colour the {ERROR} of its best epoch; where rows are crowded, marks are spread "
-        "within them. The ring is the answer.",
+        f"Depth and {of}" if name else "Trials by depth",
+        f"Each marker is a trial; its colour is the {ERROR} of its best epoch. In crowded rows, markers are spread out "
+        "within them. The ring marks the selected trial.",
         f"{len(found.trials)} trials. {rows or NONE_YET}",
         WIDTH,
         height,
@@ -69,8 +69,8 @@ def curves(found: Found) -> Picture:
     return Picture(
         "curves",
         "Learning curves",
-        f"The {ERROR} after each epoch, a colour for each depth; at the end of a line, what became of its trial. "
-        "The thick line is the answer's, the ring its best epoch.",
+        f"The {ERROR} after each epoch, one colour per depth; the marker at the end of a line is the trial's status. "
+        "The thick line is the selected trial, the ring its best epoch.",
         f"First, middle and last epoch of the best trial of each depth: {rows or NONE_YET}",
         WIDTH,
         3.9,
@@ -81,16 +81,16 @@ def curves(found: Found) -> Picture:
 def by_depth(found: Found) -> Picture:
     """Error, parameters and time of the best trial of each depth."""
     rows = "; ".join(
-        f"{t.model}: {percent(error(t))} ± {100 * deviation(t, found.images):.2g} %, {t.parameters:,} parameters, "
-        f"{duration(_epoch_time(t))} an epoch"
+        f"{t.model}: {percent(error(t))} ± {percent(deviation(t, found.images))}, {t.parameters:,} parameters, "
+        f"{duration(_epoch_time(t))} per epoch"
         for kind in found.kinds
         for t in found.bests(kind)
     )
     said = " ".join(filter(None, (verdict(kind, found.bests(kind), found.images) for kind in found.kinds)))
     return Picture(
         "depth",
-        "Is deeper better?",
-        f"{said} The best trial of each depth; bars are one standard error of an error p on {found.images:,} images, "
+        "Best error by depth",
+        f"{said} The best trial of each depth; error bars: one standard error on {found.images:,} images, "
         "√(p(1 - p)/n).".strip(),
         rows or NONE_YET,
         WIDTH,
@@ -108,8 +108,8 @@ def options(found: Found) -> Picture:
     )
     return Picture(
         "options",
-        "What else was searched",
-        f"The {ERROR} of each trial against the other options; colours are depths, as above. The ring is the answer.",
+        "Other searched options",
+        f"The {ERROR} of each trial by option; colours are depths, as above. The ring marks the selected trial.",
         rows,
         WIDTH,
         0.5 + 2.3 * math.ceil(len(found.others) / 3),
@@ -149,7 +149,7 @@ def _landscape(found: Found, x: Callable[[Trial], Any], of: str, name: str, part
         bar = part.colorbar(
             ScalarMappable(norm, style.VALUES), ax=list(panels.values()), label=ERROR, pad=0.02, aspect=16
         )
-        bar.set_ticks(ticks, labels=[percent(tick) for tick in ticks])
+        bar.set_ticks(ticks, labels=[percent(tick, None) for tick in ticks])
         bar.minorticks_off()
         bar.outline.set_visible(False)
     style.legend(part, [*_status_keys(found.trials), *_answer_key(found)], "outside lower center", columns=5)
@@ -214,7 +214,7 @@ def _by_depth(found: Found, part: FigureBase) -> None:
     style.error_axis(panels[0].yaxis, [max(e, min(floor, 1 / found.images)) for e in spread], found.images, "")
     style.value_axis(panels[1].yaxis, [trial.parameters for trial in every], "")
     style.value_axis(panels[2].yaxis, [_epoch_time(trial) for trial in every], "")
-    for axes, title in zip(panels, (f"{ERROR}, best", "parameters", "seconds an epoch"), strict=True):
+    for axes, title in zip(panels, (f"best {ERROR}", "parameters", "seconds per epoch"), strict=True):
         axes.set_title(title)
         style.ordered_axis(axes.xaxis, found.depths, "depth", most=7)
     keys = [
@@ -292,7 +292,7 @@ def _status_keys(trials: Sequence[Trial]) -> list[Line2D]:
 def _answer_key(found: Found, color: str = style.VERMILION) -> list[Line2D]:
     if found.answer is None:
         return []
-    label = f"the answer: trial {found.answer.trial.id}"
+    label = f"selected: trial {found.answer.trial.id}"
     return [Line2D([], [], ls="", marker="o", ms=10, mfc="none", mec=color, mew=1.8, label=label)]
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 
+from resnet_ops.formatting import percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.figures import THICK, THIN, WIDTH, Network, line_widths
 from resnet_ops.reporting.page import Picture
@@ -42,11 +43,11 @@ def norms(rows: Sequence[tuple[str, Sequence[Profile]]]) -> Picture:
         rows: What the number is, and the networks.
     """
     seeds = max((len(profile.values) for _, profiles in rows for profile in profiles), default=1)
-    spread = f" Means of {seeds} seeds, bands from the least to the greatest." if seeds > 1 else ""
+    spread = f" Means of {seeds} seeds; bands span minimum to maximum." if seeds > 1 else ""
     return Picture(
         "norms",
         "Gradients and responses by layer",
-        f"From the first convolution to the last, on one batch of training images, as training sees it.{spread}",
+        f"From the first layer to the last, on one training batch in training mode.{spread}",
         "; ".join(_first_and_last(name, profile) for name, profiles in rows for profile in profiles),
         WIDTH,
         2.3 * len(rows) + 0.6,
@@ -63,9 +64,9 @@ def responses(profiles: Sequence[Profile], branches: Sequence[Profile]) -> Pictu
     """
     return Picture(
         "responses",
-        "Standard deviation of each layer's response",
-        "Of each 3x3 layer's output after BatchNorm, before the non-linearity and the addition; means over seeds. "
-        "Networks that hardly learned are left out.",
+        "Standard deviation of layer responses",
+        "The output of each 3x3 layer after BatchNorm, before the ReLU and the addition; means over seeds. "
+        "Networks with a training error of 50% or more are omitted.",
         "; ".join(f"{p.kind}{p.depth}: mean {style.number(float(p.values.mean()))}" for p in profiles),
         WIDTH,
         3.7,
@@ -81,13 +82,13 @@ def shortcuts(networks: Sequence[tuple[str, Network]], images: int) -> Picture:
         images: For validation.
     """
     seeds = max((len(network.seeds) for _, network in networks), default=1)
-    spread = f" Means of {seeds} seeds, bands from the least to the greatest." if seeds > 1 else ""
+    spread = f" Means of {seeds} seeds; bands span minimum to maximum." if seeds > 1 else ""
     return Picture(
         "shortcuts",
-        "Shortcuts",
-        f"A zero-padded, B projected where shapes change, C all projected.{spread}",
+        "Shortcut options",
+        f"A: zero-padded; B: projection where shapes change; C: all projections.{spread}",
         "; ".join(
-            f"resnet{n.depth} {option}: {style.percent(n.errors('val_error')[:, -1].mean())}" for option, n in networks
+            f"resnet{n.depth} {option}: {percent(n.errors('val_error')[:, -1].mean())}" for option, n in networks
         ),
         WIDTH,
         3.6,
@@ -127,14 +128,14 @@ def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: F
             axes.plot(numbers, values, ls=LINES[profile.kind], lw=1.5, markevery=_sparse(values), **look[profile.depth])
     most = max(profile.values.shape[1] for profile in profiles)
     every = np.concatenate([profile.mean for profile in profiles]).tolist()
-    for axes, title in ((by_order, "responses, in order"), (by_size, "responses, by size")):
+    for axes, title in ((by_order, "responses by layer"), (by_size, "responses by magnitude")):
         axes.set_title(title)
         style.whole_axis(axes.xaxis, most, "layer", most=5)
         style.value_axis(axes.yaxis, [0.0, *every], "standard deviation" if axes is by_order else "", log=False)
     for axes in right:
         for branch in branches:
             _line(axes, np.arange(1, branch.values.shape[1] + 1), branch, **look[branch.depth])
-        axes.set_title("F(x) beside its shortcut")
+        axes.set_title("std of F(x) / std of shortcut")
         style.whole_axis(axes.xaxis, max(branch.values.shape[1] for branch in branches), "residual block", most=5)
         style.value_axis(axes.yaxis, np.concatenate([branch.values.ravel() for branch in branches]).tolist(), "")
     kinds = [

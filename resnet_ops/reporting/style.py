@@ -21,6 +21,8 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from resnet_ops.formatting import percent
+
 STEPS = 16  # of the scale of depths
 COLORS = {  # name: (on a light page, on a dark one)
     "ink": ("#1d2025", "#e8eaed"),
@@ -92,11 +94,6 @@ def step_colors(count: int) -> list[str]:
     return [COLORS[f"step{round(i * (STEPS - 1) / max(count - 1, 1))}"][0] for i in range(count)]
 
 
-def percent(share: float) -> str:
-    """A share from 0 to 1 as a tick says it: with no more digits than it has."""
-    return f"{100 * share:.3g} %"
-
-
 def number(value: float) -> str:
     """A number as a tick says it, in three digits: 0.03, 2e-4, 125k, 1.7M."""
     for at_least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
@@ -143,7 +140,7 @@ def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str, *, 
     above = [error for error in errors if error > 0]
     if not log or not above or high < LOG_FROM * min(above):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
+        axis.set_major_formatter(FuncFormatter(lambda share, _: percent(share, None)))
         pad = 0.06 * (high - low)
         _limit(axis, max(low - pad, -pad), min(high + pad, 1 + pad))
         return
@@ -157,7 +154,7 @@ def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str, *, 
         _scale(axis, "log")
         _limit(axis, min(above) / 1.3, min(high * 1.3, 1.15))
     ticks = [tick for tick in ticks if tick <= 1]
-    _ticks(axis, ticks, [percent(tick) for tick in ticks])
+    _ticks(axis, ticks, [percent(tick, None) for tick in ticks])
 
 
 def value_axis(axis: Axis, values: Sequence[float], label: str, *, log: bool | None = None, most: int = 6) -> None:

@@ -62,7 +62,7 @@ def build(service: Service) -> FastAPI:
     inside = service.inside
     app = FastAPI(
         title=f"{inside.model} on {inside.data}",
-        description="Send an image, get its likeliest classes: `curl --data-binary @photo.jpg URL/classify?top=5`",
+        description="Send an image, get its most likely classes: `curl --data-binary @photo.jpg URL/classify?top=5`",
         version=resnet_ops.__version__,
     )
 
@@ -114,5 +114,5 @@ def _say_why(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        reason = f"{request.method} {request.url.path}: {error.detail}; there are POST /classify, GET /health, GET /"
+        reason = f"{request.method} {request.url.path}: {error.detail}; available: POST /classify, GET /health, GET /"
         return JSONResponse({"error": reason}, error.status_code, error.headers)

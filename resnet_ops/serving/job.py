@@ -56,7 +56,7 @@ class ServeResult(Result):
                 time.sleep(LOOK_S)
                 _refuse_ifstarted_ray_is_gone()
                 if APPLICATION not in serve.status().applications:
-                    raise UserError("Somebody else ended the service.", exit_code=WORK_FAILED)
+                    raise UserError("The service was stopped from elsewhere.", exit_code=WORK_FAILED)
         except KeyboardInterrupt:
             time.sleep(TOGETHER_S)
             _refuse_ifstarted_ray_is_gone()
@@ -157,8 +157,8 @@ def _run(application: Any) -> None:
 def _refuse_ifstarted_ray_is_gone() -> None:
     if started_ray_is_gone():
         raise UserError(
-            "Ray was ended before the service was, so what was in hand has no answer.",
-            "Stop this process alone, not its whole group (for systemd KillMode=mixed).",
+            "Ray was stopped before the service, so requests in progress were not answered.",
+            "Signal this process only, not its process group (systemd: KillMode=mixed).",
             WORK_FAILED,
         )
 
@@ -172,7 +172,7 @@ def _whole(file: Path) -> bytes:
     model, _ = opening.look_through(file)
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise UserError(
-            f"{file} keeps its weights in another file, which cannot be served.", "Serve a smaller network."
+            f"{file} keeps its weights in another file, which is not supported for serving.", "Serve a smaller network."
         )
     return file.read_bytes()
 
@@ -199,7 +199,7 @@ def _wait_for_answer(url: str) -> None:
             if time.monotonic() > until:
                 raise UserError(
                     f"Nothing answers at {url} ({error}).",
-                    "On a cluster it must be an address that all its machines have: --host 0.0.0.0.",
+                    "On a cluster use an address that all nodes have: --host 0.0.0.0.",
                     WORK_FAILED,
                 ) from error
             time.sleep(0.1)

@@ -24,7 +24,10 @@ def address(config: ServeConfig) -> str:
     """
     named = address_of(config)
     if is_job_server(named):
-        raise UserError(f"--cluster {named} is a job server, which ends what it runs.", "Name the cluster: HOST:6379.")
+        raise UserError(
+            f"--cluster {named} is a job server; a service needs the cluster itself.",
+            "Give the cluster's address: HOST:6379.",
+        )
     return named
 
 
@@ -43,10 +46,10 @@ def free_port(host: str, port: int) -> int:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(
-                f"Port {port} of {host} is taken.", "Take another: --port; 0 for any that is free."
+                f"Port {port} of {host} is taken.", "Choose another --port, or 0 for any free one."
             ) from None
         why = (error.strerror or str(error)).lower()
-        raise UserError(f"--host {host} --port {port} cannot be listened on ({why}).", "Take another.") from None
+        raise UserError(f"--host {host} --port {port} cannot be listened on ({why}).", "Choose another.") from None
 
 
 def cluster(address: str, provider: str) -> AbstractContextManager[None]:
@@ -90,7 +93,7 @@ def share(replicas: int, provider: str) -> dict[str, float]:
         return {"num_cpus": 1, "num_gpus": 1 if gpus >= replicas else int(1000 * gpus / replicas) / 1000}
     cpus = [node.free_cpus for node in nodes if node.free_cpus >= 1]
     if not cpus:
-        raise UserError("No CPU core is free to serve on.", "See who has them: resnet-ops cluster status.")
+        raise UserError("No CPU core is free to serve on.", "See what uses them: resnet-ops cluster status.")
     each = min(cpus) / -(-replicas // len(cpus))
     return {"num_cpus": int(each) if each >= 1 else int(1000 * each) / 1000}
 
@@ -103,8 +106,8 @@ def refuse_a_second_one() -> None:
     """
     if serve_is_running():
         raise UserError(
-            "Ray Serve runs on this cluster already, and it listens on one port.",
-            "End it there (serve shutdown), or serve from a cluster of its own: --cluster local.",
+            "Ray Serve is already running on this cluster.",
+            "Stop it (serve shutdown), or serve from a separate cluster: --cluster local.",
         )
 
 

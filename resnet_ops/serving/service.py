@@ -72,7 +72,7 @@ class Service:
     @contextlib.contextmanager
     def _in_hand(self) -> Iterator[None]:
         if self.waiting >= self.limits.waiting:
-            raise RefusedError(BUSY, f"{self.waiting} requests are waiting already; come again in a second")
+            raise RefusedError(BUSY, f"{self.waiting} requests are waiting already; try again in a second")
         self.waiting += 1
         try:
             yield
@@ -85,7 +85,7 @@ class Service:
             raise RefusedError(UNSUPPORTED, "send the image itself, not a form: curl --data-binary @photo.jpg")
         announced = headers.get("content-length", "")
         got = bytearray()
-        too_large = RefusedError(TOO_LARGE, f"an image may have {limit / 1e6:g} MB as it is sent")
+        too_large = RefusedError(TOO_LARGE, f"an upload may have at most {limit / 1e6:g} MB")
         if announced.isdecimal() and int(announced) > limit:
             raise too_large
         try:
@@ -103,13 +103,13 @@ class Service:
         try:
             seen = look(encoded)
             if seen.format not in FORMATS:
-                raise RefusedError(UNSUPPORTED, f"images of format {seen.format} are not taken")
+                raise RefusedError(UNSUPPORTED, f"images of format {seen.format} are not accepted")
             if seen.height * seen.width > most:
                 size = f"{seen.width:,} x {seen.height:,}"
-                raise RefusedError(TOO_LARGE, f"an image may have {most:,} pixels; this one has {size}")
+                raise RefusedError(TOO_LARGE, f"an image may have at most {most:,} pixels; this one has {size}")
             return decode(encoded, self.classifier.frame)
         except TooManyPixelsError:
-            raise RefusedError(TOO_LARGE, f"an image may have {most:,} pixels; this one has more") from None
+            raise RefusedError(TOO_LARGE, f"an image may have at most {most:,} pixels; this one has more") from None
         except DecodeError as error:
             raise RefusedError(BAD, f"the image cannot be decoded: {error}") from None
 

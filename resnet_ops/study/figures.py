@@ -29,8 +29,8 @@ def pictures(study: Study, groups: Sequence[Group], images: int) -> list[Picture
         drawn.append(
             charts.norms(
                 [
-                    ("gradient of the weights, norm", _both(profiled, lambda layer: layer.weight_gradient)),
-                    ("response, root mean square", _both(profiled, lambda layer: layer.response_rms)),
+                    ("weight gradient norm", _both(profiled, lambda layer: layer.weight_gradient)),
+                    ("response RMS", _both(profiled, lambda layer: layer.response_rms)),
                 ]
             )
         )

@@ -96,7 +96,7 @@ def conclude(search: Search, started_at: float) -> StudyResult:
     networks = [_network(search, trial) for trial in trials]
     groups = grouped(networks)
     if not groups:
-        raise UserError(f"No training of {search.run.name} is over yet.", "Go on with it.", WORK_FAILED)
+        raise UserError(f"No training of {search.run.name} has finished yet.", "Resume it.", WORK_FAILED)
     study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_purpose` made it
     figures = _draw(search, study, groups, record)
     settled = search.run.read_as_written().config

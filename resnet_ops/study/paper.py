@@ -35,7 +35,7 @@ def published(data: DataRecord, config: TrainConfig) -> Published | None:
     if _is_cifar10(data) and config.recipe == "paper" and _as_recipe(config, epochs=164, batch_size=128):
         errors: dict[tuple[str, str | None], float] = {(model, "A"): error for model, error in TABLE_6.items()}
         return Published(
-            "He et al. 2015, table 6, test error; plain networks are only drawn there, in fig. 6, plain110 above 60 %",
+            "He et al. 2015, table 6, test error; plain networks appear only in fig. 6, plain110 above 60%",
             errors,
         )
     if (len(data.class_names), data.val_images) == IMAGENET and _as_recipe(config, epochs=90, batch_size=256):
@@ -43,7 +43,7 @@ def published(data: DataRecord, config: TrainConfig) -> Published | None:
         errors |= {("plain18", None): TABLE_2["plain18"], ("plain34", None): TABLE_2["plain34"]}
         errors[("resnet18", "A")] = TABLE_2["resnet18"]
         return Published(
-            "He et al. 2015, tables 2 and 3: 10-crop, where ours is one crop, with its own augmentation", errors
+            "He et al. 2015, tables 2 and 3: 10-crop testing; here a single crop and different augmentation", errors
         )
     return None
 

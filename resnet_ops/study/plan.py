@@ -64,11 +64,11 @@ def space(config: StudyConfig, notice: Callable[[str], None] = lambda _: None) -
 
 def _networks(config: StudyConfig) -> list[dict[str, Any]]:
     if config.options is not None and config.study != "shortcuts":
-        raise UserError("--options names shortcuts to compare.", "Leave it out, or: resnet-ops study shortcuts.")
+        raise UserError("--options selects shortcuts to compare.", "Remove it, or run: resnet-ops study shortcuts.")
     depths = _listed("--depths", config.depths or DEPTHS[config.study])
     for depth in depths:
         if not re.fullmatch(r"\d{1,5}(-cifar)?", depth):
-            raise UserError(f"--depths: {depth!r} is no depth.", "Depths are numbers of layers, such as 20,56,110.")
+            raise UserError(f"--depths: {depth!r} is not a depth.", "Depths are numbers of layers, such as 20,56,110.")
         try:
             parse_name(f"resnet{depth}")
         except UserError as error:
@@ -79,18 +79,18 @@ def _networks(config: StudyConfig) -> list[dict[str, Any]]:
     options = _listed("--options", config.options or OPTIONS)
     for option in options:
         if option not in get_args(Shortcut):
-            raise UserError(f"--options: {option!r} is no shortcut.", "Valid: A, B, C.")
+            raise UserError(f"--options: {option!r} is not a shortcut.", "Valid: A, B, C.")
     return [{"depth": d, "family": "resnet", "shortcut": o} for d, o in itertools.product(numbers, options)]
 
 
 def _baselines(config: StudyConfig, base: TrainConfig, notice: Callable[[str], None]) -> list[dict[str, Any]]:
     if config.study != "degradation":
-        raise UserError("--baselines are of the study degradation.", "Leave it out.")
+        raise UserError("--baselines applies to the degradation study only.", "Remove it.")
     data = open_source(base).record
     networks = []
     for kind, (depth, smallest) in BASELINES.items():
         if min(data.height, data.width) < smallest:
-            notice(f"{kind}{depth} is left out: it needs images of {smallest}x{smallest} pixels.")
+            notice(f"Skipping {kind}{depth}: it needs images of at least {smallest}x{smallest} pixels.")
             continue
         # Without BatchNorm the others' learning rate makes them diverge; torchvision's recipes have a tenth as well.
         slower = {} if kind == "googlenet" else {"lr": base.lr / 10}
@@ -108,7 +108,7 @@ def _network(depth: int | str, family: str) -> dict[str, Any]:
 def _listed(option: str, text: str) -> list[str]:
     values = [value.strip() for value in text.split(",")]
     if len(set(values)) < len(values):
-        raise UserError(f"{option} {text} has a value twice.", "Name each once.")
+        raise UserError(f"{option} {text} contains a duplicate.", "Give each value once.")
     return values
 
 

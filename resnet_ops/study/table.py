@@ -15,8 +15,8 @@ def markdown(findings: StudyResult) -> str:
         *(["", findings.gradients] if findings.gradients else []),
         "",
         f"On {data.name}, {data.train_images:,} training and {data.val_images:,} validation images of "
-        f"{data.width}x{data.height}: {settings}. Errors are top-1 after the last epoch, means and sample deviations "
-        "over seeds; those of training as augmented and while training.",
+        f"{data.width}x{data.height}: {settings}. Top-1 errors after the last epoch, mean ± sample standard deviation "
+        "over seeds; training errors are measured on augmented images during the epoch.",
         "",
         f"| {' | '.join(heads)} |",
         f"|{'|'.join('---' if name in ('network', 'shortcuts') else '---:' for name in heads)}|",
@@ -31,8 +31,8 @@ def markdown(findings: StudyResult) -> str:
 def columns(findings: StudyResult) -> list[str]:
     """What the table has of each network."""
     shortcuts = ["shortcuts"] if findings.study == "shortcuts" else []
-    published = ["published %"] if findings.published else []
-    return ["network", *shortcuts, "parameters", "seeds", "training error %", "validation error %", *published]
+    published = ["published (%)"] if findings.published else []
+    return ["network", *shortcuts, "parameters", "seeds", "training error (%)", "validation error (%)", *published]
 
 
 def cells(findings: StudyResult, row: Row) -> list[str]:
@@ -44,9 +44,9 @@ def cells(findings: StudyResult, row: Row) -> list[str]:
         "shortcuts": row.shortcut or "",
         "parameters": f"{row.parameters:,}",
         "seeds": f"{row.seeds}{lost}",
-        "training error %": _error(row.train_error),
-        "validation error %": _error(row.val_error),
-        "published %": published,
+        "training error (%)": _error(row.train_error),
+        "validation error (%)": _error(row.val_error),
+        "published (%)": published,
     }
     return [every[name] for name in columns(findings)]
 

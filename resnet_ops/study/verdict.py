@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import get_args
 
+from resnet_ops.formatting import percent
 from resnet_ops.reporting.study_figures import When
 from resnet_ops.runs import DataRecord
 from resnet_ops.significance import OVER_SEEDS, differs
@@ -27,7 +28,7 @@ def degradation(groups: Sequence[Group], data: DataRecord) -> str:
     told = [_numbers(kind, found, worse[kind], data) for kind, found in of_kind.items() if len(found) > 1]
     if beside := [g for g in groups if g.kind == "baseline"]:
         ends = ", ".join(f"{g.model} {range_of(g.val_error)}" for g in beside)
-        told.append(f"Validation error of what was best before, trained alike: {ends}.")
+        told.append(f"Validation error of earlier architectures, trained the same way: {ends}.")
     return " ".join([_in_short(of_kind, worse), *told, seeds(groups)])
 
 
@@ -39,11 +40,11 @@ def shortcuts(groups: Sequence[Group], data: DataRecord) -> str:
         best, *others = found
         behind = [g for g in others if above(g.val_error, best.val_error, data.val_images)]
         beside = [g for g in others if g not in behind]
-        line = f"resnet{depth}: {best.shortcut} has the least validation error, {range_of(best.val_error)}"
+        line = f"resnet{depth}: {best.shortcut} has the lowest validation error, {range_of(best.val_error)}"
         if behind:
-            line += "; above it " + ", ".join(f"{g.shortcut} {range_of(g.val_error)}" for g in behind)
+            line += "; higher: " + ", ".join(f"{g.shortcut} {range_of(g.val_error)}" for g in behind)
         if beside:
-            line += "; not told apart from it " + ", ".join(f"{g.shortcut} {range_of(g.val_error)}" for g in beside)
+            line += "; not distinguishable: " + ", ".join(f"{g.shortcut} {range_of(g.val_error)}" for g in beside)
         told.append(f"{line}.")
     return " ".join([*told, seeds(groups)])
 
@@ -60,9 +61,9 @@ def responses(groups: Sequence[Group]) -> str:
     told = []
     if len(of_shortcut) > 1:
         told.append(
-            "A residual branch's standard deviation after training, as a share of its shortcut's, "
+            "The standard deviation of a residual branch relative to its shortcut, after training, "
             f"{_trend(list(of_shortcut.values()))} as depth grows: {_listed(of_shortcut)}; "
-            f"before training it was {_listed(before)}."
+            f"before training: {_listed(before)}."
         )
     if len(residual) > 1:
         told.append(
@@ -71,9 +72,9 @@ def responses(groups: Sequence[Group]) -> str:
         )
     for depth, found in residual.items():
         if plain := deviation.get(("plain", depth)):
-            told.append(f"At depth {depth} it is {_beside(found, plain)} the plain network's, {_short(plain)}.")
+            told.append(f"At depth {depth} it is {_beside(found, plain)} that of the plain network, {_short(plain)}.")
     if left_out := [group.model for group in groups if group not in learned]:
-        told.append(f"{' and '.join(left_out)} hardly learned, so their responses say nothing here.")
+        told.append(f"{' and '.join(left_out)} did not learn (training error of 50% or more) and are not compared.")
     return " ".join([*told, seeds(groups)])
 
 
@@ -94,7 +95,7 @@ def gradients(groups: Sequence[Group]) -> str:
             told.append(f"{words} {'; '.join(there)}.")
     if not told:
         return ""
-    return " ".join(["Gradient norm of the first tenth of the layers, as a multiple of the last tenth's.", *told])
+    return " ".join(["Ratio of gradient norms, first tenth of the layers to last tenth.", *told])
 
 
 def failures(networks: Sequence[Network]) -> str:
@@ -117,15 +118,15 @@ def seeds(groups: Sequence[Group]) -> str:
     """Over how many seeds that is, and what follows where it is one."""
     counts = sorted({len(g.networks) for g in groups})
     if counts == [1]:
-        return "One seed each, which does not show how much another would differ."
+        return "One seed per network, so the variation between seeds is unknown."
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"Means of {many} seeds, with the least and the greatest where they differ."
+    return f"Means of {many} seeds, with the range (minimum to maximum) where seeds differ."
 
 
 def range_of(spread: Spread) -> str:
     """An error in percent, with its range where there is one to be seen."""
-    mean, least, greatest = (f"{100 * value:.1f}" for value in (spread.mean, spread.least, spread.greatest))
-    return f"{mean} %" if spread.std is None or least == greatest else f"{mean} % ({least} to {greatest})"
+    mean, least, greatest = (percent(value, 1) for value in (spread.mean, spread.least, spread.greatest))
+    return mean if spread.std is None or least == greatest else f"{mean} ({least} to {greatest})"
 
 
 def over(group: Group, number: Callable[[Network], float | None]) -> Spread | None:
@@ -148,32 +149,32 @@ def _worse(groups: Sequence[Group], data: DataRecord) -> list[tuple[Group, Group
 def _in_short(of_kind: dict[Kind, list[Group]], worse: dict[Kind, list[tuple[Group, Group]]]) -> str:
     compared = [kind for kind in KINDS if len(of_kind[kind]) > 1]
     if not compared:
-        return "There are no two depths of a kind to compare."
+        return "Nothing to compare: no kind of network has two depths."
     names = {kind: f"{KINDS[kind]} networks" for kind in compared}
     fine = [names[kind] for kind in compared if not worse[kind]]
     degraded = sorted((kind for kind in compared if worse[kind]), key=lambda kind: worse[kind][0][0].depth)
     if not degraded:
-        return f"No degradation at these depths, of {' or '.join(fine)}."
-    told = [f"{names[kind]} degrade from depth {worse[kind][0][0].depth} on, {_by(worse[kind])}" for kind in degraded]
+        return f"No degradation of {' or '.join(fine)} at these depths."
+    told = [f"{names[kind]} degrade from depth {worse[kind][0][0].depth}, {_by(worse[kind])}" for kind in degraded]
     line = "; ".join([*told, *(f"{name} do not" for name in fine)])
     return f"{line[0].upper()}{line[1:]}."
 
 
 def _by(worse: Sequence[tuple[Group, Group]]) -> str:
     most = max(group.train_error.mean - least.train_error.mean for group, least in worse)
-    return f"by up to {100 * most:.1f} points of training error"
+    return f"by up to {100 * most:.1f} percentage points of training error"
 
 
 def _numbers(kind: Kind, groups: Sequence[Group], worse: list[tuple[Group, Group]], data: DataRecord) -> str:
     """The training errors that this rests on, and whether validation agrees."""
     if not worse:
         listed = ", ".join(f"{g.model} {range_of(g.train_error)}" for g in groups)
-        return f"Training error, {KINDS[kind]}: {listed}; none is above a shallower one's by more than chance."
+        return f"Training error, {KINDS[kind]}: {listed}; none is significantly above that of a shallower network."
     _, least = worse[0]
     listed = ", ".join(f"{g.model} {range_of(g.train_error)}" for g in groups if g.depth >= least.depth)
     agrees = [g.depth for g, s in worse if above(g.val_error, s.val_error, data.val_images)]
     where = "" if len(agrees) == len(worse) else f" at depth {' and '.join(map(str, agrees))}"
-    too = f"in validation error too{where}" if agrees else "not in validation error"
+    too = f"validation error degrades too{where}" if agrees else "validation error does not degrade"
     return f"Training error, {KINDS[kind]}: {listed}; {too}."
 
 
@@ -191,11 +192,11 @@ def _response(network: Network) -> float | None:
 def _way(ratio: Spread) -> str:
     """What becomes of gradients on their way back."""
     if ratio.greatest < 1 / MANY:
-        return "they vanish on the way back"
+        return "vanishing"
     if ratio.least > MANY:
-        return "they grow on the way back"
+        return "exploding"
     even = ratio.least >= 1 / MANY and ratio.greatest <= MANY
-    return "they neither vanish nor explode" if even else "which differs from seed to seed"
+    return "neither vanishing nor exploding" if even else "varying between seeds"
 
 
 def _first_to_last(network: Network, when: When) -> float | None:
@@ -212,7 +213,7 @@ def _trend(spreads: Sequence[Spread]) -> str:
     if max(s.mean for s in spreads) < (1 + LITTLE) * min(s.mean for s in spreads):
         return "hardly changes"
     falls = all(deeper.greatest < shallower.least for shallower, deeper in itertools.pairwise(spreads))
-    return "falls" if falls else "does not steadily fall"
+    return "falls" if falls else "does not fall monotonically"
 
 
 def _beside(one: Spread, other: Spread) -> str:
@@ -220,7 +221,7 @@ def _beside(one: Spread, other: Spread) -> str:
         return "about the same as"
     if one.greatest < other.least:
         return "smaller than"
-    return "larger than" if one.least > other.greatest else "not told apart from"
+    return "larger than" if one.least > other.greatest else "not distinguishable from"
 
 
 def _listed(by_depth: dict[int, Spread]) -> str:

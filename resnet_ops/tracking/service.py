@@ -46,7 +46,7 @@ class Told:
         both = min(len(known), len(self.sent))
         if self.sent[:both] != known[:both]:
             self._begin(self.service.replace(self.id))
-            news = f"epochs were trained anew and came out otherwise; told anew: {self.service.where}"
+            news = f"retrained epochs differ; logged again: {self.service.where}"
         if len(epochs) > len(self.sent):
             self.service.send(epochs, len(self.sent))
             self.sent = known
@@ -174,13 +174,13 @@ class Service:
                 told.end(record)
         except Exception as error:
             if not self.down:
-                self.tell(f"{self.name} cannot be told: {reason(error)}. Training goes on; it will be told later.")
+                self.tell(f"{self.name}: logging failed: {reason(error)}. Training continues; logging is retried.")
             self.down = True
             return False
         if news:
             self.tell(f"{self.name}: {news}")
         if self.down:
-            self.tell(f"{self.name} answers again, and was told what it had missed.")
+            self.tell(f"{self.name}: reconnected; everything missed has been logged.")
         self.down = False
         return True
 
@@ -192,5 +192,5 @@ class Service:
         told = self.told.get(run.path)
         missing = len(epochs) - (len(told.sent) if told else 0)
         if missing > 0 or (self.down and epochs):
-            what = f"{missing} of {len(epochs)} epochs" if missing > 0 else "of the end"
-            self.tell(f"{self.name} was not told {what} of {full_name(run)}. Once it answers: {self.resume(run)}")
+            what = f"{missing} of {len(epochs)} epochs" if missing > 0 else "the final status"
+            self.tell(f"{self.name}: not logged: {what} of {full_name(run)}. To log it later: {self.resume(run)}")

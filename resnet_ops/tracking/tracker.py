@@ -52,8 +52,8 @@ def settings(track: str) -> dict[str, str]:
         del found[name]
         if name in SETTINGS.get(track, ()):
             raise UserError(
-                f"{name} holds a user's name or a secret, which the cluster would show to everyone.",
-                "Leave it out; give the machines their access by their environment.",
+                f"{name} contains a user name or a secret, which would be visible to everyone on the cluster.",
+                "Remove it; give the nodes access through their environment.",
             )
     return found
 
@@ -109,7 +109,7 @@ class Tracker:
                     self._write_events(Run(path), ended)
                 except Exception as error:
                     if not self.failed:
-                        self.tell(f"TensorBoard's files cannot be written: {reason(error)}. Training goes on.")
+                        self.tell(f"TensorBoard: files cannot be written: {reason(error)}. Training continues.")
                     self.failed = True
 
     def _write_events(self, run: Run, ended: bool) -> None:

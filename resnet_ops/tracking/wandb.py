@@ -26,11 +26,11 @@ def check() -> None:
     try:
         known = settings.mode != "online" or wandb.login(prompt=False, verify=False)
     except Exception as error:  # a key that is none
-        raise UserError(f"--track wandb: {reason(error)}.", "Look at WANDB_API_KEY, or wandb login anew.") from error
+        raise UserError(f"--track wandb: {reason(error)}.", "Check WANDB_API_KEY, or run wandb login again.") from error
     if not known:
         raise UserError(
-            "--track wandb does not know who you are: W&B has no key here.",
-            "wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline to send it later with `wandb sync`.",
+            "--track wandb: no W&B API key found.",
+            "Run wandb login, or set WANDB_API_KEY, or set WANDB_MODE=offline and upload later with `wandb sync`.",
         )
 
 

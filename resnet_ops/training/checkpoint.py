@@ -74,8 +74,8 @@ class CheckpointInfo(BaseModel):
         """
         if self.metrics is None or self.step:
             raise UserError(
-                f"These weights were saved within epoch {self.epoch + 1} and never validated.",
-                "Take a checkpoint that an epoch ended with.",
+                f"These weights were saved during epoch {self.epoch + 1} and have not been validated.",
+                "Use a checkpoint saved at the end of an epoch.",
             )
         return self.metrics
 
@@ -145,13 +145,13 @@ def read(path: Path) -> Checkpoint:
     try:
         content = files.read(path)
     except FileNotFoundError:
-        raise UserError(f"{path} cannot be read: it is not there.", exit_code=WORK_FAILED) from None
+        raise UserError(f"{path} cannot be read: it does not exist.", exit_code=WORK_FAILED) from None
     except OSError as error:  # which says nothing of the checkpoint
-        raise PausedError(f"{path} cannot be read: {error.strerror}.", "See to its disk.", WORK_FAILED) from None
+        raise PausedError(f"{path} cannot be read: {error.strerror}.", "Check the disk.", WORK_FAILED) from None
     if is_pickle(content):
         raise PickledFileError(
-            f"{path} is a pickle, which can run code when it is read, so it is refused.",
-            "Checkpoints here are safetensors files.",
+            f"{path} is a pickle; loading it could run code, so it is refused.",
+            "Use a safetensors checkpoint.",
         )
     try:
         tensors = parse_tensors(content)
@@ -308,7 +308,7 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
             break
     if not whole:
         raise UserError(
-            f"Run {run.name} has no checkpoint that is whole. {' '.join(refused)}",
+            f"Run {run.name} has no intact checkpoint. {' '.join(refused)}",
             "Train it again: resnet-ops train",
             exit_code=WORK_FAILED,
         )

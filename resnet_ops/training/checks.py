@@ -8,6 +8,7 @@ from pathlib import Path
 from resnet_ops.config import IMAGE_DEFAULTS, DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, streams
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.everywhere import asked
@@ -46,15 +47,15 @@ def check(config: TrainConfig, device: str, source: Source | None = None) -> tup
     usual = 0 if data.stored else side // 8  # larger ones are cropped as they are
     padding = usual if config.crop_padding is None else config.crop_padding
     if padding > side:
-        raise UserError(f"--crop-padding {padding} is more than the images' {side} pixels.", f"Try {side // 8}.")
+        raise UserError(f"--crop-padding {padding} exceeds the image size of {side} pixels.", f"Try {side // 8}.")
     if config.cutout > side:
-        raise UserError(f"--cutout {config.cutout} is more than the images' {side} pixels.", f"Try {side // 2}.")
+        raise UserError(f"--cutout {config.cutout} exceeds the image size of {side} pixels.", f"Try {side // 2}.")
     if config.zero_init_residual and architecture.kind != "resnet":
-        raise UserError(f"{architecture.name} has no residual branches.", "Leave --zero-init-residual out.")
+        raise UserError(f"{architecture.name} has no residual branches.", "Remove --zero-init-residual.")
     if config.fit_all and (data.stored or config.stream == "on"):
-        raise UserError("--fit-all needs images of one size that fit into memory.", "Leave it out.")
+        raise UserError("--fit-all needs images of one size that fit into memory.", "Remove it.")
     if config.sync_batchnorm and device == "cpu":
-        raise UserError("--sync-batchnorm needs GPUs: torch has none for CPUs.", "Leave it out.")
+        raise UserError("--sync-batchnorm needs GPUs: torch does not support it on CPUs.", "Remove it.")
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
     update = {
         "model": architecture.name,
@@ -73,8 +74,8 @@ def _batch_size(config: TrainConfig, data: DataRecord) -> int:
         return config.batch_size
     if "batch_size" in config.model_fields_set:
         raise UserError(
-            f"--batch-size {config.batch_size} is more than the {data.train_images} training images of {data.name}.",
-            f"Take at most {data.train_images}.",
+            f"--batch-size {config.batch_size} exceeds the {data.train_images:,} training images of {data.name}.",
+            f"Use at most {data.train_images}.",
         )
     return 1 << (max(data.train_images // FEWEST_STEPS, 1).bit_length() - 1)
 
@@ -82,8 +83,8 @@ def _batch_size(config: TrainConfig, data: DataRecord) -> int:
 def tell_batch_size(asked: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
     """Tell the observer where `check` took another batch size than the default."""
     if settled.batch_size != asked.batch_size:
-        few = f"there are {data.train_images:,} training images, fewer than the usual {asked.batch_size}."
-        observer.notice(f"Batches of {settled.batch_size}: {few}")
+        few = f"there are only {data.train_images:,} training images, fewer than the default of {asked.batch_size}."
+        observer.notice(f"Using batch size {settled.batch_size}: {few}")
 
 
 def decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
@@ -114,10 +115,14 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
 def _sampled(source: Source, observer: Observer) -> Source:
     from resnet_ops.data.augment import pixel_statistics
 
-    held_out = "" if "val" in source.found else " All are read once now, to hold some out; --val-data would spare that."
+    held_out = (
+        ""
+        if "val" in source.found
+        else " All are read once now to hold out a validation split; --val-data avoids that."
+    )
     observer.notice(
-        f"Streaming: decoded, the training images take {source.decoded_bytes / 1e9:.1f} GB of this machine's "
-        f"{memory_bytes() / 1e9:.1f} GB of memory.{held_out}"
+        f"Streaming: decoded, the training images take {size(source.decoded_bytes)}; this machine has "
+        f"{size(memory_bytes())} of memory.{held_out}"
     )
     observer.progress({"stage": f"Sampling the images of {source.record.name}"})
     mean, std = pixel_statistics(source.sample_counts())
@@ -155,8 +160,8 @@ def seen_everywhere(nodes: Sequence[Node], folder: Path, config: DataConfig) -> 
             for node, found in answers().items():
                 if found != fingerprint:
                     raise UserError(
-                        f"The images in {config.data} on {node.name} are not those on this machine.",
-                        "Give every machine the same.",
+                        f"The images in {config.data} on {node.name} differ from those on this machine.",
+                        "Provide the same images on every node.",
                     )
 
         yield compare

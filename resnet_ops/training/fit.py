@@ -94,8 +94,8 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
             raise explain(error) from error
         except RayActorError as error:  # Ray's controller itself
             reason = str(error).splitlines()[0][:200]
-            run.tell(f"Lost: the controller of the job ({reason}). Starting another one.", "loss")
-    raise PausedError("The controller of the job was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
+            run.tell(f"Lost: the job's controller ({reason}). Starting another one.", "loss")
+    raise PausedError("The job's controller was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
 
 
 def _wait(fitting: Future[Any], halt: threading.Event) -> Any:

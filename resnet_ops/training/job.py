@@ -137,12 +137,12 @@ def resume(
     if files.is_file(run.search_file):
         command = json.loads(files.read(run.search_file)).get("command", "tune")
         what = "search" if command == "tune" else "study"
-        raise UserError(f"{name} is a {what}.", f"Go on with it: resnet-ops {command} --resume {name}")
+        raise UserError(f"{name} is a {what}.", f"Resume it with: resnet-ops {command} --resume {name}")
     with run.lock():
         record = run.read()
         if record.status == "finished":
             observer.run_created(run, record)
-            observer.notice(f"{name} is finished: all {record.config.epochs} epochs are trained.")
+            observer.notice(f"{name} is finished: all {record.config.epochs} epochs are done.")
             if record.config.track != "none" and tracked:
                 with Tracker(record.config.track, observer.notice, resume_command) as late:
                     late.look(run)  # at what could not be told then
@@ -156,14 +156,16 @@ def resume(
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
                 raise UserError(
-                    f"The images in {config.data} are not those that {name} was trained on.",
-                    "Bring the old ones back, or train a new run.",
+                    f"The images in {config.data} differ from those {name} was trained on.",
+                    "Restore them, or train a new run.",
                 )
             layout = placement.layout
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:
                     what = "" if isinstance(before, str) else " workers"
-                    observer.notice(f"{name} began on {before}{what}; it goes on, and will differ, on {after}{what}.")
+                    observer.notice(
+                        f"{name} was started on {before}{what} and resumes on {after}{what}; results will differ."
+                    )
             update = {
                 "status": "running",
                 "reason": "",
@@ -217,14 +219,14 @@ def _execute(
         except KeyboardInterrupt:
             _record_end(run, record, "interrupted", "stopped by the user")
             raise UserError(
-                f"Training stopped. {_last_good(run)}", f"Go on with: {resume_command(run)}", exit_code=INTERRUPTED
+                f"Training stopped. {_last_good(run)}", f"Resume with: {resume_command(run)}", exit_code=INTERRUPTED
             ) from None
         except UserError as error:
             _record_end(run, record, "failed", error.cause)
             if error.exit_code != WORK_FAILED:
                 raise
             goes_on = tracked and isinstance(error, PausedError | NoRoomError)
-            on = f" Then go on with: {resume_command(run)}" if goes_on else ""
+            on = f" Then resume with: {resume_command(run)}" if goes_on else ""
             raise error.copy_with(cause=f"{error.cause} {_last_good(run)}", remedy=error.remedy + on) from error
         except BaseException as error:
             _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
@@ -255,11 +257,11 @@ def _tell_where_it_stands(run: Run, observer: Observer) -> None:
 
     latest, refused = Checkpoints(run, 1).latest()
     for reason in refused:
-        observer.notice(f"Passed over a checkpoint: {reason}")
-    begin = "from the beginning"
+        observer.notice(f"Skipping a checkpoint: {reason}")
+    begin = "from the start"
     if latest is not None:
-        begin = f"after epoch {latest.info.epoch}" + (f" and {latest.info.step} steps" if latest.info.step else "")
-    observer.notice(f"Going on {begin}.")
+        begin = f"from epoch {latest.info.epoch}" + (f", step {latest.info.step}" if latest.info.step else "")
+    observer.notice(f"Resuming {begin}.")
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:
@@ -276,7 +278,7 @@ def _last_good(run: Run) -> str:
         there = saved(run)
     except PausedError:  # why it stopped is said already
         return ""
-    return f"The last good checkpoint is {there[0]}." if there else "No checkpoint was saved yet."
+    return f"Last intact checkpoint: {there[0]}." if there else "No checkpoint has been saved yet."
 
 
 def resume_command(run: Run, command: str = "train") -> str:

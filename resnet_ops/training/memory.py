@@ -10,6 +10,7 @@ from torch import nn
 from resnet_ops import models
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import size
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.runs import DataRecord
 from resnet_ops.training.loop import autocast
@@ -27,8 +28,8 @@ def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -
     """
     if not placement.local:
         raise UserError(
-            "--auto-batch measures the memory of this machine, and the training runs on others.",
-            "Give --batch-size instead.",
+            "--auto-batch measures the memory of this machine, but training runs on others.",
+            "Use --batch-size instead.",
         )
     layout = placement.layout
     device = torch.device(layout.device)
@@ -38,12 +39,10 @@ def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -
     budget = (free_bytes(device) / sharing - stored_bytes) * SHARE
     fitting = int(budget / image_bytes) * layout.workers * config.accumulate
     if fitting < 1:
-        raise UserError(f"Not one image fits into the memory of this machine ({image_bytes / 2**20:,.0f} MiB each).")
+        raise UserError(f"Not even one image fits into the memory of this machine ({size(image_bytes)} each).")
     chosen = min(1 << (limit.bit_length() - 1) for limit in (fitting, data.train_images))
-    reason = "fit" if chosen > fitting // 2 else f"would fit; there are {data.train_images:,} training images"
-    return chosen, (
-        f"--auto-batch chose {chosen:,} images a step: {fitting:,} of {image_bytes / 2**20:.2f} MiB each {reason}."
-    )
+    reason = "fit" if chosen > fitting // 2 else f"would fit, but there are only {data.train_images:,} training images"
+    return chosen, (f"--auto-batch chose {chosen:,} images per step: {fitting:,} of {size(image_bytes)} each {reason}.")
 
 
 def bytes_an_image(config: TrainConfig, data: DataRecord, device: torch.device) -> float:

@@ -67,8 +67,8 @@ def predict(run: Run) -> Predictions:
     source = open_source(record.config)
     if source.record.fingerprint != record.data.fingerprint:
         raise UserError(
-            f"The images in {record.config.data} are not those that {run.name} was trained on.",
-            "Bring the old ones back.",
+            f"The images in {record.config.data} differ from those {run.name} was trained on.",
+            "Restore them.",
         )
     info = checkpoint.info
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

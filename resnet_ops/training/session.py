@@ -130,7 +130,7 @@ def _resume(training: Training, keeper: Checkpoints) -> Epoch | None:
     if training.world.rank == 0:
         latest, refused = keeper.latest()
         for reason in refused:
-            keeper.run.tell(f"Passed over a checkpoint: {reason}")
+            keeper.run.tell(f"Skipping a checkpoint: {reason}")
         chosen = [latest.path if latest else None]
         keeper.rewind(latest)
     if training.world.size > 1:

@@ -56,5 +56,5 @@ class Watchdog:
     def _say_where(self) -> None:
         with self.traces.open("a") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        self.tell(f"no step for {self.timeout_s:g} s; its stacks are in {self.traces}")
+        self.tell(f"no step for {self.timeout_s:g} s; stack traces are in {self.traces}")
         os._exit(EXIT_CODE)

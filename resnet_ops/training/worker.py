@@ -69,7 +69,7 @@ def work(job: Job) -> Outcome:
     """
     run = Run(files.to_path(job.run))
     if not files.is_file(run.record_file):
-        raise _unfit(f"{socket.gethostname()} does not see {run.path}, which the job's driver wrote")
+        raise _unfit(f"{socket.gethostname()} does not see {run.path}, written by the job's driver")
     record = run.read_as_written()
     torch.set_num_threads(job.threads or _share_of_this_machine(job.request))
     context = ray.train.get_context()
@@ -86,7 +86,7 @@ def work(job: Job) -> Outcome:
     except (RuntimeError, dist.DistError) as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"torch.compile failed: {reason}", "Leave --compile out.", WORK_FAILED) from error
+            raise UserError(f"torch.compile failed: {reason}", "Remove --compile.", WORK_FAILED) from error
         if world.size > 1 and (isinstance(error, dist.DistError) or is_about_a_peer(error)):
             raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise
@@ -104,7 +104,7 @@ def _open_the_same(record: RunRecord) -> Source:
     except UserError as error:
         raise _unfit(f"{here}: {error.cause}") from error
     if source.record.fingerprint != record.data.fingerprint:
-        raise _unfit(f"the images in {data} on {here} are not those that the run began with")
+        raise _unfit(f"the images in {data} on {here} differ from those the run started with")
     return source
 
 

@@ -37,14 +37,14 @@ def refuse_other_code(record: SearchRecord) -> None:
     """
     now = runs.versions()
     differs = [
-        f"{n} {record.versions.get(n)} then, {now.get(n)} now" for n in CODE if now.get(n) != record.versions.get(n)
+        f"{n} was {record.versions.get(n)}, now {now.get(n)}" for n in CODE if now.get(n) != record.versions.get(n)
     ]
     if not differs and fingerprint_of_code() != record.code:
-        differs = ["the code of resnet-ops itself"]
+        differs = ["the code of resnet-ops"]
     if differs:
         raise UserError(
-            f"{record.name} was begun with other code ({'; '.join(differs)}), so that its trials would not compare.",
-            "Go on with what it began with, or search anew.",
+            f"{record.name} was started with other code ({'; '.join(differs)}), so its trials would not be comparable.",
+            "Resume with the original versions, or start a new search.",
         )
 
 
@@ -55,7 +55,7 @@ def checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tu
         UserError: They do not fit each other, or a machine sees other images.
     """
     if base.auto_batch:
-        raise UserError("--auto-batch finds a batch size for one network, and a search has many.", "Give --batch-size.")
+        raise UserError("--auto-batch finds a batch size for one network, but a search has many.", "Use --batch-size.")
     source = None
     with checks.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):

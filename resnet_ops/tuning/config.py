@@ -35,7 +35,7 @@ class Trials(JobConfig):
     @classmethod
     def _gpus_are_whole_or_a_part_of_one(cls, gpus: float | None) -> float | None:
         if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ValueError("must be a part of one GPU, such as 0.25, or a whole number")
+            raise ValueError("must be a fraction of one GPU, such as 0.25, or a whole number")
         return gpus
 
     @classmethod

@@ -28,8 +28,8 @@ from resnet_ops.tuning.watcher import Watcher
 from resnet_ops.tuning.worker import Task, TrialWorker
 
 WHY_STOPPED = {
-    "asha": "in the lower half of the trials that got as far",
-    "median": "below the median of the others",
+    "asha": "in the lower half of trials at that epoch",
+    "median": "below the median of other trials",
 }
 
 
@@ -238,7 +238,7 @@ class _Follower(Callback):
             self.board.ended(_point(trial)[0])
 
     def on_trial_recover(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
-        self.board.watcher.notice(f"The worker of trial {_point(trial)[0]} was lost: {_why(trial)} It is tried again.")
+        self.board.watcher.notice(f"The worker of trial {_point(trial)[0]} was lost: {_why(trial)} Retrying.")
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
         number, point = _point(trial)

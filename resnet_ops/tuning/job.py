@@ -175,7 +175,7 @@ def resume(
         record = search.read()
         if record.command != purpose.command:
             go_on = training.resume_command(search.run, record.command)
-            raise UserError(f"{name} was not begun by {purpose.command}.", f"Go on with: {go_on}")
+            raise UserError(f"{name} was not started by {purpose.command}.", f"Resume with: {go_on}")
         space, config, machines = record.space, record.config, purpose.machines or record.machines
         refuse_other_code(record)
         changes = changes or {}
@@ -185,12 +185,12 @@ def resume(
         config = _settled(config.model_copy(update={"given": config.given | changes}), base)
         with pooled(base, _share(config, machines), watcher.notice) as pool:
             if pool.device != record.device:
-                raise UserError(f"{name} was searched on {record.device}, and this is {pool.device}.", "Search anew.")
+                raise UserError(f"{name} was searched on {record.device}, not on {pool.device}.", "Start a new search.")
             base, data = checked(space, base, pool, watcher)
             if data.fingerprint != record.data.fingerprint:
                 raise UserError(
-                    f"The images in {base.data} are not those that {name} was searched on.",
-                    "Bring the old ones back, or search anew.",
+                    f"The images in {base.data} differ from those {name} was searched on.",
+                    "Restore them, or start a new search.",
                 )
             record = record.model_copy(update={"config": config, "machines": machines})
             search.write(record)
@@ -231,19 +231,19 @@ def _execute(
     except KeyboardInterrupt:
         _record_end(search, board, "interrupted", "stopped by the user")
         done = f"{len(board.settled)} of {record.planned} trials are done."
-        raise UserError(f"{record.what.capitalize()} stopped. {done}", f"Go on with: {go_on}", INTERRUPTED) from None
+        raise UserError(f"{record.what.capitalize()} stopped. {done}", f"Resume with: {go_on}", INTERRUPTED) from None
     except BaseException as error:
         reason = error.cause if isinstance(error, UserError) else f"{type(error).__name__}: {error}"[:500]
         _record_end(search, board, "failed", reason)
         if isinstance(error, PausedError):
-            raise error.copy_with(remedy=f"{error.remedy} Then: {go_on}", exit_code=WORK_FAILED) from error
+            raise error.copy_with(remedy=f"{error.remedy} Then resume with: {go_on}", exit_code=WORK_FAILED) from error
         raise
     answer = board.answer()
     if answer is None:
         _record_end(search, board, "failed", "all trials failed")
         reasons = Counter(trial.reason for trial in board.trials.values())
-        told = "; ".join(f"{count} of them: {reason}" for reason, count in reasons.most_common())
-        raise UserError(f"All {len(board.trials)} trials failed. {told}", "Try others.", WORK_FAILED)
+        told = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common())
+        raise UserError(f"All {len(board.trials)} trials failed. {told}", "Try other values.", WORK_FAILED)
     _record_end(search, board, "finished", "")
     refit = _refit(search, answer.trial, watcher) if record.config.refit else None
     trials = tuple(trial for _, trial in sorted(board.trials.items()))

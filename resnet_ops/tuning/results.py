@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resnet_ops import files, runs
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import percent
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.runs import DataRecord, Run
 from resnet_ops.significance import is_tied, standard_error
@@ -107,7 +108,7 @@ class Search:
         try:
             return SearchRecord.model_validate_json(files.read(self.record_file))
         except FileNotFoundError:
-            raise UserError(f"{self.run.name} is a run, not a search.", f"See it: {self.run.path}.") from None
+            raise UserError(f"{self.run.name} is a run, not a search.", f"See {self.run.path}.") from None
         except (ValidationError, OSError) as error:
             detail = str(error).splitlines()[0]
             raise UserError(f"{self.record_file} cannot be read ({detail}).", "The search is damaged.") from None
@@ -166,14 +167,12 @@ def answer(trials: Sequence[Trial], val_images: int) -> Answer | None:
     _, best = min(tied, key=lambda pair: (pair[1].parameters, -pair[0], pair[1].id))
     if best is leader:
         others = sum(trial.parameters > best.parameters for _, trial in tied)
-        tie = f"; {others} larger within it" if others else ""
-        return Answer(
-            best, f"the highest accuracy of {len(scored)} trials (standard error {100 * error:.2f} points{tie})"
-        )
+        tie = f"; {others} larger within one standard error" if others else ""
+        return Answer(best, f"the highest accuracy of {len(scored)} trials (standard error {percent(error)}{tie})")
     return Answer(
         best,
-        f"the smallest network within one standard error ({100 * error:.2f} points) of the highest accuracy, "
-        f"{100 * highest:.2f} % by trial {leader.id} ({leader.model}, {leader.parameters:,} parameters)",
+        f"the smallest network within one standard error ({percent(error)}) of the highest accuracy, "
+        f"{percent(highest)} by trial {leader.id} ({leader.model}, {leader.parameters:,} parameters)",
     )
 
 

@@ -43,7 +43,7 @@ def planned(config: TuneConfig, space: Space) -> int:
         count *= len(_steps(values))
     if config.trials not in (None, count):
         raise UserError(
-            f"--trials {config.trials}: the grid has {count} combinations.", "Leave --trials out, or search at random."
+            f"--trials {config.trials}: the grid has {count} combinations.", "Remove --trials, or use --search random."
         )
     return count
 
@@ -104,14 +104,14 @@ def _population(config: TuneConfig, space: Space, interval: int) -> TrialSchedul
     networks = {"depth", "family", "model", "shortcut"} & set(space.searched)
     if networks:
         raise UserError(
-            "--scheduler pbt hands weights from one trial to another, so all must be the same network; "
-            f"{', '.join(sorted(networks))} is searched.",
-            "Give one: --depths 20; or take --scheduler asha.",
+            "--scheduler pbt copies weights between trials, so all must be the same network: "
+            f"{', '.join(sorted(networks))} cannot be searched.",
+            "Give one depth, such as --depths 20, or use --scheduler asha.",
         )
     if config.search != "random" or config.nodes_per_trial > 1:
         raise UserError(
-            "--scheduler pbt changes the options itself, and trains each trial on one machine.",
-            "Leave --search and --nodes-per-trial out.",
+            "--scheduler pbt changes the options itself and trains each trial on one node.",
+            "Remove --search and --nodes-per-trial.",
         )
     mutations = {name: _domain(values) for name, values in space.searched.items()}
     return PopulationBasedTraining(

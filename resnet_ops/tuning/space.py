@@ -77,7 +77,7 @@ def read(config: TuneConfig, pairs: Iterable[str] = ()) -> Space:
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not value:
-            raise UserError(f"{pair!r} is not OPTION=VALUES.", "Write it such as weight_decay=1e-5:1e-3.")
+            raise UserError(f"{pair!r} is not OPTION=VALUES.", "Write it like weight_decay=1e-5:1e-3.")
         asked[name.replace("-", "_").lstrip("_")] = (pair, value)
     if "model" in asked:  # which says both
         del asked["depths"], asked["family"]
@@ -92,7 +92,7 @@ def read(config: TuneConfig, pairs: Iterable[str] = ()) -> Space:
             searched[option] = values
     _check_against(config.given, searched, fixed)
     if not searched:
-        raise UserError("Nothing is left to search: every option has one value.", "Give --depths or --lr some more.")
+        raise UserError("Nothing to search: every option has one value.", "Give --depths or --lr more values.")
     return Space(searched, fixed)
 
 
@@ -106,7 +106,7 @@ def _check_against(given: Mapping[str, Any], searched: Mapping[str, Any], fixed:
     for name in given:
         if name in searched or name in fixed:
             option = "--" + name.replace("_", "-")
-            raise UserError(f"{option} is given once for all trials and once to be searched.", "Leave one of them out.")
+            raise UserError(f"{option} is both fixed for all trials and searched.", "Remove one of the two.")
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -118,9 +118,9 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--space {path} cannot be read: {error.strerror}.", "Look where it is.") from None
+        raise UserError(f"--space {path} cannot be read: {error.strerror}.", "Check its path.") from None
     except ValueError as error:
-        raise UserError(f"{path} is not TOML: {error}.", "See https://toml.io for how to write it.") from None
+        raise UserError(f"{path} is not TOML: {error}.", "See https://toml.io for the syntax.") from None
 
 
 def _parse(name: str, where: str, value: Any) -> Choices | Range:
@@ -128,7 +128,7 @@ def _parse(name: str, where: str, value: Any) -> Choices | Range:
         known = [*SEARCHED, *OPTIONS]
         if name in TrainConfig.model_fields:
             option = "--" + name.replace("_", "-")
-            raise UserError(f"{where}: {name} is the same for all trials.", f"Give it to tune: {option}.")
+            raise UserError(f"{where}: {name} is the same for all trials.", f"Set it with {option}.")
         raise UserError(f"{where}: there is no option {name!r} to search.", did_you_mean(name, known))
     if isinstance(value, str) and _is_number(name) and ":" in value:
         return _parse_range(name, where, value)
@@ -136,17 +136,17 @@ def _parse(name: str, where: str, value: Any) -> Choices | Range:
         value = [value] if name in WHOLE else [part.strip() for part in value.split(",")]
     values = tuple(_typed(name, where, each) for each in (value if isinstance(value, list) else [value]))
     if not values:
-        raise UserError(f"{where}: there is no value to search.", "Give one or more.")
+        raise UserError(f"{where}: no value to search.", "Give one or more.")
     if len(set(values)) < len(values):
-        raise UserError(f"{where} has a value twice.", "Name each once.")
+        raise UserError(f"{where} contains a duplicate.", "Give each value once.")
     return Choices(values)
 
 
 def _parse_range(name: str, where: str, text: str) -> Range:
     match = re.fullmatch(r"([^:]+):([^:]+)(?::(log|linear))?", text)
     if name == "depths" or match is None:
-        remedy = "Name them: 8,14,20." if name == "depths" else "Write MIN:MAX, or MIN:MAX:log or :linear."
-        raise UserError(f"{where} {text!r} is no range to search.", remedy)
+        remedy = "List them: 8,14,20." if name == "depths" else "Write MIN:MAX, or MIN:MAX:log or :linear."
+        raise UserError(f"{where} {text!r} is not a range.", remedy)
     low, high = (_typed(name, where, end) for end in match.groups()[:2])
     assert not isinstance(low, str)
     assert not isinstance(high, str)
@@ -154,7 +154,7 @@ def _parse_range(name: str, where: str, text: str) -> Range:
         what = "empty" if low == high else "inverted"
         raise UserError(f"{where}: the range {text} is {what}.", "Write MIN:MAX, such as 0.01:1.")
     if match[3] == "log" and low <= 0:
-        raise UserError(f"{where}: a logarithmic range cannot begin with {low}.", "Take one above 0, or :linear.")
+        raise UserError(f"{where}: a logarithmic range cannot start at {low}.", "Start above 0, or use :linear.")
     log = match[3] == "log" or (match[3] is None and low > 0 and high / low >= LOG_RATIO)
     return Range(low, high, log, whole=isinstance(low, int))
 
@@ -168,7 +168,7 @@ def _typed(name: str, where: str, value: Any) -> Value:
     if name == "depths":
         text = str(value)
         if not re.fullmatch(r"\d{1,5}(-cifar)?", text):
-            raise UserError(f"{where}: {text!r} is no depth.", "Depths are numbers of layers, such as 20,56,110.")
+            raise UserError(f"{where}: {text!r} is not a depth.", "Depths are numbers of layers, such as 20,56,110.")
         return int(text) if text.isdigit() else text
     if name == "family":
         if value not in FAMILIES:

@@ -173,7 +173,7 @@ class TrialWorker(tune.Trainable):
         if wanted not in self.sources:
             source = open_source(config)
             if source.record.fingerprint != self.task.data.fingerprint:
-                raise UserError(f"The images in {config.data} are not those that the search began with.")
+                raise UserError(f"The images in {config.data} differ from those the search started with.")
             if config.stream != "on":
                 source = source.ready()
             self.sources[wanted] = source
@@ -231,7 +231,7 @@ class TrialWorker(tune.Trainable):
         for old in checkpoints.saved(self.run):
             if old != place:
                 files.remove(old)
-        self.run.tell(f"Went on from the weights of epoch {donor.info.epoch} with lr {config.lr:g}")
+        self.run.tell(f"Continued from the weights of epoch {donor.info.epoch} with lr {config.lr:g}")
         self.epochs = self._epochs_since(donor.info.epoch)
 
     def _epochs_since(self, epoch: int) -> Generator[Epoch]:

@@ -61,7 +61,7 @@ def test_a_cluster_that_may_grow_is_waited_for(tmp_path: Path, autoscales: bool)
     options = [f"--autoscaling-config={tmp_path / 'autoscaler.json'}"] if autoscales else []
     with head(*options) as address:
         train = [*COMMAND, "train", "--nodes", "2", "--cluster", address, "--runs-dir", str(tmp_path / "runs")]
-        expected = "0 of 2 nodes up; waiting up to 600 s" if autoscales else "this cluster has 0 such"
+        expected = "0 of 2 nodes up; waiting up to 600 s" if autoscales else "this cluster has 0"
         deadline = time.monotonic() + 60
         while True:  # until the head is up, and its monitor has looked around
             process = subprocess.Popen(train, stderr=subprocess.PIPE, text=True)

@@ -95,7 +95,7 @@ def test_a_run_folder_that_one_machine_does_not_see_is_named_at_once(cluster: Ma
     finally:
         cluster.unmount(lonely, runs)
     assert lonely.name in result["error"]
-    assert f"{runs} is not the same folder on every machine" in result["error"]
+    assert f"{runs} is not the same folder on every node" in result["error"]
     assert not (runs / "unseen").exists()
     assert err.splitlines()[-1].startswith("error: ")
 
@@ -131,8 +131,8 @@ def test_a_newcomer_that_does_not_see_the_run_is_left_out_once(cluster: Machines
     cluster.replace(newcomer, without=runs)
     ended(process)
     told = [event.what for event in run.events()]
-    assert told[0].startswith("More machines are there")
-    assert told[1].startswith(f"Left out: {newcomer.name} does not see {run.path}")
+    assert told[0].startswith("More nodes are available")
+    assert told[1].startswith(f"Excluded: {newcomer.name} does not see {run.path}")
     assert len(told) == 2  # it is not asked again at every epoch
     assert [(epoch.epoch, epoch.world_size) for epoch in run.epochs()] == [(n, 2) for n in range(1, 61)]
     cluster.replace(newcomer)

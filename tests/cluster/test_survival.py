@@ -36,13 +36,13 @@ def test_a_job_that_does_not_fit_is_refused(nodes: Nodes, cli: Callable[..., End
         return ended.err.splitlines()[-1]
 
     told = refused("--nodes", 5)
-    assert "--nodes 5 needs 5 machines with a CPU core each; this cluster has 4 such" in told
-    assert "Use --nodes 4, or add machines: resnet-ops cluster template" in told
+    assert "--nodes 5 needs 5 nodes with a CPU core each; this cluster has 4" in told
+    assert "Use --nodes 4, or add nodes: resnet-ops cluster template" in told
     assert "1 CPU" in told
     told = refused("--nodes", 2, "--workers-per-node", 2)
-    assert "2 machines with 2 CPU cores each; this cluster has 0 such" in told
-    assert "no CUDA GPU" in refused("--device", "cuda")
-    assert "there are no GPUs" in refused("--gpus-per-node", 2)
+    assert "2 nodes with 2 CPU cores each; this cluster has 0" in told
+    assert "no usable CUDA GPU" in refused("--device", "cuda")
+    assert "no GPUs available" in refused("--gpus-per-node", 2)
 
 
 @pytest.mark.chaos
@@ -150,7 +150,7 @@ def test_killed_workers_nodes_and_drivers_change_no_byte(nodes: Nodes, tmp_path:
     assert [e.val_loss for e in disturbed.run.epochs()] == [e.val_loss for e in whole.run.epochs()]
     assert disturbed.run.read().status == "finished"
     log = disturbed.log.read_text()
-    assert log.count("Going on from the last checkpoint") == 2
+    assert log.count("Resuming from the last checkpoint") == 2
     assert "Traceback" not in log
     nodes.add()
 
@@ -172,7 +172,7 @@ def test_an_elastic_job_grows_and_shrinks(nodes: Nodes, tmp_path: Path) -> None:
     numbers = [epoch.epoch for epoch in training.run.epochs()]
     assert numbers == list(range(1, len(numbers) + 1))  # none trained twice, none left out
     log = training.log.read_text()
-    assert "More machines are there" in log
+    assert "More nodes are available" in log
     for _ in range(2):
         nodes.add()
 

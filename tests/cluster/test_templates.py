@@ -336,7 +336,7 @@ def test_every_value_reaches_a_file_or_is_refused(kind: Kind) -> None:
         if kind in ONLY.get(name, set(KINDS)):
             assert rendered(kind, **{name: value}) != plain, name
         else:
-            with pytest.raises(UserError, match=f"--{name.replace('_', '-')} means nothing to {kind}"):
+            with pytest.raises(UserError, match=f"--{name.replace('_', '-')} does not apply to {kind}"):
                 rendered(kind, **{name: value})
 
 
@@ -397,7 +397,7 @@ def test_a_folder_that_cannot_be(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--nodes", "0"], ["--nodes", "number of machines", "'0'"]),
+        (["--nodes", "0"], ["--nodes", "number of nodes", "'0'"]),
         (["--nodes", "4:2"], ["--nodes", "smaller number first"]),
         (["--gpus-per-node", "-1"], ["--gpus-per-node", "greater than or equal to 0"]),
         (["--cpus-per-node", "0"], ["--cpus-per-node"]),
@@ -416,7 +416,7 @@ def test_a_folder_that_cannot_be(cli: Cli, tmp_path: Path) -> None:
         (["--time-limit", "0h"], ["--time-limit"]),
         (["--checkpoint-every", "soon"], ["--checkpoint-every", "10m"]),
         (["--retries", "-1"], ["--retries"]),
-        (["--partition", "gpu"], ["--partition means nothing to kuberay", "slurm"]),
+        (["--partition", "gpu"], ["--partition does not apply to kuberay", "slurm"]),
     ],
 )
 def test_a_wrong_value_gets_one_line_and_leaves_nothing(
@@ -435,7 +435,7 @@ def test_what_else_is_refused(cli: Cli, tmp_path: Path) -> None:
     assert "no-such" in cli("cluster", "template", "no-such", "-o", tmp_path).err
     ended = cli("cluster", "template", "aws", "-o", tmp_path, "--gpus-per-node", 3)
     assert ended.code == 2
-    assert "Known ones have 0, 1, 4, 8. Name one: --instance-type." in ended.err
+    assert "(known: 0, 1, 4, 8). Set --instance-type." in ended.err
     ended = cli("cluster", "template", "aws", "-o", tmp_path, "--nfs-export", "host")
     assert "--nfs-export must be HOST:/PATH" in ended.err
     assert cli("cluster", "template", "slurm", "-o", tmp_path, "--nodes", "x", "--json").json["exit_code"] == 2

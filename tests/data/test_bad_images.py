@@ -165,7 +165,7 @@ def test_bad_images_are_left_out_and_named(tmp_path: Path) -> None:
     assert {(Path(b.name).relative_to(tmp_path / "train").as_posix()) for b in source.record.first_bad_images} == {*bad}
     assert "No such file" in next(b.reason for b in source.record.first_bad_images if b.name.endswith("x.jpg"))
     assert len(source.notes) == 1
-    assert "Left out 4 images" in source.notes[0]
+    assert "Skipped 4 images" in source.notes[0]
     images = source.load("train")
     kept = np.delete(noise(200), [3, 50, 199], axis=0)
     assert np.array_equal(images.pixels, kept)
@@ -201,7 +201,7 @@ def test_too_many_bad_images_are_an_error_whatever_was_asked(tmp_path: Path) -> 
     folders(tmp_path / "rare" / "train", {"rat": [b"text", b"text"]})
     refused(open_source(rare), "No image of class 'rat' can be decoded", "rat/00.png")
     nothing = folders(tmp_path / "nothing", {"cat": [b"x"] * 5, "dog": [b"y"] * 5})
-    with pytest.raises(UserError, match=r"None of 10 images looked at can be decoded. The first: .*cat/00.png"):
+    with pytest.raises(UserError, match=r"None of 10 images sampled can be decoded. First: .*cat/00.png"):
         open_source(str(nothing))
 
 
@@ -220,7 +220,7 @@ def test_an_image_in_both_splits_is_told(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / "val" / "cat" / name).write_bytes((tmp_path / "train" / "cat" / "00.png").read_bytes())
     assert open_source(config).ready().notes == (
-        "2 images of the 12 for validation are among the training images too.",
+        "2 images of the 12 in the validation split are also in the training split.",
     )
 
 

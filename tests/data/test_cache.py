@@ -112,5 +112,5 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     folders(tmp_path / "data", {"cat": noise(5), "dog": noise(5, seed=1)})
     (tmp_path / "file").write_text("not a folder")
     source = open_source(DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot be kept in .*Choose another place with --cache-dir"):
+    with pytest.raises(UserError, match=r"Cannot write decoded images to .*Choose another folder with --cache-dir"):
         source.load("train")

@@ -73,7 +73,7 @@ def test_a_damaged_folder_is_told_of_whole(damaged: Path, cli: Callable[..., End
     assert told["sizes"] == [[40, 40], [40, 40], [1600, 2400]]
     assert told["distinct_sizes"] == 2
     assert told["modes"] == {"RGB": 36, "L": 1}
-    assert "train/empty holds no image" in told["refused"]
+    assert "train/empty contains no images" in told["refused"]
     findings = {finding["name"]: finding for finding in told["findings"]}
     states = {name: finding["state"] for name, finding in findings.items() if finding["state"] != "ok"}
     assert states == {
@@ -98,7 +98,7 @@ def test_a_damaged_folder_is_told_of_whole(damaged: Path, cli: Callable[..., End
     assert findings["other files"]["details"] == ["train/cat/notes.txt"]
     for detail in findings["broken images"]["details"]:
         assert detail in ended.err
-    assert "To be mended: training, broken images, label conflicts, unknown classes" in ended.err
+    assert "Errors: training, broken images, label conflicts, unknown classes" in ended.err
     assert Image.open(picture).format == "PNG"
 
 
@@ -203,7 +203,7 @@ def test_a_contact_sheet_is_as_large_as_what_is_on_it() -> None:
 
 
 def test_where_a_contact_sheet_cannot_be_is_said_at_once(cli: Callable[..., Ended], tmp_path: Path) -> None:
-    for wrong, word in ((tmp_path / "a.jpg", "no PNG"), (tmp_path / "no" / "a.png", "folder is not there")):
+    for wrong, word in ((tmp_path / "a.jpg", "not a PNG"), (tmp_path / "no" / "a.png", "folder does not exist")):
         ended = cli("data", "check", "digits", "--contact-sheet", wrong)
         assert ended.code == 2
         assert word in ended.err

@@ -81,10 +81,10 @@ def test_parquet_in_a_bucket_is_read(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_folders_is_said(flowers: Path) -> None:
     (flowers / "train" / "tulip").mkdir()
-    with pytest.raises(UserError, match="train/tulip holds no image, so its class could not be learnt"):
+    with pytest.raises(UserError, match="train/tulip contains no images, so its class cannot be learned"):
         open_source(str(flowers))
     (flowers / "train" / "tulip" / "readme.txt").write_text("no tulips yet")
-    with pytest.raises(UserError, match="train/tulip holds no image"):
+    with pytest.raises(UserError, match="train/tulip contains no images"):
         open_source(str(flowers))
     shutil.rmtree(flowers / "train" / "tulip")
     folders(flowers / "val", {"tulip": noise(1)})
@@ -92,7 +92,7 @@ def test_what_is_wrong_with_folders_is_said(flowers: Path) -> None:
         open_source(str(flowers))
     shutil.rmtree(flowers / "train")
     (flowers / "train").mkdir()
-    with pytest.raises(UserError, match="holds no folders with images"):
+    with pytest.raises(UserError, match="contains no subfolders with images"):
         open_source(str(flowers))
 
 
@@ -111,5 +111,5 @@ def test_a_data_set_that_cannot_be_downloaded_says_what_to_put_where(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
     with pytest.raises(UserError) as error:
         open_source(DataConfig(data="cifar10", data_root=tmp_path))
-    assert f"Put the folder cifar-10-batches-py of cifar-10-python.tar.gz into {tmp_path}" in str(error.value)
+    assert f"Extract cifar-10-batches-py from cifar-10-python.tar.gz into {tmp_path}" in str(error.value)
     assert "\n" not in str(error.value)

@@ -47,11 +47,11 @@ def test_cifar_is_torchvisions(cifar: tuple[Path, np.ndarray, list[int]]) -> Non
     val = source.load("val")
     assert np.array_equal(val.pixels, rows[:20].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     assert val.labels.tolist() == labels[:20]
-    assert source.notes == ("20 images of the 20 for validation are among the training images too.",)
+    assert source.notes == ("20 images of the 20 in the validation split are also in the training split.",)
 
 
 def test_damaged_files_are_not_used(cifar: tuple[Path, np.ndarray, list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
     (cifar[0] / CIFAR10.base_folder / "test_batch").write_bytes(b"")
-    with pytest.raises(UserError, match="cifar10 is not whole in"):
+    with pytest.raises(UserError, match="cifar10 is missing or incomplete in"):
         open_source(DataConfig(data="cifar10", data_root=cifar[0]))

@@ -169,7 +169,7 @@ def refused(data: object, *words: str) -> None:
 def test_what_is_wrong_with_the_data_is_said(tmp_path: Path) -> None:
     refused("digist", "no such path", "Did you mean digits?")
     refused(tmp_path / "nowhere.parquet", "no such path")
-    refused(tmp_path, "folder without images")
+    refused(tmp_path, "contains no images")
     (tmp_path / "text.parquet").write_text("not parquet")
     refused(tmp_path / "text.parquet", "cannot be read as Parquet")
     whole = write(tmp_path / "whole.parquet", noise(10), [0, 1] * 5).read_bytes()

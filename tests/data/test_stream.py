@@ -219,7 +219,7 @@ def test_a_file_server_that_stops_answering_ends_the_worker(ray_session: None, f
         [sys.executable, "-c", HANGS, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == EXIT_CODE, ended.stderr
-    assert ended.stdout.splitlines() == ["read 30", f"no step for 1 s; its stacks are in {traces}"]
+    assert ended.stdout.splitlines() == ["read 30", f"no step for 1 s; stack traces are in {traces}"]
     assert "in ahead" in traces.read_text()
 
 

@@ -121,7 +121,7 @@ def test_wrong_requests(cli: Cli, digit_files: DigitFiles, tmp_path: Path) -> No
         ended = cli("bench", digit_files.normalized, *arguments)
         assert ended.code == 2
         assert words in ended.err.splitlines()[-1]
-    assert "is not there" in cli("bench", tmp_path / "no.onnx").err
+    assert "does not exist" in cli("bench", tmp_path / "no.onnx").err
 
 
 @pytest.mark.slow

@@ -102,4 +102,4 @@ def test_weights_beyond_the_limit_of_one_file_go_beside_it(
     assert (tmp_path / "m.onnx").stat().st_size < 100_000 < (tmp_path / "m.onnx.data").stat().st_size
     (tmp_path / "m.onnx.data").unlink()
     (refuted,) = prove(tmp_path / "m.onnx", reference, shown, Demands(runtime.CPU, OPSET)).refuted_by
-    assert "needs m.onnx.data, which is not beside it" in refuted.found
+    assert "needs m.onnx.data, which is missing next to it" in refuted.found

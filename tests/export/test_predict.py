@@ -92,12 +92,12 @@ def test_a_wrong_request_is_one_line(
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(file.read_bytes()[:1000])
     for arguments, words in [
-        ((file, tmp_path / "empty"), "There are no images in"),
-        ((file, image, tmp_path / "typo.jpg"), "typo.jpg is not there"),
+        ((file, tmp_path / "empty"), "No images found in"),
+        ((file, image, tmp_path / "typo.jpg"), "typo.jpg does not exist"),
         ((file, image, "--top", 0), "--top"),
         ((image, image), "is damaged"),
         ((cut, image), "is damaged"),
-        ((tmp_path / "no.onnx", image), "is not there"),
+        ((tmp_path / "no.onnx", image), "does not exist"),
     ]:
         ended = cli("predict", *arguments)
         assert ended.code == 2, ended.err

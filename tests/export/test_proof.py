@@ -170,14 +170,14 @@ FAULTS: dict[Fault, str] = {
     a_dead_channel: "validation set",
     transposed_classifier: "top-1 agreement",
     classes_in_another_order: "top-1 agreement",
-    class_names_in_another_order: "what it says",
+    class_names_in_another_order: "metadata",
     a_missing_relu: "validation set",
     a_missing_shortcut: "validation set",
     frozen_batch: "file",
     another_opset: "file",
     no_metadata: "file",
     a_false_precision: "file",
-    another_networks_name: "what it says",
+    another_networks_name: "metadata",
     probabilities_said_to_be_logits: "validation set",
     a_dynamic_operator_of_others: "file",
 }
@@ -279,11 +279,11 @@ def test_another_epochs_weights_are_refuted(
     other = make_checkpoint(tmp_path / "other.safetensors", "resnet20", stored=33, seed=1)
     stale = proof_of(model, Reference(other), shown, tmp_path)
     found = {check.name: check.found for check in stale.refuted_by}
-    assert "another checkpoint" in found["what it says"]
+    assert "another checkpoint" in found["metadata"]
     lying = finish(copy(model), other)
     refuted = [check.name for check in proof_of(lying, Reference(other), shown, tmp_path).refuted_by]
     assert "validation set" in refuted
-    assert "what it says" not in refuted
+    assert "metadata" not in refuted
 
 
 def test_another_accuracy_than_in_training_is_refuted(

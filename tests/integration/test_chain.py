@@ -65,7 +65,7 @@ def test_from_images_to_answers(
         assert exported["val_accuracy_torch"] == pytest.approx(best, abs=0.005)
         files[precision, given] = Path(exported["onnx"])
         held = done("validate", files[precision, given], "--max-accuracy-drop", 3)
-        assert "accuracy as it says" in held.err
+        assert "accuracy as in metadata" in held.err
         assert {field: held.json[field] for field in FIELDS} == {field: exported[field] for field in FIELDS}
         assert held.json["top1_agreement"] >= 0.95
         if precision == "int8":

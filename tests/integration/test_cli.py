@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +68,7 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
     ("options", "words"),
     [
         (["--model", "resnet21"], ["resnet21 is not a valid depth", "resnet20"]),
-        (["--model", "rasnet20"], ["no network called 'rasnet20'", "Did you mean resnet20?"]),
+        (["--model", "rasnet20"], ["Unknown network 'rasnet20'", "Did you mean resnet20?"]),
         (["--model", "plain20", "--shortcut", "A"], ["plain20 is a plain network"]),
         (["--model", "resnet18"], ["at least 32x32 pixels", "8x8", "resnet20"]),
         (["--data", "digit"], ["no data set of that name", "Did you mean digits?"]),
@@ -84,14 +86,14 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
         (["--batch-size", "2000"], ["--batch-size 2000", "1438 training images"]),
         (["--milestones", "0.75,0.5"], ["--milestones", "rising shares", "1/3,2/3"]),
         (["--milestones", "1/0"], ["--milestones", "rising shares"]),
-        (["--warmup-steps", "5"], ["one-cycle has a warm-up of its own", "--schedule steps"]),
+        (["--warmup-steps", "5"], ["the one-cycle schedule includes its own warm-up", "--schedule steps"]),
         (["--nesterov", "--momentum", "0"], ["--nesterov needs a momentum"]),
         (["--accumulate", "200"], ["--accumulate 200", "128"]),
         (["--ema", "1"], ["--ema", "less than 1"]),
         (["--cutout", "9"], ["--cutout 9", "8 pixels"]),
         (["--compile", "max"], ["--compile", "max-autotune"]),
         (["--model", "plain20", "--zero-init-residual"], ["plain20 has no residual branches"]),
-        (["--recipe", "fsat"], ["no recipe called 'fsat'", "Did you mean fast?", "torchvision"]),
+        (["--recipe", "fsat"], ["Unknown recipe 'fsat'", "Did you mean fast?", "torchvision"]),
         (["--crop-padding", "9"], ["--crop-padding 9", "8 pixels"]),
         (["--name", "../escape"], ["--name", "'../escape'"]),
         (["--name", ""], ["--name"]),
@@ -152,7 +154,7 @@ def test_divergence_names_the_epoch_and_the_last_good_checkpoint(
     assert "diverged" in record["reason"]
     saved = sorted((tmp_path / "d" / "checkpoints").iterdir())
     assert bool(saved) == reached
-    assert (f"last good checkpoint is {saved[-1]}" if reached else "No checkpoint was saved") in ended.err
+    assert (f"Last intact checkpoint: {saved[-1]}" if reached else "No checkpoint has been saved") in ended.err
 
 
 def test_a_run_goes_on_as_it_began(cli: Cli, trained: job.TrainResult) -> None:
@@ -178,7 +180,7 @@ def test_runs_lists_what_is_there(cli: Cli, trained: job.TrainResult, tmp_path: 
 
 
 def test_export_asks_for_a_format(cli: Cli, trained: job.TrainResult) -> None:
-    refused(cli("export", "trained"), "which format", "resnet-ops export trained --onnx")
+    refused(cli("export", "trained"), "No export format given", "resnet-ops export trained --onnx")
     refused(cli("export", "never", "--onnx", "--runs-dir", trained.run.path.parent), "There are: trained")
     refused(cli("export", "trained", "--onnx", "--opset", 17), "--opset", "18")
 
@@ -224,6 +226,24 @@ def test_threads_spin_where_nobody_else_is() -> None:
     assert not others_are_busy((None, 1.0, 100.0), (None, 2.0, 102.0), cores=2)
     machine = "clock.cores = lambda: 2; clock.moment = lambda: (12.5, 1.5, 102.0)"
     assert spin_count(f"{machine}; clock.spare_others((10.0, 1.0, 100.0))") == "None"
+
+
+def test_sentences_break_between_words_on_a_terminal_and_nowhere_in_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{}")
+    runs = ("runs", "--runs-dir", tmp_path)
+    (piped,) = command(*runs).stderr.splitlines()
+    ours, theirs = pty.openpty()
+    subprocess.run(
+        [*COMMAND, *map(str, runs)], stderr=theirs, env=os.environ | {"COLUMNS": "50", "TERM": "xterm"}, check=True
+    )
+    os.close(theirs)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(ours, 65536).decode())
+    os.close(ours)
+    lines = shown.splitlines()
+    assert len(lines) > 1
+    assert " ".join(lines) == piped
+    assert all(len(line) <= 50 or " " not in line for line in lines)
 
 
 def test_doctor_examines_by_doing(tmp_path: Path) -> None:

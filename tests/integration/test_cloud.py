@@ -102,7 +102,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: s
 
     ended = cli("train", "--resume", "killed", "--runs-dir", place, "--json")
     assert ended.code == 0, ended.err
-    assert "Going on after epoch" in ended.err
+    assert "Resuming from epoch" in ended.err
     assert ended.json["best"]["checkpoint"] == f"{place}/killed/best/model.safetensors"
     assert_same_bytes(weights(killed, 12), weights(whole, 12))
     assert [e.val_loss for e in killed.epochs()] == [e.val_loss for e in whole.epochs()]
@@ -178,7 +178,7 @@ def test_a_bucket_that_vanishes_stops_a_run_in_one_line(server: None) -> None:
     assert process.returncode == 1, err
     last = err.splitlines()[-1]
     assert last.startswith("error: s3://short-lived/v/"), err
-    assert last.endswith("Then go on with: resnet-ops train --resume v --runs-dir s3://short-lived/"), err
+    assert last.endswith("Then resume with: resnet-ops train --resume v --runs-dir s3://short-lived/"), err
     assert "Traceback" not in err
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_set_aside(place: str, cli: Cli) -> None:
     last.write_bytes(last.read_bytes()[:-1000])
     ended = cli("train", "--resume", "d", "--runs-dir", place)
     assert ended.code == 0, ended.err
-    assert "Passed over a checkpoint" in ended.err
+    assert "Skipping a checkpoint" in ended.err
     assert_same_bytes(weights(done, 2), expected)
     assert "checkpoints/epoch-0002.damaged" in keys(done)
 
@@ -274,7 +274,7 @@ def test_a_lease_is_renewed_and_one_that_was_lost_ends_the_work(run: Run, monkey
             run.lock_file.write_bytes(lease(age_s=0).model_dump_json().encode())
             time.sleep(10)
 
-    with pytest.raises(UserError, match="Another process took run mine"):
+    with pytest.raises(UserError, match="Another process took over run mine"):
         lose_it()
     assert Lease.model_validate_json(files.read(run.lock_file)).nonce == "theirs"
     assert run.lost()

@@ -298,9 +298,9 @@ def test_detached_then_listed_read_and_stopped(cluster: Cluster) -> None:
     record = cluster.record("left")
     assert record["status"] == "interrupted"
     assert list((cluster.runs_dir / "left" / "checkpoints").iterdir())
-    assert "had ended before: stopped" in cluster.ask("jobs", "stop", job_id).out
+    assert "had already finished: stopped" in cluster.ask("jobs", "stop", job_id).out
     followed = cluster.ask("jobs", "logs", job_id)
-    assert "Training stopped. The last good checkpoint is" in followed.out
+    assert "Training stopped. Last intact checkpoint:" in followed.out
     assert followed.out.startswith(logs.out[:200])
 
 
@@ -320,7 +320,7 @@ def test_ctrl_c_on_a_terminal_asks_and_stops(cluster: Cluster) -> None:
 
     wait_for(lambda: reads("epoch   2/300"))
     process.send_signal(signal.SIGINT)
-    wait_for(lambda: reads("Detach (the job goes on) or stop it? [d/s]"))
+    wait_for(lambda: reads("Detach (the job keeps running) or stop it? [d/s]"))
     os.write(ours, b"s\n")
     wait_for(lambda: reads("interrupted"))
     out, _ = process.communicate(timeout=20)
@@ -329,7 +329,7 @@ def test_ctrl_c_on_a_terminal_asks_and_stops(cluster: Cluster) -> None:
     assert process.returncode == 130, shown
     told = json.loads(out)
     assert told["status"] == "interrupted"
-    assert "Training stopped. The last good checkpoint is" in told["error"]
+    assert "Training stopped. Last intact checkpoint:" in told["error"]
     assert f"--resume asked --runs-dir {cluster.runs_dir} --cluster {cluster.address}" in told["remedy"]
     assert shown.count("interrupted") == 1, shown
     assert cluster.record("asked")["status"] == "interrupted"
@@ -368,7 +368,7 @@ def test_lost_jobs_are_submitted_again(cluster: Cluster) -> None:
         out, err = processes[victim].communicate(timeout=90)
         assert processes[victim].returncode == 0, err
         (note,) = [line for line in err.splitlines() if line.startswith("note: Job ")]
-        assert f"died ({how}); going on with {victim}." in note
+        assert f"died ({how}); resuming {victim}." in note
         assert cluster.epochs(victim) == list(range(1, 121))
         assert cluster.record(victim)["resumed"] == 1
         again, lost = [job for job in cluster.jobs() if job["run"] == victim]
@@ -466,10 +466,10 @@ def test_sigterm_leaves_the_job(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("token", "words"),
     [
-        ({}, ["needs a token, and none was sent (HTTP 401)", "RAY_AUTH_TOKEN"]),
-        ({"RAY_AUTH_TOKEN": "not-the-token"}, ["does not take the token that was sent (HTTP 403)"]),
+        ({}, ["requires a token, but none was sent (HTTP 401)", "RAY_AUTH_TOKEN"]),
+        ({"RAY_AUTH_TOKEN": "not-the-token"}, ["rejected the token (HTTP 403)"]),
         ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, ["RAY_AUTH_TOKEN_PATH names /nowhere/token"]),
-        ({"RAY_AUTH_TOKEN": "two\nlines"}, ["characters that no token has"]),
+        ({"RAY_AUTH_TOKEN": "two\nlines"}, ["contains invalid characters"]),
     ],
 )
 @pytest.mark.parametrize("asked", [["jobs", "list"], ["train"]])

@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_refused_at_once_with_a_table(
     table, error = ended.stderr.splitlines()[:-1], ended.stderr.splitlines()[-1]
     assert table[0].split() == ["node", "CPUs", "free"]
     assert sorted(line.split()[0] for line in table[1:]) == ["head", "node-1", "node-2"]
-    assert error.startswith("error: --nodes 5 needs 5 machines with a CPU core each; this cluster has 2 such")
+    assert error.startswith("error: --nodes 5 needs 5 nodes with a CPU core each; this cluster has 2")
     assert {node["name"] for node in json.loads(ended.stdout)["nodes"]} == {"head", "node-1", "node-2"}
     assert not (tmp_path / "runs").exists()
 
@@ -136,8 +136,8 @@ def test_a_second_one_is_refused(home: dict[str, str], up: dict[str, Any]) -> No
     ended = command("cluster", "up", env=home)
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == [
-        f"error: A local cluster of 2 nodes runs already ({up['address']}). "
-        "Use it, or end it first: resnet-ops cluster down."
+        f"error: A local cluster of 2 nodes is already running ({up['address']}). "
+        "Use it, or stop it first: resnet-ops cluster down."
     ]
 
 
@@ -189,7 +189,7 @@ def test_an_up_that_is_stopped_leaves_nothing_behind(home: dict[str, str], numbe
     assert process.wait(30) == code
     if number == signal.SIGKILL:  # then the next command finds what was begun
         refused = command("cluster", "up", env=home)
-        assert "half started" in refused.stderr
+        assert "partly started" in refused.stderr
         assert refused.returncode == 2
         assert command("cluster", "down", env=home).returncode == 0
     assert traces(folder) == []

@@ -69,7 +69,7 @@ def test_a_killed_study_goes_on_to_every_number(studied: tuple[Path, dict]) -> N
     for row in told["rows"]:
         (error,) = [n["val_error"] for n in told["networks"] if n["model"] == row["model"]]
         assert (row["seeds"], row["lost"], row["val_error"]["mean"]) == (1, 0, error)
-    assert "One seed each" in told["verdict"]
+    assert "One seed per network" in told["verdict"]
     assert "At initialisation in plain14" in told["gradients"]
     assert [Path(figure).name for figure in told["figures"]] == [
         "degradation.png", "degradation.svg", "norms.png", "norms.svg",
@@ -126,7 +126,7 @@ def test_shortcuts_are_compared(cli: Callable[..., Ended], tmp_path: Path) -> No
     assert [(row["model"], row["shortcut"], row["parameters"]) for row in told["rows"]] == [
         ("resnet8", "A", 75_002), ("resnet8", "C", 78_042),
     ]  # fmt: skip
-    assert "has the least validation error" in told["verdict"]
+    assert "has the lowest validation error" in told["verdict"]
     assert [Path(figure).name for figure in told["figures"]] == ["shortcuts.png", "shortcuts.svg"]
 
 
@@ -135,7 +135,7 @@ def test_shortcuts_are_compared(cli: Callable[..., Ended], tmp_path: Path) -> No
     [
         (("degradatoin",), ("no study 'degradatoin'", "Did you mean degradation?")),
         (("degradation", "--depths", "8,21"), ("--depths: resnet21 is not a valid depth",)),
-        (("degradation", "--options", "A"), ("--options names shortcuts",)),
+        (("degradation", "--options", "A"), ("--options selects shortcuts",)),
         (("degradation", "--depths", "18,34"), ("34 needs images of at least 32x32",)),
         (("degradation", "--nodes", "2", "--cluster", "local"), ("--nodes 2 needs 2 machines", "this machine has 1")),
         (("responses", "--cpus-per-trial", "64"), ("A trial needs 64 CPU cores of one machine",)),

@@ -100,7 +100,7 @@ def test_resuming_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, cli: Calla
     assert killed.read().status == "interrupted"
     ended = cli("train", "--resume", "killed", "--runs-dir", tmp_path, "--json")
     assert ended.code == 0, ended.err
-    assert "Going on after epoch" in ended.err
+    assert "Resuming from epoch" in ended.err
     assert ended.json["epochs"] == 12
     whole = Run(tmp_path / "whole")
     assert_same_bytes(weights(whole, 12), weights(killed, 12))
@@ -128,7 +128,7 @@ def test_a_corrupt_last_checkpoint_costs_one_epoch(tmp_path: Path, cli: Callable
     last.write_bytes(last.read_bytes()[:-1000])
     ended = cli("train", "--resume", "c", "--runs-dir", tmp_path)
     assert ended.code == 0, ended.err
-    assert "Passed over a checkpoint" in ended.err
+    assert "Skipping a checkpoint" in ended.err
     assert_same_bytes(weights(run, 3), expected)
 
 
@@ -238,7 +238,7 @@ def test_a_stopped_run_keeps_its_checkpoint_and_says_how_to_go_on(
     process.send_signal(stop)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.splitlines()[-1].endswith("Go on with: resnet-ops train --resume s")
+    assert err.splitlines()[-1].endswith("Resume with: resnet-ops train --resume s")
     assert "Traceback" not in err
     assert json.loads(out)["exit_code"] == 130
     assert run.read().status == "interrupted"
@@ -257,7 +257,7 @@ def test_ctrl_c_with_several_workers_leaves_no_process_behind(tmp_path: Path, ma
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group hears it
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1].endswith("Go on with: resnet-ops train --resume s")
+    assert err.splitlines()[-1].endswith("Resume with: resnet-ops train --resume s")
     assert "Traceback" not in err
     assert run.read().status == "interrupted"
     assert checkpoints.read(checkpoints.saved(run)[0]).info.metrics.epoch >= 2
@@ -296,9 +296,9 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path) -> None:
     error, code, listed, *files = ended.stdout.splitlines()
     assert code == "code 1"
     told = json.loads(error)
-    assert "The disk is full: epoch-0002.safetensors (2.2 MB)" in told["error"]
-    assert "The last good checkpoint is" in told["error"]
-    assert told["remedy"].endswith(f"Then go on with: resnet-ops train --resume f --runs-dir {space}")
+    assert "The disk is full: epoch-0002.safetensors (2.1 MiB)" in told["error"]
+    assert "Last intact checkpoint:" in told["error"]
+    assert told["remedy"].endswith(f"Then resume with: resnet-ops train --resume f --runs-dir {space}")
     assert "Traceback" not in ended.stderr
     (run,) = json.loads(listed)["runs"]
     assert (run["status"], run["epochs_done"]) == ("failed", 1)

@@ -154,7 +154,7 @@ def test_going_on_with_other_images_or_other_code_is_refused(grid: job.TuneResul
     data = record.data.model_copy(update={"fingerprint": "0" * 64})
     for changed, told in (
         ({"data": data}, "The images in digits are not those"),
-        ({"code": "0" * 64}, r"other code \(the code of resnet-ops itself\)"),
+        ({"code": "0" * 64}, r"other code \(the code of resnet-ops\)"),
         ({"versions": record.versions | {"torch": "1.0"}}, r"other code \(torch 1.0 then, "),
     ):
         try:
@@ -190,7 +190,7 @@ def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
     found = searched(tmp_path, "pbt", depths="8", scheduler="pbt", trials=4, epochs=8, grace=4, lr="1e-5:0.2")
     assert all((t.status, t.epochs) == ("finished", 8) for t in found.trials)
     events = [e.what for t in found.trials for e in found.search.trial_run(t).events()]
-    assert any(what.startswith("Went on from the weights of epoch ") for what in events)
+    assert any(what.startswith("Continued from the weights of epoch ") for what in events)
     changed = [t for t in found.trials if found.search.trial_run(t).read().config.lr != t.options["lr"]]
     assert not changed  # what is told of a trial is what it was trained with
 
@@ -263,7 +263,7 @@ def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     killer.join()
     assert killed
     assert len(told.said) == 1
-    assert re.match(r"The worker of trial [12] was lost: .*It is tried again\.", told.said[0])
+    assert re.match(r"The worker of trial [12] was lost: .*Retrying\.", told.said[0])
     assert [(t.status, t.epochs) for t in found.trials] == [("finished", 20)] * 2
     for trial in found.trials:
         assert [e.epoch for e in search.trial_run(trial).epochs()] == list(range(1, 21))
@@ -288,7 +288,7 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)
     assert started.returncode == 130, err
-    assert json.loads(out)["remedy"] == f"Go on with: resnet-ops tune --resume s --runs-dir {tmp_path}"
+    assert json.loads(out)["remedy"] == f"Resume with: resnet-ops tune --resume s --runs-dir {tmp_path}"
     assert err.splitlines()[-1].startswith("interrupted: Search stopped. 0 of 12 trials are done.")
     assert search.run.read().status == "interrupted"
     assert not [p for p in Path("/proc").glob("[0-9]*") if f"{tmp_path}".encode() in command_line(int(p.name))]
@@ -305,7 +305,7 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
         (("--resume", "nothing"), ("There is no run called 'nothing'",)),
         (("--resume", "nothing", "--trials", "3"), ("--trials cannot be changed",)),
         (("--trials", "0"), ("--trials",)),
-        (("--depths", "8", "lr=0.1"), ("Nothing is left to search",)),
+        (("--depths", "8", "lr=0.1"), ("Nothing to search",)),
         (("--depths", "8,18"), ("resnet18", "32")),
         (("--scheduler", "pbt"), ("all must be the same network; depth is searched",)),
     ],

@@ -192,7 +192,7 @@ def test_a_job_says_what_differs_where_it_runs() -> None:
     mark, begun = says().splitlines()
     assert milestone(mark) == "begun"
     assert milestone(begun) is None
-    assert begun.startswith("resnet-ops has begun on ")
+    assert begun.startswith("resnet-ops started on ")
     _, _, line = says(Ray="2.1.0", Python="3.99").splitlines()
     assert "(submitted from 2.1.0)" in line
     assert f"Python {jobs.versions()['Python']} (submitted from 3.99)" in line
@@ -273,7 +273,9 @@ def test_nothing_answers(cli: Cli) -> None:
         port = taken.getsockname()[1]
     for asked in (("jobs", "list"), ("jobs", "logs", "x"), ("jobs", "stop", "x"), ("train", "--runs-dir", "/shared")):
         ended = cli(*asked, "--cluster", f"http://127.0.0.1:{port}")
-        refused(ended, f"http://127.0.0.1:{port}: nothing listens there", "kubectl port-forward", f"ssh -L {port}:")
+        refused(
+            ended, f"http://127.0.0.1:{port}: nothing is listening there", "kubectl port-forward", f"ssh -L {port}:"
+        )
     refused(cli("jobs", "list", "--cluster", "http://no.such.host.invalid:8265"), "no machine of the name no.such.host")
 
 
@@ -304,7 +306,7 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(cli: Cli, address: s
         ([], ["--runs-dir must be a path that every machine of the cluster sees", "'runs'"]),
         (["--runs-dir", "~/runs"], ["--runs-dir must be"]),
         (["--runs-dir", "/shared", "--data", "images/x"], ["--data must be", "'images/x'", "--data /shared/x"]),
-        (["--runs-dir", "s3://me:s3cret@bucket/x"], ["s3://... holds credentials"]),
+        (["--runs-dir", "s3://me:s3cret@bucket/x"], ["s3://... contains credentials"]),
         (["--runs-dir", "/shared", "--data", "s3://me:s3cret@bucket/x"], ["--data holds"]),
     ],
 )

@@ -69,8 +69,8 @@ def test_an_elastic_job_takes_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("nodes", "asked", "words"),
     [
-        (FOUR, request("5"), ["--nodes 5 needs 5 machines with a GPU each", "has 4 such", "Use --nodes 4"]),
-        (FOUR, request("2:9", gpus_per_node=16), ["--nodes 2:9", "16 GPUs", "has 0 such", "cluster template"]),
+        (FOUR, request("5"), ["--nodes 5 needs 5 nodes with a GPU each", "has 4", "Use --nodes 4"]),
+        (FOUR, request("2:9", gpus_per_node=16), ["--nodes 2:9", "16 GPUs", "has 0", "cluster template"]),
         ([node("h", 8, 8, free_gpus=6)], request("1"), ["h: 6 of 8 GPUs free", "busy", "--wait 600"]),
         ([node("h", 8, free_cpus=7)], request("1", "cpu"), ["7 of 8 CPUs free", "--cpus-per-worker"]),
         ([], request("1", "cpu"), ["(none)"]),
@@ -88,9 +88,9 @@ def test_a_refusal_says_what_was_asked_what_is_there_and_what_to_do(
 
 
 def test_options_for_gpus_and_for_cpus_are_not_mixed() -> None:
-    with pytest.raises(UserError, match="no GPUs to train on"):
+    with pytest.raises(UserError, match="no GPUs available"):
         request("1", "cpu", gpus_per_node=2)
-    with pytest.raises(UserError, match="training on CPUs, and there are GPUs"):
+    with pytest.raises(UserError, match="training on CPUs, but GPUs are available"):
         request("1", "cuda", workers_per_node=2)
 
 
@@ -98,7 +98,7 @@ def test_the_device_is_the_gpu_where_there_is_one() -> None:
     assert choose_device(ClusterConfig(), FOUR, "x") == "cuda"
     assert choose_device(ClusterConfig(device="cpu"), FOUR, "x") == "cpu"
     assert choose_device(ClusterConfig(), [node("a", 1)], "x") == "cpu"
-    with pytest.raises(UserError, match="no CUDA GPU can be used x"):
+    with pytest.raises(UserError, match="no usable CUDA GPU x"):
         choose_device(ClusterConfig(device="cuda"), [node("a", 1)], "x")
 
 

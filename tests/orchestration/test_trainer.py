@@ -64,7 +64,7 @@ def test_a_machine_that_sees_other_things_is_left_out_uncounted() -> None:
     error = group(NodeUnfitError("node-7", "b does not see /runs/x"), NodeUnfitError("node-7", "likewise"))
     decision, told, policy = decide(error, losses=0, left_out=left_out)
     assert decision == RETRY
-    assert told == ["Left out: b does not see /runs/x"]
+    assert told == ["Excluded: b does not see /runs/x"]
     assert left_out == ["node-7"]
     assert policy.left == 0
 
@@ -72,7 +72,7 @@ def test_a_machine_that_sees_other_things_is_left_out_uncounted() -> None:
 def test_regrouping_and_room_that_others_took_do_not_count() -> None:
     decision, told, policy = decide(group(RegroupError(), SILENT), losses=0)
     assert decision == RETRY
-    assert "More machines" in told[0]
+    assert "More nodes" in told[0]
     assert policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(3))) == RETRY
 
 

@@ -46,7 +46,7 @@ def test_degradation_has_means_and_the_spread_of_seeds() -> None:
     assert thick[1].get_marker() == thick[2].get_marker() != thick[0].get_marker()
     assert plain.get_ylim() == residual.get_ylim()
     assert plain.get_xlim() == residual.get_xlim()
-    assert "plain56 80 % (70 % to 90 %) validation error" in picture.alt
+    assert "plain56 80.00% (70.00% to 90.00%) validation error" in picture.alt
 
 
 def test_errors_need_not_be_in_logarithms() -> None:
@@ -77,7 +77,7 @@ def test_confusion_counts_and_names_the_commonest_mistakes() -> None:
     axes = drawn(picture).axes[0]
     numbers = {text.get_position(): text.get_text() for text in axes.texts}
     assert numbers == {(0, 0): "8", (1, 0): "2", (1, 1): "10", (0, 2): "1", (1, 2): "4", (2, 2): "5"}
-    assert picture.alt.endswith("fox for dog: 4; cat for dog: 2; fox for cat: 1.")
+    assert picture.alt.endswith("fox as dog: 4; cat as dog: 2; fox as cat: 1.")
     shades = axes.images[0].get_array()
     assert shades[0, 2, 3] == 0  # never happened
     assert shades[2, 1, 3] > shades[0, 1, 3] > shades[2, 0, 3] > 0

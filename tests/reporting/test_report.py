@@ -84,12 +84,12 @@ def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult
     best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
     rows = {row[0]: row for row in page.rows if len(row) == 12}
     assert rows["good"][4] == f"{len(epochs)} of {len(epochs)}"
-    assert rows["good"][5].startswith(f"{best.val_accuracy:.2%}".replace("%", " % ±"))
+    assert rows["good"][5].startswith(f"{best.val_accuracy:.2%}".replace("%", "% ±"))
     assert rows["good"][6] == str(best.epoch)
     assert rows["good"][8] == f"{trained.record.parameters:,}"
-    assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00 % ± 2.29", "2"]
+    assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% ± 2.29%", "2"]
     assert rows["begun"][5] == ""
-    assert "What it says of its images is missing: Run lost has no checkpoint that is whole" in page.text
+    assert "What it says of its images is missing: Run lost has no intact checkpoint" in page.text
 
 
 def test_classes_and_proof_are_there(page: Page, predictions: Predictions) -> None:
@@ -98,9 +98,9 @@ def test_classes_and_proof_are_there(page: Page, predictions: Predictions) -> No
     assert len(rows) == 10
     for label in range(10):
         recall = counts[label, label] / counts[label].sum()
-        assert rows[str(label)][1:3] == [str(counts[label].sum()), f"{100 * recall:.2f} %"]
-    assert ["real images", HOSTILE, "1e-05", "holds"] in page.rows
-    assert ["top-1 agreement", "99.00%", "", "FAILS"] in page.rows
+        assert rows[str(label)][1:3] == [str(counts[label].sum()), f"{100 * recall:.2f}%"]
+    assert ["real images", HOSTILE, "1e-05", "PASS"] in page.rows
+    assert ["top-1 agreement", "99.00%", "", "FAIL"] in page.rows
     assert "Lost worker 1." in page.text
     assert "resnet-ops export good --onnx" in page.text
 
@@ -143,8 +143,8 @@ def test_classes_come_worst_first_and_empty_ones_last() -> None:
 
 def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
     found = write([Run(runs / name) for name in ("lost", "begun")], tmp_path / "r.html")
-    assert verdict(found[1:]) == "No epoch was finished yet."
-    assert verdict(found) == "lost (resnet8) is right on 75.00 % ± 2.29 of 359 validation images."
+    assert verdict(found[1:]) == "No epoch has finished yet."
+    assert verdict(found) == "lost (resnet8) has a validation accuracy of 75.00% ± 2.29% on 359 validation images."
     told = differing(found)
     assert (told["model"], told["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])
     assert "momentum" not in told
@@ -154,11 +154,13 @@ def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
         Run(tmp_path / name).write_epochs(made.epochs([error]))
         copies.append(Run(tmp_path / name))
     close, far = write(copies, tmp_path / "r.html")
-    assert "close (resnet8), is 1.00 points behind: not more than one standard error" in verdict([close, found[0]])
-    assert "far (resnet8), is 35.00 points behind: more than one standard error" in verdict([far, found[0]])
+    assert "close (resnet8) is 1.00 percentage points lower, no more than one standard error" in verdict(
+        [close, found[0]]
+    )
+    assert "far (resnet8) is 35.00 percentage points lower, more than one standard error" in verdict([far, found[0]])
     other = far.record.data.model_copy(update={"fingerprint": "1"})
     far.record.data = other
-    assert verdict([far, found[0]]).endswith("trained on different images, so their accuracies do not compare.")
+    assert verdict([far, found[0]]).endswith("trained on different images, so their accuracies are not comparable.")
 
 
 def test_the_command_reports(cli: Callable[..., Ended], runs: Path, tmp_path: Path) -> None:

@@ -52,15 +52,15 @@ def drawn(search: Search, name: str) -> Any:
 def test_the_table_holds_every_trial_as_its_file_does(page: Page) -> None:
     rows = [row for row in page.rows if len(row) == 10 and row[0].isdigit()]
     assert rows == [
-        ["1", "resnet8", "0.02", "3", "10.00 %", "3", "80,000", "6.0 s", "finished", ""],
-        ["2", "resnet20", "0.8", "2", "30.00 %", "2", "200,000", "4.0 s", "stopped", "after 2 epochs"],
-        ["3", "resnet20", "0.11", "4", "1.80 %", "3", "200,000", "8.0 s", "finished", "The answer."],
+        ["1", "resnet8", "0.02", "3", "10.00%", "3", "80,000", "6.0 s", "finished", ""],
+        ["2", "resnet20", "0.8", "2", "30.00%", "2", "200,000", "4.0 s", "stopped", "after 2 epochs"],
+        ["3", "resnet20", "0.11", "4", "1.80%", "3", "200,000", "8.0 s", "finished", "Selected."],
         ["4", "resnet32", "0.9", "0", "", "", "320,000", "0.0 s", "failed", "the loss is nan"],
     ]
 
 
 def test_the_page_says_the_answer_and_why(page: Page) -> None:
-    assert "resnet20 at learning rate 0.11: 98.20 % validation accuracy" in page.text
+    assert "resnet20 at learning rate 0.11: 98.20% validation accuracy" in page.text
     assert "the highest accuracy of 3 trials" in page.text
 
 
@@ -74,7 +74,7 @@ def test_marks_lie_where_trials_were_and_have_the_colours_of_their_errors(found:
     )
     for place, color in zip([(0.02, rows["8"]), (0.8, rows["20"]), (0.11, rows["20"])], colors, strict=True):
         assert marks[place].get_facecolor()[0] == pytest.approx(color, abs=0.01)
-    assert "2 %" in [label.get_text() for label in bar.get_yticklabels()]
+    assert "2%" in [label.get_text() for label in bar.get_yticklabels()]
 
 
 def test_curves_are_the_epochs_of_each_trial(found: Search) -> None:
@@ -96,12 +96,14 @@ def test_bars_are_one_standard_error(found: Search) -> None:
 
 def test_who_cannot_see_the_pictures_hears_the_numbers(page: Page) -> None:
     told = {
-        name: a["aria-label"] for _, a in page.elements if (name := a.get("aria-label") or "").startswith("Is deep")
+        name: a["aria-label"]
+        for _, a in page.elements
+        if (name := a.get("aria-label") or "").startswith("Best error by depth")
     }
     (alt,) = told.values()
     assert alt is not None
-    assert "resnet8: 10 % ± 1.3 %, 80,000 parameters, 2.0 s an epoch" in alt
-    assert "resnet20: 1.8 % ± 0.59 %" in alt
+    assert "resnet8: 10.00% ± 1.34%, 80,000 parameters, 2.0 s per epoch" in alt
+    assert "resnet20: 1.80% ± 0.59%" in alt
 
 
 def test_nothing_is_fetched(page: Page) -> None:
@@ -120,7 +122,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     draw(search)
     page = Page(search.page.read_text())
     assert "script" not in {tag for tag, _ in page.elements}
-    assert [row[-1].removeprefix("The answer. ") for row in page.rows if len(row) == 11][1:] == [hostile, hostile]
+    assert [row[-1].removeprefix("Selected. ") for row in page.rows if len(row) == 11][1:] == [hostile, hostile]
     charts = page.text[page.text.index("<svg") : page.text.rindex("</svg>")]
     assert "&lt;script&gt;alert" in charts
     assert ">$a_b$<" in charts  # no formula
@@ -176,10 +178,13 @@ def test_a_run_is_no_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("errors", "said"),
     [
-        ((0.1, 0.05, 0.01), "deeper was better, up to the deepest: 10 % error at depth 8, 1 % error at depth 32."),
-        ((0.02, 0.04, 0.6), "deeper was not better: 60 % error at depth 32, 2 % error at depth 8."),
-        ((0.1, 0.02, 0.018), "deeper was better up to 20: 10 % error at depth 8, 2 % error at depth 20; beyond it"),
-        ((0.02, 0.022, 0.018), "from depth 8 to 32 no difference beyond one standard error."),
+        ((0.1, 0.05, 0.01), "the deepest is the best: 10.00% error at depth 8, 1.00% error at depth 32."),
+        ((0.02, 0.04, 0.6), "the deepest is not the best: 60.00% error at depth 32, 2.00% error at depth 8."),
+        (
+            (0.1, 0.02, 0.018),
+            "deeper is better up to depth 20: 10.00% error at depth 8, 2.00% error at depth 20; beyond that",
+        ),
+        ((0.02, 0.022, 0.018), "no difference beyond one standard error from depth 8 to 32."),
         ((0.02,), ""),
     ],
 )

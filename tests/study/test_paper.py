@@ -31,7 +31,7 @@ def test_imagenet_says_what_differs() -> None:
     )
     found = published(imagenet, configure(recipe="torchvision"))
     assert found is not None
-    assert "10-crop, where ours is one crop" in found.source
+    assert "10-crop testing; here a single crop" in found.source
     assert [found.error(m, s) for m, s in (("plain34", None), ("resnet34", "A"), ("resnet18", "B"))] == [
         0.2854, 0.2503, None,
     ]  # fmt: skip

@@ -50,11 +50,11 @@ def test_baselines_are_trained_where_the_images_are_large_enough(tmp_path: Path)
     assert [(p["family"], p["lr"]) for p in found] == [
         ("googlenet", 0.1), ("vgg", 0.01), ("plain", 0.1), ("resnet", 0.1),
     ]  # fmt: skip
-    assert said == ["alexnet8 is left out: it needs images of 63x63 pixels."]
+    assert said == ["Skipping alexnet8: it needs images of at least 63x63 pixels."]
     said.clear()
     assert len(plan.space(StudyConfig.of(baselines=True, seeds=1), said.append).points) == 8
     assert len(said) == 3
-    with pytest.raises(UserError, match="--baselines are of the study degradation"):
+    with pytest.raises(UserError, match="--baselines applies to the degradation study only"):
         points(study="responses", baselines=True)
 
 
@@ -74,10 +74,10 @@ def test_shortcuts_are_compared_at_each_depth() -> None:
     ("options", "told"),
     [
         ({"depths": "8,21"}, "--depths: resnet21 is not a valid depth"),
-        ({"depths": "eight"}, "--depths: 'eight' is no depth"),
-        ({"depths": "8,8"}, "--depths 8,8 has a value twice"),
-        ({"options": "A,B"}, "--options names shortcuts to compare"),
-        ({"study": "shortcuts", "options": "A,D"}, "--options: 'D' is no shortcut"),
+        ({"depths": "eight"}, "--depths: 'eight' is not a depth"),
+        ({"depths": "8,8"}, "--depths 8,8 contains a duplicate"),
+        ({"options": "A,B"}, "--options selects shortcuts to compare"),
+        ({"study": "shortcuts", "options": "A,D"}, "--options: 'D' is not a shortcut"),
         ({"seeds": 0}, "--seeds"),
     ],
 )

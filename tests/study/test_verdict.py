@@ -10,11 +10,12 @@ from tests.study.made import DATA, DEGRADED, layers, network, seeds
 def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
     told = verdict.degradation(DEGRADED, DATA)
     assert told.startswith(
-        "Plain networks degrade from depth 56 on, by up to 62.5 points of training error; residual networks do not."
+        "Plain networks degrade from depth 56, by up to 62.5 percentage points of training error; residual networks "
+        "do not."
     )
-    assert "plain20 2.5 % (2.0 to 3.0), plain56 65.0 % (60.0 to 70.0); in validation error too" in told
-    assert "resnet56 1.1 % (0.9 to 1.3); none is above a shallower one's" in told
-    assert told.endswith("Means of 2 seeds, with the least and the greatest where they differ.")
+    assert "plain20 2.5% (2.0% to 3.0%), plain56 65.0% (60.0% to 70.0%); validation error degrades too" in told
+    assert "resnet56 1.1% (0.9% to 1.3%); none is significantly above that of a shallower network" in told
+    assert told.endswith("Means of 2 seeds, with the range (minimum to maximum) where seeds differ.")
 
 
 @pytest.mark.parametrize(
@@ -28,16 +29,18 @@ def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
         (
             seeds("plain20", [0.1], [0.1]) + seeds("plain56", [0.5], [0.5])
             + seeds("resnet20", [0.1], [0.1]) + seeds("resnet56", [0.1], [0.1]) + seeds("resnet110", [0.45], [0.5]),
-            "Plain networks degrade from depth 56 on, by up to 40.0 points of training error; residual networks "
-            "degrade from depth 110 on, by up to 35.0 points",
+            "Plain networks degrade from depth 56, by up to 40.0 percentage points of training error; residual "
+            "networks "
+            "degrade from depth 110, by up to 35.0 percentage points",
         ),
         (
             seeds("plain20", [0.1], [0.1]) + seeds("plain56", [0.5], [0.5])
             + seeds("resnet20", [0.1], [0.1]) + seeds("resnet56", [0.5], [0.5]),
-            "Plain networks degrade from depth 56 on, by up to 40.0 points of training error; residual networks "
-            "degrade from depth 56 on",
+            "Plain networks degrade from depth 56, by up to 40.0 percentage points of training error; residual "
+            "networks "
+            "degrade from depth 56",
         ),
-        (seeds("resnet20", [0.1], [0.1]), "There are no two depths of a kind to compare."),
+        (seeds("resnet20", [0.1], [0.1]), "Nothing to compare: no kind of network has two depths."),
     ],
 )  # fmt: skip
 def test_it_says_no_more_than_the_numbers(networks: list, told: str) -> None:  # type: ignore[type-arg]
@@ -46,9 +49,9 @@ def test_it_says_no_more_than_the_numbers(networks: list, told: str) -> None:  #
 
 def test_training_error_alone_is_said_to_be_so() -> None:
     groups = grouped(seeds("plain20", [0.05], [0.10]) + seeds("plain56", [0.15], [0.10]))
-    assert "plain56 15.0 %; not in validation error." in verdict.degradation(groups, DATA)
+    assert "plain56 15.0%; validation error does not degrade." in verdict.degradation(groups, DATA)
     more = grouped([*(n for g in groups for n in g.networks), network("plain110", 0.5, 0.5)])
-    assert "in validation error too at depth 110." in verdict.degradation(more, DATA)
+    assert "validation error degrades too at depth 110." in verdict.degradation(more, DATA)
 
 
 def test_one_seed_and_failures_are_told() -> None:
@@ -57,7 +60,7 @@ def test_one_seed_and_failures_are_told() -> None:
     networks = [network("plain20", 0.1, 0.1), *failed, network("plain56", 0.5, 0.5)]
     groups = grouped(networks)
     assert [(g.model, len(g.networks), g.lost) for g in groups] == [("plain20", 1, 1), ("plain56", 1, 0)]
-    assert "One seed each" in verdict.degradation(groups, DATA)
+    assert "One seed per network" in verdict.degradation(groups, DATA)
     assert verdict.failures(networks) == (
         "1 of 2 trainings of plain20 failed: The loss is inf. 1 of 1 trainings of plain110 failed: The loss is inf."
     )
@@ -80,9 +83,9 @@ def test_gradients_vanish_grow_or_neither() -> None:
         ]
     )
     told = verdict.gradients(groups)
-    assert "At initialisation in plain56 1e-06, they vanish on the way back; in resnet56 3, they neither vanish" in told
+    assert "At initialisation in plain56 1e-06, vanishing; in resnet56 3, neither vanishing" in told
     grown = grouped(seeds("plain56", [0.1, 0.1], [0.1, 0.1], layers=layers(1e6, 1.0)))
-    assert "1e+06 (1e+06 to 1e+06), they grow" in verdict.gradients(grown)
+    assert "1e+06 (1e+06 to 1e+06), exploding" in verdict.gradients(grown)
     assert verdict.gradients(grouped([network("plain20", 0.1, 0.1)])) == ""
 
 
@@ -97,16 +100,16 @@ def test_responses_fall_or_do_not() -> None:
 
     told = verdict.responses(groups(1.0, 0.5, 0.25))
     assert (
-        "share of its shortcut's, falls as depth grows: 0.5 in resnet20, 0.25 in resnet56, 0.12 in resnet110; before"
-        in told
+        "relative to its shortcut, after training, falls as depth grows: 0.5 in resnet20, 0.25 in resnet56, 0.12 in "
+        "resnet110; before" in told
     )
     assert "all residual layers' responses falls: 1 in resnet20, 0.5 in resnet56, 0.25 in resnet110" in told
-    assert "At depth 20 it is smaller than the plain network's, 2." in told
+    assert "At depth 20 it is smaller than that of the plain network, 2." in told
     assert "At depth 56" not in told
-    assert "plain56 hardly learned" in told
-    assert "responses does not steadily fall" in verdict.responses(groups(0.5, 1.0))
+    assert "plain56 did not learn" in told
+    assert "responses does not fall monotonically" in verdict.responses(groups(0.5, 1.0))
     assert "responses hardly changes: 1 in" in verdict.responses(groups(1.0, 0.99, 0.98))
-    assert "about the same as the plain network's" in verdict.responses(groups(1.0, plain=1.05))
+    assert "about the same as that of the plain network" in verdict.responses(groups(1.0, plain=1.05))
 
 
 def test_shortcuts_are_told_apart_where_they_can_be() -> None:
@@ -118,5 +121,5 @@ def test_shortcuts_are_told_apart_where_they_can_be() -> None:
         ]
     )
     told = verdict.shortcuts(groups, DATA)
-    assert "resnet20: B has the least validation error, 10.0 % (9.0 to 11.0); above it C 51.0 %" in told
-    assert "not told apart from it A 11.0 % (10.0 to 12.0)" in told
+    assert "resnet20: B has the lowest validation error, 10.0% (9.0% to 11.0%); higher: C 51.0%" in told
+    assert "not distinguishable: A 11.0% (10.0% to 12.0%)" in told

@@ -167,7 +167,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, kind: str) ->
         path.write_bytes(pickle.dumps(Bomb(target)))
     else:
         torch.save(Bomb(target), path, _use_new_zipfile_serialization=kind == "torch")
-    with pytest.raises(UserError, match="is a pickle, which can run code"):
+    with pytest.raises(UserError, match="is a pickle; loading it could run code"):
         checkpoints.read(path)
     assert not target.exists()
 
@@ -207,7 +207,7 @@ def test_within_an_epoch_only_the_last_is_kept_and_none_is_called_best(run: Run)
     assert (latest.info.epoch, latest.info.step) == (1, 3)
     (run.best / "model.safetensors").unlink()
     assert checkpoints.read_best(run)[0].path.name == "epoch-0001.safetensors"
-    with pytest.raises(UserError, match="within epoch 2 and never validated"):
+    with pytest.raises(UserError, match="during epoch 2 and have not been validated"):
         _ = latest.info.validated
     keeper.save(info(2, 0.1), state)
     assert [p.name for p in checkpoints.saved(run)] == ["epoch-0002.safetensors", "epoch-0001.safetensors"]
@@ -232,7 +232,7 @@ def test_a_damaged_best_gives_way_to_the_best_that_is_whole(run: Run) -> None:
     best, refused = checkpoints.read_best(run)
     assert (best.path.name, len(refused)) == ("epoch-0003.safetensors", 2)
     best.path.unlink()
-    with pytest.raises(UserError, match="no checkpoint that is whole"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         checkpoints.read_best(run)
 
 

@@ -47,9 +47,9 @@ def test_the_largest_power_of_two_that_fits(
     with placed(config, lambda _: None) as placement:
         chosen, why = memory.largest_batch(config, record, placement)
         assert chosen == expected
-        assert f"chose {expected:,} images a step" in why
+        assert f"chose {expected:,} images per step" in why
         monkeypatch.setattr(memory, "free_bytes", lambda _: stored)
-        with pytest.raises(UserError, match="Not one image fits"):
+        with pytest.raises(UserError, match="Not even one image fits"):
             memory.largest_batch(config, record, placement)
 
 

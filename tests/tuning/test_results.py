@@ -17,22 +17,22 @@ def test_of_a_tie_the_smaller_network_is_taken_and_it_is_said() -> None:
     found = answer(trials, 360)  # one standard error of 0.990: 0.52 points
     assert found is not None
     assert found.trial.id == 2
-    assert "smallest network within one standard error (0.52 points)" in found.why
-    assert "99.00 % by trial 1 (resnet1, 300 parameters)" in found.why
+    assert "smallest network within one standard error (0.52%)" in found.why
+    assert "99.00% by trial 1 (resnet1, 300 parameters)" in found.why
 
 
 def test_with_many_images_the_same_difference_counts() -> None:
     found = answer([trial(1, 0.990, 300), trial(2, 0.986, 200)], 10_000)
     assert found is not None
     assert found.trial.id == 1
-    assert "highest accuracy of 2 trials (standard error 0.10 points)" in found.why
+    assert "highest accuracy of 2 trials (standard error 0.10%)" in found.why
 
 
 def test_a_larger_network_that_ties_is_named() -> None:
     found = answer([trial(1, 0.990, 300), trial(2, 0.990, 900)], 360)
     assert found is not None
     assert found.trial.id == 1
-    assert "; 1 larger within it" in found.why
+    assert "; 1 larger within one standard error" in found.why
 
 
 def test_trials_that_failed_or_never_validated_are_no_answer() -> None:

@@ -46,20 +46,20 @@ def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_
         (("lr=1:0.1",), "lr=1:0.1: the range 1:0.1 is inverted"),
         (("lr=0.1:0.1",), "the range 0.1:0.1 is empty"),
         (("lr=0:1",), "lr=0:1 should be greater than 0; '0' was given"),
-        (("weight_decay=0:1:log",), "a logarithmic range cannot begin with 0"),
+        (("weight_decay=0:1:log",), "a logarithmic range cannot start at 0"),
         (("lr=a,b",), "should be a valid number"),
-        (("lr=0.1:0.2:cubic",), "is no range to search"),
-        (("depths=8:20",), "Name them: 8,14,20"),
-        (("depths=eight",), "'eight' is no depth"),
+        (("lr=0.1:0.2:cubic",), "is not a range"),
+        (("depths=8:20",), "List them: 8,14,20"),
+        (("depths=eight",), "'eight' is not a depth"),
         (("family=vgg",), "Valid: resnet, plain"),
         (("weight_decy=1",), "there is no option 'weight_decy' to search. Did you mean weight_decay?"),
-        (("data=cifar10",), "data is the same for all trials. Give it to tune: --data"),
+        (("data=cifar10",), "data is the same for all trials. Set it with --data"),
         (("epochs=10,20",), "epochs is the same for all trials"),
         (("schedule=steps,stairs",), "schedule=steps,stairs cannot be 'stairs'"),
-        (("batch_size=64,64",), "has a value twice"),
+        (("batch_size=64,64",), "contains a duplicate"),
         (("accumulate=1,200",), "accumulate=1,200: --accumulate 200 cuts a batch of 128 into more parts"),
         (("lr",), "'lr' is not OPTION=VALUES"),
-        (("depths=8", "lr=0.1"), "Nothing is left to search"),
+        (("depths=8", "lr=0.1"), "Nothing to search"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(pairs: tuple[str, ...], told: str) -> None:
@@ -69,7 +69,7 @@ def test_what_cannot_be_searched_is_refused(pairs: tuple[str, ...], told: str) -
 
 
 def test_an_option_is_either_shared_or_searched() -> None:
-    with pytest.raises(UserError, match="--batch-size is given once for all trials and once to be searched"):
+    with pytest.raises(UserError, match="--batch-size is both fixed for all trials and searched"):
         space("batch_size=64,128", given={"batch_size": 32})
 
 
@@ -108,7 +108,7 @@ def test_a_grid_is_every_combination() -> None:
 
 
 def test_pbt_is_refused_where_weights_could_not_be_handed_on() -> None:
-    with pytest.raises(UserError, match="all must be the same network; depth is searched"):
+    with pytest.raises(UserError, match="all must be the same network: depth cannot be searched"):
         search.scheduler(TuneConfig.of(scheduler="pbt"), space(), epochs=10)
     search.scheduler(TuneConfig.of(scheduler="pbt"), space(depths="8"), epochs=10)
 

@@ -1,0 +1,23 @@
+"""How numbers are written wherever people read them: on the terminal, in pages, in charts and in the docs."""
+
+
+def percent(share: float, digits: int | None = 2) -> str:
+    """Return a share from 0 to 1 as a percentage, 98.61%; without `digits` with no more than it has, as on ticks."""
+    return f"{100 * share:.3g}%" if digits is None else f"{100 * share:.{digits}f}%"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in binary units, as CUDA, Ray and Kubernetes count memory: 9.5 MiB, 80 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.{0 if unit == 'B' or count >= 10 else 1}f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
