@@ -3,12 +3,13 @@
 # make docs: the pages, in docs/_build; a warning is an error.
 # make bench: benchmark against other tools; RESNET_OPS_CIFAR10 names a folder of CIFAR-10 in Parquet.
 # make test-slurm: run the Slurm template on a real Slurm on this machine; needs root.
+# make test-ray RAY=2.61.0: the suite against another Ray, in .venv-ray; without RAY= against the newest.
 # make test-chaos: train while machines die, networks are cut and disks fill; parts of it need root.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-chaos test-slurm check format docs bench pictures clean
+.PHONY: demo test test-chaos test-ray test-slurm check format docs bench pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -30,6 +31,14 @@ test-slurm: .venv/installed-dev
 
 test-chaos: .venv/installed-dev
 	$(BIN)/pytest -m "chaos or slow" -s
+
+# The second pip goes beyond what pyproject.toml allows, and says so.
+test-ray: .venv/bin/pip
+	$(BIN)/python -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check --upgrade "ray[data,default,serve,train,tune]$(if $(RAY),==$(RAY))"
+	.venv-ray/bin/pytest tests/orchestration/test_ray_internals.py
+	.venv-ray/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
@@ -75,4 +84,4 @@ pictures: .venv/installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-ray build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
