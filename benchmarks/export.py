@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from record import Floor, Row, ratio, write
 
-from resnet_ops.export import bench, graph, opening, precision, runtime
+from resnet_ops.export import bench, graph, precision, runtime, untrusted
 from resnet_ops.export.bench import Measured
-from resnet_ops.export.contenders import Contender
-from resnet_ops.export.inside import Inside, Preprocessing
+from resnet_ops.export.bench_worker import Contender
+from resnet_ops.export.metadata import Inside, Preprocessing
 from resnet_ops.machine import memory_bytes
 from resnet_ops.models import build, parse_name
 from resnet_ops.training.checkpoint import CheckpointInfo
@@ -92,7 +92,7 @@ def export(setup: Setup, fp32: Path, int8: Path) -> Inside:
     for made, file in ((model, fp32), (quantized, int8)):
         graph.describe(made, inside)
         graph.write(made, file)
-        opening.open_file(file)
+        untrusted.open_file(file)
     return inside
 
 

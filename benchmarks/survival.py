@@ -187,9 +187,9 @@ def checkpoint_cost() -> float:
     from resnet_ops.models import build
     from resnet_ops.runs import DataRecord, Run
     from resnet_ops.training import checkpoint as checkpoints
+    from resnet_ops.training.build import prepare
     from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
-    from resnet_ops.training.prepare import prepare
-    from resnet_ops.training.world import World
+    from resnet_ops.training.distributed import World
     from resnet_ops.training.writer import writing
 
     torch.manual_seed(0)

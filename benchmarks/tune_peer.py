@@ -26,8 +26,8 @@ def train(config):  # type: ignore[no-untyped-def]
     from resnet_ops.data.loader import open_loader
     from resnet_ops.data.sources import open_source
     from resnet_ops.models import build
-    from resnet_ops.training.prepare import prepare
-    from resnet_ops.training.world import World
+    from resnet_ops.training.build import prepare
+    from resnet_ops.training.distributed import World
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")

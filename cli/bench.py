@@ -6,9 +6,9 @@ from rich.markup import escape
 
 from resnet_ops.export.config import BenchConfig
 
-from .clock import importing
 from .console import Output, err, table
 from .options import Debug, Json, Options, options_of
+from .startup import importing
 
 if TYPE_CHECKING:
     from resnet_ops.export.bench import BenchResult, BenchRow

@@ -18,7 +18,7 @@ from .help import Command, Group
 from .options import Debug, Json, Options, options_of
 
 if TYPE_CHECKING:
-    from resnet_ops.data.check import DataReport
+    from resnet_ops.data.audit import DataReport
 
 EXAMPLES = """
 resnet-ops data check ~/images  # a folder with one subfolder per class, or with train/ and val/
@@ -63,13 +63,13 @@ def check(
     _check_file(contact_sheet)
     with _progress() as progress:
         task = progress.add_task("Looking for images", total=None)
-        from resnet_ops.data import check as library
-        from resnet_ops.data import sheet
+        from resnet_ops.data import audit as library
+        from resnet_ops.data import contact_sheet
 
         def seen(done: int, total: int) -> None:
             progress.update(task, description="Reading images", completed=done, total=total)
 
-        picked = {"pick": sheet.pick} if contact_sheet else {}
+        picked = {"pick": contact_sheet.pick} if contact_sheet else {}
         report = library.check(config, seen, strict=strict, **picked)
     _show(output, report)
     if contact_sheet:
@@ -186,7 +186,7 @@ def _verdict(report: "DataReport") -> str:
 
 
 def _draw(file: Path, report: "DataReport") -> None:
-    from resnet_ops.data.sheet import ClassRow, contact_sheet
+    from resnet_ops.data.contact_sheet import ClassRow, contact_sheet
 
     counts = {name: images.train + images.val for name, images in report.per_class.items()}
     rows = [ClassRow(name, f"{counts[name]:,}", images) for name, images in report.examples.items()]

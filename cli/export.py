@@ -9,10 +9,10 @@ from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.formatting import percent, size
 
-from .clock import importing, process_started_at
 from .console import Output, err, short, table
 from .options import Debug, Json, Options, options_of
-from .proofs import notice, refuse, show_proof
+from .proof_table import notice, refuse, show_proof
+from .startup import importing, process_started_at
 
 if TYPE_CHECKING:
     from resnet_ops.export.job import ExportResult

@@ -9,10 +9,10 @@ from rich.markup import escape
 
 from resnet_ops.orchestration.milestones import milestone
 
-from .clock import importing
 from .console import Output, ago, err, table
 from .help import Command, Group
 from .options import Debug, Json
+from .startup import importing
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.jobs import Job, JobServer
@@ -132,8 +132,8 @@ def stop(
 
 def _connect(cluster: str | None) -> "JobServer":
     with importing():
+        from resnet_ops.orchestration.job_client import default_address
         from resnet_ops.orchestration.jobs import JobServer
-        from resnet_ops.orchestration.jobserver import default_address
     return JobServer(cluster or default_address())
 
 

@@ -11,9 +11,9 @@ from resnet_ops import runs as library
 from resnet_ops.config import RunsConfig
 from resnet_ops.runs import Run
 
-from .clock import importing, process_started_at
 from .console import Output, err, short, table
 from .options import Debug, Json, Options, options_of
+from .startup import importing, process_started_at
 
 EXAMPLES = """
 resnet-ops report mine  # write report.html about run 'mine'
@@ -42,7 +42,7 @@ def report(
     wanted = list(dict.fromkeys(_find(runs_dir, name).path for name in runs))
     with err.status("Reporting", spinner="dots") if err.is_terminal else err:
         with importing():
-            from resnet_ops.reporting import report as library_report
+            from resnet_ops.reporting import run_report as library_report
 
         result = library_report.write([Run(path) for path in wanted], output, _notice, process_started_at())
     made = table("run", "network", "status", ">epochs", ">accuracy", ">errors")

@@ -6,9 +6,9 @@ from resnet_ops.errors import INTERRUPTED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.serving.config import ServeConfig
 
-from .clock import importing
 from .console import Output, err
 from .options import Debug, Json, Options, options_of
+from .startup import importing
 
 if TYPE_CHECKING:
     from resnet_ops.serving.job import ServeResult

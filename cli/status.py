@@ -9,10 +9,10 @@ from rich.markup import escape
 from resnet_ops.orchestration.connect import AUTO
 from resnet_ops.orchestration.status import ClusterStatus, look
 
-from .clock import importing
 from .console import Output, ago, err
 from .nodes import node_table
 from .options import Debug, Json
+from .startup import importing
 
 
 def status(

@@ -11,7 +11,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import to_path
 from resnet_ops.formatting import percent
-from resnet_ops.orchestration.jobserver import is_job_server
+from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import StudyConfig
@@ -19,10 +19,10 @@ from resnet_ops.tracking.tracker import check
 from resnet_ops.tuning.results import Trial
 
 from .arguments import tune_arguments
-from .clock import importing, process_started_at
 from .console import Output, err, short, table
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
 from .search_screen import SearchScreen
+from .startup import importing, process_started_at
 from .submit import submit
 
 if TYPE_CHECKING:

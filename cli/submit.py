@@ -26,8 +26,8 @@ from resnet_ops.options import RUN_NAME, as_typed
 from resnet_ops.orchestration.milestones import SUBMITTER, milestone, tell_submitter
 from resnet_ops.tracking.tracker import settings
 
-from .clock import importing
 from .console import Output, err
+from .startup import importing
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.jobs import Job, JobServer

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
-from resnet_ops.orchestration.jobserver import is_job_server
+from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check
 
 from .arguments import train_arguments
-from .clock import importing, moment, process_started_at, spare_others
 from .console import Output, short
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
-from .screen import Screen
+from .progress import Screen
+from .startup import importing, moment, process_started_at, spare_others
 from .submit import submit
 
 if TYPE_CHECKING:

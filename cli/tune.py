@@ -7,7 +7,7 @@ import typer
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
-from resnet_ops.orchestration.jobserver import is_job_server
+from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure, read
 from resnet_ops.tracking.tracker import check
 from resnet_ops.tuning.config import TuneConfig
@@ -15,7 +15,6 @@ from resnet_ops.tuning.space import OPTIONS, read_file
 from resnet_ops.tuning.space import read as read_space
 
 from .arguments import tune_arguments
-from .clock import importing, process_started_at
 from .console import Output, short, table
 from .options import (
     Debug,
@@ -29,6 +28,7 @@ from .options import (
     shared_by_trials,
 )
 from .search_screen import SearchScreen
+from .startup import importing, process_started_at
 from .submit import submit
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _listed(value: Any) -> str:
 def _draw(screen: SearchScreen) -> None:
     if screen.search is None or not screen.trials:
         return
-    from resnet_ops.reporting.search import draw
+    from resnet_ops.reporting.search_report import draw
 
     screen.progress({"stage": "Drawing"})
     draw(screen.search)

@@ -4,10 +4,10 @@ from rich.markup import escape
 
 from resnet_ops.export.config import ValidateConfig
 
-from .clock import importing, process_started_at
 from .console import Output, err, short
 from .options import Debug, Json, Options, options_of
-from .proofs import notice, refuse, show_proof
+from .proof_table import notice, refuse, show_proof
+from .startup import importing, process_started_at
 
 EXAMPLES = """
 resnet-ops validate runs/mine/export/model.onnx  # against the checkpoint and the images of its run

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_ops.config import DataConfig, TrainConfig
-    from resnet_ops.data.check import DataReport
-    from resnet_ops.data.check import check as check_data
+    from resnet_ops.data.audit import DataReport
+    from resnet_ops.data.audit import check as check_data
     from resnet_ops.errors import UserError
     from resnet_ops.export.classifier import Classifier
     from resnet_ops.export.config import ExportConfig, PredictConfig, ValidateConfig

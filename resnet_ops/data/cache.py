@@ -26,8 +26,8 @@ import PIL
 from PIL import Image
 
 from resnet_ops import files, formatting, locks
+from resnet_ops.data.dataset import Encoded, digest, in_chunks
 from resnet_ops.data.decode import DecodeError, Frame, decode
-from resnet_ops.data.encoded import Encoded, digest, in_chunks
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.runs import BadImage
 

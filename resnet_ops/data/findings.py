@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from resnet_ops.data.encoded import SPLITS, Encoded, counted
+from resnet_ops.data.dataset import SPLITS, Encoded, counted
 from resnet_ops.data.sources import NAMED
 from resnet_ops.data.survey import Survey
 from resnet_ops.formatting import size

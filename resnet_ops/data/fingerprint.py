@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from resnet_ops import files
-from resnet_ops.data.datafiles import File
-from resnet_ops.data.encoded import Split
+from resnet_ops.data.dataset import Split
+from resnet_ops.data.listing import File
 
 Kind = Literal["content", "names and sizes"]
 WHOLE_BYTES = 512 * 2**20  # 0.3 to 1 s to read and hash, each time that the images are opened

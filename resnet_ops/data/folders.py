@@ -6,9 +6,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from resnet_ops.data import datafiles
-from resnet_ops.data.datafiles import File
-from resnet_ops.data.encoded import VAL_NAMES, Found, Part
+from resnet_ops.data import listing
+from resnet_ops.data.dataset import VAL_NAMES, Found, Part
+from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 
 TRAIN = "train"
@@ -27,7 +27,7 @@ class FolderImages:
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """As `Encoded.read`."""
-        return datafiles.read_many(self.root, [self.names[row] for row in rows])
+        return listing.read_many(self.root, [self.names[row] for row in rows])
 
     def name(self, row: int) -> str:
         """As `Encoded.name`."""
@@ -46,7 +46,7 @@ def find(root: Path, name: str) -> Found | None:
     Raises:
         UserError: There is a folder train/, and it holds none.
     """
-    every = datafiles.find(root)
+    every = listing.find(root)
     tops = {file.name.partition("/")[0] for file in every if "/" in file.name}
     if TRAIN not in tops:
         train = _part(root, "", every, refuse_empty=True)

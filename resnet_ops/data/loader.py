@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_ops.data import order
+from resnet_ops.data import sampling
 from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
 from resnet_ops.data.cache import Images
-from resnet_ops.data.encoded import SPLITS
+from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.sources import Source
 from resnet_ops.runs import BadImage
 
@@ -80,11 +80,11 @@ class DeviceImages:
     def shares(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
         """As `Batched.shares`, where the pixels are."""
         rows = torch.randperm(len(self), generator=generator).to(self.pixels.device)
-        return order.shares(rows, batch_size, rank, world_size)
+        return sampling.shares(rows, batch_size, rank, world_size)
 
     def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
         """As `Batched.in_order`."""
-        return [rows.to(self.pixels.device) for rows in order.in_order(len(self), batch, rank, world_size)]
+        return [rows.to(self.pixels.device) for rows in sampling.in_order(len(self), batch, rank, world_size)]
 
     def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
         """As `Batched.batches`."""

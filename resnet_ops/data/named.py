@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from resnet_ops import locks
-from resnet_ops.data.datafiles import File
-from resnet_ops.data.encoded import Found, Part
+from resnet_ops.data.dataset import Found, Part
+from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from resnet_ops.data import datafiles
-from resnet_ops.data.datafiles import File
-from resnet_ops.data.encoded import VAL_NAMES, Found, Part
+from resnet_ops.data import listing
+from resnet_ops.data.dataset import VAL_NAMES, Found, Part
+from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -164,7 +164,7 @@ def _part(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> Part
 
 def _file(path: Path) -> File:
     try:
-        return datafiles.stated(path)
+        return listing.stated(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 
@@ -172,7 +172,7 @@ def _file(path: Path) -> File:
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        file = datafiles.open_to_read(path)
+        file = listing.open_to_read(path)
     except OSError as error:
         raise _unreadable(path, error) from None
     with file:

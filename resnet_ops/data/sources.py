@@ -16,9 +16,7 @@ import numpy as np
 from resnet_ops import files
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, kept, key
-from resnet_ops.data.datafiles import File
-from resnet_ops.data.decode import DecodeError, Frame, Look, look
-from resnet_ops.data.encoded import (
+from resnet_ops.data.dataset import (
     Encoded,
     Found,
     Part,
@@ -30,8 +28,10 @@ from resnet_ops.data.encoded import (
     held_out_per_class,
     subset,
 )
-from resnet_ops.data.finding import EMBEDDED, find
+from resnet_ops.data.decode import DecodeError, Frame, Look, look
+from resnet_ops.data.discovery import EMBEDDED, find
 from resnet_ops.data.fingerprint import fingerprint
+from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.machine import memory_bytes
 from resnet_ops.runs import DataRecord

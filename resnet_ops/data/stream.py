@@ -24,10 +24,10 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from resnet_ops import files
-from resnet_ops.data import order
+from resnet_ops.data import sampling
 from resnet_ops.data.cache import Wanted, refuse_broken, refuse_too_many
+from resnet_ops.data.dataset import Encoded, Split
 from resnet_ops.data.decode import DecodeError, Frame, decode
-from resnet_ops.data.encoded import Encoded, Split
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.runs import BadImage
@@ -109,12 +109,12 @@ class StreamedImages:
         if self._units is not None:
             units = int(self._units[-1]) + 1
             window = max(1, min(units // 4, WINDOW_BYTES * units // (len(self) * self._image_bytes)))
-            return order.shares_by_unit(self._units, window, batch_size, rank, world_size, generator)
-        return order.shares(torch.randperm(len(self), generator=generator), batch_size, rank, world_size)
+            return sampling.shares_by_unit(self._units, window, batch_size, rank, world_size, generator)
+        return sampling.shares(torch.randperm(len(self), generator=generator), batch_size, rank, world_size)
 
     def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
         """One worker's share of all rows, in batches."""
-        return order.in_order(len(self), batch, rank, world_size, contiguous=self._units is not None)
+        return sampling.in_order(len(self), batch, rank, world_size, contiguous=self._units is not None)
 
     def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and labels of each of `shares`, on the device; `beat` is called at the start and with each piece.

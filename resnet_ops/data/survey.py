@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from resnet_ops.data.dataset import Encoded, digest, in_chunks
 from resnet_ops.data.decode import DecodeError, Frame, Look, decode, look
-from resnet_ops.data.encoded import Encoded, digest, in_chunks
 
 
 @dataclass(frozen=True)

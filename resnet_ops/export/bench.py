@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export import opening, runtime
+from resnet_ops.export import runtime, untrusted
+from resnet_ops.export.bench_worker import Contender, contenders, work
 from resnet_ops.export.config import BenchConfig
-from resnet_ops.export.contenders import Contender, contenders, work
-from resnet_ops.export.inside import Inside, Precision
+from resnet_ops.export.metadata import Inside, Precision
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
@@ -115,7 +115,7 @@ def bench(config: BenchConfig, notice: Callable[[str], None] = lambda _: None) -
     Raises:
         UserError: The file cannot be used, or ran in no way with any batch size.
     """
-    inside = opening.open_file(config.file)
+    inside = untrusted.open_file(config.file)
     provider = runtime.choose_provider(config.provider)
     everyone = contenders(config.file.absolute(), inside, provider, config.compile)
     rows: list[Row] = []
@@ -229,7 +229,7 @@ class _Racing:
 def _start(contender: Contender, batch: int, theirs: Connection) -> BaseProcess:
     # A server that has imported both libraries, and started nothing of theirs, is forked for each.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "onnxruntime", "resnet_ops.export.contenders"])
+    context.set_forkserver_preload(["torch", "onnxruntime", "resnet_ops.export.bench_worker"])
     process = context.Process(target=work, args=(contender, batch, theirs), daemon=True)
     process.start()
     return process

@@ -6,9 +6,9 @@ from typing import Self
 import numpy as np
 
 from resnet_ops.data.decode import Frame, decode
-from resnet_ops.export import opening, runtime
+from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.config import Provider
-from resnet_ops.export.inside import Inside, Preprocessing
+from resnet_ops.export.metadata import Inside, Preprocessing
 
 
 class Classifier:
@@ -27,7 +27,7 @@ class Classifier:
 
     def __init__(self, file: Path | str, provider: Provider = "auto") -> None:
         chosen, path = runtime.choose_provider(provider), Path(file).expanduser()
-        self.inside, self.session = opening.open_file(path), runtime.load(path, chosen)
+        self.inside, self.session = untrusted.open_file(path), runtime.load(path, chosen)
 
     @classmethod
     def of(cls, inside: Inside, session: runtime.Session) -> Self:

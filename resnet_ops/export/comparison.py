@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet_ops.export import runtime
-from resnet_ops.export.inside import Precision
+from resnet_ops.export.metadata import Precision
 
 BINS = 15  # of confidence, as usual since Guo et al. 2017
 

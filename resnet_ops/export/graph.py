@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import resnet_ops
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export.inside import IMAGES, Input, Inside, Precision, Preprocessing
+from resnet_ops.export.metadata import IMAGES, Input, Inside, Precision, Preprocessing
 from resnet_ops.export.runtime import PREPROCESSING
 from resnet_ops.training.checkpoint import CheckpointInfo
 

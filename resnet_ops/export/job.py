@@ -13,11 +13,11 @@ from pydantic import Field
 from resnet_ops import files, runs
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export import finding, graph, opening, precision, runtime
+from resnet_ops.export import graph, inputs, precision, runtime, untrusted
 from resnet_ops.export.classifier import Classifier, normalised
 from resnet_ops.export.config import ExportConfig
-from resnet_ops.export.finding import Notice, Subject
-from resnet_ops.export.inside import Inside, Preprocessing
+from resnet_ops.export.inputs import Notice, Subject
+from resnet_ops.export.metadata import Inside, Preprocessing
 from resnet_ops.export.precision import Candidate
 from resnet_ops.export.proof import Demands, Proof, ValidationResult, prove
 from resnet_ops.export.reference import Reference
@@ -60,9 +60,9 @@ def export_onnx(
     provider = runtime.choose_provider(config.provider)
     if config.out is not None and not config.out.absolute().parent.is_dir():
         raise UserError(f"Folder {config.out.absolute().parent} does not exist.", "Create it first.")
-    subject = finding.find(config, notice)
+    subject = inputs.find(config, notice)
     info = subject.checkpoint.info
-    source, is_own = finding.images(config, subject.run, info, info.data)
+    source, is_own = inputs.images(config, subject.run, info, info.data)
     if source is None:
         if config.precision == "int8":
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
@@ -168,7 +168,7 @@ def _add_proof(file: Path, inside: Inside, proof: Proof, provider: str) -> None:
     before = classifier.run(pixels)
     said = inside.model_copy(update={"validation": proof.summary()}).written()["validation"]
     write_atomically(file, file.read_bytes() + graph.added({"validation": said}))
-    _, told = opening.look_through(file)
+    _, told = untrusted.look_through(file)
     after = Classifier.of(told, runtime.load(file, provider)).run(pixels)
     if not np.array_equal(before, after) or told.validation is None:
         raise UserError("The outputs changed when the proof was written into the file.", "", WORK_FAILED)

@@ -26,7 +26,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime
-from resnet_ops.export.inside import IMAGES
+from resnet_ops.export.metadata import IMAGES
 
 CALIBRATION_IMAGES, CHOICE_IMAGES = 512, 512
 BATCH = 32

@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import ConfigDict, Field, computed_field
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import opening, runtime
+from resnet_ops.export import runtime, untrusted
+from resnet_ops.export.checks import check_content, check_file, largest_batch
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.comparison import LIMITS, Comparison, accuracy, calibration_error
-from resnet_ops.export.inside import Input, Inside, Precision
-from resnet_ops.export.looks import check_content, check_file, largest_batch
+from resnet_ops.export.metadata import Input, Inside, Precision
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.resizing import compare_resizing
 from resnet_ops.export.shown import Shown, noise
@@ -138,7 +138,7 @@ def prove(file: Path, reference: Reference | None, shown: Shown | None, demands:
     """
     proof = Proof(provider=demands.provider)
     try:
-        model, inside = opening.look_through(file)
+        model, inside = untrusted.look_through(file)
         session = runtime.load(file, demands.provider)
     except UserError as error:
         proof.checks.append(Check("file", str(error), False))

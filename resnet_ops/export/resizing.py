@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnet_ops.data.decode import decode
 from resnet_ops.export import graph, runtime
-from resnet_ops.export.inside import Inside
+from resnet_ops.export.metadata import Inside
 from resnet_ops.export.shown import Shown
 
 REAL, LEVELS, MEAN_LEVELS = 16, 2, 0.05  # it rounds twice, once for each direction

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from resnet_ops.data.dataset import Encoded, Split, decoded
 from resnet_ops.data.decode import DecodeError, Frame, decode, look
-from resnet_ops.data.encoded import Encoded, Split, decoded
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError, did_you_mean
 

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import finding, opening, runtime
+from resnet_ops.export import inputs, runtime, untrusted
 from resnet_ops.export.config import ValidateConfig
-from resnet_ops.export.finding import Notice
+from resnet_ops.export.inputs import Notice
 from resnet_ops.export.proof import Demands, ValidationResult, prove
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.shown import show
@@ -31,14 +31,14 @@ def validate_onnx(
     config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
     provider = runtime.choose_provider(config.provider)
     file = config.file.expanduser()
-    inside = opening.open_file(file)
+    inside = untrusted.open_file(file)
     subject = (
-        finding.of_run(config.checkpoint, config.runs_dir, notice)
+        inputs.of_run(config.checkpoint, config.runs_dir, notice)
         if config.checkpoint is not None
-        else finding.beside(file, inside.checkpoint_sha256)
+        else inputs.beside(file, inside.checkpoint_sha256)
     )
     checkpoint = subject.checkpoint if subject else None
-    source, is_own = finding.images(
+    source, is_own = inputs.images(
         config, subject.run if subject else None, checkpoint.info if checkpoint else None, inside.data
     )
     if source is None:

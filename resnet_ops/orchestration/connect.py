@@ -13,7 +13,7 @@ from typing import Any
 from resnet_ops.config import ConnectionConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import ray_internals
-from resnet_ops.orchestration.code import shippable_code
+from resnet_ops.orchestration.packaging import shippable_code
 
 # Set before Ray is imported, for it reads them then; what the user has set stays.
 SETTINGS = {

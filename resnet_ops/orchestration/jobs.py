@@ -19,9 +19,9 @@ from pydantic import ConfigDict, Field
 
 import resnet_ops
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
-from resnet_ops.orchestration.code import shippable_code
-from resnet_ops.orchestration.jobserver import UnreachableError, connect, explained
+from resnet_ops.orchestration.job_client import UnreachableError, connect, explained
 from resnet_ops.orchestration.milestones import SUBMITTER, milestone
+from resnet_ops.orchestration.packaging import shippable_code
 from resnet_ops.orchestration.ray_internals import server_version
 from resnet_ops.results import Moment, Result
 

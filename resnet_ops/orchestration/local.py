@@ -27,7 +27,7 @@ from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.options import Config, Positive, option
-from resnet_ops.orchestration import marked
+from resnet_ops.orchestration import process_tree
 from resnet_ops.orchestration.connect import AUTO, find
 from resnet_ops.orchestration.ray_internals import address_file
 from resnet_ops.results import Result
@@ -69,7 +69,7 @@ class LocalCluster:
 
     def processes(self) -> list[int]:
         """The ids of its living processes."""
-        return marked.living(f"{MARK}={self.mark}")
+        return process_tree.living(f"{MARK}={self.mark}")
 
 
 class UpResult(Result):
@@ -253,7 +253,7 @@ def _log(cluster: LocalCluster, name: str) -> Path:
 
 def _end(cluster: LocalCluster) -> None:
     """Kill what carries the cluster's mark, and remove its traces; what is gone already is no mistake."""
-    left = marked.end(f"{MARK}={cluster.mark}")
+    left = process_tree.end(f"{MARK}={cluster.mark}")
     if left:
         raise UserError(
             f"Processes of the local cluster cannot be killed: {', '.join(map(str, left))}.",

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 
 from resnet_ops.formatting import duration, percent
 from resnet_ops.reporting import style
-from resnet_ops.reporting.found import KINDS, Found, deviation, error, kind_of, verdict
 from resnet_ops.reporting.page import Picture
+from resnet_ops.reporting.search_data import KINDS, Found, deviation, error, kind_of, verdict
 from resnet_ops.tuning.results import Trial, TrialStatus
 
 WIDTH = 8.4

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import style
-from resnet_ops.reporting.figures import THICK, THIN, WIDTH, Network, line_widths
 from resnet_ops.reporting.page import Picture
+from resnet_ops.reporting.training_figures import THICK, THIN, WIDTH, Network, line_widths
 
 KINDS = {"plain": "plain", "resnet": "residual"}
 LINES = {"plain": (0, (3, 1.5)), "resnet": "solid"}

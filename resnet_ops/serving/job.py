@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export import opening
-from resnet_ops.export.inside import Inside
+from resnet_ops.export import untrusted
+from resnet_ops.export.metadata import Inside
 from resnet_ops.files import Place
 from resnet_ops.orchestration.ray_internals import started_ray_is_gone
 from resnet_ops.results import Result
@@ -74,7 +74,7 @@ def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[Serv
         UserError: The file cannot be used, the port is taken, or it does not fit on the cluster.
     """
     notice("opening the file")
-    inside = opening.open_file(config.file)
+    inside = untrusted.open_file(config.file)
     content = _whole(config.file)
     address = place.address(config)
     port = place.free_port(config.host, config.port)
@@ -169,7 +169,7 @@ def _whole(file: Path) -> bytes:
     Raises:
         UserError: Its weights are in another file.
     """
-    model, _ = opening.look_through(file)
+    model, _ = untrusted.look_through(file)
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise UserError(
             f"{file} keeps its weights in another file, which is not supported for serving.", "Serve a smaller network."

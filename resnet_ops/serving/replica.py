@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from resnet_ops.export.inside import Inside
+from resnet_ops.export.metadata import Inside
 from resnet_ops.serving import app
 from resnet_ops.serving.service import Limits, Service, load
 

@@ -12,7 +12,7 @@ import numpy as np
 from resnet_ops.data.decode import DecodeError, TooManyPixelsError, decode, look
 from resnet_ops.export import runtime
 from resnet_ops.export.classifier import Classifier
-from resnet_ops.export.inside import Inside
+from resnet_ops.export.metadata import Inside
 
 # Pillow knows more, some of which it has other programs read, such as PostScript.
 FORMATS = {"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"}

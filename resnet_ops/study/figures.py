@@ -6,8 +6,8 @@ from typing import get_args
 import numpy as np
 
 from resnet_ops.reporting import study_figures as charts
-from resnet_ops.reporting.figures import Network, degradation
 from resnet_ops.reporting.page import Picture
+from resnet_ops.reporting.training_figures import Network, degradation
 from resnet_ops.study.config import Study
 from resnet_ops.study.results import Group, Layer
 from resnet_ops.study.verdict import has_learned

@@ -20,7 +20,7 @@ from resnet_ops.study.figures import pictures
 from resnet_ops.study.paper import Published, published
 from resnet_ops.study.results import Group, Kind, Network, Row, StudyResult, grouped
 from resnet_ops.study.table import markdown
-from resnet_ops.training.checks import OF_THE_IMAGES
+from resnet_ops.training.preflight import OF_THE_IMAGES
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.job import Purpose
 from resnet_ops.tuning.results import Search, SearchRecord, Trial

@@ -17,8 +17,8 @@ from resnet_ops import files
 from resnet_ops.models import BasicBlock, Bottleneck, ResNet, build, zero_init_residual
 from resnet_ops.runs import Run, RunRecord
 from resnet_ops.study.results import Layer, Layers
-from resnet_ops.training.loop import autocast
 from resnet_ops.training.session import Session
+from resnet_ops.training.trainer import autocast
 
 FILE = "layers.json"
 DIGITS = 5  # significant ones, of what is written

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.told import (
+from resnet_ops.tracking.payload import (
     best,
     full_name,
     hyperparameters,

@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.told import hyperparameters, scalars, times_s
+from resnet_ops.tracking.payload import hyperparameters, scalars, times_s
 
 FOLDER, SUFFIX = "tensorboard", ".resnet-ops"
 

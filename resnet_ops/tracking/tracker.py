@@ -14,9 +14,9 @@ from typing import Self
 
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
-from resnet_ops.tracking.service import Mailbox, Service
+from resnet_ops.tracking.payload import NAMES, reason
 from resnet_ops.tracking.tensorboard import EventFile
-from resnet_ops.tracking.told import NAMES, reason
+from resnet_ops.tracking.uploader import Mailbox, Service
 
 SETTINGS = {
     "mlflow": ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"),

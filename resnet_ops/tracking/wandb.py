@@ -8,7 +8,7 @@ from typing import Any
 from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.told import best, full_name, hyperparameters, reason, scalars, search_of, tags
+from resnet_ops.tracking.payload import best, full_name, hyperparameters, reason, scalars, search_of, tags
 
 PROJECT = "resnet-ops"
 EXIT_CODE = {"finished": 0, "failed": 1, "interrupted": 130}

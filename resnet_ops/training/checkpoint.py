@@ -27,8 +27,8 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
 from resnet_ops.runs import Epoch, Run
-from resnet_ops.training.loop import Training
-from resnet_ops.training.world import set_statistics, statistics
+from resnet_ops.training.distributed import set_statistics, statistics
+from resnet_ops.training.trainer import Training
 
 MODEL, OPTIMIZER, WORKERS, TRAINED = "model/", "optimizer/", "workers/", "trained/"
 STATISTICS = ("statistics", "averaged")  # of BatchNorm, in the network and in its average

@@ -60,8 +60,8 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from resnet_ops.orchestration import cluster_kv
+    from resnet_ops.orchestration.elastic_trainer import Trainer, explain
     from resnet_ops.orchestration.network import OneNetwork
-    from resnet_ops.orchestration.trainer import Trainer, explain
     from resnet_ops.training.worker import Job, work
 
     config = record.config

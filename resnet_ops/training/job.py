@@ -18,7 +18,7 @@ from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.finding import absolute
+from resnet_ops.data.discovery import absolute
 from resnet_ops.data.sources import NAMED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.allocation import Placement, placed
@@ -27,7 +27,8 @@ from resnet_ops.results import Result
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
-from resnet_ops.training.checks import (
+from resnet_ops.training.observer import Observer, follow
+from resnet_ops.training.preflight import (
     check,
     count_parameters,
     decoded,
@@ -35,7 +36,6 @@ from resnet_ops.training.checks import (
     tell_batch_size,
     with_largest_batch,
 )
-from resnet_ops.training.observer import Observer, follow
 
 # torch comes with what is imported in the functions below: only once there is a place for the job, and while its
 # machines are being asked. One that does not fit hears of it in 2 s.

@@ -13,7 +13,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.runs import DataRecord
-from resnet_ops.training.loop import autocast
+from resnet_ops.training.trainer import autocast
 
 SHARE = 0.8  # of the free memory that a batch may take
 SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from resnet_ops.training.world import World
+from resnet_ops.training.distributed import World
 
 PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
 

@@ -15,11 +15,11 @@ from resnet_ops.data.sources import Source
 from resnet_ops.models import build
 from resnet_ops.runs import BadImage, Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training.build import prepare
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
-from resnet_ops.training.loop import Progress, Training
+from resnet_ops.training.distributed import World
 from resnet_ops.training.pace import Pace
-from resnet_ops.training.prepare import prepare
-from resnet_ops.training.world import World
+from resnet_ops.training.trainer import Progress, Training
 from resnet_ops.training.writer import Writer, writing
 
 

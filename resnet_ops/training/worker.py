@@ -19,13 +19,19 @@ import torch.distributed as dist
 from resnet_ops import files
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.orchestration.elastic_trainer import (
+    NodeUnfitError,
+    PeerLostError,
+    RegroupError,
+    is_about_a_peer,
+    usable,
+)
 from resnet_ops.orchestration.placement import Request, choose, survey
-from resnet_ops.orchestration.trainer import NodeUnfitError, PeerLostError, RegroupError, is_about_a_peer, usable
 from resnet_ops.runs import BadImage, Run, RunRecord
-from resnet_ops.training.loop import Training
+from resnet_ops.training.distributed import World
 from resnet_ops.training.session import Session
+from resnet_ops.training.trainer import Training
 from resnet_ops.training.watchdog import Watchdog
-from resnet_ops.training.world import World
 
 
 @dataclass(frozen=True)

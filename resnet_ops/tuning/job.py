@@ -19,21 +19,21 @@ from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.config import JobConfig, TrainConfig
-from resnet_ops.data.finding import absolute
+from resnet_ops.data.discovery import absolute
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.options import as_typed
 from resnet_ops.orchestration.allocation import Pool, Share, pooled
-from resnet_ops.orchestration.code import fingerprint_of_code
+from resnet_ops.orchestration.packaging import fingerprint_of_code
 from resnet_ops.recipes.reading import configure
 from resnet_ops.results import Result
 from resnet_ops.runs import Best, Run, Status
 from resnet_ops.tracking.tracker import Tracker, check
 from resnet_ops.training import job as training
-from resnet_ops.training.checks import count_parameters
 from resnet_ops.training.observer import Observer
+from resnet_ops.training.preflight import count_parameters
 from resnet_ops.tuning import results
-from resnet_ops.tuning.checks import checked, planned_trials, refuse_other_code
 from resnet_ops.tuning.config import TuneConfig
+from resnet_ops.tuning.preflight import checked, planned_trials, refuse_other_code
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Space, read
 from resnet_ops.tuning.watcher import Watcher
@@ -213,7 +213,7 @@ def _settled(config: TuneConfig, base: TrainConfig) -> TuneConfig:
 def _execute(
     search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float, purpose: Purpose
 ) -> TuneResult:
-    from resnet_ops.tuning.follow import Board
+    from resnet_ops.tuning.runner import Board
 
     go_on = training.resume_command(search.run, record.command)
     track = record.config.given.get("track", "none")
@@ -280,7 +280,7 @@ def _search(search: Search, record: SearchRecord, pool: Pool, board: Any, purpos
         PausedError: A disk is full.
     """
     with pool.ray():
-        from resnet_ops.tuning.follow import fit
+        from resnet_ops.tuning.runner import fit
 
         with _scratch(search.run) as scratch, ThreadPoolExecutor(1, "tune") as thread:
             # In a thread: on the main thread Ray would take Ctrl-C for itself.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_ops.data.finding import EMBEDDED
+from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.runs import Run
 from resnet_ops.tuning.results import Search
 from tests.cluster.nodes import Nodes, Training, assert_same_bytes

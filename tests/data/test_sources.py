@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data.encoded import digest, held_out
-from resnet_ops.data.finding import EMBEDDED
+from resnet_ops.data.dataset import digest, held_out
+from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from tests.conftest import CIFAR10, needs_cifar10

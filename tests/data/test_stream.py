@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_ops.config import DataConfig, TrainConfig
-from resnet_ops.data import order, sources, stream
+from resnet_ops.data import sampling, sources, stream
+from resnet_ops.data.audit import check
 from resnet_ops.data.augment import Augmentation, pixel_statistics
-from resnet_ops.data.check import check
 from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
-from resnet_ops.training import checks, job
+from resnet_ops.training import job, preflight
 from resnet_ops.training.watchdog import EXIT_CODE
 from tests.data.made import noise, write
 from tests.integration.test_train import assert_same_bytes, weights
@@ -145,7 +145,7 @@ def test_workers_share_row_groups_without_overlap(
 ) -> None:
     units = np.repeat(np.arange(len(sizes)), sizes)
     shares = [
-        order.shares_by_unit(units, window, batch_size, rank, world_size, torch.Generator().manual_seed(1))
+        sampling.shares_by_unit(units, window, batch_size, rank, world_size, torch.Generator().manual_seed(1))
         for rank in range(world_size)
     ]
     steps = len(units) // batch_size
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_streamed_and_the_check_of_data_says_so(
     train_bytes = 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
     for memory, how, state in ((2 * train_bytes, "off", "ok"), (2 * train_bytes - 1, "on", "note")):
         monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
-        source, settled = checks.check(config, "cpu")
+        source, settled = preflight.check(config, "cpu")
         assert (source.decoded_bytes, settled.stream) == (train_bytes, how)
         report = check(config)
         assert report.decoded_bytes == train_bytes + 30 * 16 * 16 * 3

@@ -3,7 +3,7 @@
 import onnx
 import pytest
 
-from resnet_ops.export import looks
+from resnet_ops.export import checks
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.shown import Shown
 from resnet_ops.training.checkpoint import Checkpoint
@@ -38,4 +38,4 @@ def shown() -> Shown:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest batch that fits takes seconds each time; `test_export` lets it be."""
-    monkeypatch.setattr(looks, "LARGEST_BATCH", 128)
+    monkeypatch.setattr(checks, "LARGEST_BATCH", 128)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import opening, runtime, trial, weights
+from resnet_ops.export import runtime, sandbox, untrusted, weights
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.training import checkpoint as checkpoints
@@ -81,14 +81,14 @@ def ending(work: Callable[[], object]) -> str:
 
 def use_onnx(path: Path) -> str:
     """What becomes of a file that `predict` is given: looked through, tried, and only then loaded here."""
-    looked = ending(lambda: opening.look_through(path))
+    looked = ending(lambda: untrusted.look_through(path))
     if looked != "done":
         return looked
-    if ending(lambda: trial.main(str(path))) != "done":  # whatever happens there is one line to the user
+    if ending(lambda: sandbox.main(str(path))) != "done":  # whatever happens there is one line to the user
         return "refused"
 
     def use() -> None:
-        _, inside = opening.look_through(path)
+        _, inside = untrusted.look_through(path)
         classifier = Classifier.of(inside, runtime.load(path, runtime.CPU, threads=1))
         classifier.classify(np.zeros((2, *classifier.frame.shape), np.uint8))
 

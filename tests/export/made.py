@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from resnet_ops.export import graph, runtime
-from resnet_ops.export.inside import Inside, Preprocessing
+from resnet_ops.export.metadata import Inside, Preprocessing
 from resnet_ops.export.proof import Demands, Proof, prove
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.shown import Shown

@@ -11,9 +11,9 @@ import onnx
 import pytest
 import torch
 
-from resnet_ops.export import bench, opening, runtime
+from resnet_ops.export import bench, runtime, untrusted
 from resnet_ops.export.bench import Measured
-from resnet_ops.export.contenders import Contender, contenders
+from resnet_ops.export.bench_worker import Contender, contenders
 from tests.conftest import DigitFiles, Ended
 
 Cli = Callable[..., Ended]
@@ -28,7 +28,7 @@ class Dying(Contender):
 
 
 def everyone(file: Path, provider: str = runtime.CPU) -> list[Contender]:
-    return contenders(file, opening.open_file(file), provider, compiled=False)
+    return contenders(file, untrusted.open_file(file), provider, compiled=False)
 
 
 def test_every_batch_size_has_its_lines_and_they_add_up(cli: Cli, digit_files: DigitFiles) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet_ops.export import graph, opening, runtime
+from resnet_ops.export import graph, runtime, untrusted
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.proof import Demands, prove
 from resnet_ops.export.reference import Reference
@@ -87,7 +87,7 @@ def test_the_proof_is_put_into_the_file_behind_what_was_proven(model: onnx.Model
     graph.write(model, tmp_path / "m.onnx")
     proven = (tmp_path / "m.onnx").read_bytes()
     (tmp_path / "m.onnx").write_bytes(proven + graph.added({"validation": json.dumps({"validated": True})}))
-    found, inside = opening.look_through(tmp_path / "m.onnx")
+    found, inside = untrusted.look_through(tmp_path / "m.onnx")
     assert inside.validation == {"validated": True}
     assert found.graph == model.graph
     Classifier(tmp_path / "m.onnx", "cpu")

@@ -13,7 +13,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph, precision, runtime
 from resnet_ops.export.classifier import normalised
-from resnet_ops.export.inside import Preprocessing
+from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.proof import Demands, prove
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.shown import Shown

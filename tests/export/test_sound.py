@@ -7,7 +7,7 @@ import pytest
 
 from resnet_ops.export import graph, precision, runtime
 from resnet_ops.export.classifier import normalised
-from resnet_ops.export.inside import Preprocessing
+from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.reference import Reference
 from tests.export.made import OPSET, finish, make_checkpoint, make_shown, proof_of
 

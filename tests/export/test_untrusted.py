@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import graph, opening
+from resnet_ops.export import graph, untrusted
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.conftest import Ended
 from tests.export.made import copy, make_checkpoint, make_model
@@ -75,7 +75,7 @@ def test_damaged_files_are_refused_or_used_and_nothing_else(
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as refused:
-        opening.open_file(path)
+        untrusted.open_file(path)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from resnet_ops.cli.clock import others_are_busy
+from resnet_ops.cli.startup import others_are_busy
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.machine import cores

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from resnet_ops.data.finding import EMBEDDED
+from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import open_source
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints

@@ -18,9 +18,9 @@ from resnet_ops.cli.arguments import train_arguments
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import jobs
-from resnet_ops.orchestration.code import shippable_code
-from resnet_ops.orchestration.jobserver import UnreachableError
+from resnet_ops.orchestration.job_client import UnreachableError
 from resnet_ops.orchestration.milestones import milestone
+from resnet_ops.orchestration.packaging import shippable_code
 from resnet_ops.recipes.reading import configure
 from tests.conftest import Ended
 from tests.integration.test_cli import refused

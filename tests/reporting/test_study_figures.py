@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from resnet_ops.reporting.figures import Network
 from resnet_ops.reporting.study_figures import Profile, norms, responses, shortcuts
+from resnet_ops.reporting.training_figures import Network
 from tests.reporting import made
 from tests.reporting.test_figures import drawn
 

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.runs import Epoch, Run
-from resnet_ops.tracking.service import Told
 from resnet_ops.tracking.tracker import settings
+from resnet_ops.tracking.uploader import Told
 from tests.conftest import COMMAND, Ended, command
 from tests.test_runs import epoch, record
 from tests.waiting import wait_for

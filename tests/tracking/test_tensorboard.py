@@ -7,8 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from resnet_ops.runs import Epoch, Run
+from resnet_ops.tracking.payload import scalars
 from resnet_ops.tracking.tensorboard import FOLDER, EventFile
-from resnet_ops.tracking.told import scalars
 from resnet_ops.training.job import TrainResult
 from tests.test_runs import epoch, record
 

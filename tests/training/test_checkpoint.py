@@ -19,10 +19,10 @@ from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.runs import Epoch, Run
 from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training.build import prepare
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, Checkpoints
-from resnet_ops.training.loop import Training
-from resnet_ops.training.prepare import prepare
-from resnet_ops.training.world import World, statistics
+from resnet_ops.training.distributed import World, statistics
+from resnet_ops.training.trainer import Training
 
 CPU = torch.device("cpu")
 

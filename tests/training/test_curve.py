@@ -20,8 +20,8 @@ from resnet_ops.data.augment import Augmentation, pixel_statistics
 from resnet_ops.data.loader import DeviceImages, Loader
 from resnet_ops.models import build
 from resnet_ops.recipes.reading import configure
-from resnet_ops.training.prepare import prepare
-from resnet_ops.training.world import World
+from resnet_ops.training.build import prepare
+from resnet_ops.training.distributed import World
 from tests.conftest import CIFAR10, needs_cifar10
 
 VAL_IMAGES = 2000

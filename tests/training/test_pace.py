@@ -3,8 +3,8 @@
 import itertools
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.training.distributed import World
 from resnet_ops.training.pace import Pace
-from resnet_ops.training.world import World
 
 
 def test_steps_are_counted_from_the_runs_beginning() -> None:

@@ -7,7 +7,7 @@ import pytest
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.recipes.reading import configure
-from resnet_ops.tuning import search
+from resnet_ops.tuning import algorithms
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import Choices, Range, Space, options, read
 
@@ -83,10 +83,10 @@ def test_a_point_is_a_training() -> None:
 def test_the_same_seed_draws_the_same_trials_and_each_depth_equally_often() -> None:
     config = TuneConfig.of(trials=14)
     found = space()
-    points = search.drawn(config, found, seed=3)
-    assert points == search.drawn(config, found, seed=3)
-    assert points[:6] == search.drawn(TuneConfig.of(trials=6), found, seed=3)
-    assert [p["lr"] for p in points] != [p["lr"] for p in search.drawn(config, found, seed=4)]
+    points = algorithms.drawn(config, found, seed=3)
+    assert points == algorithms.drawn(config, found, seed=3)
+    assert points[:6] == algorithms.drawn(TuneConfig.of(trials=6), found, seed=3)
+    assert [p["lr"] for p in points] != [p["lr"] for p in algorithms.drawn(config, found, seed=4)]
     assert len(points) == 14
     counts = [[p["depth"] for p in points].count(depth) for depth in (8, 14, 20, 32)]
     assert sorted(counts) == [3, 3, 4, 4]
@@ -99,18 +99,18 @@ def test_the_same_seed_draws_the_same_trials_and_each_depth_equally_often() -> N
 def test_a_grid_is_every_combination() -> None:
     found = space("weight_decay=1e-4,5e-4", depths="8,20", lr="0.01:1")
     config = TuneConfig.of(search="grid")
-    points = search.drawn(config, found, seed=0)
-    assert len(points) == search.planned(config, found) == 2 * 2 * 5
+    points = algorithms.drawn(config, found, seed=0)
+    assert len(points) == algorithms.planned(config, found) == 2 * 2 * 5
     assert sorted({p["lr"] for p in points}) == [0.01, 0.03162, 0.1, 0.3162, 1.0]
     assert len({tuple(sorted(p.items())) for p in points}) == 20
     with pytest.raises(UserError, match="the grid has 20 combinations"):
-        search.planned(TuneConfig.of(search="grid", trials=7), found)
+        algorithms.planned(TuneConfig.of(search="grid", trials=7), found)
 
 
 def test_pbt_is_refused_where_weights_could_not_be_handed_on() -> None:
     with pytest.raises(UserError, match="all must be the same network: depth cannot be searched"):
-        search.scheduler(TuneConfig.of(scheduler="pbt"), space(), epochs=10)
-    search.scheduler(TuneConfig.of(scheduler="pbt"), space(depths="8"), epochs=10)
+        algorithms.scheduler(TuneConfig.of(scheduler="pbt"), space(), epochs=10)
+    algorithms.scheduler(TuneConfig.of(scheduler="pbt"), space(depths="8"), epochs=10)
 
 
 def test_every_option_that_can_be_searched_is_one_of_train() -> None:

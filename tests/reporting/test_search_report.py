@@ -11,9 +11,9 @@ import pytest
 
 from resnet_ops.errors import UserError
 from resnet_ops.reporting import style
-from resnet_ops.reporting.found import Found, verdict
-from resnet_ops.reporting.search import draw
+from resnet_ops.reporting.search_data import Found, verdict
 from resnet_ops.reporting.search_figures import pictures
+from resnet_ops.reporting.search_report import draw
 from resnet_ops.runs import Run
 from resnet_ops.tuning.results import Search
 from tests.reporting import made

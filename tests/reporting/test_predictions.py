@@ -9,9 +9,9 @@ import pytest
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
+from resnet_ops.reporting.predictions import predict
 from resnet_ops.runs import Run
 from resnet_ops.training import job
-from resnet_ops.training.predict import predict
 from tests.data.made import folders, noise
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from resnet_ops.reporting import style
-from resnet_ops.reporting.figures import Network, confusion, degradation, learning
 from resnet_ops.reporting.page import Picture
+from resnet_ops.reporting.training_figures import Network, confusion, degradation, learning
 from tests.reporting import made
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.reporting import page, style
-from resnet_ops.reporting.found import Found, error
+from resnet_ops.reporting.search_data import Found, error
 from resnet_ops.reporting.search_figures import pictures
 from resnet_ops.tuning.results import Search, TrialStatus
 

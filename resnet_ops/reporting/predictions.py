@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from resnet_ops.data.augment import normalise
+from resnet_ops.data.dataset import decoded
 from resnet_ops.data.decode import decode
-from resnet_ops.data.encoded import decoded
 from resnet_ops.data.loader import EVAL_BATCH
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError

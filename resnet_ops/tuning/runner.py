@@ -20,12 +20,12 @@ from resnet_ops.runs import Best
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.session import Session
-from resnet_ops.tuning import search as parts
+from resnet_ops.tuning import algorithms as parts
+from resnet_ops.tuning.algorithms import NUMBER, POINT, number_of
 from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, answer
-from resnet_ops.tuning.search import NUMBER, POINT, number_of
 from resnet_ops.tuning.space import options
+from resnet_ops.tuning.trial import Task, TrialWorker
 from resnet_ops.tuning.watcher import Watcher
-from resnet_ops.tuning.worker import Task, TrialWorker
 
 WHY_STOPPED = {
     "asha": "in the lower half of trials at that epoch",

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from resnet_ops import formatting
 from resnet_ops.errors import UserError
-from resnet_ops.export.inside import Inside
+from resnet_ops.export.metadata import Inside
 
 LARGEST_BYTES = 2**31 - 1  # what protobuf can read
 TRIAL_S = 60.0
@@ -125,7 +125,7 @@ def _try(path: Path) -> None:
     Raises:
         UserError: It does not work.
     """
-    command = [sys.executable, "-m", "resnet_ops.export.trial", str(path.absolute())]
+    command = [sys.executable, "-m", "resnet_ops.export.sandbox", str(path.absolute())]
     try:
         ended = subprocess.run(command, capture_output=True, timeout=TRIAL_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:

@@ -16,10 +16,10 @@ from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
-from resnet_ops.training.loop import Progress, Training
-from resnet_ops.training.prepare import prepare, without_dynamo
+from resnet_ops.training.build import prepare, without_dynamo
+from resnet_ops.training.distributed import World
 from resnet_ops.training.schedule import learning_rate
-from resnet_ops.training.world import World
+from resnet_ops.training.trainer import Progress, Training
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data import sheet
+from resnet_ops.data import contact_sheet
+from resnet_ops.data.audit import check
 from resnet_ops.data.augment import pixel_statistics
-from resnet_ops.data.check import check
-from resnet_ops.data.finding import EMBEDDED
+from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import open_source
 from tests.conftest import CIFAR10, Ended, needs_cifar10
 from tests.data.make_digits import pixels_and_labels
@@ -172,34 +172,34 @@ def test_the_contact_sheet_shows_the_images_pixel_for_pixel(cli: Callable[..., E
     assert list(tmp_path.iterdir()) == [picture]
     drawn = np.asarray(Image.open(picture).convert("RGB"))
     pixels, labels = pixels_and_labels()
-    times = sheet.CELL // 8
-    step = sheet.CELL + sheet.GAP
-    left = drawn.shape[1] - sheet.MARGIN - 10 * step + sheet.GAP
+    times = contact_sheet.CELL // 8
+    step = contact_sheet.CELL + contact_sheet.GAP
+    left = drawn.shape[1] - contact_sheet.MARGIN - 10 * step + contact_sheet.GAP
     for row in range(10):
         known = {image.tobytes() for image in pixels[labels == row]}
-        top = sheet.MARGIN + sheet.TITLE_HEIGHT + row * step
+        top = contact_sheet.MARGIN + contact_sheet.TITLE_HEIGHT + row * step
         for column in range(10):
-            cell = drawn[top : top + sheet.CELL, left + column * step :][:, : sheet.CELL]
+            cell = drawn[top : top + contact_sheet.CELL, left + column * step :][:, : contact_sheet.CELL]
             small = cell[times // 2 :: times, times // 2 :: times]
             assert np.array_equal(cell, small.repeat(times, 0).repeat(times, 1))
             assert small[..., 0].tobytes() in known
-        name = drawn[top : top + sheet.CELL, : left - sheet.GAP]
+        name = drawn[top : top + contact_sheet.CELL, : left - contact_sheet.GAP]
         assert (name < 100).any(), "no name is drawn"
 
 
 def test_a_contact_sheet_is_as_large_as_what_is_on_it() -> None:
     wide = np.zeros((100, 400, 3), np.uint8)
-    assert sheet.fitted(wide).size == (128, 32)
-    assert sheet.fitted(wide[:30, :40]).size == (120, 90)
+    assert contact_sheet.fitted(wide).size == (128, 32)
+    assert contact_sheet.fitted(wide[:30, :40]).size == (120, 90)
     rows = [
-        sheet.ClassRow("a name that is far too long to be written beside its images " * 3, "1", (wide,)),
-        sheet.ClassRow("none", "0", ()),
+        contact_sheet.ClassRow("a name that is far too long to be written beside its images " * 3, "1", (wide,)),
+        contact_sheet.ClassRow("none", "0", ()),
     ]
-    drawn = sheet.contact_sheet("wide", "", rows, "3 more classes")
+    drawn = contact_sheet.contact_sheet("wide", "", rows, "3 more classes")
     assert drawn.height < drawn.width < 700
-    picked = sheet.pick(np.arange(3000) % 100)
-    assert len(picked) == sheet.ROWS * sheet.COLUMNS
-    assert len(set((picked % 100).tolist())) == sheet.ROWS
+    picked = contact_sheet.pick(np.arange(3000) % 100)
+    assert len(picked) == contact_sheet.ROWS * contact_sheet.COLUMNS
+    assert len(set((picked % 100).tolist())) == contact_sheet.ROWS
 
 
 def test_where_a_contact_sheet_cannot_be_is_said_at_once(cli: Callable[..., Ended], tmp_path: Path) -> None:

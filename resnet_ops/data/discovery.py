@@ -7,9 +7,9 @@ from pathlib import Path
 
 from resnet_ops import files
 from resnet_ops.config import DATA_SETS, DataConfig
-from resnet_ops.data import datafiles, folders, named, parquet
+from resnet_ops.data import folders, listing, named, parquet
 from resnet_ops.data.cache import cache_folder
-from resnet_ops.data.encoded import Found
+from resnet_ops.data.dataset import Found
 from resnet_ops.errors import UserError, did_you_mean
 
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}
@@ -62,7 +62,7 @@ def _find(data: str, option: str, config: DataConfig) -> Found:
     files.check_reachable(next(path for path in (place, *place.parents) if not has_magic(str(path))))
     try:
         if has_magic(data):
-            matched = datafiles.globbed(place)
+            matched = listing.globbed(place)
             name = _name(matched[0].absolute().parent.name) if matched else ""
             found = parquet.find(matched, name, columns) if matched else None
         elif files.is_file(place):

@@ -19,12 +19,12 @@ from resnet_ops import files
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import page, style
-from resnet_ops.reporting.figures import confusion, learning
 from resnet_ops.reporting.page import Picture
+from resnet_ops.reporting.predictions import Predictions, predict
+from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
 from resnet_ops.runs import Epoch, Run, RunRecord, Status
 from resnet_ops.significance import differs, standard_error, standard_error_of_difference
-from resnet_ops.training.predict import Predictions, predict
 
 MISTAKES, CONFIDENT = 24, 12  # thumbnails of each
 SMALL, THUMBNAIL = 64, 128  # sides in pixels: of images shown as they are, of those that others are reduced to

@@ -25,10 +25,10 @@ from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import DataRecord, Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training import checks, job
+from resnet_ops.training import job, preflight
+from resnet_ops.training.distributed import World
 from resnet_ops.training.session import Session
-from resnet_ops.training.world import World
-from resnet_ops.tuning.search import METRIC, NUMBER, POINT, TIME, number_of
+from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, TIME, number_of
 from resnet_ops.tuning.space import options
 
 LOOK_INTERVAL_S = 0.2
@@ -162,8 +162,8 @@ class TrialWorker(tune.Trainable):
 
     def _new_record(self) -> RunRecord:
         config = self._config()
-        source, config = checks.check(config, self.task.device, self._source(config))
-        parameters = checks.count_parameters(config, source.record)
+        source, config = preflight.check(config, self.task.device, self._source(config))
+        parameters = preflight.count_parameters(config, source.record)
         run = runs.create(self.run.path.parent, self.run.name, "", overwrite=False)
         return job.begin(run, config, source.record, parameters, 1, self.task.device)
 
@@ -220,7 +220,7 @@ class TrialWorker(tune.Trainable):
         self._leave()
         record = self.run.read_as_written()
         config = self._config()
-        _, config = checks.check(config, self.task.device, self._source(config))
+        _, config = preflight.check(config, self.task.device, self._source(config))
         self.run.write(record.model_copy(update={"config": config}))
         donor = checkpoints.read(Path(checkpoint_dir, DONOR))
         place = self.run.checkpoints / donor.info.file_name

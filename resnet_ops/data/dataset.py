@@ -10,8 +10,8 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
-from resnet_ops.data.datafiles import File
 from resnet_ops.data.decode import DecodeError, Frame, decode
+from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
 

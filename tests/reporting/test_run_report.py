@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.reporting.report import differing, per_class, thumbnails, verdict, write
+from resnet_ops.reporting.predictions import Predictions, predict
+from resnet_ops.reporting.run_report import differing, per_class, thumbnails, verdict, write
 from resnet_ops.runs import Run
 from resnet_ops.training import job
-from resnet_ops.training.predict import Predictions, predict
 from tests.conftest import Ended
 from tests.reporting import made
 from tests.reporting.reading import Page, needs_browser, show

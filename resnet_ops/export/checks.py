@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto
 
 from resnet_ops.data.decode import Frame
-from resnet_ops.export.inside import Inside, Preprocessing
+from resnet_ops.export.metadata import Inside, Preprocessing
 from resnet_ops.export.precision import bytes_an_image
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.memory import free_bytes

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime
-from resnet_ops.export.inside import Inside
+from resnet_ops.export.metadata import Inside
 from resnet_ops.machine import cores
 
 Arithmetic = Literal["fp32", "tf32", "fp16"]

@@ -1,4 +1,4 @@
-"""Runs an ONNX file once, on the CPU, in a process of its own: `python -m resnet_ops.export.trial FILE`.
+"""Runs an ONNX file once, on the CPU, in a process of its own: `python -m resnet_ops.export.sandbox FILE`.
 
 Exits with 1 and a line on stderr if it does not work; on a file that is made to, it may crash or never end.
 """

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder, refuse_too_many
+from resnet_ops.data.dataset import SPLITS, Found, held_out, subset
 from resnet_ops.data.decode import Frame
-from resnet_ops.data.encoded import SPLITS, Found, held_out, subset
-from resnet_ops.data.finding import find
+from resnet_ops.data.discovery import find
 from resnet_ops.data.findings import (
     TRAIN,
     VAL,

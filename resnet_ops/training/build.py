@@ -9,9 +9,9 @@ from torch import nn
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
 from resnet_ops.models import zero_init_residual
-from resnet_ops.training.average import Average
-from resnet_ops.training.loop import Training
-from resnet_ops.training.world import World
+from resnet_ops.training.distributed import World
+from resnet_ops.training.ema import Average
+from resnet_ops.training.trainer import Training
 
 BUCKETS = 8  # that the gradients are added up in: the first ones while others are still computed
 SMALLEST_BUCKET_MB, LARGEST_BUCKET_MB = 1, 25  # below, latency rules; above is torch's own

@@ -20,9 +20,9 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.runs import Epoch
-from resnet_ops.training.average import Average
+from resnet_ops.training.distributed import World
+from resnet_ops.training.ema import Average
 from resnet_ops.training.schedule import learning_rate
-from resnet_ops.training.world import World
 
 PROGRESS_INTERVAL_S = 0.25
 

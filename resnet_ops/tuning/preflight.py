@@ -6,9 +6,9 @@ from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.allocation import Pool
-from resnet_ops.orchestration.code import fingerprint_of_code
+from resnet_ops.orchestration.packaging import fingerprint_of_code
 from resnet_ops.runs import DataRecord
-from resnet_ops.training import checks
+from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchRecord
 from resnet_ops.tuning.space import Choices, Space, options
@@ -23,10 +23,10 @@ def planned_trials(config: TuneConfig, space: Space) -> int:
     Raises:
         UserError: What is asked for cannot be had together.
     """
-    from resnet_ops.tuning import search
+    from resnet_ops.tuning import algorithms
 
-    search.scheduler(config, space, 1)  # refuses what cannot be had together
-    return search.planned(config, space)
+    algorithms.scheduler(config, space, 1)  # refuses what cannot be had together
+    return algorithms.planned(config, space)
 
 
 def refuse_other_code(record: SearchRecord) -> None:
@@ -57,16 +57,16 @@ def checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tu
     if base.auto_batch:
         raise UserError("--auto-batch finds a batch size for one network, but a search has many.", "Use --batch-size.")
     source = None
-    with checks.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
+    with preflight.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):
             base = base.model_copy(update={"model": model})
-            source, settled = checks.check(base, pool.device, source)
+            source, settled = preflight.check(base, pool.device, source)
         assert source is not None
         compare(source.record.fingerprint)
     if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
-        checks.tell_batch_size(base, settled, source.record, watcher)
-    source = checks.decoded(source, settled, watcher)
-    update = {"device": pool.device, **{name: getattr(settled, name) for name in checks.OF_THE_IMAGES}}
+        preflight.tell_batch_size(base, settled, source.record, watcher)
+    source = preflight.decoded(source, settled, watcher)
+    update = {"device": pool.device, **{name: getattr(settled, name) for name in preflight.OF_THE_IMAGES}}
     return base.model_copy(update=update), source.record
 
 

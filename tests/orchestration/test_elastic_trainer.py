@@ -6,17 +6,11 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, NCCLHangError, WorkerGroupError
 
 from resnet_ops.errors import PausedError, UserError
+from resnet_ops.orchestration.elastic_trainer import NodeUnfitError, PeerLostError, RegroupError, SurviveLosses, explain
 from resnet_ops.orchestration.ray_internals import (
     FailureDecision,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
-)
-from resnet_ops.orchestration.trainer import (
-    NodeUnfitError,
-    PeerLostError,
-    RegroupError,
-    SurviveLosses,
-    explain,
 )
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE

@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.told import NAMES, full_name, reason
+from resnet_ops.tracking.payload import NAMES, full_name, reason
 
 LAST_WORDS_S = 120.0  # how long a command that is done waits for a service at most
 
