@@ -18,9 +18,9 @@ import torch
 from record import Floor, Row, ratio, write
 
 from resnet_ops.export import bench, graph, precision, runtime, untrusted
-from resnet_ops.export.bench import Measured
-from resnet_ops.export.bench_worker import Contender
-from resnet_ops.export.metadata import Inside, Preprocessing
+from resnet_ops.export.bench import Measurement
+from resnet_ops.export.bench_worker import BenchCandidate
+from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.machine import memory_bytes
 from resnet_ops.models import build, parse_name
 from resnet_ops.training.checkpoint import CheckpointInfo
@@ -54,7 +54,7 @@ SETUPS = {
 }
 
 
-def export(setup: Setup, fp32: Path, int8: Path) -> Inside:
+def export(setup: Setup, fp32: Path, int8: Path) -> ModelMetadata:
     """Write both files as `resnet-ops export` does; what they say of themselves is the same but for the precision."""
     torch.manual_seed(0)
     shortcut = parse_name(setup.model).default_shortcut
@@ -76,7 +76,7 @@ def export(setup: Setup, fp32: Path, int8: Path) -> Inside:
         metrics=None,
     )
     model = graph.to_onnx(info, network.state_dict(), 18)
-    inside = Inside(
+    metadata = ModelMetadata(
         class_names=info.class_names,
         preprocessing=Preprocessing.of(info, "normalized"),
         model=info.model,
@@ -90,10 +90,10 @@ def export(setup: Setup, fp32: Path, int8: Path) -> Inside:
     x = torch.randn(CALIBRATION_IMAGES, 3, setup.side, setup.side).numpy()
     quantized, _ = precision.to_int8(model, x, runtime.CPU)
     for made, file in ((model, fp32), (quantized, int8)):
-        graph.describe(made, inside)
+        graph.describe(made, metadata)
         graph.write(made, file)
         untrusted.open_file(file)
-    return inside
+    return metadata
 
 
 def measure(setup: Setup, seconds: float) -> tuple[list[Row], list[Floor]]:
@@ -101,7 +101,7 @@ def measure(setup: Setup, seconds: float) -> tuple[list[Row], list[Floor]]:
     rows, floors = [], []
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        contender = partial(Contender, inside=export(setup, fp32, int8), provider=runtime.CPU)
+        contender = partial(BenchCandidate, metadata=export(setup, fp32, int8), provider=runtime.CPU)
         everyone = [
             contender(FP32, file=fp32, engine="onnx"),
             contender(INT8, file=int8, engine="onnx"),
@@ -123,7 +123,7 @@ def measure(setup: Setup, seconds: float) -> tuple[list[Row], list[Floor]]:
     return rows, floors
 
 
-def row(setup: Setup, one: Measured, eager: Measured) -> Row:
+def row(setup: Setup, one: Measurement, eager: Measurement) -> Row:
     """A line of the table."""
     if one.error:
         raise SystemExit(f"error: {one.contender.name}: {one.error}")

@@ -187,16 +187,18 @@ def checkpoint_cost() -> float:
     from resnet_ops.models import build
     from resnet_ops.runs import DataRecord, Run
     from resnet_ops.training import checkpoint as checkpoints
-    from resnet_ops.training.build import prepare
+    from resnet_ops.training.build import build_trainer
     from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
-    from resnet_ops.training.distributed import World
+    from resnet_ops.training.distributed import ProcessGroup
     from resnet_ops.training.writer import writing
 
     torch.manual_seed(0)
     split = DeviceImages(torch.randint(0, 256, (128 * 41, 32, 32, 3), dtype=torch.uint8), torch.arange(128 * 41) % 10)
     one = DeviceImages(split.pixels[:1], split.labels[:1])
     loader = Loader(split, one, (0.5,) * 3, (0.2,) * 3, 128, Augmentation(4, flip=True), 0)
-    training = prepare(TrainConfig(epochs=1), build("resnet20", num_classes=10), loader, World(), torch.device("cpu"))
+    training = build_trainer(
+        TrainConfig(epochs=1), build("resnet20", num_classes=10), loader, ProcessGroup(), torch.device("cpu")
+    )
     data = DataRecord(
         name="x", fingerprint="0", class_names=("a",), train_images=1, val_images=1, channels=3, height=32, width=32
     )

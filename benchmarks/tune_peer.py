@@ -26,8 +26,8 @@ def train(config):  # type: ignore[no-untyped-def]
     from resnet_ops.data.loader import open_loader
     from resnet_ops.data.sources import open_source
     from resnet_ops.models import build
-    from resnet_ops.training.build import prepare
-    from resnet_ops.training.distributed import World
+    from resnet_ops.training.build import build_trainer
+    from resnet_ops.training.distributed import ProcessGroup
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
@@ -37,7 +37,7 @@ def train(config):  # type: ignore[no-untyped-def]
     loader = open_loader(source, cpu, batch_size=options.batch_size, augmentation=augmentation, seed=0)
     network = build(options.model, num_classes=10, in_channels=1)
     seconds = 0.0
-    for epoch in prepare(options, network, loader, World(), cpu).run(lambda _: None):
+    for epoch in build_trainer(options, network, loader, ProcessGroup(), cpu).run(lambda _: None):
         seconds += epoch.seconds
         ray.train.report({"val_error": epoch.val_error, "own": seconds})
 

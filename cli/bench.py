@@ -44,11 +44,11 @@ def _show(output: Output, found: "BenchResult") -> None:
 
     from resnet_ops.machine import cores
 
-    inside, steps = found.inside, found.inside.preprocessing
+    metadata, steps = found.metadata, found.metadata.preprocessing
     on_cpu = found.provider == "CPUExecutionProvider"
     where = f"{cores()} CPU cores" if on_cpu else torch.cuda.get_device_name()
-    height, width = steps.resize if inside.input == "raw" else (steps.height, steps.width)
-    title = f"{inside.model} {inside.precision}, {height}x{width}, {found.provider}, {where}"
+    height, width = steps.resize if metadata.input == "raw" else (steps.height, steps.width)
+    title = f"{metadata.model} {metadata.precision}, {height}x{width}, {found.provider}, {where}"
     made = table(">batch", "backend", ">img/s", ">x eager", ">p50 ms", ">p99 ms", ">calls", ">memory MiB", title=title)
     last = None
     for row in found.rows:

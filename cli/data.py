@@ -186,10 +186,10 @@ def _verdict(report: "DataReport") -> str:
 
 
 def _draw(file: Path, report: "DataReport") -> None:
-    from resnet_ops.data.contact_sheet import ClassRow, contact_sheet
+    from resnet_ops.data.contact_sheet import SheetRow, contact_sheet
 
     counts = {name: images.train + images.val for name, images in report.per_class.items()}
-    rows = [ClassRow(name, f"{counts[name]:,}", images) for name, images in report.examples.items()]
+    rows = [SheetRow(name, f"{counts[name]:,}", images) for name, images in report.examples.items()]
     train, val = report.images
     subtitle = (
         f"{train:,} training and {val:,} validation images of {len(report.class_names):,} classes, "

@@ -11,7 +11,7 @@ from resnet_ops.formatting import percent, size
 
 from .console import Output, err, short, table
 from .options import Debug, Json, Options, options_of
-from .proof_table import notice, refuse, show_proof
+from .proof_table import refuse, show_proof, warn
 from .startup import importing, process_started_at
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def export(
         with importing():
             from resnet_ops.export import job
 
-        result = job.export_onnx(config, notice, process_started_at())
+        result = job.export_onnx(config, warn, process_started_at())
     _show(output, result)
 
 

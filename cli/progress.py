@@ -59,7 +59,7 @@ class Screen(Observer):
             soft_wrap=True,
         )
 
-    def notice(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 
     def progress(self, progress: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from resnet_ops.export.proof import ValidationResult
 
 
-def notice(message: str) -> None:
+def warn(message: str) -> None:
     """Tell what the user should know."""
     err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 

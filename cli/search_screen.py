@@ -17,7 +17,7 @@ from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
-from resnet_ops.tuning.watcher import Watcher
+from resnet_ops.tuning.watcher import SearchObserver
 
 from .console import err, table
 
@@ -25,7 +25,7 @@ COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed":
 SHOWN = 14  # trials in the live table
 
 
-class SearchScreen(Watcher):
+class SearchScreen(SearchObserver):
     """Shows a search on stderr. Called from the search's thread and the main one."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class SearchScreen(Watcher):
     ) -> None:
         self.live.stop()
 
-    def notice(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 
     def progress(self, progress: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
         with importing():
             from resnet_ops.serving import job
 
-        with job.serving(config, lambda doing: status.update(f"Starting, {doing}")) as service:
+        with job.start_service(config, lambda doing: status.update(f"Starting, {doing}")) as service:
             status.stop()
             _show(output, service)
             service.watch()
@@ -51,11 +51,11 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
 
 
 def _show(output: Output, service: "ServeResult") -> None:
-    inside = service.inside
-    accuracy = "" if inside.val_accuracy is None else f", {percent(inside.val_accuracy)} validation accuracy"
+    metadata = service.metadata
+    accuracy = "" if metadata.val_accuracy is None else f", {percent(metadata.val_accuracy)} validation accuracy"
     output.show(
-        f"[bold green]Serving[/] {inside.model} ({inside.precision}) on {service.provider}: "
-        f"{len(inside.class_names)} classes{accuracy}",
+        f"[bold green]Serving[/] {metadata.model} ({metadata.precision}) on {service.provider}: "
+        f"{len(metadata.class_names)} classes{accuracy}",
         *(f"  url      {each}" for each in service.urls),
         f"  request  curl --data-binary @photo.jpg '{service.url}/classify?top=5'",
         f"  docs     {service.url}/docs",

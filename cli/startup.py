@@ -25,23 +25,27 @@ def process_started_at() -> float:
 Moment = tuple[float | None, float, float]
 
 
-def moment() -> Moment:
+def cpu_snapshot() -> Moment:
     """Seconds: that the cores have idled, that this process has used of them, and of the clock."""
     return idle_s(), time.process_time(), time.monotonic()
 
 
-def spare_others(since: Moment) -> None:
+def yield_cores(since: Moment) -> None:
     """Have the threads of one layer wait asleep for each other, if other programs have kept the cores busy since then.
 
     They spin by default (libgomp, which reads this when torch is imported), for milliseconds: of two trainings on the
     digits at a time, on 2 cores, each then has a twentieth of its speed; asleep, a third or more. Larger images suffer
     less (benchmarks/results/together.md). Where there is nobody else it would cost up to a sixth.
     """
-    if "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules and others_are_busy(since, moment(), cores()):
+    if (
+        "OMP_WAIT_POLICY" not in os.environ
+        and "torch" not in sys.modules
+        and cores_are_busy(since, cpu_snapshot(), cores())
+    ):
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def others_are_busy(since: Moment, now: Moment, cores: int) -> bool:
+def cores_are_busy(since: Moment, now: Moment, cores: int) -> bool:
     """Whether other programs have had more than a quarter of the cores; unknown counts as no."""
     (idle, used, began), (idle_now, used_now, ended) = since, now
     if idle is None or idle_now is None:

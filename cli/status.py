@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from resnet_ops.orchestration.connect import AUTO
-from resnet_ops.orchestration.status import ClusterStatus, look
+from resnet_ops.orchestration.status import ClusterStatus, read_status
 
 from .console import Output, ago, err
 from .nodes import node_table
@@ -28,7 +28,7 @@ def status(
     """Show the machines of a Ray cluster, their free resources, and the largest training that fits now."""
     output = Output(json)
     with err.status("Asking the cluster", spinner="dots"), importing():
-        seen = look(cluster)
+        seen = read_status(cluster)
     _show(output, seen)
 
 

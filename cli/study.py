@@ -77,7 +77,7 @@ def study(
         started_at = process_started_at()
         try:
             if resume is None:
-                findings = job.study(config, overwrite=overwrite, watcher=screen, started_at=started_at)
+                findings = job.study(config, overwrite=overwrite, observer=screen, started_at=started_at)
             else:
                 changes = {name: value for name, value in options.values.items() if name in CHANGEABLE - {"nodes"}}
                 findings = job.resume(
@@ -86,7 +86,7 @@ def study(
                     study=config.study,
                     nodes=config.nodes,
                     changes=changes,
-                    watcher=screen,
+                    observer=screen,
                     started_at=started_at,
                 )
         except UserError:

@@ -14,7 +14,7 @@ from .arguments import train_arguments
 from .console import Output, short
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
 from .progress import Screen
-from .startup import importing, moment, process_started_at, spare_others
+from .startup import cpu_snapshot, importing, process_started_at, yield_cores
 from .submit import submit
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def train(
             from resnet_ops.training import job
 
             if address_of(config, config.nodes.most) == LOCAL:  # else it is imported later, while the cluster is asked
-                began = moment()
+                began = cpu_snapshot()
                 import_ray()
-                spare_others(began)
+                yield_cores(began)
                 from resnet_ops.training import worker  # noqa: F401  # brings torch
 
         if resume is None:

@@ -81,10 +81,10 @@ def tune(
         started_at = process_started_at()
         try:
             if resume is None:
-                result = job.tune(config, pairs or (), overwrite=overwrite, watcher=screen, started_at=started_at)
+                result = job.tune(config, pairs or (), overwrite=overwrite, observer=screen, started_at=started_at)
             else:
                 changes = {name: value for name, value in options.values.items() if name in CHANGEABLE}
-                result = job.resume(base.runs_dir, resume, changes=changes, watcher=screen, started_at=started_at)
+                result = job.resume(base.runs_dir, resume, changes=changes, observer=screen, started_at=started_at)
         finally:
             _draw(screen)  # also what was found before it was stopped
     _show(output, result)

@@ -6,7 +6,7 @@ from resnet_ops.export.config import ValidateConfig
 
 from .console import Output, err, short
 from .options import Debug, Json, Options, options_of
-from .proof_table import notice, refuse, show_proof
+from .proof_table import refuse, show_proof, warn
 from .startup import importing, process_started_at
 
 EXAMPLES = """
@@ -28,7 +28,7 @@ def validate(options: Options, json: Json = False, debug: Debug = False) -> None
         with importing():
             from resnet_ops.export import validate as library
 
-        result = library.validate_onnx(config, notice, process_started_at())
+        result = library.validate_onnx(config, warn, process_started_at())
     show_proof(output, result)
     if not result.validated:
         refuse(output, result, f"{config.file} failed verification")

@@ -30,7 +30,7 @@ SHARED_BYTES = 1 << 30  # Docker gives 64 MB, with which Ray's object store spil
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What one examination found; 'absent' is fine where nobody asks for it."""
 
     name: str
@@ -42,7 +42,7 @@ class Finding:
 class DoctorReport(Result):
     """What all examinations found."""
 
-    findings: tuple[Finding, ...] = Field(description="Each: name, state (ok, absent or broken), found, remedy.")
+    findings: tuple[Diagnosis, ...] = Field(description="Each: name, state (ok, absent or broken), found, remedy.")
 
     @computed_field(description="Whether nothing is broken.")  # type: ignore[prop-decorator]
     @property
@@ -61,8 +61,8 @@ def examine(runs_dir: Path) -> DoctorReport:
     return DoctorReport(findings=tuple(_findings(runs_dir)))
 
 
-def _findings(runs_dir: Path) -> Iterator[Finding]:
-    yield Finding("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
+def _findings(runs_dir: Path) -> Iterator[Diagnosis]:
+    yield Diagnosis("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
     yield _versions()
     yield from _attempt("torch", _torch)
     yield from _attempt("torchvision", _torchvision)
@@ -74,47 +74,47 @@ def _findings(runs_dir: Path) -> Iterator[Finding]:
     yield from _attempt("ONNX export", _onnx_export)
     for provider in _providers():
         yield from _attempt(provider, lambda provider=provider: _provider(provider))  # type: ignore[misc]
-    yield from look_at_runs(runs_dir)
+    yield from examine_runs(runs_dir)
 
 
-def _attempt(name: str, examination: Callable[[], Finding]) -> Iterator[Finding]:
+def _attempt(name: str, examination: Callable[[], Diagnosis]) -> Iterator[Diagnosis]:
     try:
         yield examination()
     except UserError as error:
-        yield Finding(name, "broken", error.cause, error.remedy)
+        yield Diagnosis(name, "broken", error.cause, error.remedy)
     except Exception as error:  # any failure is a finding
         text = (str(error).splitlines() or [""])[0]
-        yield Finding(name, "broken", f"{type(error).__name__}: {text}", f"Reinstall {name}, or see the message.")
+        yield Diagnosis(name, "broken", f"{type(error).__name__}: {text}", f"Reinstall {name}, or see the message.")
 
 
-def _versions() -> Finding:
+def _versions() -> Diagnosis:
     found = {name: version for name, version in runs.versions().items() if name != "python"}
-    return Finding("installed", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+    return Diagnosis("installed", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
-def _torch() -> Finding:
+def _torch() -> Diagnosis:
     import torch
 
     image, kernel = torch.ones(1, 3, 8, 8), torch.ones(1, 3, 3, 3)
     assert torch.nn.functional.conv2d(image, kernel).flatten()[0].item() == 27
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    return Finding("torch", "ok", f"{torch.__version__}, {build}")
+    return Diagnosis("torch", "ok", f"{torch.__version__}, {build}")
 
 
-def _torchvision() -> Finding:
+def _torchvision() -> Diagnosis:
     import torchvision
 
-    return Finding("torchvision", "ok", torchvision.__version__)
+    return Diagnosis("torchvision", "ok", torchvision.__version__)
 
 
-def _cpu() -> Finding:
+def _cpu() -> Diagnosis:
     import torch
 
     level = torch.backends.cpu.get_cpu_capability()
-    return Finding("CPU", "ok", f"{cores()} cores, {level}, {size(memory_bytes())} memory")
+    return Diagnosis("CPU", "ok", f"{cores()} cores, {level}, {size(memory_bytes())} memory")
 
 
-def _gpu() -> Finding:
+def _gpu() -> Diagnosis:
     import torch
 
     from resnet_ops.export import runtime
@@ -122,23 +122,23 @@ def _gpu() -> Finding:
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         listed = ", ".join(f"{d.name} ({size(d.total_memory)})" for d in devices)
-        return Finding("GPU", "ok", f"{listed}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
+        return Diagnosis("GPU", "ok", f"{listed}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}")
     if runtime.has_gpu():
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
-        return Finding(
+        return Diagnosis(
             "GPU", "broken", f"The driver sees a GPU, but torch does not ({build}).",
             "Update the NVIDIA driver, or install a torch built for its CUDA version.",
         )  # fmt: skip
-    return Finding("GPU", "absent", "none: training and validation run on the CPU")
+    return Diagnosis("GPU", "absent", "none: training and validation run on the CPU")
 
 
-def _nccl(gpu: bool) -> Finding:
+def _nccl(gpu: bool) -> Diagnosis:
     import torch
     import torch.distributed as dist
 
     if not gpu:
         found = "not tested without a GPU; CPU workers use gloo"
-        return Finding("NCCL", "absent" if dist.is_gloo_available() else "broken", found)
+        return Diagnosis("NCCL", "absent" if dist.is_gloo_available() else "broken", found)
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl", init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
@@ -147,10 +147,10 @@ def _nccl(gpu: bool) -> Finding:
             assert total.item() == 1
         finally:
             dist.destroy_process_group()
-    return Finding("NCCL", "ok", ".".join(map(str, torch.cuda.nccl.version())))
+    return Diagnosis("NCCL", "ok", ".".join(map(str, torch.cuda.nccl.version())))
 
 
-def _ray() -> Finding:
+def _ray() -> Diagnosis:
     started = time.perf_counter()
     with local_ray(1, 0):
         import ray
@@ -160,22 +160,22 @@ def _ray() -> Finding:
     seconds = time.perf_counter() - started
     shared = shutil.disk_usage(SHARED).total if SHARED.is_dir() else None
     if shared is not None and shared < SHARED_BYTES:
-        return Finding(
+        return Diagnosis(
             "Ray", "broken", f"{SHARED} has {size(shared)}, too little for Ray's object store.",
             "Increase it: docker run --shm-size=2g",
         )  # fmt: skip
-    return Finding("Ray", "ok", f"{ray.__version__}: started and ran a task in {seconds:.1f} s")
+    return Diagnosis("Ray", "ok", f"{ray.__version__}: started and ran a task in {seconds:.1f} s")
 
 
 def _process_id() -> int:
     return os.getpid()
 
 
-def _onnx_export() -> Finding:
+def _onnx_export() -> Diagnosis:
     import onnx
     import onnxscript
 
-    return Finding("ONNX export", "ok", f"onnx {onnx.__version__}, onnxscript {onnxscript.__version__}")
+    return Diagnosis("ONNX export", "ok", f"onnx {onnx.__version__}, onnxscript {onnxscript.__version__}")
 
 
 def _providers() -> list[str]:
@@ -186,26 +186,28 @@ def _providers() -> list[str]:
     return ["onnxruntime"]
 
 
-def _provider(provider: str) -> Finding:
+def _provider(provider: str) -> Diagnosis:
     from resnet_ops.export import runtime
 
     if provider == runtime.CUDA:
         if not runtime.has_gpu():
             missing = {name: of for name, of in runtime.missing_cuda_libraries().items() if name != "libcuda.so.1"}
             if not missing:
-                return Finding(provider, "absent", "no GPU; all libraries present except the driver's")
+                return Diagnosis(provider, "absent", "no GPU; all libraries present except the driver's")
             packages = " ".join(sorted(set(missing.values())))
-            return Finding(provider, "absent", f"no GPU; also missing: {', '.join(missing)}", f"pip install {packages}")
+            return Diagnosis(
+                provider, "absent", f"no GPU; also missing: {', '.join(missing)}", f"pip install {packages}"
+            )
         runtime.choose_provider("cuda")
     elif provider == runtime.TENSORRT:
         missing = runtime.missing_cuda_libraries(runtime.TENSORRT_LIBRARIES)
         if missing or not runtime.has_gpu():
             why = f"missing: {', '.join(missing)}" if missing else "no GPU"
             remedy = f"for --provider tensorrt: pip install {min(missing.values())}" if missing else ""
-            return Finding(provider, "absent", why, remedy)
+            return Diagnosis(provider, "absent", why, remedy)
         runtime.choose_provider("tensorrt")
     elif provider != runtime.CPU:
-        return Finding(provider, "absent", "available in ONNX Runtime, not used by resnet-ops")
+        return Diagnosis(provider, "absent", "available in ONNX Runtime, not used by resnet-ops")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "convolution.onnx"
@@ -214,7 +216,7 @@ def _provider(provider: str) -> Finding:
         import numpy as np
 
         assert session.run(np.ones((1, 3, 8, 8), np.float32)).flatten()[0] == 27
-    return Finding(provider, "ok", f"ran a convolution, {(time.perf_counter() - started) * 1e3:.0f} ms")
+    return Diagnosis(provider, "ok", f"ran a convolution, {(time.perf_counter() - started) * 1e3:.0f} ms")
 
 
 def _convolution() -> bytes:
@@ -231,22 +233,24 @@ def _convolution() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def look_at_runs(runs_dir: Path) -> Iterator[Finding]:
+def examine_runs(runs_dir: Path) -> Iterator[Diagnosis]:
     """Examine the place where runs are kept."""
     yield from _attempt("runs", lambda: _bucket(runs_dir) if files.is_remote(runs_dir) else _disk(runs_dir))
 
 
-def _disk(runs_dir: Path) -> Finding:
+def _disk(runs_dir: Path) -> Diagnosis:
     folder = next(parent for parent in (runs_dir.absolute(), *runs_dir.absolute().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):
-        return Finding("runs", "broken", f"{folder} cannot be written.", "Choose another folder with --runs-dir.")
+        return Diagnosis("runs", "broken", f"{folder} cannot be written.", "Choose another folder with --runs-dir.")
     if free < 2**30:
-        return Finding("runs", "broken", f"{folder} has only {size(free)} free.", "Free some space, or use --runs-dir.")
-    return Finding("runs", "ok", f"{runs_dir.absolute()}, {size(free)} free")
+        return Diagnosis(
+            "runs", "broken", f"{folder} has only {size(free)} free.", "Free some space, or use --runs-dir."
+        )
+    return Diagnosis("runs", "ok", f"{runs_dir.absolute()}, {size(free)} free")
 
 
-def _bucket(runs_dir: Path) -> Finding:
+def _bucket(runs_dir: Path) -> Diagnosis:
     files.check_reachable(runs_dir)
     started, file, content = time.perf_counter(), runs_dir / ".resnet-ops-doctor", os.urandom(16)
     files.write_atomically(file, content, patience_s=0)
@@ -254,4 +258,4 @@ def _bucket(runs_dir: Path) -> Finding:
     assert file in files.listed(runs_dir)
     files.remove(file)
     seconds = time.perf_counter() - started
-    return Finding("runs", "ok", f"{runs_dir}: wrote, read, listed and deleted an object in {seconds:.1f} s")
+    return Diagnosis("runs", "ok", f"{runs_dir}: wrote, read, listed and deleted an object in {seconds:.1f} s")

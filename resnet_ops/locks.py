@@ -76,7 +76,7 @@ def hold(file: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(file: Path) -> Iterator[None]:
+def exclusive(file: Path) -> Iterator[None]:
     """Wait until no other process of this machine is in such a `with` block on this file.
 
     Where the file system knows no locks nobody waits: what is done in the block must be right all the same.
@@ -87,7 +87,7 @@ def alone(file: Path) -> Iterator[None]:
         yield
 
 
-def held(file: Path) -> bool:
+def is_held(file: Path) -> bool:
     """Whether a living process holds the run."""
     if files.is_remote(file):
         lease = _read(file)
@@ -102,7 +102,7 @@ def held(file: Path) -> bool:
     return False
 
 
-def lost(file: Path) -> bool:
+def is_lost(file: Path) -> bool:
     """Whether another process took a lease that this one held."""
     return file in LOST
 
@@ -131,7 +131,7 @@ def _leased(file: Path, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if lost(file):
+        if is_lost(file):
             raise UserError(
                 f"Another process took over run {name}, as this one had not renewed its lock for {EXPIRE_S:.0f} s.",
                 "It continues there: resnet-ops runs",
@@ -141,7 +141,7 @@ def _leased(file: Path, name: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        if not lost(file):
+        if not is_lost(file):
             with contextlib.suppress(PausedError):
                 files.remove(file)
 

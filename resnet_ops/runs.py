@@ -236,7 +236,7 @@ class Run:
         """Read events.jsonl, in order."""
         return _read_lines(self.events_file, Event)
 
-    def tell(self, what: str, kind: EventKind = "note") -> None:
+    def log_event(self, what: str, kind: EventKind = "note") -> None:
         """Append to events.jsonl; not worth stopping for."""
         event = Event(at=datetime.now(UTC), what=what, kind=kind)
         with contextlib.suppress(OSError, UserError):
@@ -278,11 +278,11 @@ class Run:
 
     def lost(self) -> bool:
         """Whether another process took the run from this one."""
-        return locks.lost(self.lock_file)
+        return locks.is_lost(self.lock_file)
 
     def locked(self) -> bool:
         """Whether a living process holds the run."""
-        return locks.held(self.lock_file)
+        return locks.is_held(self.lock_file)
 
 
 def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
@@ -339,10 +339,12 @@ def _never_began(run: Run) -> bool:
     """Whether its process was killed before it wrote what the run is: then there are empty folders only."""
     if files.is_remote(run.path) or files.is_file(run.record_file):
         return False
-    inside = set(run.path.iterdir())
+    metadata = set(run.path.iterdir())
     folders = {run.checkpoints, run.best, run.export}
     return (
-        inside <= {*folders, run.lock_file} and not run.locked() and not any(any(f.iterdir()) for f in inside & folders)
+        metadata <= {*folders, run.lock_file}
+        and not run.locked()
+        and not any(any(f.iterdir()) for f in metadata & folders)
     )
 
 
@@ -373,7 +375,7 @@ def in_folder(runs_dir: Path) -> list[Run]:
     return [run for _, run in sorted(dated, key=lambda pair: pair[0], reverse=True)]
 
 
-def summaries(runs_dir: Path, notice: Callable[[str], None] = lambda _: None) -> RunList:
+def summaries(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> RunList:
     """Summarise all runs in `runs_dir`, the newest first; `notice` is told of those that are damaged.
 
     Raises:
@@ -384,7 +386,7 @@ def summaries(runs_dir: Path, notice: Callable[[str], None] = lambda _: None) ->
         try:
             found.append(_summary(run, run.read()))
         except UserError as error:
-            notice(str(error))
+            warn(str(error))
     return RunList(runs_dir=runs_dir.absolute(), runs=tuple(found))
 
 

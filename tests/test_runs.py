@@ -137,6 +137,6 @@ def test_run_directory_is_the_configured_one() -> None:
 def test_losses_are_told_apart_from_notes_and_lines_of_old_have_no_kind(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.events_file.write_text('{"at": "2026-01-01T00:00:00Z", "what": "Lost: worker 1 (killed)."}\n')
-    run.tell("Left out: b does not see /runs/x")
-    run.tell("Lost: worker 2 (killed).", "loss")
+    run.log_event("Left out: b does not see /runs/x")
+    run.log_event("Lost: worker 2 (killed).", "loss")
     assert [event.kind for event in run.events()] == ["note", "note", "loss"]

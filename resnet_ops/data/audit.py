@@ -9,25 +9,25 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data.cache import cache_folder, refuse_too_many
-from resnet_ops.data.dataset import SPLITS, Found, held_out, subset
-from resnet_ops.data.decode import Frame
-from resnet_ops.data.discovery import find
+from resnet_ops.data.cache import cache_folder, check_too_many
+from resnet_ops.data.dataset import SPLITS, DiscoveredData, choose_validation, subset
+from resnet_ops.data.decode import CropSpec
+from resnet_ops.data.discovery import discover
 from resnet_ops.data.findings import (
     TRAIN,
     VAL,
     Finding,
+    FindingTable,
     State,
-    Table,
-    about_broken,
-    about_classes,
-    about_passed_over,
-    about_pixels,
-    about_room,
+    find_broken,
+    find_class_problems,
+    find_memory_problems,
+    find_pixel_problems,
+    find_skipped_files,
     repeats,
     some,
 )
-from resnet_ops.data.sources import IMAGE_SIZE, Source, checked, network_size, streams
+from resnet_ops.data.sources import IMAGE_SIZE, Source, network_size, should_stream, validate
 from resnet_ops.data.survey import survey
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
@@ -103,7 +103,7 @@ def check(
         UserError: There is nothing to read: no such path, no images, no readable Parquet file.
     """
     config = DataConfig(data=config) if isinstance(config, str) else config
-    found = find(config)
+    found = discover(config)
     parts = tuple(part.encoded for part in (found.train, found.val) if part)
     names, labels = _classes(found)
     total, first = len(labels), len(parts[0].labels)
@@ -111,18 +111,22 @@ def check(
         raise UserError(f"--data {config.data} contains no images.", "Choose a data set that contains images.")
     source, refused = _opened(config, found)
     height, width, channels, stored = _network(config, found, source)
-    frame = Frame((stored or height, stored or width), stored or height, stored or width, channels)
+    frame = CropSpec((stored or height, stored or width), stored or height, stored or width, channels)
     picked = pick(labels[:first])
     told = survey(parts, frame, set(picked.tolist()), lambda done: seen(done, total))
     choose = first == total and source is not None
-    split = held_out(told.digests, labels).astype(int) if choose else np.repeat([TRAIN, VAL], [first, total - first])
-    table = Table(parts, labels, split, names, told)
+    split = (
+        choose_validation(told.digests, labels).astype(int)
+        if choose
+        else np.repeat([TRAIN, VAL], [first, total - first])
+    )
+    table = FindingTable(parts, labels, split, names, told)
     if source:
         refused = _too_many_broken(source, table, choose)
     of_train, of_val = table.per_class.sum(0).tolist()
     train_bytes = of_train * int(np.prod(frame.shape))
     decoded_bytes = train_bytes + of_val * height * width * channels
-    streamed = streams(config, train_bytes)
+    streamed = should_stream(config, train_bytes)
     cache = None if streamed or (source and source.embedded) else cache_folder(config.cache_dir)
     same = repeats(table)
     mean, std = _statistics(told.sums[told.sound & (split == TRAIN)], frame)
@@ -130,12 +134,12 @@ def check(
     by_area = sizes[np.lexsort((sizes[:, 0], sizes.prod(1)))].tolist()
     findings = (
         _about_training(refused, found),
-        about_broken(table),
+        find_broken(table),
         *same.findings,
-        *about_classes(table),
-        *about_pixels(table, channels),
-        *about_room(train_bytes, decoded_bytes, streamed, cache),
-        about_passed_over(found.passed_over),
+        *find_class_problems(table),
+        *find_pixel_problems(table, channels),
+        *find_memory_problems(train_bytes, decoded_bytes, streamed, cache),
+        find_skipped_files(found.passed_over),
     )
     return DataReport(
         data=config.data,
@@ -174,15 +178,15 @@ def check(
     )
 
 
-def _opened(config: DataConfig, found: Found) -> tuple[Source | None, str]:
+def _opened(config: DataConfig, found: DiscoveredData) -> tuple[Source | None, str]:
     """The source that training would have, or why it would have none."""
     try:
-        return checked(config, found), ""
+        return validate(config, found), ""
     except UserError as error:
         return None, str(error)
 
 
-def _network(config: DataConfig, found: Found, source: Source | None) -> tuple[int, int, int, int | None]:
+def _network(config: DataConfig, found: DiscoveredData, source: Source | None) -> tuple[int, int, int, int | None]:
     """As `network_size`, whether training takes the data or not."""
     if source:
         return source.record.height, source.record.width, source.record.channels, source.record.stored
@@ -193,7 +197,7 @@ def _network(config: DataConfig, found: Found, source: Source | None) -> tuple[i
         return side, side, 3, None
 
 
-def _classes(found: Found) -> tuple[tuple[str, ...], np.ndarray]:
+def _classes(found: DiscoveredData) -> tuple[tuple[str, ...], np.ndarray]:
     """The names of the classes of both splits, and of each image the index of its own; by names, as training does.
 
     A label that has no name is named by its number.
@@ -213,20 +217,20 @@ def _classes(found: Found) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(index), np.concatenate(every)
 
 
-def _too_many_broken(source: Source, table: Table, chosen: bool) -> str:
+def _too_many_broken(source: Source, table: FindingTable, chosen: bool) -> str:
     """What training would say of the broken images once it has decoded all."""
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(table.split == number).tolist()
         encoded = subset(source.found["train"], table.split == number) if chosen else source.found[split]
         bad = {new: table.seen.broken[row] for new, row in enumerate(rows) if row in table.seen.broken}
         try:
-            refuse_too_many(encoded, source.record.class_names, bad)
+            check_too_many(encoded, source.record.class_names, bad)
         except UserError as error:
             return str(error)
     return ""
 
 
-def _about_training(refused: str, found: Found) -> Finding:
+def _about_training(refused: str, found: DiscoveredData) -> Finding:
     if not refused:
         return Finding("ok", "training", "usable for training")
     problems = [str(problem) for part in (found.train, found.val) if part for problem in part.problems]
@@ -235,7 +239,7 @@ def _about_training(refused: str, found: Found) -> Finding:
     )
 
 
-def _statistics(sums: np.ndarray, frame: Frame) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(sums: np.ndarray, frame: CropSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation a channel, from 0 to 1, of sums (n, 2, C); as `pixel_statistics` finds them."""
     pixels = len(sums) * frame.height * frame.width
     if not pixels:
@@ -244,7 +248,7 @@ def _statistics(sums: np.ndarray, frame: Frame) -> tuple[tuple[float, ...], tupl
     return tuple(mean.tolist()), tuple(float(one) or 1.0 for one in np.sqrt(np.maximum(square - mean**2, 0)))
 
 
-def _examples(table: Table, rows: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
+def _examples(table: FindingTable, rows: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
     of_class: dict[str, tuple[np.ndarray, ...]] = {}
     for row in rows.tolist():
         name = table.class_names[table.labels[row]]

@@ -182,8 +182,8 @@ def resizing(starts: Tensor, lengths: Tensor, size: int, side: int) -> Tensor:
     centers = (torch.arange(side)[:, None] + 0.5) * scale + starts[:, None, None]
     pixels = torch.arange(size, dtype=torch.float64)
     weights = (1 - (pixels + 0.5 - centers).abs() / support).clamp(min=0)
-    inside = (pixels >= starts[:, None, None]) & (pixels < (starts + lengths)[:, None, None])
-    weights = weights * inside
+    metadata = (pixels >= starts[:, None, None]) & (pixels < (starts + lengths)[:, None, None])
+    weights = weights * metadata
     return (weights / weights.sum(2, keepdim=True)).to(torch.float32)
 
 

@@ -3,7 +3,7 @@
     CACHE/images/KEY/pixels.npy   (N, H, W, C) uint8
                      labels.npy   (N,) int64
                      digests.npy  (N,) of 32 bytes: the SHA-256 of each image as it was stored
-                     index.json   the rest of `Decoded`, and the size of each file
+                     index.json   the rest of `DecodedImages`, and the size of each file
 
 A folder has its name once it is whole; one that is damaged later is made anew. Images that cannot be decoded are
 left out when it is made, so that all who share it leave out the same.
@@ -26,8 +26,8 @@ import PIL
 from PIL import Image
 
 from resnet_ops import files, formatting, locks
-from resnet_ops.data.dataset import Encoded, digest, in_chunks
-from resnet_ops.data.decode import DecodeError, Frame, decode
+from resnet_ops.data.dataset import EncodedImages, digest, map_chunks
+from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.runs import BadImage
 
@@ -36,7 +36,7 @@ PIXELS, LABELS, DIGESTS, INDEX = "pixels.npy", "labels.npy", "digests.npy", "ind
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageArray:
     """Decoded images of one split.
 
     Args:
@@ -52,20 +52,20 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImages:
     """A split decoded: its images, how often each value occurs in each channel (C, 256), and what was left out."""
 
-    images: Images
+    images: ImageArray
     counts: np.ndarray
     digests: np.ndarray
     bad: tuple[BadImage, ...]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DecodeOptions:
     """How a split is to be decoded: what images are to look like, and whether one that is broken is an error."""
 
-    frame: Frame
+    frame: CropSpec
     class_names: tuple[str, ...]
     strict: bool
 
@@ -82,7 +82,9 @@ def key(*parts: object) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def decode_all(encoded: Encoded, wanted: Wanted, make: Callable[[tuple[int, ...]], np.ndarray]) -> Decoded:
+def decode_all(
+    encoded: EncodedImages, wanted: DecodeOptions, make: Callable[[tuple[int, ...]], np.ndarray]
+) -> DecodedImages:
     """Decode every image.
 
     Args:
@@ -113,20 +115,20 @@ def decode_all(encoded: Encoded, wanted: Wanted, make: Callable[[tuple[int, ...]
 
     hashes: list[bytes] = []
     bad: dict[int, str] = {}
-    for found, broken, occurs in in_chunks(len(labels), work):
+    for found, broken, occurs in map_chunks(len(labels), work):
         hashes += found
         counts += occurs
         bad.update(broken)
         if bad and wanted.strict:
             row, reason = next(iter(bad.items()))
-            raise refuse_broken(BadImage(name=encoded.name(row), reason=reason))
-    refuse_too_many(encoded, wanted.class_names, bad)
+            raise check_broken(BadImage(name=encoded.name(row), reason=reason))
+    check_too_many(encoded, wanted.class_names, bad)
     good = np.delete(np.arange(len(labels)), list(bad))
-    for index, kept in enumerate(good):
-        if index != kept:
-            pixels[index] = pixels[kept]
+    for index, cached_array in enumerate(good):
+        if index != cached_array:
+            pixels[index] = pixels[cached_array]
     names = tuple(BadImage(name=encoded.name(row), reason=reason) for row, reason in bad.items())
-    return Decoded(Images(pixels[: len(good)], labels[good]), counts, np.array(hashes, "S32")[good], names)
+    return DecodedImages(ImageArray(pixels[: len(good)], labels[good]), counts, np.array(hashes, "S32")[good], names)
 
 
 def _occurrences(pixels: np.ndarray) -> np.ndarray:
@@ -138,7 +140,7 @@ def _occurrences(pixels: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(tall).histogram(), np.int64).reshape(channels, 256)
 
 
-def refuse_too_many(encoded: Encoded, class_names: Sequence[str], bad: dict[int, str]) -> None:
+def check_too_many(encoded: EncodedImages, class_names: Sequence[str], bad: dict[int, str]) -> None:
     """Stop where broken images (row: why) are too many to be left out.
 
     Raises:
@@ -158,7 +160,7 @@ def refuse_too_many(encoded: Encoded, class_names: Sequence[str], bad: dict[int,
         raise UserError(f"No image of class {name!r} can be decoded. {first}", "Repair or remove them.")
 
 
-def cached(folder: Path, encoded: Callable[[], Encoded], wanted: Wanted) -> Decoded:
+def cached_images(folder: Path, encoded: Callable[[], EncodedImages], wanted: DecodeOptions) -> DecodedImages:
     """Decoded images from `folder`, made and kept there if they are not.
 
     Processes of one machine that ask at once decode once. The pixels are mapped, not read.
@@ -176,7 +178,7 @@ def cached(folder: Path, encoded: Callable[[], Encoded], wanted: Wanted) -> Deco
     if decoded is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with locks.alone(folder.with_suffix(".lock")):
+            with locks.exclusive(folder.with_suffix(".lock")):
                 decoded = _open(folder)  # another process may have made it meanwhile
                 if decoded is None:
                     _make(folder, encoded(), wanted)
@@ -190,11 +192,11 @@ def cached(folder: Path, encoded: Callable[[], Encoded], wanted: Wanted) -> Deco
             f"{folder}: data just written could not be read back unchanged.", "Check the disk.", WORK_FAILED
         )
     if wanted.strict and decoded.bad:
-        raise refuse_broken(decoded.bad[0])
+        raise check_broken(decoded.bad[0])
     return decoded
 
 
-def kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+def cached_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """An array from `file`, made by one process of a machine and kept there if it is not.
 
     Raises:
@@ -203,7 +205,7 @@ def kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with locks.alone(file.with_suffix(".lock")):
+        with locks.exclusive(file.with_suffix(".lock")):
             with contextlib.suppress(OSError, ValueError, EOFError):
                 return np.asarray(np.load(file))
             array, content = make(), io.BytesIO()
@@ -220,7 +222,7 @@ def _unwritable(place: Path, error: OSError) -> UserError:
     )
 
 
-def refuse_broken(image: BadImage) -> UserError:
+def check_broken(image: BadImage) -> UserError:
     """What to say where one broken image is an error."""
     return UserError(
         f"Cannot decode {image.name}: {image.reason}.",
@@ -228,7 +230,7 @@ def refuse_broken(image: BadImage) -> UserError:
     )
 
 
-def _make(folder: Path, encoded: Encoded, wanted: Wanted) -> None:
+def _make(folder: Path, encoded: EncodedImages, wanted: DecodeOptions) -> None:
     for old in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
         shutil.rmtree(old, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -291,7 +293,7 @@ def _shorten(file: Path, shape: tuple[int, ...]) -> None:
         opened.truncate(begin + int(np.prod(shape)))
 
 
-def _open(folder: Path) -> Decoded | None:
+def _open(folder: Path) -> DecodedImages | None:
     try:
         index = json.loads((folder / INDEX).read_text())
         if any((folder / name).stat().st_size != size for name, size in index["bytes"].items()):
@@ -301,6 +303,6 @@ def _open(folder: Path) -> Decoded | None:
         bad = tuple(BadImage(**one) for one in index["bad"])
         if not len(pixels) == len(labels) == len(digests) or pixels.dtype != np.uint8 or pixels.ndim != 4:
             return None
-        return Decoded(Images(pixels, labels), np.array(index["counts"], np.int64), digests, bad)
+        return DecodedImages(ImageArray(pixels, labels), np.array(index["counts"], np.int64), digests, bad)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

@@ -16,7 +16,7 @@ PAPER, INK, PALE, EDGE = "#ffffff", "#1f2328", "#6e7781", "#d0d7de"
 
 
 @dataclass(frozen=True)
-class ClassRow:
+class SheetRow:
     """A class's name, what is said below it, and its examples, each (H, W, C) uint8."""
 
     name: str
@@ -43,7 +43,7 @@ def fitted(pixels: np.ndarray) -> Image.Image:
     return image
 
 
-def contact_sheet(title: str, subtitle: str, rows: Sequence[ClassRow], foot: str = "") -> Image.Image:
+def contact_sheet(title: str, subtitle: str, rows: Sequence[SheetRow], foot: str = "") -> Image.Image:
     """Draw the sheet.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
-from resnet_ops.data.decode import DecodeError, Frame, decode
+from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
@@ -25,7 +25,7 @@ VAL_NAMES = ("validation", "valid", "val", "test")  # of folders and files; the 
 VAL_FRACTION = 0.2  # of each class, where the data has no validation images of its own
 
 
-class Encoded(Protocol):
+class EncodedImages(Protocol):
     """The images of one split as they are stored. Can be pickled, and read by several threads at once."""
 
     @property
@@ -47,20 +47,20 @@ class Encoded(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class LabeledImages:
     """Encoded images with the names of their classes (() where the data has none) and the files that they are from.
 
     `problems` are why training refuses it, though there are images to look at.
     """
 
-    encoded: Encoded
+    encoded: EncodedImages
     class_names: tuple[str, ...]
     files: tuple[File, ...]
     problems: tuple[UserError, ...] = ()
 
 
 @dataclass(frozen=True)
-class Found:
+class DiscoveredData:
     """What lies under a path: training images, and validation images where the data tells them apart.
 
     `named_files` says that files' names carry meaning, as folders named after classes do; `passed_over` are names of
@@ -68,42 +68,42 @@ class Found:
     """
 
     name: str
-    train: Part
-    val: Part | None
+    train: LabeledImages
+    val: LabeledImages | None
     named_files: bool = False
     passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the images of another `Encoded`, or all of them under other labels."""
+    """Some of the images of another `EncodedImages`, or all of them under other labels."""
 
-    of: Encoded
+    of: EncodedImages
     rows: np.ndarray
     labels: np.ndarray
 
     @property
     def units(self) -> np.ndarray | None:
-        """As `Encoded.units`, numbered anew."""
+        """As `EncodedImages.units`, numbered anew."""
         units = self.of.units
         return None if units is None else np.unique(units[self.rows], return_inverse=True)[1]
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
-        """As `Encoded.read`."""
+        """As `EncodedImages.read`."""
         return self.of.read([int(self.rows[row]) for row in rows])
 
     def name(self, row: int) -> str:
-        """As `Encoded.name`."""
+        """As `EncodedImages.name`."""
         return self.of.name(int(self.rows[row]))
 
 
-def subset(encoded: Encoded, chosen: np.ndarray) -> Subset:
+def subset(encoded: EncodedImages, chosen: np.ndarray) -> Subset:
     """The images where `chosen` (N,) bool says so."""
     rows = np.flatnonzero(chosen)
     return Subset(encoded, rows, encoded.labels[rows])
 
 
-def in_chunks(images: int, work: Callable[[range], T]) -> Iterator[T]:
+def map_chunks(images: int, work: Callable[[range], T]) -> Iterator[T]:
     """What `work` gives for each chunk of rows, in their order, computed by as many threads as there are cores.
 
     Threads, for Pillow lets go of Python's lock while it decodes; processes would have to be started and sent the
@@ -117,7 +117,7 @@ def in_chunks(images: int, work: Callable[[range], T]) -> Iterator[T]:
             pool.shutdown(cancel_futures=True)
 
 
-def decoded(encoded: Encoded, rows: np.ndarray, frame: Frame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def decode_rows(encoded: EncodedImages, rows: np.ndarray, frame: CropSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Decode those of the images `rows` (N,) that can be, some at a time: their places in `rows` (n,) and pixels.
 
     Pixels are (n, H, W, C) uint8. Training leaves the other images out, too, and has said so.
@@ -136,7 +136,7 @@ def decoded(encoded: Encoded, rows: np.ndarray, frame: Frame) -> Iterator[tuple[
         return places, pixels
 
     for start in range(0, len(rows), at_once):
-        chunks = list(in_chunks(min(at_once, len(rows) - start), partial(work, start)))
+        chunks = list(map_chunks(min(at_once, len(rows) - start), partial(work, start)))
         pixels = [image for _, images in chunks for image in images]
         if pixels:
             yield np.array([place for places, _ in chunks for place in places]), np.stack(pixels)
@@ -147,30 +147,30 @@ def digest(image: bytes | OSError) -> bytes:
     return hashlib.sha256(b"" if isinstance(image, OSError) else image).digest()
 
 
-def digests(encoded: Encoded) -> np.ndarray:
+def digests(encoded: EncodedImages) -> np.ndarray:
     """The SHA-256 of each image, (N,) of 32 bytes; reads them all."""
-    found = in_chunks(len(encoded.labels), lambda rows: [digest(image) for image in encoded.read(rows)])
+    found = map_chunks(len(encoded.labels), lambda rows: [digest(image) for image in encoded.read(rows)])
     return np.array([one for chunk in found for one in chunk], dtype="S32")
 
 
-def held_out(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def choose_validation(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Choose the validation images (N,) bool: a fifth of each class, those of the smallest hashes.
 
     The choice depends on the images alone, not on their order, so it stays when files are
     renamed or shuffled, and mostly stays when images are added.
     """
     chosen = np.zeros(len(labels), bool)
-    for label, count in enumerate(held_out_per_class(labels)):
+    for label, count in enumerate(validation_counts(labels)):
         members = np.flatnonzero(labels == label)
         chosen[members[np.argsort(hashes[members], kind="stable")[:count]]] = True
     return chosen
 
 
-def held_out_per_class(labels: np.ndarray) -> np.ndarray:
-    """How many images of each class `held_out` chooses."""
+def validation_counts(labels: np.ndarray) -> np.ndarray:
+    """How many images of each class `choose_validation` chooses."""
     return np.round(np.bincount(labels) * VAL_FRACTION).astype(int)
 
 
-def counted(images: int) -> str:
+def image_count(images: int) -> str:
     """So many images, in words."""
     return f"{images:,} image" + ("" if images == 1 else "s")

@@ -23,7 +23,7 @@ class TooManyPixelsError(DecodeError):
 
 
 @dataclass(frozen=True)
-class Frame:
+class CropSpec:
     """What decoded images look like: (height, width, channels).
 
     An image of another size than `cover` (height, width) is resized, as little as makes it cover that, and cut to it
@@ -42,7 +42,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageHeader:
     """What an image's header says: its size when upright, whether it is grey, its format and mode in Pillow's words."""
 
     height: int
@@ -52,7 +52,7 @@ class Look:
     mode: str
 
 
-def look(encoded: bytes | OSError) -> Look:
+def read_header(encoded: bytes | OSError) -> ImageHeader:
     """Read an image's header.
 
     Raises:
@@ -61,12 +61,12 @@ def look(encoded: bytes | OSError) -> Look:
     try:
         image = _open(encoded)
         size = image.size[::-1] if _is_turned(image) else image.size
-        return Look(size[1], size[0], image.mode in GREY_MODES, image.format or "?", image.mode)
+        return ImageHeader(size[1], size[0], image.mode in GREY_MODES, image.format or "?", image.mode)
     except Exception as error:  # broken files make Pillow raise almost anything
         raise _explain(error) from None
 
 
-def decode(encoded: bytes | OSError, frame: Frame) -> np.ndarray:
+def decode(encoded: bytes | OSError, frame: CropSpec) -> np.ndarray:
     """Pixels (H, W, C) uint8 of one image, as `frame` wants them.
 
     JPEGs are decoded at the smallest of their built-in scales that suffices; EXIF's rotation is carried out; of an

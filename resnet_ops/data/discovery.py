@@ -9,13 +9,13 @@ from resnet_ops import files
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import folders, listing, named, parquet
 from resnet_ops.data.cache import cache_folder
-from resnet_ops.data.dataset import Found
+from resnet_ops.data.dataset import DiscoveredData
 from resnet_ops.errors import UserError, did_you_mean
 
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}
 
 
-def find(config: DataConfig) -> Found:
+def discover(config: DataConfig) -> DiscoveredData:
     """What lies under the paths of `config`, or goes by their names, fit for training or not.
 
     Raises:
@@ -33,7 +33,7 @@ def find(config: DataConfig) -> Found:
     )
 
 
-def absolute(config: DataConfig) -> dict[str, object]:
+def absolute_paths(config: DataConfig) -> dict[str, object]:
     """The options that name places, as these can be found from any directory; what is no path stays as it is."""
     dirs = {name: getattr(config, name) for name in ("data_root", "cache_dir")}
     return {
@@ -49,30 +49,30 @@ def _absolute(place: str) -> str:
     return str(path.absolute()) if is_path else place
 
 
-def _find(data: str, option: str, config: DataConfig) -> Found:
+def _find(data: str, option: str, config: DataConfig) -> DiscoveredData:
     """What lies under a path, or goes by a name."""
     columns = config.image_column, config.label_column
     if data in EMBEDDED:
-        return parquet.find([EMBEDDED[data]], data, (None, None))
+        return parquet.find_parquet([EMBEDDED[data]], data, (None, None))
     if data in DATA_SETS:
-        return named.find(data, config.data_root or cache_folder(config.cache_dir) / "data")
+        return named.find_named(data, config.data_root or cache_folder(config.cache_dir) / "data")
     place = files.to_path(data)
     if not files.is_remote(place):
         place = place.expanduser()
     files.check_reachable(next(path for path in (place, *place.parents) if not has_magic(str(path))))
     try:
         if has_magic(data):
-            matched = listing.globbed(place)
+            matched = listing.expand_glob(place)
             name = _name(matched[0].absolute().parent.name) if matched else ""
-            found = parquet.find(matched, name, columns) if matched else None
+            found = parquet.find_parquet(matched, name, columns) if matched else None
         elif files.is_file(place):
-            found = parquet.find([place], _name(place.name.removesuffix(".parquet")), columns)
+            found = parquet.find_parquet([place], _name(place.name.removesuffix(".parquet")), columns)
         else:
-            inside = [path for folder in (place, place / "data") for path in files.listed(folder)]
-            tables = [path for path in inside if path.suffix == ".parquet"]
+            metadata = [path for folder in (place, place / "data") for path in files.listed(folder)]
+            tables = [path for path in metadata if path.suffix == ".parquet"]
             first = [path for path in tables if path.parent == place] or tables
             name = _name(place.name if files.is_remote(place) else place.resolve().name)
-            found = parquet.find(first, name, columns) if first else folders.find(place, name)
+            found = parquet.find_parquet(first, name, columns) if first else folders.find_folders(place, name)
     except OSError as error:
         raise UserError(f"{option} {data} cannot be read: {error.strerror}.", "Check its permissions.") from None
     if found is not None:

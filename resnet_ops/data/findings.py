@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from resnet_ops.data.dataset import SPLITS, Encoded, counted
+from resnet_ops.data.dataset import SPLITS, EncodedImages, image_count
 from resnet_ops.data.sources import NAMED
 from resnet_ops.data.survey import Survey
 from resnet_ops.formatting import size
@@ -32,7 +32,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Table:
+class FindingTable:
     """Every image of a data set.
 
     Args:
@@ -43,7 +43,7 @@ class Table:
         seen: What was seen of each image.
     """
 
-    parts: tuple[Encoded, ...]
+    parts: tuple[EncodedImages, ...]
     labels: np.ndarray
     split: np.ndarray
     class_names: tuple[str, ...]
@@ -82,7 +82,7 @@ class Repeats:
     findings: tuple[Finding, ...]
 
 
-def repeats(table: Table) -> Repeats:
+def repeats(table: FindingTable) -> Repeats:
     """Look for the same bytes twice, broken images aside."""
     good = np.flatnonzero(table.seen.sound)
     _, group, sizes = np.unique(table.seen.digests[good], return_inverse=True, return_counts=True)
@@ -101,13 +101,13 @@ def repeats(table: Table) -> Repeats:
         return some(" = ".join(_where(table, row) for row in rows) for rows in groups)
 
     findings = (
-        Finding("error", "label conflicts", f"{counted(conflicting)} with more than one label", told(conflicts))
+        Finding("error", "label conflicts", f"{image_count(conflicting)} with more than one label", told(conflicts))
         if conflicts
         else Finding("ok", "label conflicts", "no image has more than one label"),
         Finding(
             "warning",
             "in both splits",
-            f"{counted(in_both)} of the validation split also in the training split",
+            f"{image_count(in_both)} of the validation split also in the training split",
             told(shared),
         )
         if in_both
@@ -119,18 +119,18 @@ def repeats(table: Table) -> Repeats:
     return Repeats((copies[TRAIN], copies[VAL]), in_both, conflicting, findings)
 
 
-def about_broken(table: Table) -> Finding:
+def find_broken(table: FindingTable) -> Finding:
     """Images that cannot be decoded."""
     reasons = table.seen.broken
     if not reasons:
         return Finding("ok", "broken images", "all images can be decoded")
     split = [int(table.broken(split).sum()) for split in (TRAIN, VAL)]
-    found = f"{counted(len(reasons))} cannot be decoded: {split[TRAIN]:,} training, {split[VAL]:,} validation"
+    found = f"{image_count(len(reasons))} cannot be decoded: {split[TRAIN]:,} training, {split[VAL]:,} validation"
     details = some(f"{table.name(row)}: {reason}" for row, reason in reasons.items())
     return Finding("error", "broken images", found, details)
 
 
-def about_classes(table: Table) -> Iterator[Finding]:
+def find_class_problems(table: FindingTable) -> Iterator[Finding]:
     """Classes with too few images, or none, and how unequal they are."""
     names, train, val = table.class_names, table.per_class[:, TRAIN], table.per_class[:, VAL]
     here = {name: (int(t), int(v)) for name, t, v in zip(names, train, val, strict=True)}
@@ -151,22 +151,24 @@ def about_classes(table: Table) -> Iterator[Finding]:
     yield Finding("note", "imbalance", told) if times >= IMBALANCE else Finding("ok", "balance", told)
 
 
-def about_pixels(table: Table, channels: int) -> Iterator[Finding]:
+def find_pixel_problems(table: FindingTable, channels: int) -> Iterator[Finding]:
     """Colours that are lost, and images that show nothing."""
     seen = table.seen
     sound, names = seen.sound, table.name
     if channels == 1 and (colour := np.flatnonzero(sound & ~seen.grey)).size:
-        told = f"{counted(colour.size)} will be converted to grey, as the first images sampled are grey"
+        told = f"{image_count(colour.size)} will be converted to grey, as the first images sampled are grey"
         yield Finding("warning", "colours lost", told, some(map(names, colour.tolist())))
     if channels == 3 and (grey := int(seen.grey.sum())):
-        yield Finding("note", "grey images", f"{counted(grey)} in grey, {int((sound & ~seen.grey).sum()):,} in colour")
+        yield Finding(
+            "note", "grey images", f"{image_count(grey)} in grey, {int((sound & ~seen.grey).sum()):,} in colour"
+        )
     if (blank := np.flatnonzero(sound & seen.blank)).size:
         yield Finding(
-            "warning", "blank images", f"{counted(blank.size)} of a single colour", some(map(names, blank.tolist()))
+            "warning", "blank images", f"{image_count(blank.size)} of a single colour", some(map(names, blank.tolist()))
         )
 
 
-def about_room(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path | None) -> Iterator[Finding]:
+def find_memory_problems(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path | None) -> Iterator[Finding]:
     """Whether decoded images fit into this machine's memory, or are streamed, and whether into the cache."""
     told = f"decoded training images take {size(train_bytes)} of {size(memory_bytes())}"
     if streamed:
@@ -184,14 +186,14 @@ def about_room(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path
         )
 
 
-def about_passed_over(names: tuple[str, ...]) -> Finding:
+def find_skipped_files(names: tuple[str, ...]) -> Finding:
     """Files that lie there and are not read."""
     if not names:
         return Finding("ok", "other files", "none ignored")
     return Finding("note", "other files", f"{len(names):,} ignored", some(names))
 
 
-def _where(table: Table, row: int) -> str:
+def _where(table: FindingTable, row: int) -> str:
     return f"{table.name(row)} ({SPLITS[table.split[row]]}, {table.class_names[table.labels[row]]})"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from resnet_ops.data import listing
-from resnet_ops.data.dataset import VAL_NAMES, Found, Part
+from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 
@@ -34,7 +34,7 @@ class FolderImages:
         return str(self.root / self.names[row])
 
 
-def find(root: Path, name: str) -> Found | None:
+def find_folders(root: Path, name: str) -> DiscoveredData | None:
     """The images under `root`: class folders in train/ and in val/, or class folders only.
 
     A class folder of the training images without an image is a problem. torchvision refuses it as well: the class
@@ -49,28 +49,30 @@ def find(root: Path, name: str) -> Found | None:
     every = listing.find(root)
     tops = {file.name.partition("/")[0] for file in every if "/" in file.name}
     if TRAIN not in tops:
-        train = _part(root, "", every, refuse_empty=True)
-        return _found(name, train, None, every) if train else None
+        train = _folder_images(root, "", every, refuse_empty=True)
+        return _discovered(name, train, None, every) if train else None
     val = next((folder for folder in VAL_NAMES if folder in tops), None)
-    train = _part(root, f"{TRAIN}/", every, refuse_empty=True)
+    train = _folder_images(root, f"{TRAIN}/", every, refuse_empty=True)
     if train is None:
         raise UserError(f"{root / TRAIN} contains no subfolders with images.", "Create one subfolder per class in it.")
-    return _found(name, train, _part(root, f"{val}/", every) if val else None, every)
+    return _discovered(name, train, _folder_images(root, f"{val}/", every) if val else None, every)
 
 
-def _found(name: str, train: Part, val: Part | None, every: Sequence[File]) -> Found:
+def _discovered(name: str, train: LabeledImages, val: LabeledImages | None, every: Sequence[File]) -> DiscoveredData:
     read = {file.name for part in (train, val) if part for file in part.files}
     passed_over = sorted(file.name for file in every if file.name not in read and not file.name.endswith("/"))
-    return Found(name, train, val, named_files=True, passed_over=tuple(passed_over))
+    return DiscoveredData(name, train, val, named_files=True, passed_over=tuple(passed_over))
 
 
-def _part(root: Path, below: str, every: Sequence[File], *, refuse_empty: bool = False) -> Part | None:
-    inside = [file for file in every if file.name.startswith(below) and "/" in file.name.removeprefix(below)]
-    class_of = {file.name: file.name.removeprefix(below).partition("/")[0] for file in inside}
-    images = sorted((file for file in inside if is_image(file.name)), key=lambda file: file.name)
+def _folder_images(
+    root: Path, below: str, every: Sequence[File], *, refuse_empty: bool = False
+) -> LabeledImages | None:
+    metadata = [file for file in every if file.name.startswith(below) and "/" in file.name.removeprefix(below)]
+    class_of = {file.name: file.name.removeprefix(below).partition("/")[0] for file in metadata}
+    images = sorted((file for file in metadata if is_image(file.name)), key=lambda file: file.name)
     if not images:
         return None
-    classes = sorted({class_of[file.name] for file in (inside if refuse_empty else images)})
+    classes = sorted({class_of[file.name] for file in (metadata if refuse_empty else images)})
     problems = [
         UserError(
             f"{root / below / empty} contains no images, so its class cannot be learned.",
@@ -81,7 +83,7 @@ def _part(root: Path, below: str, every: Sequence[File], *, refuse_empty: bool =
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[class_of[file.name]] for file in images], np.int64)
     encoded = FolderImages(root, tuple(file.name for file in images), labels)
-    return Part(encoded, tuple(classes), tuple(images), tuple(problems))
+    return LabeledImages(encoded, tuple(classes), tuple(images), tuple(problems))
 
 
 def is_image(name: str) -> bool:

@@ -92,7 +92,7 @@ def open_to_read(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def globbed(pattern: Path) -> list[Path]:
+def expand_glob(pattern: Path) -> list[Path]:
     """The files that a path with *, ? or [ in it stands for."""
     if not files.is_remote(pattern):
         return [Path(name) for name in glob(str(pattern), recursive=True)]  # noqa: PTH207  # absolute ones too
@@ -101,7 +101,7 @@ def globbed(pattern: Path) -> list[Path]:
     return [files.to_path(f"{remote.protocol}://{key.lstrip('/')}") for key in keys]
 
 
-def stated(path: Path) -> File:
+def stat_file(path: Path) -> File:
     """One file, as `find` would tell of it.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resnet_ops.data import sampling
 from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
-from resnet_ops.data.cache import Images
+from resnet_ops.data.cache import ImageArray
 from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.sources import Source
 from resnet_ops.runs import BadImage
@@ -60,7 +60,7 @@ class DeviceImages:
     labels: Tensor
 
     @classmethod
-    def of(cls, images: Images, device: torch.device) -> "DeviceImages":
+    def of(cls, images: ImageArray, device: torch.device) -> "DeviceImages":
         """Put a decoded split where it fits."""
         pixels = torch.from_numpy(images.pixels)
         if device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
@@ -84,7 +84,7 @@ class DeviceImages:
 
     def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
         """As `Batched.in_order`."""
-        return [rows.to(self.pixels.device) for rows in sampling.in_order(len(self), batch, rank, world_size)]
+        return [rows.to(self.pixels.device) for rows in sampling.sequential(len(self), batch, rank, world_size)]
 
     def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
         """As `Batched.batches`."""
@@ -150,13 +150,13 @@ def open_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
-    tell: Callable[[str], None] = lambda _: None,
+    log_event: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """Decode a source and put it on the device, or have that done while training, as its configuration says."""
     if source.config.stream == "on":
         from resnet_ops.data.stream import StreamedImages  # imports Ray Data
 
-        streamed, validating = (StreamedImages.of(source, split, device, tell) for split in SPLITS)
+        streamed, validating = (StreamedImages.of(source, split, device, log_event) for split in SPLITS)
         mean, std = source.record.mean, source.record.std
         assert mean is not None
         assert std is not None

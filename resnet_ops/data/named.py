@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from resnet_ops import locks
-from resnet_ops.data.dataset import Found, Part
+from resnet_ops.data.dataset import DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 
@@ -33,7 +33,7 @@ class ArrayImages:
         return f"image {row} of {self.what}"
 
 
-def find(data: str, root: Path) -> Found:
+def find_named(data: str, root: Path) -> DiscoveredData:
     """CIFAR-10 or CIFAR-100 in the folder `root`, downloaded to it if it is not there.
 
     Raises:
@@ -44,7 +44,7 @@ def find(data: str, root: Path) -> Found:
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locks.alone(root / f".{data}.lock"):  # processes of one machine would unpack over each other
+        with locks.exclusive(root / f".{data}.lock"):  # processes of one machine would unpack over each other
             train, test = (kind(root, train=train, download=True) for train in (True, False))
     except (OSError, RuntimeError) as error:
         raise UserError(
@@ -53,12 +53,14 @@ def find(data: str, root: Path) -> Found:
             f"Extract {kind.base_folder} from {kind.filename} into {root}, or give the folder that contains it: "
             "--data-root.",
         ) from None
-    return Found(data, _part(data, train, kind.train_list, root), _part(data, test, kind.test_list, root))
+    return DiscoveredData(
+        data, _named_images(data, train, kind.train_list, root), _named_images(data, test, kind.test_list, root)
+    )
 
 
-def _part(data: str, split: Any, checksums: list[tuple[str, str]], root: Path) -> Part:
+def _named_images(data: str, split: Any, checksums: list[tuple[str, str]], root: Path) -> LabeledImages:
     what = f"{data}'s {'training' if split.train else 'test'} images"
     images = ArrayImages(split.data, np.asarray(split.targets, np.int64), what)
     folder = root / split.base_folder
     files = [File(folder, name, (folder / name).stat().st_size) for name, _ in checksums]
-    return Part(images, tuple(split.classes), tuple(files))
+    return LabeledImages(images, tuple(split.classes), tuple(files))

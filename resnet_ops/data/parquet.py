@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resnet_ops.data import listing
-from resnet_ops.data.dataset import VAL_NAMES, Found, Part
+from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 
@@ -121,7 +121,7 @@ def split_by_names(found: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return train, next((kind for kind in kinds if kind), [])
 
 
-def find(found: Sequence[Path], name: str, columns: tuple[str | None, str | None]) -> Found:
+def find_parquet(found: Sequence[Path], name: str, columns: tuple[str | None, str | None]) -> DiscoveredData:
     """The images in some Parquet files.
 
     Args:
@@ -135,10 +135,10 @@ def find(found: Sequence[Path], name: str, columns: tuple[str | None, str | None
         UserError: That is so for all files of a split, or the columns are not there or of other types.
     """
     train, val = split_by_names(found)
-    return Found(name, _part(train, columns), _part(val, columns) if val else None)
+    return DiscoveredData(name, _part(train, columns), _part(val, columns) if val else None)
 
 
-def _part(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> Part:
+def _part(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> LabeledImages:
     problems: list[UserError] = []
     found, groups, labels, first = [], [], [], 0
     schema = None
@@ -159,12 +159,14 @@ def _part(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> Part
             first += rows
     if not found:
         raise problems[0]
-    return Part(ParquetImages(tuple(groups), image, np.concatenate(labels)), names, tuple(found), tuple(problems))
+    return LabeledImages(
+        ParquetImages(tuple(groups), image, np.concatenate(labels)), names, tuple(found), tuple(problems)
+    )
 
 
 def _file(path: Path) -> File:
     try:
-        return listing.stated(path)
+        return listing.stat_file(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 

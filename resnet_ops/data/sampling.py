@@ -48,7 +48,7 @@ def shares_by_unit(
     return list(torch.from_numpy(mixed).split(own[rank])) if steps and own[rank] else [torch.empty(0).long()] * steps
 
 
-def in_order(count: int, batch: int, rank: int, world_size: int, contiguous: bool = False) -> list[Tensor]:
+def sequential(count: int, batch: int, rank: int, world_size: int, contiguous: bool = False) -> list[Tensor]:
     """One worker's share of `count` rows, in their order and in batches: every `world_size`-th, or contiguous ones."""
     rows = torch.arange(count)
     share = rows.tensor_split(world_size)[rank] if contiguous else rows[rank::world_size]

@@ -15,21 +15,30 @@ import numpy as np
 
 from resnet_ops import files
 from resnet_ops.config import DataConfig
-from resnet_ops.data.cache import Decoded, Images, Wanted, cache_folder, cached, decode_all, kept, key
+from resnet_ops.data.cache import (
+    DecodedImages,
+    DecodeOptions,
+    ImageArray,
+    cache_folder,
+    cached_array,
+    cached_images,
+    decode_all,
+    key,
+)
 from resnet_ops.data.dataset import (
-    Encoded,
-    Found,
-    Part,
+    DiscoveredData,
+    EncodedImages,
+    LabeledImages,
     Split,
     Subset,
-    counted,
+    choose_validation,
     digests,
-    held_out,
-    held_out_per_class,
+    image_count,
     subset,
+    validation_counts,
 )
-from resnet_ops.data.decode import DecodeError, Frame, Look, look
-from resnet_ops.data.discovery import EMBEDDED, find
+from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, read_header
+from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.fingerprint import fingerprint
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError, did_you_mean
@@ -59,7 +68,7 @@ class Source:
 
     record: DataRecord
     config: DataConfig
-    found: dict[Split, Encoded]
+    found: dict[Split, EncodedImages]
     files: tuple[File, ...]
     notes: tuple[str, ...] = ()
 
@@ -76,27 +85,27 @@ class Source:
     @cached_property
     def _held_out(self) -> np.ndarray:
         train = self.found["train"]
-        found = digests(train) if self.embedded else kept(self._cache("digests"), lambda: digests(train))
-        return held_out(found, train.labels)
+        found = digests(train) if self.embedded else cached_array(self._cache("digests"), lambda: digests(train))
+        return choose_validation(found, train.labels)
 
-    def encoded(self, split: Split) -> Encoded:
+    def encoded(self, split: Split) -> EncodedImages:
         """The images of one split as they are stored. Where validation images are held out, it reads all of them."""
         if "val" in self.found:
             return self.found[split]
         return subset(self.found["train"], self._held_out == (split == "val"))
 
-    def frame(self, split: Split) -> Frame:
+    def frame(self, split: Split) -> CropSpec:
         """What the decoded images of a split look like."""
         data = self.record
         cover = (data.stored, data.stored) if data.stored else (data.height, data.width)
         height, width = cover if split == "train" else (data.height, data.width)
-        return Frame(cover, height, width, data.channels)
+        return CropSpec(cover, height, width, data.channels)
 
-    def wanted(self, split: Split) -> Wanted:
+    def wanted(self, split: Split) -> DecodeOptions:
         """How a split is to be decoded."""
-        return Wanted(self.frame(split), self.record.class_names, self.config.on_bad_image == "fail")
+        return DecodeOptions(self.frame(split), self.record.class_names, self.config.on_bad_image == "fail")
 
-    def decoded(self, split: Split) -> Decoded:
+    def decoded(self, split: Split) -> DecodedImages:
         """One split, decoded or found decoded, without the images that cannot be.
 
         Raises:
@@ -106,9 +115,9 @@ class Source:
         wanted = self.wanted(split)
         if self.embedded:
             return decode_all(self.encoded(split), wanted, lambda shape: np.empty(shape, np.uint8))
-        return cached(self._cache(split), lambda: self.encoded(split), wanted)
+        return cached_images(self._cache(split), lambda: self.encoded(split), wanted)
 
-    def load(self, split: Split) -> Images:
+    def load(self, split: Split) -> ImageArray:
         """As `decoded`, only the images."""
         return self.decoded(split).images
 
@@ -126,10 +135,12 @@ class Source:
         train, val = self.decoded("train"), self.decoded("val")
         bad, notes = (*train.bad, *val.bad), list(self.notes)
         if bad:
-            notes.append(f"Skipped {counted(len(bad))} that cannot be decoded, first: {bad[0].name}: {bad[0].reason}.")
+            notes.append(
+                f"Skipped {image_count(len(bad))} that cannot be decoded, first: {bad[0].name}: {bad[0].reason}."
+            )
         if both := int(np.isin(val.digests, train.digests).sum()):
             notes.append(
-                f"{counted(both)} of the {len(val.images):,} in the validation split are also in the training split."
+                f"{image_count(both)} of the {len(val.images):,} in the validation split are also in the training split."
             )
         update = {
             "train_images": len(train.images),
@@ -185,10 +196,10 @@ def open_source(data: str | DataConfig) -> Source:
             a validation image is of a class that training lacks, or no image of a few can be decoded.
     """
     config = DataConfig(data=data) if isinstance(data, str) else data
-    return checked(config, find(config))
+    return validate(config, discover(config))
 
 
-def checked(config: DataConfig, found: Found) -> Source:
+def validate(config: DataConfig, found: DiscoveredData) -> Source:
     """A source of what was found.
 
     Raises:
@@ -198,7 +209,7 @@ def checked(config: DataConfig, found: Found) -> Source:
     if problems := [*train.problems, *(val.problems if val else ())]:
         raise problems[0]
     names = train.class_names or (val.class_names if val else ()) or _numbers(train, val)
-    encoded: dict[Split, Encoded] = {"train": train.encoded}
+    encoded: dict[Split, EncodedImages] = {"train": train.encoded}
     if val is not None and len(val.encoded.labels):
         encoded["val"] = _by_name(val, names, config.val_data or name)
     labels = train.encoded.labels
@@ -214,7 +225,7 @@ def checked(config: DataConfig, found: Found) -> Source:
             "Add images of another class.",
         )
     _check_classes(encoded, names)
-    val_images = len(encoded["val"].labels) if "val" in encoded else int(held_out_per_class(labels).sum())
+    val_images = len(encoded["val"].labels) if "val" in encoded else int(validation_counts(labels).sum())
     if not val_images:
         raise UserError(
             f"--data {name} is too small to hold out validation images.", "Provide at least 3 images of a class."
@@ -247,7 +258,7 @@ def sample(images: int, units: np.ndarray | None) -> np.ndarray:
     return np.sort(random.permutation(rows)[:SAMPLED])
 
 
-def streams(config: DataConfig, train_bytes: int) -> bool:
+def should_stream(config: DataConfig, train_bytes: int) -> bool:
     """Whether training decodes its images anew in each epoch; `train_bytes` are what it would keep decoded."""
     return train_bytes > memory_bytes() / 2 if config.stream == "auto" else config.stream == "on"
 
@@ -257,13 +268,13 @@ def fingerprint_of(config: DataConfig) -> str:
     return open_source(config).record.fingerprint
 
 
-def _numbers(train: Part, val: Part | None) -> tuple[str, ...]:
+def _numbers(train: LabeledImages, val: LabeledImages | None) -> tuple[str, ...]:
     """Names for classes that have none."""
     labels = np.concatenate([part.encoded.labels for part in (train, val) if part])
     return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
 
 
-def _by_name(val: Part, names: tuple[str, ...], data: str) -> Encoded:
+def _by_name(val: LabeledImages, names: tuple[str, ...], data: str) -> EncodedImages:
     """Validation images with the labels that training gives to classes of the same names.
 
     Raises:
@@ -281,7 +292,7 @@ def _by_name(val: Part, names: tuple[str, ...], data: str) -> Encoded:
     return Subset(val.encoded, np.arange(len(labels)), table[labels])
 
 
-def _check_classes(encoded: dict[Split, Encoded], names: tuple[str, ...]) -> None:
+def _check_classes(encoded: dict[Split, EncodedImages], names: tuple[str, ...]) -> None:
     if "val" in encoded and (extra := set(encoded["val"].labels.tolist()) - set(encoded["train"].labels.tolist())):
         raise _unknown(names[min(extra)], names)
 
@@ -301,7 +312,7 @@ def _check_range(data: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
         )
 
 
-def network_size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, int | None]:
+def network_size(encoded: EncodedImages, wanted: int | None) -> tuple[int, int, int, int | None]:
     """Height, width and channels for the network, and the side of the squares to store unless images stay as they are.
 
     Raises:
@@ -309,16 +320,16 @@ def network_size(encoded: Encoded, wanted: int | None) -> tuple[int, int, int, i
     """
     count = len(encoded.labels)
     rows = np.unique(np.linspace(0, count - 1, min(count, PROBED)).astype(int)).tolist()
-    seen: list[Look] = []
+    seen: list[ImageHeader] = []
     first = ""
     for row, image in zip(rows, encoded.read(rows), strict=True):
         try:
-            seen.append(look(image))
+            seen.append(read_header(image))
         except DecodeError as error:
             first = first or f"{encoded.name(row)}: {error}"
     if not seen:
         raise UserError(
-            f"None of {counted(len(rows))} sampled can be decoded. First: {first}.",
+            f"None of {image_count(len(rows))} sampled can be decoded. First: {first}.",
             "Check that these files are images.",
         )
     channels = 1 if all(one.grey for one in seen) else 3

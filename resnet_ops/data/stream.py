@@ -25,9 +25,9 @@ from torch import Tensor
 
 from resnet_ops import files
 from resnet_ops.data import sampling
-from resnet_ops.data.cache import Wanted, refuse_broken, refuse_too_many
-from resnet_ops.data.dataset import Encoded, Split
-from resnet_ops.data.decode import DecodeError, Frame, decode
+from resnet_ops.data.cache import DecodeOptions, check_broken, check_too_many
+from resnet_ops.data.dataset import EncodedImages, Split
+from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.runs import BadImage
@@ -57,21 +57,23 @@ class StreamedImages:
         broken: Those that were met, and why.
     """
 
-    encoded: Encoded
-    wanted: Wanted
+    encoded: EncodedImages
+    wanted: DecodeOptions
     device: torch.device
     labels: Tensor
     tasks: int
-    tell: Callable[[str], None]
+    log_event: Callable[[str], None]
     broken: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: Source, split: Split, device: torch.device, tell: Callable[[str], None]) -> "StreamedImages":
+    def of(
+        cls, source: Source, split: Split, device: torch.device, log_event: Callable[[str], None]
+    ) -> "StreamedImages":
         """A split of a source, decoded by as many tasks as this worker has threads: twice as many from a bucket."""
         encoded = source.encoded(split)
         labels = torch.from_numpy(encoded.labels).to(device)
         tasks = torch.get_num_threads() * (2 if files.is_remote(source.files[0].root) else 1)
-        return cls(encoded, source.wanted(split), device, labels, tasks, tell)
+        return cls(encoded, source.wanted(split), device, labels, tasks, log_event)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,7 +94,7 @@ class StreamedImages:
         return self.encoded.units if len(self) * self._image_bytes > WHOLE_BYTES else None
 
     @functools.cached_property
-    def _sent(self) -> "ray.ObjectRef[Encoded]":
+    def _sent(self) -> "ray.ObjectRef[EncodedImages]":
         return ray.put(self.encoded)
 
     @property
@@ -114,7 +116,7 @@ class StreamedImages:
 
     def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
         """One worker's share of all rows, in batches."""
-        return sampling.in_order(len(self), batch, rank, world_size, contiguous=self._units is not None)
+        return sampling.sequential(len(self), batch, rank, world_size, contiguous=self._units is not None)
 
     def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels and labels of each of `shares`, on the device; `beat` is called at the start and with each piece.
@@ -194,13 +196,13 @@ class StreamedImages:
         if broken and not self.broken:
             row, why = next(iter(broken.items()))
             if self.wanted.strict:
-                raise refuse_broken(BadImage(name=self.encoded.name(row), reason=why))
-            self.tell(
+                raise check_broken(BadImage(name=self.encoded.name(row), reason=why))
+            self.log_event(
                 f"Cannot decode {self.encoded.name(row)}: {why}. Images that cannot be decoded are replaced by others."
             )
         if broken:
             self.broken.update(broken)
-            refuse_too_many(self.encoded, self.wanted.class_names, self.broken)
+            check_too_many(self.encoded, self.wanted.class_names, self.broken)
 
 
 def _next(good: list[int], row: int) -> int:
@@ -211,7 +213,7 @@ def _next(good: list[int], row: int) -> int:
 class Pieces(Datasource):
     """Images, decoded, as Ray Data reads them: a piece a task."""
 
-    def __init__(self, encoded: "ray.ObjectRef[Encoded]", frame: Frame, pieces: Sequence[np.ndarray]) -> None:
+    def __init__(self, encoded: "ray.ObjectRef[EncodedImages]", frame: CropSpec, pieces: Sequence[np.ndarray]) -> None:
         self.encoded, self.frame, self.pieces = encoded, frame, pieces
 
     def estimate_inmemory_data_size(self) -> int:
@@ -228,7 +230,7 @@ class Pieces(Datasource):
         return ReadTask(functools.partial(decode_piece, self.encoded, self.frame, piece), metadata)
 
 
-def decode_piece(encoded: "ray.ObjectRef[Encoded]", frame: Frame, rows: np.ndarray) -> Iterator[pa.Table]:
+def decode_piece(encoded: "ray.ObjectRef[EncodedImages]", frame: CropSpec, rows: np.ndarray) -> Iterator[pa.Table]:
     """Read and decode some images: the numbers of the rows, their pixels, and why one could not be decoded."""
     pixels = np.zeros((len(rows), *frame.shape), np.uint8)
     whys: list[str | None] = [None] * len(rows)
@@ -246,9 +248,9 @@ def decode_piece(encoded: "ray.ObjectRef[Encoded]", frame: Frame, rows: np.ndarr
 
 
 @functools.lru_cache(maxsize=2)
-def fetched(encoded: "ray.ObjectRef[Encoded]") -> Encoded:
+def fetched(encoded: "ray.ObjectRef[EncodedImages]") -> EncodedImages:
     """What is behind a reference, unpickled once in each process: a million names take half a second."""
-    found: Encoded = ray.get(encoded)
+    found: EncodedImages = ray.get(encoded)
     return found
 
 

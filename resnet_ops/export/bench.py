@@ -12,9 +12,9 @@ from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime, untrusted
-from resnet_ops.export.bench_worker import Contender, contenders, work
+from resnet_ops.export.bench_worker import BenchCandidate, candidates, work
 from resnet_ops.export.config import BenchConfig
-from resnet_ops.export.metadata import Inside, Precision
+from resnet_ops.export.metadata import ModelMetadata, Precision
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
@@ -22,10 +22,10 @@ ROUNDS = 5  # the seconds of each are cut into so many turns
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """How one contender did with one batch size: seconds of each call, a list for each round; or why it did not."""
 
-    contender: Contender
+    contender: BenchCandidate
     batch: int
     rounds: tuple[tuple[float, ...], ...] = ()
     memory_bytes: int | None = None
@@ -59,10 +59,10 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasurementAndRatio:
     """A line of the table; `ratio` is images/s over those of torch eager, in the faster of its memory formats."""
 
-    measured: Measured
+    measured: Measurement
     ratio: float | None
 
 
@@ -81,7 +81,7 @@ class BenchRow(Result):
     error: str = Field(default="", exclude_if=lambda error: not error, description="Why it failed, if it did.")
 
     @classmethod
-    def of(cls, row: Row) -> "BenchRow":
+    def of(cls, row: MeasurementAndRatio) -> "BenchRow":
         """Return a line's numbers."""
         one = row.measured
         named: dict[str, Any] = {"batch": one.batch, "name": one.contender.name, "arithmetic": one.contender.arithmetic}
@@ -106,56 +106,58 @@ class BenchResult(Result):
     model: str = Field(description="Network, such as resnet20.")
     precision: Precision = Field(description="fp32, fp16 or int8.")
     provider: str = Field(description="ONNX Runtime's execution provider.")
-    inside: Inside = Field(exclude=True, description="The file's metadata.")
+    metadata: ModelMetadata = Field(exclude=True, description="The file's metadata.")
 
 
-def bench(config: BenchConfig, notice: Callable[[str], None] = lambda _: None) -> BenchResult:
+def bench(config: BenchConfig, warn: Callable[[str], None] = lambda _: None) -> BenchResult:
     """Measure a file and torch, a batch size after the other; `notice` is told what is being done.
 
     Raises:
         UserError: The file cannot be used, or ran in no way with any batch size.
     """
-    inside = untrusted.open_file(config.file)
+    metadata = untrusted.open_file(config.file)
     provider = runtime.choose_provider(config.provider)
-    everyone = contenders(config.file.absolute(), inside, provider, config.compile)
-    rows: list[Row] = []
+    everyone = candidates(config.file.absolute(), metadata, provider, config.compile)
+    rows: list[MeasurementAndRatio] = []
     for batch in config.batches:
-        rows += compare(measure(everyone, batch, config.seconds, notice))
+        rows += compare(measure(everyone, batch, config.seconds, warn))
     failed = [row.measured.error for row in rows if row.measured.contender.engine == "onnx"]
     if all(failed):
         raise UserError(f"{config.file} could not be measured: {failed[0].rstrip('.')}.", exit_code=WORK_FAILED)
     return BenchResult(
         rows=tuple(map(BenchRow.of, rows)),
         file=config.file.absolute(),
-        model=inside.model,
-        precision=inside.precision,
+        model=metadata.model,
+        precision=metadata.precision,
         provider=provider,
-        inside=inside,
+        metadata=metadata,
     )
 
 
 def measure(
-    everyone: Sequence[Contender], batch: int, seconds: float, notice: Callable[[str], None] = lambda _: None
-) -> list[Measured]:
+    everyone: Sequence[BenchCandidate], batch: int, seconds: float, warn: Callable[[str], None] = lambda _: None
+) -> list[Measurement]:
     """Measure contenders for `seconds` each, in turn, so that the machine's moods fall on all alike.
 
     One that fails while the others are loaded may have found no memory beside them: it is tried once more, alone.
     """
-    found = _race(everyone, batch, seconds, notice)
+    found = _race(everyone, batch, seconds, warn)
     if len(found) == 1:
         return found
-    return [_race([one.contender], batch, seconds, notice)[0] if one.error else one for one in found]
+    return [_race([one.contender], batch, seconds, warn)[0] if one.error else one for one in found]
 
 
-def _race(everyone: Sequence[Contender], batch: int, seconds: float, notice: Callable[[str], None]) -> list[Measured]:
+def _race(
+    everyone: Sequence[BenchCandidate], batch: int, seconds: float, warn: Callable[[str], None]
+) -> list[Measurement]:
     """Every other round goes backwards, so that none is always measured after the same one."""
     racing = []
     try:
         for contender in everyone:
-            notice(f"batch size {batch}: preparing {contender.name}")
+            warn(f"batch size {batch}: preparing {contender.name}")
             racing.append(_Racing(contender, batch))
         for turn in range(ROUNDS):
-            notice(f"batch size {batch}: measuring, round {turn + 1} of {ROUNDS}")
+            warn(f"batch size {batch}: measuring, round {turn + 1} of {ROUNDS}")
             for one in racing[:: -1 if turn % 2 else 1]:
                 one.turn(seconds / ROUNDS)
         return [one.measured() for one in racing]
@@ -164,9 +166,9 @@ def _race(everyone: Sequence[Contender], batch: int, seconds: float, notice: Cal
             one.end()
 
 
-def compare(measured: Sequence[Measured]) -> Iterator[Row]:
+def compare(measured: Sequence[Measurement]) -> Iterator[MeasurementAndRatio]:
     """One batch size's lines. Of torch eager's memory formats the faster one stays, to compare others with."""
-    fastest: dict[str, Measured] = {}
+    fastest: dict[str, Measurement] = {}
     for one in measured:
         arithmetic = one.contender.arithmetic
         if one.contender.engine == "eager" and not one.error:
@@ -175,13 +177,15 @@ def compare(measured: Sequence[Measured]) -> Iterator[Row]:
         eager = fastest.get(one.contender.arithmetic)
         if one.contender.engine == "eager" and eager not in (None, one):
             continue
-        yield Row(one, None if one.error or eager is None else one.images_per_second / eager.images_per_second)
+        yield MeasurementAndRatio(
+            one, None if one.error or eager is None else one.images_per_second / eager.images_per_second
+        )
 
 
 class _Racing:
     """A contender's process, seen from here."""
 
-    def __init__(self, contender: Contender, batch: int) -> None:
+    def __init__(self, contender: BenchCandidate, batch: int) -> None:
         self.contender, self.batch = contender, batch
         self.rounds: list[tuple[float, ...]] = []
         self.memory_bytes: int | None = None
@@ -200,9 +204,9 @@ class _Racing:
         if (took := self._hear()) is not None:
             self.rounds.append(tuple(took))
 
-    def measured(self) -> Measured:
+    def measured(self) -> Measurement:
         """What came of it."""
-        return Measured(self.contender, self.batch, tuple(self.rounds), self.memory_bytes, self.error)
+        return Measurement(self.contender, self.batch, tuple(self.rounds), self.memory_bytes, self.error)
 
     def end(self) -> None:
         """Let it go."""
@@ -226,7 +230,7 @@ class _Racing:
             return None
 
 
-def _start(contender: Contender, batch: int, theirs: Connection) -> BaseProcess:
+def _start(contender: BenchCandidate, batch: int, theirs: Connection) -> BaseProcess:
     # A server that has imported both libraries, and started nothing of theirs, is forked for each.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "onnxruntime", "resnet_ops.export.bench_worker"])

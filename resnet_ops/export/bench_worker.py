@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime
-from resnet_ops.export.metadata import Inside
+from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.machine import cores
 
 Arithmetic = Literal["fp32", "tf32", "fp16"]
@@ -26,7 +26,7 @@ SETTINGS = {"NHWC": {"prefer_nhwc": "1"}, "CUDA graph": {"enable_cuda_graph": "1
 
 
 @dataclass(frozen=True)
-class Contender:
+class BenchCandidate:
     """Something to measure.
 
     Args:
@@ -43,7 +43,7 @@ class Contender:
     name: str
     engine: Literal["onnx", "eager", "compile"]
     file: Path
-    inside: Inside
+    metadata: ModelMetadata
     provider: str
     arithmetic: Arithmetic = "fp32"
     channels_last: bool = False
@@ -64,7 +64,7 @@ class Contender:
             return partial(runtime.load(self.file, self.provider, threads=cores()).run, x.numpy())
         runtime.choose_provider("tensorrt" if self.provider == runtime.TENSORRT else "cuda")  # loads its libraries
         loaded = runtime.load(self.file, self.provider, self.cuda)
-        return _bound(loaded, x.cuda(), len(self.inside.class_names))
+        return _bound(loaded, x.cuda(), len(self.metadata.class_names))
 
     def _in_torch(self, batch: int) -> Call:
         import torch
@@ -72,25 +72,25 @@ class Contender:
         from resnet_ops.data.augment import normalise
         from resnet_ops.models import build
 
-        inside, steps = self.inside, self.inside.preprocessing
+        metadata, steps = self.metadata, self.metadata.preprocessing
         torch.set_num_threads(cores())
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.arithmetic == "tf32"
         device = torch.device("cuda" if self.on_gpu else "cpu")
         dtype = torch.float16 if self.arithmetic == "fp16" else torch.float32
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        shortcut: Any = inside.shortcut
-        classes = len(inside.class_names)
-        network = build(inside.model, num_classes=classes, in_channels=steps.channels, shortcut=shortcut)
+        shortcut: Any = metadata.shortcut
+        classes = len(metadata.class_names)
+        network = build(metadata.model, num_classes=classes, in_channels=steps.channels, shortcut=shortcut)
         network.eval().to(device, dtype).to(memory_format=layout)
         x = self._images(batch).to(device)
         top, left = steps.cut
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            if inside.input == "raw":
+            if metadata.input == "raw":
                 x = normalise(x[:, top : top + steps.height, left : left + steps.width], steps.mean, steps.std)
             found: torch.Tensor = network(x.to(dtype=dtype, memory_format=layout))
-            return found.softmax(1) if inside.output == "probabilities" else found
+            return found.softmax(1) if metadata.output == "probabilities" else found
 
         compute = torch.compile(forward, dynamic=False) if self.engine == "compile" else forward
 
@@ -107,14 +107,14 @@ class Contender:
         """Noise, as the file takes its input: on the CPU, (N, C, H, W) float32 or (N, H, W, C) uint8."""
         import torch
 
-        steps = self.inside.preprocessing
+        steps = self.metadata.preprocessing
         torch.manual_seed(0)
-        if self.inside.input == "raw":
+        if self.metadata.input == "raw":
             return torch.randint(0, 256, (batch, *steps.resize, steps.channels), dtype=torch.uint8)
         return torch.randn(batch, steps.channels, steps.height, steps.width)
 
 
-def _bound(loaded: runtime.Session, x: Any, classes: int) -> Call:
+def _bound(loaded: runtime.OnnxSession, x: Any, classes: int) -> Call:
     """Compute on tensors that are on the GPU and stay there: nothing is copied, and CUDA graphs can be replayed."""
     import numpy as np
     import torch
@@ -138,11 +138,11 @@ def _bound(loaded: runtime.Session, x: Any, classes: int) -> Call:
     return call
 
 
-def contenders(file: Path, inside: Inside, provider: str, compiled: bool) -> list[Contender]:
+def candidates(file: Path, metadata: ModelMetadata, provider: str, compiled: bool) -> list[BenchCandidate]:
     """The file, in every way of running it that may be the fastest, and torch beside it."""
-    ort = partial(Contender, engine="onnx", file=file, inside=inside, provider=provider)
-    torch = partial(Contender, file=file, inside=inside, provider=provider)
-    precision: Arithmetic = "fp16" if inside.precision == "fp16" and provider != runtime.CPU else "fp32"
+    ort = partial(BenchCandidate, engine="onnx", file=file, metadata=metadata, provider=provider)
+    torch = partial(BenchCandidate, file=file, metadata=metadata, provider=provider)
+    precision: Arithmetic = "fp16" if metadata.precision == "fp16" and provider != runtime.CPU else "fp32"
     if provider == runtime.CPU:
         made, arithmetics = [ort("ONNX Runtime")], [precision]
     elif provider == runtime.TENSORRT:
@@ -164,7 +164,7 @@ def contenders(file: Path, inside: Inside, provider: str, compiled: bool) -> lis
     return made
 
 
-def _on_cuda(ort: Callable[..., Contender], arithmetic: Any) -> list[Contender]:
+def _on_cuda(ort: Callable[..., BenchCandidate], arithmetic: Any) -> list[BenchCandidate]:
     base = dict(ORT_CUDA) | ({"use_tf32": "1"} if arithmetic == "tf32" else {})
     said = "" if arithmetic == "fp32" else f", {arithmetic}"
     variants = ((), ("NHWC",), ("CUDA graph",), ("NHWC", "CUDA graph"))
@@ -178,7 +178,7 @@ def _on_cuda(ort: Callable[..., Contender], arithmetic: Any) -> list[Contender]:
     ]
 
 
-def work(contender: Contender, batch: int, parent: Connection) -> None:
+def work(contender: BenchCandidate, batch: int, parent: Connection) -> None:
     """The process of a contender: says `(bytes of memory, None)` or `(None, why not)`, then measures when asked to.
 
     Asked with seconds, it answers with the seconds that each call took; asked with None, it ends.

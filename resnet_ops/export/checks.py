@@ -7,9 +7,9 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from resnet_ops.data.decode import Frame
-from resnet_ops.export.metadata import Inside, Preprocessing
-from resnet_ops.export.precision import bytes_an_image
+from resnet_ops.data.decode import CropSpec
+from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.precision import activation_bytes_per_image
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.memory import free_bytes
 
@@ -17,7 +17,7 @@ LARGEST_BATCH = 4096
 SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
 
 
-def check_file(file: Path, model: onnx.ModelProto, inside: Inside, opset: int | None) -> tuple[str, bool]:
+def check_file(file: Path, model: onnx.ModelProto, metadata: ModelMetadata, opset: int | None) -> tuple[str, bool]:
     """Whether it is sound ONNX of the operator set asked for, takes any batch, and is of the precision it claims."""
     onnx.checker.check_model(str(file), full_check=True)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
@@ -29,8 +29,8 @@ def check_file(file: Path, model: onnx.ModelProto, inside: Inside, opset: int | 
         f"opset {found}, expected {opset}": opset is not None and found != opset,
         f"batch size fixed at {batch.dim_value}": not batch.dim_param,
         "BatchNorm not folded": "BatchNormalization" in operators,
-        f"metadata says {inside.input} input, the graph takes other input": raw != (inside.input == "raw"),
-        f"metadata says {inside.precision}, weights are {_precision(model)}": _precision(model) != inside.precision,
+        f"metadata says {metadata.input} input, the graph takes other input": raw != (metadata.input == "raw"),
+        f"metadata says {metadata.precision}, weights are {_precision(model)}": _precision(model) != metadata.precision,
     }
     found_faults = [fault for fault, there in faults.items() if there]
     return "; ".join(
@@ -54,22 +54,22 @@ def _precision(model: onnx.ModelProto) -> str:
     return "int8" if counts["int8"] else "fp16" if counts["fp16"] else "fp32"
 
 
-def check_content(inside: Inside, checkpoint: Checkpoint) -> tuple[str, bool]:
+def check_content(metadata: ModelMetadata, checkpoint: Checkpoint) -> tuple[str, bool]:
     """Whether what it says of itself is so of the checkpoint."""
     info = checkpoint.info
     faults = {
-        "exported from another checkpoint": inside.checkpoint_sha256 != checkpoint.sha256,
-        "classes or their order differ": inside.class_names != info.class_names,
-        "preprocessing differs": inside.preprocessing != Preprocessing.of(info, inside.input),
-        f"network is {inside.model}, expected {info.model}": inside.model != info.model,
+        "exported from another checkpoint": metadata.checkpoint_sha256 != checkpoint.sha256,
+        "classes or their order differ": metadata.class_names != info.class_names,
+        "preprocessing differs": metadata.preprocessing != Preprocessing.of(info, metadata.input),
+        f"network is {metadata.model}, expected {info.model}": metadata.model != info.model,
     }
     found = [fault for fault, there in faults.items() if there]
-    return "; ".join(found) or f"{len(inside.class_names)} classes, preprocessing, checkpoint", not found
+    return "; ".join(found) or f"{len(metadata.class_names)} classes, preprocessing, checkpoint", not found
 
 
-def largest_batch(model: onnx.ModelProto, frame: Frame) -> int:
+def largest_batch(model: onnx.ModelProto, frame: CropSpec) -> int:
     """The largest power of two of images that surely fits into memory, up to `LARGEST_BATCH`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    each = bytes_an_image(model) + 8 * int(np.prod(frame.shape))
+    each = activation_bytes_per_image(model) + 8 * int(np.prod(frame.shape))
     fitting = max(1, min(LARGEST_BATCH, int(SHARE * free_bytes(device) / each)))
     return 1 << (fitting.bit_length() - 1)

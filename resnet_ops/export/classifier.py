@@ -5,10 +5,10 @@ from typing import Self
 
 import numpy as np
 
-from resnet_ops.data.decode import Frame, decode
+from resnet_ops.data.decode import CropSpec, decode
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.config import Provider
-from resnet_ops.export.metadata import Inside, Preprocessing
+from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 
 
 class Classifier:
@@ -22,30 +22,30 @@ class Classifier:
         UserError: The file is damaged or not of `resnet-ops export`, or the provider cannot be used here.
     """
 
-    inside: Inside
-    session: runtime.Session
+    metadata: ModelMetadata
+    session: runtime.OnnxSession
 
     def __init__(self, file: Path | str, provider: Provider = "auto") -> None:
         chosen, path = runtime.choose_provider(provider), Path(file).expanduser()
-        self.inside, self.session = untrusted.open_file(path), runtime.load(path, chosen)
+        self.metadata, self.session = untrusted.open_file(path), runtime.load(path, chosen)
 
     @classmethod
-    def of(cls, inside: Inside, session: runtime.Session) -> Self:
+    def of(cls, metadata: ModelMetadata, session: runtime.OnnxSession) -> Self:
         """Make one of a session that is loaded already."""
         made = cls.__new__(cls)
-        made.inside, made.session = inside, session
+        made.metadata, made.session = metadata, session
         return made
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the probabilities."""
-        return self.inside.class_names
+        return self.metadata.class_names
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> CropSpec:
         """How images are to be decoded for it: of one that takes raw pixels, as far as it would resize them."""
-        frame = self.inside.preprocessing.frame
-        return Frame(frame.cover, *frame.cover, frame.channels) if self.inside.input == "raw" else frame
+        frame = self.metadata.preprocessing.frame
+        return CropSpec(frame.cover, *frame.cover, frame.channels) if self.metadata.input == "raw" else frame
 
     def read(self, *images: Path | str) -> np.ndarray:
         """Read image files and fit them to `frame`: pixels (N, H, W, C) uint8.
@@ -61,9 +61,9 @@ class Classifier:
         Args:
             pixels: (N, H, W, C) uint8, of the size of `frame`; of any where the file takes raw pixels.
         """
-        if self.inside.input == "raw":
+        if self.metadata.input == "raw":
             return self.session.run(pixels)
-        return self.session.run(normalised(pixels, self.inside.preprocessing))
+        return self.session.run(normalised(pixels, self.metadata.preprocessing))
 
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities of the classes, (N, classes) float32.
@@ -72,12 +72,12 @@ class Classifier:
             images: Pixels (N, H, W, C) uint8, as for `run`.
         """
         found = self.run(images)
-        return found if self.inside.output == "probabilities" else softmax(found)
+        return found if self.metadata.output == "probabilities" else softmax(found)
 
     def top(self, probabilities: np.ndarray, count: int) -> list[tuple[str, float]]:
         """The `count` likeliest classes of one image (classes,), and their probabilities, the likeliest first."""
         order = np.argsort(-probabilities, kind="stable")[:count]
-        return [(self.inside.class_names[index], float(probabilities[index])) for index in order]
+        return [(self.metadata.class_names[index], float(probabilities[index])) for index in order]
 
 
 def normalised(pixels: np.ndarray, steps: Preprocessing) -> np.ndarray:

@@ -16,7 +16,7 @@ BINS = 15  # of confidence, as usual since Guo et al. 2017
 
 
 @dataclass(frozen=True)
-class Limits:
+class Tolerances:
     """How far apart a file of some precision may be from its checkpoint.
 
     Args:
@@ -30,13 +30,13 @@ class Limits:
     agreement: float
 
 
-LIMITS: dict[Precision, Limits] = {
+LIMITS: dict[Precision, Tolerances] = {
     # 20 times a clean export, 40 times less than the smallest fault (TF32, half precision). GPUs sum in another order.
-    "fp32": Limits({runtime.CPU: 1e-5, runtime.CUDA: 1e-4, runtime.TENSORRT: 1e-3}, 1e-5, 1.0),
+    "fp32": Tolerances({runtime.CPU: 1e-5, runtime.CUDA: 1e-4, runtime.TENSORRT: 1e-3}, 1e-5, 1.0),
     # Weights and activations have 11 bits: 2.3e-3 was measured. One layer's overflow is infinite, or far beyond.
-    "fp16": Limits(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 1e-2), 2e-3, 0.995),
+    "fp16": Tolerances(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 1e-2), 2e-3, 0.995),
     # 8 bits: single logits of single images move by 15 %, the mean by 0.5 %. Without calibration it is above 5 %.
-    "int8": Limits(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 0.5), 2e-2, 0.97),
+    "int8": Tolerances(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 0.5), 2e-2, 0.97),
 }
 
 

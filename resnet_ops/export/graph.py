@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import resnet_ops
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export.metadata import IMAGES, Input, Inside, Precision, Preprocessing
+from resnet_ops.export.metadata import IMAGES, Input, ModelMetadata, Precision, Preprocessing
 from resnet_ops.export.runtime import PREPROCESSING
 from resnet_ops.training.checkpoint import CheckpointInfo
 
@@ -127,9 +127,9 @@ def give_probabilities(model: onnx.ModelProto) -> None:
     output.name = PROBABILITIES
 
 
-def describe(model: onnx.ModelProto, inside: Inside) -> None:
+def describe(model: onnx.ModelProto, metadata: ModelMetadata) -> None:
     """Write into a graph what it says of itself."""
-    helper.set_model_props(model, inside.written())
+    helper.set_model_props(model, metadata.written())
 
 
 def made_by() -> str:

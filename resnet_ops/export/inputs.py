@@ -15,7 +15,7 @@ from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, PickledFileError
 
-Notice = Callable[[str], None]
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Subject:
     folder: Path
 
 
-def find(config: ExportConfig, notice: Notice) -> Subject:
+def find_checkpoint(config: ExportConfig, warn: Warn) -> Subject:
     """Find and read what `config.run` names.
 
     Raises:
@@ -46,10 +46,10 @@ def find(config: ExportConfig, notice: Notice) -> Subject:
     for option in ("classes", "image_size", "mean", "std"):
         if getattr(config, option) is not None:
             raise UserError(f"--{option.replace('_', '-')} applies only to weights trained elsewhere.", "Add --model.")
-    return of_run(config.run, config.runs_dir, notice)
+    return of_run(config.run, config.runs_dir, warn)
 
 
-def of_run(name: str, runs_dir: Path, notice: Notice) -> Subject:
+def of_run(name: str, runs_dir: Path, warn: Warn) -> Subject:
     """The best weights of a run, by its name or its folder, or those of one checkpoint file.
 
     Raises:
@@ -70,18 +70,18 @@ def of_run(name: str, runs_dir: Path, notice: Notice) -> Subject:
     run.read()
     checkpoint, refused = checkpoints.read_best(run)
     for reason in refused:
-        notice(f"Skipping a checkpoint: {reason}")
+        warn(f"Skipping a checkpoint: {reason}")
     if refused:
-        notice(f"Using {checkpoint.path.name}, the best intact checkpoint (epoch {checkpoint.info.epoch}).")
+        warn(f"Using {checkpoint.path.name}, the best intact checkpoint (epoch {checkpoint.info.epoch}).")
     return Subject(checkpoint, lambda: checkpoints.read(checkpoint.path), run, run.export)
 
 
-def beside(file: Path, sha256: str) -> Subject | None:
+def run_of(file: Path, sha256: str) -> Subject | None:
     """The checkpoint that a file in a run's folder was made of, if it is still there."""
     run = Run(file.absolute().parent.parent)
     if not files.is_file(run.record_file):
         return None
-    for path in (checkpoints.best_file(run), *checkpoints.saved(run)):
+    for path in (checkpoints.best_file(run), *checkpoints.saved_checkpoints(run)):
         try:
             checkpoint = checkpoints.read(path)
         except UserError:

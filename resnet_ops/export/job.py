@@ -16,12 +16,12 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import graph, inputs, precision, runtime, untrusted
 from resnet_ops.export.classifier import Classifier, normalised
 from resnet_ops.export.config import ExportConfig
-from resnet_ops.export.inputs import Notice, Subject
-from resnet_ops.export.metadata import Inside, Preprocessing
-from resnet_ops.export.precision import Candidate
-from resnet_ops.export.proof import Demands, Proof, ValidationResult, prove
+from resnet_ops.export.inputs import Subject, Warn
+from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.precision import QuantizationCandidate
+from resnet_ops.export.proof import Proof, ProofThresholds, ValidationResult, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import Shown, noise, show
+from resnet_ops.export.shown import ValidationImages, noise, open_validation_images
 from resnet_ops.files import Place, write_atomically
 from resnet_ops.options import as_typed
 from resnet_ops.training.checkpoint import Checkpoint
@@ -35,12 +35,12 @@ class ExportResult(ValidationResult):
     epoch: int = Field(description="Epoch of the checkpoint.")
     size_bytes: int = Field(description="Size of the file, external weights included.")
     proof: Place = Field(description="JSON file with the proof.")
-    candidates: tuple[Candidate, ...] = Field(description="The int8 quantizations that were tried.")
+    candidates: tuple[QuantizationCandidate, ...] = Field(description="The int8 quantizations that were tried.")
     kept_in_fp32: str = Field(description="What fp16 left in fp32, in words.")
 
 
 def export_onnx(
-    config: ExportConfig | Path | str, notice: Notice = lambda _: None, started_at: float | None = None
+    config: ExportConfig | Path | str, warn: Warn = lambda _: None, started_at: float | None = None
 ) -> ExportResult:
     """Export a run's best checkpoint to `export/model.onnx`, unless the proof refutes it.
 
@@ -60,22 +60,22 @@ def export_onnx(
     provider = runtime.choose_provider(config.provider)
     if config.out is not None and not config.out.absolute().parent.is_dir():
         raise UserError(f"Folder {config.out.absolute().parent} does not exist.", "Create it first.")
-    subject = inputs.find(config, notice)
+    subject = inputs.find_checkpoint(config, warn)
     info = subject.checkpoint.info
     source, is_own = inputs.images(config, subject.run, info, info.data)
     if source is None:
         if config.precision == "int8":
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
-        notice("Accuracy is not measured, as no validation images are known; add --data.")
-    shown = show(source, "val", info.class_names, config.images) if source else None
+        warn("Accuracy is not measured, as no validation images are known; add --data.")
+    shown = open_validation_images(source, "val", info.class_names, config.images) if source else None
     final = config.out or subject.folder / graph.file_name(config.precision, config.input)
     files.make_folder(final.parent, exist_ok=True)
-    model, inside, kept, candidates = _make(config, subject, source, provider)
+    model, metadata, kept, candidates = _make(config, subject, source, provider)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:  # ONNX Runtime reads disks only
         unproven = Path(folder) / final.name
-        graph.describe(model, inside)
+        graph.describe(model, metadata)
         graph.write(model, unproven)
-        demands = Demands(
+        demands = ProofThresholds(
             provider,
             config.opset,
             config.tolerance,
@@ -84,16 +84,16 @@ def export_onnx(
         )
         proof = prove(unproven, Reference(subject.reread()), shown, demands)
         if proof.validated:
-            _add_proof(unproven, inside, proof, provider)
+            _add_proof(unproven, metadata, proof, provider)
         file, proof_file, size = _publish(unproven, final, proof, subject.checkpoint, config)
     return ExportResult(
         **dict(proof),
         onnx=file,
-        precision=inside.precision,
-        input=inside.input,
+        precision=metadata.precision,
+        input=metadata.input,
         checkpoint=subject.checkpoint.path,
         total_s=time.time() - started_at,
-        inside=inside,
+        metadata=metadata,
         opset=config.opset,
         epoch=info.epoch,
         size_bytes=size,
@@ -105,22 +105,22 @@ def export_onnx(
 
 def _make(
     config: ExportConfig, subject: Subject, source: Source | None, provider: str
-) -> tuple[onnx.ModelProto, Inside, str, list[Candidate]]:
+) -> tuple[onnx.ModelProto, ModelMetadata, str, list[QuantizationCandidate]]:
     """The graph, what it says of itself, what fp16 kept in fp32, and what was tried for int8."""
     checkpoint = subject.checkpoint
     info = checkpoint.info
     model = graph.to_onnx(info, checkpoint.model, config.opset)
     steps = Preprocessing.of(info, "normalized")
-    kept, candidates, choice = "", list[Candidate](), None
+    kept, candidates, choice = "", list[QuantizationCandidate](), None
     if config.precision == "fp16":
-        some = show(source, "train", info.class_names, precision.BATCH) if source else None
+        some = open_validation_images(source, "train", info.class_names, precision.BATCH) if source else None
         pixels = _pixels(some, steps) if some else noise(precision.BATCH, steps.frame)
         model, kept = precision.to_fp16(model, normalised(pixels, steps))
         choice = kept
     elif config.precision == "int8":
         assert source is not None
         images = precision.CALIBRATION_IMAGES + precision.CHOICE_IMAGES
-        pixels = _pixels(show(source, "train", info.class_names, images), steps)
+        pixels = _pixels(open_validation_images(source, "train", info.class_names, images), steps)
         model, candidates = precision.to_int8(model, normalised(pixels, steps), provider)
         chosen = next(candidate for candidate in candidates if candidate.chosen)
         choice = f"{chosen.form}, {chosen.method}, per channel, {len(pixels) // 2} training images"
@@ -132,13 +132,13 @@ def _make(
     return model, _inside(config, subject, steps, choice), kept, candidates
 
 
-def _pixels(shown: Shown, steps: Preprocessing) -> np.ndarray:
+def _pixels(shown: ValidationImages, steps: Preprocessing) -> np.ndarray:
     return np.concatenate([pixels for pixels, _ in shown.batches(steps.frame)])
 
 
-def _inside(config: ExportConfig, subject: Subject, steps: Preprocessing, choice: str | None) -> Inside:
+def _inside(config: ExportConfig, subject: Subject, steps: Preprocessing, choice: str | None) -> ModelMetadata:
     info = subject.checkpoint.info
-    return Inside(
+    return ModelMetadata(
         class_names=info.class_names,
         preprocessing=steps,
         input=config.input,
@@ -157,18 +157,18 @@ def _inside(config: ExportConfig, subject: Subject, steps: Preprocessing, choice
     )
 
 
-def _add_proof(file: Path, inside: Inside, proof: Proof, provider: str) -> None:
+def _add_proof(file: Path, metadata: ModelMetadata, proof: Proof, provider: str) -> None:
     """Put into the file what its proof found, behind all that was proven, and see that it still answers the same.
 
     Raises:
         UserError: It does not.
     """
-    classifier = Classifier.of(inside, runtime.load(file, provider))
+    classifier = Classifier.of(metadata, runtime.load(file, provider))
     pixels = noise(2, classifier.frame)
     before = classifier.run(pixels)
-    said = inside.model_copy(update={"validation": proof.summary()}).written()["validation"]
+    said = metadata.model_copy(update={"validation": proof.summary()}).written()["validation"]
     write_atomically(file, file.read_bytes() + graph.added({"validation": said}))
-    _, told = untrusted.look_through(file)
+    _, told = untrusted.scan(file)
     after = Classifier.of(told, runtime.load(file, provider)).run(pixels)
     if not np.array_equal(before, after) or told.validation is None:
         raise UserError("The outputs changed when the proof was written into the file.", "", WORK_FAILED)

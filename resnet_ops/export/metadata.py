@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from resnet_ops.data.decode import Frame
+from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
 from resnet_ops.training.checkpoint import CheckpointInfo
 
@@ -55,9 +55,9 @@ class Preprocessing(BaseModel):
         return 1 if self.color == "grey" else 3
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> CropSpec:
         """What is cut from an image."""
-        return Frame(self.resize, self.height, self.width, self.channels)
+        return CropSpec(self.resize, self.height, self.width, self.channels)
 
     @property
     def cut(self) -> tuple[int, int]:
@@ -80,7 +80,7 @@ class Preprocessing(BaseModel):
         )
 
 
-class Inside(BaseModel):
+class ModelMetadata(BaseModel):
     """The metadata of an exported file. `validation` is what its proof found, None before."""
 
     model_config = ConfigDict(frozen=True)
@@ -103,7 +103,7 @@ class Inside(BaseModel):
     validation: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, name: str, metadata: Mapping[str, str]) -> "Inside":
+    def read(cls, name: str, metadata: Mapping[str, str]) -> "ModelMetadata":
         """Read it out of the metadata of file `name`.
 
         Raises:
@@ -115,7 +115,7 @@ class Inside(BaseModel):
         try:
             for field in cls.model_fields.keys() & metadata.keys():
                 values[field] = json.loads(metadata[field]) if field in JSON else metadata[field]
-            inside = cls.model_validate(values)
+            model_metadata = cls.model_validate(values)
         except (ValidationError, ValueError, RecursionError) as error:
             detail = str(error)
             if isinstance(error, ValidationError):
@@ -125,7 +125,7 @@ class Inside(BaseModel):
                 f"The metadata of {name} is invalid ({' '.join(detail.split())[:200]}).",
                 "Use an intact file made by `resnet-ops export`.",
             ) from None
-        return inside
+        return model_metadata
 
     def written(self) -> dict[str, str]:
         """As metadata."""

@@ -40,7 +40,7 @@ ROUNDS = 10
 
 
 @dataclass(frozen=True)
-class Candidate:
+class QuantizationCandidate:
     """One way to 8 bits, and how it did on training images that it was not calibrated on.
 
     `error` is mean |difference| / max |logit| to fp32, `agreement` the share of same top classes.
@@ -153,7 +153,9 @@ def _largest_values(model: onnx.ModelProto, x: np.ndarray) -> dict[str, float]:
     return largest
 
 
-def to_int8(model: onnx.ModelProto, x: np.ndarray, provider: str) -> tuple[onnx.ModelProto, list[Candidate]]:
+def to_int8(
+    model: onnx.ModelProto, x: np.ndarray, provider: str
+) -> tuple[onnx.ModelProto, list[QuantizationCandidate]]:
     """Static quantisation (QDQ), weights per channel, calibrated; the method and form that do best are taken.
 
     A form that is clearly faster is taken if its error is no disaster; of its methods the first that has nearly the
@@ -179,7 +181,7 @@ def to_int8(model: onnx.ModelProto, x: np.ndarray, provider: str) -> tuple[onnx.
         for form, method, _ in ways:
             some = calibration
             if method != CalibrationMethod.MinMax:
-                some = calibration[: max(BATCH, HISTOGRAM_BYTES // bytes_an_image(model))]
+                some = calibration[: max(BATCH, HISTOGRAM_BYTES // activation_bytes_per_image(model))]
             made.append(_quantized(prepared, Path(folder) / "int8.onnx", some, method, form))
     sessions = [runtime.load(one.SerializeToString(), runtime.CPU) for one in made]
     speeds = _speeds(sessions, others[:BATCH])
@@ -191,7 +193,7 @@ def to_int8(model: onnx.ModelProto, x: np.ndarray, provider: str) -> tuple[onnx.
     return made[tried.index(chosen)], [replace(one, chosen=one is chosen) for one in tried]
 
 
-def _best(candidates: list[Candidate]) -> Candidate:
+def _best(candidates: list[QuantizationCandidate]) -> QuantizationCandidate:
     smallest = min(candidate.error for candidate in candidates)
     if not np.isfinite(smallest):
         raise UserError(
@@ -238,7 +240,7 @@ def _quantized(prepared: Path, file: Path, x: np.ndarray, method: CalibrationMet
     return made
 
 
-def _speeds(sessions: list[runtime.Session], x: np.ndarray) -> list[float]:
+def _speeds(sessions: list[runtime.OnnxSession], x: np.ndarray) -> list[float]:
     """Images a second of each; in turns, so that whatever else runs slows all of them."""
     best = [float("inf")] * len(sessions)
     for _ in range(ROUNDS):
@@ -249,16 +251,16 @@ def _speeds(sessions: list[runtime.Session], x: np.ndarray) -> list[float]:
     return [len(x) / seconds for seconds in best]
 
 
-def _judged(found: np.ndarray, expected: np.ndarray, method: str, form: str, speed: float) -> Candidate:
+def _judged(found: np.ndarray, expected: np.ndarray, method: str, form: str, speed: float) -> QuantizationCandidate:
     error = float(np.abs(found - expected).mean() / max(np.abs(expected).max(), 1e-12))
-    return Candidate(method, form, float((found.argmax(1) == expected.argmax(1)).mean()), error, speed)
+    return QuantizationCandidate(method, form, float((found.argmax(1) == expected.argmax(1)).mean()), error, speed)
 
 
-def _run(session: runtime.Session, x: np.ndarray) -> np.ndarray:
+def _run(session: runtime.OnnxSession, x: np.ndarray) -> np.ndarray:
     return np.concatenate([session.run(x[start : start + BATCH]) for start in range(0, len(x), BATCH)])
 
 
-def bytes_an_image(model: onnx.ModelProto) -> int:
+def activation_bytes_per_image(model: onnx.ModelProto) -> int:
     """What all intermediate values of one image take."""
     sizes = [
         int(np.prod([dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]], dtype=np.int64))

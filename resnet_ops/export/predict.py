@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.data import listing
-from resnet_ops.data.dataset import CHUNK, in_chunks
+from resnet_ops.data.dataset import CHUNK, map_chunks
 from resnet_ops.data.decode import DecodeError, decode
 from resnet_ops.data.folders import EXTENSIONS, is_image
 from resnet_ops.errors import UserError
@@ -66,7 +66,7 @@ def predict(
         UserError: There are no images, or the file cannot be used.
     """
     started_at = started_at or time.time()
-    paths = find(config.images)
+    paths = find_images(config.images)
     classifier = Classifier(config.file, config.provider)
     began = time.monotonic()
     predictions: list[Prediction] = []
@@ -79,14 +79,14 @@ def predict(
         images=len(predictions),
         failed=sum(bool(one.error) for one in predictions),
         file=config.file.absolute(),
-        model=classifier.inside.model,
+        model=classifier.metadata.model,
         provider=classifier.session.provider,
         images_per_second=len(predictions) / (time.monotonic() - began),
         total_s=time.time() - started_at,
     )
 
 
-def find(places: Sequence[Path]) -> list[Path]:
+def find_images(places: Sequence[Path]) -> list[Path]:
     """The files that are meant: those named, and in folders, at any depth, what is called like an image.
 
     In the order in which they were named, within a folder as people count: 9.png before 10.png. None comes twice.
@@ -119,7 +119,7 @@ def each_of(classifier: Classifier, paths: Sequence[Path], top: int) -> Iterator
     ahead = max(CHUNK, AHEAD_BYTES // int(np.prod(frame.shape)) // CHUNK * CHUNK)
     for start in range(0, len(paths), ahead):
         some = paths[start : start + ahead]
-        for rows, pixels, errors in in_chunks(len(some), partial(_decode, classifier, some)):
+        for rows, pixels, errors in map_chunks(len(some), partial(_decode, classifier, some)):
             answers = iter(classifier.classify(np.stack(pixels)) if pixels else ())
             for path, error in zip(some[rows.start : rows.stop], errors, strict=True):
                 likely = () if error else classifier.top(next(answers), top)

@@ -19,10 +19,10 @@ from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.checks import check_content, check_file, largest_batch
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.comparison import LIMITS, Comparison, accuracy, calibration_error
-from resnet_ops.export.metadata import Input, Inside, Precision
+from resnet_ops.export.metadata import Input, ModelMetadata, Precision
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.resizing import compare_resizing
-from resnet_ops.export.shown import Shown, noise
+from resnet_ops.export.shown import ValidationImages, noise
 from resnet_ops.files import Place
 from resnet_ops.formatting import percent
 from resnet_ops.results import Result
@@ -32,7 +32,7 @@ SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
 
 
 @dataclass(frozen=True)
-class Check:
+class ProofCheck:
     """One attempt at refutation: what was looked at, what was found, whether it held."""
 
     name: str
@@ -46,7 +46,7 @@ class ProofReport(Result):
 
     provider: str = Field(description="ONNX Runtime's execution provider.")
     tolerance: float = Field(default=nan, description="Largest max_rel_diff that passes.")
-    checks: list[Check] = Field(default_factory=list, description="Each check: name, found, held, limit.")
+    checks: list[ProofCheck] = Field(default_factory=list, description="Each check: name, found, held, limit.")
     nodes_by_provider: dict[str, int] = Field(default_factory=dict, description="Number of nodes that each one ran.")
     images: int = Field(default=0, description="Validation images.")
     largest_batch: int = Field(default=0, description="Largest batch that was tried.")
@@ -65,7 +65,7 @@ class ProofReport(Result):
         return bool(self.checks) and all(check.held for check in self.checks)
 
     @property
-    def refuted_by(self) -> list[Check]:
+    def refuted_by(self) -> list[ProofCheck]:
         """What did not hold."""
         return [check for check in self.checks if not check.held]
 
@@ -78,7 +78,7 @@ class ValidationResult(ProofReport):
     input: Input = Field(description="normalized: floats (N, C, H, W); raw: pixels (N, H, W, C) uint8 of any size.")
     checkpoint: Place | None = Field(description="The checkpoint that it was compared with.")
     total_s: float = Field(description="Seconds from the request to this result.")
-    inside: Inside = Field(exclude=True, description="The file's metadata.")
+    metadata: ModelMetadata = Field(exclude=True, description="The file's metadata.")
 
     @computed_field(description="Whether all checks passed on a GPU.")  # type: ignore[prop-decorator]
     @property
@@ -99,7 +99,7 @@ class Proof(ProofReport):
         except Exception as error:  # whatever ONNX or ONNX Runtime raise on a faulty file refutes it
             lines = str(error).strip().splitlines() or [type(error).__name__]
             found, held = lines[0][:300], False
-        self.checks.append(Check(name, found, held, limit))
+        self.checks.append(ProofCheck(name, found, held, limit))
 
     def summary(self) -> dict[str, Any]:
         """Its numbers, without those that could not be measured, as the file itself then holds them."""
@@ -107,7 +107,7 @@ class Proof(ProofReport):
 
 
 @dataclass(frozen=True)
-class Demands:
+class ProofThresholds:
     """What a file is held to beside its own word; None where nothing is known.
 
     Args:
@@ -127,7 +127,7 @@ class Demands:
     said_accuracy: float | None = None
 
 
-def prove(file: Path, reference: Reference | None, shown: Shown | None, demands: Demands) -> Proof:
+def prove(file: Path, reference: Reference | None, shown: ValidationImages | None, demands: ProofThresholds) -> Proof:
     """Try everything against an exported file.
 
     Args:
@@ -138,21 +138,21 @@ def prove(file: Path, reference: Reference | None, shown: Shown | None, demands:
     """
     proof = Proof(provider=demands.provider)
     try:
-        model, inside = untrusted.look_through(file)
+        model, metadata = untrusted.scan(file)
         session = runtime.load(file, demands.provider)
     except UserError as error:
-        proof.checks.append(Check("file", str(error), False))
+        proof.checks.append(ProofCheck("file", str(error), False))
         return proof
-    classifier = Classifier.of(inside, session)
+    classifier = Classifier.of(metadata, session)
     proof.nodes_by_provider = session.nodes_by_provider
-    limits = LIMITS[inside.precision]
+    limits = LIMITS[metadata.precision]
     proof.tolerance = demands.tolerance or limits.largest[demands.provider]
-    proof.attempt("file", lambda: check_file(file, model, inside, demands.opset))
+    proof.attempt("file", lambda: check_file(file, model, metadata, demands.opset))
     proof.attempt("nodes", lambda: _check_nodes(session))
     if reference is not None:
-        proof.attempt("metadata", lambda: check_content(inside, reference.checkpoint))
-    if inside.input == "raw":
-        proof.attempt("resize and crop", lambda: compare_resizing(file, demands.provider, inside, shown), "2 levels")
+        proof.attempt("metadata", lambda: check_content(metadata, reference.checkpoint))
+    if metadata.input == "raw":
+        proof.attempt("resize and crop", lambda: compare_resizing(file, demands.provider, metadata, shown), "2 levels")
     proof.largest_batch = largest_batch(model, classifier.frame)
     if reference is not None:
         _try_batches(proof, classifier, reference, shown)
@@ -161,7 +161,7 @@ def prove(file: Path, reference: Reference | None, shown: Shown | None, demands:
     return proof
 
 
-def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, shown: Shown | None) -> None:
+def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, shown: ValidationImages | None) -> None:
     """Random and real pixels in batches of several sizes; the largest one repeats what fewer images gave."""
     frame, limit = classifier.frame, f"{proof.tolerance:.0e}"
     batches = sorted({*BATCHES, proof.largest_batch})
@@ -185,11 +185,11 @@ def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, sho
 
 def _expected(classifier: Classifier, reference: Reference, pixels: np.ndarray) -> np.ndarray:
     logits = reference.logits(pixels)
-    return softmax(logits) if classifier.inside.output == "probabilities" else logits
+    return softmax(logits) if classifier.metadata.output == "probabilities" else logits
 
 
 def _show_all(
-    proof: Proof, classifier: Classifier, reference: Reference | None, shown: Shown, demands: Demands
+    proof: Proof, classifier: Classifier, reference: Reference | None, shown: ValidationImages, demands: ProofThresholds
 ) -> None:
     """The validation set, through both pipelines."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -198,34 +198,34 @@ def _show_all(
             found = classifier.run(pixels).astype(np.float64)
             parts.append((_expected(classifier, reference, pixels) if reference else found, found, labels))
     except Exception as error:  # as above: the file is refuted, not the validator broken
-        proof.checks.append(Check("validation set", str(error).splitlines()[0][:300], False))
+        proof.checks.append(ProofCheck("validation set", str(error).splitlines()[0][:300], False))
         return
     expected, found, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     proof.images = len(labels)
-    probable = classifier.inside.output == "probabilities"
+    probable = classifier.metadata.output == "probabilities"
     proof.val_accuracy_onnx = accuracy(found, labels)
     if np.isfinite(found).all():
         proof.calibration_error_onnx = calibration_error(found if probable else softmax(found), labels)
     if demands.said_accuracy is not None:
         apart = abs(proof.val_accuracy_onnx - demands.said_accuracy)
         held, limit = apart <= SAME_ACCURACY, percent(SAME_ACCURACY, 1)
-        proof.checks.append(Check("accuracy as in metadata", f"differs by {percent(apart)}", held, limit))
+        proof.checks.append(ProofCheck("accuracy as in metadata", f"differs by {percent(apart)}", held, limit))
     if reference is None:
         finite = bool(np.isfinite(found).all())
-        proof.checks.append(Check("outputs", "finite" if finite else "not finite", finite))
+        proof.checks.append(ProofCheck("outputs", "finite" if finite else "not finite", finite))
         return
     proof.val_accuracy_torch = accuracy(expected, labels)
     proof.calibration_error_torch = calibration_error(expected if probable else softmax(expected), labels)
-    _judge(proof, Comparison(expected, found), classifier.inside, demands)
+    _judge(proof, Comparison(expected, found), classifier.metadata, demands)
 
 
-def _judge(proof: Proof, whole: Comparison, inside: Inside, demands: Demands) -> None:
-    limits = LIMITS[inside.precision]
+def _judge(proof: Proof, whole: Comparison, metadata: ModelMetadata, demands: ProofThresholds) -> None:
+    limits = LIMITS[metadata.precision]
     proof.max_abs_diff, proof.max_rel_diff = whole.max_abs, whole.max_rel
     proof.top1_agreement = float(whole.agrees.mean())
 
     def add(name: str, found: str, held: bool, limit: str = "") -> None:
-        proof.checks.append(Check(name, found if whole.finite else "not finite", held and whole.finite, limit))
+        proof.checks.append(ProofCheck(name, found if whole.finite else "not finite", held and whole.finite, limit))
 
     add(
         "validation set",
@@ -233,9 +233,9 @@ def _judge(proof: Proof, whole: Comparison, inside: Inside, demands: Demands) ->
         whole.max_rel <= proof.tolerance,
         f"{proof.tolerance:.0e}",
     )
-    if inside.precision != "fp32":
+    if metadata.precision != "fp32":
         add("mean difference", f"{whole.mean_rel:.1e}", whole.mean_rel <= limits.mean, f"{limits.mean:.0e}")
-    exact = inside.precision == "fp32"
+    exact = metadata.precision == "fp32"
     rounding = min(whole.max_rel, proof.tolerance) if exact else min(whole.mean_rel, limits.mean)
     counted = whole.agrees | whole.ties(rounding * whole.scale)
     needed = "" if limits.agreement == 1 else percent(limits.agreement, 1)
@@ -250,7 +250,7 @@ def _judge(proof: Proof, whole: Comparison, inside: Inside, demands: Demands) ->
         )
 
 
-def _check_nodes(session: runtime.Session) -> tuple[str, bool]:
+def _check_nodes(session: runtime.OnnxSession) -> tuple[str, bool]:
     where = session.provider.removesuffix("ExecutionProvider")
     elsewhere = session.elsewhere
     if elsewhere:

@@ -36,7 +36,7 @@ PREPROCESSING = "preprocess/"  # how the names of nodes begin that make the inpu
 
 
 @dataclass(frozen=True)
-class Node:
+class GraphNode:
     """A node of the graph, and where ONNX Runtime runs it."""
 
     name: str
@@ -45,13 +45,13 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Session:
+class OnnxSession:
     """A loaded model."""
 
     session: Any
     provider: str
     metadata: dict[str, str]
-    nodes: tuple[Node, ...]
+    nodes: tuple[GraphNode, ...]
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """What the file gives, (N, classes) float32, for its input: (N, C, H, W) float32 or (N, H, W, C) uint8.
@@ -73,7 +73,7 @@ class Session:
         return found
 
     @property
-    def elsewhere(self) -> tuple[Node, ...]:
+    def elsewhere(self) -> tuple[GraphNode, ...]:
         """Nodes that do not run where they were asked to.
 
         Of a file that takes raw pixels, the CPU may compute sizes and where to cut, as it does for every provider: a
@@ -128,7 +128,7 @@ def choose_provider(wanted: str) -> str:
     return TENSORRT if tensorrt else CUDA
 
 
-def load(model: Path | bytes, provider: str, cuda: Mapping[str, str] = CUDA_OPTIONS, threads: int = 0) -> Session:
+def load(model: Path | bytes, provider: str, cuda: Mapping[str, str] = CUDA_OPTIONS, threads: int = 0) -> OnnxSession:
     """Load a file, or one's content, on `provider`, with no way back to the CPU.
 
     Args:
@@ -156,11 +156,11 @@ def load(model: Path | bytes, provider: str, cuda: Mapping[str, str] = CUDA_OPTI
     if session.get_providers()[0] != provider:
         raise UserError(f"ONNX Runtime used {session.get_providers()[0]} instead of {provider}.", exit_code=WORK_FAILED)
     nodes = tuple(
-        Node(node.name, node.op_type, part.ep_name)
+        GraphNode(node.name, node.op_type, part.ep_name)
         for part in session.get_provider_graph_assignment_info()
         for node in part.get_nodes()
     )
-    return Session(session, provider, dict(session.get_modelmeta().custom_metadata_map), nodes)
+    return OnnxSession(session, provider, dict(session.get_modelmeta().custom_metadata_map), nodes)
 
 
 @contextlib.contextmanager

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resnet_ops.data.dataset import Encoded, Split, decoded
-from resnet_ops.data.decode import DecodeError, Frame, decode, look
+from resnet_ops.data.dataset import EncodedImages, Split, decode_rows
+from resnet_ops.data.decode import CropSpec, DecodeError, decode, read_header
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Shown:
+class ValidationImages:
     """Images of one split in their order, or some of them, and the classes that a network has for them.
 
     Args:
@@ -21,21 +21,21 @@ class Shown:
         labels: The network's class of each, (N,) int64.
     """
 
-    encoded: Encoded
+    encoded: EncodedImages
     rows: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, frame: Frame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self, frame: CropSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
-        for places, pixels in decoded(self.encoded, self.rows, frame):
+        for places, pixels in decode_rows(self.encoded, self.rows, frame):
             yield pixels, self.labels[places]
 
-    def first(self, count: int, frame: Frame) -> np.ndarray:
+    def first(self, count: int, frame: CropSpec) -> np.ndarray:
         """The first `count` images that can be decoded, over and over if there are fewer: (count, H, W, C) uint8."""
-        some = Shown(self.encoded, self.rows[: 2 * count], self.labels[: 2 * count])
+        some = ValidationImages(self.encoded, self.rows[: 2 * count], self.labels[: 2 * count])
         for pixels, _ in some.batches(frame):
             return np.asarray(pixels[np.arange(count) % len(pixels)])
         raise UserError("No image can be decoded.", "Choose others: --data.")
@@ -45,19 +45,21 @@ class Shown:
         found = []
         for image in self.encoded.read([int(row) for row in self.rows[: 2 * count]]):
             try:
-                seen = look(image)
-                found.append(decode(image, Frame((seen.height, seen.width), seen.height, seen.width, channels)))
+                seen = read_header(image)
+                found.append(decode(image, CropSpec((seen.height, seen.width), seen.height, seen.width, channels)))
             except DecodeError:
                 continue
         return found[:count]
 
 
-def noise(images: int, frame: Frame) -> np.ndarray:
+def noise(images: int, frame: CropSpec) -> np.ndarray:
     """Random pixels (images, H, W, C) uint8, the same each time."""
     return np.random.default_rng(0).integers(0, 256, (images, *frame.shape), np.uint8)
 
 
-def show(source: Source, split: Split, class_names: Sequence[str], limit: int | None = None, seed: int = 0) -> Shown:
+def open_validation_images(
+    source: Source, split: Split, class_names: Sequence[str], limit: int | None = None, seed: int = 0
+) -> ValidationImages:
     """Choose images of a data set for a network that knows `class_names`.
 
     Args:
@@ -86,4 +88,4 @@ def show(source: Source, split: Split, class_names: Sequence[str], limit: int | 
             rows = np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
         else:
             rows = np.unique(np.linspace(0, len(rows) - 1, limit).round().astype(int))
-    return Shown(encoded, rows, table[encoded.labels[rows]])
+    return ValidationImages(encoded, rows, table[encoded.labels[rows]])

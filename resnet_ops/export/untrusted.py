@@ -15,26 +15,26 @@ from google.protobuf.message import DecodeError
 
 from resnet_ops import formatting
 from resnet_ops.errors import UserError
-from resnet_ops.export.metadata import Inside
+from resnet_ops.export.metadata import ModelMetadata
 
 LARGEST_BYTES = 2**31 - 1  # what protobuf can read
 TRIAL_S = 60.0
 STANDARD = ("", "ai.onnx")
 
 
-def open_file(path: Path) -> Inside:
+def open_file(path: Path) -> ModelMetadata:
     """Look through the ONNX file at `path`, and try it on the CPU in a process of its own (0.6 s).
 
     Raises:
         UserError: It is not there, damaged, too large, not of `resnet-ops export`, or does what no export of ours does:
             operators of others, control flow, weights outside of its folder.
     """
-    _, inside = look_through(path)
+    _, metadata = scan(path)
     _try(path)
-    return inside
+    return metadata
 
 
-def look_through(path: Path) -> tuple[onnx.ModelProto, Inside]:
+def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
     """Read and check without running anything.
 
     Raises:
@@ -65,7 +65,7 @@ def look_through(path: Path) -> tuple[onnx.ModelProto, Inside]:
         metadata = {entry.key: entry.value for entry in model.metadata_props}
     except ValueError:
         raise _damaged(path, "its metadata is not text") from None
-    return model, Inside.read(path.name, metadata)
+    return model, ModelMetadata.read(path.name, metadata)
 
 
 def _damaged(path: Path, why: str) -> UserError:

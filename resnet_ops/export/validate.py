@@ -6,14 +6,14 @@ from pathlib import Path
 from resnet_ops.errors import UserError
 from resnet_ops.export import inputs, runtime, untrusted
 from resnet_ops.export.config import ValidateConfig
-from resnet_ops.export.inputs import Notice
-from resnet_ops.export.proof import Demands, ValidationResult, prove
+from resnet_ops.export.inputs import Warn
+from resnet_ops.export.proof import ProofThresholds, ValidationResult, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import show
+from resnet_ops.export.shown import open_validation_images
 
 
 def validate_onnx(
-    config: ValidateConfig | Path | str, notice: Notice = lambda _: None, started_at: float | None = None
+    config: ValidateConfig | Path | str, warn: Warn = lambda _: None, started_at: float | None = None
 ) -> ValidationResult:
     """Try to refute a file.
 
@@ -31,37 +31,37 @@ def validate_onnx(
     config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
     provider = runtime.choose_provider(config.provider)
     file = config.file.expanduser()
-    inside = untrusted.open_file(file)
+    metadata = untrusted.open_file(file)
     subject = (
-        inputs.of_run(config.checkpoint, config.runs_dir, notice)
+        inputs.of_run(config.checkpoint, config.runs_dir, warn)
         if config.checkpoint is not None
-        else inputs.beside(file, inside.checkpoint_sha256)
+        else inputs.run_of(file, metadata.checkpoint_sha256)
     )
     checkpoint = subject.checkpoint if subject else None
     source, is_own = inputs.images(
-        config, subject.run if subject else None, checkpoint.info if checkpoint else None, inside.data
+        config, subject.run if subject else None, checkpoint.info if checkpoint else None, metadata.data
     )
     if source is None:
         raise UserError(f"{file} has no data set in its metadata.", "Choose images to validate on: --data.")
     if checkpoint is None:
-        notice("Its checkpoint was not found: compared with its metadata only, not with torch.")
-    same_images = source.record.fingerprint == inside.data_fingerprint and config.images is None
-    said = (inside.validation or {}).get("val_accuracy_onnx")
-    demands = Demands(
+        warn("Its checkpoint was not found: compared with its metadata only, not with torch.")
+    same_images = source.record.fingerprint == metadata.data_fingerprint and config.images is None
+    said = (metadata.validation or {}).get("val_accuracy_onnx")
+    demands = ProofThresholds(
         provider,
         tolerance=config.tolerance,
         max_accuracy_drop=config.max_accuracy_drop / 100,
         recorded_accuracy=checkpoint.info.validated.val_accuracy if checkpoint and is_own and same_images else None,
         said_accuracy=said if isinstance(said, float) and same_images else None,
     )
-    shown = show(source, "val", inside.class_names, config.images)
+    shown = open_validation_images(source, "val", metadata.class_names, config.images)
     proof = prove(file, Reference(checkpoint) if checkpoint else None, shown, demands)
     return ValidationResult(
         **dict(proof),
         onnx=config.file.absolute(),
-        precision=inside.precision,
-        input=inside.input,
+        precision=metadata.precision,
+        input=metadata.input,
         checkpoint=checkpoint.path if checkpoint else None,
         total_s=time.time() - started_at,
-        inside=inside,
+        metadata=metadata,
     )

@@ -21,15 +21,15 @@ from resnet_ops.orchestration.placement import (
     Request,
     choose,
     choose_device,
-    here,
     refuse,
     survey,
+    this_node,
 )
 
 AUTOSCALER_WAIT_S = RECOVER_S = 600.0  # for machines, at the start or after a loss, where --wait does not say
 GRACE_S = 10.0
 LOOK_INTERVAL_S = 0.3
-Notice = Callable[[str], None]
+Warn = Callable[[str], None]
 T = TypeVar("T")
 
 
@@ -61,7 +61,7 @@ class Placement:
 
 
 @contextlib.contextmanager
-def placed(config: ClusterConfig, notice: Notice) -> Iterator[Placement]:
+def placed(config: ClusterConfig, warn: Warn) -> Iterator[Placement]:
     """Find a place for a job, and be connected to it for the length of a `with` block.
 
     Raises:
@@ -71,7 +71,7 @@ def placed(config: ClusterConfig, notice: Notice) -> Iterator[Placement]:
     set_patience(config.hang_timeout)
     address = address_of(config, config.nodes.most)
     if address == LOCAL:
-        node = here()
+        node = this_node()
         request = Request.of(config, choose_device(config, [node], "here"))
         layout = choose([node], request)
         if layout is None:
@@ -82,7 +82,7 @@ def placed(config: ClusterConfig, notice: Notice) -> Iterator[Placement]:
         nodes = survey(only_answering=True)
         request = Request.of(config, choose_device(config, nodes, "on this cluster"))
         with _growing(request, nodes) as autoscales:
-            layout = choose(nodes, request) or wait_for_room(lambda: _chosen(request), config, notice, autoscales)
+            layout = choose(nodes, request) or wait_for_room(lambda: _chosen(request), config, warn, autoscales)
             yield Placement(request, layout, local=False)
 
 
@@ -160,7 +160,7 @@ class Pool:
 
 
 @contextlib.contextmanager
-def pooled(config: ClusterConfig, share: Share, notice: Notice) -> Iterator[Pool]:
+def pooled(config: ClusterConfig, share: Share, warn: Warn) -> Iterator[Pool]:
     """Find room for trials, and be connected to it for the length of a `with` block.
 
     Raises:
@@ -170,11 +170,11 @@ def pooled(config: ClusterConfig, share: Share, notice: Notice) -> Iterator[Pool
     set_patience(config.hang_timeout)
     address = address_of(config, max(share.nodes, share.machines or 1))
     if address == LOCAL:
-        yield _pool(config, share, [here()], local=True)
+        yield _pool(config, share, [this_node()], local=True)
         return
     with connected(address):
         yield wait_for_room(
-            lambda: _pool(config, share, survey(only_answering=True), local=False), config, notice, has_autoscaler()
+            lambda: _pool(config, share, survey(only_answering=True), local=False), config, warn, has_autoscaler()
         )
 
 
@@ -237,13 +237,13 @@ def _less(node: Node, layout: Layout) -> Node:
     return replace(node, free_cpus=node.free_cpus - workers * layout.cpus, free_gpus=node.free_gpus - gpus)
 
 
-def wait_for_room(look: Callable[[], T], config: ClusterConfig, notice: Notice, autoscales: bool) -> T:
+def wait_for_room(look: Callable[[], T], config: ClusterConfig, warn: Warn, autoscales: bool) -> T:
     """Return what `look` finds, once it finds room: at once, or within the time that --wait or an autoscaler is given.
 
     Raises:
         NoRoomError: There is none in that time.
     """
-    patience = Patience((AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait, notice)
+    patience = Patience((AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait, warn)
     while True:
         try:
             return look()
@@ -254,8 +254,8 @@ def wait_for_room(look: Callable[[], T], config: ClusterConfig, notice: Notice, 
 class Patience:
     """How long room is waited for, between one look and the next."""
 
-    def __init__(self, wait_s: float, notice: Notice) -> None:
-        self.wait_s, self.notice = wait_s, notice
+    def __init__(self, wait_s: float, warn: Warn) -> None:
+        self.wait_s, self.warn = wait_s, warn
         self.since: float | None = None
         self.told = ""
 
@@ -273,7 +273,7 @@ class Patience:
             raise refusal
         if self.told != refusal.missing:
             self.told = refusal.missing
-            self.notice(f"{self.told}; waiting up to {wait_s:.0f} s.")
+            self.warn(f"{self.told}; waiting up to {wait_s:.0f} s.")
         time.sleep(LOOK_INTERVAL_S)
 
     def renew(self) -> None:

@@ -47,7 +47,7 @@ PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "
 TOO_MANY = "This exceeds --max-failures."
 
 
-class Tell(Protocol):
+class LogEvent(Protocol):
     """Told, in the controller's process, of what a user should know."""
 
     def __call__(self, what: str, kind: Literal["note", "loss"] = "note", /) -> None:
@@ -79,7 +79,7 @@ class RegroupError(Exception):
 LOST = (*DEAD, CollectiveTimeoutError, PeerLostError, NodeUnfitError)
 
 
-class Trainer(TorchTrainer):
+class ElasticTorchTrainer(TorchTrainer):
     """A TorchTrainer whose workers go where `layout` says, and later where there is room for `request`.
 
     Args:
@@ -99,7 +99,7 @@ class Trainer(TorchTrainer):
         layout: Layout,
         max_failures: int,
         recover_s: float,
-        tell: Tell,
+        log_event: LogEvent,
         run: str,
         **rest: Any,
     ) -> None:
@@ -113,12 +113,12 @@ class Trainer(TorchTrainer):
         self.run = run
         self.stopped = False
         self.policies = {
-            "scaling_policy": WhereThereIsRoom(scaling, request, recover_s, tell),
-            "failure_policy": SurviveLosses(max_failures, tell),
+            "scaling_policy": PinnedScalingPolicy(scaling, request, recover_s, log_event),
+            "failure_policy": WorkerLossPolicy(max_failures, log_event),
         }
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts["train_fn_ref"] = ByValue(parts["train_fn_ref"].get())
+        parts["train_fn_ref"] = TrainFunctionByValue(parts["train_fn_ref"].get())
         here = ray.get_runtime_context().get_node_id()  # Ray's way: the controller beside the driver
         environment = {"env_vars": get_env_vars_to_propagate() | {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
         actor = ray.remote(num_cpus=0, label_selector={NODE_LABEL: here}, runtime_env=environment)
@@ -148,7 +148,7 @@ class Trainer(TorchTrainer):
         return [*kept, cluster_kv.PlacementGroupRecorder(self.run)]
 
 
-class ByValue:
+class TrainFunctionByValue:
     """What workers run, sent in the call to each of them.
 
     Ray puts it into the object store, from where workers that replace lost ones may be told to
@@ -163,12 +163,12 @@ class ByValue:
         return self.function
 
 
-class WhereThereIsRoom(ScalingPolicy):
+class PinnedScalingPolicy(ScalingPolicy):
     """Lays the workers out on the machines that are alive and free at each start."""
 
-    def __init__(self, scaling: ScalingConfig, request: Request, recover_s: float, tell: Tell) -> None:
+    def __init__(self, scaling: ScalingConfig, request: Request, recover_s: float, log_event: LogEvent) -> None:
         super().__init__(scaling)
-        self.request, self.patience = request, Patience(recover_s, tell)
+        self.request, self.patience = request, Patience(recover_s, log_event)
         self.context: Any = None
         self.ours: dict[str, int] = {}  # workers on machines; Ray ends them only after it asked where the next ones go
         self.next: dict[str, int] = {}
@@ -196,7 +196,7 @@ class WhereThereIsRoom(ScalingPolicy):
         Raises:
             NoRoomError: There was none for too long.
         """
-        nodes = usable()
+        nodes = usable_nodes()
         layout = choose(nodes, self.request, self.ours)
         if layout is None:
             try:
@@ -221,14 +221,14 @@ class WhereThereIsRoom(ScalingPolicy):
         return self.scaling_config.max_workers
 
 
-class SurviveLosses(FailurePolicy):
+class WorkerLossPolicy(FailurePolicy):
     """Begins again after the loss of workers, `max_failures` times, and after nothing else."""
 
     def __init__(
-        self, max_failures: int, tell: Tell, leave_out: Callable[[str], None] = cluster_kv.exclude_node
+        self, max_failures: int, log_event: LogEvent, leave_out: Callable[[str], None] = cluster_kv.exclude_node
     ) -> None:
         super().__init__(FailureConfig(max_failures=max_failures))
-        self.left, self.tell, self.leave_out = max_failures, tell, leave_out
+        self.left, self.log_event, self.leave_out = max_failures, log_event, leave_out
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE."""
@@ -244,24 +244,24 @@ class SurviveLosses(FailurePolicy):
             assert isinstance(training_failed_error, WorkerGroupError)
             failures = training_failed_error.worker_failures
             if any(isinstance(failure, RegroupError) for failure in failures.values()):
-                self.tell("More nodes are available: resuming on them.")
+                self.log_event("More nodes are available: resuming on them.")
                 return FailureDecision.RETRY
             if not all(isinstance(failure, LOST) for failure in failures.values()):
                 return FailureDecision.RAISE
             if found := [failure for failure in failures.values() if isinstance(failure, NodeUnfitError)]:
                 for node in {failure.node for failure in found}:
                     self.leave_out(node)
-                self.tell(f"Excluded: {found[0].why}")
+                self.log_event(f"Excluded: {found[0].why}")
                 return FailureDecision.RETRY
-            lost = losses(failures)
+            lost = describe_losses(failures)
         self.left -= 1
         if self.left < 0:
             return FailureDecision.RAISE
-        self.tell(f"Lost: {lost}. Resuming from the last checkpoint ({self.left} more failures allowed).", "loss")
+        self.log_event(f"Lost: {lost}. Resuming from the last checkpoint ({self.left} more failures allowed).", "loss")
         return FailureDecision.RETRY
 
 
-def usable() -> list[Node]:
+def usable_nodes() -> list[Node]:
     """The machines that answer, but for those that this job has left out."""
     excluded = cluster_kv.excluded_nodes()
     return [node for node in survey(only_answering=True) if node.id not in excluded]
@@ -279,7 +279,7 @@ def failed_to_start(error: BaseException) -> bool:
     return isinstance(error, RayTaskError | RuntimeError) and is_about_a_peer(error)
 
 
-def losses(failures: Mapping[int, BaseException]) -> str:
+def describe_losses(failures: Mapping[int, BaseException]) -> str:
     """Which workers were lost and why, in one line: those that died, or else one that the others miss."""
     if not failures:  # NCCL's own word, which names nobody
         return "workers waiting for each other"
@@ -304,7 +304,7 @@ def explain(error: TrainingFailedError) -> BaseException:
         if isinstance(failure, UserError):
             return failure
     if all(isinstance(failure, LOST) for failure in failures.values()):
-        return PausedError(f"Lost: {losses(failures)}.", TOO_MANY, exit_code=WORK_FAILED)
+        return PausedError(f"Lost: {describe_losses(failures)}.", TOO_MANY, exit_code=WORK_FAILED)
     own = {rank: f for rank, f in failures.items() if not isinstance(f, LOST)}
     return own[min(own)]
 

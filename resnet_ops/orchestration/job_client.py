@@ -74,7 +74,7 @@ def connect(address: str) -> Any:
     import_ray()
     client_class = job_client_class(TIMEOUT_S)
     # The variables win over the argument there (2.60); what was asked for here must win.
-    with explained(address), _environment(ADDRESS_VARIABLE, address):
+    with explain_errors(address), _environment(ADDRESS_VARIABLE, address):
         return client_class(address, headers=headers)
 
 
@@ -106,7 +106,7 @@ _TOKEN = (
 
 
 @contextlib.contextmanager
-def explained(address: str) -> Iterator[None]:
+def explain_errors(address: str) -> Iterator[None]:
     """Turn what Ray's client raises within a `with` block into a `UserError`."""
     import requests
     from aiohttp import ClientError, WSServerHandshakeError

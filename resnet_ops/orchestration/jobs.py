@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 
 import resnet_ops
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
-from resnet_ops.orchestration.job_client import UnreachableError, connect, explained
+from resnet_ops.orchestration.job_client import UnreachableError, connect, explain_errors
 from resnet_ops.orchestration.milestones import SUBMITTER, milestone
 from resnet_ops.orchestration.packaging import shippable_code
 from resnet_ops.orchestration.ray_internals import server_version
@@ -85,7 +85,7 @@ class JobServer:
     def submit(self, job_id: str, arguments: list[str], run: str, environment: dict[str, str] | None = None) -> None:
         """Submit `resnet-ops` with these arguments, run by the code in hand, in the cluster's environment and this."""
         self._check_version()
-        with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, explained(self.address):
+        with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, explain_errors(self.address):
             self._client.submit_job(
                 # exec: or a shell would stand between the signals and the command. The safe path: or a
                 # resnet_ops/ in the directory that the cluster was started in would go before what is shipped.
@@ -116,13 +116,13 @@ class JobServer:
 
     def jobs(self) -> list[Job]:
         """All jobs that were submitted to the cluster, the newest first."""
-        with explained(self.address):
+        with explain_errors(self.address):
             found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(found, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC), reverse=True)
 
     def job(self, job_id: str) -> Job:
         """What became of a job."""
-        with explained(self.address):
+        with explain_errors(self.address):
             return _job(self._client.get_job_info(job_id))
 
     def find(self, name: str) -> Job:
@@ -153,7 +153,7 @@ class JobServer:
             if job.run is None or "begun" in map(milestone, self.log(job_id).splitlines()):
                 break
             time.sleep(0.5)
-        with explained(self.address):
+        with explain_errors(self.address):
             self._client.stop_job(job_id)
 
     def stop(self, job_id: str, timeout_s: float) -> Job:
@@ -176,7 +176,7 @@ class JobServer:
 
     def log(self, job_id: str) -> str:
         """The job's log so far: its stdout and stderr, in one."""
-        with explained(self.address):
+        with explain_errors(self.address):
             return str(self._client.get_job_logs(job_id))
 
     def follow(self, log: "Log", on_line: Callable[[str], None], patience_s: float = 120) -> Job:
@@ -231,7 +231,7 @@ class JobServer:
                 if (await asyncio.to_thread(self.job, log.job_id)).is_over:
                     return
                 log.heard_at = time.monotonic()
-            with explained(self.address):
+            with explain_errors(self.address):
                 piece = coming.result()
             if piece is None:
                 return

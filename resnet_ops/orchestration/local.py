@@ -43,7 +43,7 @@ EVERY_NODE = (
     "--num-gpus=0", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
     "--include-log-monitor=False", "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}",
 )  # fmt: skip
-Tell = Callable[[str], None]
+LogEvent = Callable[[str], None]
 
 
 class LocalConfig(Config):
@@ -69,7 +69,7 @@ class LocalCluster:
 
     def processes(self) -> list[int]:
         """The ids of its living processes."""
-        return process_tree.living(f"{MARK}={self.mark}")
+        return process_tree.find_processes(f"{MARK}={self.mark}")
 
 
 class UpResult(Result):
@@ -97,7 +97,7 @@ def state_file() -> Path:
     return Path(home) / "resnet-ops" / "local-cluster.json"
 
 
-def up(config: LocalConfig, tell: Tell) -> UpResult:
+def up(config: LocalConfig, log_event: LogEvent) -> UpResult:
     """Start a cluster; if that fails or is interrupted, nothing stays.
 
     Args:
@@ -122,7 +122,7 @@ def up(config: LocalConfig, tell: Tell) -> UpResult:
         cluster = LocalCluster(uuid.uuid4().hex, folder, config.nodes, config.cpus_per_node)
         try:
             _write(cluster)  # first of all, so that `down` finds what a killed `up` has started
-            cluster = _start(cluster, tell)
+            cluster = _start(cluster, log_event)
         except BaseException:
             _end(cluster)
             raise
@@ -168,8 +168,8 @@ def _is_found(cluster: LocalCluster) -> bool:
     return False
 
 
-def _start(cluster: LocalCluster, tell: Tell) -> LocalCluster:
-    tell("Starting the head")
+def _start(cluster: LocalCluster, log_event: LogEvent) -> LocalCluster:
+    log_event("Starting the head")
     dashboard_port = _free_port(DASHBOARD_PORT)
     head = _begin(
         cluster,
@@ -184,7 +184,7 @@ def _start(cluster: LocalCluster, tell: Tell) -> LocalCluster:
     _finish(cluster, {"head": head})
     address = Path(cluster.folder, "head", "ray_current_cluster").read_text().strip()
     cluster = replace(cluster, address=address, dashboard=f"http://127.0.0.1:{dashboard_port}")
-    tell(f"Starting {cluster.nodes} nodes")
+    log_event(f"Starting {cluster.nodes} nodes")
     names = [f"node-{number}" for number in range(1, cluster.nodes + 1)]
     options = (f"--address={address}", f"--num-cpus={cluster.cpus_per_node}")
     _finish(cluster, {name: _begin(cluster, name, *options) for name in names})
@@ -253,7 +253,7 @@ def _log(cluster: LocalCluster, name: str) -> Path:
 
 def _end(cluster: LocalCluster) -> None:
     """Kill what carries the cluster's mark, and remove its traces; what is gone already is no mistake."""
-    left = process_tree.end(f"{MARK}={cluster.mark}")
+    left = process_tree.end_processes(f"{MARK}={cluster.mark}")
     if left:
         raise UserError(
             f"Processes of the local cluster cannot be killed: {', '.join(map(str, left))}.",

@@ -14,7 +14,7 @@ from resnet_ops.orchestration.ray_internals import TorchBackend
 SIOCGIFADDR = 0x8915  # netdevice(7): the IPv4 address of a network interface
 
 
-class OneNetwork(TorchConfig):
+class GlooInterfaceConfig(TorchConfig):
     """Ray's set-up of the process group, with gloo bound to each machine's own network.
 
     Left alone gloo looks its machine's name up and listens there. Debian and Ubuntu give the name

@@ -182,7 +182,7 @@ def refuse(
     return refusal
 
 
-def here() -> Node:
+def this_node() -> Node:
     """This machine, as a cluster of one."""
     return Node("", socket.gethostname(), cores(), gpus(), cores(), gpus())
 

@@ -13,7 +13,7 @@ TERM_S, KILL_S = 1.0, 10.0  # raylets that lose their head wait for minutes
 LOOK_INTERVAL_S = 0.05
 
 
-def living(mark: str) -> list[int]:
+def find_processes(mark: str) -> list[int]:
     """The ids of the living processes with `mark` (NAME=VALUE) and their children, as far as they may be looked at."""
     parents: dict[int, int] = {}
     ours: set[int] = set()
@@ -30,11 +30,11 @@ def living(mark: str) -> list[int]:
     return sorted(ours)
 
 
-def end(mark: str) -> list[int]:
+def end_processes(mark: str) -> list[int]:
     """Ask the processes with `mark` to end, kill those that do not, and return those that cannot be killed."""
     for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
         deadline, told = time.monotonic() + patience_s, set[int]()
-        while (left := living(mark)) and time.monotonic() < deadline:
+        while (left := find_processes(mark)) and time.monotonic() < deadline:
             for pid in left:
                 if number == signal.SIGKILL or pid not in told:
                     _signal(mark, pid, number)
@@ -48,7 +48,7 @@ def _signal(mark: str, pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(OSError):
         handle = os.pidfd_open(pid)
         try:
-            if pid in living(mark):
+            if pid in find_processes(mark):
                 signal.pidfd_send_signal(handle, number)
         finally:
             os.close(handle)

@@ -19,7 +19,7 @@ DRIVER = "driver"
 
 
 @contextmanager
-def asked(
+def ask_nodes(
     nodes: Sequence[Node], folder: Path, look: Callable[..., Any], *arguments: Any
 ) -> Iterator[Callable[[], dict[Node, Any]]]:
     """Have every machine write into `folder` and look at something, while this process does other things.
@@ -39,18 +39,18 @@ def asked(
     place = folder / f".seen-by-{secrets.token_hex(4)}"
     try:
         files.make_folder(place)
-        write_word(place, DRIVER)
+        write_marker(place, DRIVER)
     except OSError as error:
         raise _unwritable(folder, error.strerror) from None
     except PausedError as error:
         raise error.copy_with(exit_code=BAD_REQUEST) from None
     try:
-        first = _start(nodes, write_and_look, folder, place, look, arguments)
+        first = _start(nodes, write_and_read, folder, place, look, arguments)
 
         def finish() -> dict[Node, Any]:
             answers = _collect(first)
             wanted = {DRIVER, *(node.id for node in nodes)}
-            for node, words in _collect(_start(nodes, read_words, place)).items():
+            for node, words in _collect(_start(nodes, read_markers, place)).items():
                 if missing := wanted - words:
                     writers = sorted("this machine" if m == DRIVER else _name(nodes, m) for m in missing)
                     raise _unseen(folder, f"{node.name} does not see files written there by {', '.join(writers)}")
@@ -90,14 +90,14 @@ def _collect(pending: dict[Node, Any]) -> dict[Node, Any]:
     return answers
 
 
-def write_and_look(folder: Path, place: Path, look: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def write_and_read(folder: Path, place: Path, look: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """On a machine: write its id, if what the driver wrote is to be seen, and look."""
     import ray
 
     try:
-        if DRIVER not in read_words(place):
+        if DRIVER not in read_markers(place):
             raise _unseen(folder, "files written by the driver are not visible")
-        write_word(place, ray.get_runtime_context().get_node_id())
+        write_marker(place, ray.get_runtime_context().get_node_id())
     except OSError as error:
         raise _unseen(folder, f"it cannot be read ({error.strerror})") from None
     except PausedError as error:
@@ -105,12 +105,12 @@ def write_and_look(folder: Path, place: Path, look: Callable[..., Any], argument
     return look(*arguments)
 
 
-def write_word(place: Path, word: str) -> None:
+def write_marker(place: Path, word: str) -> None:
     """Write a file called `word`, down to the disk."""
     files.write_atomically(place / word, word.encode())
 
 
-def read_words(place: Path) -> set[str]:
+def read_markers(place: Path) -> set[str]:
     """Whose words are to be read here."""
     words = set()
     for file in files.listed(place):

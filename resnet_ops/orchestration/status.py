@@ -41,7 +41,7 @@ class Totals(Result):
     free_gpus: float
 
 
-class Fit(Result):
+class LargestJob(Result):
     """The largest job: workers on each of so many machines."""
 
     device: Device
@@ -75,11 +75,11 @@ class ClusterStatus(Result):
     address: str = Field(description="HOST:PORT.")
     nodes: tuple[NodeStatus, ...] = Field(description="Its machines.")
     totals: Totals = Field(description="What the living machines have together.")
-    fits: Fit | None = Field(description="The largest job that there is room for now.")
+    fits: LargestJob | None = Field(description="The largest job that there is room for now.")
     running: tuple[Driver, ...] = Field(description="The commands that work on it.")
 
 
-def look(address: str) -> ClusterStatus:
+def read_status(address: str) -> ClusterStatus:
     """Look at the cluster at `address` ('auto' or host:port).
 
     Raises:
@@ -100,7 +100,7 @@ def look(address: str) -> ClusterStatus:
             address=address,
             nodes=tuple(sorted(seen, key=lambda one: (one.state, one.name))),
             totals=_totals(living),
-            fits=largest(living),
+            fits=largest_job(living),
             running=_drivers(),
         )
 
@@ -134,20 +134,20 @@ def _drivers() -> tuple[Driver, ...]:
     )
 
 
-def largest(nodes: Iterable[Node]) -> Fit | None:
+def largest_job(nodes: Iterable[Node]) -> LargestJob | None:
     """The largest job that there is room for: most GPUs, else most CPU machines; None where there is no room."""
     nodes = tuple(nodes)
     fits = []
     for gpus in range(1, int(max((node.gpus for node in nodes), default=0)) + 1):
         layout = choose(nodes, Request("cuda", 1, len(nodes), gpus))
         if layout is not None:
-            fits.append(Fit(device="cuda", nodes=len(layout.on), workers_per_node=gpus))
+            fits.append(LargestJob(device="cuda", nodes=len(layout.on), workers_per_node=gpus))
     if fits:
         return max(fits, key=lambda fit: (fit.nodes * fit.workers_per_node, fit.workers_per_node))
     layout = choose(nodes, Request("cpu", 1, len(nodes))) if nodes else None
     if layout is None:
         return None
-    return Fit(device="cpu", nodes=len(layout.on), workers_per_node=layout.workers // len(layout.on))
+    return LargestJob(device="cpu", nodes=len(layout.on), workers_per_node=layout.workers // len(layout.on))
 
 
 def _count(number: int, what: str) -> str:

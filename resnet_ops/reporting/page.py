@@ -52,7 +52,7 @@ class Picture:
             return style.to_png(chart, dpi=300), style.to_svg_file(chart, self.name)
 
 
-def together(pictures: list[Picture]) -> bytes:
+def join_pictures(pictures: list[Picture]) -> bytes:
     """All of them below each other, as PNG."""
     with style.applied():
         chart = style.figure(max(p.width for p in pictures), sum(p.height + 0.4 for p in pictures))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from resnet_ops.data.augment import normalise
-from resnet_ops.data.dataset import decoded
+from resnet_ops.data.dataset import decode_rows
 from resnet_ops.data.decode import decode
 from resnet_ops.data.loader import EVAL_BATCH
 from resnet_ops.data.sources import Source, open_source
@@ -96,7 +96,7 @@ def _whole(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]
 def _streamed(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
     encoded, frame = source.encoded("val"), source.frame("val")
     labels = encoded.labels
-    parts = decoded(encoded, np.arange(len(labels)), frame)
+    parts = decode_rows(encoded, np.arange(len(labels)), frame)
     batches = (batch for rows, pixels in parts for batch in _cut(rows, pixels, labels[rows]))
     return batches, lambda row: decode(encoded.read([row])[0], frame)
 

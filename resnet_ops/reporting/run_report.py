@@ -31,7 +31,7 @@ SMALL, THUMBNAIL = 64, 128  # sides in pixels: of images shown as they are, of t
 
 
 @dataclass(frozen=True)
-class Reported:
+class ReportFile:
     """A run as the report shows it; `missing` says why there are no predictions."""
 
     run: Run
@@ -42,7 +42,7 @@ class Reported:
     proofs: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, run: Run) -> "Reported":
+    def read(cls, run: Run) -> "ReportFile":
         """Read a run, and let its best weights judge its validation images.
 
         Raises:
@@ -124,7 +124,7 @@ class ReportResult(Result):
 def write(
     runs: Sequence[Run],
     output: Path,
-    notice: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
     started_at: float | None = None,
 ) -> ReportResult:
     """Write the report on `runs` into the file `output`.
@@ -144,10 +144,10 @@ def write(
         raise UserError(
             f"{output} cannot be written: its folder does not exist, or it is a folder itself.", "Give a file name: -o."
         )
-    found = [Reported.read(run) for run in runs]
+    found = [ReportFile.read(run) for run in runs]
     for one in found:
         if one.missing:
-            notice(f"The report has no predictions of {one.run.name}: {one.missing}")
+            warn(f"The report has no predictions of {one.run.name}: {one.missing}")
     trainings = [(one.run.name, one.epochs) for one in found]
     with style.applied():
         curves = learning(trainings, min(one.record.data.val_images for one in found))
@@ -155,7 +155,7 @@ def write(
             "found": found,
             "verdict": verdict(found),
             "curves": (curves, curves.svg()) if any(one.epochs for one in found) else None,
-            "differing": differing(found),
+            "differing": configuration_differences(found),
             "sections": [_section(number, one) for number, one in enumerate(found, start=1)],
         }
     content = page.render("report.html.j2", **values)
@@ -168,7 +168,7 @@ def write(
     )
 
 
-def verdict(found: Sequence[Reported]) -> str:
+def verdict(found: Sequence[ReportFile]) -> str:
     """Which run is best and by how much, in a sentence or two that say no more than the numbers do."""
     scored = [(one.best.val_accuracy, one) for one in found if one.best]
     if not scored:
@@ -192,7 +192,7 @@ def verdict(found: Sequence[Reported]) -> str:
     )
 
 
-def differing(found: Sequence[Reported]) -> dict[str, list[Any]]:
+def configuration_differences(found: Sequence[ReportFile]) -> dict[str, list[Any]]:
     """The options that the runs do not share, and each run's value."""
     configs = [one.record.config.model_dump(mode="json", exclude={"name", "runs_dir"}) for one in found]
     values = {name: [config[name] for config in configs] for name in configs[0]}
@@ -200,7 +200,7 @@ def differing(found: Sequence[Reported]) -> dict[str, list[Any]]:
 
 
 @dataclass(frozen=True)
-class ClassRow:
+class ClassMetrics:
     """How one class fares."""
 
     name: str
@@ -210,7 +210,7 @@ class ClassRow:
     taken_for: str
 
 
-def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[ClassRow]:
+def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[ClassMetrics]:
     """What of each class is found, the worst first.
 
     Args:
@@ -224,7 +224,7 @@ def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[ClassRow]:
         other = int(wrong.argmax())
         taken = f"{class_names[other]} ({wrong[other]})" if wrong[other] else ""
         rows.append(
-            ClassRow(name, images, right / images if images else None, right / claimed if claimed else None, taken)
+            ClassMetrics(name, images, right / images if images else None, right / claimed if claimed else None, taken)
         )
     return sorted(rows, key=lambda row: (row.recall is None, row.recall))
 
@@ -266,7 +266,7 @@ def _thumbnail(predictions: Predictions, n: int) -> Thumbnail:
     return Thumbnail(source, small, true, predicted, float(predictions.confidence[n]))
 
 
-def _section(number: int, one: Reported) -> dict[str, Any]:
+def _section(number: int, one: ReportFile) -> dict[str, Any]:
     """What is said of one run alone."""
     record, predictions = one.record, one.predictions
     judged: dict[str, Any] | None = None

@@ -9,7 +9,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
 from resnet_ops.runs import Epoch, RunRecord
 from resnet_ops.significance import differs, standard_error
-from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, TrialStatus, answer
+from resnet_ops.tuning.results import Search, SearchRecord, Selection, Trial, TrialStatus, select
 
 KINDS = {"plain": "plain", "resnet": "residual"}  # in the order of panels
 
@@ -18,24 +18,24 @@ NETWORK = ("model", "family", "depth", "lr")  # which have pictures of their own
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchData:
     """All there is of a search at some moment; `curves` are the epochs of each trial, by its id."""
 
     record: SearchRecord
     trials: list[Trial]
     curves: dict[int, list[Epoch]]
-    answer: Answer | None
+    answer: Selection | None
     best_run: RunRecord | None  # of the answer's trial
 
     @classmethod
-    def read(cls, search: Search) -> "Found":
+    def read(cls, search: Search) -> "SearchData":
         """Read it.
 
         Raises:
             UserError: There is no search, or a file of it is damaged.
         """
         record, trials = search.read(), search.trials()
-        best = answer(trials, record.data.val_images)
+        best = select(trials, record.data.val_images)
         best_run = None
         if best is not None:
             try:

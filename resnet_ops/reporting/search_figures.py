@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from resnet_ops.formatting import duration, percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.search_data import KINDS, Found, deviation, error, kind_of, verdict
+from resnet_ops.reporting.search_data import KINDS, SearchData, deviation, error, kind_of, verdict
 from resnet_ops.tuning.results import Trial, TrialStatus
 
 WIDTH = 8.4
@@ -25,7 +25,7 @@ ERROR = "validation error"
 NONE_YET = "No trial has been validated yet."
 
 
-def pictures(found: Found) -> list[Picture]:
+def pictures(found: SearchData) -> list[Picture]:
     """The pictures of a search, in the order of a page."""
     if not found.scored:
         return [landscape(found)]
@@ -33,7 +33,7 @@ def pictures(found: Found) -> list[Picture]:
     return [*made, options(found)] if found.others else made
 
 
-def landscape(found: Found) -> Picture:
+def landscape(found: SearchData) -> Picture:
     """Depth against learning rate, the error as colour."""
     x, name = _across(found)
     of = {"lr": "learning rate", "": "trial"}.get(name, name.replace("_", " "))
@@ -57,7 +57,7 @@ def landscape(found: Found) -> Picture:
     )
 
 
-def curves(found: Found) -> Picture:
+def curves(found: SearchData) -> Picture:
     """Error over epochs, a line for each trial."""
     rows = "; ".join(
         f"trial {t.id} ({t.model}, {t.status}): "
@@ -78,7 +78,7 @@ def curves(found: Found) -> Picture:
     )
 
 
-def by_depth(found: Found) -> Picture:
+def by_depth(found: SearchData) -> Picture:
     """Error, parameters and time of the best trial of each depth."""
     rows = "; ".join(
         f"{t.model}: {percent(error(t))} ± {percent(deviation(t, found.images))}, {t.parameters:,} parameters, "
@@ -99,7 +99,7 @@ def by_depth(found: Found) -> Picture:
     )
 
 
-def options(found: Found) -> Picture:
+def options(found: SearchData) -> Picture:
     """Error against each other option that was searched."""
     rows = "; ".join(
         f"{name}: best {percent(error(best[-1]))} at {_written(best[-1].options[name])}"
@@ -117,7 +117,7 @@ def options(found: Found) -> Picture:
     )
 
 
-def _landscape(found: Found, x: Callable[[Trial], Any], of: str, name: str, part: FigureBase) -> None:
+def _landscape(found: SearchData, x: Callable[[Trial], Any], of: str, name: str, part: FigureBase) -> None:
     panels = _panels(part, found)
     if not found.trials:
         style.nothing(panels["resnet"], NONE_YET)
@@ -155,7 +155,7 @@ def _landscape(found: Found, x: Callable[[Trial], Any], of: str, name: str, part
     style.legend(part, [*_status_keys(found.trials), *_answer_key(found)], "outside lower center", columns=5)
 
 
-def _curves(found: Found, part: FigureBase) -> None:
+def _curves(found: SearchData, part: FigureBase) -> None:
     panels = _panels(part, found)
     colors = dict(zip(found.depths, style.step_colors(len(found.depths)), strict=True))
     shown = [trial for trial in [*found.trials] if found.curves[trial.id]]
@@ -192,7 +192,7 @@ def _curves(found: Found, part: FigureBase) -> None:
     style.legend(part, keys, "outside right upper", columns=1)
 
 
-def _by_depth(found: Found, part: FigureBase) -> None:
+def _by_depth(found: SearchData, part: FigureBase) -> None:
     panels = part.subplots(1, 3, squeeze=False)[0]
     bests = {kind: found.bests(kind) for kind in found.kinds}
     every = [trial for trials in bests.values() for trial in trials]
@@ -224,7 +224,7 @@ def _by_depth(found: Found, part: FigureBase) -> None:
     style.legend(part, [*keys, *_answer_key(found, style.INK)], "outside lower center", columns=4)
 
 
-def _options(found: Found, part: FigureBase) -> None:
+def _options(found: SearchData, part: FigureBase) -> None:
     columns = min(3, max(len(found.others), 2))
     grid = part.subplots(math.ceil(len(found.others) / columns), columns, squeeze=False, sharey=True)
     colors = dict(zip(found.depths, style.step_colors(len(found.depths)), strict=True))
@@ -259,7 +259,7 @@ def _places(values: Sequence[Any], tried: Sequence[Any]) -> tuple[list[float], l
     ], names
 
 
-def _across(found: Found) -> tuple[Callable[[Trial], Any], str]:
+def _across(found: SearchData) -> tuple[Callable[[Trial], Any], str]:
     """What goes across the first picture: the learning rate; where that is one, another number, or the trial's."""
     if len({trial.lr for trial in found.trials}) != 1 or len(found.trials) == 1:
         return (lambda trial: trial.lr), "lr"
@@ -274,7 +274,7 @@ def _option(name: str, trial: Trial) -> Any:
     return trial.options[name]
 
 
-def _panels(part: FigureBase, found: Found) -> dict[str, Axes]:
+def _panels(part: FigureBase, found: SearchData) -> dict[str, Axes]:
     kinds = found.kinds or ["resnet"]
     made = part.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     if len(kinds) > 1:
@@ -289,7 +289,7 @@ def _status_keys(trials: Sequence[Trial]) -> list[Line2D]:
     return [Line2D([], [], marker=MARKS[status], label=status, **look) for status in there]
 
 
-def _answer_key(found: Found, color: str = style.VERMILION) -> list[Line2D]:
+def _answer_key(found: SearchData, color: str = style.VERMILION) -> list[Line2D]:
     if found.answer is None:
         return []
     label = f"selected: trial {found.answer.trial.id}"

@@ -4,7 +4,7 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.reporting import page, style
-from resnet_ops.reporting.search_data import Found, error
+from resnet_ops.reporting.search_data import SearchData, error
 from resnet_ops.reporting.search_figures import pictures
 from resnet_ops.tuning.results import Search, TrialStatus
 
@@ -18,15 +18,15 @@ def draw(search: Search) -> None:
         UserError: It is no search, or a file of it is damaged.
         PausedError: The disk is full, or the bucket is out of reach; the old pictures are still there.
     """
-    found = Found.read(search)
+    found = SearchData.read(search)
     drawn = pictures(found)
-    files.write_atomically(search.picture, page.together(drawn))
+    files.write_atomically(search.picture, page.join_pictures(drawn))
     with style.applied():
         charts = [(picture, picture.svg()) for picture in drawn]
     files.write_atomically(search.page, page.render("search.html.j2", charts=charts, **_values(found)))
 
 
-def _values(found: Found) -> dict[str, Any]:
+def _values(found: SearchData) -> dict[str, Any]:
     record, best = found.record, found.answer
     shared = record.config.model_dump(mode="json")
     return {

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.training_figures import THICK, THIN, WIDTH, Network, line_widths
+from resnet_ops.reporting.training_figures import THICK, THIN, WIDTH, NetworkCurves, line_widths
 
 KINDS = {"plain": "plain", "resnet": "residual"}
 LINES = {"plain": (0, (3, 1.5)), "resnet": "solid"}
@@ -74,7 +74,7 @@ def responses(profiles: Sequence[Profile], branches: Sequence[Profile]) -> Pictu
     )
 
 
-def shortcuts(networks: Sequence[tuple[str, Network]], images: int) -> Picture:
+def shortcuts(networks: Sequence[tuple[str, NetworkCurves]], images: int) -> Picture:
     """Errors of residual networks by their shortcuts, a panel a depth.
 
     Args:
@@ -146,7 +146,7 @@ def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: F
     style.legend(part, [*_keys(look), *kinds], "outside lower center", columns=6)
 
 
-def _shortcuts(networks: Sequence[tuple[str, Network]], images: int, part: FigureBase) -> None:
+def _shortcuts(networks: Sequence[tuple[str, NetworkCurves]], images: int, part: FigureBase) -> None:
     depths = sorted({network.depth for _, network in networks})
     options = sorted({option for option, _ in networks})
     panels = part.subplots(1, len(depths), squeeze=False, sharex=True, sharey=True)[0]

@@ -124,10 +124,10 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     for steps, stride in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4), ((1,), 8)):
         exponents = range(first - first % stride, last + 1, stride)
         ticks = [float(f"{step}e{exponent}") for exponent in exponents for step in steps]
-        inside = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-        if len(inside) <= most:
-            return inside
-    return inside
+        metadata = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(metadata) <= most:
+            return metadata
+    return metadata
 
 
 def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str, *, log: bool = True) -> None:

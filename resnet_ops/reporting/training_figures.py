@@ -22,7 +22,7 @@ NUMBERED = 20  # classes up to which a confusion matrix has its numbers written 
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkCurves:
     """How a network learned: 'plain', 'resnet' or 'baseline', its depth, and the epochs of one or of several seeds."""
 
     kind: str
@@ -34,7 +34,7 @@ class Network:
         return np.array([[getattr(epoch, name) for epoch, *_ in zip(seed, *self.seeds)] for seed in self.seeds])  # noqa: B905
 
 
-def degradation(networks: Sequence[Network], images: int, *, log: bool = True) -> Picture:
+def degradation(networks: Sequence[NetworkCurves], images: int, *, log: bool = True) -> Picture:
     """Plain networks beside residual ones, as figure 6 of He et al. 2015: does error grow with depth?
 
     Args:
@@ -99,7 +99,7 @@ def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Pict
     )
 
 
-def _degradation(networks: Sequence[Network], images: int, log: bool, part: FigureBase) -> None:
+def _degradation(networks: Sequence[NetworkCurves], images: int, log: bool, part: FigureBase) -> None:
     kinds = [kind for kind in PANELS if any(network.kind == kind for network in networks)]
     panels = part.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
     depths = sorted({network.depth for network in networks})
@@ -199,7 +199,7 @@ def line_widths() -> list[Line2D]:
     ]
 
 
-def _ending(network: Network) -> str:
+def _ending(network: NetworkCurves) -> str:
     val, train = (network.errors(name)[:, -1] for name in ("val_error", "train_error"))
     spread = f" ({percent(val.min())} to {percent(val.max())})" if len(val) > 1 else ""
     ends = f"{percent(val.mean())}{spread} validation error, {percent(train.mean())} training error"

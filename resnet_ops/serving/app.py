@@ -9,22 +9,22 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import resnet_ops
-from resnet_ops.serving.service import BUSY, RefusedError, Service
+from resnet_ops.serving.service import BUSY, InferenceService, RefusedError
 
 IMAGE = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
 
 
-class Likely(BaseModel):
+class RankedClass(BaseModel):
     """A class, and how likely it is that the image shows it."""
 
     name: Annotated[str, Field(serialization_alias="class")]
     probability: float
 
 
-class Answer(BaseModel):
+class Classification(BaseModel):
     """What an image shows, the likeliest class first."""
 
-    top: list[Likely]
+    top: list[RankedClass]
     model: str
 
 
@@ -41,7 +41,7 @@ class Health(BaseModel):
     waiting: int
 
 
-class About(BaseModel):
+class ModelInfo(BaseModel):
     """What is served: the file's network, its classes, what it was trained on and what its proof found."""
 
     file: str
@@ -56,12 +56,12 @@ class About(BaseModel):
     made_by: str
 
 
-def build(service: Service) -> FastAPI:
+def build(service: InferenceService) -> FastAPI:
     """The paths of a service."""
     refusals: dict[int | str, dict[str, Any]] = {code: {"model": Refusal} for code in (400, 408, 413, 415, 422, 503)}
-    inside = service.inside
+    metadata = service.metadata
     app = FastAPI(
-        title=f"{inside.model} on {inside.data}",
+        title=f"{metadata.model} on {metadata.data}",
         description="Send an image, get its most likely classes: `curl --data-binary @photo.jpg URL/classify?top=5`",
         version=resnet_ops.__version__,
     )
@@ -69,10 +69,12 @@ def build(service: Service) -> FastAPI:
     @app.post("/classify", responses=refusals, openapi_extra=IMAGE)
     async def classify(
         request: Request, top: Annotated[int, Query(ge=1, description="Classes to name, at most all.")] = 5
-    ) -> Answer:
+    ) -> Classification:
         """Say what an image shows. The body is the image itself: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."""
         found = await service.classify(request.stream(), request.headers, top)
-        return Answer(top=[Likely(name=name, probability=share) for name, share in found], model=inside.model)
+        return Classification(
+            top=[RankedClass(name=name, probability=share) for name, share in found], model=metadata.model
+        )
 
     @app.get("/health")
     async def health() -> Health:
@@ -80,19 +82,19 @@ def build(service: Service) -> FastAPI:
         return Health(status="ok", waiting=service.waiting)
 
     @app.get("/")
-    async def about() -> About:
+    async def about() -> ModelInfo:
         """Say what is served."""
-        return About(
+        return ModelInfo(
             file=service.name,
-            model=inside.model,
-            precision=inside.precision,
-            classes=list(inside.class_names),
-            input=inside.preprocessing.model_dump(mode="json"),
-            data=inside.data,
-            val_accuracy=inside.val_accuracy,
-            validation=inside.validation,
+            model=metadata.model,
+            precision=metadata.precision,
+            classes=list(metadata.class_names),
+            input=metadata.preprocessing.model_dump(mode="json"),
+            data=metadata.data,
+            val_accuracy=metadata.val_accuracy,
+            validation=metadata.validation,
             provider=service.classifier.session.provider,
-            made_by=inside.made_by,
+            made_by=metadata.made_by,
         )
 
     _say_why(app)

@@ -13,13 +13,13 @@ from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import untrusted
-from resnet_ops.export.metadata import Inside
+from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.files import Place
 from resnet_ops.orchestration.ray_internals import started_ray_is_gone
 from resnet_ops.results import Result
 from resnet_ops.serving import place
 from resnet_ops.serving.config import ServeConfig
-from resnet_ops.serving.service import Limits
+from resnet_ops.serving.service import ServiceLimits
 
 APPLICATION = "resnet-ops"
 DRAIN_S = 30.0  # for the requests that are in hand
@@ -41,7 +41,7 @@ class ServeResult(Result):
     provider: str = Field(description="ONNX Runtime's execution provider.")
     replicas: int = Field(description="Copies of the network.")
     threads: int = Field(description="CPU threads of each.")
-    inside: Inside = Field(exclude=True, description="The file's metadata.")
+    metadata: ModelMetadata = Field(exclude=True, description="The file's metadata.")
 
     def watch(self) -> None:
         """Return when the user stops it.
@@ -63,7 +63,7 @@ class ServeResult(Result):
 
 
 @contextlib.contextmanager
-def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[ServeResult]:
+def start_service(config: ServeConfig, warn: Callable[[str], None]) -> Iterator[ServeResult]:
     """Serve a file for the length of a `with` block; then the requests in hand are answered.
 
     Args:
@@ -73,26 +73,26 @@ def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[Serv
     Raises:
         UserError: The file cannot be used, the port is taken, or it does not fit on the cluster.
     """
-    notice("opening the file")
-    inside = untrusted.open_file(config.file)
+    warn("opening the file")
+    metadata = untrusted.open_file(config.file)
     content = _whole(config.file)
     address = place.address(config)
     port = place.free_port(config.host, config.port)
-    notice("starting Ray")
+    warn("starting Ray")
     with place.cluster(address, config.provider):
         import ray
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of every step
-        place.refuse_a_second_one()
+        place.check_no_other_service()
         provider = place.provider(address, config.provider)
-        each = place.share(config.replicas, provider)
+        each = place.resources_per_replica(config.replicas, provider)
         threads = max(1, int(each["num_cpus"]))
         # By reference, or Serve would keep a copy for every version of the deployment in its own records.
         kept = ray.put(content)
         deployment = _deployment(config, each)
-        application = deployment.bind([kept], inside, config.file.name, provider, _limits(config), threads)
-        notice("starting the service")
+        application = deployment.bind([kept], metadata, config.file.name, provider, _limits(config), threads)
+        warn("starting the service")
         try:
             serve.start(http_options={"host": config.host, "port": port}, logging_config=PRIVATE_LOGS)
             _run(application)
@@ -102,12 +102,12 @@ def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[Serv
                 url=urls[0],
                 urls=urls,
                 file=config.file.absolute(),
-                model=inside.model,
-                classes=len(inside.class_names),
+                model=metadata.model,
+                classes=len(metadata.class_names),
                 provider=provider,
                 replicas=config.replicas,
                 threads=threads,
-                inside=inside,
+                metadata=metadata,
             )
         finally:
             if not started_ray_is_gone():  # Ray would wait a minute for itself, and then end this process
@@ -116,8 +116,8 @@ def serving(config: ServeConfig, notice: Callable[[str], None]) -> Iterator[Serv
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _limits(config: ServeConfig) -> Limits:
-    return Limits(
+def _limits(config: ServeConfig) -> ServiceLimits:
+    return ServiceLimits(
         waiting=config.max_waiting,
         upload_bytes=int(config.max_upload_mb * 1e6),
         pixels=config.max_pixels,
@@ -169,7 +169,7 @@ def _whole(file: Path) -> bytes:
     Raises:
         UserError: Its weights are in another file.
     """
-    model, _ = untrusted.look_through(file)
+    model, _ = untrusted.scan(file)
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise UserError(
             f"{file} keeps its weights in another file, which is not supported for serving.", "Serve a smaller network."

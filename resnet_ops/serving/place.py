@@ -77,7 +77,7 @@ def provider(address: str, wanted: str) -> str:
     return "cuda" if any(node.gpus for node in survey()) else "cpu"
 
 
-def share(replicas: int, provider: str) -> dict[str, float]:
+def resources_per_replica(replicas: int, provider: str) -> dict[str, float]:
     """What Ray reserves for each replica: a GPU, or an even share of the cores.
 
     Raises:
@@ -98,7 +98,7 @@ def share(replicas: int, provider: str) -> dict[str, float]:
     return {"num_cpus": int(each) if each >= 1 else int(1000 * each) / 1000}
 
 
-def refuse_a_second_one() -> None:
+def check_no_other_service() -> None:
     """Serve listens where it was first told to, whatever it is told later; and ending ours would end theirs.
 
     Raises:

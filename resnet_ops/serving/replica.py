@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from resnet_ops.export.metadata import Inside
+from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.serving import app
-from resnet_ops.serving.service import Limits, Service, load
+from resnet_ops.serving.service import InferenceService, ServiceLimits, load
 
 
 class Replica:
@@ -22,12 +22,12 @@ class Replica:
     """
 
     def __init__(
-        self, content: list[Any], inside: Inside, name: str, provider: str, limits: Limits, threads: int
+        self, content: list[Any], metadata: ModelMetadata, name: str, provider: str, limits: ServiceLimits, threads: int
     ) -> None:
         import ray
 
         (reference,) = content
-        self.service = Service(name, load(ray.get(reference), inside, provider, threads), limits, threads)
+        self.service = InferenceService(name, load(ray.get(reference), metadata, provider, threads), limits, threads)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve's own name for it."""

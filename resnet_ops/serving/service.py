@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from resnet_ops.data.decode import DecodeError, TooManyPixelsError, decode, look
+from resnet_ops.data.decode import DecodeError, TooManyPixelsError, decode, read_header
 from resnet_ops.export import runtime
 from resnet_ops.export.classifier import Classifier
-from resnet_ops.export.metadata import Inside
+from resnet_ops.export.metadata import ModelMetadata
 
 # Pillow knows more, some of which it has other programs read, such as PostScript.
 FORMATS = {"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"}
@@ -30,7 +30,7 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServiceLimits:
     """What a replica takes on: requests in hand, bytes and pixels of an image; how it makes batches."""
 
     waiting: int
@@ -40,10 +40,10 @@ class Limits:
     batch_wait_s: float
 
 
-class Service:
+class InferenceService:
     """A file, loaded, and the requests that wait for it. All methods but `_decode` run on one event loop."""
 
-    def __init__(self, name: str, classifier: Classifier, limits: Limits, threads: int) -> None:
+    def __init__(self, name: str, classifier: Classifier, limits: ServiceLimits, threads: int) -> None:
         self.name, self.classifier, self.limits = name, classifier, limits
         self.waiting = 0
         self._decoders = ThreadPoolExecutor(threads, "decode")
@@ -51,9 +51,9 @@ class Service:
         self._batched = self._make_batches()
 
     @property
-    def inside(self) -> Inside:
+    def metadata(self) -> ModelMetadata:
         """What the file says of itself."""
-        return self.classifier.inside
+        return self.classifier.metadata
 
     async def classify(
         self, body: AsyncIterator[bytes], headers: Mapping[str, str], top: int
@@ -101,7 +101,7 @@ class Service:
     def _decode(self, encoded: bytes) -> np.ndarray:
         most = self.limits.pixels
         try:
-            seen = look(encoded)
+            seen = read_header(encoded)
             if seen.format not in FORMATS:
                 raise RefusedError(UNSUPPORTED, f"images of format {seen.format} are not accepted")
             if seen.height * seen.width > most:
@@ -125,10 +125,10 @@ class Service:
         return batches(look_at_all)
 
 
-def load(content: bytes, inside: Inside, provider: str, threads: int) -> Classifier:
+def load(content: bytes, metadata: ModelMetadata, provider: str, threads: int) -> Classifier:
     """Load a file's content on 'cpu', 'cuda' or 'tensorrt'.
 
     Raises:
         UserError: As `runtime.choose_provider` and `runtime.load`.
     """
-    return Classifier.of(inside, runtime.load(content, runtime.choose_provider(provider), threads=threads))
+    return Classifier.of(metadata, runtime.load(content, runtime.choose_provider(provider), threads=threads))

@@ -7,13 +7,13 @@ import numpy as np
 
 from resnet_ops.reporting import study_figures as charts
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.training_figures import Network, degradation
+from resnet_ops.reporting.training_figures import NetworkCurves, degradation
 from resnet_ops.study.config import Study
-from resnet_ops.study.results import Group, Layer
+from resnet_ops.study.results import Layer, NetworkGroup
 from resnet_ops.study.verdict import has_learned
 
 
-def pictures(study: Study, groups: Sequence[Group], images: int) -> list[Picture]:
+def pictures(study: Study, groups: Sequence[NetworkGroup], images: int) -> list[Picture]:
     """The study's own figure first. Networks that did not reach the end of their training are left out."""
     profiled = [group for group in groups if all(network.layers for network in group.networks)]
     drawn = []
@@ -37,20 +37,20 @@ def pictures(study: Study, groups: Sequence[Group], images: int) -> list[Picture
     return drawn
 
 
-def _curves(group: Group) -> Network:
-    return Network(group.kind, group.depth, [network.curve for network in group.networks])
+def _curves(group: NetworkGroup) -> NetworkCurves:
+    return NetworkCurves(group.kind, group.depth, [network.curve for network in group.networks])
 
 
-def _both(groups: Sequence[Group], number: Callable[[Layer], float]) -> list[charts.Profile]:
+def _both(groups: Sequence[NetworkGroup], number: Callable[[Layer], float]) -> list[charts.Profile]:
     return [_profile(group, when, number) for group in groups for when in get_args(charts.When)]
 
 
-def _profile(group: Group, when: charts.When, number: Callable[[Layer], float]) -> charts.Profile:
+def _profile(group: NetworkGroup, when: charts.When, number: Callable[[Layer], float]) -> charts.Profile:
     seeds = [[number(layer) for layer in getattr(n.layers, when)] for n in group.networks]
     return charts.Profile(group.kind, group.depth, when, np.array(seeds))
 
 
-def _branches(group: Group) -> charts.Profile:
+def _branches(group: NetworkGroup) -> charts.Profile:
     """Each residual branch's deviation beside its shortcut's."""
     trained = [network.layers.trained for network in group.networks if network.layers]
     shares = [[layer.of_shortcut for layer in layers if layer.of_shortcut is not None] for layers in trained]

@@ -18,17 +18,21 @@ from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.study.figures import pictures
 from resnet_ops.study.paper import Published, published
-from resnet_ops.study.results import Group, Kind, Network, Row, StudyResult, grouped
+from resnet_ops.study.results import Kind, Network, NetworkGroup, StudyResult, StudyRow, group_networks
 from resnet_ops.study.table import markdown
 from resnet_ops.training.preflight import OF_THE_IMAGES
 from resnet_ops.tuning import job as tuning
-from resnet_ops.tuning.job import Purpose
+from resnet_ops.tuning.job import SearchKind
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
-from resnet_ops.tuning.watcher import Watcher
+from resnet_ops.tuning.watcher import SearchObserver
 
 
 def study(
-    config: StudyConfig, *, overwrite: bool = False, watcher: Watcher | None = None, started_at: float | None = None
+    config: StudyConfig,
+    *,
+    overwrite: bool = False,
+    observer: SearchObserver | None = None,
+    started_at: float | None = None,
 ) -> StudyResult:
     """Make a study anew.
 
@@ -45,10 +49,10 @@ def study(
     started_at = started_at or time.time()
     result = tuning.search_space(
         plan.searched(config),
-        plan.space(config, (watcher or Watcher()).notice),
+        plan.space(config, (observer or SearchObserver()).warn),
         purpose=_purpose(config.study, config.nodes),
         overwrite=overwrite,
-        watcher=watcher,
+        observer=observer,
         started_at=started_at,
     )
     return conclude(result.search, started_at)
@@ -61,7 +65,7 @@ def resume(
     study: Study,
     nodes: int | None = None,
     changes: dict[str, Any] | None = None,
-    watcher: Watcher | None = None,
+    observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> StudyResult:
     """Go on with a study where it stopped: trainings that are done stay, those at hand go on.
@@ -81,7 +85,7 @@ def resume(
     """
     started_at = started_at or time.time()
     purpose = _purpose(study, nodes)
-    result = tuning.resume(runs_dir, name, changes=changes, purpose=purpose, watcher=watcher, started_at=started_at)
+    result = tuning.resume(runs_dir, name, changes=changes, purpose=purpose, observer=observer, started_at=started_at)
     return conclude(result.search, started_at)
 
 
@@ -94,7 +98,7 @@ def conclude(search: Search, started_at: float) -> StudyResult:
     """
     record, trials = search.read(), search.trials()
     networks = [_network(search, trial) for trial in trials]
-    groups = grouped(networks)
+    groups = group_networks(networks)
     if not groups:
         raise UserError(f"No training of {search.run.name} has finished yet.", "Resume it.", WORK_FAILED)
     study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_purpose` made it
@@ -125,8 +129,8 @@ def conclude(search: Search, started_at: float) -> StudyResult:
     return findings
 
 
-def _purpose(study: Study, nodes: int | None) -> Purpose:
-    return Purpose(f"study {study}", layers.record, nodes)
+def _purpose(study: Study, nodes: int | None) -> SearchKind:
+    return SearchKind(f"study {study}", layers.record, nodes)
 
 
 def _network(search: Search, trial: Trial) -> Network:
@@ -164,8 +168,8 @@ def _training(config: TrainConfig) -> dict[str, Any]:
     return {"data": config.data, **always, **config.unusual()}
 
 
-def _row(group: Group, beside: Published | None) -> Row:
-    return Row(
+def _row(group: NetworkGroup, beside: Published | None) -> StudyRow:
+    return StudyRow(
         model=group.model,
         kind=group.kind,
         depth=group.depth,
@@ -179,13 +183,13 @@ def _row(group: Group, beside: Published | None) -> Row:
     )
 
 
-def _verdict(study: Study, groups: list[Group], record: SearchRecord) -> str:
+def _verdict(study: Study, groups: list[NetworkGroup], record: SearchRecord) -> str:
     if study == "responses":
         return verdict.responses(groups)
     return (verdict.shortcuts if study == "shortcuts" else verdict.degradation)(groups, record.data)
 
 
-def _draw(search: Search, study: Study, groups: list[Group], record: SearchRecord) -> list[str]:
+def _draw(search: Search, study: Study, groups: list[NetworkGroup], record: SearchRecord) -> list[str]:
     """Draw the figures; their files."""
     drawn = []
     for picture in pictures(study, groups, record.data.val_images):

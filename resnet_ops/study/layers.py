@@ -17,14 +17,14 @@ from resnet_ops import files
 from resnet_ops.models import BasicBlock, Bottleneck, ResNet, build, zero_init_residual
 from resnet_ops.runs import Run, RunRecord
 from resnet_ops.study.results import Layer, Layers
-from resnet_ops.training.session import Session
+from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import autocast
 
 FILE = "layers.json"
 DIGITS = 5  # significant ones, of what is written
 
 
-def record(session: Session) -> None:
+def record(session: TrainingSession) -> None:
     """Measure the network of a training that is over, and the one that it began with, into `layers.json` of its run.
 
     Of baselines, which have other layers, nothing is measured.

@@ -41,7 +41,7 @@ def searched(config: StudyConfig) -> TuneConfig:
     return TuneConfig.of(search="grid", scheduler="none", given=given(config), **room)
 
 
-def space(config: StudyConfig, notice: Callable[[str], None] = lambda _: None) -> Space:
+def space(config: StudyConfig, warn: Callable[[str], None] = lambda _: None) -> Space:
     """Every training of the study: seed by seed, and the deepest first, that none is left for the end.
 
     Args:
@@ -53,7 +53,7 @@ def space(config: StudyConfig, notice: Callable[[str], None] = lambda _: None) -
     """
     base = configure(**given(config))
     first = config.given.get("seed", TrainConfig.default("seed"))
-    networks = _networks(config) + (_baselines(config, base, notice) if config.baselines else [])
+    networks = _networks(config) + (_baselines(config, base, warn) if config.baselines else [])
     points = [
         {"lr": base.lr, **network, "seed": seed, **_warm_up(network, base)}
         for seed in range(first, first + config.seeds)
@@ -83,14 +83,14 @@ def _networks(config: StudyConfig) -> list[dict[str, Any]]:
     return [{"depth": d, "family": "resnet", "shortcut": o} for d, o in itertools.product(numbers, options)]
 
 
-def _baselines(config: StudyConfig, base: TrainConfig, notice: Callable[[str], None]) -> list[dict[str, Any]]:
+def _baselines(config: StudyConfig, base: TrainConfig, warn: Callable[[str], None]) -> list[dict[str, Any]]:
     if config.study != "degradation":
         raise UserError("--baselines applies to the degradation study only.", "Remove it.")
     data = open_source(base).record
     networks = []
     for kind, (depth, smallest) in BASELINES.items():
         if min(data.height, data.width) < smallest:
-            notice(f"Skipping {kind}{depth}: it needs images of at least {smallest}x{smallest} pixels.")
+            warn(f"Skipping {kind}{depth}: it needs images of at least {smallest}x{smallest} pixels.")
             continue
         # Without BatchNorm the others' learning rate makes them diverge; torchvision's recipes have a tenth as well.
         slower = {} if kind == "googlenet" else {"lr": base.lr / 10}

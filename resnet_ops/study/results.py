@@ -92,7 +92,7 @@ class Spread(BaseModel):
 
 
 @dataclass(frozen=True)
-class Group:
+class NetworkGroup:
     """The trainings of one network, seed by seed: those that reached the end, and how many did not."""
 
     model: str
@@ -114,7 +114,7 @@ class Group:
         return Spread.of([n.val_error for n in self.networks if n.val_error is not None])
 
 
-def grouped(networks: Iterable[Network]) -> list[Group]:
+def group_networks(networks: Iterable[Network]) -> list[NetworkGroup]:
     """Networks by kind, depth and shortcut, in that order; those of which no training is over are left out."""
     keys: dict[tuple[Any, ...], list[Network]] = {}
     for network in networks:
@@ -125,12 +125,14 @@ def grouped(networks: Iterable[Network]) -> list[Group]:
         first = found[0]
         lost = sum(n.status == "failed" for n in found)
         if done:
-            groups.append(Group(first.model, first.kind, first.depth, first.shortcut, done[0].parameters, done, lost))
+            groups.append(
+                NetworkGroup(first.model, first.kind, first.depth, first.shortcut, done[0].parameters, done, lost)
+            )
     return groups
 
 
-class Row(Result):
-    """A `Group` in numbers, and what the paper published of the network, where it can be compared."""
+class StudyRow(Result):
+    """A `NetworkGroup` in numbers, and what the paper published of the network, where it can be compared."""
 
     model: str = Field(description="Network, such as resnet20.")
     kind: Kind
@@ -155,7 +157,7 @@ class StudyResult(Result):
     data: DataRecord = Field(description="The data set.")
     device: str = Field(description="cpu or cuda.")
     training: dict[str, Any] = Field(description="Options that all trainings share.")
-    rows: list[Row] = Field(description="The networks.")
+    rows: list[StudyRow] = Field(description="The networks.")
     verdict: str = Field(description="What the numbers show, in sentences.")
     gradients: str = Field(description="What the layers' gradient norms show, in sentences.")
     published: str | None = Field(description="Where the published numbers are from.")

@@ -1,6 +1,6 @@
 """A study's numbers as a Markdown table: a row a network, the paper's beside them where they can be compared."""
 
-from resnet_ops.study.results import Row, Spread, StudyResult
+from resnet_ops.study.results import Spread, StudyResult, StudyRow
 
 
 def markdown(findings: StudyResult) -> str:
@@ -35,7 +35,7 @@ def columns(findings: StudyResult) -> list[str]:
     return ["network", *shortcuts, "parameters", "seeds", "training error (%)", "validation error (%)", *published]
 
 
-def cells(findings: StudyResult, row: Row) -> list[str]:
+def cells(findings: StudyResult, row: StudyRow) -> list[str]:
     """The same of one network."""
     lost = f" ({row.lost} failed)" if row.lost else ""
     published = "" if row.published_error is None else f"{100 * row.published_error:.2f}"

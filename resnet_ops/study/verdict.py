@@ -15,13 +15,13 @@ from resnet_ops.formatting import percent
 from resnet_ops.reporting.study_figures import When
 from resnet_ops.runs import DataRecord
 from resnet_ops.significance import OVER_SEEDS, differs
-from resnet_ops.study.results import KINDS, Group, Kind, Network, Spread
+from resnet_ops.study.results import KINDS, Kind, Network, NetworkGroup, Spread
 
 LITTLE = 0.1  # of a number, below which nothing is said of a difference
 MANY = 100  # times between first and last layers from which gradients are said to vanish or to grow
 
 
-def degradation(groups: Sequence[Group], data: DataRecord) -> str:
+def degradation(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
     """Whether deeper networks end with more training error than shallower ones, and residual ones too."""
     of_kind = {kind: [g for g in groups if g.kind == kind] for kind in KINDS}
     worse = {kind: _worse(found, data) for kind, found in of_kind.items()}
@@ -32,7 +32,7 @@ def degradation(groups: Sequence[Group], data: DataRecord) -> str:
     return " ".join([_in_short(of_kind, worse), *told, seeds(groups)])
 
 
-def shortcuts(groups: Sequence[Group], data: DataRecord) -> str:
+def shortcuts(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
     """Which shortcuts end with the least validation error."""
     told = []
     for depth in sorted({g.depth for g in groups}):
@@ -49,7 +49,7 @@ def shortcuts(groups: Sequence[Group], data: DataRecord) -> str:
     return " ".join([*told, seeds(groups)])
 
 
-def responses(groups: Sequence[Group]) -> str:
+def responses(groups: Sequence[NetworkGroup]) -> str:
     """Whether residual networks' responses are smaller than plain ones', and smaller the deeper they are."""
     learned = [group for group in groups if has_learned(group)]
     deviation = {(g.kind, g.depth): found for g in learned if (found := over(g, _response))}
@@ -78,12 +78,12 @@ def responses(groups: Sequence[Group]) -> str:
     return " ".join([*told, seeds(groups)])
 
 
-def has_learned(group: Group) -> bool:
+def has_learned(group: NetworkGroup) -> bool:
     """Whether most training images are told right in the end."""
     return group.train_error.mean < 0.5
 
 
-def gradients(groups: Sequence[Group]) -> str:
+def gradients(groups: Sequence[NetworkGroup]) -> str:
     """How the gradients of the deepest networks' first layers compare with those of their last ones."""
     deepest = [max((g for g in groups if g.kind == kind), key=lambda g: g.depth, default=None) for kind in KINDS]
     told = []
@@ -114,7 +114,7 @@ def above(one: Spread, other: Spread, images: int) -> bool:
     return one.least > other.greatest and differs(one.mean, other.mean, images, OVER_SEEDS)
 
 
-def seeds(groups: Sequence[Group]) -> str:
+def seeds(groups: Sequence[NetworkGroup]) -> str:
     """Over how many seeds that is, and what follows where it is one."""
     counts = sorted({len(g.networks) for g in groups})
     if counts == [1]:
@@ -129,13 +129,13 @@ def range_of(spread: Spread) -> str:
     return mean if spread.std is None or least == greatest else f"{mean} ({least} to {greatest})"
 
 
-def over(group: Group, number: Callable[[Network], float | None]) -> Spread | None:
+def over(group: NetworkGroup, number: Callable[[Network], float | None]) -> Spread | None:
     """A number of each training over seeds; None where none has it."""
     values = [value for network in group.networks if (value := number(network)) is not None]
     return Spread.of(values) if values else None
 
 
-def _worse(groups: Sequence[Group], data: DataRecord) -> list[tuple[Group, Group]]:
+def _worse(groups: Sequence[NetworkGroup], data: DataRecord) -> list[tuple[NetworkGroup, NetworkGroup]]:
     """Networks whose training error is above that of a shallower one, and the shallower one with the least."""
     found = []
     for index, group in enumerate(groups):
@@ -146,7 +146,9 @@ def _worse(groups: Sequence[Group], data: DataRecord) -> list[tuple[Group, Group
     return found
 
 
-def _in_short(of_kind: dict[Kind, list[Group]], worse: dict[Kind, list[tuple[Group, Group]]]) -> str:
+def _in_short(
+    of_kind: dict[Kind, list[NetworkGroup]], worse: dict[Kind, list[tuple[NetworkGroup, NetworkGroup]]]
+) -> str:
     compared = [kind for kind in KINDS if len(of_kind[kind]) > 1]
     if not compared:
         return "Nothing to compare: no kind of network has two depths."
@@ -160,12 +162,14 @@ def _in_short(of_kind: dict[Kind, list[Group]], worse: dict[Kind, list[tuple[Gro
     return f"{line[0].upper()}{line[1:]}."
 
 
-def _by(worse: Sequence[tuple[Group, Group]]) -> str:
+def _by(worse: Sequence[tuple[NetworkGroup, NetworkGroup]]) -> str:
     most = max(group.train_error.mean - least.train_error.mean for group, least in worse)
     return f"by up to {100 * most:.1f} percentage points of training error"
 
 
-def _numbers(kind: Kind, groups: Sequence[Group], worse: list[tuple[Group, Group]], data: DataRecord) -> str:
+def _numbers(
+    kind: Kind, groups: Sequence[NetworkGroup], worse: list[tuple[NetworkGroup, NetworkGroup]], data: DataRecord
+) -> str:
     """The training errors that this rests on, and whether validation agrees."""
     if not worse:
         listed = ", ".join(f"{g.model} {range_of(g.train_error)}" for g in groups)

@@ -78,7 +78,7 @@ def search_of(run: Run) -> str | None:
     return run.path.parent.parent.name if run.path.parent.name == "trials" else None
 
 
-def reason(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What went wrong at the root of it, in a line, with no credentials in it."""
     while not isinstance(error, UserError) and (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper

@@ -14,9 +14,9 @@ from typing import Self
 
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
-from resnet_ops.tracking.payload import NAMES, reason
+from resnet_ops.tracking.payload import NAMES, error_line
 from resnet_ops.tracking.tensorboard import EventFile
-from resnet_ops.tracking.uploader import Mailbox, Service
+from resnet_ops.tracking.uploader import PendingRuns, Uploader
 
 SETTINGS = {
     "mlflow": ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"),
@@ -67,14 +67,14 @@ class Tracker:
         resume: What to type to have a run go on, and so to send what could not be sent.
     """
 
-    def __init__(self, track: str, tell: Callable[[str], None], resume: Callable[[Run], str]) -> None:
-        self.tell = tell
+    def __init__(self, track: str, log_event: Callable[[str], None], resume: Callable[[Run], str]) -> None:
+        self.log_event = log_event
         self.open: dict[Path, Run] = {}
         self.events: dict[Path, EventFile] = {}
-        self.mailbox = Mailbox()
+        self.mailbox = PendingRuns()
         self.failed = False
         self.thread = threading.Thread(target=self._write, name="tensorboard", daemon=True)
-        self.service = None if track == "none" else Service(track, tell, resume)
+        self.service = None if track == "none" else Uploader(track, log_event, resume)
 
     def __enter__(self) -> Self:
         self.thread.start()
@@ -109,7 +109,9 @@ class Tracker:
                     self._write_events(Run(path), ended)
                 except Exception as error:
                     if not self.failed:
-                        self.tell(f"TensorBoard: files cannot be written: {reason(error)}. Training continues.")
+                        self.log_event(
+                            f"TensorBoard: files cannot be written: {error_line(error)}. Training continues."
+                        )
                     self.failed = True
 
     def _write_events(self, run: Run, ended: bool) -> None:

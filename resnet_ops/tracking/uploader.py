@@ -12,12 +12,12 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.payload import NAMES, full_name, reason
+from resnet_ops.tracking.payload import NAMES, error_line, full_name
 
 LAST_WORDS_S = 120.0  # how long a command that is done waits for a service at most
 
 
-class Told:
+class TrackedRun:
     """A run as a service knows it: by which id, and what it was told. Kept in the run's tracking.json."""
 
     def __init__(self, track: str, run: Run, record: RunRecord) -> None:
@@ -100,7 +100,7 @@ def _service(track: str, run: Run, record: RunRecord) -> Any:
     return Wandb(run, record)
 
 
-class Mailbox:
+class PendingRuns:
     """Runs that have news for another thread, each but once, however much there is, and whether it has ended."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Mailbox:
             return due
 
 
-class Service:
+class Uploader:
     """Tells MLflow or W&B of some runs, on a thread, and remembers whether it answered.
 
     Args:
@@ -137,10 +137,10 @@ class Service:
         resume: As for `Tracker`.
     """
 
-    def __init__(self, track: str, tell: Callable[[str], None], resume: Callable[[Run], str]) -> None:
-        self.track, self.name, self.tell, self.resume = track, NAMES[track], tell, resume
-        self.mailbox = Mailbox()
-        self.told: dict[Path, Told] = {}
+    def __init__(self, track: str, log_event: Callable[[str], None], resume: Callable[[Run], str]) -> None:
+        self.track, self.name, self.log_event, self.resume = track, NAMES[track], log_event, resume
+        self.mailbox = PendingRuns()
+        self.told: dict[Path, TrackedRun] = {}
         self.down = False
         self.thread = threading.Thread(target=self._work, name="track", daemon=True)  # one that hangs can be left
 
@@ -149,7 +149,7 @@ class Service:
         self.mailbox.close()
         self.thread.join(LAST_WORDS_S)
         if self.thread.is_alive():
-            self.tell(f"{self.name} does not come to an end, and is not waited for.")
+            self.log_event(f"{self.name} does not come to an end, and is not waited for.")
 
     def _work(self) -> None:
         while due := self.mailbox.take():
@@ -165,7 +165,7 @@ class Service:
         try:
             epochs, record = run.epochs(), run.read_as_written()
             if run.path not in self.told:
-                self.told[run.path] = Told(self.track, run, record)
+                self.told[run.path] = TrackedRun(self.track, run, record)
             told = self.told[run.path]
             if ended and not told.begun and told.is_settled(epochs, record.status):
                 return True
@@ -174,13 +174,15 @@ class Service:
                 told.end(record)
         except Exception as error:
             if not self.down:
-                self.tell(f"{self.name}: logging failed: {reason(error)}. Training continues; logging is retried.")
+                self.log_event(
+                    f"{self.name}: logging failed: {error_line(error)}. Training continues; logging is retried."
+                )
             self.down = True
             return False
         if news:
-            self.tell(f"{self.name}: {news}")
+            self.log_event(f"{self.name}: {news}")
         if self.down:
-            self.tell(f"{self.name}: reconnected; everything missed has been logged.")
+            self.log_event(f"{self.name}: reconnected; everything missed has been logged.")
         self.down = False
         return True
 
@@ -193,4 +195,4 @@ class Service:
         missing = len(epochs) - (len(told.sent) if told else 0)
         if missing > 0 or (self.down and epochs):
             what = f"{missing} of {len(epochs)} epochs" if missing > 0 else "the final status"
-            self.tell(f"{self.name}: not logged: {what} of {full_name(run)}. To log it later: {self.resume(run)}")
+            self.log_event(f"{self.name}: not logged: {what} of {full_name(run)}. To log it later: {self.resume(run)}")

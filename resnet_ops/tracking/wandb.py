@@ -8,7 +8,7 @@ from typing import Any
 from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.payload import best, full_name, hyperparameters, reason, scalars, search_of, tags
+from resnet_ops.tracking.payload import best, error_line, full_name, hyperparameters, scalars, search_of, tags
 
 PROJECT = "resnet-ops"
 EXIT_CODE = {"finished": 0, "failed": 1, "interrupted": 130}
@@ -26,7 +26,9 @@ def check() -> None:
     try:
         known = settings.mode != "online" or wandb.login(prompt=False, verify=False)
     except Exception as error:  # a key that is none
-        raise UserError(f"--track wandb: {reason(error)}.", "Check WANDB_API_KEY, or run wandb login again.") from error
+        raise UserError(
+            f"--track wandb: {error_line(error)}.", "Check WANDB_API_KEY, or run wandb login again."
+        ) from error
     if not known:
         raise UserError(
             "--track wandb: no W&B API key found.",

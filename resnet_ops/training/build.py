@@ -9,9 +9,9 @@ from torch import nn
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
 from resnet_ops.models import zero_init_residual
-from resnet_ops.training.distributed import World
-from resnet_ops.training.ema import Average
-from resnet_ops.training.trainer import Training
+from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.ema import WeightAverage
+from resnet_ops.training.trainer import Trainer
 
 BUCKETS = 8  # that the gradients are added up in: the first ones while others are still computed
 SMALLEST_BUCKET_MB, LARGEST_BUCKET_MB = 1, 25  # below, latency rules; above is torch's own
@@ -19,7 +19,9 @@ DECORATED = ("add_param_group", "step", "zero_grad")  # of what is called of an 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
-def prepare(config: TrainConfig, network: nn.Module, loader: Loader, world: World, device: torch.device) -> Training:
+def build_trainer(
+    config: TrainConfig, network: nn.Module, loader: Loader, world: ProcessGroup, device: torch.device
+) -> Trainer:
     """Put a fresh network on the device, with its optimizer, ready for the first epoch."""
     if config.zero_init_residual:
         zero_init_residual(network)
@@ -28,14 +30,14 @@ def prepare(config: TrainConfig, network: nn.Module, loader: Loader, world: Worl
         network = network.to(memory_format=torch.channels_last)
     if config.sync_batchnorm and world.size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    average = Average(network, config.ema) if config.ema else None
+    average = WeightAverage(network, config.ema) if config.ema else None
     ddp = _distributed(config, network, device) if world.size > 1 and device.type == "cuda" else None
     parallel: nn.Module = ddp or network
     if config.compile != "off":
         parallel = cast("nn.Module", torch.compile(parallel, mode=config.compile))
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     optimizer = _optimizer(config, network)
-    return Training(config, network, parallel, optimizer, loader, world, device, totals, ddp, average)
+    return Trainer(config, network, parallel, optimizer, loader, world, device, totals, ddp, average)
 
 
 def _distributed(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.parallel.DistributedDataParallel:

@@ -28,7 +28,7 @@ from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
 from resnet_ops.runs import Epoch, Run
 from resnet_ops.training.distributed import set_statistics, statistics
-from resnet_ops.training.trainer import Training
+from resnet_ops.training.trainer import Trainer
 
 MODEL, OPTIMIZER, WORKERS, TRAINED = "model/", "optimizer/", "workers/", "trained/"
 STATISTICS = ("statistics", "averaged")  # of BatchNorm, in the network and in its average
@@ -112,7 +112,7 @@ def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
     write_atomically(path, serialize_tensors(tensors, metadata))
 
 
-def collect(training: Training) -> dict[str, Tensor]:
+def collect(training: Trainer) -> dict[str, Tensor]:
     """Copy to the CPU all that is needed to go on, under the names of the file.
 
     To be called by every worker at once. Each gets the same, but for BatchNorm's statistics in
@@ -172,7 +172,7 @@ def is_pickle(content: bytes) -> bool:
 
 
 @torch.no_grad()
-def restore(checkpoint: Checkpoint, training: Training) -> None:
+def restore(checkpoint: Checkpoint, training: Trainer) -> None:
     """Put a worker where the checkpoint was taken.
 
     With as many workers as then, each goes on exactly as it would have. With more or fewer, what
@@ -216,7 +216,7 @@ class Checkpoints:
         """Find the last checkpoint that is whole, and say why each later one was set aside."""
         refused: list[str] = []
         latest: Checkpoint | None = None
-        for path in saved(self.run):
+        for path in saved_checkpoints(self.run):
             try:
                 checkpoint = read(path)
             except PausedError:  # out of reach is not damaged
@@ -275,7 +275,7 @@ def score(metrics: Epoch) -> tuple[float, float]:
     return metrics.val_accuracy, -metrics.val_loss
 
 
-def saved(run: Run) -> list[Path]:
+def saved_checkpoints(run: Run) -> list[Path]:
     """The files in checkpoints/, the last one first."""
     found = [path for path in files.listed(run.checkpoints) if fnmatch(path.name, "epoch-*.safetensors")]
     return sorted(found, key=lambda path: path.name, reverse=True)
@@ -297,7 +297,7 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
     """
     refused: list[str] = []
     whole: list[Checkpoint] = []
-    for path in (best_file(run), *(path for path in saved(run) if "-step-" not in path.name)):
+    for path in (best_file(run), *(path for path in saved_checkpoints(run) if "-step-" not in path.name)):
         try:
             whole.append(read(path))
         except UserError as error:

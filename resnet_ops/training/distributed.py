@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """The workers that train together, seen from one of them."""
 
     rank: int = 0

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Average:
+class WeightAverage:
     """A network whose weights and BatchNorm statistics follow those of another one.
 
     After step t (from 0) it is `d * average + (1 - d) * network`, with d the smaller of `decay` and

@@ -33,14 +33,14 @@ def fit(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from resnet_ops.training.worker import Job, work
+    from resnet_ops.training.worker import WorkerTask, run_worker
 
     # Ray keeps nothing there that is needed again, so it need not be shared.
     scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
     if placement.in_process:
-        job = Job(str(run.path), int(placement.layout.cpus), source=source)
+        job = WorkerTask(str(run.path), int(placement.layout.cpus), source=source)
         trainer = TorchTrainer(
-            work,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
+            run_worker,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
             train_loop_config=job,  # type: ignore[arg-type]  # any object is handed over as it is
             scaling_config=ScalingConfig(num_workers=0, use_gpu=placement.layout.device == "cuda"),
             run_config=scratch,
@@ -60,9 +60,9 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from resnet_ops.orchestration import cluster_kv
-    from resnet_ops.orchestration.elastic_trainer import Trainer, explain
-    from resnet_ops.orchestration.network import OneNetwork
-    from resnet_ops.training.worker import Job, work
+    from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer, explain
+    from resnet_ops.orchestration.network import GlooInterfaceConfig
+    from resnet_ops.training.worker import WorkerTask, run_worker
 
     config = record.config
     if placement.layout.device == "cuda":
@@ -70,16 +70,18 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
     begun = len(run.events())
     while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[begun:])) >= 0:
         cluster_kv.release_placement_group(str(run.path))  # which one whose controller was lost still has
-        trainer = Trainer(
-            work,
-            train_loop_config=Job(str(run.path), None, placement.request),
-            torch_config=OneNetwork(timeout_s=int(config.hang_timeout) + 30),  # the watchdog knows more, so is first
+        trainer = ElasticTorchTrainer(
+            run_worker,
+            train_loop_config=WorkerTask(str(run.path), None, placement.request),
+            torch_config=GlooInterfaceConfig(
+                timeout_s=int(config.hang_timeout) + 30
+            ),  # the watchdog knows more, so is first
             run_config=scratch,
             request=placement.request,
             layout=placement.layout,
             max_failures=left,
             recover_s=RECOVER_S if config.wait is None else config.wait,
-            tell=functools.partial(tell, run.path),
+            log_event=functools.partial(log_event, run.path),
             run=str(run.path),
         )
         try:
@@ -94,7 +96,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
             raise explain(error) from error
         except RayActorError as error:  # Ray's controller itself
             reason = str(error).splitlines()[0][:200]
-            run.tell(f"Lost: the job's controller ({reason}). Starting another one.", "loss")
+            run.log_event(f"Lost: the job's controller ({reason}). Starting another one.", "loss")
     raise PausedError("The job's controller was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
 
 
@@ -107,9 +109,9 @@ def _wait(fitting: Future[Any], halt: threading.Event) -> Any:
     raise KeyboardInterrupt
 
 
-def tell(path: Path, what: str, kind: EventKind = "note") -> None:
+def log_event(path: Path, what: str, kind: EventKind = "note") -> None:
     """Write down what befell a run, from whatever process."""
-    Run(path).tell(what, kind)
+    Run(path).log_event(what, kind)
 
 
 def _outcome(result: Any) -> "Outcome":

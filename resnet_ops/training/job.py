@@ -18,7 +18,7 @@ from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.discovery import absolute
+from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.data.sources import NAMED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.allocation import Placement, placed
@@ -29,11 +29,11 @@ from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training.observer import Observer, follow
 from resnet_ops.training.preflight import (
-    check,
+    check_every_node,
+    check_training,
     count_parameters,
-    decoded,
-    seen_everywhere,
-    tell_batch_size,
+    decode_images,
+    warn_of_batch_size,
     with_largest_batch,
 )
 
@@ -88,14 +88,14 @@ def train(
     """
     observer, started_at = observer or Observer(), started_at or time.time()
     tracker.check(config.track)
-    config = config.model_copy(update=absolute(config))  # machines have other working directories
-    with placed(config, observer.notice) as placement:
-        with seen_everywhere(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
+    config = config.model_copy(update=absolute_paths(config))  # machines have other working directories
+    with placed(config, observer.warn) as placement:
+        with check_every_node(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
             asked = config
-            source, config = check(asked, placement.layout.device)
+            source, config = check_training(asked, placement.layout.device)
             compare(source.record.fingerprint)
-        tell_batch_size(asked, config, source.record, observer)
-        source = decoded(source, config, observer)
+        warn_of_batch_size(asked, config, source.record, observer)
+        source = decode_images(source, config, observer)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)
         parameters = count_parameters(config, source.record)
@@ -142,17 +142,17 @@ def resume(
         record = run.read()
         if record.status == "finished":
             observer.run_created(run, record)
-            observer.notice(f"{name} is finished: all {record.config.epochs} epochs are done.")
+            observer.warn(f"{name} is finished: all {record.config.epochs} epochs are done.")
             if record.config.track != "none" and tracked:
-                with Tracker(record.config.track, observer.notice, resume_command) as late:
+                with Tracker(record.config.track, observer.warn, resume_command) as late:
                     late.look(run)  # at what could not be told then
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
-        config = config.model_copy(update=absolute(config))
+        config = config.model_copy(update=absolute_paths(config))
         tracker.check(config.track)
-        with placed(config, observer.notice) as placement:
-            with seen_everywhere(placement.elsewhere, run.path, config) as compare:
-                source, _ = check(config, placement.layout.device)
+        with placed(config, observer.warn) as placement:
+            with check_every_node(placement.elsewhere, run.path, config) as compare:
+                source, _ = check_training(config, placement.layout.device)
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
                 raise UserError(
@@ -163,7 +163,7 @@ def resume(
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:
                     what = "" if isinstance(before, str) else " workers"
-                    observer.notice(
+                    observer.warn(
                         f"{name} was started on {before}{what} and resumes on {after}{what}; results will differ."
                     )
             update = {
@@ -246,7 +246,7 @@ def _followed(run: Run, observer: Observer, tracked: bool) -> Iterator[None]:
         with follow(run, observer, lambda _: None):
             yield
         return
-    telling = Tracker(run.read_as_written().config.track, run.tell, resume_command)
+    telling = Tracker(run.read_as_written().config.track, run.log_event, resume_command)
     telling.look(run)
     with follow(run, observer, telling.look), telling:  # whose last words are heard
         yield
@@ -257,11 +257,11 @@ def _tell_where_it_stands(run: Run, observer: Observer) -> None:
 
     latest, refused = Checkpoints(run, 1).latest()
     for reason in refused:
-        observer.notice(f"Skipping a checkpoint: {reason}")
+        observer.warn(f"Skipping a checkpoint: {reason}")
     begin = "from the start"
     if latest is not None:
         begin = f"from epoch {latest.info.epoch}" + (f", step {latest.info.step}" if latest.info.step else "")
-    observer.notice(f"Resuming {begin}.")
+    observer.warn(f"Resuming {begin}.")
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:
@@ -272,10 +272,10 @@ def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> Non
 
 
 def _last_good(run: Run) -> str:
-    from resnet_ops.training.checkpoint import saved
+    from resnet_ops.training.checkpoint import saved_checkpoints
 
     try:
-        there = saved(run)
+        there = saved_checkpoints(run)
     except PausedError:  # why it stopped is said already
         return ""
     return f"Last intact checkpoint: {there[0]}." if there else "No checkpoint has been saved yet."

@@ -34,7 +34,7 @@ def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -
     layout = placement.layout
     device = torch.device(layout.device)
     sharing = layout.workers if layout.device == "cpu" else 1
-    image_bytes = bytes_an_image(config, data, device)
+    image_bytes = memory_per_image(config, data, device)
     stored_bytes = (data.train_images + data.val_images) * data.height * data.width * data.channels
     budget = (free_bytes(device) / sharing - stored_bytes) * SHARE
     fitting = int(budget / image_bytes) * layout.workers * config.accumulate
@@ -45,7 +45,7 @@ def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -
     return chosen, (f"--auto-batch chose {chosen:,} images per step: {fitting:,} of {size(image_bytes)} each {reason}.")
 
 
-def bytes_an_image(config: TrainConfig, data: DataRecord, device: torch.device) -> float:
+def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device) -> float:
     """Bytes that one more image takes in a forward and a backward pass."""
     network = models.build(
         config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut

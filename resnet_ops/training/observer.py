@@ -15,7 +15,7 @@ class Observer:
     def run_created(self, run: Run, record: RunRecord) -> None:
         """The request was found sound, and the run directory is there."""
 
-    def notice(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Something the user should know, e.g. that a damaged checkpoint was passed over."""
 
     def progress(self, progress: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def follow(run: Run, observer: Observer, tracked: Callable[[Run], None]) -> Iter
         while not last:  # one look more once it is done, for what came since
             last = done.wait(run.interval_s)
             for event in run.events()[noticed:]:
-                observer.notice(event.what)
+                observer.warn(event.what)
                 noticed += 1
             progress, changed = run.read_progress(changed)
             if progress is not None:

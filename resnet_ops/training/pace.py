@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from resnet_ops.training.distributed import World
+from resnet_ops.training.distributed import ProcessGroup
 
 PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
 
@@ -17,7 +17,7 @@ class Pace:
     few steps and at each save: asking at each step would cost each step.
     """
 
-    world: World
+    world: ProcessGroup
     every_steps: int | None
     every_s: float | None
     done: int = 0  # steps since the last agreement

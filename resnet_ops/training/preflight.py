@@ -6,23 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from resnet_ops.config import IMAGE_DEFAULTS, DataConfig, TrainConfig
-from resnet_ops.data.sources import Source, fingerprint_of, open_source, streams
+from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.placement import Node
-from resnet_ops.orchestration.shared_storage import asked
+from resnet_ops.orchestration.shared_storage import ask_nodes
 from resnet_ops.runs import DataRecord
 from resnet_ops.training.observer import Observer
 
-OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check` settles alike for every network
+OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check_training` settles alike for every network
 FEWEST_STEPS = 4  # of an epoch, where the batch size is chosen here
 
 # torch is imported in the functions: meanwhile machines are being asked.
 
 
-def check(config: TrainConfig, device: str, source: Source | None = None) -> tuple[Source, TrainConfig]:
+def check_training(config: TrainConfig, device: str, source: Source | None = None) -> tuple[Source, TrainConfig]:
     """Check that network, images and device fit each other, and settle what depends on them.
 
     Args:
@@ -61,7 +61,7 @@ def check(config: TrainConfig, device: str, source: Source | None = None) -> tup
         "model": architecture.name,
         "shortcut": shortcut,
         "batch_size": batch_size,
-        "stream": "on" if streams(config, source.decoded_bytes) else "off",
+        "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
         "flip": source.mirrors if config.flip is None else config.flip,
     }
@@ -80,14 +80,14 @@ def _batch_size(config: TrainConfig, data: DataRecord) -> int:
     return 1 << (max(data.train_images // FEWEST_STEPS, 1).bit_length() - 1)
 
 
-def tell_batch_size(asked: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
-    """Tell the observer where `check` took another batch size than the default."""
-    if settled.batch_size != asked.batch_size:
-        few = f"there are only {data.train_images:,} training images, fewer than the default of {asked.batch_size}."
-        observer.notice(f"Using batch size {settled.batch_size}: {few}")
+def warn_of_batch_size(ask_nodes: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
+    """Tell the observer where `check_training` took another batch size than the default."""
+    if settled.batch_size != ask_nodes.batch_size:
+        few = f"there are only {data.train_images:,} training images, fewer than the default of {ask_nodes.batch_size}."
+        observer.warn(f"Using batch size {settled.batch_size}: {few}")
 
 
-def decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
+def decode_images(source: Source, config: TrainConfig, observer: Observer) -> Source:
     """The images decoded on this machine, so that the run's record can say what is wrong with them.
 
     Where they are to be streamed, only a sample is, for their mean and deviation.
@@ -98,7 +98,7 @@ def decoded(source: Source, config: TrainConfig, observer: Observer) -> Source:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
     source = source.ready()
     for note in source.notes:
-        observer.notice(note)
+        observer.warn(note)
     _batch_size(config, source.record)  # some may have been left out
     return source
 
@@ -108,7 +108,7 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
     from resnet_ops.training.memory import largest_batch
 
     batch_size, why = largest_batch(config, data, placement)
-    observer.notice(why)
+    observer.warn(why)
     return config.model_copy(update={"batch_size": batch_size})
 
 
@@ -120,7 +120,7 @@ def _sampled(source: Source, observer: Observer) -> Source:
         if "val" in source.found
         else " All are read once now to hold out a validation split; --val-data avoids that."
     )
-    observer.notice(
+    observer.warn(
         f"Streaming: decoded, the training images take {size(source.decoded_bytes)}; this machine has "
         f"{size(memory_bytes())} of memory.{held_out}"
     )
@@ -142,7 +142,7 @@ def count_parameters(config: TrainConfig, data: DataRecord) -> int:
 
 
 @contextlib.contextmanager
-def seen_everywhere(nodes: Sequence[Node], folder: Path, config: DataConfig) -> Iterator[Callable[[str], None]]:
+def check_every_node(nodes: Sequence[Node], folder: Path, config: DataConfig) -> Iterator[Callable[[str], None]]:
     """Let each machine look at the folder of the run and at the images, meanwhile; none where there is only this one.
 
     Yields:
@@ -154,7 +154,7 @@ def seen_everywhere(nodes: Sequence[Node], folder: Path, config: DataConfig) -> 
     if not nodes:
         yield lambda _: None
         return
-    with asked(nodes, folder, fingerprint_of, config) as answers:
+    with ask_nodes(nodes, folder, fingerprint_of, config) as answers:
 
         def compare(fingerprint: str) -> None:
             for node, found in answers().items():

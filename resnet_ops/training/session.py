@@ -15,16 +15,16 @@ from resnet_ops.data.sources import Source
 from resnet_ops.models import build
 from resnet_ops.runs import BadImage, Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.build import prepare
+from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
-from resnet_ops.training.distributed import World
+from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.pace import Pace
-from resnet_ops.training.trainer import Progress, Training
+from resnet_ops.training.trainer import Progress, Trainer
 from resnet_ops.training.writer import Writer, writing
 
 
 @dataclass
-class Session:
+class TrainingSession:
     """A worker's part of a run; rank 0 writes what all have done.
 
     `metrics` are those of the last epoch that was done, `steps_at` when the first and the last step ended here, in
@@ -33,14 +33,16 @@ class Session:
 
     run: Run
     record: RunRecord
-    training: Training
+    training: Trainer
     keeper: Checkpoints
     metrics: Epoch | None
     steps_at: list[float] = field(default_factory=list)
     writer: Writer | None = None
 
     @classmethod
-    def open(cls, run: Run, record: RunRecord, source: Source, world: World, device: torch.device) -> "Session":
+    def open(
+        cls, run: Run, record: RunRecord, source: Source, world: ProcessGroup, device: torch.device
+    ) -> "TrainingSession":
         """Make network, optimizer and batches, and put them where the run's last whole checkpoint was taken."""
         config = record.config
         loader = open_loader(
@@ -53,7 +55,7 @@ class Session:
             seed=config.seed,
             rank=world.rank,
             world_size=world.size,
-            tell=run.tell,
+            log_event=run.log_event,
         )
         torch.manual_seed(config.seed)
         network = build(
@@ -62,7 +64,7 @@ class Session:
             in_channels=record.data.channels,
             shortcut=config.shortcut,
         )
-        training = prepare(config, network, loader, world, device)
+        training = build_trainer(config, network, loader, world, device)
         keeper = Checkpoints(run, config.num_to_keep)
         return cls(run, record, training, keeper, _resume(training, keeper))
 
@@ -89,7 +91,7 @@ class Session:
         def after_step(progress: Progress) -> None:
             self.steps_at[1:] = [time.time()]  # the first one stays
             if leads:
-                self.run.write_progress({"stage": "Training", **vars(progress)})
+                self.run.write_progress({"stage": "Trainer", **vars(progress)})
 
         pace = Pace(self.training.world, *self.record.config.checkpoint_interval)
         for epoch in self.training.run(after_step, pace.is_due):
@@ -124,13 +126,13 @@ class Session:
         )
 
 
-def _resume(training: Training, keeper: Checkpoints) -> Epoch | None:
+def _resume(training: Trainer, keeper: Checkpoints) -> Epoch | None:
     """Go on from the last whole checkpoint, if there is one: rank 0 chooses, every rank reads it."""
     chosen: list[Path | None] = [None]
     if training.world.rank == 0:
         latest, refused = keeper.latest()
         for reason in refused:
-            keeper.run.tell(f"Skipping a checkpoint: {reason}")
+            keeper.run.log_event(f"Skipping a checkpoint: {reason}")
         chosen = [latest.path if latest else None]
         keeper.rewind(latest)
     if training.world.size > 1:

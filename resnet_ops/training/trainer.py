@@ -20,8 +20,8 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.runs import Epoch
-from resnet_ops.training.distributed import World
-from resnet_ops.training.ema import Average
+from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.ema import WeightAverage
 from resnet_ops.training.schedule import learning_rate
 
 PROGRESS_INTERVAL_S = 0.25
@@ -40,7 +40,7 @@ class Progress:
 
 
 @dataclass
-class Training:
+class Trainer:
     """One worker's training: its network, its data, and how far it got.
 
     `network` holds the weights; `parallel` is what is called on a batch: the same network,
@@ -52,11 +52,11 @@ class Training:
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     loader: Loader
-    world: World
+    world: ProcessGroup
     device: torch.device
     totals: Tensor  # (2,) float64: this worker's sums of losses and errors in the epoch in hand
     ddp: nn.parallel.DistributedDataParallel | None = None  # where it adds the gradients up
-    average: Average | None = None  # of the weights over time
+    average: WeightAverage | None = None  # of the weights over time
     beat: Callable[[], None] = lambda: None  # called at each batch, for whoever watches that work goes on
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the epoch in hand
@@ -82,7 +82,7 @@ class Training:
             for _ in self.train_epoch(after_step, is_due):
                 yield None
             steps, batch_size = self.loader.steps, self.config.batch_size
-            train = Mean.of(self.world.add(self.totals), steps * batch_size)
+            train = MeanLoss.of(self.world.add(self.totals), steps * batch_size)
             trained = time.perf_counter()
             for network in self.networks:
                 self.world.average_batchnorm(network)
@@ -128,7 +128,7 @@ class Training:
             now = time.perf_counter()
             if self.step in (begun + 1, steps) or now - told > PROGRESS_INTERVAL_S:
                 told, seen = now, (self.step - begun) * batch_size
-                mean = Mean.of(self.totals, self.step * len(y))  # of this worker's share
+                mean = MeanLoss.of(self.totals, self.step * len(y))  # of this worker's share
                 self.finite(mean.loss, self.step)
                 after_step(Progress(self.epoch + 1, self.step, steps, mean.loss, mean.error, seen / (now - started)))
             if self.step < steps and is_due(self.epoch * steps + self.step):
@@ -171,7 +171,7 @@ class Training:
         return self.networks[-1]
 
     @torch.no_grad()
-    def evaluate(self) -> "Mean":
+    def evaluate(self) -> "MeanLoss":
         """Loss and top-1 error over the validation images."""
         network = self.validated.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -180,7 +180,7 @@ class Training:
             logits = self.logits(network, x)
             loss_sum = F.cross_entropy(logits, y, reduction="sum")
             totals += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
-        return Mean.of(self.world.add(totals), len(self.loader.val))
+        return MeanLoss.of(self.world.add(totals), len(self.loader.val))
 
     def finite(self, loss: float, step: int | None = None) -> float:
         """Return `loss`, or stop the training if it is not a finite number."""
@@ -200,14 +200,14 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 @dataclass(frozen=True)
-class Mean:
+class MeanLoss:
     """Mean loss and top-1 error over some images."""
 
     loss: float
     error: float
 
     @classmethod
-    def of(cls, totals: Tensor, images: int) -> "Mean":
+    def of(cls, totals: Tensor, images: int) -> "MeanLoss":
         """From the sums of losses and of errors."""
         loss, errors = (totals / max(images, 1)).tolist()
         return cls(loss, errors)

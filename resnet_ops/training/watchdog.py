@@ -25,8 +25,8 @@ class Watchdog:
         tell: Told first which worker hangs.
     """
 
-    def __init__(self, timeout_s: float, traces: Path, tell: Callable[[str], None]) -> None:
-        self.timeout_s, self.traces, self.tell = timeout_s, traces, tell
+    def __init__(self, timeout_s: float, traces: Path, log_event: Callable[[str], None]) -> None:
+        self.timeout_s, self.traces, self.log_event = timeout_s, traces, log_event
         self.last: float | None = None
         self.done = threading.Event()
 
@@ -56,5 +56,5 @@ class Watchdog:
     def _say_where(self) -> None:
         with self.traces.open("a") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        self.tell(f"no step for {self.timeout_s:g} s; stack traces are in {self.traces}")
+        self.log_event(f"no step for {self.timeout_s:g} s; stack traces are in {self.traces}")
         os._exit(EXIT_CODE)

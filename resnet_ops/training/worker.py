@@ -24,13 +24,13 @@ from resnet_ops.orchestration.elastic_trainer import (
     PeerLostError,
     RegroupError,
     is_about_a_peer,
-    usable,
+    usable_nodes,
 )
 from resnet_ops.orchestration.placement import Request, choose, survey
 from resnet_ops.runs import BadImage, Run, RunRecord
-from resnet_ops.training.distributed import World
-from resnet_ops.training.session import Session
-from resnet_ops.training.trainer import Training
+from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.session import TrainingSession
+from resnet_ops.training.trainer import Trainer
 from resnet_ops.training.watchdog import Watchdog
 
 
@@ -48,7 +48,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerTask:
     """What a worker is sent to do.
 
     Args:
@@ -64,7 +64,7 @@ class Job:
     source: Source | None = None
 
 
-def work(job: Job) -> Outcome:
+def run_worker(job: WorkerTask) -> Outcome:
     """Train a run from where it stands.
 
     Raises:
@@ -79,7 +79,7 @@ def work(job: Job) -> Outcome:
     record = run.read_as_written()
     torch.set_num_threads(job.threads or _share_of_this_machine(job.request))
     context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size())
+    world = ProcessGroup(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
     try:
         return _train(run, record, world, device, job.request, job.source)
@@ -122,12 +122,17 @@ def _share_of_this_machine(request: Request | None) -> int:
 
 
 def _train(
-    run: Run, record: RunRecord, world: World, device: torch.device, request: Request | None, source: Source | None
+    run: Run,
+    record: RunRecord,
+    world: ProcessGroup,
+    device: torch.device,
+    request: Request | None,
+    source: Source | None,
 ) -> Outcome:
     if world.rank == 0:
         run.write_progress({"stage": f"Reading {record.config.data}"})
-    session = Session.open(run, record, source or _open_the_same(record), world, device)
-    group = Group(world, request)
+    session = TrainingSession.open(run, record, source or _open_the_same(record), world, device)
+    group = ElasticGroup(world, request)
     with _watched(run, world, session.training, request), session.saving():
         for epoch in session.epochs():
             if epoch is not None:
@@ -139,7 +144,7 @@ def _train(
     return Outcome(tuple(session.steps_at), _met_by_all(world, session.bad))
 
 
-def _met_by_all(world: World, bad: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
+def _met_by_all(world: ProcessGroup, bad: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
     every: list[Any] = [bad]
     if world.size > 1:
         every = [()] * world.size
@@ -148,7 +153,7 @@ def _met_by_all(world: World, bad: tuple[BadImage, ...]) -> tuple[BadImage, ...]
 
 
 @contextlib.contextmanager
-def _watched(run: Run, world: World, training: Training, request: Request | None) -> Iterator[None]:
+def _watched(run: Run, world: ProcessGroup, training: Trainer, request: Request | None) -> Iterator[None]:
     """End this process when training hangs; not where it is the user's own."""
     if request is None:
         yield
@@ -157,16 +162,16 @@ def _watched(run: Run, world: World, training: Training, request: Request | None
     folder = Path(tempfile.gettempdir(), f"resnet-ops-{run.name}") if files.is_remote(run.path) else run.path
     folder.mkdir(exist_ok=True)  # on this machine: a process that hangs may be waiting for the bucket
     traces = folder / f"hang-worker-{world.rank}.txt"
-    watchdog = Watchdog(training.config.hang_timeout, traces, lambda what: run.tell(f"{name}: {what}"))
+    watchdog = Watchdog(training.config.hang_timeout, traces, lambda what: run.log_event(f"{name}: {what}"))
     training.beat = watchdog.beat
     with watchdog.watching():
         yield
 
 
-class Group:
+class ElasticGroup:
     """The machines that the workers are on, and whether there could be more of them."""
 
-    def __init__(self, world: World, request: Request | None) -> None:
+    def __init__(self, world: ProcessGroup, request: Request | None) -> None:
         self.world, self.request = world, request
         self.ours: Counter[str] = Counter()
         if request is not None and request.elastic:
@@ -184,6 +189,6 @@ class Group:
             return False
         larger = False
         if self.world.rank == 0:
-            layout = choose(usable(), self.request, self.ours)
+            layout = choose(usable_nodes(), self.request, self.ours)
             larger = layout is not None and layout.workers > self.world.size
         return bool(self.world.agree(float(larger)))

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.config import JobConfig, TrainConfig
-from resnet_ops.data.discovery import absolute
+from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.options import as_typed
 from resnet_ops.orchestration.allocation import Pool, Share, pooled
@@ -33,14 +33,14 @@ from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import count_parameters
 from resnet_ops.tuning import results
 from resnet_ops.tuning.config import TuneConfig
-from resnet_ops.tuning.preflight import checked, planned_trials, refuse_other_code
+from resnet_ops.tuning.preflight import check_search, planned_trials, refuse_other_code
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import Space, read
-from resnet_ops.tuning.watcher import Watcher
+from resnet_ops.tuning.watcher import SearchObserver
 
 
 @dataclass(frozen=True)
-class Purpose:
+class SearchKind:
     """What trials are trained for.
 
     Args:
@@ -54,7 +54,7 @@ class Purpose:
     machines: int | None = None
 
 
-SEARCH = Purpose()
+SEARCH = SearchKind()
 
 
 class BestTrial(Result):
@@ -87,7 +87,7 @@ def tune(
     pairs: Sequence[str] = (),
     *,
     overwrite: bool = False,
-    watcher: Watcher | None = None,
+    observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> TuneResult:
     """Search anew.
@@ -103,26 +103,26 @@ def tune(
         UserError: The request was wrong (nothing was written), or all trials failed, or it was
             interrupted (what was done before is still there).
     """
-    return search_space(config, read(config, pairs), overwrite=overwrite, watcher=watcher, started_at=started_at)
+    return search_space(config, read(config, pairs), overwrite=overwrite, observer=observer, started_at=started_at)
 
 
 def search_space(
     config: TuneConfig,
     space: Space,
     *,
-    purpose: Purpose = SEARCH,
+    purpose: SearchKind = SEARCH,
     overwrite: bool = False,
-    watcher: Watcher | None = None,
+    observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> TuneResult:
     """Search a space, or train the points that it gives; otherwise as `tune`."""
-    watcher, started_at = watcher or Watcher(), started_at or time.time()
+    observer, started_at = observer or SearchObserver(), started_at or time.time()
     base = configure(**config.train_options)
     check(base.track)
-    base = base.model_copy(update=absolute(base))
+    base = base.model_copy(update=absolute_paths(base))
     settled = _settled(config, base)
-    with pooled(base, _share(config, purpose.machines), watcher.notice) as pool:
-        base, data = checked(space, base, pool, watcher)
+    with pooled(base, _share(config, purpose.machines), observer.warn) as pool:
+        base, data = check_search(space, base, pool, observer)
         planned = planned_trials(config, space)
         run = runs.create(base.runs_dir, base.name, f"{purpose.command.split()[-1]}-{data.name}", overwrite)
         with run.lock():
@@ -143,7 +143,7 @@ def search_space(
             )
             search.write(record)
             training.begin(run, base, data, count_parameters(base, data), 1, pool.device)
-            return _execute(search, record, pool, watcher, started_at, purpose)
+            return _execute(search, record, pool, observer, started_at, purpose)
 
 
 def resume(
@@ -151,8 +151,8 @@ def resume(
     name: str,
     *,
     changes: dict[str, Any] | None = None,
-    purpose: Purpose = SEARCH,
-    watcher: Watcher | None = None,
+    purpose: SearchKind = SEARCH,
+    observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> TuneResult:
     """Go on with a search where it stopped: trials that are done stay, those at hand go on.
@@ -169,7 +169,7 @@ def resume(
         UserError: There is no such search, its images or the code are others than when it began,
             another process is at it, it does not fit, or the work failed.
     """
-    watcher, started_at = watcher or Watcher(), started_at or time.time()
+    observer, started_at = observer or SearchObserver(), started_at or time.time()
     search = results.find(runs_dir, name)
     with search.run.lock():
         record = search.read()
@@ -181,12 +181,12 @@ def resume(
         changes = changes or {}
         base = configure(**config.train_options | changes)
         check(base.track)
-        base = base.model_copy(update=absolute(base))
+        base = base.model_copy(update=absolute_paths(base))
         config = _settled(config.model_copy(update={"given": config.given | changes}), base)
-        with pooled(base, _share(config, machines), watcher.notice) as pool:
+        with pooled(base, _share(config, machines), observer.warn) as pool:
             if pool.device != record.device:
                 raise UserError(f"{name} was searched on {record.device}, not on {pool.device}.", "Start a new search.")
-            base, data = checked(space, base, pool, watcher)
+            base, data = check_search(space, base, pool, observer)
             if data.fingerprint != record.data.fingerprint:
                 raise UserError(
                     f"The images in {base.data} differ from those {name} was searched on.",
@@ -194,7 +194,7 @@ def resume(
                 )
             record = record.model_copy(update={"config": config, "machines": machines})
             search.write(record)
-            return _execute(search, record, pool, watcher, started_at, purpose)
+            return _execute(search, record, pool, observer, started_at, purpose)
 
 
 def _share(config: TuneConfig, machines: int | None) -> Share:
@@ -211,17 +211,17 @@ def _settled(config: TuneConfig, base: TrainConfig) -> TuneConfig:
 
 
 def _execute(
-    search: Search, record: SearchRecord, pool: Pool, watcher: Watcher, started_at: float, purpose: Purpose
+    search: Search, record: SearchRecord, pool: Pool, observer: SearchObserver, started_at: float, purpose: SearchKind
 ) -> TuneResult:
-    from resnet_ops.tuning.runner import Board
+    from resnet_ops.tuning.runner import TrialLog
 
     go_on = training.resume_command(search.run, record.command)
     track = record.config.given.get("track", "none")
-    tracker = Tracker(track, functools.partial(_tell, search, watcher), lambda _: go_on)
-    board = Board(search, record, watcher, tracker)
-    watcher.search_begun(search, record, pool)
+    tracker = Tracker(track, functools.partial(_tell, search, observer), lambda _: go_on)
+    board = TrialLog(search, record, observer, tracker)
+    observer.search_begun(search, record, pool)
     for trial in board.trials.values():
-        watcher.trial_changed(trial)
+        observer.trial_changed(trial)
     try:
         with tracker:
             if track != "none":
@@ -245,7 +245,7 @@ def _execute(
         told = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common())
         raise UserError(f"All {len(board.trials)} trials failed. {told}", "Try other values.", WORK_FAILED)
     _record_end(search, board, "finished", "")
-    refit = _refit(search, answer.trial, watcher) if record.config.refit else None
+    refit = _refit(search, answer.trial, observer) if record.config.refit else None
     trials = tuple(trial for _, trial in sorted(board.trials.items()))
     best = BestTrial(
         trial=answer.trial.id,
@@ -267,12 +267,12 @@ def _execute(
     )
 
 
-def _tell(search: Search, watcher: Watcher, what: str) -> None:
-    search.run.tell(what)
-    watcher.notice(what)
+def _tell(search: Search, observer: SearchObserver, what: str) -> None:
+    search.run.log_event(what)
+    observer.warn(what)
 
 
-def _search(search: Search, record: SearchRecord, pool: Pool, board: Any, purpose: Purpose) -> None:
+def _search(search: Search, record: SearchRecord, pool: Pool, board: Any, purpose: SearchKind) -> None:
     """Have Ray Tune search.
 
     Raises:
@@ -280,11 +280,11 @@ def _search(search: Search, record: SearchRecord, pool: Pool, board: Any, purpos
         PausedError: A disk is full.
     """
     with pool.ray():
-        from resnet_ops.tuning.runner import fit
+        from resnet_ops.tuning.runner import run_trials
 
         with _scratch(search.run) as scratch, ThreadPoolExecutor(1, "tune") as thread:
             # In a thread: on the main thread Ray would take Ctrl-C for itself.
-            fitting: Future[None] = thread.submit(fit, search, record, pool, board, scratch, purpose.at_end)
+            fitting: Future[None] = thread.submit(run_trials, search, record, pool, board, scratch, purpose.at_end)
             try:
                 fitting.result()
             except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchRecord
 from resnet_ops.tuning.space import Choices, Space, options
-from resnet_ops.tuning.watcher import Watcher
+from resnet_ops.tuning.watcher import SearchObserver
 
 CODE = ("python", "torch", "ray", "optuna")  # other versions of which would train or choose otherwise
 
@@ -48,7 +48,9 @@ def refuse_other_code(record: SearchRecord) -> None:
         )
 
 
-def checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tuple[TrainConfig, DataRecord]:
+def check_search(
+    space: Space, base: TrainConfig, pool: Pool, observer: SearchObserver
+) -> tuple[TrainConfig, DataRecord]:
     """Check every network against the images; settle what depends on them, and decode them here once.
 
     Raises:
@@ -57,15 +59,15 @@ def checked(space: Space, base: TrainConfig, pool: Pool, watcher: Watcher) -> tu
     if base.auto_batch:
         raise UserError("--auto-batch finds a batch size for one network, but a search has many.", "Use --batch-size.")
     source = None
-    with preflight.seen_everywhere(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
+    with preflight.check_every_node(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):
             base = base.model_copy(update={"model": model})
-            source, settled = preflight.check(base, pool.device, source)
+            source, settled = preflight.check_training(base, pool.device, source)
         assert source is not None
         compare(source.record.fingerprint)
     if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
-        preflight.tell_batch_size(base, settled, source.record, watcher)
-    source = preflight.decoded(source, settled, watcher)
+        preflight.warn_of_batch_size(base, settled, source.record, observer)
+    source = preflight.decode_images(source, settled, observer)
     update = {"device": pool.device, **{name: getattr(settled, name) for name in preflight.OF_THE_IMAGES}}
     return base.model_copy(update=update), source.record
 

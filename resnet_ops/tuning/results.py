@@ -144,14 +144,14 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Selection:
     """Which trial is best, and in a sentence why this one."""
 
     trial: Trial
     why: str
 
 
-def answer(trials: Sequence[Trial], val_images: int) -> Answer | None:
+def select(trials: Sequence[Trial], val_images: int) -> Selection | None:
     """The best trial: of those within one standard error of the highest accuracy, the smallest network's.
 
     Returns:
@@ -168,8 +168,8 @@ def answer(trials: Sequence[Trial], val_images: int) -> Answer | None:
     if best is leader:
         others = sum(trial.parameters > best.parameters for _, trial in tied)
         tie = f"; {others} larger within one standard error" if others else ""
-        return Answer(best, f"the highest accuracy of {len(scored)} trials (standard error {percent(error)}{tie})")
-    return Answer(
+        return Selection(best, f"the highest accuracy of {len(scored)} trials (standard error {percent(error)}{tie})")
+    return Selection(
         best,
         f"the smallest network within one standard error ({percent(error)}) of the highest accuracy, "
         f"{percent(highest)} by trial {leader.id} ({leader.model}, {leader.parameters:,} parameters)",

@@ -19,13 +19,13 @@ from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.runs import Best
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.session import Session
+from resnet_ops.training.session import TrainingSession
 from resnet_ops.tuning import algorithms as parts
 from resnet_ops.tuning.algorithms import NUMBER, POINT, number_of
-from resnet_ops.tuning.results import Answer, Search, SearchRecord, Trial, answer
+from resnet_ops.tuning.results import Search, SearchRecord, Selection, Trial, select
 from resnet_ops.tuning.space import options
-from resnet_ops.tuning.trial import Task, TrialWorker
-from resnet_ops.tuning.watcher import Watcher
+from resnet_ops.tuning.trial import TrialTask, TrialWorker
+from resnet_ops.tuning.watcher import SearchObserver
 
 WHY_STOPPED = {
     "asha": "in the lower half of trials at that epoch",
@@ -33,14 +33,14 @@ WHY_STOPPED = {
 }
 
 
-class Board:
+class TrialLog:
     """All trials, as far as they are; written to trials.jsonl when one begins or ends.
 
     `halted` ends the search when it is set.
     """
 
-    def __init__(self, search: Search, record: SearchRecord, watcher: Watcher, tracker: Tracker) -> None:
-        self.search, self.record, self.watcher, self.tracker = search, record, watcher, tracker
+    def __init__(self, search: Search, record: SearchRecord, observer: SearchObserver, tracker: Tracker) -> None:
+        self.search, self.record, self.observer, self.tracker = search, record, observer, tracker
         self.trials = {trial.id: trial for trial in search.trials()}
         self.halted = threading.Event()
         self.paused = ""
@@ -50,9 +50,9 @@ class Board:
         """The trials that are done."""
         return [trial for trial in self.trials.values() if trial.is_settled]
 
-    def answer(self) -> Answer | None:
+    def answer(self) -> Selection | None:
         """The best trial so far."""
-        return answer(list(self.trials.values()), self.record.data.val_images)
+        return select(list(self.trials.values()), self.record.data.val_images)
 
     def save(self) -> None:
         """Write trials.jsonl."""
@@ -68,7 +68,7 @@ class Board:
                 id=number, options=point, model=model, depth=parse_name(model).depth, lr=float(lr)
             )
             self.save()
-        self.watcher.trial_changed(self.trials[number])
+        self.observer.trial_changed(self.trials[number])
 
     def advanced(self, number: int, said: dict[str, Any], point: dict[str, Any]) -> None:
         """A trial has done an epoch, or has failed."""
@@ -91,7 +91,7 @@ class Board:
         if "paused" in said:
             self.paused = said["paused"]
             self.halted.set()
-        self.watcher.trial_changed(self.trials[number])
+        self.observer.trial_changed(self.trials[number])
         if said["epoch"]:
             self.tracker.look(self.search.trial_run(number))
 
@@ -113,7 +113,7 @@ class Board:
             return
         self.save()
         self._settle(trial)
-        self.watcher.trial_changed(trial)
+        self.observer.trial_changed(trial)
 
     def track_settled(self) -> None:
         """Have those trials told that could not be when they ended."""
@@ -134,20 +134,20 @@ class Board:
             best = run.best / "model.safetensors"
             update["best"] = Best(epoch=trial.best_epoch, val_accuracy=trial.val_accuracy, checkpoint=best)
         run.write(record.model_copy(update=update))
-        for checkpoint in checkpoints.saved(run):
+        for checkpoint in checkpoints.saved_checkpoints(run):
             files.remove(checkpoint)
         self.tracker.look(run, ended=True)
 
 
-def fit(
+def run_trials(
     search: Search,
     record: SearchRecord,
     pool: Pool,
-    board: Board,
+    board: TrialLog,
     scratch: Path,
-    at_end: Callable[[Session], None] | None = None,
+    at_end: Callable[[TrainingSession], None] | None = None,
 ) -> None:
-    """Search to the end, or until the board is halted; `at_end` as in `Task`.
+    """Search to the end, or until the board is halted; `at_end` as in `TrialTask`.
 
     Raises:
         PausedError: A disk is full.
@@ -163,7 +163,7 @@ def fit(
     before = [board.trials[number].options for number in sorted(board.trials)]
     at_once = min(config.max_concurrent or pool.at_once, pool.at_once, record.planned)
     chooser, described, samples = parts.algorithm(config, space, seed, before, at_once)
-    task = Task(
+    task = TrialTask(
         trials=str(search.trials_dir),
         given=config.train_options,
         data=record.data,
@@ -220,7 +220,7 @@ class _Halt(Stopper):
 class _Follower(Callback):
     """Hears what Tune's trials do."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: TrialLog) -> None:
         self.board = board
 
     def __getstate__(self) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class _Follower(Callback):
             self.board.ended(_point(trial)[0])
 
     def on_trial_recover(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
-        self.board.watcher.notice(f"The worker of trial {_point(trial)[0]} was lost: {_why(trial)} Retrying.")
+        self.board.observer.warn(f"The worker of trial {_point(trial)[0]} was lost: {_why(trial)} Retrying.")
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
         number, point = _point(trial)

@@ -26,8 +26,8 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import DataRecord, Epoch, Run, RunRecord
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
-from resnet_ops.training.distributed import World
-from resnet_ops.training.session import Session
+from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.session import TrainingSession
 from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, TIME, number_of
 from resnet_ops.tuning.space import options
 
@@ -36,7 +36,7 @@ DONOR = "donor.safetensors"
 
 
 @dataclass(frozen=True)
-class Task:
+class TrialTask:
     """What all trials of a search share.
 
     Args:
@@ -56,13 +56,13 @@ class Task:
     device: Device
     threads: int
     nodes: int
-    at_end: Callable[[Session], None] | None = None
+    at_end: Callable[[TrainingSession], None] | None = None
 
 
 class TrialWorker(tune.Trainable):
     """Trains one trial after the other."""
 
-    def setup(self, config: dict[str, Any], task: Task) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], task: TrialTask) -> None:  # type: ignore[override]
         """Begin with a trial; called once."""
         self.task = task
         self.sources: dict[DataConfig, Source] = {}
@@ -85,7 +85,7 @@ class TrialWorker(tune.Trainable):
         self.options = options({name: value for name, value in point.items() if name != NUMBER})
         self.best, self.best_epoch, self.done, self.seconds = 0.0, 0, 0, 0.0
         self.record: RunRecord | None = None
-        self.session: Session | None = None
+        self.session: TrainingSession | None = None
         self.epochs = self._epochs() if self.task.nodes == 1 else self._epochs_of_many()
 
     def _leave(self) -> None:
@@ -152,7 +152,7 @@ class TrialWorker(tune.Trainable):
             return
         source = self._source(self.record.config)
         device = torch.device(self.task.device)
-        self.session = Session.open(self.run, self.record, source, World(), device)
+        self.session = TrainingSession.open(self.run, self.record, source, ProcessGroup(), device)
         yield from self.run.epochs()
         with self.session.saving():
             for epoch in self.session.epochs():
@@ -162,7 +162,7 @@ class TrialWorker(tune.Trainable):
 
     def _new_record(self) -> RunRecord:
         config = self._config()
-        source, config = preflight.check(config, self.task.device, self._source(config))
+        source, config = preflight.check_training(config, self.task.device, self._source(config))
         parameters = preflight.count_parameters(config, source.record)
         run = runs.create(self.run.path.parent, self.run.name, "", overwrite=False)
         return job.begin(run, config, source.record, parameters, 1, self.task.device)
@@ -212,7 +212,7 @@ class TrialWorker(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For PBT, which hands weights on: a copy, for the trial's own checkpoints come and go."""
-        latest = checkpoints.saved(self.run)[0]
+        latest = checkpoints.saved_checkpoints(self.run)[0]
         Path(checkpoint_dir, DONOR).write_bytes(files.read(latest))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
@@ -220,7 +220,7 @@ class TrialWorker(tune.Trainable):
         self._leave()
         record = self.run.read_as_written()
         config = self._config()
-        _, config = preflight.check(config, self.task.device, self._source(config))
+        _, config = preflight.check_training(config, self.task.device, self._source(config))
         self.run.write(record.model_copy(update={"config": config}))
         donor = checkpoints.read(Path(checkpoint_dir, DONOR))
         place = self.run.checkpoints / donor.info.file_name
@@ -228,10 +228,10 @@ class TrialWorker(tune.Trainable):
         arriving = self.run.checkpoints / f".{donor.info.file_name}-{secrets.token_hex(4)}"
         files.write_atomically(arriving, Path(checkpoint_dir, DONOR).read_bytes())
         files.rename(arriving, place)
-        for old in checkpoints.saved(self.run):
+        for old in checkpoints.saved_checkpoints(self.run):
             if old != place:
                 files.remove(old)
-        self.run.tell(f"Continued from the weights of epoch {donor.info.epoch} with lr {config.lr:g}")
+        self.run.log_event(f"Continued from the weights of epoch {donor.info.epoch} with lr {config.lr:g}")
         self.epochs = self._epochs_since(donor.info.epoch)
 
     def _epochs_since(self, epoch: int) -> Generator[Epoch]:

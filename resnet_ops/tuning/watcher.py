@@ -5,7 +5,7 @@ from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 
 
-class Watcher(Observer):
+class SearchObserver(Observer):
     """Told what a search does, from a thread of its own; does nothing, for others to override."""
 
     def search_begun(self, search: Search, record: SearchRecord, pool: Pool) -> None:

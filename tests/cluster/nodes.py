@@ -106,7 +106,7 @@ class Training:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """All tensors of the last checkpoint."""
-        last = checkpoints.read(checkpoints.saved(self.run)[0])
+        last = checkpoints.read(checkpoints.saved_checkpoints(self.run)[0])
         assert last.info.epoch == self.run.read_as_written().config.epochs
         return last.model | {f"optimizer/{name}": value for name, value in last.optimizer.items()}
 

@@ -217,12 +217,12 @@ def test_nobody_without_the_token_gets_in(cluster: Slurm, stand_in: Path, tmp_pa
         if part.startswith("RAY_ADDRESS=") and part.count(":") == 1
     }
     code = f"import ray; ray.init(address={address!r}); print('inside', len(ray.nodes()))"
-    for token, inside in (("0" * 64, False), ((storage / "slurm" / f"{job}.0" / "ray_token").read_text(), True)):
+    for token, metadata in (("0" * 64, False), ((storage / "slurm" / f"{job}.0" / "ray_token").read_text(), True)):
         environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         tried = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
         )
-        assert ("inside 1" in tried.stdout) == inside, tried.stderr
+        assert ("inside 1" in tried.stdout) == metadata, tried.stderr
     cluster.run("scancel", job)
     until(lambda: left_nothing(job), 20)
 

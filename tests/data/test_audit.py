@@ -192,8 +192,8 @@ def test_a_contact_sheet_is_as_large_as_what_is_on_it() -> None:
     assert contact_sheet.fitted(wide).size == (128, 32)
     assert contact_sheet.fitted(wide[:30, :40]).size == (120, 90)
     rows = [
-        contact_sheet.ClassRow("a name that is far too long to be written beside its images " * 3, "1", (wide,)),
-        contact_sheet.ClassRow("none", "0", ()),
+        contact_sheet.SheetRow("a name that is far too long to be written beside its images " * 3, "1", (wide,)),
+        contact_sheet.SheetRow("none", "0", ()),
     ]
     drawn = contact_sheet.contact_sheet("wide", "", rows, "3 more classes")
     assert drawn.height < drawn.width < 700

@@ -12,13 +12,13 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data.decode import DecodeError, Frame, decode, look
+from resnet_ops.data.decode import CropSpec, DecodeError, decode, read_header
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
 from tests.data.made import folders, noise, stored, write
 
 PLAIN = noise(1, seed=7)[0]
-AS_IT_IS = Frame((8, 8), 8, 8, 3)
+AS_IT_IS = CropSpec((8, 8), 8, 8, 3)
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -49,8 +49,8 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     for kind in ("PNG", "TIFF"):
         encoded = encode(Image.fromarray(values), kind)
-        assert look(encoded).grey
-        found = decode(encoded, Frame((8, 8), 8, 8, 1))[..., 0]
+        assert read_header(encoded).grey
+        found = decode(encoded, CropSpec((8, 8), 8, 8, 1))[..., 0]
         assert np.abs(found - values / 257.0).max() <= 0.5
 
 
@@ -90,8 +90,8 @@ def test_photographs_are_put_upright(turned: int) -> None:
     exif[0x0112] = turned
     for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
         encoded = encode(Image.fromarray(np.ascontiguousarray(undo[turned](upright))), kind, exif=exif)
-        assert (look(encoded).height, look(encoded).width) == (60, 90), kind
-        found = decode(encoded, Frame((60, 90), 60, 90, 3)).astype(int)
+        assert (read_header(encoded).height, read_header(encoded).width) == (60, 90), kind
+        found = decode(encoded, CropSpec((60, 90), 60, 90, 3)).astype(int)
         assert np.abs(found - upright)[5:15, 5:25].max() <= 30, kind
         assert np.abs(found - upright)[30:, 40:].max() <= 30, kind
 
@@ -101,7 +101,7 @@ def test_large_images_are_resized_and_cut_as_torchvision_does() -> None:
     smooth = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
     resized = reference.resize(reference.pil_to_tensor(smooth), [256], antialias=True)
     expected = reference.center_crop(resized, [224, 224]).permute(1, 2, 0).numpy().astype(int)
-    frame = Frame((256, 256), 224, 224, 3)
+    frame = CropSpec((256, 256), 224, 224, 3)
     assert np.abs(decode(encode(smooth, "PNG"), frame) - expected).max() <= 1
     # JPEG adds its own error, and from 1,000 pixels on is decoded at half of its size.
     assert np.abs(decode(encode(smooth, "JPEG", quality=95), frame) - expected).mean() <= 2
@@ -133,7 +133,7 @@ def test_no_damage_raises_anything_else(kind: str) -> None:
     for _ in range(150):
         damaged = bytearray(whole[: rng.integers(1, len(whole) + 1)])
         damaged[rng.integers(len(damaged))] = rng.integers(256)
-        for ask in (look, lambda x: decode(x, AS_IT_IS)):
+        for ask in (read_header, lambda x: decode(x, AS_IT_IS)):
             try:
                 ask(bytes(damaged))
             except DecodeError as error:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data.dataset import digest, held_out
+from resnet_ops.data.dataset import choose_validation, digest
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
@@ -58,12 +58,12 @@ def test_the_split_is_stratified_and_follows_the_images_not_their_order() -> Non
         [digest(row["bytes"]) for row in pq.read_table(EMBEDDED["digits"]).column("image").to_pylist()], "S32"
     )
     labels = pixels_and_labels()[1]
-    chosen = held_out(hashes, labels)
+    chosen = choose_validation(hashes, labels)
     for digit in range(10):
         of_class = labels == digit
         assert abs(chosen[of_class].sum() - of_class.sum() / 5) <= 0.5
     order = np.random.default_rng(1).permutation(len(labels))
-    shuffled = held_out(hashes[order], labels[order])
+    shuffled = choose_validation(hashes[order], labels[order])
     assert np.array_equal(shuffled, chosen[order])
 
 

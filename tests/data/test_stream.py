@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_streamed_and_the_check_of_data_says_so(
     train_bytes = 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
     for memory, how, state in ((2 * train_bytes, "off", "ok"), (2 * train_bytes - 1, "on", "note")):
         monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
-        source, settled = preflight.check(config, "cpu")
+        source, settled = preflight.check_training(config, "cpu")
         assert (source.decoded_bytes, settled.stream) == (train_bytes, how)
         report = check(config)
         assert report.decoded_bytes == train_bytes + 30 * 16 * 16 * 3

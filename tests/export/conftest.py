@@ -5,7 +5,7 @@ import pytest
 
 from resnet_ops.export import checks
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import Shown
+from resnet_ops.export.shown import ValidationImages
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.made import make_checkpoint, make_model, make_shown
 
@@ -31,7 +31,7 @@ def raw_model(checkpoint: Checkpoint) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="session")
-def shown() -> Shown:
+def shown() -> ValidationImages:
     return make_shown((47, 53))
 
 

@@ -81,15 +81,15 @@ def ending(work: Callable[[], object]) -> str:
 
 def use_onnx(path: Path) -> str:
     """What becomes of a file that `predict` is given: looked through, tried, and only then loaded here."""
-    looked = ending(lambda: untrusted.look_through(path))
+    looked = ending(lambda: untrusted.scan(path))
     if looked != "done":
         return looked
     if ending(lambda: sandbox.main(str(path))) != "done":  # whatever happens there is one line to the user
         return "refused"
 
     def use() -> None:
-        _, inside = untrusted.look_through(path)
-        classifier = Classifier.of(inside, runtime.load(path, runtime.CPU, threads=1))
+        _, metadata = untrusted.scan(path)
+        classifier = Classifier.of(metadata, runtime.load(path, runtime.CPU, threads=1))
         classifier.classify(np.zeros((2, *classifier.frame.shape), np.uint8))
 
     return ending(use)

@@ -11,10 +11,10 @@ from onnx import numpy_helper
 from PIL import Image
 
 from resnet_ops.export import graph, runtime
-from resnet_ops.export.metadata import Inside, Preprocessing
-from resnet_ops.export.proof import Demands, Proof, prove
+from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.proof import Proof, ProofThresholds, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import Shown
+from resnet_ops.export.shown import ValidationImages
 from resnet_ops.models import build
 from resnet_ops.runs import Epoch
 from resnet_ops.training import checkpoint as checkpoints
@@ -86,7 +86,7 @@ def png(image: np.ndarray) -> bytes:
     return written.getvalue()
 
 
-def make_shown(size: tuple[int, int] = (32, 32), channels: int = 3, count: int = 100) -> Shown:
+def make_shown(size: tuple[int, int] = (32, 32), channels: int = 3, count: int = 100) -> ValidationImages:
     """Coarse images, coloured so that red and blue differ, brighter on the left."""
     rng = np.random.default_rng(0)
     images = []
@@ -95,10 +95,10 @@ def make_shown(size: tuple[int, int] = (32, 32), channels: int = 3, count: int =
         pixels = np.asarray(coarse)[:, :, :channels] * np.linspace(1, 0.3, channels)
         images.append((pixels * np.linspace(1, 0.5, size[1])[:, None]).astype(np.uint8))
     labels = rng.integers(0, CLASSES, count)
-    return Shown(Drawn(images, labels), np.arange(count), labels)
+    return ValidationImages(Drawn(images, labels), np.arange(count), labels)
 
 
-def inside_of(checkpoint: Checkpoint, **update: object) -> Inside:
+def inside_of(checkpoint: Checkpoint, **update: object) -> ModelMetadata:
     """What a file of `checkpoint` says of itself."""
     info = checkpoint.info
     given = update.get("input", "normalized")
@@ -113,7 +113,7 @@ def inside_of(checkpoint: Checkpoint, **update: object) -> Inside:
         "checkpoint_sha256": checkpoint.sha256,
         "made_by": "tests",
     }
-    return Inside.model_validate(values | update)
+    return ModelMetadata.model_validate(values | update)
 
 
 def make_model(checkpoint: Checkpoint, raw: bool = False, softmax: bool = False) -> onnx.ModelProto:
@@ -130,17 +130,17 @@ def finish(
     **update: object,
 ) -> onnx.ModelProto:
     """What an export adds to a graph."""
-    inside = inside_of(
+    metadata = inside_of(
         checkpoint,
         input="raw" if raw else "normalized",
         output="probabilities" if softmax else "logits",
         **update,
     )
     if raw:
-        graph.take_raw_pixels(model, inside.preprocessing)
+        graph.take_raw_pixels(model, metadata.preprocessing)
     if softmax:
         graph.give_probabilities(model)
-    graph.describe(model, inside)
+    graph.describe(model, metadata)
     return model
 
 
@@ -160,10 +160,10 @@ def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.nda
 
 
 def proof_of(
-    model: onnx.ModelProto, reference: Reference, shown: Shown | None, folder: Path, **demands: object
+    model: onnx.ModelProto, reference: Reference, shown: ValidationImages | None, folder: Path, **demands: object
 ) -> Proof:
     """Write a graph and try to refute it."""
     file = folder / "m.onnx"
     graph.write(model, file)
     wanted: dict[str, object] = {"provider": runtime.CPU, "opset": OPSET}
-    return prove(file, reference, shown, Demands(**(wanted | demands)))  # type: ignore[arg-type]
+    return prove(file, reference, shown, ProofThresholds(**(wanted | demands)))  # type: ignore[arg-type]

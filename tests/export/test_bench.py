@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from resnet_ops.export import bench, runtime, untrusted
-from resnet_ops.export.bench import Measured
-from resnet_ops.export.bench_worker import Contender, contenders
+from resnet_ops.export.bench import Measurement
+from resnet_ops.export.bench_worker import BenchCandidate, candidates
 from tests.conftest import DigitFiles, Ended
 
 Cli = Callable[..., Ended]
 
 
-class Dying(Contender):
+class Dying(BenchCandidate):
     """As a contender that takes all the memory is ended."""
 
     def prepare(self, batch: int) -> Callable[[], object]:
@@ -27,8 +27,8 @@ class Dying(Contender):
         raise AssertionError
 
 
-def everyone(file: Path, provider: str = runtime.CPU) -> list[Contender]:
-    return contenders(file, untrusted.open_file(file), provider, compiled=False)
+def everyone(file: Path, provider: str = runtime.CPU) -> list[BenchCandidate]:
+    return candidates(file, untrusted.open_file(file), provider, compiled=False)
 
 
 def test_every_batch_size_has_its_lines_and_they_add_up(cli: Cli, digit_files: DigitFiles) -> None:
@@ -72,7 +72,12 @@ def test_of_eager_the_faster_format_is_what_others_are_compared_with(digit_files
     fast, slow, other = ((s,) for s in ([0.1, 0.1, 0.2], [0.4], [0.05]))
     rows = list(
         bench.compare(
-            [Measured(ort, 8, other), Measured(tf32, 8, other), Measured(nchw, 8, slow), Measured(last, 8, fast)]
+            [
+                Measurement(ort, 8, other),
+                Measurement(tf32, 8, other),
+                Measurement(nchw, 8, slow),
+                Measurement(last, 8, fast),
+            ]
         )
     )
     assert [(row.measured.contender.name, row.ratio) for row in rows] == [
@@ -86,7 +91,7 @@ def test_of_eager_the_faster_format_is_what_others_are_compared_with(digit_files
 def test_p99_is_no_more_than_a_hundredth_of_the_calls_exceed(
     digit_files: DigitFiles, calls: list[float], p99: float
 ) -> None:
-    one = Measured(everyone(digit_files.normalized)[0], 1, (tuple(calls),))
+    one = Measurement(everyone(digit_files.normalized)[0], 1, (tuple(calls),))
     assert one.p99_ms == pytest.approx(1e3 * p99)
 
 

@@ -14,16 +14,16 @@ from torchvision.transforms import v2
 
 from resnet_ops.export import graph, runtime, untrusted
 from resnet_ops.export.classifier import Classifier
-from resnet_ops.export.proof import Demands, prove
+from resnet_ops.export.proof import ProofThresholds, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import Shown
+from resnet_ops.export.shown import ValidationImages
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.made import MEAN, OPSET, STD, copy, finish, make_checkpoint, make_model, make_shown, proof_of
 
 
 @pytest.mark.parametrize("opset", [pytest.param(20, marks=pytest.mark.slow), 23])
 def test_the_opset_is_the_one_asked_for(
-    opset: int, checkpoint: Checkpoint, reference: Reference, shown: Shown, tmp_path: Path
+    opset: int, checkpoint: Checkpoint, reference: Reference, shown: ValidationImages, tmp_path: Path
 ) -> None:
     model = finish(graph.to_onnx(checkpoint.info, checkpoint.model, opset), checkpoint, raw=True)
     assert proof_of(model, reference, shown, tmp_path, opset=opset).validated
@@ -87,19 +87,23 @@ def test_the_proof_is_put_into_the_file_behind_what_was_proven(model: onnx.Model
     graph.write(model, tmp_path / "m.onnx")
     proven = (tmp_path / "m.onnx").read_bytes()
     (tmp_path / "m.onnx").write_bytes(proven + graph.added({"validation": json.dumps({"validated": True})}))
-    found, inside = untrusted.look_through(tmp_path / "m.onnx")
-    assert inside.validation == {"validated": True}
+    found, metadata = untrusted.scan(tmp_path / "m.onnx")
+    assert metadata.validation == {"validated": True}
     assert found.graph == model.graph
     Classifier(tmp_path / "m.onnx", "cpu")
 
 
 def test_weights_beyond_the_limit_of_one_file_go_beside_it(
-    model: onnx.ModelProto, reference: Reference, shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: onnx.ModelProto,
+    reference: Reference,
+    shown: ValidationImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(graph, "ONE_FILE_BYTES", 100_000)
     proof = proof_of(copy(model), reference, shown, tmp_path)
     assert proof.validated, proof.refuted_by
     assert (tmp_path / "m.onnx").stat().st_size < 100_000 < (tmp_path / "m.onnx.data").stat().st_size
     (tmp_path / "m.onnx.data").unlink()
-    (refuted,) = prove(tmp_path / "m.onnx", reference, shown, Demands(runtime.CPU, OPSET)).refuted_by
+    (refuted,) = prove(tmp_path / "m.onnx", reference, shown, ProofThresholds(runtime.CPU, OPSET)).refuted_by
     assert "needs m.onnx.data, which is missing next to it" in refuted.found

@@ -14,9 +14,9 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import graph, precision, runtime
 from resnet_ops.export.classifier import normalised
 from resnet_ops.export.metadata import Preprocessing
-from resnet_ops.export.proof import Demands, prove
+from resnet_ops.export.proof import ProofThresholds, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import Shown
+from resnet_ops.export.shown import ValidationImages
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.made import MEAN, OPSET, change, copy, finish, make_checkpoint, make_model, proof_of
 
@@ -240,7 +240,7 @@ def test_a_planted_fault_is_refuted(
     model: onnx.ModelProto,
     raw_model: onnx.ModelProto,
     reference: Reference,
-    shown: Shown,
+    shown: ValidationImages,
     tmp_path: Path,
 ) -> None:
     faulty = copy(raw_model if fault in RAW_FAULTS else model)
@@ -253,7 +253,7 @@ def test_a_planted_fault_is_refuted(
 
 
 def test_batchnorm_in_training_mode_is_refuted(
-    model: onnx.ModelProto, reference: Reference, shown: Shown, tmp_path: Path
+    model: onnx.ModelProto, reference: Reference, shown: ValidationImages, tmp_path: Path
 ) -> None:
     """What a forgotten eval() makes: a BatchNorm, not folded, that uses the batch's own statistics."""
     faulty = copy(model)
@@ -273,7 +273,7 @@ def test_batchnorm_in_training_mode_is_refuted(
 
 
 def test_another_epochs_weights_are_refuted(
-    model: onnx.ModelProto, checkpoint: Checkpoint, shown: Shown, tmp_path: Path
+    model: onnx.ModelProto, checkpoint: Checkpoint, shown: ValidationImages, tmp_path: Path
 ) -> None:
     """A stale file, and one that says that it is of the checkpoint that it is not of."""
     other = make_checkpoint(tmp_path / "other.safetensors", "resnet20", stored=33, seed=1)
@@ -287,14 +287,14 @@ def test_another_epochs_weights_are_refuted(
 
 
 def test_another_accuracy_than_in_training_is_refuted(
-    model: onnx.ModelProto, reference: Reference, shown: Shown, tmp_path: Path
+    model: onnx.ModelProto, reference: Reference, shown: ValidationImages, tmp_path: Path
 ) -> None:
     proof = proof_of(model, reference, shown, tmp_path, recorded_accuracy=0.99)
     assert [check.name for check in proof.refuted_by] == ["accuracy as in training"]
 
 
 def test_half_precision_that_overflows_is_refuted(
-    model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, shown: Shown, tmp_path: Path
+    model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, shown: ValidationImages, tmp_path: Path
 ) -> None:
     """Values of 1e6 between two layers: nothing in fp32, infinite in fp16. Ours keeps those nodes in fp32."""
     huge = copy(model)
@@ -316,7 +316,7 @@ def test_half_precision_that_overflows_is_refuted(
 
 
 def test_eight_bits_without_calibration_are_refuted(
-    model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, shown: Shown, tmp_path: Path
+    model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, shown: ValidationImages, tmp_path: Path
 ) -> None:
     """Ranges of black images for images of all colours."""
     steps = Preprocessing.of(checkpoint.info, "normalized")
@@ -334,9 +334,11 @@ def test_eight_bits_without_calibration_are_refuted(
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x0a" * 50])
-def test_a_file_that_is_not_onnx_is_refuted(content: bytes, reference: Reference, shown: Shown, tmp_path: Path) -> None:
+def test_a_file_that_is_not_onnx_is_refuted(
+    content: bytes, reference: Reference, shown: ValidationImages, tmp_path: Path
+) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
-    proof = prove(tmp_path / "m.onnx", reference, shown, Demands(runtime.CPU, OPSET))
+    proof = prove(tmp_path / "m.onnx", reference, shown, ProofThresholds(runtime.CPU, OPSET))
     assert [check.name for check in proof.refuted_by] == ["file"]
 
 
@@ -351,15 +353,19 @@ def test_cuda_is_refused_where_there_is_none(model: onnx.ModelProto, tmp_path: P
 
 
 def test_nodes_that_are_not_where_they_should_be_are_named(
-    model: onnx.ModelProto, reference: Reference, shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: onnx.ModelProto,
+    reference: Reference,
+    shown: ValidationImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A session as ONNX Runtime makes it where CUDA lacks three kernels."""
     load = runtime.load
 
-    def three_elsewhere(*given: object) -> runtime.Session:
+    def three_elsewhere(*given: object) -> runtime.OnnxSession:
         made = load(*given)  # type: ignore[arg-type]
-        moved = [runtime.Node(node.name, node.operator, "AnotherExecutionProvider") for node in made.nodes[:3]]
-        return runtime.Session(made.session, made.provider, made.metadata, (*moved, *made.nodes[3:]))
+        moved = [runtime.GraphNode(node.name, node.operator, "AnotherExecutionProvider") for node in made.nodes[:3]]
+        return runtime.OnnxSession(made.session, made.provider, made.metadata, (*moved, *made.nodes[3:]))
 
     monkeypatch.setattr(runtime, "load", three_elsewhere)
     (refuted,) = proof_of(model, reference, shown, tmp_path).refuted_by
@@ -371,7 +377,7 @@ def test_nodes_that_are_not_where_they_should_be_are_named(
 @pytest.mark.skipif(not runtime.has_gpu(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("raw", [False, True])
 def test_every_node_runs_on_cuda(
-    raw: bool, checkpoint: Checkpoint, reference: Reference, shown: Shown, tmp_path: Path
+    raw: bool, checkpoint: Checkpoint, reference: Reference, shown: ValidationImages, tmp_path: Path
 ) -> None:
     proof = proof_of(
         make_model(checkpoint, raw=raw), reference, shown, tmp_path, provider=runtime.choose_provider("cuda")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from resnet_ops.cli.startup import others_are_busy
+from resnet_ops.cli.startup import cores_are_busy
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.machine import cores
@@ -220,10 +220,10 @@ def test_threads_do_not_spin_where_others_need_the_cores() -> None:
 def test_threads_spin_where_nobody_else_is() -> None:
     """Asleep they would cost a sixth; of 4 seconds of cores, nobody else has had more than one."""
     began = (10.0, 1.0, 100.0)
-    assert not others_are_busy(began, (12.5, 1.5, 102.0), cores=2)
-    assert not others_are_busy(began, (10.0, 5.0, 102.0), cores=2)
-    assert others_are_busy(began, (11.0, 2.0, 102.0), cores=2)
-    assert not others_are_busy((None, 1.0, 100.0), (None, 2.0, 102.0), cores=2)
+    assert not cores_are_busy(began, (12.5, 1.5, 102.0), cores=2)
+    assert not cores_are_busy(began, (10.0, 5.0, 102.0), cores=2)
+    assert cores_are_busy(began, (11.0, 2.0, 102.0), cores=2)
+    assert not cores_are_busy((None, 1.0, 100.0), (None, 2.0, 102.0), cores=2)
     machine = "clock.cores = lambda: 2; clock.moment = lambda: (12.5, 1.5, 102.0)"
     assert spin_count(f"{machine}; clock.spare_others((10.0, 1.0, 100.0))") == "None"
 

@@ -375,9 +375,9 @@ def test_what_is_wrong_with_a_bucket_is_said(cli: Cli, changing: pytest.MonkeyPa
 
 
 def test_the_doctor_tries_the_bucket(place: str) -> None:
-    (finding,) = doctor.look_at_runs(to_path(place))
+    (finding,) = doctor.examine_runs(to_path(place))
     assert (finding.name, finding.state) == ("runs", "ok")
     assert "wrote, read, listed and deleted" in finding.found
-    (finding,) = doctor.look_at_runs(to_path("s3://missing"))
+    (finding,) = doctor.examine_runs(to_path("s3://missing"))
     assert finding.state == "broken"
     assert "there is no bucket" in finding.found

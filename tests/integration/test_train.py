@@ -242,7 +242,7 @@ def test_a_stopped_run_keeps_its_checkpoint_and_says_how_to_go_on(
     assert "Traceback" not in err
     assert json.loads(out)["exit_code"] == 130
     assert run.read().status == "interrupted"
-    last = checkpoints.saved(run)[0]
+    last = checkpoints.saved_checkpoints(run)[0]
     assert str(last) in err
     assert checkpoints.read(last).info.metrics.epoch == len(run.epochs())
 
@@ -260,7 +260,7 @@ def test_ctrl_c_with_several_workers_leaves_no_process_behind(tmp_path: Path, ma
     assert err.splitlines()[-1].endswith("Resume with: resnet-ops train --resume s")
     assert "Traceback" not in err
     assert run.read().status == "interrupted"
-    assert checkpoints.read(checkpoints.saved(run)[0]).info.metrics.epoch >= 2
+    assert checkpoints.read(checkpoints.saved_checkpoints(run)[0]).info.metrics.epoch >= 2
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from resnet_ops.training import job as training
 from resnet_ops.tuning import job
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, Trial
-from resnet_ops.tuning.watcher import Watcher
+from resnet_ops.tuning.watcher import SearchObserver
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
 from tests.processes import command_line, ours
@@ -37,17 +37,17 @@ EPOCHS = 3
 
 def searched(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **options: Any) -> job.TuneResult:
     given = {"runs_dir": runs_dir, "name": name, "epochs": epochs, "cpus_per_worker": 1} | options.pop("given", {})
-    watcher = options.pop("watcher", None)
-    return job.tune(TuneConfig.of(given=given, **options), pairs, watcher=watcher)
+    observer = options.pop("watcher", None)
+    return job.tune(TuneConfig.of(given=given, **options), pairs, observer=observer)
 
 
-class Notices(Watcher):
+class Notices(SearchObserver):
     """What is said beside the trials."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def notice(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -99,7 +99,7 @@ def test_the_search_becomes_the_run_of_its_best_trial(grid: job.TuneResult) -> N
     assert run.epochs() == of_trial.epochs()
     assert Search(run).trials() == list(grid.trials)
     assert not (run.path / "ray").exists()
-    assert not checkpoints.saved(of_trial)  # only the best weights of a trial that is done are kept
+    assert not checkpoints.saved_checkpoints(of_trial)  # only the best weights of a trial that is done are kept
     exported = export_onnx(ExportConfig.of(run=run.name, runs_dir=run.path.parent, provider="cpu"))
     assert exported.validated
     assert exported.val_accuracy_onnx == pytest.approx(best.val_accuracy)
@@ -198,7 +198,7 @@ def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
 def test_if_all_trials_fail_the_reasons_are_told_together(tmp_path: Path) -> None:
     told = Notices()
     with pytest.raises(UserError) as failed:
-        searched(tmp_path, "all", depths="8", lr="1e9,2e9", search="grid", epochs=1, watcher=told)
+        searched(tmp_path, "all", depths="8", lr="1e9,2e9", search="grid", epochs=1, observer=told)
     assert failed.value.exit_code == 1
     assert failed.value.cause.startswith("All 2 trials failed. 2 of them: Training diverged in epoch 1")
     assert runs.find(tmp_path, "all").read().status == "failed"
@@ -259,7 +259,7 @@ def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     killer.start()
     told = Notices()
     options = {"lr": "0.05,0.1", "search": "grid", "scheduler": "none"}
-    found = searched(tmp_path, "k", depths="8", epochs=20, watcher=told, **options)
+    found = searched(tmp_path, "k", depths="8", epochs=20, observer=told, **options)
     killer.join()
     assert killed
     assert len(told.said) == 1

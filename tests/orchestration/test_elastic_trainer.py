@@ -6,7 +6,13 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, NCCLHangError, WorkerGroupError
 
 from resnet_ops.errors import PausedError, UserError
-from resnet_ops.orchestration.elastic_trainer import NodeUnfitError, PeerLostError, RegroupError, SurviveLosses, explain
+from resnet_ops.orchestration.elastic_trainer import (
+    NodeUnfitError,
+    PeerLostError,
+    RegroupError,
+    WorkerLossPolicy,
+    explain,
+)
 from resnet_ops.orchestration.ray_internals import (
     FailureDecision,
     WorkerGroupStartupFailedError,
@@ -23,14 +29,14 @@ def group(*failures: Exception) -> WorkerGroupError:
 
 def decide(
     error: Any, losses: int = 1, left_out: list[str] | None = None
-) -> tuple[FailureDecision, list[str], SurviveLosses]:
+) -> tuple[FailureDecision, list[str], WorkerLossPolicy]:
     told: list[str] = []
 
-    def tell(what: str, kind: str = "note") -> None:
+    def log_event(what: str, kind: str = "note") -> None:
         told.append(what)
         assert (kind == "loss") == what.startswith("Lost: ")
 
-    policy = SurviveLosses(losses, tell, ([] if left_out is None else left_out).append)
+    policy = WorkerLossPolicy(losses, log_event, ([] if left_out is None else left_out).append)
     return policy.make_decision(error), told, policy
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.reporting.predictions import Predictions, predict
-from resnet_ops.reporting.run_report import differing, per_class, thumbnails, verdict, write
+from resnet_ops.reporting.run_report import configuration_differences, per_class, thumbnails, verdict, write
 from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import Ended
@@ -51,7 +51,7 @@ def runs(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.rmtree(lost.checkpoints)
     (lost.export / "model.onnx.json").write_text(json.dumps(PROOF))
     lost.write(record.model_copy(update={"status": "failed", "reason": HOSTILE, "best": None}))
-    lost.tell("Lost worker 1.")
+    lost.log_event("Lost worker 1.")
     shutil.rmtree(begun.best)
     shutil.rmtree(begun.checkpoints)
     begun.metrics_file.unlink()
@@ -145,7 +145,7 @@ def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
     found = write([Run(runs / name) for name in ("lost", "begun")], tmp_path / "r.html")
     assert verdict(found[1:]) == "No epoch has finished yet."
     assert verdict(found) == "lost (resnet8) has a validation accuracy of 75.00% ± 2.29% on 359 validation images."
-    told = differing(found)
+    told = configuration_differences(found)
     assert (told["model"], told["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])
     assert "momentum" not in told
     copies = []

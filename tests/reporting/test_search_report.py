@@ -11,7 +11,7 @@ import pytest
 
 from resnet_ops.errors import UserError
 from resnet_ops.reporting import style
-from resnet_ops.reporting.search_data import Found, verdict
+from resnet_ops.reporting.search_data import SearchData, verdict
 from resnet_ops.reporting.search_figures import pictures
 from resnet_ops.reporting.search_report import draw
 from resnet_ops.runs import Run
@@ -41,7 +41,7 @@ def page(found: Search) -> Page:
 
 def drawn(search: Search, name: str) -> Any:
     """The chart called `name`, as matplotlib holds it."""
-    (picture,) = (picture for picture in pictures(Found.read(search)) if picture.name == name)
+    (picture,) = (picture for picture in pictures(SearchData.read(search)) if picture.name == name)
     with style.applied():
         chart = style.figure(picture.width, picture.height)
         picture.draw(chart)

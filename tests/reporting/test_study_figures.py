@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from resnet_ops.reporting.study_figures import Profile, norms, responses, shortcuts
-from resnet_ops.reporting.training_figures import Network
+from resnet_ops.reporting.training_figures import NetworkCurves
 from tests.reporting import made
 from tests.reporting.test_figures import drawn
 
@@ -48,7 +48,7 @@ def test_responses_are_shown_in_order_and_by_size() -> None:
 
 def test_shortcuts_have_a_panel_a_depth_and_a_colour_an_option() -> None:
     networks = [
-        (option, Network("resnet", depth, [made.epochs([0.5, final])]))
+        (option, NetworkCurves("resnet", depth, [made.epochs([0.5, final])]))
         for depth, option, final in ((8, "A", 0.3), (8, "B", 0.2), (20, "A", 0.1))
     ]
     first, second = drawn(shortcuts(networks, made.IMAGES)).axes

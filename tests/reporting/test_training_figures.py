@@ -7,7 +7,7 @@ import pytest
 
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.training_figures import Network, confusion, degradation, learning
+from resnet_ops.reporting.training_figures import NetworkCurves, confusion, degradation, learning
 from tests.reporting import made
 
 
@@ -21,9 +21,9 @@ def drawn(picture: Picture) -> Any:
 
 
 NETWORKS = [
-    Network("plain", 20, [made.epochs([0.6, 0.2, 0.1]), made.epochs([0.8, 0.4, 0.2])]),
-    Network("plain", 56, [made.epochs([0.9, 0.8, 0.7]), made.epochs([0.9, 0.9, 0.9])]),
-    Network("resnet", 56, [made.epochs([0.6, 0.1, 0.01]), made.epochs([0.8, 0.1])]),  # still training
+    NetworkCurves("plain", 20, [made.epochs([0.6, 0.2, 0.1]), made.epochs([0.8, 0.4, 0.2])]),
+    NetworkCurves("plain", 56, [made.epochs([0.9, 0.8, 0.7]), made.epochs([0.9, 0.9, 0.9])]),
+    NetworkCurves("resnet", 56, [made.epochs([0.6, 0.1, 0.01]), made.epochs([0.8, 0.1])]),  # still training
 ]
 
 

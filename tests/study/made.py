@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resnet_ops.runs import DataRecord
-from resnet_ops.study.results import Layer, Layers, Network, grouped
+from resnet_ops.study.results import Layer, Layers, Network, group_networks
 from tests.reporting import made
 
 DATA = DataRecord(
@@ -53,7 +53,7 @@ def seeds(model: str, train: Sequence[float], val: Sequence[float], **more: Any)
     return [network(model, t, v, seed, **more) for seed, (t, v) in enumerate(zip(train, val, strict=True))]
 
 
-DEGRADED = grouped(
+DEGRADED = group_networks(
     [
         *seeds("plain20", [0.02, 0.03], [0.03, 0.04]),
         *seeds("plain56", [0.60, 0.70], [0.60, 0.65]),

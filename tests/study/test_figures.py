@@ -4,7 +4,7 @@ import pytest
 
 from resnet_ops.study.config import Study
 from resnet_ops.study.figures import pictures
-from resnet_ops.study.results import Row, Spread, StudyResult, grouped
+from resnet_ops.study.results import Spread, StudyResult, StudyRow, group_networks
 from resnet_ops.study.table import markdown
 from tests.study.made import DATA, DEGRADED, layers, network, seeds
 
@@ -18,7 +18,9 @@ from tests.study.made import DATA, DEGRADED, layers, network, seeds
     ],
 )
 def test_each_study_has_its_figures_the_first_its_own(study: Study, names: list[str]) -> None:
-    groups = grouped([network(model, 0.1, 0.1, layers=layers(1, 2)) for model in ("plain20", "resnet20", "resnet56")])
+    groups = group_networks(
+        [network(model, 0.1, 0.1, layers=layers(1, 2)) for model in ("plain20", "resnet20", "resnet56")]
+    )
     drawn = pictures(study, groups, 359)
     assert [picture.name for picture in drawn] == names
     for picture in drawn:
@@ -33,7 +35,7 @@ def test_without_layers_there_are_only_errors() -> None:
 
 def test_the_table_has_means_deviations_and_what_was_published() -> None:
     rows = [
-        Row(
+        StudyRow(
             model=group.model, kind=group.kind, depth=group.depth, shortcut=group.shortcut, parameters=group.parameters,
             seeds=2, lost=0, train_error=group.train_error, val_error=group.val_error, published_error=published,
         )
@@ -65,4 +67,4 @@ def test_the_table_has_means_deviations_and_what_was_published() -> None:
 
 def test_a_spread_of_one_has_no_deviation() -> None:
     assert Spread.of([0.5]).std is None
-    assert grouped(seeds("plain20", [0.1], [0.1]))[0].val_error == Spread.of([0.1])
+    assert group_networks(seeds("plain20", [0.1], [0.1]))[0].val_error == Spread.of([0.1])

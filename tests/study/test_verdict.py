@@ -3,7 +3,7 @@
 import pytest
 
 from resnet_ops.study import verdict
-from resnet_ops.study.results import Spread, grouped
+from resnet_ops.study.results import Spread, group_networks
 from tests.study.made import DATA, DEGRADED, layers, network, seeds
 
 
@@ -44,13 +44,13 @@ def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
     ],
 )  # fmt: skip
 def test_it_says_no_more_than_the_numbers(networks: list, told: str) -> None:  # type: ignore[type-arg]
-    assert verdict.degradation(grouped(networks), DATA).startswith(told)
+    assert verdict.degradation(group_networks(networks), DATA).startswith(told)
 
 
 def test_training_error_alone_is_said_to_be_so() -> None:
-    groups = grouped(seeds("plain20", [0.05], [0.10]) + seeds("plain56", [0.15], [0.10]))
+    groups = group_networks(seeds("plain20", [0.05], [0.10]) + seeds("plain56", [0.15], [0.10]))
     assert "plain56 15.0%; validation error does not degrade." in verdict.degradation(groups, DATA)
-    more = grouped([*(n for g in groups for n in g.networks), network("plain110", 0.5, 0.5)])
+    more = group_networks([*(n for g in groups for n in g.networks), network("plain110", 0.5, 0.5)])
     assert "validation error degrades too at depth 110." in verdict.degradation(more, DATA)
 
 
@@ -58,7 +58,7 @@ def test_one_seed_and_failures_are_told() -> None:
     nothing = {"status": "failed", "reason": "The loss is inf.", "val_error": None, "train_error": None}
     failed = [network("plain20", 0.5, 0.5, 1, **nothing), network("plain110", 0.5, 0.5, **nothing)]
     networks = [network("plain20", 0.1, 0.1), *failed, network("plain56", 0.5, 0.5)]
-    groups = grouped(networks)
+    groups = group_networks(networks)
     assert [(g.model, len(g.networks), g.lost) for g in groups] == [("plain20", 1, 1), ("plain56", 1, 0)]
     assert "One seed per network" in verdict.degradation(groups, DATA)
     assert verdict.failures(networks) == (
@@ -75,7 +75,7 @@ def test_errors_are_above_each_other_beyond_seeds_and_images() -> None:
 
 
 def test_gradients_vanish_grow_or_neither() -> None:
-    groups = grouped(
+    groups = group_networks(
         [
             network("plain20", 0.1, 0.1, layers=layers(1.0, 1.0)),
             network("plain56", 0.1, 0.1, layers=layers(1e-6, 1.0)),  # the deepest is told of
@@ -84,9 +84,9 @@ def test_gradients_vanish_grow_or_neither() -> None:
     )
     told = verdict.gradients(groups)
     assert "At initialisation in plain56 1e-06, vanishing; in resnet56 3, neither vanishing" in told
-    grown = grouped(seeds("plain56", [0.1, 0.1], [0.1, 0.1], layers=layers(1e6, 1.0)))
+    grown = group_networks(seeds("plain56", [0.1, 0.1], [0.1, 0.1], layers=layers(1e6, 1.0)))
     assert "1e+06 (1e+06 to 1e+06), exploding" in verdict.gradients(grown)
-    assert verdict.gradients(grouped([network("plain20", 0.1, 0.1)])) == ""
+    assert verdict.gradients(group_networks([network("plain20", 0.1, 0.1)])) == ""
 
 
 def test_responses_fall_or_do_not() -> None:
@@ -96,7 +96,7 @@ def test_responses_fall_or_do_not() -> None:
             network(f"resnet{d}", 0.1, 0.1, layers=layers(1, 1, r)) for d, r in zip(depths, responses, strict=True)
         ]
         found.append(network("plain20", 0.1, 0.1, layers=layers(1, 1, plain)))
-        return grouped([*found, network("plain56", 0.9, 0.9, layers=layers(1, 1, 99.0))])
+        return group_networks([*found, network("plain56", 0.9, 0.9, layers=layers(1, 1, 99.0))])
 
     told = verdict.responses(groups(1.0, 0.5, 0.25))
     assert (
@@ -113,7 +113,7 @@ def test_responses_fall_or_do_not() -> None:
 
 
 def test_shortcuts_are_told_apart_where_they_can_be() -> None:
-    groups = grouped(
+    groups = group_networks(
         [
             *seeds("resnet20", [0.1, 0.1], [0.10, 0.12], shortcut="A"),
             *seeds("resnet20", [0.1, 0.1], [0.09, 0.11], shortcut="B"),

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from resnet_ops.config import TrainConfig
 from resnet_ops.runs import Epoch, Run
 from resnet_ops.tracking.tracker import settings
-from resnet_ops.tracking.uploader import Told
+from resnet_ops.tracking.uploader import TrackedRun
 from tests.conftest import COMMAND, Ended, command
 from tests.test_runs import epoch, record
 from tests.waiting import wait_for
@@ -141,20 +141,20 @@ def test_epochs_that_come_out_otherwise_replace_what_was_told(tmp_path: Path, mo
     run.path.mkdir()
     made = record(config=TrainConfig.of(track="mlflow", cache_dir="/a"))
 
-    def tell(epochs: list[Epoch]) -> str:
-        told = Told("mlflow", run, made)
+    def log_event(epochs: list[Epoch]) -> str:
+        told = TrackedRun("mlflow", run, made)
         told.catch_up(epochs)
         assert told.id is not None
         return told.id
 
     same = [epoch(n) for n in range(1, 4)]
-    first = tell(same)
+    first = log_event(same)
     faster = [e.model_copy(update={"images_per_second": 2.0}) for e in same]
-    assert tell([*faster[:2]]) == first  # rewound, and trained to the same numbers
-    assert tell([*faster, epoch(4)]) == first
+    assert log_event([*faster[:2]]) == first  # rewound, and trained to the same numbers
+    assert log_event([*faster, epoch(4)]) == first
     assert history(client, first, "images_per_second") == [(n, 1.0) for n in range(1, 5)]
     other = [*same[:2], epoch(3).model_copy(update={"val_loss": 2.0})]
-    second = tell(other)
+    second = log_event(other)
     assert second != first
     assert history(client, second) == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert client.get_run(first).info.lifecycle_stage == "deleted"

@@ -19,10 +19,10 @@ from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.runs import Epoch, Run
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.build import prepare
+from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, Checkpoints
-from resnet_ops.training.distributed import World, statistics
-from resnet_ops.training.trainer import Training
+from resnet_ops.training.distributed import ProcessGroup, statistics
+from resnet_ops.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -41,15 +41,15 @@ def info(epoch: int = 1, accuracy: float = 0.5, loss: float = 1.0, step: int = 0
 ALL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4}
 
 
-def fresh(seed: int = 0, world: World | None = None, **options: float) -> Training:
+def fresh(seed: int = 0, world: ProcessGroup | None = None, **options: float) -> Trainer:
     torch.manual_seed(seed)
     split = DeviceImages(torch.randint(0, 256, (40, 8, 8, 1), dtype=torch.uint8), torch.arange(40) % 2)
     config = TrainConfig.of(epochs=1000, **options)
     loader = Loader(split, split, (0.5,), (0.2,), 4, Augmentation.of(config, 2), 0)
-    return prepare(config, build("resnet8", num_classes=2, in_channels=1), loader, world or World(), CPU)
+    return build_trainer(config, build("resnet8", num_classes=2, in_channels=1), loader, world or ProcessGroup(), CPU)
 
 
-def trained(steps: int = 2) -> Training:
+def trained(steps: int = 2) -> Trainer:
     made = fresh()
     for _ in made.run(lambda _: None, lambda step: step == steps):
         return made
@@ -88,7 +88,7 @@ def test_what_is_restored_is_what_was_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "all"])
 @pytest.mark.parametrize("stop", [1, 7, 10, 13])
 def test_going_on_within_an_epoch_ends_in_the_same_bytes(stop: int, options: dict[str, float]) -> None:
-    def states(training: Training, is_due: Callable[[int], bool]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    def states(training: Trainer, is_due: Callable[[int], bool]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         for _ in training.run(lambda _: None, is_due):
             yield training.epoch * 10 + training.step, checkpoints.collect(training)
 
@@ -116,13 +116,13 @@ def test_other_workers_share_what_the_old_ones_had() -> None:
     checkpoint = Checkpoint(Path(), info(step=2), "", *parts.values())
     totals = torch.zeros(2, dtype=torch.float64)
     for rank in range(2):
-        other = fresh(seed=1, world=World(rank, 2))
+        other = fresh(seed=1, world=ProcessGroup(rank, 2))
         checkpoints.restore(checkpoint, other)
         torch.testing.assert_close(statistics(other.network), rows.mean(0))
         totals += other.totals
     assert totals.tolist() == [4, 8]
     for rank in range(4):
-        same = fresh(seed=1, world=World(rank, 4))
+        same = fresh(seed=1, world=ProcessGroup(rank, 4))
         checkpoints.restore(checkpoint, same)
         assert torch.equal(statistics(same.network), rows[rank])
 
@@ -185,7 +185,7 @@ def test_the_best_and_the_last_are_kept(run: Run) -> None:
     state = tensors()
     for epoch, accuracy in enumerate([0.5, 0.9, 0.7, 0.8, 0.6, 0.4], start=1):
         keeper.save(info(epoch, accuracy), state)
-    assert [p.stem for p in checkpoints.saved(run)] == ["epoch-0006", "epoch-0004", "epoch-0002"]
+    assert [p.stem for p in checkpoints.saved_checkpoints(run)] == ["epoch-0006", "epoch-0004", "epoch-0002"]
     best, refused = checkpoints.read_best(run)
     assert (best.path, best.info.epoch, refused) == (run.best / "model.safetensors", 2, [])
     assert not best.optimizer
@@ -197,11 +197,11 @@ def test_within_an_epoch_only_the_last_is_kept_and_none_is_called_best(run: Run)
     state = tensors()
     keeper.save(info(1, step=2).model_copy(update={"metrics": None}), state)
     keeper.save(info(1, step=5).model_copy(update={"metrics": None}), state)
-    assert [p.name for p in checkpoints.saved(run)] == ["epoch-0001-step-000005.safetensors"]
+    assert [p.name for p in checkpoints.saved_checkpoints(run)] == ["epoch-0001-step-000005.safetensors"]
     keeper.save(info(1), state)
     keeper.save(info(1, step=3), state)
     names = ["epoch-0002-step-000003.safetensors", "epoch-0001.safetensors"]
-    assert [p.name for p in checkpoints.saved(run)] == names
+    assert [p.name for p in checkpoints.saved_checkpoints(run)] == names
     latest, _ = Checkpoints(run, num_to_keep=1).latest()
     assert latest is not None
     assert (latest.info.epoch, latest.info.step) == (1, 3)
@@ -210,7 +210,7 @@ def test_within_an_epoch_only_the_last_is_kept_and_none_is_called_best(run: Run)
     with pytest.raises(UserError, match="during epoch 2 and have not been validated"):
         _ = latest.info.validated
     keeper.save(info(2, 0.1), state)
-    assert [p.name for p in checkpoints.saved(run)] == ["epoch-0002.safetensors", "epoch-0001.safetensors"]
+    assert [p.name for p in checkpoints.saved_checkpoints(run)] == ["epoch-0002.safetensors", "epoch-0001.safetensors"]
 
 
 def test_of_equal_accuracies_the_smaller_loss_is_best(run: Run) -> None:

@@ -20,8 +20,8 @@ from resnet_ops.data.augment import Augmentation, pixel_statistics
 from resnet_ops.data.loader import DeviceImages, Loader
 from resnet_ops.models import build
 from resnet_ops.recipes.reading import configure
-from resnet_ops.training.build import prepare
-from resnet_ops.training.distributed import World
+from resnet_ops.training.build import build_trainer
+from resnet_ops.training.distributed import ProcessGroup
 from tests.conftest import CIFAR10, needs_cifar10
 
 VAL_IMAGES = 2000
@@ -60,7 +60,7 @@ def trained(curve: Curve, seed: int) -> np.ndarray:
     loader = Loader(train, val, *statistics, config.batch_size, Augmentation.of(config, 10), seed)
     torch.set_num_threads(1)  # two that share cores with other processes wait for each other
     torch.manual_seed(seed)
-    training = prepare(config, build(curve.model, num_classes=10), loader, World(), CPU)
+    training = build_trainer(config, build(curve.model, num_classes=10), loader, ProcessGroup(), CPU)
     epochs = [epoch.model_dump() for epoch in training.run(lambda _: None) if epoch]
     return np.array([[epoch[metric] for metric in METRICS] for epoch in epochs])
 

@@ -3,24 +3,24 @@
 import itertools
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.training.distributed import World
+from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.pace import Pace
 
 
 def test_steps_are_counted_from_the_runs_beginning() -> None:
     for begin in (1, 5):  # wherever a run is resumed, the same steps are saved
-        pace = Pace(World(), every_steps=4, every_s=None)
+        pace = Pace(ProcessGroup(), every_steps=4, every_s=None)
         assert [step for step in range(begin, 14) if pace.is_due(step)] == [s for s in (4, 8, 12) if s >= begin]
 
 
 def test_without_an_interval_none_is_due() -> None:
-    pace = Pace(World(), *TrainConfig().checkpoint_interval)
+    pace = Pace(ProcessGroup(), *TrainConfig().checkpoint_interval)
     assert not any(pace.is_due(step) for step in range(1, 100))
 
 
 def test_seconds_become_steps_by_the_clock() -> None:
     now = [0.0]
-    pace = Pace(World(), *TrainConfig(checkpoint_every="10s").checkpoint_interval, clock=lambda: now[0])
+    pace = Pace(ProcessGroup(), *TrainConfig(checkpoint_every="10s").checkpoint_interval, clock=lambda: now[0])
     due = []
     for step in range(1, 200):
         now[0] += 0.25 if step < 100 else 0.5  # training becomes slower

@@ -25,7 +25,7 @@ def test_an_image_costs_what_is_kept_of_it() -> None:
     """In each block the outputs of two convolutions, and of the ReLUs after them; three maps are worked on."""
     kept = 3 * 32**2 + 2 * 16 * 32**2 + 4 * 16 * 32**2 + 4 * 32 * 16**2 + 4 * 64 * 8**2
     expected = 4 * (kept + 3 * 16 * 32**2)
-    assert memory.bytes_an_image(TrainConfig(model="resnet8"), data(), CPU) == pytest.approx(expected, rel=0.03)
+    assert memory.memory_per_image(TrainConfig(model="resnet8"), data(), CPU) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_largest_power_of_two_that_fits(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, int], train_images: int, expected: int
 ) -> None:
     config, record = TrainConfig.of(model="resnet8", device="cpu", **options), data(train_images=train_images)
-    image = memory.bytes_an_image(config, record, CPU)
+    image = memory.memory_per_image(config, record, CPU)
     stored = (train_images + 100) * 3 * 32**2 * options.get("workers_per_node", 1)
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(stored + 1000.5 * image))
     with placed(config, lambda _: None) as placement:

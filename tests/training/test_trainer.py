@@ -16,10 +16,10 @@ from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
-from resnet_ops.training.build import prepare, without_dynamo
-from resnet_ops.training.distributed import World
+from resnet_ops.training.build import build_trainer, without_dynamo
+from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.schedule import learning_rate
-from resnet_ops.training.trainer import Progress, Training
+from resnet_ops.training.trainer import Progress, Trainer
 
 CPU = torch.device("cpu")
 
@@ -29,10 +29,10 @@ def digits() -> Loader:
     return open_loader(open_source("digits"), CPU, batch_size=128, augmentation=Augmentation(1), seed=0)
 
 
-def training(loader: Loader, **options: object) -> Training:
+def training(loader: Loader, **options: object) -> Trainer:
     config = TrainConfig.of(model="resnet8", epochs=2, **options)
     torch.manual_seed(0)
-    return prepare(config, build("resnet8", num_classes=10, in_channels=1), loader, World(), CPU)
+    return build_trainer(config, build("resnet8", num_classes=10, in_channels=1), loader, ProcessGroup(), CPU)
 
 
 def ignore(_: Progress) -> None:
@@ -215,7 +215,7 @@ def test_dropout_follows_from_seed_and_step_alone(digits: Loader) -> None:
         torch.manual_seed(0)
         network = build("resnet8", num_classes=10, in_channels=1)
         network.fc = nn.Sequential(nn.Dropout(0.5), network.fc)
-        ours = prepare(config, network, digits, World(), CPU)
+        ours = build_trainer(config, network, digits, ProcessGroup(), CPU)
         torch.manual_seed(noise)
         list(ours.run(ignore))
         return ours.network.fc[1].weight.detach()

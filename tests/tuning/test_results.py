@@ -1,6 +1,6 @@
 """Which trial is the answer."""
 
-from resnet_ops.tuning.results import Trial, answer
+from resnet_ops.tuning.results import Trial, select
 
 
 def trial(number: int, accuracy: float | None, parameters: int, status: str = "finished") -> Trial:
@@ -14,7 +14,7 @@ def trial(number: int, accuracy: float | None, parameters: int, status: str = "f
 
 def test_of_a_tie_the_smaller_network_is_taken_and_it_is_said() -> None:
     trials = [trial(1, 0.990, 300), trial(2, 0.986, 200), trial(3, 0.970, 100)]
-    found = answer(trials, 360)  # one standard error of 0.990: 0.52 points
+    found = select(trials, 360)  # one standard error of 0.990: 0.52 points
     assert found is not None
     assert found.trial.id == 2
     assert "smallest network within one standard error (0.52%)" in found.why
@@ -22,22 +22,22 @@ def test_of_a_tie_the_smaller_network_is_taken_and_it_is_said() -> None:
 
 
 def test_with_many_images_the_same_difference_counts() -> None:
-    found = answer([trial(1, 0.990, 300), trial(2, 0.986, 200)], 10_000)
+    found = select([trial(1, 0.990, 300), trial(2, 0.986, 200)], 10_000)
     assert found is not None
     assert found.trial.id == 1
     assert "highest accuracy of 2 trials (standard error 0.10%)" in found.why
 
 
 def test_a_larger_network_that_ties_is_named() -> None:
-    found = answer([trial(1, 0.990, 300), trial(2, 0.990, 900)], 360)
+    found = select([trial(1, 0.990, 300), trial(2, 0.990, 900)], 360)
     assert found is not None
     assert found.trial.id == 1
     assert "; 1 larger within one standard error" in found.why
 
 
 def test_trials_that_failed_or_never_validated_are_no_answer() -> None:
-    assert answer([], 10) is None
-    assert answer([trial(1, None, 1, "failed"), trial(2, None, 1, "running")], 10) is None
-    found = answer([trial(1, None, 1, "failed"), trial(2, 0.5, 9, "stopped")], 10)
+    assert select([], 10) is None
+    assert select([trial(1, None, 1, "failed"), trial(2, None, 1, "running")], 10) is None
+    found = select([trial(1, None, 1, "failed"), trial(2, 0.5, 9, "stopped")], 10)
     assert found is not None
     assert found.trial.id == 2
