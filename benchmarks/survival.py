@@ -190,7 +190,7 @@ def checkpoint_cost() -> float:
     from resnet_ops.training.build import build_trainer
     from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
     from resnet_ops.training.distributed import ProcessGroup
-    from resnet_ops.training.writer import writing
+    from resnet_ops.training.session import writing
 
     torch.manual_seed(0)
     split = DeviceImages(torch.randint(0, 256, (128 * 41, 32, 32, 3), dtype=torch.uint8), torch.arange(128 * 41) % 10)

@@ -1,14 +1,106 @@
 """`resnet-ops cluster`: the commands about clusters, gathered."""
 
-import typer
+from datetime import UTC, datetime
+from typing import Annotated
 
-from . import local, status, template
+import typer
+from rich.markup import escape
+
+from resnet_ops.orchestration import local
+from resnet_ops.orchestration.connect import AUTO
+from resnet_ops.orchestration.local import LocalConfig
+from resnet_ops.orchestration.status import ClusterStatus, read_status
+
+from . import template
+from .console import Output, ago, err, node_table
 from .help import Command, Group
+from .options import Debug, Json, Options, options_of
+from .startup import importing
+
+
+def status(
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="Ray cluster: auto (RAY_ADDRESS, or the one running on this machine) or an address."
+        ),
+    ] = AUTO,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the machines of a Ray cluster, their free resources, and the largest training that fits now."""
+    output = Output(json)
+    with err.status("Asking the cluster", spinner="dots"), importing():
+        seen = read_status(cluster)
+    _show(output, seen)
+
+
+def _show(output: Output, status: ClusterStatus) -> None:
+    totals = status.totals
+    shown = node_table(
+        [seen.node for seen in status.nodes], {seen.id: (seen.address, seen.state) for seen in status.nodes}
+    )
+    amounts = [f"{totals.cpus:g} CPUs, {totals.free_cpus:g} free"]
+    if totals.gpus:
+        amounts.append(f"{totals.gpus:g} GPUs, {totals.free_gpus:g} free")
+    output.show(
+        f"[bold]{status.address}[/]",
+        shown,
+        f"{totals.nodes} nodes alive: {'; '.join(amounts)}",
+        *(
+            f"  {escape(driver.command)} on {driver.host}, {ago(datetime.fromtimestamp(driver.started, UTC))}"
+            for driver in status.running
+        ),
+        f"[bold]Fits now:[/] resnet-ops train {status.fits}" if status.fits else "[yellow]Nothing fits now.[/]",
+    )
+    output.end(status)
+
+
+UP_EXAMPLES = """
+resnet-ops cluster up --nodes 4  # then: resnet-ops train --nodes 4
+resnet-ops cluster down
+"""
+
+
+@options_of(LocalConfig)
+def up(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """Start a Ray cluster of several nodes on this machine, for testing; it runs until `cluster down`.
+
+    Access needs the token in ~/.ray/auth_token, which is created if there is none.
+    """
+    output = Output(json)
+    config = options.make(LocalConfig)
+    nodes, cpus_per_node = config.nodes, config.cpus_per_node
+    with err.status("Starting", spinner="dots") as status:
+        cluster = local.up(config, lambda what: status.update(escape(what)))
+    output.show(
+        f"[bold green]Running:[/] {nodes} {'node' if nodes == 1 else 'nodes'} with {cpus_per_node} CPU each, and a "
+        "head node",
+        f"  address    {cluster.address}",
+        f"  dashboard  {cluster.dashboard} (from this machine only)",
+        "Next steps:",
+        f"  {cluster.next_steps[0]}",
+        f"  {cluster.next_steps[1]}  as a submitted job",
+        *(f"  {step}" for step in cluster.next_steps[2:]),
+    )
+    output.end(cluster)
+
+
+def down(json: Json = False, debug: Debug = False) -> None:
+    """Stop the cluster that `cluster up` started."""
+    output = Output(json)
+    with err.status("Stopping", spinner="dots"):
+        result = local.down()
+    output.show(
+        f"Stopped the local cluster (--nodes {result.nodes})." if result.ended else "No local cluster is running."
+    )
+    output.end(result)
+
 
 app = typer.Typer(cls=Group, help="Create and inspect Ray clusters.")
-app.command("up", cls=Command, epilog=local.UP_EXAMPLES)(local.up)
-app.command("status", cls=Command)(status.status)
-app.command("down", cls=Command)(local.down)
+app.command("up", cls=Command, epilog=UP_EXAMPLES)(up)
+app.command("status", cls=Command)(status)
+app.command("down", cls=Command)(down)
 app.command("template", cls=Command, epilog=template.EXAMPLES)(template.template)
 
 

@@ -8,16 +8,19 @@ import json
 import re
 import sys
 import traceback
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.milestones import tell_submitter
+from resnet_ops.orchestration.placement import Node
 from resnet_ops.results import Result
 
 
@@ -113,3 +116,27 @@ def ago(moment: datetime) -> str:
             count = int(seconds // length)
             return f"{count} {unit}{'s' if count > 1 and unit != 'min' else ''} ago"
     return "just now"
+
+
+COLORS = {"alive": "green", "not answering": "bold red", "gone": "dim"}
+
+
+def node_table(nodes: Iterable[Node], seen: Mapping[str, tuple[str, str]] | None = None) -> Table:
+    """Make a table of machines.
+
+    Args:
+        nodes: The machines, a row each, in their order.
+        seen: By a machine's id its address and state, where they are known.
+    """
+    nodes = tuple(nodes)
+    gpus = any(node.gpus for node in nodes)
+    columns = ["node", *(["address"] if seen else []), ">CPUs", ">free", *([">GPUs", ">free"] if gpus else [])]
+    made = table(*columns, *(["state"] if seen else []))
+    for node in nodes:
+        amounts = [node.cpus, node.free_cpus, *([node.gpus, node.free_gpus] if gpus else [])]
+        cells = [escape(node.name), *(f"{amount:g}" for amount in amounts)]
+        if seen:
+            address, state = seen[node.id]
+            cells = [cells[0], address, *cells[1:], f"[{COLORS[state]}]{state}[/]"]
+        made.add_row(*cells)
+    return made

@@ -32,9 +32,8 @@ from . import (
     tune,
     validate,
 )
-from .console import err, report_error
+from .console import err, node_table, report_error
 from .help import Command, Group
-from .nodes import node_table
 
 app = typer.Typer(
     cls=Group,

@@ -14,7 +14,7 @@ from .options import Debug, Json, Options, options_of
 from .startup import importing, process_started_at
 
 if TYPE_CHECKING:
-    from resnet_ops.export.predict import PredictResult
+    from resnet_ops.export.classifier import PredictResult
 
 EXAMPLES = """
 resnet-ops predict model.onnx photo.jpg  # the most likely class
@@ -34,7 +34,7 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
     status = err.status("Classifying", spinner="dots")
     with status if err.is_terminal else err:
         with importing():
-            from resnet_ops.export import predict as library
+            from resnet_ops.export import classifier as library
 
         def progress(done: int, total: int) -> None:
             status.update(f"Classifying: {done:,} of {total:,} images")

@@ -21,7 +21,7 @@ from resnet_ops.tuning.results import Trial
 from .arguments import tune_arguments
 from .console import Output, err, short, table
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
-from .search_screen import SearchScreen
+from .progress import SearchScreen
 from .startup import importing, process_started_at
 from .submit import submit
 
@@ -164,7 +164,7 @@ def _submit(
 
 
 def _show(output: Output, findings: "StudyResult") -> None:
-    from resnet_ops.study.table import cells, columns
+    from resnet_ops.study.results import cells, columns
 
     shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in columns(findings)))
     for row in findings.rows:

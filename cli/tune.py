@@ -27,7 +27,7 @@ from .options import (
     runs_dir_option,
     shared_by_trials,
 )
-from .search_screen import SearchScreen
+from .progress import SearchScreen
 from .startup import importing, process_started_at
 from .submit import submit
 

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from resnet_ops.data.audit import DataReport
     from resnet_ops.data.audit import check as check_data
     from resnet_ops.errors import UserError
-    from resnet_ops.export.classifier import Classifier
+    from resnet_ops.export.classifier import Classifier, PredictResult, predict
     from resnet_ops.export.config import ExportConfig, PredictConfig, ValidateConfig
     from resnet_ops.export.job import ExportResult, export_onnx
-    from resnet_ops.export.predict import PredictResult, predict
     from resnet_ops.export.proof import ValidationResult
     from resnet_ops.export.validate import validate_onnx as validate
     from resnet_ops.recipes.reading import configure

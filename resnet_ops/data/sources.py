@@ -33,13 +33,13 @@ from resnet_ops.data.dataset import (
     Subset,
     choose_validation,
     digests,
+    fingerprint,
     image_count,
     subset,
     validation_counts,
 )
 from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, read_header
 from resnet_ops.data.discovery import EMBEDDED, discover
-from resnet_ops.data.fingerprint import fingerprint
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.machine import memory_bytes

@@ -16,12 +16,11 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import graph, inputs, precision, runtime, untrusted
 from resnet_ops.export.classifier import Classifier, normalised
 from resnet_ops.export.config import ExportConfig
-from resnet_ops.export.inputs import Subject, Warn
+from resnet_ops.export.inputs import Subject, ValidationImages, Warn, noise, open_validation_images
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.precision import QuantizationCandidate
 from resnet_ops.export.proof import Proof, ProofThresholds, ValidationResult, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import ValidationImages, noise, open_validation_images
 from resnet_ops.files import Place, write_atomically
 from resnet_ops.options import as_typed
 from resnet_ops.training.checkpoint import Checkpoint

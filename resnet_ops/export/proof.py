@@ -16,13 +16,20 @@ from pydantic import ConfigDict, Field, computed_field
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
-from resnet_ops.export.checks import check_content, check_file, largest_batch
+from resnet_ops.export.checks import (
+    LIMITS,
+    Comparison,
+    accuracy,
+    calibration_error,
+    check_content,
+    check_file,
+    compare_resizing,
+    largest_batch,
+)
 from resnet_ops.export.classifier import Classifier, softmax
-from resnet_ops.export.comparison import LIMITS, Comparison, accuracy, calibration_error
+from resnet_ops.export.inputs import ValidationImages, noise
 from resnet_ops.export.metadata import Input, ModelMetadata, Precision
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.resizing import compare_resizing
-from resnet_ops.export.shown import ValidationImages, noise
 from resnet_ops.files import Place
 from resnet_ops.formatting import percent
 from resnet_ops.results import Result

@@ -6,10 +6,9 @@ from pathlib import Path
 from resnet_ops.errors import UserError
 from resnet_ops.export import inputs, runtime, untrusted
 from resnet_ops.export.config import ValidateConfig
-from resnet_ops.export.inputs import Warn
+from resnet_ops.export.inputs import Warn, open_validation_images
 from resnet_ops.export.proof import ProofThresholds, ValidationResult, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import open_validation_images
 
 
 def validate_onnx(

@@ -17,14 +17,21 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.study.figures import pictures
-from resnet_ops.study.paper import Published, published
-from resnet_ops.study.results import Kind, Network, NetworkGroup, StudyResult, StudyRow, group_networks
-from resnet_ops.study.table import markdown
+from resnet_ops.study.results import (
+    Kind,
+    Network,
+    NetworkGroup,
+    Published,
+    StudyResult,
+    StudyRow,
+    group_networks,
+    markdown,
+    published,
+)
 from resnet_ops.training.preflight import OF_THE_IMAGES
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.job import SearchKind
-from resnet_ops.tuning.results import Search, SearchRecord, Trial
-from resnet_ops.tuning.watcher import SearchObserver
+from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 
 
 def study(

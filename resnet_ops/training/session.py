@@ -2,9 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,9 +21,82 @@ from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
 from resnet_ops.training.distributed import ProcessGroup
-from resnet_ops.training.pace import Pace
 from resnet_ops.training.trainer import Progress, Trainer
-from resnet_ops.training.writer import Writer, writing
+
+PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
+
+
+@dataclass
+class Pace:
+    """Says after which steps to save, the same on every worker.
+
+    An interval in seconds becomes one in steps by rank 0's clock, agreed upon only after the first
+    few steps and at each save: asking at each step would cost each step.
+    """
+
+    world: ProcessGroup
+    every_steps: int | None
+    every_s: float | None
+    done: int = 0  # steps since the last agreement
+    until: int = PROBE_STEPS
+    clock: Callable[[], float] = time.monotonic
+    since: float = 0.0
+    saves: bool = False  # whether the next agreement is a save
+
+    def __post_init__(self) -> None:
+        self.since = self.clock()
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after `step` steps in all; to be asked after each."""
+        if self.every_steps is not None:
+            return step % self.every_steps == 0
+        if self.every_s is None:
+            return False
+        self.done += 1
+        if self.done < self.until:
+            return False
+        step_s = self.world.agree((self.clock() - self.since) / self.done)
+        due, self.saves = self.saves, True
+        elapsed_steps = 0 if due else self.done
+        self.until = max(1, round(self.every_s / max(step_s, 1e-9)) - elapsed_steps)
+        self.done, self.since = 0, self.clock()
+        return due
+
+
+class Writer:
+    """Does one thing at a time, in order, on a thread of its own."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.pool = pool
+        self.pending: Future[None] | None = None
+
+    def start(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Begin to write, once what was begun before is done.
+
+        Raises:
+            PausedError: What was begun before met a full disk.
+        """
+        self.wait()
+        self.pending = self.pool.submit(write, *arguments)
+
+    def wait(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            PausedError: It met a full disk.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+
+@contextmanager
+def writing() -> Iterator[Writer]:
+    """Give a writer for the length of a `with` block, and leave when all is written."""
+    with ThreadPoolExecutor(1, "checkpoint") as pool:
+        writer = Writer(pool)
+        yield writer
+        writer.wait()
 
 
 @dataclass

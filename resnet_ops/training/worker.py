@@ -1,11 +1,16 @@
 """A session inside a Ray Train worker: what a cluster adds to it (rank, share, other machines, hangs)."""
 
 import contextlib
+import faulthandler
+import os
 import re
 import socket
 import tempfile
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +36,6 @@ from resnet_ops.runs import BadImage, Run, RunRecord
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import Trainer
-from resnet_ops.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -192,3 +196,51 @@ class ElasticGroup:
             layout = choose(usable_nodes(), self.request, self.ours)
             larger = layout is not None and layout.workers > self.world.size
         return bool(self.world.agree(float(larger)))
+
+
+LAST_WORDS_S = 5.0
+EXIT_CODE = 86  # told apart in Ray's account of a worker's death
+
+
+class Watchdog:
+    """Ends this process when no beat was heard for `timeout_s` seconds after the first.
+
+    Args:
+        timeout_s: Seconds between two beats that are too many.
+        traces: File that gets every thread's stack first.
+        tell: Told first which worker hangs.
+    """
+
+    def __init__(self, timeout_s: float, traces: Path, log_event: Callable[[str], None]) -> None:
+        self.timeout_s, self.traces, self.log_event = timeout_s, traces, log_event
+        self.last: float | None = None
+        self.done = threading.Event()
+
+    def beat(self) -> None:
+        """Say that work goes on."""
+        self.last = time.monotonic()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch for the length of a `with` block."""
+        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.done.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        while not self.done.wait(min(1.0, self.timeout_s / 4)):
+            if self.last is not None and time.monotonic() - self.last > self.timeout_s:
+                # What hangs may be the disk that is written to now; the end comes all the same.
+                threading.Thread(target=self._say_where, daemon=True).start()
+                time.sleep(LAST_WORDS_S)
+                os._exit(EXIT_CODE)
+
+    def _say_where(self) -> None:
+        with self.traces.open("a") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        self.log_event(f"no step for {self.timeout_s:g} s; stack traces are in {self.traces}")
+        os._exit(EXIT_CODE)

@@ -34,9 +34,8 @@ from resnet_ops.training.preflight import count_parameters
 from resnet_ops.tuning import results
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import check_search, planned_trials, refuse_other_code
-from resnet_ops.tuning.results import Search, SearchRecord, Trial
+from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 from resnet_ops.tuning.space import Space, read
-from resnet_ops.tuning.watcher import SearchObserver
 
 
 @dataclass(frozen=True)

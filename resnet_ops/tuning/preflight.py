@@ -10,9 +10,8 @@ from resnet_ops.orchestration.packaging import fingerprint_of_code
 from resnet_ops.runs import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
-from resnet_ops.tuning.results import SearchRecord
+from resnet_ops.tuning.results import SearchObserver, SearchRecord
 from resnet_ops.tuning.space import Choices, Space, options
-from resnet_ops.tuning.watcher import SearchObserver
 
 CODE = ("python", "torch", "ray", "optuna")  # other versions of which would train or choose otherwise
 

@@ -22,10 +22,9 @@ from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.tuning import algorithms as parts
 from resnet_ops.tuning.algorithms import NUMBER, POINT, number_of
-from resnet_ops.tuning.results import Search, SearchRecord, Selection, Trial, select
+from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Selection, Trial, select
 from resnet_ops.tuning.space import options
 from resnet_ops.tuning.trial import TrialTask, TrialWorker
-from resnet_ops.tuning.watcher import SearchObserver
 
 WHY_STOPPED = {
     "asha": "in the lower half of trials at that epoch",

@@ -25,7 +25,7 @@ from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.training import job, preflight
-from resnet_ops.training.watchdog import EXIT_CODE
+from resnet_ops.training.worker import EXIT_CODE
 from tests.data.made import noise, write
 from tests.integration.test_train import assert_same_bytes, weights
 

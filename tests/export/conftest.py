@@ -4,8 +4,8 @@ import onnx
 import pytest
 
 from resnet_ops.export import checks
+from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import ValidationImages
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.made import make_checkpoint, make_model, make_shown
 

@@ -11,10 +11,10 @@ from onnx import numpy_helper
 from PIL import Image
 
 from resnet_ops.export import graph, runtime
+from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.proof import Proof, ProofThresholds, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import ValidationImages
 from resnet_ops.models import build
 from resnet_ops.runs import Epoch
 from resnet_ops.training import checkpoint as checkpoints

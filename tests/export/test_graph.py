@@ -14,9 +14,9 @@ from torchvision.transforms import v2
 
 from resnet_ops.export import graph, runtime, untrusted
 from resnet_ops.export.classifier import Classifier
+from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.proof import ProofThresholds, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import ValidationImages
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.made import MEAN, OPSET, STD, copy, finish, make_checkpoint, make_model, make_shown, proof_of
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_ops.export import predict as library
+from resnet_ops.export import classifier as library
 from resnet_ops.export.classifier import Classifier
 from tests.conftest import DigitFiles, Ended
 

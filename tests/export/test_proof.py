@@ -13,10 +13,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph, precision, runtime
 from resnet_ops.export.classifier import normalised
+from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.proof import ProofThresholds, prove
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.shown import ValidationImages
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.made import MEAN, OPSET, change, copy, finish, make_checkpoint, make_model, proof_of
 

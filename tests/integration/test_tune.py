@@ -24,8 +24,7 @@ from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job as training
 from resnet_ops.tuning import job
 from resnet_ops.tuning.config import TuneConfig
-from resnet_ops.tuning.results import Search, Trial
-from resnet_ops.tuning.watcher import SearchObserver
+from resnet_ops.tuning.results import Search, SearchObserver, Trial
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
 from tests.processes import command_line, ours

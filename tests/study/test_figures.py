@@ -4,8 +4,7 @@ import pytest
 
 from resnet_ops.study.config import Study
 from resnet_ops.study.figures import pictures
-from resnet_ops.study.results import Spread, StudyResult, StudyRow, group_networks
-from resnet_ops.study.table import markdown
+from resnet_ops.study.results import Spread, StudyResult, StudyRow, group_networks, markdown
 from tests.study.made import DATA, DEGRADED, layers, network, seeds
 
 

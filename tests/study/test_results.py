@@ -1,7 +1,7 @@
 """Published numbers stand beside ours only where data and recipe are the paper's."""
 
 from resnet_ops.recipes.reading import configure
-from resnet_ops.study.paper import CIFAR_10, published
+from resnet_ops.study.results import CIFAR_10, published
 from tests.study.made import DATA
 
 CIFAR = DATA.model_copy(

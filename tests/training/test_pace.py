@@ -4,7 +4,7 @@ import itertools
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.training.distributed import ProcessGroup
-from resnet_ops.training.pace import Pace
+from resnet_ops.training.session import Pace
 
 
 def test_steps_are_counted_from_the_runs_beginning() -> None:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from resnet_ops.training.watchdog import EXIT_CODE
+from resnet_ops.training.worker import EXIT_CODE
 
 CODE = """
 import sys, time
