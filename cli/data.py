@@ -64,12 +64,12 @@ def check(
     with _progress() as progress:
         task = progress.add_task("Looking for images", total=None)
         from resnet_ops.data import audit as library
-        from resnet_ops.data import contact_sheet
+        from resnet_ops.data import contact_sheet as sheet
 
         def seen(done: int, total: int) -> None:
             progress.update(task, description="Reading images", completed=done, total=total)
 
-        picked = {"pick": contact_sheet.pick} if contact_sheet else {}
+        picked = {"pick": sheet.pick} if contact_sheet else {}
         report = library.check(config, seen, strict=strict, **picked)
     _show(output, report)
     if contact_sheet:

@@ -53,7 +53,7 @@ class StreamedImages:
         device: Where batches are wanted.
         labels: (N,) int64, on the device.
         tasks: How many decode at once, on this machine.
-        tell: Told of the first broken image.
+        log_event: Told of the first broken image.
         broken: Those that were met, and why.
     """
 

@@ -33,7 +33,7 @@ class BenchCandidate:
         name: For the table.
         engine: Who computes.
         file: The exported file; torch builds its network after `inside`, with random weights.
-        inside: The file's metadata.
+        metadata: The file's metadata.
         provider: ONNX Runtime's name of it; says where torch computes too.
         arithmetic: What it is compared within.
         channels_last: The memory format of torch's network.

@@ -47,7 +47,7 @@ def export_onnx(
 
     Args:
         config: What to export; of a name or a path, the run there.
-        notice: Told what the user should know, e.g. that a damaged checkpoint was passed over.
+        warn: Told what the user should know, e.g. that a damaged checkpoint was passed over.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:

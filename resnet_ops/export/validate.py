@@ -20,7 +20,7 @@ def validate_onnx(
 
     Args:
         config: What to validate; of a path, the file there.
-        notice: Told what the user should know.
+        warn: Told what the user should know.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:

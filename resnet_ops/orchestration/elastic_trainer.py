@@ -87,7 +87,7 @@ class ElasticTorchTrainer(TorchTrainer):
         layout: Where its workers go first.
         max_failures: Losses to survive.
         recover_s: How long to wait for room after a loss, in seconds.
-        tell: Told, in the controller's process, of what a user should know.
+        log_event: Told, in the controller's process, of what a user should know.
         run: What the room that the workers take is remembered under.
         rest: What TorchTrainer takes.
     """

@@ -102,7 +102,7 @@ def up(config: LocalConfig, log_event: LogEvent) -> UpResult:
 
     Args:
         config: What to start.
-        tell: Told what is being waited for.
+        log_event: Told what is being waited for.
 
     Raises:
         UserError: One runs already, or a node did not come up.

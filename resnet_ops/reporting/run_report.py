@@ -132,7 +132,7 @@ def write(
     Args:
         runs: At least one; what they are compared by.
         output: Replaced if it is there.
-        notice: Told what the report had to leave out.
+        warn: Told what the report had to leave out.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:

@@ -68,7 +68,7 @@ def start_service(config: ServeConfig, warn: Callable[[str], None]) -> Iterator[
 
     Args:
         config: What is served, and how.
-        notice: Is told what is being done.
+        warn: Is told what is being done.
 
     Raises:
         UserError: The file cannot be used, the port is taken, or it does not fit on the cluster.

@@ -14,7 +14,7 @@ class Replica:
 
     Args:
         content: A list of one reference to the file's bytes; outside of a list Serve would fetch it anew each time.
-        inside: What the file says of itself.
+        metadata: What the file says of itself.
         name: The file's.
         provider: 'cpu', 'cuda' or 'tensorrt'.
         limits: What it takes on.

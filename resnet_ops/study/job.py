@@ -46,7 +46,7 @@ def study(
     Args:
         config: What is studied.
         overwrite: Replace a study or a run of the same name.
-        watcher: Told of the progress.
+        observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
@@ -83,7 +83,7 @@ def resume(
         study: Which it is.
         nodes: Machines to spread the trainings over from now on.
         changes: Options of where it runs that are to differ from now on.
-        watcher: Told of the progress.
+        observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:

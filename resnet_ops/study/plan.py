@@ -46,7 +46,7 @@ def space(config: StudyConfig, warn: Callable[[str], None] = lambda _: None) -> 
 
     Args:
         config: The study.
-        notice: Told which baselines are left out, and why.
+        warn: Told which baselines are left out, and why.
 
     Raises:
         UserError: A depth or a shortcut is not valid, or baselines are asked for where there are no images to be seen.

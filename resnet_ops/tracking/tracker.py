@@ -63,7 +63,7 @@ class Tracker:
 
     Args:
         track: The service, or "none".
-        tell: Told in a line where a service can be looked at, and that one does not answer.
+        log_event: Told in a line where a service can be looked at, and that one does not answer.
         resume: What to type to have a run go on, and so to send what could not be sent.
     """
 

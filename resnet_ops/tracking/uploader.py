@@ -133,7 +133,7 @@ class Uploader:
 
     Args:
         track: Which of them.
-        tell: Told, from the thread, what the user should know.
+        log_event: Told, from the thread, what the user should know.
         resume: As for `Tracker`.
     """
 

@@ -208,7 +208,7 @@ class Watchdog:
     Args:
         timeout_s: Seconds between two beats that are too many.
         traces: File that gets every thread's stack first.
-        tell: Told first which worker hangs.
+        log_event: Told first which worker hangs.
     """
 
     def __init__(self, timeout_s: float, traces: Path, log_event: Callable[[str], None]) -> None:

@@ -95,7 +95,7 @@ def tune(
         config: What to search.
         pairs: More of it, as OPTION=VALUES.
         overwrite: Replace a search or a run of the same name.
-        watcher: Told of the progress.
+        observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
@@ -161,7 +161,7 @@ def resume(
         name: The search.
         changes: Options of where it runs that are to differ from now on.
         purpose: What it was begun for; machines that are None stay as they were.
-        watcher: Told of the progress.
+        observer: Told of the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
