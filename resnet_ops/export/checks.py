@@ -16,7 +16,7 @@ from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Precision, Preprocessing
 from resnet_ops.export.precision import activation_bytes_per_image
 from resnet_ops.training.checkpoint import Checkpoint
-from resnet_ops.training.preflight import free_bytes
+from resnet_ops.training.memory import free_bytes
 
 LARGEST_BATCH = 4096
 SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
