@@ -44,10 +44,6 @@ def keys(value: Any, path: str = "") -> Keys:
 
 def compare(told: dict[str, Any]) -> None:
     """Hold what commands say now against what they said then."""
-    if os.environ.get("RECORD"):
-        before = json.loads(FILE.read_text()) if FILE.exists() else {}
-        now = {name: keys(said) for name, said in told.items()}
-        FILE.write_text(json.dumps(before | now, indent=1, sort_keys=True) + "\n")
     recorded: dict[str, Keys] = json.loads(FILE.read_text())
     for name, said in told.items():
         now = keys(said)
