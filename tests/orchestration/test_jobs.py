@@ -131,7 +131,7 @@ def test_all_options_at_once_and_flags() -> None:
     assert "--flip" in train_arguments(TrainConfig.of(flip=True))
     assert "--runs-dir=s3://bucket/runs" in train_arguments(TrainConfig.of(runs_dir=Path("s3://bucket/runs")))
     given = parsed(train_arguments(EVERY_OPTION, resume=True, overwrite=True))
-    assert (given["resume"], given["runs_dir"]) == ("a.b-c_d", EVERY_OPTION.runs_dir)
+    assert (given["resume"], Path(given["runs_dir"])) == ("a.b-c_d", EVERY_OPTION.runs_dir)
     assert not given["overwrite"]
     assert given["model"] == TrainConfig.default("model")  # the run knows its own
 
