@@ -147,7 +147,7 @@ def build(
     """
     architecture = name if isinstance(name, Architecture) else parse_name(name)
     if architecture.kind != "resnet" and shortcut is not None:
-        what = "a plain network with" if architecture.kind == "plain" else "a network with"
+        what = "a plain network and has" if architecture.kind == "plain" else "a network that has"
         raise UserError(
             f"{architecture.name} is {what} no shortcuts, so shortcut {shortcut} does not apply.",
             "Remove the shortcut, or use the resnet of that depth.",

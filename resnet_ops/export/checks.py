@@ -40,7 +40,7 @@ def check_file(file: Path, model: onnx.ModelProto, metadata: ModelMetadata, opse
     found_faults = [fault for fault, there in faults.items() if there]
     return "; ".join(
         found_faults
-    ) or f"opset {found}, {len(model.graph.node)} nodes, dynamic batch size", not found_faults
+    ) or f"opset {found}, {len(model.graph.node)} nodes, dynamic batch", not found_faults
 
 
 def _precision(model: onnx.ModelProto) -> str:
@@ -69,7 +69,7 @@ def check_content(metadata: ModelMetadata, checkpoint: Checkpoint) -> tuple[str,
         f"network is {metadata.model}, expected {info.model}": metadata.model != info.model,
     }
     found = [fault for fault, there in faults.items() if there]
-    return "; ".join(found) or f"{len(metadata.class_names)} classes, preprocessing, checkpoint", not found
+    return "; ".join(found) or "classes, preprocessing, checkpoint", not found
 
 
 def largest_batch(model: onnx.ModelProto, frame: CropSpec) -> int:

@@ -172,7 +172,7 @@ def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, sho
     """Random and real pixels in batches of several sizes; the largest one repeats what fewer images gave."""
     frame, limit = classifier.frame, f"{proof.tolerance:.0e}"
     batches = sorted({*BATCHES, proof.largest_batch})
-    named = ", ".join(f"{batch:,}" for batch in batches)
+    named = ", ".join(map(str, batches))
 
     def within(pixels: np.ndarray) -> tuple[str, bool]:
         expected = _expected(classifier, reference, pixels)
@@ -183,7 +183,7 @@ def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, sho
             if not pair.finite:
                 return f"not finite at batch size {batch}", False
             worst = max(worst, pair.max_rel)
-        return f"{worst:.1e} (batch sizes {named})", worst <= proof.tolerance
+        return f"{worst:.1e} (batch {named})", worst <= proof.tolerance
 
     proof.attempt("random pixels", lambda: within(noise(max(BATCHES), frame)), limit)
     if shown is not None:

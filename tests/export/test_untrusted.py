@@ -105,7 +105,7 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
     def nameless(model: onnx.ModelProto) -> None:
         del model.metadata_props[:]
 
-    assert "needs operators of com.example" in refusal(broken(files, foreign, tmp_path))
+    assert "uses operators of com.example" in refusal(broken(files, foreign, tmp_path))
     assert "loops, branches or functions" in refusal(broken(files, loop, tmp_path))
     assert "does not match its shape" in refusal(broken(files, absurd, tmp_path))
     assert "ONNX Runtime c" in refusal(broken(files, huge_padding, tmp_path))

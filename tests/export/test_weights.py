@@ -65,7 +65,7 @@ def refusal(path: Path, **options: Any) -> str:
 def test_what_does_not_fit_is_said(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
-    assert "does not hold the weights of resnet34" in refusal(path, model="resnet34")
+    assert "does not contain the weights of resnet34" in refusal(path, model="resnet34")
     assert "Unknown network" in refusal(path, model="vgg16")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert "has 2 classes; the weights have 3" in refusal(path, classes=tmp_path / "names.txt")

@@ -83,7 +83,7 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
         (["--lr", "inf"], ["--lr", "finite"]),
         (["--momentum", "1"], ["--momentum", "less than 1"]),
         (["--seed", "-1"], ["--seed"]),
-        (["--batch-size", "2000"], ["--batch-size 2000", "1438 training images"]),
+        (["--batch-size", "2000"], ["--batch-size 2000", "1,438 training images"]),
         (["--milestones", "0.75,0.5"], ["--milestones", "rising shares", "1/3,2/3"]),
         (["--milestones", "1/0"], ["--milestones", "rising shares"]),
         (["--warmup-steps", "5"], ["the one-cycle schedule includes its own warm-up", "--schedule steps"]),
@@ -116,7 +116,7 @@ def test_a_wrong_request_gets_one_line_and_leaves_nothing(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
 def test_cuda_where_there_is_none(cli: Cli) -> None:
-    refused(cli("train", "--device", "cuda"), "no CUDA GPU can be used here", "resnet-ops doctor")
+    refused(cli("train", "--device", "cuda"), "no usable CUDA GPU here", "resnet-ops doctor")
 
 
 def test_data_that_cannot_be_trained_on(cli: Cli, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_runs_lists_what_is_there(cli: Cli, trained: job.TrainResult, tmp_path: 
 
 def test_export_asks_for_a_format(cli: Cli, trained: job.TrainResult) -> None:
     refused(cli("export", "trained"), "No export format given", "resnet-ops export trained --onnx")
-    refused(cli("export", "never", "--onnx", "--runs-dir", trained.run.path.parent), "There are: trained")
+    refused(cli("export", "never", "--onnx", "--runs-dir", trained.run.path.parent), "Available: trained")
     refused(cli("export", "trained", "--onnx", "--opset", 17), "--opset", "18")
 
 

@@ -176,7 +176,7 @@ def test_more_than_it_takes_on_are_told_to_come_again(service: Service, digit_im
     begun = [service.begin(image) for image in images]
     wait_for(lambda: service.ask("GET", "/health")[1]["waiting"] == WAITING)
     status, answer = service.classify(images[0])
-    assert (status, "come again" in answer["error"]) == (503, True)
+    assert (status, "try again" in answer["error"]) == (503, True)
     assert {finish(sending, image)[0] for sending, image in zip(begun, images, strict=True)} == {200}
     assert service.classify(images[0])[0] == 200
 
