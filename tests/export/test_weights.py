@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said(network: nn.Module, tmp_path: Path) -> None:
     assert "has 2 classes; the weights have 3" in refusal(path, classes=tmp_path / "names.txt")
     assert "must be one number above 0 for each of 3 channels" in refusal(path, mean="0.5")
     torch.save(torchvision.models.alexnet(num_classes=3).state_dict(), tmp_path / "a.pth")
-    assert "holds no conv1.weight of a residual network" in refusal(tmp_path / "a.pth")
+    assert "contains no conv1.weight of a residual network" in refusal(tmp_path / "a.pth")
     torch.save(network, tmp_path / "whole.pth")
     assert "a pickle of more than tensors" in refusal(tmp_path / "whole.pth")
     path.write_bytes(path.read_bytes()[:1000])

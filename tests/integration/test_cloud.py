@@ -187,7 +187,7 @@ def test_overwriting_leaves_nothing_of_the_old_and_all_of_the_others(run: Run) -
     neighbour = Run(run.path.with_name("mine-2"))
     neighbour.write(record())
     folder = run.path.parent
-    with pytest.raises(UserError, match=r"There is a run called mine.*--overwrite"):
+    with pytest.raises(UserError, match=r"Run mine exists already.*--overwrite"):
         runs.create(folder, "mine", "", overwrite=False)
     assert runs.create(folder, None, "mine", overwrite=False).name == "mine-3"
     runs.create(folder, "mine", "", overwrite=True)

@@ -276,9 +276,7 @@ def test_nothing_answers(cli: Cli) -> None:
         refused(
             ended, f"http://127.0.0.1:{port}: nothing is listening there", "kubectl port-forward", f"ssh -L {port}:"
         )
-    refused(
-        cli("jobs", "list", "--cluster", "http://no.such.host.invalid:8265"), "host no.such.host.invalid is unknown"
-    )
+    refused(cli("jobs", "list", "--cluster", "http://no.such.host.invalid:8265"), "host no.such.host.invalid")
 
 
 @pytest.mark.parametrize(

@@ -53,5 +53,5 @@ def test_other_images_are_refused(trained: job.TrainResult, tmp_path: Path) -> N
     run = Run(tmp_path / "other")
     record = run.read()
     run.write(record.model_copy(update={"data": record.data.model_copy(update={"fingerprint": "0" * 64})}))
-    with pytest.raises(UserError, match="not those that other was trained on"):
+    with pytest.raises(UserError, match="differ from those other was trained on"):
         predict(run)
