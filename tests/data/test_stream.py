@@ -37,7 +37,7 @@ import ray, torch
 from resnet_ops.config import DataConfig
 from resnet_ops.data.sources import open_source
 from resnet_ops.data.stream import StreamedImages
-from resnet_ops.training.watchdog import Watchdog
+from resnet_ops.training.worker import Watchdog
 
 address, data, traces, file = sys.argv[1:]
 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
