@@ -11,20 +11,20 @@ from torchvision.datasets import ImageFolder
 from resnet_ops.config import DataConfig
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
-from tests.data.made import folders, noise, stored
+from tests.data.samples import encode_pixels, noise, write_class_folders, write_parquet
 
 
 @pytest.fixture
 def flowers(tmp_path: Path) -> Path:
     """Two classes, with what file managers leave behind."""
     root = tmp_path / "flowers"
-    folders(root / "train", {"rose": noise(12), "daisy": noise(8, seed=1)})
-    folders(root / "val", {"daisy": noise(2, seed=2), "rose": noise(3, seed=3)})
+    write_class_folders(root / "train", {"rose": noise(12), "daisy": noise(8, seed=1)})
+    write_class_folders(root / "val", {"daisy": noise(2, seed=2), "rose": noise(3, seed=3)})
     (root / "train" / "rose" / "Thumbs.db").write_bytes(b"x")
     (root / "train" / "rose" / "._00.png").write_bytes(b"x")
     (root / "train" / "notes.txt").write_text("x")
     (root / "train" / "rose" / "more").mkdir()
-    (root / "train" / "rose" / "more" / "PHOTO.JPG").write_bytes(stored(noise(1, seed=4)[0], "JPEG"))
+    (root / "train" / "rose" / "more" / "PHOTO.JPG").write_bytes(encode_pixels(noise(1, seed=4)[0], "JPEG"))
     (root / "train" / ".ipynb_checkpoints").mkdir()
     return root
 
@@ -38,7 +38,7 @@ def test_folders_are_read_as_torchvision_reads_them(flowers: Path) -> None:
         assert source.record.class_names == tuple(theirs.classes)
         expected = sorted(theirs.samples)
         assert sorted((ours.name(i), int(ours.labels[i])) for i in range(len(ours.labels))) == expected
-        pixels = {ours.name(i): one for i, one in enumerate(source.load(split).pixels)}
+        pixels = {ours.name(i): image for i, image in enumerate(source.load(split).pixels)}
         assert all(np.array_equal(pixels[path], np.asarray(theirs.loader(path))) for path, _ in expected)
 
 
@@ -57,29 +57,29 @@ def test_without_validation_folders_a_fifth_is_held_out_by_content(flowers: Path
 def test_a_bucket_is_read_like_a_disk(flowers: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(flowers), "/bucket/flowers", recursive=True)
-    here, there = open_source(str(flowers)), open_source("memory://bucket/flowers")
-    assert there.record.fingerprint_of == "names and sizes"
+    disk, bucket = open_source(str(flowers)), open_source("memory://bucket/flowers")
+    assert bucket.record.fingerprint_of == "names and sizes"
     same = {"fingerprint": "", "fingerprint_of": "content"}
-    assert there.record.model_copy(update=same) == here.record.model_copy(update=same)
+    assert bucket.record.model_copy(update=same) == disk.record.model_copy(update=same)
     for split in ("train", "val"):
-        assert np.array_equal(there.load(split).pixels, here.load(split).pixels)
-    assert open_source("memory://bucket/flowers").record.fingerprint == there.record.fingerprint
-    memory.pipe_file("/bucket/flowers/val/rose/new.png", stored(noise(1, seed=9)[0]))
-    assert open_source("memory://bucket/flowers").record.fingerprint != there.record.fingerprint
+        assert np.array_equal(bucket.load(split).pixels, disk.load(split).pixels)
+    assert open_source("memory://bucket/flowers").record.fingerprint == bucket.record.fingerprint
+    memory.pipe_file("/bucket/flowers/val/rose/new.png", encode_pixels(noise(1, seed=9)[0]))
+    assert open_source("memory://bucket/flowers").record.fingerprint != bucket.record.fingerprint
     apart = DataConfig(data=str(flowers / "train"), val_data="memory://bucket/flowers/val")
     assert open_source(apart).record.val_images == 6
 
 
 def test_parquet_in_a_bucket_is_read(tmp_path: Path) -> None:
-    from tests.data.made import write
+    from tests.data.samples import noise
 
-    file = write(tmp_path / "train.parquet", noise(10), [0, 1] * 5)
+    file = write_parquet(tmp_path / "train.parquet", noise(10), [0, 1] * 5)
     fsspec.filesystem("memory").put(str(file), "/bucket/tables/train.parquet")
     for data in ("memory://bucket/tables", "memory://bucket/tables/*.parquet", "memory://bucket/tables/train.parquet"):
         assert np.array_equal(open_source(data).load("train").pixels, open_source(str(file)).load("train").pixels)
 
 
-def test_what_is_wrong_with_folders_is_said(flowers: Path) -> None:
+def test_what_is_wrong_with_folders_is_an_error(flowers: Path) -> None:
     (flowers / "train" / "tulip").mkdir()
     with pytest.raises(UserError, match="train/tulip contains no images, so its class cannot be learned"):
         open_source(str(flowers))
@@ -87,7 +87,7 @@ def test_what_is_wrong_with_folders_is_said(flowers: Path) -> None:
     with pytest.raises(UserError, match="train/tulip contains no images"):
         open_source(str(flowers))
     shutil.rmtree(flowers / "train" / "tulip")
-    folders(flowers / "val", {"tulip": noise(1)})
+    write_class_folders(flowers / "val", {"tulip": noise(1)})
     with pytest.raises(UserError, match="validation images of class 'tulip', but no training images"):
         open_source(str(flowers))
     shutil.rmtree(flowers / "train")

@@ -39,7 +39,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.nda
 
 def test_cifar_is_torchvisions(cifar: tuple[Path, np.ndarray, list[int]]) -> None:
     root, rows, labels = cifar
-    source = open_source(DataConfig(data="cifar10", data_root=root)).ready()
+    source = open_source(DataConfig(data="cifar10", data_root=root)).prepare()
     record = source.record
     assert (record.train_images, record.val_images, record.height, record.channels) == (60, 20, 32, 3)
     assert record.class_names[3] == "class 3"
