@@ -30,7 +30,7 @@ from resnet_ops.data.findings import (
 )
 from resnet_ops.data.parallel_decode import check_broken_share
 from resnet_ops.data.sources import IMAGE_SIZE, Source, make_source, network_size, should_stream
-from resnet_ops.data.survey import survey
+from resnet_ops.data.survey import Survey, survey
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.results import Result
@@ -44,7 +44,7 @@ class ClassImages(Result):
 
 
 class DataReport(Result):
-    """What a data set contains and what is wrong with it."""
+    """The contents of a data set and its problems."""
 
     data: str = Field(description="The data set, as it was asked for.")
     fit: bool = Field(description="Whether there is no error; with --strict no warning either.")
@@ -106,21 +106,17 @@ def check_data(
     """
     config = DataConfig(data=config) if isinstance(config, str) else config
     data = discover(config)
-    parts = tuple(part.encoded for part in (data.train, data.val) if part)
     names, labels = merge_classes(data)
-    total, first = len(labels), len(parts[0].labels)
-    if not total:
+    if not len(labels):
         raise UserError(f"--data {config.data} contains no images.", "Choose a data set that contains images.")
     source, refused = _source_or_reason(config, data)
     height, width, channels, stored = _network_size(config, data, source)
-    cover = stored or height, stored or width
-    crop = CropSpec(cover, *cover, channels)
-    example_rows = choose_examples(labels[:first])
-    facts = survey(parts, crop, set(example_rows.tolist()), lambda done: on_progress(done, total))
-    held_out = first == total and source is not None
-    own_split = np.repeat([TRAIN, VAL], [first, total - first])
-    split = choose_validation(facts.digests, labels).astype(int) if held_out else own_split
-    table = ImageTable(parts, labels, split, names, facts)
+    crop = CropSpec((stored or height, stored or width), stored or height, stored or width, channels)
+    example_rows = choose_examples(labels[: len(data.train.encoded.labels)])
+    parts = tuple(part.encoded for part in data.parts)
+    facts = survey(parts, crop, set(example_rows.tolist()), lambda done: on_progress(done, len(labels)))
+    held_out = source is not None and "val" not in source.splits
+    table = ImageTable(parts, labels, _split(data, facts, labels, held_out), names, facts)
     if source:
         refused = _broken_share_error(source, table, held_out)
     train_images, val_images = table.per_class.sum(0).tolist()
@@ -129,7 +125,7 @@ def check_data(
     streamed = should_stream(config, train_bytes)
     cache = None if streamed or (source and source.embedded) else cache_folder(config.cache_dir)
     duplicates = find_duplicates(table)
-    mean, std = _statistics(facts.sums[facts.decodable & (split == TRAIN)], crop)
+    mean, std = _statistics(facts.sums[facts.decodable & (table.split == TRAIN)], crop)
     findings = (
         _find_refusal(refused, data),
         find_broken(table),
@@ -141,7 +137,7 @@ def check_data(
     )
     return DataReport(
         data=config.data,
-        fit=not any(finding.state == "error" or (strict and finding.state == "warning") for finding in findings),
+        fit=not {finding.state for finding in findings} & ({"error", "warning"} if strict else {"error"}),
         name=data.name,
         fingerprint=source.record.fingerprint if source else None,
         held_out=held_out,
@@ -192,6 +188,13 @@ def _network_size(config: DataConfig, data: DiscoveredData, source: Source | Non
         return side, side, 3, None
 
 
+def _split(data: DiscoveredData, facts: Survey, labels: np.ndarray, held_out: bool) -> np.ndarray:
+    """Return the split of each image, (N,) int64."""
+    if held_out:
+        return choose_validation(facts.digests, labels).astype(int)
+    return np.repeat([TRAIN, VAL][: len(data.parts)], [len(part.encoded.labels) for part in data.parts])
+
+
 def _broken_share_error(source: Source, table: ImageTable, held_out: bool) -> str:
     """Return the error that training would raise for broken images once it has decoded all, or an empty string."""
     for number, split in enumerate(SPLITS):
@@ -208,7 +211,7 @@ def _broken_share_error(source: Source, table: ImageTable, held_out: bool) -> st
 def _find_refusal(refused: str, data: DiscoveredData) -> Finding:
     if not refused:
         return Finding("ok", "training", "usable for training")
-    problems = [str(problem) for part in (data.train, data.val) if part for problem in part.problems]
+    problems = [str(problem) for part in data.parts for problem in part.problems]
     others = first_cases(problem for problem in problems if problem != refused)
     return Finding("error", "training", f"cannot be trained on: {refused}", others)
 

@@ -13,7 +13,7 @@ def class_names(data: DiscoveredData) -> tuple[str, ...]:
     """Return the names of the classes as training numbers them; numbers where the data has no names."""
     if names := data.train.class_names or (data.val.class_names if data.val else ()):
         return names
-    labels = np.concatenate([part.encoded.labels for part in (data.train, data.val) if part])
+    labels = np.concatenate([part.encoded.labels for part in data.parts])
     return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
 
 
@@ -70,7 +70,7 @@ def merge_classes(data: DiscoveredData) -> tuple[tuple[str, ...], np.ndarray]:
 
     Classes are matched by name, as training does; a label that has no name is named by its number.
     """
-    parts = [part for part in (data.train, data.val) if part]
+    parts = data.parts
     known = next((part.class_names for part in parts if part.class_names), ())
     if not known:
         top = max(int(part.encoded.labels.max(initial=-1)) for part in parts)

@@ -69,6 +69,11 @@ class DiscoveredData:
     names_matter: bool = False
     skipped_files: tuple[str, ...] = ()
 
+    @property
+    def parts(self) -> tuple[LabeledImages, ...]:
+        """The training images, and the validation images if there are some."""
+        return (self.train,) if self.val is None else (self.train, self.val)
+
 
 @dataclass(frozen=True)
 class Subset:

@@ -65,12 +65,12 @@ class Source:
 
     @property
     def embedded(self) -> bool:
-        """Whether the images ship with this package."""
+        """True if the images ship with this package."""
         return self.config.data in EMBEDDED and self.config.val_data is None
 
     @property
     def mirrors(self) -> bool:
-        """Whether a mirrored image still shows its class; a mirrored digit does not."""
+        """True if a mirrored image still shows its class; a mirrored digit does not."""
         return self.config.data not in EMBEDDED
 
     def encoded(self, split: Split) -> EncodedImages:
@@ -202,7 +202,7 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         UserError: See `open_source`.
     """
     name, train, val = config.data, data.train, data.val
-    if problems := [*train.problems, *(val.problems if val else ())]:
+    if problems := [problem for part in data.parts for problem in part.problems]:
         raise problems[0]
     names, labels = class_names(data), train.encoded.labels
     splits: dict[Split, EncodedImages] = {"train": train.encoded}
