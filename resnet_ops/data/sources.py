@@ -69,8 +69,8 @@ class Source:
         return self.config.data in EMBEDDED and self.config.val_data is None
 
     @property
-    def mirrors(self) -> bool:
-        """True if a mirrored image still shows its class; a mirrored digit does not."""
+    def flippable(self) -> bool:
+        """True if a mirrored image is still one of its class; a mirrored digit is not."""
         return self.config.data not in EMBEDDED
 
     def encoded(self, split: Split) -> EncodedImages:

@@ -66,7 +66,7 @@ def check_training(config: TrainConfig, device: str, source: Source | None = Non
         "batch_size": batch_size,
         "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
-        "flip": source.mirrors if config.flip is None else config.flip,
+        "flip": source.flippable if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
 
