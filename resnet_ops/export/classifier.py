@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.data import listing
-from resnet_ops.data.dataset import CHUNK, map_chunks
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.data.discovery import EXTENSIONS, is_image
+from resnet_ops.data.parallel_decode import CHUNK, map_chunks
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.config import PredictConfig, Provider
@@ -182,7 +182,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for place in places:
         if place.is_dir():
-            names = [file.name for file in listing.find(place) if is_image(file.name)]
+            names = [file.name for file in listing.list_files(place) if is_image(file.name)]
             found |= dict.fromkeys(place / name for name in sorted(names, key=_as_people_count))
         elif place.exists():
             found[place] = None
@@ -216,7 +216,7 @@ def _decode(classifier: Classifier, paths: Sequence[Path], rows: range) -> tuple
     """The images of these rows that can be decoded, and for each row why it cannot, or ''."""
     pixels, errors = [], []
     for path in paths[rows.start : rows.stop]:  # one by one: encoded, photos are large
-        (encoded,) = listing.read_many(path.parent, [path.name])
+        (encoded,) = listing.read_files(path.parent, [path.name])
         try:
             pixels.append(decode(encoded, classifier.frame))
             errors.append("")

@@ -18,7 +18,7 @@ from pydantic import Field
 from resnet_ops import files, runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
-from resnet_ops.data.sources import NAMED
+from resnet_ops.data.sources import MAX_LISTED
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.allocation import placed
 from resnet_ops.orchestration.placement import Device, NoRoomError
@@ -242,7 +242,7 @@ def _finish(run: Run, record: RunRecord, result: "WorkerResult") -> RunRecord:
     """Record a finished training in run.json."""
     update: dict[str, Any] = {"status": "finished", "best": _best(run)}
     if result.bad_images:  # met by workers that stream
-        bad = {"bad_images": len(result.bad_images), "first_bad_images": result.bad_images[:NAMED]}
+        bad = {"bad_images": len(result.bad_images), "first_bad_images": result.bad_images[:MAX_LISTED]}
         update["data"] = record.data.model_copy(update=bad)
     return run.write(record.model_copy(update=update))
 

@@ -66,7 +66,7 @@ def check_training(config: TrainConfig, device: str, source: Source | None = Non
         "batch_size": batch_size,
         "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
-        "flip": source.mirrors if config.flip is None else config.flip,
+        "flip": source.flippable if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
 
@@ -99,7 +99,7 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
         return _sampled(source, observer)
     if not source.embedded:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
-    source = source.ready()
+    source = source.prepare()
     for note in source.notes:
         observer.warn(note)
     _batch_size(config, source.record)  # some may have been left out
@@ -120,7 +120,7 @@ def _sampled(source: Source, observer: Observer) -> Source:
 
     held_out = (
         ""
-        if "val" in source.found
+        if "val" in source.splits
         else " All are read once now to hold out a validation split; --val-data avoids that."
     )
     observer.warn(

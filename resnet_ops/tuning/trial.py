@@ -176,7 +176,7 @@ class TrialWorker(tune.Trainable):
             if source.record.fingerprint != self.task.data.fingerprint:
                 raise UserError(f"The images in {config.data} differ from those the search started with.")
             if config.stream != "on":
-                source = source.ready()
+                source = source.prepare()
             self.sources[wanted] = source
         return self.sources[wanted]
 

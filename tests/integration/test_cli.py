@@ -18,7 +18,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.machine import cores
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
-from tests.data.test_sources import noise, write
+from tests.data.samples import noise, write_parquet
 
 Cli = Callable[..., Ended]
 
@@ -123,9 +123,9 @@ def test_data_that_cannot_be_trained_on(cli: Cli, tmp_path: Path) -> None:
     def train(file: Path) -> Ended:
         return cli("train", "--data", file, "--runs-dir", tmp_path / "runs", "--batch-size", 2)
 
-    refused(train(write(tmp_path / "empty.parquet", noise(0), [])), "no training images")
-    refused(train(write(tmp_path / "one.parquet", noise(9), [0] * 9)), "one class only")
-    refused(train(write(tmp_path / "tiny.parquet", noise(20, side=3), [0, 1] * 10)), "at least 4x4 pixels")
+    refused(train(write_parquet(tmp_path / "empty.parquet", noise(0), [])), "no training images")
+    refused(train(write_parquet(tmp_path / "one.parquet", noise(9), [0] * 9)), "one class only")
+    refused(train(write_parquet(tmp_path / "tiny.parquet", noise(20, side=3), [0, 1] * 10)), "at least 4x4 pixels")
     (tmp_path / "unreadable.parquet").write_bytes(b"PAR1 and then nothing")
     refused(train(tmp_path / "unreadable.parquet"), "cannot be read as Parquet")
     assert not (tmp_path / "runs").exists()
