@@ -15,7 +15,7 @@ from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import StudyConfig
-from resnet_ops.tracking.tracker import check
+from resnet_ops.tracking.tracker import check_service
 from resnet_ops.tuning.results import Trial
 
 from .arguments import tune_arguments
@@ -69,7 +69,7 @@ def study(
     if is_job_server(base.cluster):
         _submit(base, options.values, config, resume, overwrite, output)
         return
-    check(base.track)
+    check_service(base.track)
     with StudyScreen(config) as screen:
         with importing():
             from resnet_ops.study import job

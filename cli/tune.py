@@ -9,7 +9,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure, read
-from resnet_ops.tracking.tracker import check
+from resnet_ops.tracking.tracker import check_service
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import OPTIONS, read_file
 from resnet_ops.tuning.space import read as read_space
@@ -73,7 +73,7 @@ def tune(
     if is_job_server(base.cluster):
         _submit(base, options.values, pairs or [], resume, overwrite, output)
         return
-    check(base.track)
+    check_service(base.track)
     with SearchScreen() as screen:
         with importing():
             from resnet_ops.tuning import job

@@ -28,7 +28,7 @@ from resnet_ops.tuning.results import Search, SearchObserver, Trial
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
 from tests.processes import command_line, ours
-from tests.tracking.test_tensorboard import curves, shown
+from tests.tracking.test_tensorboard import curves, read_curves
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 EPOCHS = 3
@@ -117,7 +117,7 @@ def test_each_trial_is_a_run_where_it_is_tracked(grid: job.TuneResult) -> None:
             losses = [metric.value for metric in client.get_metric_history(there.info.run_id, "loss/val")]
             assert losses == [e.val_loss for e in run.epochs()]
             assert there.data.params["model"] == trial.model
-            assert shown(run.path / "tensorboard") == curves(run.epochs())
+            assert read_curves(run.path / "tensorboard") == curves(run.epochs())
         assert found[f"grid/{trial.name}"].info.status == ("FINISHED" if trial.status == "finished" else "FAILED")
 
 
