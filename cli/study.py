@@ -104,24 +104,24 @@ class StudyScreen(SearchScreen):
         super().__init__()
         self.config = config
 
-    def search_begun(self, search: "Search", record: "SearchRecord", pool: "Pool") -> None:
+    def search_started(self, search: "Search", record: "SearchRecord", slots: "Pool") -> None:
         """Say what is trained, where."""
         self.search, self.record, self.stage = search, record, "Starting Ray"
         data, points = record.data, record.space.points
         networks = ", ".join(dict.fromkeys(_label(point) for point in points))
         seeds = len({point["seed"] for point in points})
-        at_once = min(pool.at_once, record.planned, record.config.max_concurrent or pool.at_once)
+        at_once = min(slots.at_once, record.planned, record.config.max_concurrent or slots.at_once)
         tell_submitter("created")
         err.print(
             f"[bold]{record.planned} trainings[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
             f"{data.val_images:,} validation images), {record.epochs} epochs each: {networks}; "
-            f"{seeds} seed{'s' if seeds > 1 else ''}; {at_once} at once on {pool.device}; "
+            f"{seeds} seed{'s' if seeds > 1 else ''}; {at_once} at once on {slots.device}; "
             f"study [bold]{escape(search.run.name)}[/]",
             soft_wrap=True,
         )
 
     def _say(self, trial: Trial) -> None:
-        done = sum(each.is_settled for each in self.trials.values())
+        done = sum(each.has_ended for each in self.trials.values())
         reason = f" {escape(trial.reason)}" if trial.reason else ""
         last = "" if self.search is None or trial.status == "failed" else _errors(self.search, trial)
         err.print(

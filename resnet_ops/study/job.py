@@ -57,7 +57,7 @@ def study(
     result = tuning.search_space(
         plan.searched(config),
         plan.space(config, (observer or SearchObserver()).warn),
-        purpose=_purpose(config.study, config.nodes),
+        kind=_search_kind(config.study, config.nodes),
         overwrite=overwrite,
         observer=observer,
         started_at=started_at,
@@ -91,8 +91,8 @@ def resume(
             it, it does not fit, or the work failed.
     """
     started_at = started_at or time.time()
-    purpose = _purpose(study, nodes)
-    result = tuning.resume(runs_dir, name, changes=changes, purpose=purpose, observer=observer, started_at=started_at)
+    kind = _search_kind(study, nodes)
+    result = tuning.resume(runs_dir, name, changes=changes, kind=kind, observer=observer, started_at=started_at)
     return conclude(result.search, started_at)
 
 
@@ -108,7 +108,7 @@ def conclude(search: Search, started_at: float) -> StudyResult:
     groups = group_networks(networks)
     if not groups:
         raise UserError(f"No training of {search.run.name} has finished yet.", "Resume it.", WORK_FAILED)
-    study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_purpose` made it
+    study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_search_kind` made it
     figures = _draw(search, study, groups, record)
     settled = search.run.read_as_written().config
     update = {name: getattr(settled, name) for name in OF_THE_IMAGES}
@@ -117,7 +117,7 @@ def conclude(search: Search, started_at: float) -> StudyResult:
     findings = StudyResult(
         name=search.run.name,
         study=study,
-        status="finished" if sum(trial.is_settled for trial in trials) == record.planned else "unfinished",
+        status="finished" if sum(trial.has_ended for trial in trials) == record.planned else "unfinished",
         run_dir=as_typed(search.run.path),
         data=record.data,
         device=record.device,
@@ -136,7 +136,7 @@ def conclude(search: Search, started_at: float) -> StudyResult:
     return findings
 
 
-def _purpose(study: Study, nodes: int | None) -> SearchKind:
+def _search_kind(study: Study, nodes: int | None) -> SearchKind:
     return SearchKind(f"study {study}", layers.record, nodes)
 
 

@@ -62,9 +62,9 @@ def service_environment(track: str) -> dict[str, str]:
 class UpdateThread:
     """Passes runs that have changed to a function on a thread; a run that changes meanwhile is passed once more only.
 
-    MLflow and W&B are imported and called on such a thread, since a process of its own saved nothing. ResNet-8, 5 epochs
-    of digits, a local MLflow, 2 cores, medians of 6: first step after 4.1 s, total 5.7 s; with a process 4.3 s and 6.3 s;
-    untracked 3.3 s and 4.3 s.
+    MLflow and W&B are imported and called on such a thread, since a process of its own saved nothing. ResNet-8,
+    5 epochs of digits, a local MLflow, 2 cores, medians of 6: first step after 4.1 s, total 5.7 s; with a process 4.3 s
+    and 6.3 s; untracked 3.3 s and 4.3 s.
 
     Args:
         name: Of the thread.

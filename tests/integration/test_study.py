@@ -35,7 +35,7 @@ def studied(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     search = Search(Run(runs_dir / "s"))
 
     def done() -> int:
-        return sum(t.is_settled for t in search.trials()) if search.trials_file.exists() else 0
+        return sum(t.has_ended for t in search.trials()) if search.trials_file.exists() else 0
 
     end = time.monotonic() + 90
     while done() < 1 or not any(0 < len(search.trial_run(n).epochs()) < EPOCHS for n in (2, 3, 4)):
@@ -44,7 +44,7 @@ def studied(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
         time.sleep(0.02)
     started.kill()
     started.wait()
-    before = {t.id: search.trial_run(t).metrics_file.read_bytes() for t in search.trials() if t.is_settled}
+    before = {t.id: search.trial_run(t).metrics_file.read_bytes() for t in search.trials() if t.has_ended}
 
     assert job.conclude(search, time.time()).status == "unfinished"  # what is done can be seen
 
