@@ -92,7 +92,7 @@ def study(
         except UserError:
             if screen.search is not None:  # what was found before it was stopped
                 with contextlib.suppress(UserError, OSError):
-                    job.conclude(screen.search, started_at)
+                    job.write_results(screen.search, started_at)
             raise
     _show(output, findings)
 
@@ -164,11 +164,11 @@ def _submit(
 
 
 def _show(output: Output, findings: "StudyResult") -> None:
-    from resnet_ops.study.results import cells, columns
+    from resnet_ops.study.results import table_cells, table_columns
 
-    shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in columns(findings)))
+    shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in table_columns(findings)))
     for row in findings.rows:
-        shown.add_row(*cells(findings, row))
+        shown.add_row(*table_cells(findings, row))
     figures = [to_path(name) for name in findings.figures if name.endswith(".png")]
     folder = to_path(findings.run_dir)
     output.show(

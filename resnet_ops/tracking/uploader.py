@@ -1,6 +1,6 @@
 """Uploads runs to MLflow or W&B, and remembers in each run's tracking.json how much of it is uploaded.
 
-Nothing here knows a service's library, which are in `mlflow` and `wandb`, or threads, which are in `tracker`.
+The calls of each service's library are in `mlflow` and `wandb`, the threads in `tracker`.
 """
 
 import json

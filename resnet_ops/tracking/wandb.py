@@ -18,7 +18,7 @@ def check_login() -> None:
     """Check, without asking a server, that W&B has an API key or needs none.
 
     Raises:
-        UserError: It has none, or one that is malformed.
+        UserError: It has no key, or a malformed one.
     """
     import wandb
 

@@ -12,7 +12,7 @@ from resnet_ops.config import JobConfig, TrainConfig
 from resnet_ops.options import Positive, option
 
 
-class Trials(JobConfig):
+class TrialsConfig(JobConfig):
     """Many trainings in parallel: the resources of each, and in `given` the options of `train` that they share."""
 
     cpus_per_trial: Annotated[
@@ -52,7 +52,7 @@ class Trials(JobConfig):
         return self.given | self.model_dump(include={*JobConfig.model_fields}, exclude_unset=True)
 
 
-class TuneConfig(Trials):
+class TuneConfig(TrialsConfig):
     """A search: what is varied, how it is searched, and where its trials run."""
 
     depths: Annotated[

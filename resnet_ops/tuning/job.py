@@ -1,7 +1,7 @@
 """Runs a whole search: what the command line's `tune` and `study` call. The trials are run in `runner`.
 
-Ray Tune's own state is deleted when a search ends; its directory is all that is kept. When it is resumed, Tune is told
-again what the trials did, and continues where they stopped.
+Ray Tune's own state is deleted when a search ends. When it is resumed, the epochs of its trials are reported to Tune
+again, from their directories, and it continues where they stopped.
 """
 
 import functools

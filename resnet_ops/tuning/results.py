@@ -3,7 +3,7 @@
 A search's directory is that of a run, the best trial's, with more in it:
 
     runs/NAME/tune.json      what is searched, and on what: one `SearchRecord`
-              trials.jsonl   one `Trial` a line, in order
+              trials.jsonl   one `Trial` per line, in order
               trials/001/    each trial's own run directory
               tune.html/png  the report and its pictures
 
