@@ -62,9 +62,11 @@ def draw_points(config: TuneConfig, space: Space, seed: int) -> list[Point]:
     }
     count = count_trials(config, space)
     points: list[Point] = []
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     while len(points) < count:
-        points += [_json_values(variant) for _, variant in generate_variants(copy.deepcopy(spec), random_state=random)]
+        points += [
+            _json_values(variant) for _, variant in generate_variants(copy.deepcopy(spec), random_state=generator)
+        ]
     return [space.fixed | point for point in points[:count]]
 
 
