@@ -136,28 +136,28 @@ class SearchScreen(SearchObserver):
     def progress(self, progress: dict[str, Any]) -> None:
         self.stage = str(progress.get("stage", ""))
 
-    def search_begun(self, search: Search, record: SearchRecord, pool: Pool) -> None:
+    def search_started(self, search: Search, record: SearchRecord, slots: Pool) -> None:
         """Say what is searched, where."""
         self.search, self.record, self.stage = search, record, "Starting Ray"
         config, data = record.config, record.data
         searched = ", ".join(f"{name} {_values(values)}" for name, values in record.space.searched.items())
         stops = "" if config.scheduler == "none" else f", {config.scheduler}"
-        at_once = min(pool.at_once, record.planned, config.max_concurrent or pool.at_once)
+        at_once = min(slots.at_once, record.planned, config.max_concurrent or slots.at_once)
         tell_submitter("created")
         err.print(
             f"[bold]{record.planned} trials[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
             f"{data.val_images:,} validation images), up to {record.epochs} epochs each: {escape(searched)}; "
-            f"{config.search}{stops}; {at_once} at once on {pool.device}; search [bold]{escape(search.run.name)}[/]",
+            f"{config.search}{stops}; {at_once} at once on {slots.device}; search [bold]{escape(search.run.name)}[/]",
             soft_wrap=True,
         )
 
     def trial_changed(self, trial: Trial) -> None:
         """Keep the table; say how a trial ended."""
         with self.mutex:
-            if trial.is_settled and not self.trials and trial.id not in self.told:
+            if trial.has_ended and not self.trials and trial.id not in self.told:
                 self.before.add(trial.id)
             self.trials[trial.id] = trial
-        if trial.is_settled and trial.id not in self.told:
+        if trial.has_ended and trial.id not in self.told:
             self.told.add(trial.id)
             if not err.is_terminal:
                 self._say(trial)
@@ -185,8 +185,8 @@ class SearchScreen(SearchObserver):
             return Spinner("dots", text=Text(self.stage))
         made: Table = table(">trial", "network", ">lr", ">epoch", ">best accuracy", "status")
         made.columns[-1].no_wrap, made.columns[-1].overflow = True, "ellipsis"
-        running = [trial for trial in trials if not trial.is_settled]
-        done = [trial for trial in trials if trial.is_settled]
+        running = [trial for trial in trials if not trial.has_ended]
+        done = [trial for trial in trials if trial.has_ended]
         for trial in sorted([*done[-max(SHOWN - len(running), 3) :], *running], key=lambda t: t.id):
             accuracy = "" if trial.val_accuracy is None else percent(trial.val_accuracy)
             made.add_row(

@@ -15,7 +15,7 @@ from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.orchestration.milestones import tell_submitter
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import StudyConfig
-from resnet_ops.tracking.tracker import check
+from resnet_ops.tracking.tracker import check_service
 from resnet_ops.tuning.results import Trial
 
 from .arguments import tune_arguments
@@ -69,7 +69,7 @@ def study(
     if is_job_server(base.cluster):
         _submit(base, options.values, config, resume, overwrite, output)
         return
-    check(base.track)
+    check_service(base.track)
     with StudyScreen(config) as screen:
         with importing():
             from resnet_ops.study import job
@@ -92,7 +92,7 @@ def study(
         except UserError:
             if screen.search is not None:  # what was found before it was stopped
                 with contextlib.suppress(UserError, OSError):
-                    job.conclude(screen.search, started_at)
+                    job.write_results(screen.search, started_at)
             raise
     _show(output, findings)
 
@@ -104,24 +104,24 @@ class StudyScreen(SearchScreen):
         super().__init__()
         self.config = config
 
-    def search_begun(self, search: "Search", record: "SearchRecord", pool: "Pool") -> None:
+    def search_started(self, search: "Search", record: "SearchRecord", slots: "Pool") -> None:
         """Say what is trained, where."""
         self.search, self.record, self.stage = search, record, "Starting Ray"
         data, points = record.data, record.space.points
         networks = ", ".join(dict.fromkeys(_label(point) for point in points))
         seeds = len({point["seed"] for point in points})
-        at_once = min(pool.at_once, record.planned, record.config.max_concurrent or pool.at_once)
+        at_once = min(slots.at_once, record.planned, record.config.max_concurrent or slots.at_once)
         tell_submitter("created")
         err.print(
             f"[bold]{record.planned} trainings[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
             f"{data.val_images:,} validation images), {record.epochs} epochs each: {networks}; "
-            f"{seeds} seed{'s' if seeds > 1 else ''}; {at_once} at once on {pool.device}; "
+            f"{seeds} seed{'s' if seeds > 1 else ''}; {at_once} at once on {slots.device}; "
             f"study [bold]{escape(search.run.name)}[/]",
             soft_wrap=True,
         )
 
     def _say(self, trial: Trial) -> None:
-        done = sum(each.is_settled for each in self.trials.values())
+        done = sum(each.has_ended for each in self.trials.values())
         reason = f" {escape(trial.reason)}" if trial.reason else ""
         last = "" if self.search is None or trial.status == "failed" else _errors(self.search, trial)
         err.print(
@@ -164,11 +164,11 @@ def _submit(
 
 
 def _show(output: Output, findings: "StudyResult") -> None:
-    from resnet_ops.study.results import cells, columns
+    from resnet_ops.study.results import table_cells, table_columns
 
-    shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in columns(findings)))
+    shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in table_columns(findings)))
     for row in findings.rows:
-        shown.add_row(*cells(findings, row))
+        shown.add_row(*table_cells(findings, row))
     figures = [to_path(name) for name in findings.figures if name.endswith(".png")]
     folder = to_path(findings.run_dir)
     output.show(

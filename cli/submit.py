@@ -24,7 +24,7 @@ from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.options import RUN_NAME, as_typed
 from resnet_ops.orchestration.milestones import SUBMITTER, milestone, tell_submitter
-from resnet_ops.tracking.tracker import settings
+from resnet_ops.tracking.tracker import service_environment
 
 from .console import Output, err
 from .startup import importing
@@ -57,7 +57,7 @@ def submit(
             was interrupted.
     """
     _check_places(config)
-    environment = settings(config.track)
+    environment = service_environment(config.track)
     config = config.model_copy(update={"name": resume or config.name or _new_name(config)})
     with importing():
         from resnet_ops.orchestration.jobs import JobServer, SubmittedResult

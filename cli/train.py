@@ -8,7 +8,7 @@ from resnet_ops.formatting import percent
 from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
 from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure
-from resnet_ops.tracking.tracker import check
+from resnet_ops.tracking.tracker import check_service
 
 from .arguments import train_arguments
 from .console import Output, short
@@ -50,7 +50,7 @@ def train(
     if is_job_server(config.cluster):
         submit(config, resume, functools.partial(train_arguments, overwrite=overwrite), output)
         return
-    check(config.track)
+    check_service(config.track)
     with Screen() as screen:
         with importing():
             from resnet_ops.training import job

@@ -9,10 +9,9 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure, read_recipe
-from resnet_ops.tracking.tracker import check
+from resnet_ops.tracking.tracker import check_service
 from resnet_ops.tuning.config import TuneConfig
-from resnet_ops.tuning.space import OPTIONS, read_file
-from resnet_ops.tuning.space import read as read_space
+from resnet_ops.tuning.space import TRAIN_OPTIONS, read_space, read_space_file
 
 from .arguments import tune_arguments
 from .console import Output, short, table
@@ -73,7 +72,7 @@ def tune(
     if is_job_server(base.cluster):
         _submit(base, options.values, pairs or [], resume, overwrite, output)
         return
-    check(base.track)
+    check_service(base.track)
     with SearchScreen() as screen:
         with importing():
             from resnet_ops.tuning import job
@@ -96,10 +95,10 @@ def _submit(
     """Search on a cluster; files that are here are told rather than named."""
     typed = dict(typed)
     if typed.get("space"):
-        pairs = [f"{name}={_listed(value)}" for name, value in read_file(typed.pop("space")).items()] + pairs
+        pairs = [f"{name}={_listed(value)}" for name, value in read_space_file(typed.pop("space")).items()] + pairs
     if str(typed.get("recipe", "")).endswith(".toml"):
         for name, value in read_recipe(typed.pop("recipe")).items():
-            if name in OPTIONS:
+            if name in TRAIN_OPTIONS:
                 pairs = [f"{name}={_listed(value)}", *pairs]
             else:
                 typed.setdefault(name, value)

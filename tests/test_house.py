@@ -11,6 +11,7 @@ FILES = sorted(file for room in ("resnet_ops", "cli") for file in (ROOT / room).
 IN_EVERY_ROOM = {"__init__", "config", "job", "preflight", "results"}
 SHORT_ON_PURPOSE: dict[str, str] = {
     "resnet_ops/machine.py": "the lowest floor: read at start-up, by rooms that share nothing else",
+    "resnet_ops/significance.py": "the rule that tuning, reporting and study share, on a floor below them",
 }
 # Openings that tell what a thing is about, and not what it does.
 NOT_A_VERB = {"What", "Whether", "Who", "Where", "Which", "How", "Why", "When", "Those", "That", "As", "Likewise"}

@@ -9,7 +9,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
 from resnet_ops.runs import Epoch, RunRecord
 from resnet_ops.significance import differs, standard_error
-from resnet_ops.tuning.results import Search, SearchRecord, Selection, Trial, TrialStatus, select
+from resnet_ops.tuning.results import Search, SearchRecord, SelectedTrial, Trial, TrialStatus, select_trial
 
 KINDS = {"plain": "plain", "resnet": "residual"}  # in the order of panels
 
@@ -24,7 +24,7 @@ class SearchData:
     record: SearchRecord
     trials: list[Trial]
     curves: dict[int, list[Epoch]]
-    answer: Selection | None
+    answer: SelectedTrial | None
     best_run: RunRecord | None  # of the answer's trial
 
     @classmethod
@@ -35,7 +35,7 @@ class SearchData:
             UserError: There is no search, or a file of it is damaged.
         """
         record, trials = search.read(), search.trials()
-        best = select(trials, record.data.val_images)
+        best = select_trial(trials, record.data.val_images)
         best_run = None
         if best is not None:
             try:

@@ -1,1 +1,1 @@
-"""Studies: the experiments of He et al. 2015, as many trainings whose errors and layers are put beside each other."""
+"""Studies: the experiments of He et al. 2015, as many trainings whose errors and layers are compared."""

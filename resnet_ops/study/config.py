@@ -1,15 +1,18 @@
-"""What a study is: every option with its default, its limits and its one-line description, as in `config.py`."""
+"""The options of a study, each with its default, limits and one-line description, as in `resnet_ops.config`.
+
+Which trainings follow from them is in `plan`.
+"""
 
 from typing import Annotated, Literal
 
 from resnet_ops.options import Positive, option
-from resnet_ops.tuning.config import Trials
+from resnet_ops.tuning.config import TrialsConfig
 
 Study = Literal["degradation", "responses", "shortcuts"]
 
 
-class StudyConfig(Trials):
-    """One study: which networks are trained, from how many seeds, and on what. `given` is what all trainings share."""
+class StudyConfig(TrialsConfig):
+    """A study: which networks are trained, from how many seeds, and on what. `given` is what all trainings share."""
 
     study: Annotated[
         Study,

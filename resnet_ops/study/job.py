@@ -1,7 +1,7 @@
-"""Trains a study's networks and says what they show; what the command line's `study` calls.
+"""Trains the networks of a study and writes its results; what the command line's `study` calls.
 
-A study is a search whose points are given and that stops nobody: its trainings, its resuming and its directory are
-those of `tuning`. What is its own is what it makes of them.
+A study is a search over fixed points without early stopping: how its trainings run and resume, and their directory,
+are those of `tuning`. The study's own files are in `results`.
 """
 
 import time
@@ -16,17 +16,17 @@ from resnet_ops.options import as_typed
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig
-from resnet_ops.study.figures import pictures
+from resnet_ops.study.figures import study_figures
 from resnet_ops.study.results import (
-    Kind,
     Network,
     NetworkGroup,
-    Published,
+    NetworkKind,
+    PublishedErrors,
     StudyResult,
     StudyRow,
     group_networks,
-    markdown,
-    published,
+    published_errors,
+    to_markdown,
 )
 from resnet_ops.training.preflight import OF_THE_IMAGES
 from resnet_ops.tuning import job as tuning
@@ -41,28 +41,28 @@ def study(
     observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> StudyResult:
-    """Make a study anew.
+    """Run a new study.
 
     Args:
-        config: What is studied.
+        config: What to study.
         overwrite: Replace a study or a run of the same name.
-        observer: Told of the progress.
+        observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
-        UserError: The request was wrong (nothing was written), or all trainings failed, or it was interrupted (what
-            was done before is still there).
+        UserError: The request is wrong (nothing was written), or all trainings failed, or the study was interrupted
+            (the finished trainings are kept).
     """
     started_at = started_at or time.time()
     result = tuning.search_space(
-        plan.searched(config),
-        plan.space(config, (observer or SearchObserver()).warn),
-        purpose=_purpose(config.study, config.nodes),
+        plan.search_config(config),
+        plan.search_space(config, (observer or SearchObserver()).warn),
+        kind=_search_kind(config.study, config.nodes),
         overwrite=overwrite,
         observer=observer,
         started_at=started_at,
     )
-    return conclude(result.search, started_at)
+    return write_results(result.search, started_at)
 
 
 def resume(
@@ -75,81 +75,80 @@ def resume(
     observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> StudyResult:
-    """Go on with a study where it stopped: trainings that are done stay, those at hand go on.
+    """Resume a study: trainings that have ended stay, the others continue from their checkpoints.
 
     Args:
         runs_dir: Folder that holds it.
         name: The study.
-        study: Which it is.
-        nodes: Machines to spread the trainings over from now on.
-        changes: Options of where it runs that are to differ from now on.
-        observer: Told of the progress.
+        study: Which study it is.
+        nodes: Machines to run the trainings on from now on.
+        changes: Options of where it runs that differ from now on.
+        observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
-        UserError: There is no such study, its images or the code are others than when it began, another process is at
-            it, it does not fit, or the work failed.
+        UserError: There is no such study, its images or the code have changed, another process runs it, it does not
+            fit on the machines, or the work failed.
     """
     started_at = started_at or time.time()
-    purpose = _purpose(study, nodes)
-    result = tuning.resume(runs_dir, name, changes=changes, purpose=purpose, observer=observer, started_at=started_at)
-    return conclude(result.search, started_at)
+    kind = _search_kind(study, nodes)
+    result = tuning.resume(runs_dir, name, changes=changes, kind=kind, observer=observer, started_at=started_at)
+    return write_results(result.search, started_at)
 
 
-def conclude(search: Search, started_at: float) -> StudyResult:
-    """Say what the trainings show that are over by now: study.json, table.md and the figures.
+def write_results(search: Search, started_at: float) -> StudyResult:
+    """Write study.json, table.md and the figures from the trainings that have finished so far; return the result.
 
     Raises:
-        UserError: None is over, or a file is damaged.
+        UserError: None has finished, or a file is damaged.
         PausedError: The disk is full.
     """
     record, trials = search.read(), search.trials()
-    networks = [_network(search, trial) for trial in trials]
+    networks = [_read_network(search, trial) for trial in trials]
     groups = group_networks(networks)
     if not groups:
         raise UserError(f"No training of {search.run.name} has finished yet.", "Resume it.", WORK_FAILED)
-    study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_purpose` made it
-    figures = _draw(search, study, groups, record)
-    settled = search.run.read_as_written().config
-    update = {name: getattr(settled, name) for name in OF_THE_IMAGES}
+    study: Study = record.command.split()[-1]  # type: ignore[assignment]  # as `_search_kind` made it
+    trained = search.run.read_as_written().config
+    update = {name: getattr(trained, name) for name in OF_THE_IMAGES}
     base = configure(**record.config.train_options).model_copy(update=update)
-    beside = published(record.data, base)
-    findings = StudyResult(
+    published = published_errors(record.data, base)
+    result = StudyResult(
         name=search.run.name,
         study=study,
-        status="finished" if sum(trial.is_settled for trial in trials) == record.planned else "unfinished",
+        status="finished" if sum(trial.has_ended for trial in trials) == record.planned else "unfinished",
         run_dir=as_typed(search.run.path),
         data=record.data,
         device=record.device,
-        training=_training(base),
-        rows=[_row(group, beside) for group in groups],
+        training=_shared_options(base),
+        rows=[_row(group, published) for group in groups],
         verdict=" ".join(filter(None, (_verdict(study, groups, record), verdict.failures(networks)))),
         gradients=verdict.gradients(groups) if study != "shortcuts" else "",
-        published=beside.source if beside else None,
-        figures=figures,
+        published=published.source if published else None,
+        figures=_write_figures(search, study, groups, record),
         networks=networks,
         versions=runs.versions(),
         total_s=time.time() - started_at,
     )
-    files.write_atomically(search.run.path / "study.json", findings.model_dump_json(indent=1).encode() + b"\n")
-    files.write_atomically(search.run.path / "table.md", markdown(findings).encode())
-    return findings
+    files.write_atomically(search.run.path / "study.json", result.model_dump_json(indent=1).encode() + b"\n")
+    files.write_atomically(search.run.path / "table.md", to_markdown(result).encode())
+    return result
 
 
-def _purpose(study: Study, nodes: int | None) -> SearchKind:
-    return SearchKind(f"study {study}", layers.record, nodes)
+def _search_kind(study: Study, nodes: int | None) -> SearchKind:
+    return SearchKind(f"study {study}", layers.record_layers, nodes)
 
 
-def _network(search: Search, trial: Trial) -> Network:
+def _read_network(search: Search, trial: Trial) -> Network:
     run = search.trial_run(trial)
     curve = tuple(run.epochs())
     last = curve[-1] if curve and trial.status == "finished" else None
-    began = files.is_file(run.record_file)
+    started = files.is_file(run.record_file)
     return Network(
         model=trial.model,
         depth=trial.depth,
         kind=_kind(trial.model),
-        shortcut=run.read_as_written().config.shortcut if began else None,
+        shortcut=run.read_as_written().config.shortcut if started else None,
         seed=int(trial.options["seed"]),
         status=trial.status,
         reason=trial.reason,
@@ -160,22 +159,22 @@ def _network(search: Search, trial: Trial) -> Network:
         best_val_error=min(epoch.val_error for epoch in curve) if last else None,
         trial=str(Path(search.trials_dir.name, trial.name)),
         curve=curve,
-        layers=layers.read(run) if began else None,
+        layers=layers.read_layers(run) if started else None,
     )
 
 
-def _kind(model: str) -> Kind:
+def _kind(model: str) -> NetworkKind:
     kind = parse_name(model).kind
     return kind if kind in ("plain", "resnet") else "baseline"
 
 
-def _training(config: TrainConfig) -> dict[str, Any]:
-    """How all were trained: what is not the default, and what matters most in any case."""
-    always = {name: getattr(config, name) for name in ("epochs", "batch_size", "schedule", "lr", *IMAGE_DEFAULTS)}
-    return {"data": config.data, **always, **config.unusual()}
+def _shared_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the options of all trainings: those that are not the default, and the most important in any case."""
+    important = {name: getattr(config, name) for name in ("epochs", "batch_size", "schedule", "lr", *IMAGE_DEFAULTS)}
+    return {"data": config.data, **important, **config.unusual()}
 
 
-def _row(group: NetworkGroup, beside: Published | None) -> StudyRow:
+def _row(group: NetworkGroup, published: PublishedErrors | None) -> StudyRow:
     return StudyRow(
         model=group.model,
         kind=group.kind,
@@ -186,7 +185,7 @@ def _row(group: NetworkGroup, beside: Published | None) -> StudyRow:
         lost=group.lost,
         train_error=group.train_error,
         val_error=group.val_error,
-        published_error=beside.error(group.model, group.shortcut) if beside else None,
+        published_error=published.error(group.model, group.shortcut) if published else None,
     )
 
 
@@ -196,12 +195,12 @@ def _verdict(study: Study, groups: list[NetworkGroup], record: SearchRecord) -> 
     return (verdict.shortcuts if study == "shortcuts" else verdict.degradation)(groups, record.data)
 
 
-def _draw(search: Search, study: Study, groups: list[NetworkGroup], record: SearchRecord) -> list[str]:
-    """Draw the figures; their files."""
-    drawn = []
-    for picture in pictures(study, groups, record.data.val_images):
+def _write_figures(search: Search, study: Study, groups: list[NetworkGroup], record: SearchRecord) -> list[str]:
+    """Draw the figures and write them; return their files."""
+    written = []
+    for picture in study_figures(study, groups, record.data.val_images):
         for ending, content in zip(("png", "svg"), picture.alone(), strict=True):
-            place = search.run.path / f"{picture.name}.{ending}"
-            files.write_atomically(place, content)
-            drawn.append(as_typed(place))
-    return drawn
+            file = search.run.path / f"{picture.name}.{ending}"
+            files.write_atomically(file, content)
+            written.append(as_typed(file))
+    return written

@@ -1,8 +1,8 @@
-"""What a network's layers say and what reaches them back, at initialisation and after training.
+"""Measures the responses and gradients of a network's layers, at initialisation and after training.
 
 He et al. 2015 show the standard deviations of the layers' responses (fig. 7), and argue that gradients do not vanish
 in plain networks with BatchNorm (sec. 4.1). Both are measured on one training batch, in training mode: BatchNorm
-takes the batch's own mean and deviation, as it does while training, and nothing of the network is changed.
+takes the batch's own mean and deviation, as it does while training, and the network is left unchanged.
 """
 
 import copy
@@ -21,13 +21,13 @@ from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import autocast
 
 FILE = "layers.json"
-DIGITS = 5  # significant ones, of what is written
+SIGNIFICANT_DIGITS = 5  # of the numbers in the file
 
 
-def record(session: TrainingSession) -> None:
-    """Measure the network of a training that is over, and the one that it began with, into `layers.json` of its run.
+def record_layers(session: TrainingSession) -> None:
+    """Measure a network as it was initialised and as it is trained, and write `layers.json` into its run.
 
-    Of baselines, which have other layers, nothing is measured.
+    Baselines, which have other layers, are not measured.
 
     Raises:
         PausedError: The disk is full.
@@ -36,24 +36,24 @@ def record(session: TrainingSession) -> None:
     if not isinstance(trainer.network, ResNet):
         return
     x, y = next(iter(trainer.loader.train_batches(0)))
-    share = -(-len(x) // trainer.config.accumulate)  # what fits into memory while training
-    x, y = x[:share], y[:share]
+    micro_batch_size = -(-len(x) // trainer.config.accumulate)  # what fits into memory while training
+    x, y = x[:micro_batch_size], y[:micro_batch_size]
     with torch.random.fork_rng(devices=[]), autocast(trainer.config.precision, trainer.device):
-        first = _fresh(session.record).to(trainer.device)
-        layers = Layers(initial=measure(first, x, y), trained=measure(trainer.eval_network, x, y))
+        initial = _initial_network(session.record).to(trainer.device)
+        layers = Layers(initial=measure_layers(initial, x, y), trained=measure_layers(trainer.eval_network, x, y))
     files.write_atomically(session.run.path / FILE, layers.model_dump_json(exclude_none=True).encode() + b"\n")
 
 
-def read(run: Run) -> Layers | None:
-    """What was recorded of a run; None where nothing was."""
+def read_layers(run: Run) -> Layers | None:
+    """Read what was measured in a run; return None if nothing was."""
     try:
         return Layers.model_validate_json(files.read(run.path / FILE))
     except (FileNotFoundError, ValidationError):
         return None
 
 
-def _fresh(record: RunRecord) -> nn.Module:
-    """The network as its training began."""
+def _initial_network(record: RunRecord) -> nn.Module:
+    """Return the network as it was initialised before its training."""
     config, data = record.config, record.data
     torch.manual_seed(config.seed)
     network = build(
@@ -64,67 +64,68 @@ def _fresh(record: RunRecord) -> nn.Module:
     return network
 
 
-def measure(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Layer, ...]:
-    """Measure each layer on a batch.
+def measure_layers(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Layer, ...]:
+    """Measure each layer on one batch.
 
     Args:
-        network: Left as it is.
+        network: Is not changed.
         x: (N, C, H, W) float32, on its device.
-        y: (N,) int64 classes, or (N, classes) float32 shares of them.
+        y: (N,) int64 classes, or (N, classes) float32 probabilities of them.
     """
     network = copy.deepcopy(network).train()
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     names = [name for name in names if "downsample" not in name]
     responses: dict[str, tuple[float, float]] = {}
-    backward: dict[str, float] = {}
-    shares: dict[str, float] = {}
+    response_gradients: dict[str, float] = {}
+    branch_ratios: dict[str, float] = {}
 
-    def watch(name: str, norm: nn.Module) -> None:
-        def seen(_: nn.Module, __: object, response: Tensor) -> None:
-            numbers = response.detach().double()
-            responses[name] = (float(numbers.std(correction=0)), float(numbers.square().mean().sqrt()))
-            response.register_hook(lambda gradient: backward.update({name: float(gradient.double().norm())}))
+    def record_layer(name: str, norm: nn.Module) -> None:
+        def record_response(_: nn.Module, __: object, response: Tensor) -> None:
+            values = response.detach().double()
+            responses[name] = (float(values.std(correction=0)), float(values.square().mean().sqrt()))
+            response.register_hook(lambda gradient: response_gradients.update({name: float(gradient.double().norm())}))
 
-        norm.register_forward_hook(seen)
+        norm.register_forward_hook(record_response)
 
     for name in names:
-        watch(name, network.get_submodule(re.sub(r"conv(\d)$", r"bn\1", name)))
+        record_layer(name, network.get_submodule(re.sub(r"conv(\d)$", r"bn\1", name)))
     for name, block in network.named_modules():
         if isinstance(block, BasicBlock | Bottleneck) and not block.plain:
-            _watch_shortcut(name, block, responses, shares)
+            _record_branch_ratio(name, block, responses, branch_ratios)
     loss = F.cross_entropy(network(x).float(), y)
     loss.backward()
     weights = dict(network.named_parameters())
     return tuple(
         Layer(
             name=name,
-            response_std=_short(responses[name][0]),
-            response_rms=_short(responses[name][1]),
-            weight_gradient=_short(_norm(weights[f"{name}.weight"].grad)),
-            response_gradient=_short(backward[name]),
-            of_shortcut=_short(shares[name]) if name in shares else None,
+            response_std=_rounded(responses[name][0]),
+            response_rms=_rounded(responses[name][1]),
+            weight_gradient=_rounded(_norm(weights[f"{name}.weight"].grad)),
+            response_gradient=_rounded(response_gradients[name]),
+            of_shortcut=_rounded(branch_ratios[name]) if name in branch_ratios else None,
         )
         for name in names
     )
 
 
-def _watch_shortcut(
-    name: str, block: BasicBlock | Bottleneck, responses: dict[str, tuple[float, float]], shares: dict[str, float]
+def _record_branch_ratio(
+    name: str, block: BasicBlock | Bottleneck, responses: dict[str, tuple[float, float]], ratios: dict[str, float]
 ) -> None:
+    """Record, once the block has run, the deviation of its branch's last response relative to its shortcut's."""
     last = f"{name}.conv{3 if isinstance(block, Bottleneck) else 2}"
-    before: list[Tensor] = []
+    shortcut: list[Tensor] = []
     source: nn.Module = block.conv1 if block.downsample is None else block.downsample
 
-    def entered(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        before[:] = [inputs[0] if block.downsample is None else output]
+    def record_shortcut(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shortcut[:] = [inputs[0] if block.downsample is None else output]
 
-    def left(*_: object) -> None:
-        deviation = float(before.pop().detach().double().std(correction=0))
+    def record_ratio(*_: object) -> None:
+        deviation = float(shortcut.pop().detach().double().std(correction=0))
         if deviation:
-            shares[last] = responses[last][0] / deviation
+            ratios[last] = responses[last][0] / deviation
 
-    source.register_forward_hook(entered)
-    block.register_forward_hook(left)
+    source.register_forward_hook(record_shortcut)
+    block.register_forward_hook(record_ratio)
 
 
 def _norm(gradient: Tensor | None) -> float:
@@ -132,5 +133,5 @@ def _norm(gradient: Tensor | None) -> float:
     return float(gradient.double().norm())
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _rounded(value: float) -> float:
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

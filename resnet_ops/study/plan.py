@@ -1,4 +1,7 @@
-"""Which trainings a study has, in their order: the points of a search, options of `train` all of them."""
+"""The trainings of a study in their order: the points of a search, each with options of `train`.
+
+How they are run is in `job`.
+"""
 
 import itertools
 import re
@@ -11,52 +14,54 @@ from resnet_ops.errors import UserError
 from resnet_ops.models import BASELINES, Shortcut, parse_name
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import Study, StudyConfig
-from resnet_ops.tuning.config import Trials, TuneConfig
+from resnet_ops.tuning.config import TrialsConfig, TuneConfig
 from resnet_ops.tuning.space import Space
 
 DEPTHS: dict[Study, str] = {"degradation": "8,20,56,110", "responses": "20,56,110", "shortcuts": "20,56"}
 OPTIONS = "A,B,C"
-# Where no recipe says otherwise. On the digits 12 epochs take minutes, and are enough for plain-20 to learn and for
+# Unless there is a recipe. On the digits 12 epochs take minutes, and are enough for plain-20 to learn and for
 # plain-56 to be far behind. At train's own 0.1 the gradients of plain-110, which grow a million times on their way
 # back, have made it diverge in its first epoch.
-USUAL = {"epochs": 12, "lr": 0.05}
-# A pixel that is cut off an 8x8 digit is an eighth of it, and some can no longer be told from others. Left whole, every
-# network that can be trained fits all but one or two, and what training error is left is that of the optimisation.
-USUAL_DIGITS = USUAL | {"crop_padding": 0}
+DEFAULTS = {"epochs": 12, "lr": 0.05}
+# A row of pixels cropped from an 8x8 digit is an eighth of it, and some digits become ambiguous. Uncropped, every
+# network that can be trained fits all but one or two, and the training error that remains is that of the optimisation.
+DIGITS_DEFAULTS = DEFAULTS | {"crop_padding": 0}
 # He et al. 2015, sec. 4.2: ResNet-110 begins with a tenth of the learning rate until it learns, about 400 steps.
 WARM_UP_FROM, WARM_UP = 110, {"warmup_steps": 400, "warmup": "constant"}
 
 
-def given(config: StudyConfig) -> dict[str, Any]:
-    """The options of `train` that all trainings share: what was given, and the usual where nobody says."""
+def shared_options(config: StudyConfig) -> dict[str, Any]:
+    """Return the options of `train` that all trainings share: the study's defaults, overridden by what was given."""
     shared = {name: value for name, value in config.given.items() if name != "seed"}
-    own = {name: value for name in USUAL if (value := getattr(config, name)) is not None}
-    usual = USUAL_DIGITS if shared.get("data", TrainConfig.default("data")) == "digits" else USUAL
-    return ({} if shared.get("recipe") else usual) | shared | own
+    own = {name: value for name in DEFAULTS if (value := getattr(config, name)) is not None}
+    defaults = DIGITS_DEFAULTS if shared.get("data", TrainConfig.default("data")) == "digits" else DEFAULTS
+    return ({} if shared.get("recipe") else defaults) | shared | own
 
 
-def searched(config: StudyConfig) -> TuneConfig:
-    """The study as a search that stops nobody."""
-    room = {name: getattr(config, name) for name in Trials.model_fields.keys() & config.model_fields_set - {"given"}}
-    return TuneConfig.of(search="grid", scheduler="none", given=given(config), **room)
+def search_config(config: StudyConfig) -> TuneConfig:
+    """Return the study as a search without early stopping."""
+    resources = {
+        name: getattr(config, name) for name in TrialsConfig.model_fields.keys() & config.model_fields_set - {"given"}
+    }
+    return TuneConfig.of(search="grid", scheduler="none", given=shared_options(config), **resources)
 
 
-def space(config: StudyConfig, warn: Callable[[str], None] = lambda _: None) -> Space:
-    """Every training of the study: seed by seed, and the deepest first, that none is left for the end.
+def search_space(config: StudyConfig, warn: Callable[[str], None] = lambda _: None) -> Space:
+    """Return every training of the study: seed by seed, the deepest first, so that none of these is left for the end.
 
     Args:
         config: The study.
-        warn: Told which baselines are left out, and why.
+        warn: Called with which baselines are left out, and why.
 
     Raises:
-        UserError: A depth or a shortcut is not valid, or baselines are asked for where there are no images to be seen.
+        UserError: A depth or a shortcut is not valid, or the images for baselines cannot be read.
     """
-    base = configure(**given(config))
-    first = config.given.get("seed", TrainConfig.default("seed"))
+    base = configure(**shared_options(config))
+    first_seed = config.given.get("seed", TrainConfig.default("seed"))
     networks = _networks(config) + (_baselines(config, base, warn) if config.baselines else [])
     points = [
         {"lr": base.lr, **network, "seed": seed, **_warm_up(network, base)}
-        for seed in range(first, first + config.seeds)
+        for seed in range(first_seed, first_seed + config.seeds)
         for network in sorted(networks, key=lambda network: -parse_name(_name(network)).depth)
     ]
     return Space({}, {}, tuple(points))
@@ -65,7 +70,7 @@ def space(config: StudyConfig, warn: Callable[[str], None] = lambda _: None) -> 
 def _networks(config: StudyConfig) -> list[dict[str, Any]]:
     if config.options is not None and config.study != "shortcuts":
         raise UserError("--options selects shortcuts to compare.", "Remove it, or run: resnet-ops study shortcuts.")
-    depths = _listed("--depths", config.depths or DEPTHS[config.study])
+    depths = _split("--depths", config.depths or DEPTHS[config.study])
     for depth in depths:
         if not re.fullmatch(r"\d{1,5}(-cifar)?", depth):
             raise UserError(f"--depths: {depth!r} is not a depth.", "Depths are numbers of layers, such as 20,56,110.")
@@ -76,7 +81,7 @@ def _networks(config: StudyConfig) -> list[dict[str, Any]]:
     numbers = [int(depth) if depth.isdigit() else depth for depth in depths]
     if config.study != "shortcuts":
         return [_network(d, f) for d, f in itertools.product(numbers, ("plain", "resnet"))]
-    options = _listed("--options", config.options or OPTIONS)
+    options = _split("--options", config.options or OPTIONS)
     for option in options:
         if option not in get_args(Shortcut):
             raise UserError(f"--options: {option!r} is not a shortcut.", "Valid: A, B, C.")
@@ -105,7 +110,7 @@ def _network(depth: int | str, family: str) -> dict[str, Any]:
     return network
 
 
-def _listed(option: str, text: str) -> list[str]:
+def _split(option: str, text: str) -> list[str]:
     values = [value.strip() for value in text.split(",")]
     if len(set(values)) < len(values):
         raise UserError(f"{option} {text} contains a duplicate.", "Give each value once.")

@@ -1,12 +1,14 @@
-"""What a study found, as it lies in its directory: that of a search, with more in it.
+"""The files of a study, its numbers and those of the paper, and its table.
+
+A study's directory is that of a search, with more in it:
 
     runs/NAME/study.json             every number: one `StudyResult`
-              table.md               them in short, with the verdict
+              table.md               the main numbers, with the verdict
               degradation.png/.svg   the figures; others for other studies
               norms.png/.svg         gradients and responses by layer
               trials/001/            each training's own run directory; layers.json is its layers
 
-Nothing here knows torch or Ray.
+Nothing here imports torch or Ray.
 """
 
 import statistics
@@ -23,15 +25,16 @@ from resnet_ops.runs import DataRecord, Epoch
 from resnet_ops.study.config import Study
 from resnet_ops.tuning.results import TrialStatus
 
-Kind = Literal["plain", "resnet", "baseline"]
-KINDS: dict[Kind, str] = {"plain": "plain", "resnet": "residual"}  # that are compared; baselines stand beside them
+NetworkKind = Literal["plain", "resnet", "baseline"]
+# The kinds that are compared by depth, in words; baselines are listed only.
+KINDS: dict[NetworkKind, str] = {"plain": "plain", "resnet": "residual"}
 
 
 class Layer(BaseModel):
     """One convolution and its BatchNorm, whose output, before any non-linearity or addition, is the response.
 
-    `of_shortcut` is, of a residual branch's last layer, the response's deviation as a share of the shortcut's. The
-    gradients are L2 norms of those of the batch's mean loss.
+    `of_shortcut` is, for the last layer of a residual branch, the response's standard deviation relative to the
+    shortcut's. The gradients are L2 norms of those of the batch's mean loss.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,7 +48,7 @@ class Layer(BaseModel):
 
 
 class Layers(BaseModel):
-    """All layers of one training in their order, shortcuts' own left out."""
+    """All layers of one training in their order, without those of shortcuts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -54,13 +57,13 @@ class Layers(BaseModel):
 
 
 class Network(BaseModel):
-    """One training. Errors are top-1 from 0 to 1, after the last epoch; None where it was never reached."""
+    """A training. Errors are top-1 from 0 to 1, after the last epoch; None if it was not reached."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str
     depth: int
-    kind: Kind
+    kind: NetworkKind
     shortcut: str | None
     seed: int
     status: TrialStatus
@@ -76,7 +79,7 @@ class Network(BaseModel):
 
 
 class Spread(BaseModel):
-    """A number over seeds. `std` is the sample's; None for one seed."""
+    """A number over seeds. `std` is the sample standard deviation; None for one seed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -87,7 +90,7 @@ class Spread(BaseModel):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one value at least."""
+        """Return the spread of one or more values."""
         std = statistics.stdev(values) if len(values) > 1 else None
         return cls(mean=statistics.fmean(values), std=std, least=min(values), greatest=max(values))
 
@@ -97,7 +100,7 @@ class NetworkGroup:
     """The trainings of one network, seed by seed: those that reached the end, and how many did not."""
 
     model: str
-    kind: Kind
+    kind: NetworkKind
     depth: int
     shortcut: str | None
     parameters: int
@@ -106,37 +109,40 @@ class NetworkGroup:
 
     @cached_property
     def train_error(self) -> Spread:
-        """After the last epoch, as augmented and while training."""
+        """The training error after the last epoch, on augmented images."""
         return Spread.of([n.train_error for n in self.networks if n.train_error is not None])
 
     @cached_property
     def val_error(self) -> Spread:
-        """After the last epoch."""
+        """The validation error after the last epoch."""
         return Spread.of([n.val_error for n in self.networks if n.val_error is not None])
 
 
 def group_networks(networks: Iterable[Network]) -> list[NetworkGroup]:
-    """Networks by kind, depth and shortcut, in that order; those of which no training is over are left out."""
-    keys: dict[tuple[Any, ...], list[Network]] = {}
+    """Group networks by kind, depth and shortcut, in that order; those without a finished training are left out."""
+    by_key: dict[tuple[Any, ...], list[Network]] = {}
     for network in networks:
-        keys.setdefault((get_args(Kind).index(network.kind), network.depth, network.shortcut or ""), []).append(network)
+        key = get_args(NetworkKind).index(network.kind), network.depth, network.shortcut or ""
+        by_key.setdefault(key, []).append(network)
     groups = []
-    for _, found in sorted(keys.items(), key=lambda pair: pair[0]):
-        done = tuple(n for n in found if n.status == "finished" and n.val_error is not None)
-        first = found[0]
-        lost = sum(n.status == "failed" for n in found)
-        if done:
+    for _, members in sorted(by_key.items(), key=lambda pair: pair[0]):
+        finished = tuple(n for n in members if n.status == "finished" and n.val_error is not None)
+        lost = sum(n.status == "failed" for n in members)
+        if finished:
+            first = members[0]
             groups.append(
-                NetworkGroup(first.model, first.kind, first.depth, first.shortcut, done[0].parameters, done, lost)
+                NetworkGroup(
+                    first.model, first.kind, first.depth, first.shortcut, finished[0].parameters, finished, lost
+                )
             )
     return groups
 
 
 class StudyRow(Result):
-    """A `NetworkGroup` in numbers, and what the paper published of the network, where it can be compared."""
+    """The numbers of a `NetworkGroup`, and the network's published error where it can be compared."""
 
     model: str = Field(description="Network, such as resnet20.")
-    kind: Kind
+    kind: NetworkKind
     depth: int = Field(description="Number of weighted layers.")
     shortcut: str | None = Field(description="A, B or C; of plain networks none.")
     parameters: int = Field(description="Number of parameters.")
@@ -148,7 +154,7 @@ class StudyRow(Result):
 
 
 class StudyResult(Result):
-    """study.json."""
+    """The content of study.json."""
 
     format: Literal[1] = 1
     name: str = Field(description="Name of the study.")
@@ -169,7 +175,7 @@ class StudyResult(Result):
 
 
 # Test error on CIFAR-10, table 6; of ResNet-110 the mean of five. Plain networks are drawn only (fig. 6): plain-110
-# stays above 60 %.
+# stays above 60%.
 TABLE_6 = {
     "resnet20": 0.0875, "resnet32": 0.0751, "resnet44": 0.0717, "resnet56": 0.0697, "resnet110": 0.0661,
     "resnet1202": 0.0793,
@@ -182,30 +188,30 @@ IMAGENET = (1000, 50_000)  # classes and validation images
 
 
 @dataclass(frozen=True)
-class Published:
-    """Errors from 0 to 1 by network, or by network and shortcut, and where they are from."""
+class PublishedErrors:
+    """Errors from 0 to 1 by network and shortcut, and their source."""
 
     source: str
     errors: dict[tuple[str, str | None], float]
 
     def error(self, model: str, shortcut: str | None) -> float | None:
-        """What was published of a network with these shortcuts (None for a plain one)."""
+        """Return the published error of a network with these shortcuts (None for a plain one)."""
         return self.errors.get((model, shortcut))
 
 
-def published(data: DataRecord, config: TrainConfig) -> Published | None:
-    """The numbers that trainings like these can be put beside; None where images or recipe are not the paper's."""
-    if _is_cifar10(data) and config.recipe == "paper" and _as_recipe(config, epochs=164, batch_size=128):
+def published_errors(data: DataRecord, config: TrainConfig) -> PublishedErrors | None:
+    """Return the published errors that these trainings can be compared with; None unless data and recipe match."""
+    if _is_cifar10(data) and config.recipe == "paper" and _matches_recipe(config, epochs=164, batch_size=128):
         errors: dict[tuple[str, str | None], float] = {(model, "A"): error for model, error in TABLE_6.items()}
-        return Published(
+        return PublishedErrors(
             "He et al. 2015, table 6, test error; plain networks appear only in fig. 6, plain110 above 60%",
             errors,
         )
-    if (len(data.class_names), data.val_images) == IMAGENET and _as_recipe(config, epochs=90, batch_size=256):
+    if (len(data.class_names), data.val_images) == IMAGENET and _matches_recipe(config, epochs=90, batch_size=256):
         errors = {("resnet34", shortcut): error for shortcut, error in TABLE_3.items()}
         errors |= {("plain18", None): TABLE_2["plain18"], ("plain34", None): TABLE_2["plain34"]}
         errors[("resnet18", "A")] = TABLE_2["resnet18"]
-        return Published(
+        return PublishedErrors(
             "He et al. 2015, tables 2 and 3: 10-crop testing; here a single crop and different augmentation", errors
         )
     return None
@@ -215,61 +221,61 @@ def _is_cifar10(data: DataRecord) -> bool:
     return set(data.class_names) == CIFAR_10 and data.val_images == 10_000 and not data.stored and data.height == 32
 
 
-def _as_recipe(config: TrainConfig, epochs: int, batch_size: int) -> bool:
-    """Whether what makes the recipe is as the paper has it, or, of epochs, no less."""
+def _matches_recipe(config: TrainConfig, epochs: int, batch_size: int) -> bool:
+    """Return whether the options are those of the paper's recipe, with at least as many epochs."""
     steps = (config.schedule, config.lr, config.lr_decay, config.momentum, config.weight_decay)
     return config.epochs >= epochs and config.batch_size == batch_size and steps == ("steps", 0.1, 0.1, 0.9, 1e-4)
 
 
-def markdown(findings: StudyResult) -> str:
-    """The whole of table.md."""
-    data = findings.data
-    settings = ", ".join(f"{name} {value}" for name, value in findings.training.items() if name != "data")
-    heads = columns(findings)
+def to_markdown(result: StudyResult) -> str:
+    """Return the content of table.md."""
+    data = result.data
+    settings = ", ".join(f"{name} {value}" for name, value in result.training.items() if name != "data")
+    header = table_columns(result)
     lines = [
-        f"# {findings.name}",
+        f"# {result.name}",
         "",
-        findings.verdict,
-        *(["", findings.gradients] if findings.gradients else []),
+        result.verdict,
+        *(["", result.gradients] if result.gradients else []),
         "",
         f"On {data.name}, {data.train_images:,} training and {data.val_images:,} validation images of "
         f"{data.width}x{data.height}: {settings}. Top-1 errors after the last epoch, mean ± sample standard deviation "
         "over seeds; training errors are measured on augmented images during the epoch.",
         "",
-        f"| {' | '.join(heads)} |",
-        f"|{'|'.join('---' if name in ('network', 'shortcuts') else '---:' for name in heads)}|",
-        *(f"| {' | '.join(cells(findings, row))} |" for row in findings.rows),
+        f"| {' | '.join(header)} |",
+        f"|{'|'.join('---' if name in ('network', 'shortcuts') else '---:' for name in header)}|",
+        *(f"| {' | '.join(table_cells(result, row))} |" for row in result.rows),
         "",
     ]
-    if findings.published:
-        lines += [f"Published: {findings.published}.", ""]
+    if result.published:
+        lines += [f"Published: {result.published}.", ""]
     return "\n".join(lines)
 
 
-def columns(findings: StudyResult) -> list[str]:
-    """What the table has of each network."""
-    shortcuts = ["shortcuts"] if findings.study == "shortcuts" else []
-    published = ["published (%)"] if findings.published else []
+def table_columns(result: StudyResult) -> list[str]:
+    """Return the columns of the table."""
+    shortcuts = ["shortcuts"] if result.study == "shortcuts" else []
+    published = ["published (%)"] if result.published else []
     return ["network", *shortcuts, "parameters", "seeds", "training error (%)", "validation error (%)", *published]
 
 
-def cells(findings: StudyResult, row: StudyRow) -> list[str]:
-    """The same of one network."""
+def table_cells(result: StudyResult, row: StudyRow) -> list[str]:
+    """Return the cells of a network's row, one per column."""
     lost = f" ({row.lost} failed)" if row.lost else ""
     published = "" if row.published_error is None else f"{100 * row.published_error:.2f}"
-    every = {
+    cells = {
         "network": row.model,
         "shortcuts": row.shortcut or "",
         "parameters": f"{row.parameters:,}",
         "seeds": f"{row.seeds}{lost}",
-        "training error (%)": _error(row.train_error),
-        "validation error (%)": _error(row.val_error),
+        "training error (%)": _percent_with_std(row.train_error),
+        "validation error (%)": _percent_with_std(row.val_error),
         "published (%)": published,
     }
-    return [every[name] for name in columns(findings)]
+    return [cells[name] for name in table_columns(result)]
 
 
-def _error(spread: Spread) -> str:
-    """A mean in percent, with its deviation where there are seeds."""
+def _percent_with_std(spread: Spread) -> str:
+    """Return a mean in percent, with its standard deviation if there are several seeds."""
     deviation = "" if spread.std is None else f" ± {100 * spread.std:.2f}"
     return f"{100 * spread.mean:.2f}{deviation}"

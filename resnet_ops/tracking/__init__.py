@@ -1,1 +1,1 @@
-"""Metrics where users already look: TensorBoard's event files, MLflow, Weights & Biases; by their own libraries."""
+"""Experiment tracking: TensorBoard's event files, MLflow, Weights & Biases; by their own libraries."""

@@ -1,4 +1,4 @@
-"""One run at MLflow, by its own client; the server and what it wants to know come from MLflow's variables."""
+"""One run at MLflow, through its own client; server and credentials come from MLflow's environment variables."""
 
 import contextlib
 import getpass
@@ -8,129 +8,117 @@ from collections.abc import Sequence
 
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.tracking.payload import (
-    best,
+    best_tags,
+    end_times_s,
     full_name,
     hyperparameters,
     scalars,
-    search_of,
+    search_name,
     tags,
-    times_s,
     without_credentials,
 )
 
 EXPERIMENT = "resnet-ops"
 STATUS = {"running": "KILLED", "finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-METRICS_A_REQUEST = 1000  # MLflow's own limit
-LONGEST_PARAMETER = 500  # of older servers
+METRICS_PER_REQUEST = 1000  # MLflow's own limit
+MAX_PARAMETER_LENGTH = 500  # of older servers
 
 
-class MLflow:
-    """The run at MLflow that a run is told to.
-
-    Raises:
-        Exception: Whatever MLflow's client raises where its server does not answer or refuses; from every method.
-    """
-
-    name = "MLflow"
+class MLflowRun:
+    """A run at MLflow; a `ServiceRun`."""
 
     def __init__(self, run: Run, record: RunRecord) -> None:
-        # A server that is down is asked again after the next epoch, so it need not be waited for here.
+        # Logging is retried after the next epoch, so a server that is down need not be waited for here.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient
 
-        for logger in ("mlflow", "alembic"):  # which speak of a new database, across the progress bar
+        for logger in ("mlflow", "alembic"):  # which announce a new database in the midst of the progress bar
             logging.getLogger(logger).setLevel(logging.ERROR)
         self.run, self.record = run, record
         self.client = MlflowClient()
         self.id = ""
 
     @property
-    def where(self) -> str:
-        """Where to look."""
+    def location(self) -> str:
+        """Return the address of the run's page, or the store it is in."""
         server = without_credentials(str(self.client.tracking_uri)).rstrip("/")
         if server.startswith("http"):
             return f"{server}/#/experiments/{self.client.get_run(self.id).info.experiment_id}/runs/{self.id}"
         return f"{server}, run {self.id}"
 
-    def begin(self, known: str | None) -> str:
-        """Go on with the run that is known by this id, if the server has it, or make one.
-
-        Returns:
-            The id of the run.
-        """
-        if known is not None and self._goes_on(known):
-            self.id = known
-            return known
+    def open(self, run_id: str | None) -> str:
+        """Reopen the run with this id if the server has it, else create one; return its id."""
+        if run_id is not None and self._reopen(run_id):
+            self.id = run_id
+            return run_id
         from mlflow.entities import Param
 
-        about = tags(self.run, self.record) | {"mlflow.source.name": "resnet-ops", "mlflow.source.type": "LOCAL"}
-        if search := search_of(self.run):
-            about["search"] = search
+        run_tags = tags(self.run, self.record) | {"mlflow.source.name": "resnet-ops", "mlflow.source.type": "LOCAL"}
+        if search := search_name(self.run):
+            run_tags["search"] = search
         with contextlib.suppress(Exception):  # containers may have no name for it
-            about["mlflow.user"] = getpass.getuser()
+            run_tags["mlflow.user"] = getpass.getuser()
         created_ms = int(self.record.created.timestamp() * 1000)
-        made = self.client.create_run(self._experiment(), created_ms, about, run_name=full_name(self.run))
-        self.id = made.info.run_id
+        created = self.client.create_run(self._experiment_id(), created_ms, run_tags, run_name=full_name(self.run))
+        self.id = created.info.run_id
         parameters = hyperparameters(self.record).items()
         self.client.log_batch(
-            self.id, params=[Param(name, str(value)[:LONGEST_PARAMETER]) for name, value in parameters]
+            self.id, params=[Param(name, str(value)[:MAX_PARAMETER_LENGTH]) for name, value in parameters]
         )
         return self.id
 
-    def send(self, epochs: Sequence[Epoch], sent: int) -> None:
-        """Tell it the epochs but for the first `sent`. The server keeps what it is told twice once."""
+    def log_epochs(self, epochs: Sequence[Epoch], first: int) -> None:
+        """Log the epochs from index `first` on; the server stores once what is logged twice."""
         from mlflow.entities import Metric, RunTag
 
-        times = times_s(self.record, epochs)
+        times = end_times_s(self.record, epochs)
         metrics = [
-            Metric(name, value, int(at * 1000), epoch.epoch)
-            for epoch, at in zip(epochs[sent:], times[sent:], strict=True)
+            Metric(name, value, int(time_s * 1000), epoch.epoch)
+            for epoch, time_s in zip(epochs[first:], times[first:], strict=True)
             for name, value in scalars(epoch).items()
         ]
-        for first in range(0, len(metrics), METRICS_A_REQUEST):
-            self.client.log_batch(self.id, metrics=metrics[first : first + METRICS_A_REQUEST])
-        self.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in best(self.run, epochs).items()])
+        for start in range(0, len(metrics), METRICS_PER_REQUEST):
+            self.client.log_batch(self.id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+        best = best_tags(self.run, epochs)
+        self.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in best.items()])
 
-    def replace(self, known: str) -> str:
-        """Make a run in the place of this one, which MLflow then keeps among those that are deleted.
-
-        Returns:
-            The new id.
-        """
-        made = self.begin(None)
-        self.client.delete_run(known)
-        return made
+    def replace(self) -> str:
+        """Create a run in the place of this one, which is deleted; return its id."""
+        replaced = self.id
+        self.open(None)
+        self.client.delete_run(replaced)
+        return self.id
 
     def end(self, record: RunRecord) -> None:
-        """Say how the run ended."""
+        """Set the run's final status."""
         self.client.set_terminated(self.id, STATUS[record.status])
 
-    def _goes_on(self, known: str) -> bool:
+    def _reopen(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
         try:
-            found = self.client.get_run(known)
+            run = self.client.get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False  # another server than then, or its runs are gone
-        if found.info.lifecycle_stage != "active":
+            return False  # on another server, or purged
+        if run.info.lifecycle_stage != "active":
             return False
-        self.client.update_run(known, status="RUNNING")
+        self.client.update_run(run_id, status="RUNNING")
         return True
 
-    def _experiment(self) -> str:
+    def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-            return given
+        if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            return experiment_id
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        if (found := self.client.get_experiment_by_name(name)) is not None:
-            return str(found.experiment_id)
+        if (experiment := self.client.get_experiment_by_name(name)) is not None:
+            return str(experiment.experiment_id)
         try:
             return str(self.client.create_experiment(name))
-        except MlflowException:  # another run has just made it
-            if (found := self.client.get_experiment_by_name(name)) is None:
+        except MlflowException:  # another run has just created it
+            if (experiment := self.client.get_experiment_by_name(name)) is None:
                 raise
-            return str(found.experiment_id)
+            return str(experiment.experiment_id)

@@ -1,4 +1,7 @@
-"""What is told of a run, the same wherever it is told: names, values, times."""
+"""The metrics, hyperparameters and tags of a run, the same for every tracking service.
+
+How they are sent is in `tensorboard`, `mlflow` and `wandb`.
+"""
 
 import re
 from collections.abc import Sequence
@@ -8,12 +11,13 @@ from resnet_ops.errors import UserError
 from resnet_ops.options import as_typed
 from resnet_ops.runs import Epoch, Run, RunRecord
 
-NAMES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
-NOT_HOW = {*TrainConfig.changeable_on_resume(), "name", "runs_dir", "checkpoint_every", "num_to_keep"}  # it is trained
+SERVICE_NAMES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
+# Options that change where a run is and not how it is trained.
+NOT_HYPERPARAMETERS = {*TrainConfig.changeable_on_resume(), "name", "runs_dir", "checkpoint_every", "num_to_keep"}
 
 
 def scalars(epoch: Epoch) -> dict[str, float]:
-    """An epoch's metrics; errors are top-1, from 0 to 1, `step` counts all steps so far."""
+    """Return an epoch's metrics; errors are top-1, from 0 to 1, `step` counts all steps so far."""
     return {
         "loss/train": epoch.train_loss,
         "loss/val": epoch.val_loss,
@@ -25,10 +29,10 @@ def scalars(epoch: Epoch) -> dict[str, float]:
     }
 
 
-def times_s(record: RunRecord, epochs: Sequence[Epoch]) -> list[float]:
-    """When each epoch ended, in seconds since 1970, had the run never been paused.
+def end_times_s(record: RunRecord, epochs: Sequence[Epoch]) -> list[float]:
+    """Return when each epoch ended, in seconds since 1970, had the run never been paused.
 
-    The same whenever it is asked, so that what is sent twice is the same twice.
+    They are the same at each call, so that what is sent twice is the same twice.
     """
     now, times = record.created.timestamp(), []
     for epoch in epochs:
@@ -38,16 +42,16 @@ def times_s(record: RunRecord, epochs: Sequence[Epoch]) -> list[float]:
 
 
 def hyperparameters(record: RunRecord) -> dict[str, str | bool | int | float]:
-    """How it is trained, and what; nothing of where."""
+    """Return the options, data and network that a run was trained with, not where it ran."""
     config, data = record.config, record.data
-    values = {name: getattr(config, name) for name in type(config).model_fields if name not in NOT_HOW}
+    values = {name: getattr(config, name) for name in type(config).model_fields if name not in NOT_HYPERPARAMETERS}
     plain = {n: v if isinstance(v, bool | int | float) else as_typed(v) for n, v in values.items() if v is not None}
     counts = {"parameters": record.parameters, "train_images": data.train_images, "val_images": data.val_images}
     return plain | counts | {"classes": len(data.class_names)}
 
 
 def tags(run: Run, record: RunRecord) -> dict[str, str]:
-    """Where it comes from."""
+    """Return a run's provenance: versions, data, machine, folder."""
     versions = {f"version.{name}": version for name, version in record.versions.items()}
     return versions | {
         "data_fingerprint": record.data.fingerprint,
@@ -58,34 +62,34 @@ def tags(run: Run, record: RunRecord) -> dict[str, str]:
     }
 
 
-def best(run: Run, epochs: Sequence[Epoch]) -> dict[str, str]:
-    """Which epoch validated best, and where its weights lie."""
-    winner = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
+def best_tags(run: Run, epochs: Sequence[Epoch]) -> dict[str, str]:
+    """Return the epoch that validated best, its accuracy and the file of its weights."""
+    best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
     return {
-        "best_epoch": str(winner.epoch),
-        "best_val_accuracy": f"{winner.val_accuracy:.6f}",
+        "best_epoch": str(best.epoch),
+        "best_val_accuracy": f"{best.val_accuracy:.6f}",
         "best_weights": as_typed(run.best / "model.safetensors"),
     }
 
 
 def full_name(run: Run) -> str:
-    """A run's name; a trial's follows that of its search."""
-    return f"{search}/{run.name}" if (search := search_of(run)) else run.name
+    """Return a run's name; a trial's follows that of its search."""
+    return f"{search}/{run.name}" if (search := search_name(run)) else run.name
 
 
-def search_of(run: Run) -> str | None:
-    """The search that the run is a trial of."""
+def search_name(run: Run) -> str | None:
+    """Return the name of the search that the run is a trial of, if it is one."""
     return run.path.parent.parent.name if run.path.parent.name == "trials" else None
 
 
 def error_line(error: BaseException) -> str:
-    """What went wrong at the root of it, in a line, with no credentials in it."""
-    while not isinstance(error, UserError) and (deeper := error.__cause__ or error.__context__) is not None:
-        error = deeper
+    """Return the message of an error's first cause, in a line, without credentials."""
+    while not isinstance(error, UserError) and (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return without_credentials(lines[0])[:300].rstrip(".")
 
 
 def without_credentials(text: str) -> str:
-    """URLs without the user's name and password."""
+    """Return a text with user name and password removed from its URLs."""
     return re.sub(r"//[^/@\s]+@", "//", text)

@@ -1,14 +1,17 @@
-"""TensorBoard's event files in a run's directory, by tensorboardX, which Ray brings."""
+"""TensorBoard's event files in a run's directory, by tensorboardX, which Ray requires.
+
+Which metrics they hold is in `payload`.
+"""
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
 from resnet_ops.runs import Epoch, Run, RunRecord
-from resnet_ops.tracking.payload import hyperparameters, scalars, times_s
+from resnet_ops.tracking.payload import end_times_s, error_line, hyperparameters, scalars
 
 FOLDER, SUFFIX = "tensorboard", ".resnet-ops"
 
@@ -16,10 +19,9 @@ FOLDER, SUFFIX = "tensorboard", ".resnet-ops"
 class EventFile:
     """The event file of a run; it holds the epochs of metrics.jsonl and no others.
 
-    An epoch is TensorBoard's step. Where a run goes on, or epochs were trained anew, all is written to another
-    file, with the mark at its head that has TensorBoard forget what came before. The one before stays, for a
-    TensorBoard that is reading it would never leave one that is gone. In a bucket the whole file is put again after
-    each epoch.
+    An epoch is TensorBoard's step. Where a run is resumed, or epochs are trained anew, everything is written to a new
+    file, whose first event has TensorBoard discard what came before. The previous file stays, since a TensorBoard that
+    is reading it would never leave one that is deleted. In a bucket the whole file is uploaded after each epoch.
     """
 
     def __init__(self, run: Run, record: RunRecord) -> None:
@@ -29,8 +31,8 @@ class EventFile:
         self.writer: Any = None
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
 
-    def catch_up(self, epochs: Sequence[Epoch]) -> None:
-        """Write what is not there yet.
+    def update(self, epochs: Sequence[Epoch]) -> None:
+        """Write the epochs that are not in the file yet.
 
         Raises:
             OSError, UserError: It cannot be written.
@@ -38,11 +40,11 @@ class EventFile:
         if self.writer is None or self.written != list(epochs[: len(self.written)]):
             if not epochs and self.writer is None:
                 return
-            self._begin()
+            self._start_file()
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
-        times = times_s(self.record, epochs)
+        times = end_times_s(self.record, epochs)
         missing = range(len(self.written), len(epochs))
         for index in missing:
             for name, value in scalars(epochs[index]).items():
@@ -59,7 +61,7 @@ class EventFile:
         if self.scratch is not None:
             self.scratch.cleanup()
 
-    def _begin(self) -> None:
+    def _start_file(self) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import hparams
@@ -69,18 +71,18 @@ class EventFile:
         files.make_folder(self.folder, exist_ok=True)
         self.scratch = tempfile.TemporaryDirectory(prefix="resnet-ops-") if files.is_remote(self.folder) else None
         folder = Path(self.scratch.name) if self.scratch else self.folder
-        before = sorted(path.name for path in files.listed(self.folder) if path.name.endswith(SUFFIX))
-        suffix = f".{time.time_ns()}{SUFFIX}"  # TensorBoard goes from file to file in the order of their names
+        previous = sorted(path.name for path in files.listed(self.folder) if path.name.endswith(SUFFIX))
+        suffix = f".{time.time_ns()}{SUFFIX}"  # TensorBoard reads files in the order of their names
         self.writer = EventsWriter(str(folder / "events"), suffix)
         (self.file,) = folder.glob(f"*{suffix}")
         created = self.record.created.timestamp()
         self._write(Event(wall_time=created, step=0, session_log=SessionLog(status=SessionLog.START)))
-        # Not the end of a session, the third, which a run that is killed would not write.
+        # Without the third, which ends a session: a run that is killed would not write it.
         for summary in hparams(hyperparameters(self.record), {"error/val": 0.0, "loss/val": 0.0})[:2]:
             self._write(Event(wall_time=created, summary=summary))
         self.writer.flush()
         self._publish()
-        for name in before[:-1]:
+        for name in previous[:-1]:
             files.remove(self.folder / name)
 
     def _write(self, event: Any) -> None:
@@ -90,3 +92,31 @@ class EventFile:
         if self.scratch is not None:
             assert self.file is not None
             files.write_atomically(self.folder / self.file.name, self.file.read_bytes(), patience_s=0)
+
+
+class EventFiles:
+    """The event files of the runs that are being tracked; logs once if they cannot be written."""
+
+    def __init__(self, log_event: Callable[[str], None]) -> None:
+        self.log_event = log_event
+        self.files: dict[Path, EventFile] = {}
+        self.failed = False
+
+    def update(self, changed: dict[Path, bool]) -> None:
+        """Write runs that have changed, given for each whether it has ended."""
+        for path, ended in changed.items():
+            try:
+                self._write(Run(path), ended)
+            except Exception as error:
+                if not self.failed:
+                    self.log_event(f"TensorBoard: files cannot be written: {error_line(error)}. Training continues.")
+                self.failed = True
+
+    def _write(self, run: Run, ended: bool) -> None:
+        if run.path not in self.files:
+            self.files[run.path] = EventFile(run, run.read_as_written())
+        try:
+            self.files[run.path].update(run.epochs())
+        finally:
+            if ended:
+                self.files.pop(run.path).close()

@@ -89,7 +89,7 @@ def train(
             interrupted (what was saved before is still there).
     """
     observer, started_at = observer or Observer(), started_at or time.time()
-    tracker.check(config.track)
+    tracker.check_service(config.track)
     config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
     with placed(config, observer.warn) as placement:
         with check_every_node(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
@@ -154,11 +154,11 @@ def resume(
             observer.warn(f"{name} is finished: all {record.config.epochs} epochs are done.")
             if record.config.track != "none" and tracked:
                 with Tracker(record.config.track, observer.warn, resume_command) as own_tracker:
-                    own_tracker.look(run)  # for what could not be logged then
+                    own_tracker.update(run)  # for what could not be logged then
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
         config = config.model_copy(update=absolute_paths(config))
-        tracker.check(config.track)
+        tracker.check_service(config.track)
         with placed(config, observer.warn) as placement:
             with check_every_node(placement.elsewhere, run.path, config) as compare:
                 source, _ = check_training(config, placement.layout.device)
@@ -255,8 +255,8 @@ def _followed(run: Run, observer: Observer, tracked: bool) -> Iterator[None]:
             yield
         return
     own_tracker = Tracker(run.read_as_written().config.track, run.log_event, resume_command)
-    own_tracker.look(run)
-    with follow(run, observer, own_tracker.look), own_tracker:  # whose last warnings are still followed
+    own_tracker.update(run)
+    with follow(run, observer, own_tracker.update), own_tracker:  # whose last warnings are still followed
         yield
 
 

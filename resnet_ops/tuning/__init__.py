@@ -1,1 +1,1 @@
-"""Searches: which depth, learning rate and whatever else trains the best network for some images."""
+"""Hyperparameter search: the depth, learning rate and other options that train the best network for some images."""

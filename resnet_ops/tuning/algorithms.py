@@ -1,4 +1,7 @@
-"""The search itself: which point is tried next, and which trials are stopped, by Ray Tune's own parts."""
+"""Search algorithms and schedulers of Ray Tune: which point is tried next, and which trials are stopped.
+
+What may be searched is in `space`; the trials are run in `runner`.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -22,17 +25,17 @@ from resnet_ops.tuning.space import Choices, Range, Space
 
 METRIC, TIME = "best_val_accuracy", "epoch"
 DEFAULT_TRIALS = 12
-GRID_STEPS = 5
+GRID_STEPS = 5  # values per range
 BALANCED = ("family", "depth")  # drawn equally often rather than at random
 POINT, NUMBER = "point", "number"
 Point = dict[str, Any]
 
 
-def planned(config: TuneConfig, space: Space) -> int:
-    """How many trials there are to be.
+def count_trials(config: TuneConfig, space: Space) -> int:
+    """Return the number of trials of a search.
 
     Raises:
-        UserError: A grid has another number than was asked for.
+        UserError: A grid has another number than `config.trials`.
     """
     if space.points:
         return len(space.points)
@@ -40,7 +43,7 @@ def planned(config: TuneConfig, space: Space) -> int:
         return config.trials or DEFAULT_TRIALS
     count = 1
     for values in space.searched.values():
-        count *= len(_steps(values))
+        count *= len(_grid_values(values))
     if config.trials not in (None, count):
         raise UserError(
             f"--trials {config.trials}: the grid has {count} combinations.", "Remove --trials, or use --search random."
@@ -48,47 +51,50 @@ def planned(config: TuneConfig, space: Space) -> int:
     return count
 
 
-def drawn(config: TuneConfig, space: Space, seed: int) -> list[Point]:
-    """The points that are given, of a grid, or of a search at random: the same for the same seed."""
+def draw_points(config: TuneConfig, space: Space, seed: int) -> list[Point]:
+    """Return the points of a study, a grid or a random search: the same for the same seed."""
     if space.points:
         return [dict(point) for point in space.points]
     grid = config.search == "grid"
     spec = {
-        name: tune.grid_search(_steps(values)) if grid or name in BALANCED else _domain(values)
+        name: tune.grid_search(_grid_values(values)) if grid or name in BALANCED else _tune_domain(values)
         for name, values in space.searched.items()
     }
-    wanted = planned(config, space)
+    count = count_trials(config, space)
     points: list[Point] = []
-    random = np.random.default_rng(seed)
-    while len(points) < wanted:
-        points += [_plain(variant) for _, variant in generate_variants(copy.deepcopy(spec), random_state=random)]
-    return [space.fixed | point for point in points[:wanted]]
+    generator = np.random.default_rng(seed)
+    while len(points) < count:
+        points += [
+            _json_values(variant) for _, variant in generate_variants(copy.deepcopy(spec), random_state=generator)
+        ]
+    return [space.fixed | point for point in points[:count]]
 
 
-def algorithm(
-    config: TuneConfig, space: Space, seed: int, before: Sequence[Point], at_once: int
+def build_search(
+    config: TuneConfig, space: Space, seed: int, previous_points: Sequence[Point], max_concurrent: int
 ) -> tuple[SearchAlgorithm | Searcher, dict[str, Any], int]:
-    """What chooses points, Tune's description of them, and their number; `before` are those of a resumed search."""
+    """Return Tune's search_alg, param_space and num_samples; `previous_points` are those of a resumed search."""
     if config.search == "optuna":
-        return ConcurrencyLimiter(_numbered_optuna(space, seed, before), at_once), {}, planned(config, space)
-    points = drawn(config, space, seed)
-    points[: len(before)] = before
-    return BasicVariantGenerator(max_concurrent=at_once), {POINT: tune.grid_search(points)}, 1
+        searcher = _numbered_optuna(space, seed, previous_points)
+        return ConcurrencyLimiter(searcher, max_concurrent), {}, count_trials(config, space)
+    points = draw_points(config, space, seed)
+    points[: len(previous_points)] = previous_points
+    return BasicVariantGenerator(max_concurrent=max_concurrent), {POINT: tune.grid_search(points)}, 1
 
 
-def number_of(trial_id: str, point: Point) -> int:
-    """A trial's number, from 1: in the point where it was suggested, else that of Tune's own count.
+def trial_number(trial_id: str, point: Point) -> int:
+    """Return a trial's number, from 1: the point's own with Optuna, else by Tune's count.
 
-    Not in the point of every trial, for PBT copies whole points from trial to trial.
+    It is not in every point, since PBT copies whole points from trial to trial.
     """
     return int(point.get(NUMBER) or int(trial_id.rpartition("_")[2]) + 1)
 
 
-def scheduler(config: TuneConfig, space: Space, epochs: int) -> TrialScheduler:
-    """What stops trials.
+def build_scheduler(config: TuneConfig, space: Space, epochs: int) -> TrialScheduler:
+    """Return the scheduler, which stops trials early.
 
     Raises:
-        UserError: It cannot be had with what is searched.
+        UserError: It cannot be combined with the other options.
     """
     grace = min(config.grace or -(-epochs // 2), epochs)
     if config.scheduler == "asha":
@@ -96,11 +102,11 @@ def scheduler(config: TuneConfig, space: Space, epochs: int) -> TrialScheduler:
     if config.scheduler == "median":
         return MedianStoppingRule(time_attr=TIME, grace_period=grace, min_samples_required=3)
     if config.scheduler == "pbt":
-        return _population(config, space, max(1, grace // 2))
+        return _population_based_training(config, space, max(1, grace // 2))
     return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
-def _population(config: TuneConfig, space: Space, interval: int) -> TrialScheduler:
+def _population_based_training(config: TuneConfig, space: Space, interval: int) -> TrialScheduler:
     networks = {"depth", "family", "model", "shortcut"} & set(space.searched)
     if networks:
         raise UserError(
@@ -113,35 +119,35 @@ def _population(config: TuneConfig, space: Space, interval: int) -> TrialSchedul
             "--scheduler pbt changes the options itself and trains each trial on one node.",
             "Remove --search and --nodes-per-trial.",
         )
-    mutations = {name: _domain(values) for name, values in space.searched.items()}
+    mutations = {name: _tune_domain(values) for name, values in space.searched.items()}
     return PopulationBasedTraining(
         time_attr=TIME,
         perturbation_interval=interval,
         burn_in_period=interval,
         hyperparam_mutations={POINT: mutations},
-        custom_explore_fn=lambda changed: _within(changed, space),
+        custom_explore_fn=lambda config: _clip_to_ranges(config, space),
         log_config=False,
     )
 
 
-def _within(config: dict[str, Any], space: Space) -> dict[str, Any]:
-    """PBT multiplies by 0.8 and 1.2, across the ends of a range."""
+def _clip_to_ranges(config: dict[str, Any], space: Space) -> dict[str, Any]:
+    """Clip values to their ranges: PBT multiplies by 0.8 and 1.2, beyond the ends of a range too."""
     for name, values in space.searched.items():
         if isinstance(values, Range):
-            moved = min(max(config[POINT][name], values.low), values.high)
-            config[POINT][name] = round(moved) if values.whole else moved
+            value = min(max(config[POINT][name], values.low), values.high)
+            config[POINT][name] = round(value) if values.whole else value
     return config
 
 
-def _numbered_optuna(space: Space, seed: int, before: Sequence[Point]) -> Any:
+def _numbered_optuna(space: Space, seed: int, previous_points: Sequence[Point]) -> Any:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    domains = {name: _domain(values) for name, values in space.searched.items()}
+    domains = {name: _tune_domain(values) for name, values in space.searched.items()}
 
-    class Numbered(OptunaSearch):
-        """Optuna's TPE, each of whose points knows its number."""
+    class NumberedOptunaSearch(OptunaSearch):
+        """Optuna's TPE sampler, with its trial's number in each point."""
 
         number = 0
 
@@ -152,16 +158,16 @@ def _numbered_optuna(space: Space, seed: int, before: Sequence[Point]) -> Any:
             self.number += 1
             return {POINT: {NUMBER: self.number, **space.fixed, **point}}
 
-    return Numbered(
+    return NumberedOptunaSearch(
         OptunaSearch.convert_search_space(domains),
         metric=METRIC,
         mode="max",
         seed=seed,
-        points_to_evaluate=[{name: point[name] for name in domains} for point in before],
+        points_to_evaluate=[{name: point[name] for name in domains} for point in previous_points],
     )
 
 
-def _domain(values: Choices | Range) -> Any:
+def _tune_domain(values: Choices | Range) -> Any:
     if isinstance(values, Choices):
         return tune.choice(list(values.values))
     if values.whole:
@@ -170,22 +176,22 @@ def _domain(values: Choices | Range) -> Any:
     return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
 
 
-def _steps(values: Choices | Range) -> list[Any]:
+def _grid_values(values: Choices | Range) -> list[Any]:
     if isinstance(values, Choices):
         return list(values.values)
-    shares = [step / (GRID_STEPS - 1) for step in range(GRID_STEPS)]
+    fractions = [step / (GRID_STEPS - 1) for step in range(GRID_STEPS)]
     if values.log:
-        steps = [values.low * (values.high / values.low) ** share for share in shares]
+        steps = [values.low * (values.high / values.low) ** fraction for fraction in fractions]
     else:
-        steps = [values.low + (values.high - values.low) * share for share in shares]
+        steps = [values.low + (values.high - values.low) * fraction for fraction in fractions]
     steps = [float(f"{step:.6g}") for step in steps]
     return sorted({round(step) for step in steps}) if values.whole else steps
 
 
-def _plain(variant: dict[str, Any]) -> Point:
-    """Without numpy's types, which JSON does not know; four figures of a number are as good as sixteen."""
-    return {name: _short(value.item() if hasattr(value, "item") else value) for name, value in variant.items()}
+def _json_values(variant: dict[str, Any]) -> Point:
+    """Return a point without numpy's types, which JSON does not have, and with numbers rounded to four digits."""
+    return {name: _rounded(value.item() if hasattr(value, "item") else value) for name, value in variant.items()}
 
 
-def _short(value: Any) -> Any:
+def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value

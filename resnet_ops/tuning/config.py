@@ -1,4 +1,7 @@
-"""What a search is: every option with its default, its limits and its one-line description, as in `config.py`."""
+"""The options of a search, each with its default, limits and one-line description, as in `resnet_ops.config`.
+
+The values that are searched are parsed in `space`.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,8 +12,8 @@ from resnet_ops.config import JobConfig, TrainConfig
 from resnet_ops.options import Positive, option
 
 
-class Trials(JobConfig):
-    """What many trainings beside each other have: room for each, and in `given` the options that they share."""
+class TrialsConfig(JobConfig):
+    """Many trainings in parallel: the resources of each, and in `given` the options of `train` that they share."""
 
     cpus_per_trial: Annotated[
         Positive | None,
@@ -45,12 +48,12 @@ class Trials(JobConfig):
 
     @property
     def train_options(self) -> dict[str, Any]:
-        """The options of train that all trials share: those in `given`, and where they run as far as that was said."""
+        """The options of train that all trials share: those in `given`, and those of where they run that were set."""
         return self.given | self.model_dump(include={*JobConfig.model_fields}, exclude_unset=True)
 
 
-class TuneConfig(Trials):
-    """One search: what is varied, how it is searched, and where its trials run."""
+class TuneConfig(TrialsConfig):
+    """A search: what is varied, how it is searched, and where its trials run."""
 
     depths: Annotated[
         str,

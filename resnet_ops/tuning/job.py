@@ -1,19 +1,17 @@
-"""Configures, runs and follows a search; what the command line's `tune` calls.
+"""Runs a whole search: what the command line's `tune` and `study` call. The trials are run in `runner`.
 
-Ray Tune's own memory of a search is thrown away when it ends. The search's directory is the only
-one: a search that is resumed tells Tune anew what its trials did, and goes on where they stopped.
+Ray Tune's own state is deleted when a search ends. When it is resumed, the epochs of its trials are reported to Tune
+again, from their directories, and it continues where they stopped.
 """
 
-import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -26,26 +24,28 @@ from resnet_ops.orchestration.allocation import Pool, Share, pooled
 from resnet_ops.orchestration.packaging import fingerprint_of_code
 from resnet_ops.recipes.reading import configure
 from resnet_ops.results import Result
-from resnet_ops.runs import Best, Run, Status
-from resnet_ops.tracking.tracker import Tracker, check
+from resnet_ops.runs import Run
+from resnet_ops.tracking.tracker import Tracker, check_service
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import count_parameters
-from resnet_ops.tuning import results
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import check_search, planned_trials, refuse_other_code
-from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
-from resnet_ops.tuning.space import Space, read
+from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial, find_search
+from resnet_ops.tuning.space import Space, read_space
+
+if TYPE_CHECKING:
+    from resnet_ops.tuning.trial_log import TrialLog
 
 
 @dataclass(frozen=True)
 class SearchKind:
-    """What trials are trained for.
+    """A kind of search: a plain one, or a study.
 
     Args:
-        command: That begins it and goes on with it.
-        at_end: What workers do with each trial's session when it is trained; a function that they can import.
-        machines: Of a cluster, to spread trials over; by default all there are.
+        command: The command that starts and resumes it.
+        at_end: Called by workers with each trial's session when it is trained; a function that they can import.
+        machines: Of a cluster, to run trials on; by default all.
     """
 
     command: str = "tune"
@@ -53,7 +53,7 @@ class SearchKind:
     machines: int | None = None
 
 
-SEARCH = SearchKind()
+TUNE = SearchKind()
 
 
 class BestTrial(Result):
@@ -89,60 +89,61 @@ def tune(
     observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> TuneResult:
-    """Search anew.
+    """Run a new search.
 
     Args:
         config: What to search.
-        pairs: More of it, as OPTION=VALUES.
+        pairs: More of the search space, as OPTION=VALUES.
         overwrite: Replace a search or a run of the same name.
-        observer: Told of the progress.
+        observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
-        UserError: The request was wrong (nothing was written), or all trials failed, or it was
-            interrupted (what was done before is still there).
+        UserError: The request is wrong (nothing was written), or all trials failed, or the search was interrupted
+            (the finished trials are kept).
     """
-    return search_space(config, read(config, pairs), overwrite=overwrite, observer=observer, started_at=started_at)
+    space = read_space(config, pairs)
+    return search_space(config, space, overwrite=overwrite, observer=observer, started_at=started_at)
 
 
 def search_space(
     config: TuneConfig,
     space: Space,
     *,
-    purpose: SearchKind = SEARCH,
+    kind: SearchKind = TUNE,
     overwrite: bool = False,
     observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> TuneResult:
-    """Search a space, or train the points that it gives; otherwise as `tune`."""
+    """Search a space, or train the points that it lists; otherwise as `tune`."""
     observer, started_at = observer or SearchObserver(), started_at or time.time()
     base = configure(**config.train_options)
-    check(base.track)
+    check_service(base.track)
     base = base.model_copy(update=absolute_paths(base))
-    settled = _settled(config, base)
-    with pooled(base, _share(config, purpose.machines), observer.warn) as pool:
-        base, data = check_search(space, base, pool, observer)
+    stored = _stored_config(config, base)
+    with pooled(base, _resources(config, kind.machines), observer.warn) as slots:
+        base, data = check_search(space, base, slots, observer)
         planned = planned_trials(config, space)
-        run = runs.create(base.runs_dir, base.name, f"{purpose.command.split()[-1]}-{data.name}", overwrite)
+        run = runs.create(base.runs_dir, base.name, f"{kind.command.split()[-1]}-{data.name}", overwrite)
         with run.lock():
             search = Search(run)
             record = SearchRecord(
                 name=run.name,
-                config=settled,
+                config=stored,
                 space=space,
                 data=data,
-                device=pool.device,
+                device=slots.device,
                 epochs=base.epochs,
                 planned=planned,
                 created=datetime.now(UTC),
                 code=fingerprint_of_code(),
                 versions=runs.versions(),
-                command=purpose.command,
-                machines=purpose.machines,
+                command=kind.command,
+                machines=kind.machines,
             )
             search.write(record)
-            training.begin(run, base, data, count_parameters(base, data), 1, pool.device)
-            return _execute(search, record, pool, observer, started_at, purpose)
+            training.begin(run, base, data, count_parameters(base, data), 1, slots.device)
+            return _execute(search, record, slots, observer, started_at, kind)
 
 
 def resume(
@@ -150,42 +151,44 @@ def resume(
     name: str,
     *,
     changes: dict[str, Any] | None = None,
-    purpose: SearchKind = SEARCH,
+    kind: SearchKind = TUNE,
     observer: SearchObserver | None = None,
     started_at: float | None = None,
 ) -> TuneResult:
-    """Go on with a search where it stopped: trials that are done stay, those at hand go on.
+    """Resume a search: trials that have ended stay, the others continue from their checkpoints.
 
     Args:
         runs_dir: Folder that holds it.
         name: The search.
-        changes: Options of where it runs that are to differ from now on.
-        purpose: What it was begun for; machines that are None stay as they were.
-        observer: Told of the progress.
+        changes: Options of where it runs that differ from now on.
+        kind: The kind that it was started as; where `machines` is None they stay as they were.
+        observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
-        UserError: There is no such search, its images or the code are others than when it began,
-            another process is at it, it does not fit, or the work failed.
+        UserError: There is no such search, its images or the code have changed, another process runs it, it does not
+            fit on the machines, or the work failed.
     """
     observer, started_at = observer or SearchObserver(), started_at or time.time()
-    search = results.find(runs_dir, name)
+    search = find_search(runs_dir, name)
     with search.run.lock():
         record = search.read()
-        if record.command != purpose.command:
-            go_on = training.resume_command(search.run, record.command)
-            raise UserError(f"{name} was not started by {purpose.command}.", f"Resume with: {go_on}")
-        space, config, machines = record.space, record.config, purpose.machines or record.machines
+        if record.command != kind.command:
+            resume_command = training.resume_command(search.run, record.command)
+            raise UserError(f"{name} was not started by {kind.command}.", f"Resume with: {resume_command}")
+        space, config, machines = record.space, record.config, kind.machines or record.machines
         refuse_other_code(record)
         changes = changes or {}
         base = configure(**config.train_options | changes)
-        check(base.track)
+        check_service(base.track)
         base = base.model_copy(update=absolute_paths(base))
-        config = _settled(config.model_copy(update={"given": config.given | changes}), base)
-        with pooled(base, _share(config, machines), observer.warn) as pool:
-            if pool.device != record.device:
-                raise UserError(f"{name} was searched on {record.device}, not on {pool.device}.", "Start a new search.")
-            base, data = check_search(space, base, pool, observer)
+        config = _stored_config(config.model_copy(update={"given": config.given | changes}), base)
+        with pooled(base, _resources(config, machines), observer.warn) as slots:
+            if slots.device != record.device:
+                raise UserError(
+                    f"{name} was searched on {record.device}, not on {slots.device}.", "Start a new search."
+                )
+            base, data = check_search(space, base, slots, observer)
             if data.fingerprint != record.data.fingerprint:
                 raise UserError(
                     f"The images in {base.data} differ from those {name} was searched on.",
@@ -193,15 +196,15 @@ def resume(
                 )
             record = record.model_copy(update={"config": config, "machines": machines})
             search.write(record)
-            return _execute(search, record, pool, observer, started_at, purpose)
+            return _execute(search, record, slots, observer, started_at, kind)
 
 
-def _share(config: TuneConfig, machines: int | None) -> Share:
+def _resources(config: TuneConfig, machines: int | None) -> Share:
     return Share(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial, machines)
 
 
-def _settled(config: TuneConfig, base: TrainConfig) -> TuneConfig:
-    """Return the search as it is stored: where it runs is said, and paths mean the same everywhere."""
+def _stored_config(config: TuneConfig, base: TrainConfig) -> TuneConfig:
+    """Return the options as they are stored: with those of where it runs, and with absolute paths."""
     paths = {name: getattr(base, name) for name in ("data", "val_data", "data_root", "cache_dir", "runs_dir")}
     where = {name: getattr(base, name) for name in JobConfig.model_fields}
     given = {name: value for name, value in config.given.items() if name not in where}
@@ -210,128 +213,81 @@ def _settled(config: TuneConfig, base: TrainConfig) -> TuneConfig:
 
 
 def _execute(
-    search: Search, record: SearchRecord, pool: Pool, observer: SearchObserver, started_at: float, purpose: SearchKind
+    search: Search, record: SearchRecord, slots: Pool, observer: SearchObserver, started_at: float, kind: SearchKind
 ) -> TuneResult:
-    from resnet_ops.tuning.runner import TrialLog
+    from resnet_ops.tuning.runner import run_trials
+    from resnet_ops.tuning.trial_log import TrialLog
 
-    go_on = training.resume_command(search.run, record.command)
+    resume_command = training.resume_command(search.run, record.command)
     track = record.config.given.get("track", "none")
-    tracker = Tracker(track, functools.partial(_tell, search, observer), lambda _: go_on)
-    board = TrialLog(search, record, observer, tracker)
-    observer.search_begun(search, record, pool)
-    for trial in board.trials.values():
+    tracker = Tracker(track, functools.partial(_log_event, search, observer), lambda _: resume_command)
+    log = TrialLog(search, record, observer, tracker)
+    observer.search_started(search, record, slots)
+    for trial in log.trials.values():
         observer.trial_changed(trial)
     try:
         with tracker:
             if track != "none":
-                board.track_settled()
-            if len(board.settled) < record.planned:
-                _search(search, record, pool, board, purpose)
+                log.track_ended_trials()
+            if len(log.ended_trials) < record.planned:
+                run_trials(log, slots, kind.at_end)
     except KeyboardInterrupt:
-        _record_end(search, board, "interrupted", "stopped by the user")
-        done = f"{len(board.settled)} of {record.planned} trials are done."
-        raise UserError(f"{record.what.capitalize()} stopped. {done}", f"Resume with: {go_on}", INTERRUPTED) from None
+        log.end_search("interrupted", "stopped by the user")
+        done = f"{len(log.ended_trials)} of {record.planned} trials are done."
+        stopped = f"{record.noun.capitalize()} stopped. {done}"
+        raise UserError(stopped, f"Resume with: {resume_command}", INTERRUPTED) from None
     except BaseException as error:
         reason = error.cause if isinstance(error, UserError) else f"{type(error).__name__}: {error}"[:500]
-        _record_end(search, board, "failed", reason)
+        log.end_search("failed", reason)
         if isinstance(error, PausedError):
-            raise error.copy_with(remedy=f"{error.remedy} Then resume with: {go_on}", exit_code=WORK_FAILED) from error
+            remedy = f"{error.remedy} Then resume with: {resume_command}"
+            raise error.copy_with(remedy=remedy, exit_code=WORK_FAILED) from error
         raise
-    answer = board.answer()
-    if answer is None:
-        _record_end(search, board, "failed", "all trials failed")
-        reasons = Counter(trial.reason for trial in board.trials.values())
-        told = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common())
-        raise UserError(f"All {len(board.trials)} trials failed. {told}", "Try other values.", WORK_FAILED)
-    _record_end(search, board, "finished", "")
-    refit = _refit(search, answer.trial, observer) if record.config.refit else None
-    trials = tuple(trial for _, trial in sorted(board.trials.items()))
+    return _finish(log, started_at)
+
+
+def _finish(log: "TrialLog", started_at: float) -> TuneResult:
+    """Record the end of a search, train the best network on all images if `refit`, and return the result.
+
+    Raises:
+        UserError: All trials failed.
+    """
+    search, selected = log.search, log.selected()
+    if selected is None:
+        log.end_search("failed", "all trials failed")
+        reasons = Counter(trial.reason for trial in log.trials.values())
+        counts = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common())
+        raise UserError(f"All {len(log.trials)} trials failed. {counts}", "Try other values.", WORK_FAILED)
+    log.end_search("finished", "")
+    trial = selected.trial
+    refit = _refit(search, trial, log.observer) if log.record.config.refit else None
     best = BestTrial(
-        trial=answer.trial.id,
-        model=answer.trial.model,
-        lr=answer.trial.lr,
-        val_accuracy=answer.trial.val_accuracy,
+        trial=trial.id,
+        model=trial.model,
+        lr=trial.lr,
+        val_accuracy=trial.val_accuracy,
         checkpoint=search.run.best / "model.safetensors",
-        why=answer.why,
+        why=selected.why,
     )
     return TuneResult(
         name=search.run.name,
         run_dir=search.run.path,
-        trials=trials,
+        trials=tuple(trial for _, trial in sorted(log.trials.items())),
         best=best,
         refit=refit.name if refit else None,
         total_s=time.time() - started_at,
-        best_trial=answer.trial,
+        best_trial=trial,
         search=search,
     )
 
 
-def _tell(search: Search, observer: SearchObserver, what: str) -> None:
-    search.run.log_event(what)
-    observer.warn(what)
-
-
-def _search(search: Search, record: SearchRecord, pool: Pool, board: Any, purpose: SearchKind) -> None:
-    """Have Ray Tune search.
-
-    Raises:
-        KeyboardInterrupt: The user stopped it.
-        PausedError: A disk is full.
-    """
-    with pool.ray():
-        from resnet_ops.tuning.runner import run_trials
-
-        with _scratch(search.run) as scratch, ThreadPoolExecutor(1, "tune") as thread:
-            # In a thread: on the main thread Ray would take Ctrl-C for itself.
-            fitting: Future[None] = thread.submit(run_trials, search, record, pool, board, scratch, purpose.at_end)
-            try:
-                fitting.result()
-            except KeyboardInterrupt:
-                board.halted.set()
-                fitting.exception()
-                raise
-
-
-@contextlib.contextmanager
-def _scratch(run: Run) -> Iterator[Path]:
-    """A folder for Ray Tune, for as long as it searches."""
-    place = run.path / "ray"
-    try:
-        yield place
-    finally:
-        with contextlib.suppress(OSError, UserError):
-            files.remove_tree(place)
-
-
-def _record_end(search: Search, board: Any, status: Status, reason: str) -> None:
-    """Make the search's directory the best trial's run, as far as there is one."""
-    if search.run.lost():
-        return
-    with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
-        board.save()
-        record = search.run.read_as_written()
-        update: dict[str, Any] = {"status": status, "reason": reason}
-        answer = board.answer()
-        if answer is not None:
-            search.publish(answer.trial)
-            found = search.trial_run(answer.trial).read_as_written()
-            own = {"name": search.run.name, "runs_dir": search.run.path.parent}
-            update |= {
-                "config": found.config.model_copy(update=own),
-                "data": found.data,
-                "parameters": found.parameters,
-                "world_size": found.world_size,
-                "best": Best(
-                    epoch=answer.trial.best_epoch or 0,
-                    val_accuracy=answer.trial.val_accuracy or 0.0,
-                    checkpoint=search.run.best / "model.safetensors",
-                ),
-            }
-        search.run.write(record.model_copy(update=update))
+def _log_event(search: Search, observer: SearchObserver, message: str) -> None:
+    search.run.log_event(message)
+    observer.warn(message)
 
 
 def _refit(search: Search, trial: Trial, observer: Observer) -> Run:
-    """Train the best network in full, on all images; its validation images have been seen, and say nothing more."""
-    found = search.trial_run(trial).read_as_written().config
+    """Train the best network on training and validation images; its accuracy on the latter means nothing."""
+    config = search.trial_run(trial).read_as_written().config
     own = {"name": f"{search.run.name}-refit", "runs_dir": search.run.path.parent, "fit_all": True, "num_to_keep": 2}
-    return training.train(found.model_copy(update=own), overwrite=True, observer=observer).run
+    return training.train(config.model_copy(update=own), overwrite=True, observer=observer).run

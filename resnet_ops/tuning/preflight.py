@@ -1,4 +1,7 @@
-"""What is looked at before a search begins or goes on: networks, images, code."""
+"""Checks before a search starts or resumes: its options, networks, images and code.
+
+The checks of each training are those of `training.preflight`.
+"""
 
 from typing import Any
 
@@ -11,68 +14,70 @@ from resnet_ops.runs import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
-from resnet_ops.tuning.space import Choices, Space, options
+from resnet_ops.tuning.space import Choices, Space, train_options
 
-CODE = ("python", "torch", "ray", "optuna")  # other versions of which would train or choose otherwise
+COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or choose differently
 
 
 def planned_trials(config: TuneConfig, space: Space) -> int:
-    """How many trials there are to be.
+    """Check that the options of a search fit together; return its number of trials.
 
     Raises:
-        UserError: What is asked for cannot be had together.
+        UserError: They do not.
     """
     from resnet_ops.tuning import algorithms
 
-    algorithms.scheduler(config, space, 1)  # refuses what cannot be had together
-    return algorithms.planned(config, space)
+    algorithms.build_scheduler(config, space, 1)  # for its checks
+    return algorithms.count_trials(config, space)
 
 
 def refuse_other_code(record: SearchRecord) -> None:
-    """Refuse to go on with a search that was begun with other code.
+    """Refuse to resume a search that was started with other code.
 
     Raises:
-        UserError: It was; says what differs.
+        UserError: It was; the message names what differs.
     """
-    now = runs.versions()
-    differs = [
-        f"{n} was {record.versions.get(n)}, now {now.get(n)}" for n in CODE if now.get(n) != record.versions.get(n)
+    before, now = record.versions, runs.versions()
+    changes = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in COMPARED_VERSIONS
+        if now.get(name) != before.get(name)
     ]
-    if not differs and fingerprint_of_code() != record.code:
-        differs = ["the code of resnet-ops"]
-    if differs:
+    if not changes and fingerprint_of_code() != record.code:
+        changes = ["the code of resnet-ops"]
+    if changes:
         raise UserError(
-            f"{record.name} was started with other code ({'; '.join(differs)}), so its trials would not be comparable.",
+            f"{record.name} was started with other code ({'; '.join(changes)}), so its trials would not be comparable.",
             "Resume with the original versions, or start a new search.",
         )
 
 
 def check_search(
-    space: Space, base: TrainConfig, pool: Pool, observer: SearchObserver
+    space: Space, base: TrainConfig, slots: Pool, observer: SearchObserver
 ) -> tuple[TrainConfig, DataRecord]:
-    """Check every network against the images; settle what depends on them, and decode them here once.
+    """Check every network against the images, set the options that depend on them, and decode them here once.
 
     Raises:
-        UserError: They do not fit each other, or a machine sees other images.
+        UserError: They do not fit each other, or a machine has other images.
     """
     if base.auto_batch:
         raise UserError("--auto-batch finds a batch size for one network, but a search has many.", "Use --batch-size.")
     source = None
-    with preflight.check_every_node(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
+    with preflight.check_every_node(slots.elsewhere, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):
             base = base.model_copy(update={"model": model})
-            source, settled = preflight.check_training(base, pool.device, source)
+            source, settled = preflight.check_training(base, slots.device, source)
         assert source is not None
         compare(source.record.fingerprint)
     if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
         preflight.warn_of_batch_size(base, settled, source.record, observer)
     source = preflight.decode_images(source, settled, observer)
-    update = {"device": pool.device, **{name: getattr(settled, name) for name in preflight.OF_THE_IMAGES}}
+    update = {"device": slots.device, **{name: getattr(settled, name) for name in preflight.OF_THE_IMAGES}}
     return base.model_copy(update=update), source.record
 
 
 def _models(space: Space) -> list[str]:
-    """The networks' names, the deepest first.
+    """Return the networks' names, the deepest first.
 
     Raises:
         UserError: One is not valid.
@@ -84,13 +89,13 @@ def _models(space: Space) -> list[str]:
         return list(searched.values) if isinstance(searched, Choices) else [space.fixed[name]]
 
     if space.points:
-        names = list(dict.fromkeys(options(point)["model"] for point in space.points))
+        names = list(dict.fromkeys(train_options(point)["model"] for point in space.points))
     else:
         names = [f"{family}{depth}" for depth in values("depth") for family in values("family")]
-    found = []
+    architectures = []
     for name in names:
         try:
-            found.append(models.parse_name(name))
+            architectures.append(models.parse_name(name))
         except UserError as error:
             raise error.copy_with(cause=f"--depths: {error.cause}") from None
-    return [architecture.name for architecture in sorted(found, key=lambda a: -a.depth)]
+    return [architecture.name for architecture in sorted(architectures, key=lambda a: -a.depth)]

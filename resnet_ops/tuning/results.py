@@ -1,11 +1,13 @@
-"""What a search found, as it lies in its directory: that of a run, the best trial's, with more in it.
+"""The files of a search, and which of its trials is selected.
+
+A search's directory is that of a run, the best trial's, with more in it:
 
     runs/NAME/tune.json      what is searched, and on what: one `SearchRecord`
-              trials.jsonl   one `Trial` a line, in order
+              trials.jsonl   one `Trial` per line, in order
               trials/001/    each trial's own run directory
-              tune.html/png  the pictures
+              tune.html/png  the report and its pictures
 
-Nothing here knows torch or Ray.
+Nothing here imports torch or Ray.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +33,7 @@ TrialStatus = Literal["running", "finished", "stopped", "failed"]
 
 
 class SearchRecord(BaseModel):
-    """tune.json."""
+    """The content of tune.json: what is searched, on which images, with which code."""
 
     format: Literal[1] = 1
     name: str
@@ -44,19 +46,19 @@ class SearchRecord(BaseModel):
     created: datetime
     code: str  # SHA-256 of what computes the result
     versions: dict[str, str]
-    command: str = "tune"  # that goes on with it; a study is a search whose points are given
-    machines: int | None = None  # of a cluster, to spread the trials over
+    command: str = "tune"  # that resumes it; a study is a search whose points are given
+    machines: int | None = None  # of a cluster, to run the trials on
 
     @property
-    def what(self) -> str:
-        """What it is called."""
+    def noun(self) -> str:
+        """'search' or 'study', for messages."""
         return self.command.split()[0].replace("tune", "search")
 
 
 class Trial(BaseModel):
-    """One line of trials.jsonl. `val_accuracy` is the best epoch's; times are seconds.
+    """A line of trials.jsonl. `val_accuracy` is the best epoch's; times are seconds.
 
-    `options` are those that the search chose for it; `lr` and `model` may be among them or not.
+    `options` is the trial's point of the search space; `lr` and `model` may be in it or not.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -72,21 +74,21 @@ class Trial(BaseModel):
     parameters: int = 0
     val_accuracy: float | None = None
     best_epoch: int | None = None
-    seconds: float = 0.0  # of training, in all
+    seconds: float = 0.0  # of training, in total
 
     @property
-    def is_settled(self) -> bool:
-        """Whether nothing more will be trained of it."""
+    def has_ended(self) -> bool:
+        """Whether it finished, was stopped or failed."""
         return self.status != "running"
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The name of its folder."""
         return f"{self.id:03d}"
 
 
 class Search:
-    """A search's directory: a run's, and what a search has besides."""
+    """A search's directory: that of a run, with the files of a search."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -133,7 +135,7 @@ class Search:
         files.write_atomically(self.trials_file, "".join(lines).encode())
 
     def trial_run(self, trial: Trial | int) -> Run:
-        """A trial's own run directory."""
+        """Return a trial's own run directory."""
         number = trial.id if isinstance(trial, Trial) else trial
         return Run(self.trials_dir / f"{number:03d}")
 
@@ -146,18 +148,18 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which trial is best, and in a sentence why this one."""
+class SelectedTrial:
+    """The best trial, and in a sentence why it was selected."""
 
     trial: Trial
     why: str
 
 
-def select(trials: Sequence[Trial], val_images: int) -> Selection | None:
-    """The best trial: of those within one standard error of the highest accuracy, the smallest network's.
+def select_trial(trials: Sequence[Trial], val_images: int) -> SelectedTrial | None:
+    """Return the best trial: the smallest network's within one standard error of the highest accuracy.
 
     Returns:
-        None where no trial has validated.
+        None if no trial has validated.
     """
     scored = [(trial.val_accuracy, trial) for trial in trials if trial.val_accuracy is not None]
     scored = [(accuracy, trial) for accuracy, trial in scored if trial.status != "failed"] or scored
@@ -170,19 +172,21 @@ def select(trials: Sequence[Trial], val_images: int) -> Selection | None:
     if best is leader:
         others = sum(trial.parameters > best.parameters for _, trial in tied)
         tie = f"; {others} larger within one standard error" if others else ""
-        return Selection(best, f"the highest accuracy of {len(scored)} trials (standard error {percent(error)}{tie})")
-    return Selection(
+        return SelectedTrial(
+            best, f"the highest accuracy of {len(scored)} trials (standard error {percent(error)}{tie})"
+        )
+    return SelectedTrial(
         best,
         f"the smallest network within one standard error ({percent(error)}) of the highest accuracy, "
         f"{percent(highest)} by trial {leader.id} ({leader.model}, {leader.parameters:,} parameters)",
     )
 
 
-def find(runs_dir: Path, name: str) -> Search:
-    """The search called `name`.
+def find_search(runs_dir: Path, name: str) -> Search:
+    """Return the search called `name`.
 
     Raises:
-        UserError: There is none; names the nearest.
+        UserError: There is none; the message suggests the nearest name.
     """
     search = Search(runs.find(runs_dir, name))
     search.read()
@@ -190,10 +194,10 @@ def find(runs_dir: Path, name: str) -> Search:
 
 
 class SearchObserver(Observer):
-    """Told what a search does, from a thread of its own; does nothing, for others to override."""
+    """Receives the progress of a search, from a thread of its own; does nothing unless overridden."""
 
-    def search_begun(self, search: Search, record: SearchRecord, pool: Pool) -> None:
-        """The request was found sound, and the directory is there."""
+    def search_started(self, search: Search, record: SearchRecord, slots: Pool) -> None:
+        """Receive a search whose request is valid and whose directory exists."""
 
     def trial_changed(self, trial: Trial) -> None:
-        """A trial began, trained an epoch or ended."""
+        """Receive a trial that has started, trained an epoch or ended."""

@@ -1,10 +1,15 @@
-"""Runs Ray Tune, and writes down what its trials do as they do it."""
+"""Runs the trials of a search in Ray Tune, and reports to the `TrialLog` what they do.
 
+Ray Tune's own results, logs and checkpoints are switched off: a search's directory has all there is to keep.
+"""
+
+import contextlib
 import logging
 import os
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,198 +18,92 @@ from ray.tune import Callback
 from ray.tune.stopper import Stopper
 
 from resnet_ops import files
-from resnet_ops.errors import PausedError
-from resnet_ops.models import parse_name
+from resnet_ops.errors import PausedError, UserError
 from resnet_ops.orchestration.allocation import Pool
-from resnet_ops.runs import Best
-from resnet_ops.tracking.tracker import Tracker
-from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.session import TrainingSession
-from resnet_ops.tuning import algorithms as parts
-from resnet_ops.tuning.algorithms import NUMBER, POINT, number_of
-from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Selection, Trial, select
-from resnet_ops.tuning.space import options
+from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, build_scheduler, build_search, trial_number
 from resnet_ops.tuning.trial import TrialTask, TrialWorker
-
-WHY_STOPPED = {
-    "asha": "in the lower half of trials at that epoch",
-    "median": "below the median of other trials",
-}
+from resnet_ops.tuning.trial_log import TrialLog
 
 
-class TrialLog:
-    """All trials, as far as they are; written to trials.jsonl when one begins or ends.
-
-    `halted` ends the search when it is set.
-    """
-
-    def __init__(self, search: Search, record: SearchRecord, observer: SearchObserver, tracker: Tracker) -> None:
-        self.search, self.record, self.observer, self.tracker = search, record, observer, tracker
-        self.trials = {trial.id: trial for trial in search.trials()}
-        self.halted = threading.Event()
-        self.paused = ""
-
-    @property
-    def settled(self) -> list[Trial]:
-        """The trials that are done."""
-        return [trial for trial in self.trials.values() if trial.is_settled]
-
-    def answer(self) -> Selection | None:
-        """The best trial so far."""
-        return select(list(self.trials.values()), self.record.data.val_images)
-
-    def save(self) -> None:
-        """Write trials.jsonl."""
-        self.search.write_trials(self.trials.values())
-
-    def begun(self, number: int, point: dict[str, Any]) -> None:
-        """A trial was given to a worker."""
-        if number not in self.trials:
-            chosen = options(point)
-            model = chosen.get("model", "")
-            lr = chosen.get("lr", 0.0)
-            self.trials[number] = Trial(
-                id=number, options=point, model=model, depth=parse_name(model).depth, lr=float(lr)
-            )
-            self.save()
-        self.observer.trial_changed(self.trials[number])
-
-    def advanced(self, number: int, said: dict[str, Any], point: dict[str, Any]) -> None:
-        """A trial has done an epoch, or has failed."""
-        trial = self.trials[number]
-        if trial.is_settled:  # one of a resumed search, told anew
-            return
-        update = {
-            "epochs": said["epoch"],
-            "parameters": said["parameters"],
-            "seconds": said["seconds"],
-            "options": point,
-            "lr": float(point.get("lr", trial.lr)),
-        }
-        if said["best_epoch"]:
-            update |= {"val_accuracy": said["best_val_accuracy"], "best_epoch": said["best_epoch"]}
-        if "failed" in said:
-            update |= {"status": "failed", "reason": said["failed"]}
-            update.pop("val_accuracy", None)
-        self.trials[number] = trial.model_copy(update=update)
-        if "paused" in said:
-            self.paused = said["paused"]
-            self.halted.set()
-        self.observer.trial_changed(self.trials[number])
-        if said["epoch"]:
-            self.tracker.look(self.search.trial_run(number))
-
-    def ended(self, number: int, why: str = "") -> None:
-        """A trial is over: done, stopped by the scheduler, or failed (`why`)."""
-        trial = self.trials[number]
-        if not trial.is_settled:
-            update: dict[str, Any] = {"status": "finished"}
-            if why:
-                update = {"status": "failed", "reason": why}
-            elif trial.epochs < self.record.epochs:
-                reason = WHY_STOPPED.get(self.record.config.scheduler, "by the scheduler")
-                update = {
-                    "status": "stopped",
-                    "reason": f"after epoch {trial.epochs} of {self.record.epochs}: {reason}",
-                }
-            trial = self.trials[number] = trial.model_copy(update=update)
-        elif trial.status != "failed":
-            return
-        self.save()
-        self._settle(trial)
-        self.observer.trial_changed(trial)
-
-    def track_settled(self) -> None:
-        """Have those trials told that could not be when they ended."""
-        for trial in self.settled:
-            self.tracker.look(self.search.trial_run(trial), ended=True)
-
-    def _settle(self, trial: Trial) -> None:
-        """Say so in the trial's own run, and keep of its weights the best ones only."""
-        run = self.search.trial_run(trial)
-        if not files.is_file(run.record_file):
-            return  # it failed before it began
-        record = run.read_as_written()
-        update: dict[str, Any] = {
-            "status": "failed" if trial.status == "failed" else "finished",
-            "reason": trial.reason,
-        }
-        if trial.best_epoch and trial.val_accuracy is not None:
-            best = run.best / "model.safetensors"
-            update["best"] = Best(epoch=trial.best_epoch, val_accuracy=trial.val_accuracy, checkpoint=best)
-        run.write(record.model_copy(update=update))
-        for checkpoint in checkpoints.saved_checkpoints(run):
-            files.remove(checkpoint)
-        self.tracker.look(run, ended=True)
-
-
-def run_trials(
-    search: Search,
-    record: SearchRecord,
-    pool: Pool,
-    board: TrialLog,
-    scratch: Path,
-    at_end: Callable[[TrainingSession], None] | None = None,
-) -> None:
-    """Search to the end, or until the board is halted; `at_end` as in `TrialTask`.
+def run_trials(log: TrialLog, slots: Pool, at_end: Callable[[TrainingSession], None] | None = None) -> None:
+    """Run the search to its end, or until the log's `stop` is set; `at_end` as in `TrialTask`.
 
     Raises:
+        KeyboardInterrupt: The user stopped it.
         PausedError: A disk is full.
     """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which speaks on stdout whatever it is told
+    scratch = log.search.run.path / "ray"
+    try:
+        with slots.ray(), ThreadPoolExecutor(1, "tune") as thread:
+            # In a thread: on the main thread Ray would take Ctrl-C for itself.
+            fitting: Future[Any] = thread.submit(lambda: _tuner(log, slots, scratch, at_end).fit())
+            try:
+                fitting.result()
+            except KeyboardInterrupt:
+                log.stop.set()
+                fitting.exception()
+                raise
+    finally:
+        with contextlib.suppress(OSError, UserError):
+            files.remove_tree(scratch)
+    if log.pause_reason:
+        raise PausedError(log.pause_reason)
+
+
+def _tuner(log: TrialLog, slots: Pool, scratch: Path, at_end: Callable[[TrainingSession], None] | None) -> tune.Tuner:
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints to stdout at any verbosity
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its own CSV, JSON and TensorBoard files
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # of its state, which nobody will read
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of lost workers the follower tells, without tracebacks
-    config, space, seed = record.config, record.space, record.config.given.get("seed", 0)
-    random.seed(seed)  # PBT takes Python's own
-    before = [board.trials[number].options for number in sorted(board.trials)]
-    at_once = min(config.max_concurrent or pool.at_once, pool.at_once, record.planned)
-    chooser, described, samples = parts.algorithm(config, space, seed, before, at_once)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # lost workers are reported below, without tracebacks
+    record = log.record
+    config, seed = record.config, record.config.given.get("seed", 0)
+    random.seed(seed)  # PBT draws from Python's own generator
+    previous_points = [log.trials[number].options for number in sorted(log.trials)]
+    max_concurrent = min(config.max_concurrent or slots.at_once, slots.at_once, record.planned)
+    algorithm, param_space, num_samples = build_search(config, record.space, seed, previous_points, max_concurrent)
     task = TrialTask(
-        trials=str(search.trials_dir),
-        given=config.train_options,
+        trials=str(log.search.trials_dir),
+        train_options=config.train_options,
         data=record.data,
-        device=pool.device,
-        threads=max(pool.cpus, 1),
+        device=slots.device,
+        threads=max(slots.cpus, 1),
         nodes=config.nodes_per_trial,
         at_end=at_end,
     )
-    resources = pool.resources if config.nodes_per_trial == 1 else tune.PlacementGroupFactory([{"memory": 1}])
-    tuner = tune.Tuner(
+    resources = slots.resources if config.nodes_per_trial == 1 else tune.PlacementGroupFactory([{"memory": 1}])
+    return tune.Tuner(
         tune.with_resources(tune.with_parameters(TrialWorker, task=task), resources),
-        param_space=described,
+        param_space=param_space,
         tune_config=tune.TuneConfig(
-            metric=parts.METRIC,
+            metric=METRIC,
             mode="max",
-            search_alg=chooser,
-            scheduler=parts.scheduler(config, space, record.epochs),
-            num_samples=samples,
+            search_alg=algorithm,
+            scheduler=build_scheduler(config, record.space, record.epochs),
+            num_samples=num_samples,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             **files.for_arrow(scratch),
             name="tune",
-            stop=_Halt(board.halted),
-            callbacks=[_Follower(board)],
+            stop=_StopOnEvent(log.stop),
+            callbacks=[_LogCallback(log)],
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
             # Trials keep their own; Tune would have a copy of each, and fail those that diverged for having none.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
-    tuner.fit()
-    if board.paused:
-        raise PausedError(board.paused)
 
 
-class _Halt(Stopper):
-    """Ends the search when its event is set; a trial ends itself."""
+class _StopOnEvent(Stopper):
+    """Ends the search when an event is set; trials end themselves."""
 
-    def __init__(self, halted: threading.Event) -> None:
-        self.halted = halted
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles itself for a later session, which there will not be
@@ -213,43 +112,44 @@ class _Halt(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self.halted.is_set()
+        return self.event.is_set()
 
 
-class _Follower(Callback):
-    """Hears what Tune's trials do."""
+class _LogCallback(Callback):
+    """Reports Tune's events to the `TrialLog`."""
 
-    def __init__(self, board: TrialLog) -> None:
-        self.board = board
+    def __init__(self, log: TrialLog) -> None:
+        self.log = log
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # likewise
+        return {}  # as for _StopOnEvent
 
     def on_trial_start(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
-        self.board.begun(*_point(trial))
+        self.log.start_trial(*_number_and_point(trial))
 
     def on_trial_result(self, result: dict[str, Any], trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
-        number, point = _point(trial)
-        self.board.advanced(number, result, point)
+        number, point = _number_and_point(trial)
+        self.log.update_trial(number, result, point)
 
     def on_trial_complete(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
-        if not self.board.halted.is_set():
-            self.board.ended(_point(trial)[0])
+        if not self.log.stop.is_set():
+            self.log.end_trial(_number_and_point(trial)[0])
 
     def on_trial_recover(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
-        self.board.observer.warn(f"The worker of trial {_point(trial)[0]} was lost: {_why(trial)} Retrying.")
+        number = _number_and_point(trial)[0]
+        self.log.observer.warn(f"The worker of trial {number} was lost: {_last_error_line(trial)} Retrying.")
 
     def on_trial_error(self, trial: Any, **_: Any) -> None:  # type: ignore[override]  # all by name
-        number, point = _point(trial)
-        self.board.begun(number, point)
-        self.board.ended(number, f"its worker was lost: {_why(trial)}")
+        number, point = _number_and_point(trial)
+        self.log.start_trial(number, point)
+        self.log.end_trial(number, f"its worker was lost: {_last_error_line(trial)}")
 
 
-def _why(trial: Any) -> str:
+def _last_error_line(trial: Any) -> str:
     lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
     return (lines or ["no reason was given."])[-1][:200]
 
 
-def _point(trial: Any) -> tuple[int, dict[str, Any]]:
+def _number_and_point(trial: Any) -> tuple[int, dict[str, Any]]:
     point = dict(trial.config[POINT])
-    return number_of(trial.trial_id, point), {name: value for name, value in point.items() if name != NUMBER}
+    return trial_number(trial.trial_id, point), {name: value for name, value in point.items() if name != NUMBER}

@@ -1,8 +1,8 @@
-"""A trial inside a Ray Tune worker: the same training as a run's, an epoch a step, in a run directory of its own.
+"""Trains trials in a Ray Tune worker: the training of `train`, an epoch per Tune step, in a run directory of its own.
 
-The worker stays when a trial ends, and begins the next one with torch imported and the images open.
-A trial that is there already is gone on with, and what it did before is told anew, epoch by epoch:
-that is how a search is resumed, for Tune's own memory of it is thrown away.
+The worker process is reused: the next trial starts with torch imported and the images open. A trial whose run exists
+is resumed, and its earlier epochs are reported to Tune again, one by one: that is how a search is resumed, since Tune's
+own state is not kept. What is recorded of trials is in `trial_log`.
 """
 
 import secrets
@@ -28,30 +28,30 @@ from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.session import TrainingSession
-from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, TIME, number_of
-from resnet_ops.tuning.space import options
+from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, TIME, trial_number
+from resnet_ops.tuning.space import train_options
 
-LOOK_INTERVAL_S = 0.2
-DONOR = "donor.safetensors"
+POLL_INTERVAL_S = 0.2
+DONOR = "donor.safetensors"  # the weights that PBT copies from another trial
 
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What all trials of a search share.
+    """The options and images that all trials of a search share.
 
     Args:
         trials: Folder of their run directories, a path or a URL.
-        given: Options of train.
-        data: The images that the search began with.
+        train_options: Options of train, as typed or by the search.
+        data: The images that the search started with.
         device: "cpu" or "cuda".
         threads: Of each trial's torch.
         nodes: Machines of each trial.
-        at_end: Called with the session of each trial that has trained its last epoch, before that is told; not where
-            trials have several machines.
+        at_end: Called with the session of each trial that has trained its last epoch, before that is reported; not
+            where trials have several machines.
     """
 
     trials: str
-    given: dict[str, Any]
+    train_options: dict[str, Any]
     data: DataRecord
     device: Device
     threads: int
@@ -63,72 +63,72 @@ class TrialWorker(tune.Trainable):
     """Trains one trial after the other."""
 
     def setup(self, config: dict[str, Any], task: TrialTask) -> None:  # type: ignore[override]
-        """Begin with a trial; called once."""
+        """Start the first trial."""
         self.task = task
         self.sources: dict[DataConfig, Source] = {}
         torch.set_num_threads(task.threads)
-        self._begin(config[POINT])
+        self._start_trial(config[POINT])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Leave one trial, which was stopped or is done, and begin with another."""
-        self._leave()
-        self._begin(new_config[POINT])
+        """Leave a trial, which was stopped or is done, and start another."""
+        self._leave_trial()
+        self._start_trial(new_config[POINT])
         return True
 
     def cleanup(self) -> None:
-        """Leave the trial at hand."""
-        self._leave()
+        """Leave the current trial."""
+        self._leave_trial()
 
-    def _begin(self, point: dict[str, Any]) -> None:
-        self.number = number_of(self.trial_id, point)
+    def _start_trial(self, point: dict[str, Any]) -> None:
+        self.number = trial_number(self.trial_id, point)
         self.run = Run(files.to_path(self.task.trials) / f"{self.number:03d}")
-        self.options = options({name: value for name, value in point.items() if name != NUMBER})
-        self.best, self.best_epoch, self.done, self.seconds = 0.0, 0, 0, 0.0
+        self.options = train_options({name: value for name, value in point.items() if name != NUMBER})
+        self.best_accuracy, self.best_epoch, self.epoch, self.seconds = 0.0, 0, 0, 0.0
         self.record: RunRecord | None = None
         self.session: TrainingSession | None = None
-        self.epochs = self._epochs() if self.task.nodes == 1 else self._epochs_of_many()
+        self.epochs = self._train_epochs() if self.task.nodes == 1 else self._train_epochs_on_nodes()
 
-    def _leave(self) -> None:
+    def _leave_trial(self) -> None:
         self.epochs.close()
         self.session = None
 
     def step(self) -> dict[str, Any]:
-        """Train an epoch, and say how it went; what ends a trial is said too, and the worker lives on."""
+        """Train an epoch and report it. An error that ends the trial is reported too, since the worker is reused."""
         try:
-            epoch = self._next()
-        except PausedError as error:  # a full disk, say: not this trial's fault
-            return self._said(done=True, paused=str(error))
+            epoch = self._next_epoch()
+        except PausedError as error:  # a full disk, for one: not this trial's fault
+            return self._result(done=True, paused=str(error))
         except UserError as error:
-            return self._failed(error.cause)
+            return self._failure(error.cause)
         except torch.OutOfMemoryError as error:
-            self._leave()
+            self._leave_trial()
             torch.cuda.empty_cache()
-            return self._failed(f"The memory of the GPU is full: {str(error).splitlines()[0]}")
+            return self._failure(f"The memory of the GPU is full: {str(error).splitlines()[0]}")
         except Exception as error:
-            return self._failed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return self._failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         if epoch is None:
-            return self._said(done=True)
-        self.done, self.seconds = epoch.epoch, self.seconds + epoch.seconds
-        if epoch.val_accuracy > self.best:
-            self.best, self.best_epoch = epoch.val_accuracy, epoch.epoch
+            return self._result(done=True)
+        self.epoch, self.seconds = epoch.epoch, self.seconds + epoch.seconds
+        if epoch.val_accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = epoch.val_accuracy, epoch.epoch
         assert self.record is not None
-        return self._said(done=epoch.epoch >= self.record.config.epochs, val_error=epoch.val_error)
+        return self._result(done=epoch.epoch >= self.record.config.epochs, val_error=epoch.val_error)
 
-    def _next(self) -> Epoch | None:
+    def _next_epoch(self) -> Epoch | None:
         epoch, session = next(self.epochs, None), self.session
         if epoch and session and self.task.at_end and epoch.epoch == session.record.config.epochs:
             self.task.at_end(session)
         return epoch
 
-    def _failed(self, why: str) -> dict[str, Any]:
-        self.best = 0.0
-        return self._said(done=True, failed=why)
+    def _failure(self, reason: str) -> dict[str, Any]:
+        self.best_accuracy = 0.0
+        return self._result(done=True, failed=reason)
 
-    def _said(self, **more: Any) -> dict[str, Any]:
+    def _result(self, **more: Any) -> dict[str, Any]:
         return {
             NUMBER: self.number,
-            TIME: self.done,
-            METRIC: self.best,
+            TIME: self.epoch,
+            METRIC: self.best_accuracy,
             "best_epoch": self.best_epoch,
             "seconds": self.seconds,
             "parameters": self.record.parameters if self.record else 0,
@@ -137,10 +137,10 @@ class TrialWorker(tune.Trainable):
 
     def _config(self) -> TrainConfig:
         own = {"name": self.run.name, "runs_dir": self.run.path.parent, "num_to_keep": 1, "device": self.task.device}
-        return configure(**self.task.given | self.options | own)
+        return configure(**self.task.train_options | self.options | own)
 
-    def _epochs(self) -> Generator[Epoch]:
-        """Every epoch of the trial, those done before told first."""
+    def _train_epochs(self) -> Generator[Epoch]:
+        """Yield every epoch of the trial: those that are done, then those that it trains."""
         if files.is_file(self.run.record_file):
             self.record = self.run.read_as_written()
         else:
@@ -169,84 +169,83 @@ class TrialWorker(tune.Trainable):
         return job.begin(run, config, source.record, parameters, 1, self.task.device)
 
     def _source(self, config: TrainConfig) -> Source:
-        """The images, opened and decoded once a worker, on disk once a machine."""
-        wanted = DataConfig(**{name: getattr(config, name) for name in DataConfig.model_fields})
-        if wanted not in self.sources:
+        """Return the images: opened and decoded once per worker, on disk once per machine."""
+        key = DataConfig(**{name: getattr(config, name) for name in DataConfig.model_fields})
+        if key not in self.sources:
             source = open_source(config)
             if source.record.fingerprint != self.task.data.fingerprint:
                 raise UserError(f"The images in {config.data} differ from those the search started with.")
             if config.stream != "on":
                 source = source.prepare()
-            self.sources[wanted] = source
-        return self.sources[wanted]
+            self.sources[key] = source
+        return self.sources[key]
 
-    def _epochs_of_many(self) -> Generator[Epoch]:
-        """The same, of a trial on several machines: a job of Ray Train, followed by what it writes."""
+    def _train_epochs_on_nodes(self) -> Generator[Epoch]:
+        """Yield every epoch of a trial on several machines: a job of Ray Train, read from the files that it writes."""
         halt, failure = threading.Event(), []
 
         def train() -> None:
             try:
-                _train_on_many(self._config(), self.run, self.task.nodes, halt)
+                _train_or_resume(self._config(), self.run, self.task.nodes, halt)
             except BaseException as error:
                 failure.append(error)
 
         thread = threading.Thread(target=train, name="train", daemon=True)
         thread.start()
-        told = 0
+        reported = 0
         try:
             while True:
                 ended = not thread.is_alive()
-                for epoch in self.run.epochs()[told:]:
+                for epoch in self.run.epochs()[reported:]:
                     self.record = self.record or self.run.read_as_written()
-                    if epoch.epoch == self.record.config.epochs:  # the job ends by itself, and gives its room back
+                    if epoch.epoch == self.record.config.epochs:  # the job ends by itself, and frees its resources
                         thread.join()
-                    told += 1
+                    reported += 1
                     yield epoch
                 if ended and failure:
                     raise failure[0]
                 if ended:
                     return
-                time.sleep(LOOK_INTERVAL_S)
+                time.sleep(POLL_INTERVAL_S)
         finally:
             halt.set()
             thread.join()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """For PBT, which hands weights on: a copy, for the trial's own checkpoints come and go."""
+        """Copy the latest weights for PBT: the trial's own checkpoints come and go."""
         latest = checkpoints.saved_checkpoints(self.run)[0]
         Path(checkpoint_dir, DONOR).write_bytes(files.read(latest))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
-        """Go on from another trial's weights, or its own, with the options at hand."""
-        self._leave()
+        """Continue from the weights that PBT copied from a trial, with the options that it chose."""
+        self._leave_trial()
         record = self.run.read_as_written()
         config = self._config()
         _, config = preflight.check_training(config, self.task.device, self._source(config))
         self.run.write(record.model_copy(update={"config": config}))
         donor = checkpoints.read(Path(checkpoint_dir, DONOR))
-        place = self.run.checkpoints / donor.info.file_name
-        # Under a name of its own: Tune may have two workers do this at once, and then drops one.
+        checkpoint = self.run.checkpoints / donor.info.file_name
+        # By a unique name: Tune may have two workers do this at once, and then drops one.
         arriving = self.run.checkpoints / f".{donor.info.file_name}-{secrets.token_hex(4)}"
         files.write_atomically(arriving, Path(checkpoint_dir, DONOR).read_bytes())
-        files.rename(arriving, place)
+        files.rename(arriving, checkpoint)
         for old in checkpoints.saved_checkpoints(self.run):
-            if old != place:
+            if old != checkpoint:
                 files.remove(old)
         self.run.log_event(f"Continued from the weights of epoch {donor.info.epoch} with lr {config.lr:g}")
-        self.epochs = self._epochs_since(donor.info.epoch)
+        self.epochs = self._train_epochs_after(donor.info.epoch)
 
-    def _epochs_since(self, epoch: int) -> Generator[Epoch]:
-        for found in self._epochs():
-            if found.epoch > epoch:
-                yield found
+    def _train_epochs_after(self, last: int) -> Generator[Epoch]:
+        for epoch in self._train_epochs():
+            if epoch.epoch > last:
+                yield epoch
 
 
-def _train_on_many(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:
+def _train_or_resume(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:
     changes = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
-    # The search's own process tracks its trials.
     # Or a trial whose driver was killed would wait for what it holds itself.
     cluster_kv.release_placement_group(str(run.path))
-    try:
+    try:  # tracked by the search's process
         if files.is_file(run.record_file):
             job.resume(run.path.parent, run.name, changes=changes, halt=halt, tracked=False)
         else:

@@ -29,7 +29,7 @@ from tests.conftest import COMMAND, Ended, command
 from tests.data.samples import noise, write_class_folders
 from tests.integration.test_train import assert_same_bytes, weights
 from tests.test_runs import record
-from tests.tracking.test_tensorboard import curves, shown
+from tests.tracking.test_tensorboard import curves, read_curves
 from tests.waiting import wait_for
 
 Cli = Callable[..., Ended]
@@ -122,7 +122,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: s
     (tmp_path / "tensorboard").mkdir()
     for key in events:
         (tmp_path / key).write_bytes(files.read(killed.path / key))
-    assert shown(tmp_path / "tensorboard") == curves(killed.epochs())
+    assert read_curves(tmp_path / "tensorboard") == curves(killed.epochs())
     assert keys(killed) == [
         "best/model.json", "best/model.safetensors", *kept, "export/model.onnx", "export/model.onnx.json",
         "export/model.onnx.rejected", "export/model.onnx.rejected.json", "metrics.jsonl", "progress.json", "run.json",

@@ -35,7 +35,7 @@ def studied(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     search = Search(Run(runs_dir / "s"))
 
     def done() -> int:
-        return sum(t.is_settled for t in search.trials()) if search.trials_file.exists() else 0
+        return sum(t.has_ended for t in search.trials()) if search.trials_file.exists() else 0
 
     end = time.monotonic() + 90
     while done() < 1 or not any(0 < len(search.trial_run(n).epochs()) < EPOCHS for n in (2, 3, 4)):
@@ -44,9 +44,9 @@ def studied(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
         time.sleep(0.02)
     started.kill()
     started.wait()
-    before = {t.id: search.trial_run(t).metrics_file.read_bytes() for t in search.trials() if t.is_settled}
+    before = {t.id: search.trial_run(t).metrics_file.read_bytes() for t in search.trials() if t.has_ended}
 
-    assert job.conclude(search, time.time()).status == "unfinished"  # what is done can be seen
+    assert job.write_results(search, time.time()).status == "unfinished"  # what is done can be seen
 
     findings = job.resume(runs_dir, "s", study="degradation")
     for number, content in before.items():
@@ -104,7 +104,7 @@ def test_its_trainings_are_those_of_train(
     assert [(e.train_loss, e.val_loss, e.val_error) for e in ours.epochs()] == [
         (e.train_loss, e.val_loss, e.val_error) for e in alone.run.epochs()
     ]
-    found = layers.read(ours)
+    found = layers.read_layers(ours)
     assert found is not None
     assert found.initial != found.trained
 
@@ -178,7 +178,7 @@ def test_baselines_stand_beside_the_others(cli: Callable[..., Ended], tmp_path: 
     assert set(found) == {"plain8", "resnet8", "alexnet8", "vgg19", "googlenet22"}
     assert {n["kind"] for n in found.values()} == {"plain", "resnet", "baseline"}
     assert all(0 <= network["val_error"] <= 1 for network in found.values())
-    assert "what was best before" in ended.json["verdict"]
+    assert "earlier architectures" in ended.json["verdict"]
     trial = Path(ended.json["run_dir"], found["googlenet22"]["trial"])
     exported = cli("export", trial, "--onnx", "--json")
     assert exported.code == 0, exported.err

@@ -28,36 +28,36 @@ from resnet_ops.tuning.results import Search, SearchObserver, Trial
 from tests.conftest import COMMAND, Ended, command
 from tests.integration.test_cli import refused
 from tests.processes import command_line, ours
-from tests.tracking.test_tensorboard import curves, shown
+from tests.tracking.test_tensorboard import curves, read_curves
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 EPOCHS = 3
 
 
-def searched(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **options: Any) -> job.TuneResult:
+def run_search(runs_dir: Path, name: str, *pairs: str, epochs: int = EPOCHS, **options: Any) -> job.TuneResult:
     given = {"runs_dir": runs_dir, "name": name, "epochs": epochs, "cpus_per_worker": 1} | options.pop("given", {})
-    observer = options.pop("watcher", None)
+    observer = options.pop("observer", None)
     return job.tune(TuneConfig.of(given=given, **options), pairs, observer=observer)
 
 
-class Notices(SearchObserver):
-    """What is said beside the trials."""
+class Warnings(SearchObserver):
+    """Collects the warnings of a search."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def warn(self, message: str) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
 
 @pytest.fixture(scope="module")
 def grid(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> job.TuneResult:
-    """Two depths, two learning rates, and one of them too high by far; told to an MLflow without a server."""
+    """Two depths and two learning rates, one of them much too high; logged to an MLflow without a server."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        return searched(
+        return run_search(
             folder, "grid", depths="8,14", lr="0.1,1e9", search="grid", scheduler="none", given={"track": "mlflow"}
         )
 
@@ -108,28 +108,30 @@ def test_each_trial_is_a_run_where_it_is_tracked(grid: job.TuneResult) -> None:
     client = MlflowClient(f"sqlite:///{grid.search.run.path.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("resnet-ops")
     assert experiment is not None
-    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(found) == {f"grid/{trial.name}" for trial in grid.trials}
+    tracked_runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(tracked_runs) == {f"grid/{trial.name}" for trial in grid.trials}
     for trial in grid.trials:
         run = grid.search.trial_run(trial)
         if trial.epochs:
-            there = found[f"grid/{trial.name}"]
-            losses = [metric.value for metric in client.get_metric_history(there.info.run_id, "loss/val")]
+            tracked = tracked_runs[f"grid/{trial.name}"]
+            losses = [metric.value for metric in client.get_metric_history(tracked.info.run_id, "loss/val")]
             assert losses == [e.val_loss for e in run.epochs()]
-            assert there.data.params["model"] == trial.model
-            assert shown(run.path / "tensorboard") == curves(run.epochs())
-        assert found[f"grid/{trial.name}"].info.status == ("FINISHED" if trial.status == "finished" else "FAILED")
+            assert tracked.data.params["model"] == trial.model
+            assert read_curves(run.path / "tensorboard") == curves(run.epochs())
+        assert tracked_runs[f"grid/{trial.name}"].info.status == (
+            "FINISHED" if trial.status == "finished" else "FAILED"
+        )
 
 
 @pytest.mark.slow
 def test_the_best_can_be_trained_in_full_on_all_images(tmp_path: Path) -> None:
-    found = searched(tmp_path, "r", depths="8", lr="0.1,1e9", search="grid", epochs=2, refit=True)
-    assert found.refit is not None
-    refit = Run(found.search.run.path.with_name(found.refit))
+    result = run_search(tmp_path, "r", depths="8", lr="0.1,1e9", search="grid", epochs=2, refit=True)
+    assert result.refit is not None
+    refit = Run(result.search.run.path.with_name(result.refit))
     record = refit.read()
     assert (record.name, record.status, record.config.fit_all) == ("r-refit", "finished", True)
-    assert (record.config.model, record.config.lr) == (found.best_trial.model, 0.1)
-    steps = [epochs[-1].step for epochs in (refit.epochs(), found.search.run.epochs())]
+    assert (record.config.model, record.config.lr) == (result.best_trial.model, 0.1)
+    steps = [epochs[-1].step for epochs in (refit.epochs(), result.search.run.epochs())]
     assert steps == [2 * ((1438 + 359) // 128), 2 * (1438 // 128)]
 
 
@@ -151,57 +153,57 @@ def test_going_on_with_a_finished_search_trains_nothing(grid: job.TuneResult) ->
 def test_going_on_with_other_images_or_other_code_is_refused(grid: job.TuneResult, tmp_path: Path) -> None:
     search, record = grid.search, grid.search.read()
     data = record.data.model_copy(update={"fingerprint": "0" * 64})
-    for changed, told in (
+    for changed, message in (
         ({"data": data}, "The images in digits differ from those"),
         ({"code": "0" * 64}, r"other code \(the code of resnet-ops\)"),
-        ({"versions": record.versions | {"torch": "1.0"}}, r"other code \(torch 1.0 then, "),
+        ({"versions": record.versions | {"torch": "1.0"}}, r"other code \(torch was 1.0, now "),
     ):
         try:
             search.write(record.model_copy(update=changed))
-            with pytest.raises(UserError, match=told):
+            with pytest.raises(UserError, match=message):
                 job.resume(search.run.path.parent, search.run.name)
         finally:
             search.write(record)
 
 
 def test_asha_stops_the_lower_half_after_the_grace_and_says_so(tmp_path: Path) -> None:
-    found = searched(tmp_path, "asha", depths="8", lr="0.1,1e-6,2e-6,3e-6", search="grid", grace=1, epochs=4)
-    by_rate = {t.lr: t for t in found.trials}
+    result = run_search(tmp_path, "asha", depths="8", lr="0.1,1e-6,2e-6,3e-6", search="grid", grace=1, epochs=4)
+    by_rate = {t.lr: t for t in result.trials}
     assert by_rate[0.1].status == "finished"
-    stopped = [t for t in found.trials if t.status == "stopped"]
+    stopped = [t for t in result.trials if t.status == "stopped"]
     assert stopped
     assert all(1 <= t.epochs < 4 for t in stopped)
     assert stopped[0].reason.startswith(f"after epoch {stopped[0].epochs} of 4: in the lower half")
-    assert found.best_trial.lr == 0.1
+    assert result.best_trial.lr == 0.1
 
 
 def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:
-    found = searched(tmp_path, "tpe", "batch_size=64:128", depths="8,14", search="optuna", trials=3, epochs=1)
-    assert [t.status for t in found.trials] == ["finished"] * 3
-    assert all(0.01 <= t.lr <= 1 and 64 <= t.options["batch_size"] <= 128 for t in found.trials)
-    assert len({t.lr for t in found.trials}) == 3
-    again = searched(tmp_path, "tpe-again", "batch_size=64:128", depths="8,14", search="optuna", trials=2, epochs=1)
-    assert [t.options for t in again.trials] == [t.options for t in found.trials[:2]]
+    result = run_search(tmp_path, "tpe", "batch_size=64:128", depths="8,14", search="optuna", trials=3, epochs=1)
+    assert [t.status for t in result.trials] == ["finished"] * 3
+    assert all(0.01 <= t.lr <= 1 and 64 <= t.options["batch_size"] <= 128 for t in result.trials)
+    assert len({t.lr for t in result.trials}) == 3
+    again = run_search(tmp_path, "tpe-again", "batch_size=64:128", depths="8,14", search="optuna", trials=2, epochs=1)
+    assert [t.options for t in again.trials] == [t.options for t in result.trials[:2]]
 
 
 @pytest.mark.slow
 def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
-    found = searched(tmp_path, "pbt", depths="8", scheduler="pbt", trials=4, epochs=8, grace=4, lr="1e-5:0.2")
-    assert all((t.status, t.epochs) == ("finished", 8) for t in found.trials)
-    events = [e.what for t in found.trials for e in found.search.trial_run(t).events()]
+    result = run_search(tmp_path, "pbt", depths="8", scheduler="pbt", trials=4, epochs=8, grace=4, lr="1e-5:0.2")
+    assert all((t.status, t.epochs) == ("finished", 8) for t in result.trials)
+    events = [e.what for t in result.trials for e in result.search.trial_run(t).events()]
     assert any(what.startswith("Continued from the weights of epoch ") for what in events)
-    changed = [t for t in found.trials if found.search.trial_run(t).read().config.lr != t.options["lr"]]
-    assert not changed  # what is told of a trial is what it was trained with
+    changed = [t for t in result.trials if result.search.trial_run(t).read().config.lr != t.options["lr"]]
+    assert not changed  # what is recorded of a trial is what it was trained with
 
 
 def test_if_all_trials_fail_the_reasons_are_told_together(tmp_path: Path) -> None:
-    told = Notices()
+    warnings = Warnings()
     with pytest.raises(UserError) as failed:
-        searched(tmp_path, "all", depths="8", lr="1e9,2e9", search="grid", epochs=1, observer=told)
+        run_search(tmp_path, "all", depths="8", lr="1e9,2e9", search="grid", epochs=1, observer=warnings)
     assert failed.value.exit_code == 1
-    assert failed.value.cause.startswith("All 2 trials failed. 2 of them: Training diverged in epoch 1")
+    assert failed.value.cause.startswith("All 2 trials failed. 2 times: Training diverged in epoch 1")
     assert runs.find(tmp_path, "all").read().status == "failed"
-    assert not told.said  # no worker was lost over it, and with it the time to start another
+    assert not warnings.messages  # no worker was lost over it, and with it the time to start another
 
 
 @pytest.mark.slow
@@ -213,7 +215,7 @@ def test_a_killed_driver_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     search = Search(Run(tmp_path / "s"))
 
     def done() -> list[Trial]:
-        return [t for t in search.trials() if t.is_settled] if search.trials_file.exists() else []
+        return [t for t in search.trials() if t.has_ended] if search.trials_file.exists() else []
 
     end = time.monotonic() + 90
     while len(done()) < 2 or not any(0 < len(search.trial_run(n).epochs()) < 6 for n in (3, 4)):
@@ -228,8 +230,8 @@ def test_a_killed_driver_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
 
     ended = command("tune", "--resume", "s", "--runs-dir", tmp_path, "--json")
     assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    assert [(t["id"], t["status"], t["epochs"]) for t in told["trials"]] == [(n, "finished", 6) for n in (1, 2, 3, 4)]
+    result = json.loads(ended.stdout)
+    assert [(t["id"], t["status"], t["epochs"]) for t in result["trials"]] == [(n, "finished", 6) for n in (1, 2, 3, 4)]
     for number, content in before.items():
         assert search.trial_run(number).metrics_file.read_bytes() == content
     for number, epochs in at_hand.items():
@@ -238,7 +240,7 @@ def test_a_killed_driver_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
     alone = training.train(
         TrainConfig.of(model="resnet14", lr=0.1, epochs=6, cpus_per_worker=1, runs_dir=tmp_path, name="alone")
     )
-    last = next(t["id"] for t in told["trials"] if (t["model"], t["lr"]) == ("resnet14", 0.1))
+    last = next(t["id"] for t in result["trials"] if (t["model"], t["lr"]) == ("resnet14", 0.1))
     assert [e.val_loss for e in search.trial_run(last).epochs()] == [e.val_loss for e in alone.run.epochs()]
 
 
@@ -256,15 +258,15 @@ def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    told = Notices()
+    warnings = Warnings()
     options = {"lr": "0.05,0.1", "search": "grid", "scheduler": "none"}
-    found = searched(tmp_path, "k", depths="8", epochs=20, observer=told, **options)
+    result = run_search(tmp_path, "k", depths="8", epochs=20, observer=warnings, **options)
     killer.join()
     assert killed
-    assert len(told.said) == 1
-    assert re.match(r"The worker of trial [12] was lost: .*Retrying\.", told.said[0])
-    assert [(t.status, t.epochs) for t in found.trials] == [("finished", 20)] * 2
-    for trial in found.trials:
+    assert len(warnings.messages) == 1
+    assert re.match(r"The worker of trial [12] was lost: .*Retrying\.", warnings.messages[0])
+    assert [(t.status, t.epochs) for t in result.trials] == [("finished", 20)] * 2
+    for trial in result.trials:
         assert [e.epoch for e in search.trial_run(trial).epochs()] == list(range(1, 21))
     alone = training.train(
         TrainConfig.of(model="resnet8", lr=0.05, epochs=20, cpus_per_worker=1, runs_dir=tmp_path, name="alone")
@@ -294,7 +296,7 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "messages"),
     [
         (("--depths", "8,21"), ("--depths: resnet21 is not a valid depth", "nearby: resnet18, resnet20, resnet26")),
         (("--lr", "1:0.1"), ("--lr: the range 1:0.1 is inverted",)),
@@ -310,7 +312,7 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_request_is_one_line_and_writes_nothing(
-    cli: Callable[..., Ended], tmp_path: Path, arguments: tuple[str, ...], told: tuple[str, ...]
+    cli: Callable[..., Ended], tmp_path: Path, arguments: tuple[str, ...], messages: tuple[str, ...]
 ) -> None:
-    refused(cli("tune", *arguments, "--runs-dir", tmp_path / "runs"), *told)
+    refused(cli("tune", *arguments, "--runs-dir", tmp_path / "runs"), *messages)
     assert not (tmp_path / "runs" / "tune-digits").exists()

@@ -9,7 +9,7 @@ from resnet_ops import runs
 from resnet_ops.runs import DataRecord, Epoch, Run
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
-from resnet_ops.tuning.space import read
+from resnet_ops.tuning.space import read_space
 
 IMAGES = 500
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -69,7 +69,7 @@ def search(folder: Path, *trials: tuple[Trial, list[Epoch]], data: DataRecord = 
         SearchRecord(
             name=folder.name,
             config=TuneConfig(),
-            space=read(TuneConfig()),
+            space=read_space(TuneConfig()),
             data=data,
             device="cpu",
             epochs=4,

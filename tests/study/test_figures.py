@@ -1,11 +1,11 @@
-"""Each study has its figures and its table, of what its networks measured."""
+"""Each study has its figures and its table, from what was measured of its networks."""
 
 import pytest
 
 from resnet_ops.study.config import Study
-from resnet_ops.study.figures import pictures
-from resnet_ops.study.results import Spread, StudyResult, StudyRow, group_networks, markdown
-from tests.study.made import DATA, DEGRADED, layers, network, seeds
+from resnet_ops.study.figures import study_figures
+from resnet_ops.study.results import Spread, StudyResult, StudyRow, group_networks, to_markdown
+from tests.study.samples import DATA, DEGRADED, layers, network, seeds
 
 
 @pytest.mark.parametrize(
@@ -20,16 +20,16 @@ def test_each_study_has_its_figures_the_first_its_own(study: Study, names: list[
     groups = group_networks(
         [network(model, 0.1, 0.1, layers=layers(1, 2)) for model in ("plain20", "resnet20", "resnet56")]
     )
-    drawn = pictures(study, groups, 359)
-    assert [picture.name for picture in drawn] == names
-    for picture in drawn:
-        png, svg = picture.alone()
+    figures = study_figures(study, groups, 359)
+    assert [figure.name for figure in figures] == names
+    for figure in figures:
+        png, svg = figure.alone()
         assert png.startswith(b"\x89PNG")
         assert b"</svg>" in svg
 
 
 def test_without_layers_there_are_only_errors() -> None:
-    assert [picture.name for picture in pictures("degradation", DEGRADED, 359)] == ["degradation"]
+    assert [figure.name for figure in study_figures("degradation", DEGRADED, 359)] == ["degradation"]
 
 
 def test_the_table_has_means_deviations_and_what_was_published() -> None:
@@ -40,7 +40,7 @@ def test_the_table_has_means_deviations_and_what_was_published() -> None:
         )
         for group, published in zip(DEGRADED, (None, None, 0.0875, 0.0697), strict=True)
     ]  # fmt: skip
-    findings = StudyResult(
+    result = StudyResult(
         name="s",
         study="degradation",
         status="finished",
@@ -57,7 +57,7 @@ def test_the_table_has_means_deviations_and_what_was_published() -> None:
         versions={},
         total_s=1,
     )
-    lines = markdown(findings).splitlines()
+    lines = to_markdown(result).splitlines()
     assert "It is so." in lines
     assert "| plain56 | 1,000 | 2 | 65.00 ± 7.07 | 62.50 ± 3.54 |  |" in lines
     assert "| resnet20 | 1,000 | 2 | 1.10 ± 0.14 | 2.00 ± 0.00 | 8.75 |" in lines

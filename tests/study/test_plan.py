@@ -1,4 +1,4 @@
-"""Which trainings a study has."""
+"""The trainings of a study."""
 
 from pathlib import Path
 
@@ -12,66 +12,74 @@ from resnet_ops.study.config import StudyConfig
 
 
 def points(**options: object) -> list[dict[str, object]]:
-    return list(plan.space(StudyConfig.of(**options)).points)
+    return list(plan.search_space(StudyConfig.of(**options)).points)
 
 
 def test_every_network_from_every_seed_the_deepest_first() -> None:
-    found = points(depths="8,20", seeds=2, lr=0.3, given={"seed": 5})
-    assert [(p["family"], p["depth"], p["seed"], p["lr"]) for p in found] == [
+    planned = points(depths="8,20", seeds=2, lr=0.3, given={"seed": 5})
+    assert [(p["family"], p["depth"], p["seed"], p["lr"]) for p in planned] == [
         ("plain", 20, 5, 0.3), ("resnet", 20, 5, 0.3), ("plain", 8, 5, 0.3), ("resnet", 8, 5, 0.3),
         ("plain", 20, 6, 0.3), ("resnet", 20, 6, 0.3), ("plain", 8, 6, 0.3), ("resnet", 8, 6, 0.3),
     ]  # fmt: skip
 
 
-def test_what_is_typed_goes_before_the_recipe_and_the_recipe_before_the_usual() -> None:
-    assert plan.given(StudyConfig.of(lr=0.1)) == {"epochs": 12, "lr": 0.1, "crop_padding": 0}  # digits are left whole
-    assert plan.given(StudyConfig.of(given={"data": "cifar10"})) == {"data": "cifar10", "epochs": 12, "lr": 0.05}
-    assert plan.given(StudyConfig.of(epochs=3, given={"recipe": "paper"}))["epochs"] == 3
-    assert plan.given(StudyConfig.of(given={"recipe": "paper"})) == {"recipe": "paper"}
+def test_what_is_typed_overrides_the_recipe_and_the_recipe_the_defaults() -> None:
+    assert plan.shared_options(StudyConfig.of(lr=0.1)) == {
+        "epochs": 12,
+        "lr": 0.1,
+        "crop_padding": 0,
+    }  # digits are left whole
+    assert plan.shared_options(StudyConfig.of(given={"data": "cifar10"})) == {
+        "data": "cifar10",
+        "epochs": 12,
+        "lr": 0.05,
+    }
+    assert plan.shared_options(StudyConfig.of(epochs=3, given={"recipe": "paper"}))["epochs"] == 3
+    assert plan.shared_options(StudyConfig.of(given={"recipe": "paper"})) == {"recipe": "paper"}
     assert {point["lr"] for point in points(given={"recipe": "paper"})} == {0.1}
 
 
 def test_the_papers_recipe_warms_the_deepest_up_and_no_other_does() -> None:
-    found = points(depths="56,110", given={"recipe": "paper"}, seeds=1)
-    assert {p["depth"]: p.get("warmup_steps") for p in found} == {56: None, 110: 400}
+    planned = points(depths="56,110", given={"recipe": "paper"}, seeds=1)
+    assert {p["depth"]: p.get("warmup_steps") for p in planned} == {56: None, 110: 400}
     assert all("warmup_steps" not in p for p in points(depths="110"))
 
 
 def test_baselines_are_trained_where_the_images_are_large_enough(tmp_path: Path) -> None:
-    """At 40 pixels a side: VGG and GoogLeNet, VGG with less learning rate; of digits none."""
+    """At 40 pixels a side: VGG and GoogLeNet, VGG with a lower learning rate; on digits none."""
     for name in ("light", "dark"):
         for number in range(5):
             (tmp_path / name).mkdir(exist_ok=True)
             shade = np.full((40, 40, 3), 20 * number + (128 if name == "light" else 0), np.uint8)
             Image.fromarray(shade).save(tmp_path / name / f"{number}.png")
-    said: list[str] = []
+    warnings: list[str] = []
     config = StudyConfig.of(depths="8", seeds=1, lr=0.1, baselines=True, given={"data": str(tmp_path)})
-    found = plan.space(config, said.append).points
-    assert [(p["family"], p["lr"]) for p in found] == [
+    planned = plan.search_space(config, warnings.append).points
+    assert [(p["family"], p["lr"]) for p in planned] == [
         ("googlenet", 0.1), ("vgg", 0.01), ("plain", 0.1), ("resnet", 0.1),
     ]  # fmt: skip
-    assert said == ["Skipping alexnet8: it needs images of at least 63x63 pixels."]
-    said.clear()
-    assert len(plan.space(StudyConfig.of(baselines=True, seeds=1), said.append).points) == 8
-    assert len(said) == 3
+    assert warnings == ["Skipping alexnet8: it needs images of at least 63x63 pixels."]
+    warnings.clear()
+    assert len(plan.search_space(StudyConfig.of(baselines=True, seeds=1), warnings.append).points) == 8
+    assert len(warnings) == 3
     with pytest.raises(UserError, match="--baselines applies to the degradation study only"):
         points(study="responses", baselines=True)
 
 
 def test_imagenet_networks_have_the_plain_ones_parameters() -> None:
-    found = points(depths="18,34", seeds=1)
-    assert {(p["family"], p.get("shortcut")) for p in found} == {("plain", None), ("resnet", "A")}
+    planned = points(depths="18,34", seeds=1)
+    assert {(p["family"], p.get("shortcut")) for p in planned} == {("plain", None), ("resnet", "A")}
 
 
 def test_shortcuts_are_compared_at_each_depth() -> None:
-    found = points(study="shortcuts", depths="8,14", options="A,C", seeds=1)
-    assert [(p["family"], p["depth"], p["shortcut"]) for p in found] == [
+    planned = points(study="shortcuts", depths="8,14", options="A,C", seeds=1)
+    assert [(p["family"], p["depth"], p["shortcut"]) for p in planned] == [
         ("resnet", 14, "A"), ("resnet", 14, "C"), ("resnet", 8, "A"), ("resnet", 8, "C"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"depths": "8,21"}, "--depths: resnet21 is not a valid depth"),
         ({"depths": "eight"}, "--depths: 'eight' is not a depth"),
@@ -81,7 +89,7 @@ def test_shortcuts_are_compared_at_each_depth() -> None:
         ({"seeds": 0}, "--seeds"),
     ],
 )
-def test_what_cannot_be_studied_is_refused(options: dict[str, object], told: str) -> None:
+def test_what_cannot_be_studied_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as refused:
         points(**options)
-    assert told in str(refused.value)
+    assert message in str(refused.value)

@@ -1,25 +1,25 @@
-"""What is said of a study is what its numbers show."""
+"""The verdict says what the numbers show, and no more."""
 
 import pytest
 
 from resnet_ops.study import verdict
 from resnet_ops.study.results import Spread, group_networks
-from tests.study.made import DATA, DEGRADED, layers, network, seeds
+from tests.study.samples import DATA, DEGRADED, layers, network, seeds
 
 
 def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
-    told = verdict.degradation(DEGRADED, DATA)
-    assert told.startswith(
+    text = verdict.degradation(DEGRADED, DATA)
+    assert text.startswith(
         "Plain networks degrade from depth 56, by up to 62.5 percentage points of training error; residual networks "
         "do not."
     )
-    assert "plain20 2.5% (2.0% to 3.0%), plain56 65.0% (60.0% to 70.0%); validation error degrades too" in told
-    assert "resnet56 1.1% (0.9% to 1.3%); none is significantly above that of a shallower network" in told
-    assert told.endswith("Means of 2 seeds, with the range (minimum to maximum) where seeds differ.")
+    assert "plain20 2.5% (2.0% to 3.0%), plain56 65.0% (60.0% to 70.0%); validation error degrades too" in text
+    assert "resnet56 1.1% (0.9% to 1.3%); none is significantly above that of a shallower network" in text
+    assert text.endswith("Means of 2 seeds, with the range (minimum to maximum) where seeds differ.")
 
 
 @pytest.mark.parametrize(
-    ("networks", "told"),
+    ("networks", "opening"),
     [
         # Seeds overlap: the means differ, and that is all.
         (seeds("plain20", [0.1, 0.4], [0.1, 0.4]) + seeds("plain56", [0.3, 0.5], [0.3, 0.5]), "No degradation"),
@@ -43,8 +43,8 @@ def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
         (seeds("resnet20", [0.1], [0.1]), "Nothing to compare: no kind of network has two depths."),
     ],
 )  # fmt: skip
-def test_it_says_no_more_than_the_numbers(networks: list, told: str) -> None:  # type: ignore[type-arg]
-    assert verdict.degradation(group_networks(networks), DATA).startswith(told)
+def test_it_says_no_more_than_the_numbers(networks: list, opening: str) -> None:  # type: ignore[type-arg]
+    assert verdict.degradation(group_networks(networks), DATA).startswith(opening)
 
 
 def test_training_error_alone_is_said_to_be_so() -> None:
@@ -54,9 +54,9 @@ def test_training_error_alone_is_said_to_be_so() -> None:
     assert "validation error degrades too at depth 110." in verdict.degradation(more, DATA)
 
 
-def test_one_seed_and_failures_are_told() -> None:
-    nothing = {"status": "failed", "reason": "The loss is inf.", "val_error": None, "train_error": None}
-    failed = [network("plain20", 0.5, 0.5, 1, **nothing), network("plain110", 0.5, 0.5, **nothing)]
+def test_one_seed_and_failures_are_reported() -> None:
+    no_results = {"status": "failed", "reason": "The loss is inf.", "val_error": None, "train_error": None}
+    failed = [network("plain20", 0.5, 0.5, 1, **no_results), network("plain110", 0.5, 0.5, **no_results)]
     networks = [network("plain20", 0.1, 0.1), *failed, network("plain56", 0.5, 0.5)]
     groups = group_networks(networks)
     assert [(g.model, len(g.networks), g.lost) for g in groups] == [("plain20", 1, 1), ("plain56", 1, 0)]
@@ -69,21 +69,21 @@ def test_one_seed_and_failures_are_told() -> None:
 
 def test_errors_are_above_each_other_beyond_seeds_and_images() -> None:
     low, high = Spread.of([0.10, 0.12]), Spread.of([0.13, 0.15])
-    assert verdict.above(high, low, 10_000)
-    assert not verdict.above(high, low, 100)
-    assert not verdict.above(Spread.of([0.11, 0.50]), low, 10_000)
+    assert verdict.is_higher(high, low, 10_000)
+    assert not verdict.is_higher(high, low, 100)
+    assert not verdict.is_higher(Spread.of([0.11, 0.50]), low, 10_000)
 
 
 def test_gradients_vanish_grow_or_neither() -> None:
     groups = group_networks(
         [
             network("plain20", 0.1, 0.1, layers=layers(1.0, 1.0)),
-            network("plain56", 0.1, 0.1, layers=layers(1e-6, 1.0)),  # the deepest is told of
+            network("plain56", 0.1, 0.1, layers=layers(1e-6, 1.0)),  # the deepest is reported
             network("resnet56", 0.1, 0.1, layers=layers(3.0, 1.0)),
         ]
     )
-    told = verdict.gradients(groups)
-    assert "At initialisation in plain56 1e-06, vanishing; in resnet56 3, neither vanishing" in told
+    text = verdict.gradients(groups)
+    assert "At initialisation in plain56 1e-06, vanishing; in resnet56 3, neither vanishing" in text
     grown = group_networks(seeds("plain56", [0.1, 0.1], [0.1, 0.1], layers=layers(1e6, 1.0)))
     assert "1e+06 (1e+06 to 1e+06), exploding" in verdict.gradients(grown)
     assert verdict.gradients(group_networks([network("plain20", 0.1, 0.1)])) == ""
@@ -92,27 +92,27 @@ def test_gradients_vanish_grow_or_neither() -> None:
 def test_responses_fall_or_do_not() -> None:
     def groups(*responses: float, plain: float = 2.0) -> list:  # type: ignore[type-arg]
         depths = (20, 56, 110)[: len(responses)]
-        found = [
+        networks = [
             network(f"resnet{d}", 0.1, 0.1, layers=layers(1, 1, r)) for d, r in zip(depths, responses, strict=True)
         ]
-        found.append(network("plain20", 0.1, 0.1, layers=layers(1, 1, plain)))
-        return group_networks([*found, network("plain56", 0.9, 0.9, layers=layers(1, 1, 99.0))])
+        networks.append(network("plain20", 0.1, 0.1, layers=layers(1, 1, plain)))
+        return group_networks([*networks, network("plain56", 0.9, 0.9, layers=layers(1, 1, 99.0))])
 
-    told = verdict.responses(groups(1.0, 0.5, 0.25))
+    text = verdict.responses(groups(1.0, 0.5, 0.25))
     assert (
         "relative to its shortcut, after training, falls as depth grows: 0.5 in resnet20, 0.25 in resnet56, 0.12 in "
-        "resnet110; before" in told
+        "resnet110; before" in text
     )
-    assert "all residual layers' responses falls: 1 in resnet20, 0.5 in resnet56, 0.25 in resnet110" in told
-    assert "At depth 20 it is smaller than that of the plain network, 2." in told
-    assert "At depth 56" not in told
-    assert "plain56 did not learn" in told
+    assert "all residual layers' responses falls: 1 in resnet20, 0.5 in resnet56, 0.25 in resnet110" in text
+    assert "At depth 20 it is smaller than that of the plain network, 2." in text
+    assert "At depth 56" not in text
+    assert "plain56 did not learn" in text
     assert "responses does not fall monotonically" in verdict.responses(groups(0.5, 1.0))
     assert "responses hardly changes: 1 in" in verdict.responses(groups(1.0, 0.99, 0.98))
     assert "about the same as that of the plain network" in verdict.responses(groups(1.0, plain=1.05))
 
 
-def test_shortcuts_are_told_apart_where_they_can_be() -> None:
+def test_shortcuts_are_distinguished_where_the_numbers_allow() -> None:
     groups = group_networks(
         [
             *seeds("resnet20", [0.1, 0.1], [0.10, 0.12], shortcut="A"),
@@ -120,6 +120,6 @@ def test_shortcuts_are_told_apart_where_they_can_be() -> None:
             *seeds("resnet20", [0.1, 0.1], [0.50, 0.52], shortcut="C"),
         ]
     )
-    told = verdict.shortcuts(groups, DATA)
-    assert "resnet20: B has the lowest validation error, 10.0% (9.0% to 11.0%); higher: C 51.0%" in told
-    assert "not distinguishable: A 11.0% (10.0% to 12.0%)" in told
+    text = verdict.shortcuts(groups, DATA)
+    assert "resnet20: B has the lowest validation error, 10.0% (9.0% to 11.0%); higher: C 51.0%" in text
+    assert "not distinguishable: A 11.0% (10.0% to 12.0%)" in text

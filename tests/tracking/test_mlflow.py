@@ -1,4 +1,4 @@
-"""MLflow: a server of its own and a training told to it, either of them killed; and MLflow's store without a server."""
+"""MLflow: a real server and a training logged to it, either of them killed; and MLflow's store without a server."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.runs import Epoch, Run
-from resnet_ops.tracking.tracker import settings
+from resnet_ops.tracking.tracker import service_environment
 from resnet_ops.tracking.uploader import TrackedRun
 from tests.conftest import COMMAND, Ended, command
 from tests.test_runs import epoch, record
@@ -24,8 +24,8 @@ TRAIN = ("train", "--model", "resnet8", "--track", "mlflow")
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow tells its makers that it is used; not of tests."""
+def no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep MLflow from reporting tests to its makers."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
@@ -58,10 +58,10 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
-    made.start()
-    yield made
-    made.kill()
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.kill()
 
 
 def history(client: MlflowClient, run_id: str, name: str = "loss/val") -> list[tuple[int, float]]:
@@ -72,17 +72,20 @@ def test_server_and_training_are_killed_and_every_epoch_is_there_once(server: Se
     run, environment = Run(tmp_path / "runs" / "r"), os.environ | {"MLFLOW_TRACKING_URI": server.uri}
     options = [*TRAIN, "--epochs", "400", "--name", "r", "--runs-dir", str(run.path.parent)]
     training = subprocess.Popen([*COMMAND, *options], env=environment, stderr=subprocess.DEVNULL)
-    told = lambda words: any(words in event.what for event in run.events())  # noqa: E731
-    wait_for(lambda: told(f"MLflow: {server.uri}/#/experiments/"))
+
+    def logged(text: str) -> bool:
+        return any(text in event.what for event in run.events())
+
+    wait_for(lambda: logged(f"MLflow: {server.uri}/#/experiments/"))
     server.kill()
     # By the next call, or by one that the server had in hand.
     refused, cut = "[Errno 111] Connection refused", "ConnectionResetError(104, 'Connection reset by peer'))"
-    whys = refused, f"('Connection aborted.', {cut}"
-    wait_for(lambda: any(told(f"MLflow: logging failed: {why}. Training continues") for why in whys))
+    causes = refused, f"('Connection aborted.', {cut}"
+    wait_for(lambda: any(logged(f"MLflow: logging failed: {cause}. Training continues") for cause in causes))
     training.send_signal(signal.SIGSTOP)  # or it would be done before the server is back
     server.start()
     training.send_signal(signal.SIGCONT)
-    wait_for(lambda: told("MLflow: reconnected") and len(run.epochs()) > 2)
+    wait_for(lambda: logged("MLflow: reconnected") and len(run.epochs()) > 2)
     training.kill()
     training.wait()
     done, stopped = len(run.epochs()), run.read()
@@ -94,19 +97,20 @@ def test_server_and_training_are_killed_and_every_epoch_is_there_once(server: Se
     client = MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("resnet-ops")
     assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
+    (server_run,) = client.search_runs([experiment.experiment_id])
     epochs = run.epochs()
     assert [e.epoch for e in epochs] == list(range(1, done + 4))
-    assert history(client, found.info.run_id) == [(e.epoch, e.val_loss) for e in epochs]
-    assert history(client, found.info.run_id, "images_per_second") == [(e.epoch, e.images_per_second) for e in epochs]
-    assert (found.info.run_name, found.info.status) == ("r", "FINISHED")
-    assert (found.data.params["model"], found.data.params["lr"]) == ("resnet8", "0.1")
-    assert found.data.tags["data_fingerprint"] == run.read().data.fingerprint
-    assert found.data.tags["best_weights"] == str(run.best / "model.safetensors")
-    assert found.data.tags["version.torch"] == run.read().versions["torch"]
+    run_id = server_run.info.run_id
+    assert history(client, run_id) == [(e.epoch, e.val_loss) for e in epochs]
+    assert history(client, run_id, "images_per_second") == [(e.epoch, e.images_per_second) for e in epochs]
+    assert (server_run.info.run_name, server_run.info.status) == ("r", "FINISHED")
+    assert (server_run.data.params["model"], server_run.data.params["lr"]) == ("resnet8", "0.1")
+    assert server_run.data.tags["data_fingerprint"] == run.read().data.fingerprint
+    assert server_run.data.tags["best_weights"] == str(run.best / "model.safetensors")
+    assert server_run.data.tags["version.torch"] == run.read().versions["torch"]
 
 
-def test_one_that_never_answers_is_told_with_no_secret_and_hears_of_it_later(
+def test_a_server_that_is_down_is_reported_without_secrets_and_the_run_is_uploaded_later(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
@@ -129,56 +133,58 @@ def test_one_that_never_answers_is_told_with_no_secret_and_hears_of_it_later(
     assert again.code == 0
     assert "not logged" not in again.err
     client = MlflowClient(store)
-    (found,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])  # type: ignore[union-attr]
-    assert history(client, found.info.run_id) == [(e.epoch, e.val_loss) for e in run.epochs()]
-    assert found.info.status == "FINISHED"
+    (server_run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])  # type: ignore[union-attr]
+    assert history(client, server_run.info.run_id) == [(e.epoch, e.val_loss) for e in run.epochs()]
+    assert server_run.info.status == "FINISHED"
 
 
-def test_epochs_that_come_out_otherwise_replace_what_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_that_are_retrained_to_other_numbers_replace_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     run, client = Run(tmp_path / "r"), MlflowClient(store)
     run.path.mkdir()
-    made = record(config=TrainConfig.of(track="mlflow", cache_dir="/a"))
+    run_record = record(config=TrainConfig.of(track="mlflow", cache_dir="/a"))
 
-    def log_event(epochs: list[Epoch]) -> str:
-        told = TrackedRun("mlflow", run, made)
-        told.catch_up(epochs)
-        assert told.id is not None
-        return told.id
+    def upload(epochs: list[Epoch]) -> str:
+        tracked = TrackedRun("mlflow", run, run_record)
+        tracked.upload(epochs)
+        assert tracked.id is not None
+        return tracked.id
 
     same = [epoch(n) for n in range(1, 4)]
-    first = log_event(same)
+    first = upload(same)
     faster = [e.model_copy(update={"images_per_second": 2.0}) for e in same]
-    assert log_event([*faster[:2]]) == first  # rewound, and trained to the same numbers
-    assert log_event([*faster, epoch(4)]) == first
+    assert upload([*faster[:2]]) == first  # rewound, and trained to the same numbers
+    assert upload([*faster, epoch(4)]) == first
     assert history(client, first, "images_per_second") == [(n, 1.0) for n in range(1, 5)]
     other = [*same[:2], epoch(3).model_copy(update={"val_loss": 2.0})]
-    second = log_event(other)
+    second = upload(other)
     assert second != first
     assert history(client, second) == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert client.get_run(first).info.lifecycle_stage == "deleted"
 
 
-@pytest.mark.parametrize("what", ["train", "tune"])
+@pytest.mark.parametrize("command_name", ["train", "tune"])
 @pytest.mark.parametrize(("track", "name"), [("mlflow", "MLflow"), ("wandb", "Weights & Biases")])
 def test_without_the_extra_nothing_begins(
-    what: str, track: str, name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    command_name: str, track: str, name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, track, None)
-    ended = cli(what, "--track", track, "--runs-dir", tmp_path)
+    ended = cli(command_name, "--track", track, "--runs-dir", tmp_path)
     assert ended.code == 2
     assert ended.err == f"error: --track {track} needs {name}: pip install 'resnet-ops[{track}]'\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_is_sent_where_to_track_and_no_secret(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_gets_the_variables_of_tracking_and_no_secret(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert settings("mlflow") == {"MLFLOW_TRACKING_URI": "http://there:5000"}
+    assert service_environment("mlflow") == {"MLFLOW_TRACKING_URI": "http://there:5000"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@there:5000")
-    assert settings("none") == {}
+    assert service_environment("none") == {}
     ended = cli(*TRAIN, "--cluster", "http://127.0.0.1:9", "--runs-dir", "/shared")
     assert ended.code == 2
     assert "MLFLOW_TRACKING_URI contains a user name or a secret" in ended.err

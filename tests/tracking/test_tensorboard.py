@@ -13,25 +13,25 @@ from resnet_ops.training.job import TrainResult
 from tests.test_runs import epoch, record
 
 
-def shown(folder: Path | str) -> dict[str, list[tuple[int, float]]]:
-    """Each curve as TensorBoard would draw it: (step, value)."""
+def read_curves(folder: Path | str) -> dict[str, list[tuple[int, float]]]:
+    """Return each curve as TensorBoard would draw it: (step, value)."""
     reader = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     reader.Reload()
     return {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
 
 
 def curves(epochs: list[Epoch]) -> dict[str, list[tuple[int, object]]]:
-    """What there is to be seen of some epochs; event files hold single precision."""
+    """Return the curves that these epochs should have; event files hold single precision."""
     names = scalars(epochs[0])
     return {name: [(e.epoch, pytest.approx(scalars(e)[name], rel=1e-6)) for e in epochs] for name in names}
 
 
 def test_every_run_leaves_its_curves_and_hyperparameters(trained: TrainResult) -> None:
     folder = trained.run.path / "tensorboard"
-    found = shown(folder)
-    assert found == curves(trained.run.epochs())
-    assert {"loss/train", "loss/val", "error/train", "error/val", "lr", "images_per_second"} < set(found)
-    assert len(found["loss/val"]) == trained.record.config.epochs
+    drawn = read_curves(folder)
+    assert drawn == curves(trained.run.epochs())
+    assert {"loss/train", "loss/val", "error/train", "error/val", "lr", "images_per_second"} < set(drawn)
+    assert len(drawn["loss/val"]) == trained.record.config.epochs
     reader = EventAccumulator(str(folder))
     reader.Reload()
     content = reader.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
@@ -41,34 +41,37 @@ def test_every_run_leaves_its_curves_and_hyperparameters(trained: TrainResult) -
     assert "cluster" not in hyperparameters
 
 
-def made(number: int, val_loss: float) -> Epoch:
+def epoch_of(number: int, val_loss: float) -> Epoch:
     return epoch(number).model_copy(update={"val_loss": val_loss})
 
 
 @pytest.mark.parametrize("same_process", [True, False])
 def test_an_epoch_that_is_trained_anew_leaves_no_trace(tmp_path: Path, same_process: bool) -> None:
     run = Run(tmp_path / "r")
-    before, after = [made(n, 1.0) for n in range(1, 6)], [*(made(n, 1.0) for n in (1, 2)), made(3, 2.0)]
+    before, after = (
+        [epoch_of(n, 1.0) for n in range(1, 6)],
+        [*(epoch_of(n, 1.0) for n in (1, 2)), epoch_of(3, 2.0)],
+    )
     first = EventFile(run, record())
-    first.catch_up(before[:2])
-    first.catch_up(before)
-    theirs = run.path / FOLDER / "events.out.tfevents.1.somebody"
-    theirs.touch()
-    looking = EventAccumulator(str(run.path / FOLDER))
-    looking.Reload()
-    assert shown(run.path / FOLDER) == curves(before)
+    first.update(before[:2])
+    first.update(before)
+    foreign = run.path / FOLDER / "events.out.tfevents.1.somebody"
+    foreign.touch()
+    reader = EventAccumulator(str(run.path / FOLDER))
+    reader.Reload()
+    assert read_curves(run.path / FOLDER) == curves(before)
 
     second = first if same_process else EventFile(run, record())  # its process was killed, or it was not
-    second.catch_up(after[:2])
-    assert shown(run.path / FOLDER) == curves(after[:2])
-    second.catch_up(after)
+    second.update(after[:2])
+    assert read_curves(run.path / FOLDER) == curves(after[:2])
+    second.update(after)
     second.close()
-    assert shown(run.path / FOLDER) == curves(after)
-    looking.Reload()  # a TensorBoard that was open all the time
-    assert [(e.step, e.value) for e in looking.Scalars("loss/val")] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    assert read_curves(run.path / FOLDER) == curves(after)
+    reader.Reload()  # a TensorBoard that was open all the time
+    assert [(e.step, e.value) for e in reader.Scalars("loss/val")] == [(1, 1.0), (2, 1.0), (3, 2.0)]
     for _ in range(3):
         again = EventFile(run, record())
-        again.catch_up(after)
+        again.update(after)
         again.close()
-    assert theirs.exists()
+    assert foreign.exists()
     assert len(list((run.path / FOLDER).iterdir())) == 3

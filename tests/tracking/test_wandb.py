@@ -1,4 +1,4 @@
-"""Weights & Biases, offline: what its library wrote down; never its server."""
+"""Weights & Biases, offline: what its library writes to disk; never its server."""
 
 import json
 import os
@@ -16,8 +16,8 @@ BLOCK, HEADER, LAST_PARTS = 32768, 7, (1, 4)
 
 
 def records(file: Path) -> list[Any]:
-    """All that lies in a .wandb file: protocol buffers in LevelDB's log format, after 7 bytes of its own."""
-    content, at, parts, found = file.read_bytes(), HEADER, b"", []
+    """Return all records of a .wandb file: protocol buffers in LevelDB's log format, after 7 bytes of its own."""
+    content, at, parts, messages = file.read_bytes(), HEADER, b"", []
     while at + HEADER <= len(content):
         if BLOCK - at % BLOCK < HEADER:
             at += BLOCK - at % BLOCK
@@ -25,12 +25,12 @@ def records(file: Path) -> list[Any]:
         parts += content[at + HEADER : at + HEADER + size]
         at += HEADER + size
         if part in LAST_PARTS:
-            found.append(wandb_internal_pb2.Record.FromString(parts))
+            messages.append(wandb_internal_pb2.Record.FromString(parts))
             parts = b""
-    return found
+    return messages
 
 
-def test_a_run_is_written_down_to_be_sent_later(
+def test_an_offline_run_is_on_disk_to_be_uploaded_later(
     tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -41,18 +41,18 @@ def test_a_run_is_written_down_to_be_sent_later(
     assert ended.json["status"] == "finished"
     run = Run(tmp_path / "r")
     (file,) = (run.path / "wandb").glob("offline-run-*/run-*.wandb")
-    found = records(file)
-    (about,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
-    assert (about.project, about.display_name) == ("mine", "r")
-    config = {item.key: json.loads(item.value_json) for item in about.config.update}
+    written = records(file)
+    (logged,) = [r.run for r in written if r.WhichOneof("record_type") == "run"]
+    assert (logged.project, logged.display_name) == ("mine", "r")
+    config = {item.key: json.loads(item.value_json) for item in logged.config.update}
     assert (config["model"], config["data_fingerprint"]) == ("resnet8", run.read().data.fingerprint)
     history = [
         {item.key or item.nested_key[0]: json.loads(item.value_json) for item in r.history.item}
-        for r in found
+        for r in written
         if r.WhichOneof("record_type") == "history"
     ]
     assert [(line["epoch"], line["loss/val"]) for line in history] == [(e.epoch, e.val_loss) for e in run.epochs()]
-    assert json.loads((run.path / "tracking.json").read_text())["wandb"]["id"] == about.run_id
+    assert json.loads((run.path / "tracking.json").read_text())["wandb"]["id"] == logged.run_id
 
 
 def test_without_a_key_it_is_refused_at_once(tmp_path: Path) -> None:

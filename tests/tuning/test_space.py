@@ -1,4 +1,4 @@
-"""What is searched, as it is typed and as it is drawn."""
+"""The search space as it is typed, and the points that are drawn from it."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from resnet_ops.errors import UserError
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tuning import algorithms
 from resnet_ops.tuning.config import TuneConfig
-from resnet_ops.tuning.space import Choices, Range, Space, options, read
+from resnet_ops.tuning.space import Choices, Range, Space, read_space, train_options
 
 
 def space(*pairs: str, **options: object) -> Space:
-    return read(TuneConfig.of(**options), pairs)
+    return read_space(TuneConfig.of(**options), pairs)
 
 
 def test_lists_ranges_and_single_values_are_told_apart(tmp_path: Path) -> None:
@@ -21,27 +21,27 @@ def test_lists_ranges_and_single_values_are_told_apart(tmp_path: Path) -> None:
     file.write_text(
         'lr = 0.1\nweight_decay = "1e-5:1e-3"\nbatch_size = [64, 128]\nnesterov = true\nmilestones = "0.5,0.75"\n'
     )
-    found = space("momentum=0.8:0.95", "batch-size=32,64", depths="20,56", family="resnet,plain", space=file)
-    assert found.searched == {
+    search_space = space("momentum=0.8:0.95", "batch-size=32,64", depths="20,56", family="resnet,plain", space=file)
+    assert search_space.searched == {
         "depth": Choices((20, 56)),
         "family": Choices(("resnet", "plain")),
         "weight_decay": Range(1e-5, 1e-3, log=True, whole=False),
         "momentum": Range(0.8, 0.95, log=False, whole=False),
         "batch_size": Choices((32, 64)),  # what is typed goes before the file
     }
-    assert found.fixed == {"lr": 0.1, "nesterov": True, "milestones": "0.5,0.75"}
+    assert search_space.fixed == {"lr": 0.1, "nesterov": True, "milestones": "0.5,0.75"}
 
 
 def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text('lr = "0.1:0.2"\ndepths = [8, 14]\n')
-    found = space(space=file, lr="0.3:0.4")
-    assert found.searched["lr"] == Range(0.3, 0.4, log=False, whole=False)
-    assert found.searched["depth"] == Choices((8, 14))
+    search_space = space(space=file, lr="0.3:0.4")
+    assert search_space.searched["lr"] == Range(0.3, 0.4, log=False, whole=False)
+    assert search_space.searched["depth"] == Choices((8, 14))
 
 
 @pytest.mark.parametrize(
-    ("pairs", "told"),
+    ("pairs", "message"),
     [
         (("lr=1:0.1",), "lr=1:0.1: the range 1:0.1 is inverted"),
         (("lr=0.1:0.1",), "the range 0.1:0.1 is empty"),
@@ -62,10 +62,10 @@ def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_
         (("depths=8", "lr=0.1"), "Nothing to search"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(pairs: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_searched_is_refused(pairs: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as refused:
         space(*pairs)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_an_option_is_either_shared_or_searched() -> None:
@@ -75,18 +75,18 @@ def test_an_option_is_either_shared_or_searched() -> None:
 
 def test_a_point_is_a_training() -> None:
     point = {"depth": 56, "family": "plain", "lr": 0.3, "weight_decay": 0.001}
-    config = configure(recipe="fast", epochs=3, **options(point))
+    config = configure(recipe="fast", epochs=3, **train_options(point))
     assert (config.model, config.lr, config.weight_decay, config.epochs) == ("plain56", 0.3, 0.001, 3)
     assert config.nesterov  # the recipe's
 
 
 def test_the_same_seed_draws_the_same_trials_and_each_depth_equally_often() -> None:
     config = TuneConfig.of(trials=14)
-    found = space()
-    points = algorithms.drawn(config, found, seed=3)
-    assert points == algorithms.drawn(config, found, seed=3)
-    assert points[:6] == algorithms.drawn(TuneConfig.of(trials=6), found, seed=3)
-    assert [p["lr"] for p in points] != [p["lr"] for p in algorithms.drawn(config, found, seed=4)]
+    search_space = space()
+    points = algorithms.draw_points(config, search_space, seed=3)
+    assert points == algorithms.draw_points(config, search_space, seed=3)
+    assert points[:6] == algorithms.draw_points(TuneConfig.of(trials=6), search_space, seed=3)
+    assert [p["lr"] for p in points] != [p["lr"] for p in algorithms.draw_points(config, search_space, seed=4)]
     assert len(points) == 14
     counts = [[p["depth"] for p in points].count(depth) for depth in (8, 14, 20, 32)]
     assert sorted(counts) == [3, 3, 4, 4]
@@ -97,23 +97,23 @@ def test_the_same_seed_draws_the_same_trials_and_each_depth_equally_often() -> N
 
 
 def test_a_grid_is_every_combination() -> None:
-    found = space("weight_decay=1e-4,5e-4", depths="8,20", lr="0.01:1")
+    search_space = space("weight_decay=1e-4,5e-4", depths="8,20", lr="0.01:1")
     config = TuneConfig.of(search="grid")
-    points = algorithms.drawn(config, found, seed=0)
-    assert len(points) == algorithms.planned(config, found) == 2 * 2 * 5
+    points = algorithms.draw_points(config, search_space, seed=0)
+    assert len(points) == algorithms.count_trials(config, search_space) == 2 * 2 * 5
     assert sorted({p["lr"] for p in points}) == [0.01, 0.03162, 0.1, 0.3162, 1.0]
     assert len({tuple(sorted(p.items())) for p in points}) == 20
     with pytest.raises(UserError, match="the grid has 20 combinations"):
-        algorithms.planned(TuneConfig.of(search="grid", trials=7), found)
+        algorithms.count_trials(TuneConfig.of(search="grid", trials=7), search_space)
 
 
-def test_pbt_is_refused_where_weights_could_not_be_handed_on() -> None:
+def test_pbt_is_refused_where_weights_could_not_be_copied() -> None:
     with pytest.raises(UserError, match="all must be the same network: depth cannot be searched"):
-        algorithms.scheduler(TuneConfig.of(scheduler="pbt"), space(), epochs=10)
-    algorithms.scheduler(TuneConfig.of(scheduler="pbt"), space(depths="8"), epochs=10)
+        algorithms.build_scheduler(TuneConfig.of(scheduler="pbt"), space(), epochs=10)
+    algorithms.build_scheduler(TuneConfig.of(scheduler="pbt"), space(depths="8"), epochs=10)
 
 
 def test_every_option_that_can_be_searched_is_one_of_train() -> None:
-    from resnet_ops.tuning.space import OPTIONS
+    from resnet_ops.tuning.space import TRAIN_OPTIONS
 
-    assert set(OPTIONS) <= set(TrainConfig.model_fields)
+    assert set(TRAIN_OPTIONS) <= set(TrainConfig.model_fields)

@@ -1,4 +1,4 @@
-"""Findings made up, whose numbers are known."""
+"""Results of studies with chosen numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +20,9 @@ DATA = DataRecord(
 
 
 def layers(first: float, last: float, response: float = 1.0) -> Layers:
-    """Eleven layers whose gradients go from one norm to another, evenly in logarithms."""
+    """Return eleven layers whose gradients go from one norm to another, evenly in logarithms."""
     gradients = [first * (last / first) ** (i / 10) for i in range(11)]
-    every = tuple(
+    sample = tuple(
         Layer(
             name=f"layer{i}",
             response_std=response,
@@ -33,23 +33,23 @@ def layers(first: float, last: float, response: float = 1.0) -> Layers:
         )
         for i, gradient in enumerate(gradients)
     )
-    return Layers(initial=every, trained=every)
+    return Layers(initial=sample, trained=sample)
 
 
 def network(model: str, train: float, val: float, seed: int = 0, **more: Any) -> Network:
-    """A training that ended with these errors."""
+    """Return a training that ended with these errors."""
     kind = "plain" if model.startswith("plain") else "resnet"
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": model, "depth": int(model.removeprefix(kind)), "kind": kind, "seed": seed, "status": "finished",
         "shortcut": "A" if kind == "resnet" else None, "reason": "", "parameters": 1000, "seconds": 1.0,
         "train_error": train, "val_error": val, "best_val_error": val, "trial": "trials/001",
         "curve": tuple(made.epochs([0.9, val])),
     }  # fmt: skip
-    return Network(**given | more)
+    return Network(**fields | more)
 
 
 def seeds(model: str, train: Sequence[float], val: Sequence[float], **more: Any) -> list[Network]:
-    """Trainings of one network from several seeds."""
+    """Return trainings of one network from several seeds."""
     return [network(model, t, v, seed, **more) for seed, (t, v) in enumerate(zip(train, val, strict=True))]
 
 
