@@ -18,7 +18,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from resnet_ops import files, runs
-from resnet_ops.config import JobConfig, TrainConfig
+from resnet_ops.cluster_config import JobConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.options import as_typed

@@ -17,7 +17,8 @@ import torch
 from ray import tune
 
 from resnet_ops import files, runs
-from resnet_ops.config import DataConfig, NodeRange, TrainConfig
+from resnet_ops.cluster_config import NodeRange
+from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, PausedError, UserError
 from resnet_ops.orchestration import cluster_kv
