@@ -17,7 +17,8 @@ from resnet_ops.formatting import percent
 from resnet_ops.options import as_options
 from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.orchestration.milestones import tell_submitter
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.runs import Run
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range

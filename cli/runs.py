@@ -18,7 +18,7 @@ def runs(options: Options, json: Json = False, debug: Debug = False) -> None:
     runs_dir = options.make(RunsConfig).runs_dir
     output = Output(json)
     shown = table("name", "model", "data", "status", ">epochs", ">accuracy", "when")
-    found = library.summaries(runs_dir, _notice)
+    found = library.summarize(runs_dir, _notice)
     for run in found.runs:
         accuracy = "" if run.best_val_accuracy is None else percent(run.best_val_accuracy)
         status, epochs = f"[{COLORS[run.status]}]{run.status}[/]", f"{run.epochs_done}/{run.epochs}"

@@ -14,7 +14,7 @@ from resnet_ops.options import Config, Positive, option
 
 @dataclass(frozen=True)
 class NodeRange:
-    """The minimum and maximum number of machines, written as `4` or `2:4`, which a configuration field accepts as text."""
+    """The minimum and maximum number of machines, written as `4` or `2:4`, which fields accept as text."""
 
     fewest: int
     most: int

@@ -17,10 +17,10 @@ from typing import Literal
 
 from pydantic import Field, computed_field
 
-from resnet_ops import files, runs
+from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
-from resnet_ops.machine import cores, memory_bytes
+from resnet_ops.machine import cores, memory_bytes, versions
 from resnet_ops.orchestration.connect import local_ray
 from resnet_ops.results import Result
 
@@ -88,7 +88,7 @@ def _attempt(name: str, examination: Callable[[], Diagnosis]) -> Iterator[Diagno
 
 
 def _versions() -> Diagnosis:
-    found = {name: version for name, version in runs.versions().items() if name != "python"}
+    found = {name: version for name, version in versions().items() if name != "python"}
     return Diagnosis("installed", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
 
 

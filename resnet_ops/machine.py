@@ -1,17 +1,23 @@
-"""What this process may use of its machine."""
+"""What this process has of its machine: cores, memory, and the versions of what is installed."""
 
 import contextlib
 import os
+import platform
+from importlib import metadata
 from pathlib import Path
+
+import resnet_ops
+
+DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")  # those that shape a result
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def idle_s() -> float | None:
-    """Seconds that the cores of `cores` have idled since the machine was started, all together; None but on Linux."""
+    """Return the seconds that these cores have idled since the machine was started, together; None but on Linux."""
     try:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
     except OSError:
@@ -21,9 +27,19 @@ def idle_s() -> float | None:
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or its container's."""
+    """Return the memory that this process may use: the machine's, or its container's."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # "max"
             return min(machine, int(Path(limit).read_text()))
     return machine
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of resnet-ops and of the distributions that shape a result."""
+    # Of resnet-ops not the installed version, but the running one: a cluster is sent the submitter's.
+    known = {"python": platform.python_version(), "resnet-ops": resnet_ops.__version__}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            known[name] = metadata.version(name)
+    return known

@@ -13,7 +13,7 @@ import resnet_ops
 
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "formatting", "machine", "files", "options", "cluster_config", "config", "results", "runs"}
+BASE = {"errors", "formatting", "machine", "files", "options", "cluster_config", "config", "results", "records", "runs"}
 FLOORS = {
     "errors": set(),
     "machine": set(),
@@ -25,7 +25,8 @@ FLOORS = {
     "results": set(),
     "cluster_config": {"options"},
     "config": {"errors", "files", "options", "cluster_config"},
-    "runs": {"errors", "files", "locks", "options", "config", "results"},
+    "records": {"files", "config", "results"},
+    "runs": {"errors", "files", "locks", "options", "records"},
     "recipes": {"errors", "options", "config", "results"},
     "models": {"errors"},
     "data": BASE | {"locks"},

@@ -29,7 +29,7 @@ from resnet_ops import files, formatting, locks
 from resnet_ops.data.dataset import EncodedImages, digest, map_chunks
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.runs import BadImage
+from resnet_ops.records import BadImage
 
 BAD_SHARE = 0.05  # of the images; with more of them broken, something else is wrong
 PIXELS, LABELS, DIGESTS, INDEX = "pixels.npy", "labels.npy", "digests.npy", "index.json"

@@ -43,7 +43,7 @@ from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.machine import memory_bytes
-from resnet_ops.runs import DataRecord
+from resnet_ops.records import DataRecord
 
 PROBED = 64  # images looked at to tell the size and the colours of all
 OWN_SIZE = 64  # images of one size are taken as they are up to this side

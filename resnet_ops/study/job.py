@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resnet_ops import files, runs
+from resnet_ops import files
 from resnet_ops.config import IMAGE_DEFAULTS, TrainConfig
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.machine import versions
 from resnet_ops.models import parse_name
 from resnet_ops.options import as_typed
 from resnet_ops.recipes.reading import configure
@@ -128,7 +129,7 @@ def conclude(search: Search, started_at: float) -> StudyResult:
         published=beside.source if beside else None,
         figures=figures,
         networks=networks,
-        versions=runs.versions(),
+        versions=versions(),
         total_s=time.time() - started_at,
     )
     files.write_atomically(search.run.path / "study.json", findings.model_dump_json(indent=1).encode() + b"\n")

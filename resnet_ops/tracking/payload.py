@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.options import as_typed
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.runs import Run
 
 NAMES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
 NOT_HOW = {*TrainConfig.changeable_on_resume(), "name", "runs_dir", "checkpoint_every", "num_to_keep"}  # it is trained

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import hyperparameters, scalars, times_s
 
 FOLDER, SUFFIX = "tensorboard", ".resnet-ops"

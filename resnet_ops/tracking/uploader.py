@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import NAMES, error_line, full_name
 
 LAST_WORDS_S = 120.0  # how long a command that is done waits for a service at most

@@ -22,12 +22,14 @@ from resnet_ops.cluster_config import JobConfig
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
+from resnet_ops.machine import versions
 from resnet_ops.options import as_typed
 from resnet_ops.orchestration.allocation import Pool, Share, pooled
 from resnet_ops.orchestration.packaging import fingerprint_of_code
 from resnet_ops.recipes.reading import configure
+from resnet_ops.records import Best, Status
 from resnet_ops.results import Result
-from resnet_ops.runs import Best, Run, Status
+from resnet_ops.runs import Run
 from resnet_ops.tracking.tracker import Tracker, check
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
@@ -137,7 +139,7 @@ def search_space(
                 planned=planned,
                 created=datetime.now(UTC),
                 code=fingerprint_of_code(),
-                versions=runs.versions(),
+                versions=versions(),
                 command=purpose.command,
                 machines=purpose.machines,
             )
@@ -306,7 +308,7 @@ def _scratch(run: Run) -> Iterator[Path]:
 
 def _record_end(search: Search, board: Any, status: Status, reason: str) -> None:
     """Make the search's directory the best trial's run, as far as there is one."""
-    if search.run.lost():
+    if search.run.is_lost():
         return
     with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
         board.save()

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.machine import versions
 from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.orchestration.packaging import fingerprint_of_code
-from resnet_ops.runs import DataRecord
+from resnet_ops.records import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
@@ -34,7 +34,7 @@ def refuse_other_code(record: SearchRecord) -> None:
     Raises:
         UserError: It was; says what differs.
     """
-    now = runs.versions()
+    now = versions()
     differs = [
         f"{n} was {record.versions.get(n)}, now {now.get(n)}" for n in CODE if now.get(n) != record.versions.get(n)
     ]

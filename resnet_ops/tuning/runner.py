@@ -16,7 +16,7 @@ from resnet_ops import files
 from resnet_ops.errors import PausedError
 from resnet_ops.models import parse_name
 from resnet_ops.orchestration.allocation import Pool
-from resnet_ops.runs import Best
+from resnet_ops.records import Best
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.session import TrainingSession

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_ops import runs
-from resnet_ops.runs import DataRecord, Epoch, Run
+from resnet_ops.machine import versions
+from resnet_ops.records import DataRecord, Epoch
+from resnet_ops.runs import Run
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import read
@@ -76,7 +77,7 @@ def search(folder: Path, *trials: tuple[Trial, list[Epoch]], data: DataRecord = 
             planned=12,
             created=WHEN,
             code="0" * 64,
-            versions=runs.versions(),
+            versions=versions(),
         )
     )
     for one, metrics in trials:
