@@ -28,7 +28,7 @@ def doctor(options: Options, json: Json = False, debug: Debug = False) -> None:
         report = examine(runs_dir)
     for finding in report.findings:
         remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
-        shown.add_row(MARKS[finding.state], finding.name, escape(finding.found) + remedy)
+        shown.add_row(MARKS[finding.state], finding.name, escape(finding.result) + remedy)
     verdict = "[bold green]Ready.[/]" if report.ready else f"[bold red]Problems:[/] {', '.join(report.broken)}"
     output.show(shown, verdict)
     output.end(report)

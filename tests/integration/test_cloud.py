@@ -377,7 +377,7 @@ def test_what_is_wrong_with_a_bucket_is_said(cli: Cli, changing: pytest.MonkeyPa
 def test_the_doctor_tries_the_bucket(place: str) -> None:
     (finding,) = doctor.examine_runs(to_path(place))
     assert (finding.name, finding.state) == ("runs", "ok")
-    assert "wrote, read, listed and deleted" in finding.found
+    assert "wrote, read, listed and deleted" in finding.result
     (finding,) = doctor.examine_runs(to_path("s3://missing"))
     assert finding.state == "broken"
-    assert "there is no bucket" in finding.found
+    assert "there is no bucket" in finding.result
