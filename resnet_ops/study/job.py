@@ -201,7 +201,7 @@ def _draw(search: Search, study: Study, groups: list[NetworkGroup], record: Sear
     """Draw the figures; their files."""
     drawn = []
     for picture in pictures(study, groups, record.data.val_images):
-        for ending, content in zip(("png", "svg"), picture.alone(), strict=True):
+        for ending, content in zip(("png", "svg"), picture.to_files(), strict=True):
             place = search.run.path / f"{picture.name}.{ending}"
             files.write_atomically(place, content)
             drawn.append(as_typed(place))

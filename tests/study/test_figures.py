@@ -23,7 +23,7 @@ def test_each_study_has_its_figures_the_first_its_own(study: Study, names: list[
     drawn = pictures(study, groups, 359)
     assert [picture.name for picture in drawn] == names
     for picture in drawn:
-        png, svg = picture.alone()
+        png, svg = picture.to_files()
         assert png.startswith(b"\x89PNG")
         assert b"</svg>" in svg
 
