@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from resnet_ops.machine import cores
-from resnet_ops.runs import versions
+from resnet_ops.machine import cores, versions
 
 RESULTS = Path(__file__).with_name("results")
 Measured = TypeVar("Measured")

@@ -1,5 +1,5 @@
-"""The command line: one file a command, imported as resnet_ops.cli.
+"""The command line, installed as resnet_ops.cli: one file for each command.
 
-It turns what is typed into a configuration, and what happens into text. It imports the library,
-never the other way round, and torch and Ray only once a command runs.
+It turns typed options into configurations, and results into text. It imports the library, never the other way round,
+and torch and Ray only once a command runs.
 """

@@ -1,4 +1,7 @@
-"""What to type after `resnet-ops` on a cluster for what was asked for here."""
+"""The command lines of jobs: `resnet-ops` arguments that do on a cluster what was asked for here.
+
+The jobs are submitted in submit.py.
+"""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,20 +11,21 @@ from resnet_ops.options import as_options
 
 
 def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: bool = False) -> list[str]:
-    """What to type after `resnet-ops` for this configuration to be trained by the cluster it is typed on.
+    """Return the arguments of `resnet-ops` that train this configuration on the cluster they are run on.
 
-    Every option that differs from its default, as `--option=value`; with a recipe every option, for
-    one typed beside it may have gone back to its default. A recipe's file stays here. A run that is
-    resumed has its options already; it needs to be found, and told where to run if that is to change.
+    They are the options that differ from their defaults, as `--option=value`; with a recipe all options, since one
+    typed beside it may have returned to its default. The file of a recipe stays here. A resumed run has its options
+    already: only its name and folder are passed, and the options that may change, where they were typed.
     """
     arguments = ["train", f"--resume={config.name}"] if resume else ["train"]
     for name in TrainConfig.model_fields:
         value = getattr(config, name)
-        if resume:  # what was typed, also where it is the default: the run may have begun with something else
-            told = name in config.model_fields_set & {*config.changeable_on_resume(), "runs_dir"} and value is not None
+        if resume:  # what was typed, even if it is the default: the run may have begun with another value
+            changeable = {*config.changeable_on_resume(), "runs_dir"}
+            is_passed = name in config.model_fields_set & changeable and value is not None
         else:
-            told = value is not None if config.recipe else value != TrainConfig.default(name)
-        if told and name != "cluster" and not (name == "recipe" and value.endswith(".toml")):
+            is_passed = value is not None if config.recipe else value != TrainConfig.default(name)
+        if is_passed and name != "cluster" and not (name == "recipe" and value.endswith(".toml")):
             arguments += as_options({name: value})
     if overwrite and not resume:
         arguments.append("--overwrite")
@@ -38,19 +42,25 @@ def tune_arguments(
     overwrite: bool = False,
     command: Sequence[str] = ("tune",),
 ) -> list[str]:
-    """The same for a search: what was typed, `typed`, and the options in a recipe's file or `--space` as more `pairs`.
+    """Return the arguments of `resnet-ops` that run a search or study on the cluster they are run on.
 
-    `config` says what it is called, and where it lies; `changeable` are the options that go to one that is resumed;
-    `command` is another one's that takes options likewise.
+    Args:
+        config: Its name and folder.
+        resume: Whether to resume it.
+        typed: The options as typed.
+        changeable: Those of them that are passed on resume.
+        pairs: OPTION=VALUES of the search space, including those from files that stay here.
+        overwrite: Whether to replace one of the same name.
+        command: The command, such as `("study", "degradation")`.
     """
-    places = {"runs_dir": config.runs_dir}
+    folder = {"runs_dir": config.runs_dir}
     if resume:
-        told = {name: value for name, value in typed.items() if name in changeable} | places
-        return [*command, f"--resume={config.name}", *_told(told), "--cluster=auto", "--json"]
-    told = {name: value for name, value in typed.items() if name != "study"}  # which `command` names
-    arguments = [*command, *pairs, *_told(told | places | {"name": config.name})]
+        changes = {name: value for name, value in typed.items() if name in changeable}
+        return [*command, f"--resume={config.name}", *_passed(changes | folder), "--cluster=auto", "--json"]
+    options = {name: value for name, value in typed.items() if name != "study"}  # which is in `command`
+    arguments = [*command, *pairs, *_passed(options | folder | {"name": config.name})]
     return [*arguments, *(["--overwrite"] if overwrite else []), "--cluster=auto", "--json"]
 
 
-def _told(options: dict[str, Any]) -> list[str]:
+def _passed(options: dict[str, Any]) -> list[str]:
     return as_options({name: value for name, value in options.items() if name != "cluster" and value is not None})

@@ -1,4 +1,4 @@
-"""`resnet-ops bench`: the speed of an exported file against PyTorch."""
+"""`resnet-ops bench`: benchmarks an exported file against PyTorch, and shows the measurements as a table."""
 
 from typing import TYPE_CHECKING
 
@@ -34,28 +34,29 @@ def bench(options: Options, json: Json = False, debug: Debug = False) -> None:
         with importing():
             from resnet_ops.export import bench as library
 
-        found = library.bench(config, lambda doing: status.update(f"Measuring, {doing}"))
-    _show(output, found)
-    output.end(found)
+        result = library.bench(config, lambda step: status.update(f"Measuring, {step}"))
+    _show(output, result)
+    output.end(result)
 
 
-def _show(output: Output, found: "BenchResult") -> None:
+def _show(output: Output, result: "BenchResult") -> None:
     import torch
 
     from resnet_ops.machine import cores
 
-    metadata, steps = found.metadata, found.metadata.preprocessing
-    on_cpu = found.provider == "CPUExecutionProvider"
-    where = f"{cores()} CPU cores" if on_cpu else torch.cuda.get_device_name()
+    metadata, steps = result.metadata, result.metadata.preprocessing
+    on_cpu = result.provider == "CPUExecutionProvider"
+    device = f"{cores()} CPU cores" if on_cpu else torch.cuda.get_device_name()
     height, width = steps.resize if metadata.input == "raw" else (steps.height, steps.width)
-    title = f"{metadata.model} {metadata.precision}, {height}x{width}, {found.provider}, {where}"
-    made = table(">batch", "backend", ">img/s", ">x eager", ">p50 ms", ">p99 ms", ">calls", ">memory MiB", title=title)
+    title = f"{metadata.model} {metadata.precision}, {height}x{width}, {result.provider}, {device}"
+    columns = (">batch", "backend", ">img/s", ">x eager", ">p50 ms", ">p99 ms", ">calls", ">memory MiB")
+    rows = table(*columns, title=title)
     last = None
-    for row in found.rows:
-        made.add_row(str(row.batch) if row.batch != last else "", escape(row.name), *_cells(row))
+    for row in result.rows:
+        rows.add_row(str(row.batch) if row.batch != last else "", escape(row.name), *_cells(row))
         last = row.batch
-    output.show(made)
-    for row in found.rows:
+    output.show(rows)
+    for row in result.rows:
         if row.error:
             output.show(f"[yellow]{escape(row.name)}, batch size {row.batch}:[/] {escape(row.error)}")
     memory = (

@@ -1,4 +1,4 @@
-"""`resnet-ops cluster`: the commands about clusters, gathered."""
+"""`resnet-ops cluster`: starts and stops a local Ray cluster, and shows the machines of any cluster."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -31,21 +31,19 @@ def status(
     """Show the machines of a Ray cluster, their free resources, and the largest training that fits now."""
     output = Output(json)
     with err.status("Asking the cluster", spinner="dots"), importing():
-        seen = read_status(cluster)
-    _show(output, seen)
+        result = read_status(cluster)
+    _show(output, result)
 
 
 def _show(output: Output, status: ClusterStatus) -> None:
     totals = status.totals
-    shown = node_table(
-        [seen.node for seen in status.nodes], {seen.id: (seen.address, seen.state) for seen in status.nodes}
-    )
+    states = {machine.id: (machine.address, machine.state) for machine in status.nodes}
     amounts = [f"{totals.cpus:g} CPUs, {totals.free_cpus:g} free"]
     if totals.gpus:
         amounts.append(f"{totals.gpus:g} GPUs, {totals.free_gpus:g} free")
     output.show(
         f"[bold]{status.address}[/]",
-        shown,
+        node_table([machine.node for machine in status.nodes], states),
         f"{totals.nodes} nodes alive: {'; '.join(amounts)}",
         *(
             f"  {escape(driver.command)} on {driver.host}, {ago(datetime.fromtimestamp(driver.started, UTC))}"
@@ -72,7 +70,7 @@ def up(options: Options, json: Json = False, debug: Debug = False) -> None:
     config = options.make(LocalConfig)
     nodes, cpus_per_node = config.nodes, config.cpus_per_node
     with err.status("Starting", spinner="dots") as status:
-        cluster = local.up(config, lambda what: status.update(escape(what)))
+        cluster = local.up(config, lambda step: status.update(escape(step)))
     output.show(
         f"[bold green]Running:[/] {nodes} {'node' if nodes == 1 else 'nodes'} with {cpus_per_node} CPU each, and a "
         "head node",

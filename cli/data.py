@@ -1,4 +1,4 @@
-"""`resnet-ops data`: what to know of images before training on them."""
+"""`resnet-ops data`: checks a dataset before training on it, and shows statistics and problems."""
 
 import io
 from pathlib import Path
@@ -26,7 +26,7 @@ resnet-ops data check cifar10 --contact-sheet cifar10.png  # with a picture of e
 resnet-ops data check s3://bucket/images --strict --json  # before a nightly training
 """
 MARKS = {"ok": "[green]ok[/]", "note": "[cyan]note[/]", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]"}
-SHOWN, EXTREMES, BAR = 20, 5, 24  # classes shown, largest and smallest of more, the longest bar
+MOST_CLASSES, EXTREMES, BAR = 20, 5, 24  # classes to list; largest and smallest ones of more; width of the longest bar
 
 app = typer.Typer(cls=Group, help="Inspect datasets.")
 
@@ -121,43 +121,43 @@ def _show(output: Output, report: "DataReport") -> None:
 
 
 def _class_table(report: "DataReport") -> Any:
-    shown = table("class", ">training", ">validation", "")
+    lines = table("class", ">training", ">validation", "")
     rows: list[str | None] = list(report.class_names)
-    if len(rows) > SHOWN:
+    if len(rows) > MOST_CLASSES:
         by_size = sorted(report.class_names, key=lambda name: -report.per_class[name].train)
         rows = [*by_size[:EXTREMES], None, *by_size[-EXTREMES:]]
     most = max([1, *(images.train for images in report.per_class.values())])
     for name in rows:
         if name is None:
-            shown.add_row(f"[dim]... {len(report.class_names) - 2 * EXTREMES:,} between ...[/]")
+            lines.add_row(f"[dim]... {len(report.class_names) - 2 * EXTREMES:,} between ...[/]")
             continue
         images = report.per_class[name]
         bar = "█" * round(BAR * images.train / most) or ("▏" if images.train else "")
-        shown.add_row(escape(name), f"{images.train:,}", f"{images.val:,}", f"[cyan]{bar}[/]")
-    return shown
+        lines.add_row(escape(name), f"{images.train:,}", f"{images.val:,}", f"[cyan]{bar}[/]")
+    return lines
 
 
 def _facts(report: "DataReport") -> Any:
-    shown = table("", "")
-    shown.show_header = False
+    facts = table("", "")
+    facts.show_header = False
     sizes = [f"{width}x{height}" for height, width in report.sizes]
     spread = "all" if report.distinct_sizes == 1 else f"{report.distinct_sizes:,} different sizes"
     if sizes:
         least, median, greatest = sizes
-        told = f"{least}, {spread}" if least == greatest else f"{least} to {greatest}, median {median}, {spread}"
-        shown.add_row("sizes", told)
-    shown.add_row("formats", _counts(report.formats))
-    shown.add_row("modes", _counts(report.modes))
+        text = f"{least}, {spread}" if least == greatest else f"{least} to {greatest}, median {median}, {spread}"
+        facts.add_row("sizes", text)
+    facts.add_row("formats", _counts(report.formats))
+    facts.add_row("modes", _counts(report.modes))
     colour = "grey" if report.channels == 1 else "colour"
     crop = f", cropped from {report.stored}x{report.stored}" if report.stored else ", not resized"
-    shown.add_row("network input", f"{report.width}x{report.height} {colour}{crop}")
-    shown.add_row("mean", ", ".join(f"{one:.4f}" for one in report.mean))
-    shown.add_row("std", ", ".join(f"{one:.4f}" for one in report.std))
-    kept = "streamed" if report.streamed else f"kept in {escape(str(report.cache or 'memory'))}"
-    shown.add_row("bytes", f"{size(report.encoded_bytes)} encoded, {size(report.decoded_bytes)} decoded and {kept}")
+    facts.add_row("network input", f"{report.width}x{report.height} {colour}{crop}")
+    facts.add_row("mean", ", ".join(f"{mean:.4f}" for mean in report.mean))
+    facts.add_row("std", ", ".join(f"{std:.4f}" for std in report.std))
+    storage = "streamed" if report.streamed else f"kept in {escape(str(report.cache or 'memory'))}"
+    facts.add_row("bytes", f"{size(report.encoded_bytes)} encoded, {size(report.decoded_bytes)} decoded and {storage}")
     if report.fingerprint:
-        shown.add_row("fingerprint", report.fingerprint[:16])
-    return shown
+        facts.add_row("fingerprint", report.fingerprint[:16])
+    return facts
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -165,7 +165,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _findings(report: "DataReport") -> list[str]:
-    """A line each, and one for each case, however long: a table would break the paths."""
+    """Return a line for each finding and for each of its details; a table would wrap the paths."""
     state = max(len(finding.state) for finding in report.findings)
     name = max(len(finding.name) for finding in report.findings)
     lines = []
@@ -177,12 +177,15 @@ def _findings(report: "DataReport") -> list[str]:
 
 
 def _verdict(report: "DataReport") -> str:
-    told = ", ".join(finding.name for finding in report.having("error"))
-    also = ", ".join(finding.name for finding in report.having("warning"))
-    warned = f"[bold yellow]Warnings:[/] {also}" if also else ""
-    if told:
-        return f"[bold red]Errors:[/] {told}" + (f". {warned}" if also else "")
-    return warned or "[bold green]No problems found.[/]"
+    verdicts = [
+        f"[bold {color}]{title}:[/] {', '.join(finding.name for finding in findings)}"
+        for title, color, findings in (
+            ("Errors", "red", report.having("error")),
+            ("Warnings", "yellow", report.having("warning")),
+        )
+        if findings
+    ]
+    return ". ".join(verdicts) or "[bold green]No problems found.[/]"
 
 
 def _draw(file: Path, report: "DataReport") -> None:

@@ -1,4 +1,4 @@
-"""`resnet-ops doctor`: what this machine can do, and what to do about the rest."""
+"""`resnet-ops doctor`: checks this machine, and shows what works and how to mend the rest."""
 
 import typer
 from rich.markup import escape
@@ -23,14 +23,14 @@ def doctor(options: Options, json: Json = False, debug: Debug = False) -> None:
     output = Output(json)
     with importing():
         from resnet_ops.doctor import examine
-    shown = table("", "", "")
+    findings = table("", "", "")
     with err.status("Examining", spinner="dots"):
         report = examine(runs_dir)
     for finding in report.findings:
         remedy = f"\n[bold]{escape(finding.remedy)}[/]" if finding.remedy else ""
-        shown.add_row(MARKS[finding.state], finding.name, escape(finding.found) + remedy)
+        findings.add_row(MARKS[finding.state], finding.name, escape(finding.result) + remedy)
     verdict = "[bold green]Ready.[/]" if report.ready else f"[bold red]Problems:[/] {', '.join(report.broken)}"
-    output.show(shown, verdict)
+    output.show(findings, verdict)
     output.end(report)
     if not report.ready:
         raise typer.Exit(WORK_FAILED)

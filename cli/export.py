@@ -1,4 +1,4 @@
-"""`resnet-ops export`: the best checkpoint as an ONNX file, and the checks as a table."""
+"""`resnet-ops export`: exports the best checkpoint of a run to ONNX, and shows the checks as a table."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +9,9 @@ from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.formatting import percent, size
 
-from .console import Output, err, short, table
+from .console import Output, err, short, table, warn
 from .options import Debug, Json, Options, options_of
-from .proof_table import refuse, show_proof, warn
+from .proof_table import refuse, show_proof
 from .startup import importing, process_started_at
 
 if TYPE_CHECKING:
@@ -53,21 +53,23 @@ def export(
 
 def _show(output: Output, result: "ExportResult") -> None:
     if result.candidates:
-        made = table(
+        candidates = table(
             "types", "calibration", ">top-1 agreement", ">mean difference", ">images/s", "", title="int8 quantization"
         )
-        for one in result.candidates:
-            mark = "[green]selected[/]" if one.chosen else ""
-            speed = f"{one.images_per_second:,.0f}"
-            made.add_row(one.form, one.method, percent(one.agreement), f"{one.error:.1e}", speed, mark)
-        output.show(made, "")
+        for candidate in result.candidates:
+            mark = "[green]selected[/]" if candidate.chosen else ""
+            speed = f"{candidate.images_per_second:,.0f}"
+            candidates.add_row(
+                candidate.form, candidate.method, percent(candidate.agreement), f"{candidate.error:.1e}", speed, mark
+            )
+        output.show(candidates, "")
     if result.kept_in_fp32:
         output.show(f"fp16: {result.kept_in_fp32}")
     show_proof(output, result)
     if not result.validated:
         refuse(output, result, "Verification failed", f"The file is kept as {result.onnx} for inspection.")
-    what = "" if result.precision == "fp32" else f"{result.precision}, "
-    takes = "pixels of any size" if result.input == "raw" else "normalised floats"
-    about = f"{what}{size(result.size_bytes)}, opset {result.opset}, input: {takes}"
-    output.show(f"[bold green]Verified:[/] {escape(short(result.onnx))} ({about})")
+    precision = "" if result.precision == "fp32" else f"{result.precision}, "
+    inputs = "pixels of any size" if result.input == "raw" else "normalised floats"
+    properties = f"{precision}{size(result.size_bytes)}, opset {result.opset}, input: {inputs}"
+    output.show(f"[bold green]Verified:[/] {escape(short(result.onnx))} ({properties})")
     output.end(result)

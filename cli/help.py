@@ -1,6 +1,6 @@
-"""How `--help` looks: an option's name and what it takes in one column, never cut; examples in a block of their own.
+"""The layout of `--help`: an option's names and value in one column, never truncated; examples in a panel of their own.
 
-Typer's own table gives names, opposites (`--no-...`) and types a column each, which leaves no room in 80 columns.
+Typer's own table has a column each for names, opposites (`--no-...`) and types, which leaves no room in 80 columns.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ WIDEST_NAME = 26
 
 
 class Command(TyperCommand):
-    """A command with this help."""
+    """A command with this layout of `--help`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Print the help."""
@@ -25,7 +25,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands with this help."""
+    """A group of commands with this layout of `--help`."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Print the help."""
@@ -57,7 +57,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def examples(epilog: str) -> Iterator[tuple[str, str]]:
-    """Go through the examples at the end of a help text, one a line: the command, and what it does."""
+    """Yield the examples at the end of a help text, one a line: the command, and what it does."""
     for line in epilog.strip().splitlines():
         command, _, comment = line.partition("  # ")
         yield command.strip(), comment.strip()
@@ -73,9 +73,9 @@ def _examples(epilog: str) -> Iterator[Text]:
 def _panels(command: Any, context: typer.Context) -> dict[str, list[tuple[Text, Text]]]:
     panels: dict[str, list[tuple[Text, Text]]] = {"Arguments": []}
     for name in command.list_commands(context) if isinstance(command, TyperGroup) else ():
-        each = command.get_command(context, name)
-        row = Text(name, "bold cyan"), _prose(paragraphs(each.help or "")[0])
-        panels.setdefault(each.rich_help_panel or "Commands", []).append(row)
+        subcommand = command.get_command(context, name)
+        row = Text(name, "bold cyan"), _prose(paragraphs(subcommand.help or "")[0])
+        panels.setdefault(subcommand.rich_help_panel or "Commands", []).append(row)
     for parameter in command.get_params(context):
         is_argument = parameter.param_type_name == "argument"
         title = "Arguments" if is_argument else parameter.rich_help_panel or "Options"
@@ -84,23 +84,23 @@ def _panels(command: Any, context: typer.Context) -> dict[str, list[tuple[Text, 
 
 
 def _name(parameter: Any) -> Text:
-    """Return names and what is to be given, in as many lines as it takes to keep each whole."""
+    """Return names and value of a parameter, in as many lines as it takes to keep each whole."""
     names = [*sorted(parameter.opts, key=len, reverse=True), *parameter.secondary_opts]
-    words = [(each, "bold cyan") for each in names if each.startswith("-")]
+    parts = [(each, "bold cyan") for each in names if each.startswith("-")]
     if parameter.param_type_name == "argument" or not parameter.is_flag:
         choices = (parameter.metavar or "").split("|")
-        words += [(each + "|", "yellow") for each in choices[:-1]] + [(choices[-1], "yellow")]
+        parts += [(each + "|", "yellow") for each in choices[:-1]] + [(choices[-1], "yellow")]
     name, width = Text(), 0
-    for word, style in words:
+    for part, style in parts:
         comes_after_choice = name.plain.endswith("|")
-        if width and width + len(word) + (not comes_after_choice) > WIDEST_NAME:
+        if width and width + len(part) + (not comes_after_choice) > WIDEST_NAME:
             name.append("\n  " if style == "yellow" else "\n")
             width = 2 if style == "yellow" else 0
         elif width and not comes_after_choice:
             name.append(" ")
             width += 1
-        name.append(word, style)
-        width += len(word)
+        name.append(part, style)
+        width += len(part)
     return name
 
 
@@ -119,6 +119,6 @@ def _help(parameter: Any) -> Text:
 
 
 def _prose(text: str) -> Text:
-    shown = Text(text)
-    shown.highlight_regex(r"(?<![\w-])--[a-z][a-z-]*", "cyan")
-    return shown
+    prose = Text(text)
+    prose.highlight_regex(r"(?<![\w-])--[a-z][a-z-]*", "cyan")
+    return prose

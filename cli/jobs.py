@@ -1,4 +1,4 @@
-"""`resnet-ops jobs`: what was submitted to a cluster, its logs, and how to stop it."""
+"""`resnet-ops jobs`: lists the jobs submitted to a cluster, shows their logs and stops them."""
 
 import re
 from datetime import UTC, datetime
@@ -47,7 +47,7 @@ def root(context: typer.Context) -> None:
 @app.command("list", cls=Command, epilog=EXAMPLES)
 def list_jobs(
     cluster: Cluster = None,
-    everything: Annotated[bool, typer.Option("--all", help="Include jobs of other programs.")] = False,
+    all_jobs: Annotated[bool, typer.Option("--all", help="Include jobs of other programs.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -56,25 +56,25 @@ def list_jobs(
     server = _connect(cluster)
     from resnet_ops.orchestration.jobs import JobList
 
-    jobs = [job for job in server.jobs() if everything or job.run is not None]
-    shown = table("job", "run", "status", "started", ">took", "what")
-    for column in shown.columns[:-1]:
-        column.no_wrap = True  # an id that is cut is of no use
-    shown.columns[-1].overflow = "ellipsis"
+    jobs = [job for job in server.jobs() if all_jobs or job.run is not None]
+    rows = table("job", "run", "status", "started", ">took", "what")
+    for column in rows.columns[:-1]:
+        column.no_wrap = True  # a truncated id is useless
+    rows.columns[-1].overflow = "ellipsis"
     if not output.out.is_terminal:
-        output.out.width = 400  # who reads it from a pipe wants one line a job
+        output.out.width = 400  # one line for each job in a pipe
     for job in jobs:
         status = f"[{COLORS.get(job.status, 'white')}]{job.status.lower()}[/]"
-        shown.add_row(
+        rows.add_row(
             escape(job.id),
             escape(job.run or ""),
             status,
             ago(job.started) if job.started else "",
-            _took(job),
-            escape(_what(job)),
+            _duration(job),
+            escape(_description(job)),
         )
-    nothing = f"No jobs at {escape(server.address)}. Submit one: resnet-ops train --cluster {escape(server.address)}"
-    output.show(shown if jobs else nothing)
+    no_jobs = f"No jobs at {escape(server.address)}. Submit one: resnet-ops train --cluster {escape(server.address)}"
+    output.show(rows if jobs else no_jobs)
     output.end(JobList(cluster=server.address, jobs=tuple(jobs)))
 
 
@@ -137,7 +137,7 @@ def _connect(cluster: str | None) -> "JobServer":
     return JobServer(cluster or default_address())
 
 
-def _took(job: "Job") -> str:
+def _duration(job: "Job") -> str:
     if job.started is None:
         return ""
     seconds = int(((job.ended or datetime.now(UTC)) - job.started).total_seconds())
@@ -145,8 +145,8 @@ def _took(job: "Job") -> str:
     return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
 
 
-def _what(job: "Job") -> str:
-    """Why it failed, or what it runs, in a few words."""
+def _description(job: "Job") -> str:
+    """Return why a job failed, or what it runs, in at most 60 characters."""
     if job.status == "FAILED":
         code = "" if job.exit_code is None else f"exit code {job.exit_code}: "
         lines = [line for line in job.message.splitlines() if line.strip() and not line.startswith("{")]

@@ -1,4 +1,4 @@
-"""The way in: gathers the commands, and turns every way out into a line and an exit code.
+"""The entry point: registers the commands, runs one, and turns exceptions into a message and an exit code.
 
 Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 """
@@ -67,7 +67,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Answer what is asked without a command."""
+    """Show the version or the help if no command is given."""
     if version:
         typer.echo(f"resnet-ops {resnet_ops.__version__}")
     elif context.invoked_subcommand is None:
@@ -75,19 +75,19 @@ def root(
 
 
 def main() -> NoReturn:
-    """Run one command; the console script."""
+    """Run one command and exit; the console script."""
     code = run(sys.argv[1:])
-    gc.freeze()  # or Python looks through a million objects once more before it lets go: 0.5 s
+    gc.freeze()  # or Python collects garbage among a million objects once more at exit: 0.5 s
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
-    signal.signal(signal.SIGTERM, _interrupt)  # what Slurm, Kubernetes and `kill` send: end as for Ctrl-C
+    signal.signal(signal.SIGTERM, _interrupt)  # of Slurm, Kubernetes and `kill`: end as with Ctrl-C
     try:
         code = app(arguments, prog_name="resnet-ops", standalone_mode=False)
-        if code == INTERRUPTED:  # Typer's word for a Ctrl-C that no command answered
+        if code == INTERRUPTED:  # Typer's exit code for a Ctrl-C that no command has handled
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except UserError as error:
@@ -97,22 +97,21 @@ def run(arguments: list[str]) -> int:
         report_error(error, error.exit_code, as_json, debug)
         return error.exit_code
     except TyperException as error:
-        told = UserError(error.format_message().rstrip(".") + ".", "See --help.")
-        own = error.__cause__  # what the library says of a value, rather than Typer
-        report_error(own if isinstance(own, UserError) else told, BAD_REQUEST, as_json, debug)
+        own = error.__cause__  # the library's message on a value is better than Typer's
+        usage = UserError(error.format_message().rstrip(".") + ".", "See --help.")
+        report_error(own if isinstance(own, UserError) else usage, BAD_REQUEST, as_json, debug)
         return BAD_REQUEST
     except KeyboardInterrupt as error:
         report_error(UserError("Nothing was lost."), INTERRUPTED, as_json, debug)
         del error
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, e.g. `resnet-ops runs | head`
+    except BrokenPipeError:  # the reader of the output has exited, as in `resnet-ops runs | head`
         sys.stderr.close()
         return WORK_FAILED
     except Exception as error:
-        told = UserError(
-            f"Internal error: {type(error).__name__}: {error}", "Show the traceback with --debug.", WORK_FAILED
-        )
-        report_error(told if not debug else error, WORK_FAILED, as_json, debug)
+        message = f"Internal error: {type(error).__name__}: {error}"
+        internal = UserError(message, "Show the traceback with --debug.", WORK_FAILED)
+        report_error(error if debug else internal, WORK_FAILED, as_json, debug)
         return WORK_FAILED
 
 
@@ -120,6 +119,6 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-if __name__ == "__main__":  # what a job on a cluster runs
+if __name__ == "__main__":  # how a job on a cluster is started
     submit.begin_as_job()
     main()

@@ -1,4 +1,7 @@
-"""A command's options, made from the fields of its configurations: what an option is stands there, once."""
+"""Options of commands, made from the fields of their configurations, and the few that are no fields, such as --json.
+
+What an option is, its field declares with `resnet_ops.options.option`.
+"""
 
 import functools
 import inspect
@@ -19,7 +22,7 @@ from .console import short
 C = TypeVar("C", bound=Config)
 Command = Callable[..., None]
 Part = tuple[type[Config], Collection[str]]
-SHOWN_LAST = ("Verification", "Pretrained weights", "Cluster", "Run")  # of the panels; advanced ones come after them
+LAST_PANELS = ("Verification", "Pretrained weights", "Cluster", "Run")  # before the advanced ones
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout, everything else on stderr.")
@@ -36,7 +39,7 @@ Overwrite = Annotated[
 
 @dataclass(frozen=True)
 class Options:
-    """What a command was given: the options of its configurations as they were typed, not yet validated."""
+    """The options of a command's configurations as they were given, not yet validated."""
 
     context: typer.Context
     owners: dict[str, type[Config]]
@@ -44,11 +47,11 @@ class Options:
     given: frozenset[str]  # on the command line or in the environment; of all the command's parameters
 
     def typed(self, config: type[Config]) -> dict[str, Any]:
-        """Return those fields of `config` that were given."""
+        """Return the fields of `config` that were given."""
         return {name: value for name, value in self.values.items() if self.owners[name] is config}
 
     def make(self, config: type[C], **more: Any) -> C:
-        """Make `config` of the fields that were given; the others have their defaults.
+        """Return a `config` with the fields that were given; the others have their defaults.
 
         Raises:
             UserError: One of them is wrong.
@@ -64,12 +67,12 @@ def shared_by_trials(config: type[Config]) -> Part:
 def options_of(*configs: type[Config] | Part, arguments: Collection[str] = ()) -> Callable[[Command], Command]:
     """Give a command the options that its configurations declare (`resnet_ops.options.option`).
 
-    They stand where the command's parameter `options` does, and arrive in it; advanced ones come last. A field without
-    a default is a positional argument.
+    They take the place of the command's parameter `options`, which receives them; advanced ones come last. A field
+    without a default is a positional argument.
 
     Args:
-        configs: What the options are fields of, or of which of its fields; of two of the same name the first is taken.
-        arguments: Names of fields with a default that are positional arguments all the same.
+        configs: The configurations, whole or with the names of some fields; of equal names the first counts.
+        arguments: Names of fields with a default that are positional arguments, too.
     """
     owners: dict[str, type[Config]] = {}
     parameters: list[tuple[Declaration, inspect.Parameter]] = []
@@ -82,7 +85,7 @@ def options_of(*configs: type[Config] | Part, arguments: Collection[str] = ()) -
 
     def rank(declared: tuple[Declaration, inspect.Parameter]) -> tuple[bool, int]:
         panel = declared[0].panel
-        return declared[0].advanced, SHOWN_LAST.index(panel) + 1 if panel in SHOWN_LAST else 0
+        return declared[0].advanced, LAST_PANELS.index(panel) + 1 if panel in LAST_PANELS else 0
 
     parameters.sort(key=rank)
 
@@ -137,7 +140,7 @@ def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty)
 
 
 def _kind(info: FieldInfo) -> Any:
-    """Return what Typer makes of what is typed; what it does not know stays text, which the field validates."""
+    """Return the type that Typer parses; of unknown types the text, which the field then validates."""
     if get_origin(info.annotation) is tuple:
         return list[get_args(info.annotation)[0]]  # type: ignore[misc]
     kind = next((each for each in get_args(info.annotation) if each is not type(None)), info.annotation)
@@ -147,21 +150,21 @@ def _kind(info: FieldInfo) -> Any:
 
 
 def refuse_changes(
-    options: Options, resume: str, changeable: Collection[str], what: str, more: Iterable[str] = ()
+    options: Options, resume: str, changeable: Collection[str], kind: str, pairs: Iterable[str] = ()
 ) -> None:
-    """Refuse to resume with other options than what is resumed began with, but for those that are `changeable`.
+    """Check that only `changeable` options are given to a run (or search, or study) that is resumed.
 
     Raises:
-        UserError: Names the first of them, or of `more` that was typed beside them.
+        UserError: Another option, or one of `pairs` (OPTION=VALUES), was given.
     """
-    kept = options.given - {*changeable, "study", "pairs", "resume", "runs_dir", "json", "debug"}
-    for changed in (*more, *(f"--{name.replace('_', '-')}" for name in sorted(kept))):
+    fixed = options.given - {*changeable, "study", "pairs", "resume", "runs_dir", "json", "debug"}
+    for changed in (*pairs, *(f"--{name.replace('_', '-')}" for name in sorted(fixed))):
         raise UserError(
-            f"--resume {resume} continues with the options that the {what} began with; {changed} cannot be changed.",
-            f"Leave {changed} out, or start a new {what}.",
+            f"--resume {resume} continues with the options that the {kind} began with; {changed} cannot be changed.",
+            f"Leave {changed} out, or start a new {kind}.",
         )
 
 
 def runs_dir_option(runs_dir: Path) -> str:
-    """Return how to say where the runs are, where that is not where they usually are."""
+    """Return the option ` --runs-dir ...` for commands to suggest; empty for the default folder."""
     return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {short(runs_dir)}"

@@ -1,4 +1,4 @@
-"""`resnet-ops predict`: classifies images with an exported file."""
+"""`resnet-ops predict`: classifies images with an exported file, and shows the classes as a table."""
 
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
         result = library.predict(config, progress, process_started_at())
     _show(output, result)
     if result.failed:
-        first = next(one for one in result.predictions if one.error)
+        first = next(prediction for prediction in result.predictions if prediction.error)
         refusal = UserError(
             f"{result.failed:,} of {result.images:,} images could not be read, such as {first.path}: {first.error}.",
             exit_code=WORK_FAILED,
@@ -54,10 +54,11 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
 
 
 def _show(output: Output, result: "PredictResult") -> None:
-    made = table("image", "class", ">probability")
-    for one in result.predictions:
-        if one.error:
-            made.add_row(escape(str(one.path)), f"[red]{escape(one.error)}[/]", "")
-        for rank, likely in enumerate(one.top):
-            made.add_row("" if rank else escape(str(one.path)), escape(likely.name), percent(likely.probability, 1))
-    output.show(made)
+    rows = table("image", "class", ">probability")
+    for prediction in result.predictions:
+        path = escape(str(prediction.path))
+        if prediction.error:
+            rows.add_row(path, f"[red]{escape(prediction.error)}[/]", "")
+        for rank, likely in enumerate(prediction.top):
+            rows.add_row("" if rank else path, escape(likely.name), percent(likely.probability, 1))
+    output.show(rows)

@@ -1,4 +1,4 @@
-"""A training job as one watches it: a live bar on a terminal, a line an epoch elsewhere."""
+"""The progress of a job on stderr: live on a terminal, a line for each epoch or trial in a pipe."""
 
 import threading
 import time
@@ -17,20 +17,21 @@ from resnet_ops.formatting import percent
 from resnet_ops.options import as_options
 from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.orchestration.milestones import tell_submitter
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.runs import Run
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 
-from .console import err, table
+from .console import err, table, warn
 
 
-class Screen(Observer):
-    """Shows a job on stderr. Called from the job's thread and the main one."""
+class TrainingProgress(Observer):
+    """Shows the progress of a training run. Called from the thread of the job and the main one."""
 
     def __init__(self) -> None:
         self.record: RunRecord | None = None
-        self.last: Epoch | None = None
+        self.last_epoch: Epoch | None = None
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -70,25 +71,25 @@ class Screen(Observer):
         )
 
     def warn(self, message: str) -> None:
-        err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
+        warn(message)
 
     def progress(self, progress: dict[str, Any]) -> None:
         if self.record is None or "epoch" not in progress:
             self.bar.update(self.task, description=escape(str(progress.get("stage", ""))))
             return
         epochs = self.record.config.epochs
-        last = f", {percent(self.last.val_error, 1)} val" if self.last else ""
+        val = f", {percent(self.last_epoch.val_error, 1)} val" if self.last_epoch else ""
         self.bar.update(
             self.task,
             description=f"epoch {progress['epoch']}/{epochs}",
             total=epochs * progress["steps"],
             completed=(progress["epoch"] - 1) * progress["steps"] + progress["step"],
             numbers=f"{progress['images_per_second']:,.0f} img/s  loss {progress['train_loss']:.3f}  "
-            f"error {percent(progress['train_error'], 1)} train{last}  ETA",
+            f"error {percent(progress['train_error'], 1)} train{val}  ETA",
         )
 
     def epoch_done(self, epoch: Epoch) -> None:
-        self.last = epoch
+        self.last_epoch = epoch
         if err.is_terminal or self.record is None:
             return
         width = len(str(self.record.config.epochs))
@@ -100,18 +101,18 @@ class Screen(Observer):
         )
 
 
-COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
-SHOWN = 14  # trials in the live table
+STATUS_COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
+TABLE_ROWS = 14  # trials in the live table
 
 
-class SearchScreen(SearchObserver):
-    """Shows a search on stderr. Called from the search's thread and the main one."""
+class SearchProgress(SearchObserver):
+    """Shows the progress of a search. Called from the thread of the search and the main one."""
 
     def __init__(self) -> None:
         self.stage = "Loading PyTorch and Ray"
         self.trials: dict[int, Trial] = {}
-        self.told: set[int] = set()  # trials whose end was said
-        self.before: set[int] = set()  # those that were done when this began
+        self.reported: set[int] = set()  # trials whose end was shown
+        self.done_before: set[int] = set()  # those that had ended when a search was resumed
         self.record: SearchRecord
         self.search: Search | None = None
         self.started = time.monotonic()
@@ -131,13 +132,13 @@ class SearchScreen(SearchObserver):
         self.live.stop()
 
     def warn(self, message: str) -> None:
-        err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
+        warn(message)
 
     def progress(self, progress: dict[str, Any]) -> None:
         self.stage = str(progress.get("stage", ""))
 
     def search_started(self, search: Search, record: SearchRecord, slots: Pool) -> None:
-        """Say what is searched, where."""
+        """Show the search space and the resources."""
         self.search, self.record, self.stage = search, record, "Starting Ray"
         config, data = record.config, record.data
         searched = ", ".join(f"{name} {_values(values)}" for name, values in record.space.searched.items())
@@ -152,17 +153,17 @@ class SearchScreen(SearchObserver):
         )
 
     def trial_changed(self, trial: Trial) -> None:
-        """Keep the table; say how a trial ended."""
+        """Update the table, and show how a trial ended."""
         with self.mutex:
-            if trial.has_ended and not self.trials and trial.id not in self.told:
-                self.before.add(trial.id)
+            if trial.has_ended and not self.trials and trial.id not in self.reported:
+                self.done_before.add(trial.id)
             self.trials[trial.id] = trial
-        if trial.has_ended and trial.id not in self.told:
-            self.told.add(trial.id)
+        if trial.has_ended and trial.id not in self.reported:
+            self.reported.add(trial.id)
             if not err.is_terminal:
-                self._say(trial)
+                self._show_end(trial)
 
-    def _say(self, trial: Trial) -> None:
+    def _show_end(self, trial: Trial) -> None:
         accuracy = "" if trial.val_accuracy is None else f"  {percent(trial.val_accuracy)}"
         reason = f" {escape(trial.reason)}" if trial.reason else f" after {trial.epochs} epochs"
         err.print(
@@ -183,29 +184,29 @@ class SearchScreen(SearchObserver):
             trials = sorted(self.trials.values(), key=lambda t: t.id)
         if not trials:
             return Spinner("dots", text=Text(self.stage))
-        made: Table = table(">trial", "network", ">lr", ">epoch", ">best accuracy", "status")
-        made.columns[-1].no_wrap, made.columns[-1].overflow = True, "ellipsis"
+        rows: Table = table(">trial", "network", ">lr", ">epoch", ">best accuracy", "status")
+        rows.columns[-1].no_wrap, rows.columns[-1].overflow = True, "ellipsis"
         running = [trial for trial in trials if not trial.has_ended]
         done = [trial for trial in trials if trial.has_ended]
-        for trial in sorted([*done[-max(SHOWN - len(running), 3) :], *running], key=lambda t: t.id):
+        for trial in sorted([*done[-max(TABLE_ROWS - len(running), 3) :], *running], key=lambda t: t.id):
             accuracy = "" if trial.val_accuracy is None else percent(trial.val_accuracy)
-            made.add_row(
+            rows.add_row(
                 str(trial.id),
                 trial.model,
                 f"{trial.lr:.3g}",
                 f"{trial.epochs}/{self.record.epochs}",
                 accuracy,
-                f"[{COLORS[trial.status]}]{trial.status}[/] {escape(trial.reason)}",
+                f"[{STATUS_COLORS[trial.status]}]{trial.status}[/] {escape(trial.reason)}",
             )
         line = f"{len(done)} of {self.record.planned} trials done{self._best()}{self._eta(len(done))}"
-        return Group(made, Text(line, style="bold"))
+        return Group(rows, Text(line, style="bold"))
 
     def _eta(self, done: int) -> str:
-        now = done - len(self.before)
-        if now <= 0:
+        done_now = done - len(self.done_before)
+        if done_now <= 0:
             return ""
-        left = (time.monotonic() - self.started) / now * (self.record.planned - done)
-        return f"; about {left / 60:.0f} min left" if left >= 90 else f"; about {left:.0f} s left"
+        left_s = (time.monotonic() - self.started) / done_now * (self.record.planned - done)
+        return f"; about {left_s / 60:.0f} min left" if left_s >= 90 else f"; about {left_s:.0f} s left"
 
 
 def _values(values: Choices | Range) -> str:

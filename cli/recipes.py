@@ -1,4 +1,4 @@
-"""`resnet-ops recipes`: named ways to train, to read and to copy."""
+"""`resnet-ops recipes`: lists the recipes for `train --recipe`, or shows one to copy."""
 
 from typing import Annotated
 
@@ -26,9 +26,8 @@ def recipes(
         output.show(reading.recipe_text(name).rstrip())
         output.end(reading.RecipeOptions(name=name, options=reading.read_recipe(name)))
         return
-    shown = table("recipe", "description")
-    recipe_list = reading.list_recipes()
-    for each in recipe_list.recipes:
-        shown.add_row(each.name, each.description)
-    output.show(shown, "Print one: resnet-ops recipes fast")
-    output.end(recipe_list)
+    rows, result = table("recipe", "description"), reading.list_recipes()
+    for recipe in result.recipes:
+        rows.add_row(recipe.name, recipe.description)
+    output.show(rows, "Print one: resnet-ops recipes fast")
+    output.end(result)

@@ -1,4 +1,4 @@
-"""`resnet-ops report`: one page to look at runs and to compare them."""
+"""`resnet-ops report`: writes a page about one or more runs, and shows their accuracies as a table."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from resnet_ops import runs as library
 from resnet_ops.config import RunsConfig
 from resnet_ops.runs import Run
 
-from .console import Output, err, short, table
+from .console import Output, err, short, table, warn
 from .options import Debug, Json, Options, options_of
 from .startup import importing, process_started_at
 
@@ -37,29 +37,25 @@ def report(
     It evaluates the best weights of each run on its validation images, which must still be in place. The page needs no
     network connection, and has a light and a dark theme.
     """
-    shown = Output(json)
+    out = Output(json)
     runs_dir = options.make(RunsConfig).runs_dir
-    wanted = list(dict.fromkeys(_find(runs_dir, name).path for name in runs))
+    paths = list(dict.fromkeys(_find(runs_dir, name).path for name in runs))
     with err.status("Reporting", spinner="dots") if err.is_terminal else err:
         with importing():
             from resnet_ops.reporting import run_report as library_report
 
-        result = library_report.write([Run(path) for path in wanted], output, _notice, process_started_at())
-    made = table("run", "network", "status", ">epochs", ">accuracy", ">errors")
+        result = library_report.write([Run(path) for path in paths], output, warn, process_started_at())
+    rows = table("run", "network", "status", ">epochs", ">accuracy", ">errors")
     for row in result.runs:
         accuracy = formatting.percent(row.val_accuracy) if row.val_accuracy is not None else ""
         wrong = "" if row.mistakes is None else str(row.mistakes)
-        made.add_row(row.name, row.model, row.status, str(row.epochs), accuracy, wrong)
+        rows.add_row(row.name, row.model, row.status, str(row.epochs), accuracy, wrong)
     size = formatting.size(result.size_bytes)
-    shown.show(made, f"[bold green]Written:[/] {escape(short(result.report))} ({size})")
-    shown.end(result)
+    out.show(rows, f"[bold green]Written:[/] {escape(short(result.report))} ({size})")
+    out.end(result)
 
 
 def _find(runs_dir: Path, name: str) -> Run:
     path = files.to_path(name).expanduser()
     files.check_reachable(path)
     return Run(path) if files.is_file(path / "run.json") else library.find(runs_dir, name)
-
-
-def _notice(message: str) -> None:
-    err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)

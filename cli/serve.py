@@ -1,4 +1,4 @@
-"""`resnet-ops serve`: an exported file as a service."""
+"""`resnet-ops serve`: serves an exported file over HTTP until Ctrl-C, and shows its URL."""
 
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
         with importing():
             from resnet_ops.serving import job
 
-        with job.start_service(config, lambda doing: status.update(f"Starting, {doing}")) as service:
+        with job.start_service(config, lambda step: status.update(f"Starting, {step}")) as service:
             status.stop()
             _show(output, service)
             service.watch()

@@ -1,4 +1,4 @@
-"""When the user pressed enter, and how not to keep them waiting."""
+"""The start of a command: when it began, and what makes importing torch and Ray faster."""
 
 import contextlib
 import gc
@@ -12,41 +12,41 @@ from resnet_ops.machine import cores, idle_s
 
 
 def process_started_at() -> float:
-    """When this process began, in seconds since 1970: before Python had read its first line."""
+    """Return when this process began, in seconds since 1970: before Python had read its first line."""
     try:
         with Path("/proc/self/stat").open() as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         return time.time() - (since_boot - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, AttributeError, IndexError, ValueError):  # not Linux: a few hundredths late
+    except (OSError, AttributeError, IndexError, ValueError):  # not Linux: a few hundredths of a second late
         return time.time() - time.process_time()
 
 
-Moment = tuple[float | None, float, float]
+CpuTimes = tuple[float | None, float, float]  # seconds: idle of all cores, used by this process, of the clock
 
 
-def cpu_snapshot() -> Moment:
-    """Seconds: that the cores have idled, that this process has used of them, and of the clock."""
+def cpu_times() -> CpuTimes:
+    """Return the idle time of the cores, the CPU time of this process, and the time of a clock."""
     return idle_s(), time.process_time(), time.monotonic()
 
 
-def yield_cores(since: Moment) -> None:
-    """Have the threads of one layer wait asleep for each other, if other programs have kept the cores busy since then.
+def yield_cores(since: CpuTimes) -> None:
+    """Make OpenMP threads sleep while they wait for each other, if other programs have kept the cores busy.
 
-    They spin by default (libgomp, which reads this when torch is imported), for milliseconds: of two trainings on the
-    digits at a time, on 2 cores, each then has a twentieth of its speed; asleep, a third or more. Larger images suffer
-    less (benchmarks/results/together.md). Where there is nobody else it would cost up to a sixth.
+    By default they spin for milliseconds (libgomp reads this setting when torch is imported): of two training runs on
+    the digits at a time, on 2 cores, each then has a twentieth of its speed; if they sleep, a third or more. Larger
+    images suffer less (benchmarks/results/together.md). On an idle machine, sleeping costs up to a sixth.
     """
     if (
         "OMP_WAIT_POLICY" not in os.environ
         and "torch" not in sys.modules
-        and cores_are_busy(since, cpu_snapshot(), cores())
+        and cores_are_busy(since, cpu_times(), cores())
     ):
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def cores_are_busy(since: Moment, now: Moment, cores: int) -> bool:
-    """Whether other programs have had more than a quarter of the cores; unknown counts as no."""
+def cores_are_busy(since: CpuTimes, now: CpuTimes, cores: int) -> bool:
+    """Return whether other programs have used more than a quarter of the cores; False if that is unknown."""
     (idle, used, began), (idle_now, used_now, ended) = since, now
     if idle is None or idle_now is None:
         return False
@@ -55,10 +55,10 @@ def cores_are_busy(since: Moment, now: Moment, cores: int) -> bool:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Collect no garbage while torch and Ray are imported.
+    """Disable garbage collection while torch and Ray are imported.
 
-    They make a million objects that stay: looking through them again and again costs 0.4 s at
-    the start and, unless they are set apart, as much at the end.
+    They create a million permanent objects: collecting among them costs 0.4 s at the start and, unless they are frozen,
+    as much at the end.
     """
     gc.disable()
     yield

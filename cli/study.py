@@ -1,4 +1,4 @@
-"""`resnet-ops study`: from options to a study, and what one sees of it."""
+"""`resnet-ops study`: runs an experiment of the ResNet paper here or as a job on a cluster, and shows its verdict."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from resnet_ops.tuning.results import Trial
 from .arguments import tune_arguments
 from .console import Output, err, short, table
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
-from .progress import SearchScreen
+from .progress import SearchProgress
 from .startup import importing, process_started_at
 from .submit import submit
 
@@ -59,9 +59,9 @@ def study(
         typer.echo(options.context.get_help())
         return
     output = Output(json)
-    study, known = options.values["study"], StudyConfig.choices("study")
-    if study not in known:
-        raise UserError(f"There is no study {study!r}.", f"{did_you_mean(study, known)} There are: {', '.join(known)}.")
+    name, known = options.values["study"], StudyConfig.choices("study")
+    if name not in known:
+        raise UserError(f"There is no study {name!r}.", f"{did_you_mean(name, known)} There are: {', '.join(known)}.")
     if resume is not None:
         refuse_changes(options, resume, CHANGEABLE, "study")
     config = options.make(StudyConfig, given=options.typed(TrainConfig))
@@ -70,42 +70,42 @@ def study(
         _submit(base, options.values, config, resume, overwrite, output)
         return
     check_service(base.track)
-    with StudyScreen(config) as screen:
+    with StudyProgress(config) as progress:
         with importing():
             from resnet_ops.study import job
 
         started_at = process_started_at()
         try:
             if resume is None:
-                findings = job.study(config, overwrite=overwrite, observer=screen, started_at=started_at)
+                result = job.study(config, overwrite=overwrite, observer=progress, started_at=started_at)
             else:
                 changes = {name: value for name, value in options.values.items() if name in CHANGEABLE - {"nodes"}}
-                findings = job.resume(
+                result = job.resume(
                     base.runs_dir,
                     resume,
                     study=config.study,
                     nodes=config.nodes,
                     changes=changes,
-                    observer=screen,
+                    observer=progress,
                     started_at=started_at,
                 )
         except UserError:
-            if screen.search is not None:  # what was found before it was stopped
+            if progress.search is not None:  # the results so far
                 with contextlib.suppress(UserError, OSError):
-                    job.write_results(screen.search, started_at)
+                    job.write_results(progress.search, started_at)
             raise
-    _show(output, findings)
+    _show(output, result)
 
 
-class StudyScreen(SearchScreen):
-    """Shows a study on stderr."""
+class StudyProgress(SearchProgress):
+    """Shows the progress of a study."""
 
     def __init__(self, config: StudyConfig) -> None:
         super().__init__()
         self.config = config
 
     def search_started(self, search: "Search", record: "SearchRecord", slots: "Pool") -> None:
-        """Say what is trained, where."""
+        """Show the networks and the resources."""
         self.search, self.record, self.stage = search, record, "Starting Ray"
         data, points = record.data, record.space.points
         networks = ", ".join(dict.fromkeys(_label(point) for point in points))
@@ -120,7 +120,7 @@ class StudyScreen(SearchScreen):
             soft_wrap=True,
         )
 
-    def _say(self, trial: Trial) -> None:
+    def _show_end(self, trial: Trial) -> None:
         done = sum(each.has_ended for each in self.trials.values())
         reason = f" {escape(trial.reason)}" if trial.reason else ""
         last = "" if self.search is None or trial.status == "failed" else _errors(self.search, trial)
@@ -149,11 +149,11 @@ def _errors(search: "Search", trial: Trial) -> str:
 def _submit(
     base: TrainConfig, typed: dict[str, Any], config: StudyConfig, resume: str | None, overwrite: bool, output: Output
 ) -> None:
-    """Study on a cluster."""
+    """Run a study on a cluster."""
     if str(typed.get("recipe", "")).endswith(".toml"):
         raise UserError(f"--recipe {typed['recipe']} is a file on this machine only.", "Use a built-in recipe.")
     command = ("study", config.study)
-    base = base.model_copy(update={"model": config.study})  # which it is named after
+    base = base.model_copy(update={"model": config.study})  # its default name begins with the model's
     submit(
         base,
         resume,
@@ -163,21 +163,21 @@ def _submit(
     )
 
 
-def _show(output: Output, findings: "StudyResult") -> None:
+def _show(output: Output, result: "StudyResult") -> None:
     from resnet_ops.study.results import table_cells, table_columns
 
-    shown = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in table_columns(findings)))
-    for row in findings.rows:
-        shown.add_row(*table_cells(findings, row))
-    figures = [to_path(name) for name in findings.figures if name.endswith(".png")]
-    folder = to_path(findings.run_dir)
+    rows = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in table_columns(result)))
+    for row in result.rows:
+        rows.add_row(*table_cells(result, row))
+    figures = [to_path(name) for name in result.figures if name.endswith(".png")]
+    folder = to_path(result.run_dir)
     output.show(
-        shown,
-        *([f"published: {findings.published}"] if findings.published else []),
-        f"[bold]{escape(findings.verdict)}[/]",
-        *([findings.gradients] if findings.gradients else []),
+        rows,
+        *([f"published: {result.published}"] if result.published else []),
+        f"[bold]{escape(result.verdict)}[/]",
+        *([result.gradients] if result.gradients else []),
         f"  figures       {', '.join(short(figure) for figure in figures)}, and as .svg",
         f"  table         {short(folder / 'table.md')}",
-        f"  results       {short(folder / 'study.json')}; total {findings.total_s:.0f} s",
+        f"  results       {short(folder / 'study.json')}; total {result.total_s:.0f} s",
     )
-    output.end(findings)
+    output.end(result)

@@ -1,6 +1,6 @@
-"""`resnet-ops train --cluster http://...`: a job on a cluster, followed from here.
+"""Jobs of `--cluster http://...`: submitted, followed, and submitted again if lost. arguments.py makes their commands.
 
-The job's output is shown as it comes. Ctrl-C asks whether to leave the job or to stop it.
+The job's log is shown as it is written. Ctrl-C asks whether to detach or to stop the job.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from resnet_ops.options import RUN_NAME, as_typed
 from resnet_ops.orchestration.milestones import SUBMITTER, milestone, tell_submitter
 from resnet_ops.tracking.tracker import service_environment
 
-from .console import Output, err
+from .console import Output, err, warn
 from .startup import importing
 
 if TYPE_CHECKING:
@@ -37,19 +37,19 @@ Arguments = Callable[[TrainConfig, bool], list[str]]
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM: nobody is there to be asked."""
+    """A SIGTERM: the user cannot be asked."""
 
 
 def submit(
     config: TrainConfig, resume: str | None, arguments: Arguments, output: Output, command: str = "train"
 ) -> None:
-    """Train, or search, on the cluster whose job server `config.cluster` names, and show it here.
+    """Run a command as a job on the cluster whose job server is `config.cluster`, and show its log and result.
 
     Args:
-        config: What to train; of a run to resume only where it lies and where it runs.
-        resume: Name of the run to go on with.
-        arguments: What to type there, given the name of the run and whether to resume it.
-        output: Where the result goes.
+        config: The configuration; of a run to resume only its folder and where to run it.
+        resume: Name of the run to resume.
+        arguments: Returns the arguments of the job, given the configuration and whether to resume.
+        output: The output of the result.
         command: "train", "tune" or "study ...".
 
     Raises:
@@ -62,17 +62,17 @@ def submit(
     with importing():
         from resnet_ops.orchestration.jobs import JobServer, SubmittedResult
     server = JobServer(config.cluster or "")
-    attempt = _Attempt(server, config, resume is not None, arguments, command, environment)
+    submission = _Submission(server, config, resume is not None, arguments, command, environment)
     started_at = time.monotonic()
     try:
-        job = attempt.follow()
+        job = submission.follow()
         for _ in range(config.max_failures):
             if not job.died:
                 break
-            job = attempt.follow_again(job)
-        result = _result(attempt, job)
+            job = submission.follow_again(job)
+        result = _result(submission, job)
     except UserError as error:
-        error.details.update({"name": config.name, "job_id": attempt.job_id})
+        error.details.update({"name": config.name, "job_id": submission.job_id})
         raise
     best = result.get("best") or {}
     accuracy = f": {percent(best['val_accuracy'])} validation accuracy" if best.get("val_accuracy") else ""
@@ -80,8 +80,8 @@ def submit(
     output.end(SubmittedResult(**{**result, "job_id": job.id}))
 
 
-class _Attempt:
-    """A job that is submitted, followed, and submitted again where its driver is lost."""
+class _Submission:
+    """A job that is submitted, followed, and submitted again if its driver is lost."""
 
     def __init__(
         self,
@@ -96,17 +96,17 @@ class _Attempt:
         self.command, self.environment = command, environment
         self.job_id = ""
         self.stopping = False
-        self.said: dict[str, Any] | None = None
+        self.answer: dict[str, Any] | None = None  # the JSON object that the job printed last
         self._ending = False
-        self._held: list[str] = []
+        self._held_back: list[str] = []  # lines after the work has ended, shown unless the JSON object comes
 
     def follow(self) -> "Job":
         """Submit the job and show its log, until it has ended."""
         from resnet_ops.orchestration.jobs import Log, new_id
 
-        self.job_id, self.said, self._ending = new_id(str(self.config.name)), None, False
+        self.job_id, self.answer, self._ending = new_id(str(self.config.name)), None, False
         arguments = self.arguments(self.config, self.resume)
-        log, submitted, asked = Log(self.job_id), False, False
+        log, submitted, stop_requested = Log(self.job_id), False, False
         with _sigterm():
             while True:
                 try:
@@ -116,11 +116,11 @@ class _Attempt:
                         err.print(
                             f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True
                         )
-                    if self.stopping and not asked:
+                    if self.stopping and not stop_requested:
                         self.server.ask_to_stop(self.job_id)
-                        asked = True
+                        stop_requested = True
                     job = self.server.follow(log, self._show)
-                    self._let_go()
+                    self._show_held_back()
                     return job
                 except KeyboardInterrupt as interrupt:
                     if not submitted:
@@ -129,76 +129,78 @@ class _Attempt:
                     self._interrupted(interrupt)
 
     def follow_again(self, lost: "Job") -> "Job":
-        """Submit once more, from the last checkpoint if there is a run by now."""
-        how = "its supervisor was lost" if lost.exit_code is None else f"its driver exited with code {lost.exit_code}"
-        then = f"resuming {self.config.name}" if self.resume else "resubmitting it"
-        err.print(f"[yellow]note:[/] Job {escape(lost.id)} died ({how}); {escape(then)}.", soft_wrap=True)
+        """Submit the job again, from the last checkpoint if the run was created."""
+        reason = (
+            "its supervisor was lost" if lost.exit_code is None else f"its driver exited with code {lost.exit_code}"
+        )
+        action = f"resuming {self.config.name}" if self.resume else "resubmitting it"
+        warn(f"Job {lost.id} died ({reason}); {action}.")
         return self.follow()
 
     def _show(self, line: str) -> None:
-        """Show one line, but for the JSON at the end and the error before it, which are told in our own words."""
-        # Ray's own, and long; it writes them into the same log, with nothing but their words to tell them by.
+        """Show one line, except the JSON object at the end and the error before it, which are shown as our own."""
+        # Ray's own messages, in the same log and only recognisable by their text.
         if line.startswith("Running entrypoint for job ") or line.endswith("Runtime env is setting up."):
             return
         if (reached := milestone(line)) is not None:
             self.resume = self.resume or reached == "created"
             self._ending = reached == "ending"
             return
-        if line.startswith("{") and (said := _said(line)) is not None:
-            self.said = said
-            self._held.clear()
+        if line.startswith("{") and (answer := _parse_answer(line)) is not None:
+            self.answer = answer
+            self._held_back.clear()
             return
         if self._ending:
-            self._held.append(line)
+            self._held_back.append(line)
         else:
             _write(line)
 
-    def _let_go(self) -> None:
-        for line in self._held:
+    def _show_held_back(self) -> None:
+        for line in self._held_back:
             _write(line)
-        self._held.clear()
+        self._held_back.clear()
 
     def _interrupted(self, interrupt: KeyboardInterrupt) -> None:
-        """Leave the job (raises) or have it stopped (returns, to see it end)."""
-        if not self.stopping and not isinstance(interrupt, TerminatedError) and _wants_it_stopped():
+        """Detach from the job (raises) or mark it to be stopped (returns, to follow its end)."""
+        if not self.stopping and not isinstance(interrupt, TerminatedError) and _ask_whether_to_stop():
             self.stopping = True
             err.print("Stopping; press Ctrl-C again to detach.")
             return
-        where = f"{self.job_id} --cluster {self.server.address}"
+        job = f"{self.job_id} --cluster {self.server.address}"
         raise UserError(
             f"Detached; job {self.job_id} {'is stopping' if self.stopping else 'keeps running'}.",
-            f"Follow it: resnet-ops jobs logs {where}; stop it: resnet-ops jobs stop {where}",
+            f"Follow it: resnet-ops jobs logs {job}; stop it: resnet-ops jobs stop {job}",
             INTERRUPTED,
         ) from None
 
 
-def _result(attempt: _Attempt, job: "Job") -> dict[str, Any]:
-    """What a job that succeeded has said last.
+def _result(submission: _Submission, job: "Job") -> dict[str, Any]:
+    """Return the JSON object of a job that succeeded.
 
     Raises:
         UserError: It did not succeed.
     """
-    said, config = attempt.said or {}, attempt.config
+    answer, config = submission.answer or {}, submission.config
     if job.status == "SUCCEEDED":
-        if not said:
-            see = escape(f"resnet-ops jobs logs {job.id} --cluster {config.cluster}")
-            err.print(f"[yellow]note:[/] The end of the job's log could not be read; see: {see}", soft_wrap=True)
-        return said or {"name": config.name, "status": "finished"}
-    where = f"--runs-dir {as_typed(config.runs_dir)} --cluster {config.cluster}"
-    go_on = f"resnet-ops {attempt.command} --resume {config.name} {where}"
+        if not answer:
+            logs = f"resnet-ops jobs logs {job.id} --cluster {config.cluster}"
+            warn(f"The end of the job's log could not be read; see: {logs}")
+        return answer or {"name": config.name, "status": "finished"}
+    places = f"--runs-dir {as_typed(config.runs_dir)} --cluster {config.cluster}"
+    resume = f"resnet-ops {submission.command} --resume {config.name} {places}"
     if job.status == "STOPPED":
-        cause = said.get("error") or f"Job {job.id} was stopped."
-        raise UserError(cause, f"Resume with: {go_on}" if attempt.resume else "", INTERRUPTED)
+        cause = answer.get("error") or f"Job {job.id} was stopped."
+        raise UserError(cause, f"Resume with: {resume}" if submission.resume else "", INTERRUPTED)
     if job.died:
         again = "" if not config.max_failures else f", as did {config.max_failures} more after it"
-        raise UserError(f"Job {job.id} died: {_last_line(job.message)}{again}.", f"Resume with: {go_on}", WORK_FAILED)
-    if "error" in said:
-        raise UserError(said["error"], said.get("remedy", ""), job.exit_code or WORK_FAILED)
+        raise UserError(f"Job {job.id} died: {_last_line(job.message)}{again}.", f"Resume with: {resume}", WORK_FAILED)
+    if "error" in answer:
+        raise UserError(answer["error"], answer.get("remedy", ""), job.exit_code or WORK_FAILED)
     raise UserError(f"Job {job.id} failed: {_last_line(job.message)}.", _remedy(job), WORK_FAILED)
 
 
 def _remedy(job: "Job") -> str:
-    # Python's words: of a process that could not import us there is nothing else.
+    # Python's text: a process that cannot import resnet_ops gives nothing else.
     missing = re.findall(r"No module named '([\w.]+)'", job.message)
     if missing:
         return f"Install {missing[-1].split('.')[0]} on the cluster; pip install resnet-ops installs all dependencies."
@@ -212,12 +214,12 @@ def _last_line(message: str) -> str:
     return lines[-1].strip().rstrip(".")[:300] if lines else "no reason was given"
 
 
-def _said(line: str) -> dict[str, Any] | None:
-    """The JSON object of `train --json`, if this line is one."""
+def _parse_answer(line: str) -> dict[str, Any] | None:
+    """Return the JSON object of `train --json`, if this line is one."""
     with contextlib.suppress(ValueError):
-        said = json.loads(line)
-        if isinstance(said, dict) and ("run_dir" in said or "exit_code" in said):
-            return said
+        answer = json.loads(line)
+        if isinstance(answer, dict) and ("run_dir" in answer or "exit_code" in answer):
+            return answer
     return None
 
 
@@ -226,8 +228,8 @@ def _write(line: str) -> None:
     sys.stderr.flush()
 
 
-def _wants_it_stopped() -> bool:
-    """Ask, where somebody can answer; a second Ctrl-C is an answer too."""
+def _ask_whether_to_stop() -> bool:
+    """Ask on a terminal whether to stop the job; elsewhere, and for a second Ctrl-C, detach."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     sys.stderr.write("\nDetach (the job keeps running) or stop it? [d/s] (d) ")
@@ -252,7 +254,7 @@ def _sigterm() -> Iterator[None]:
 
 
 def _check_places(config: TrainConfig) -> None:
-    """Paths are the cluster's: it cannot see the directory that a relative one is meant from."""
+    """Check that paths are absolute and without secrets: they are read on the nodes of the cluster."""
     places = {
         option: as_typed(place)
         for option, place in (
@@ -270,7 +272,7 @@ def _check_places(config: TrainConfig) -> None:
                 f"{option} contains a user name or a secret, which would be visible to everyone on the cluster.",
                 "Remove it; give the nodes access through their environment or role.",
             )
-        # But for runs, `~` is the home directory on the machine that reads it.
+        # Except in --runs-dir, `~` is the home directory on the machine that reads it.
         if "://" not in place and not place.startswith("/" if option == "--runs-dir" else ("/", "~")):
             raise UserError(
                 f"{option} must be a path that every node of the cluster sees; {place!r} is relative.",
@@ -279,21 +281,21 @@ def _check_places(config: TrainConfig) -> None:
 
 
 def _new_name(config: TrainConfig) -> str:
-    """A run needs a name before it is submitted, to be found again if its job is lost."""
+    """Return a name for a run, which it needs before it is submitted, to be resumed if its job is lost."""
     data = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.data).stem).strip("-")[:40] or "images"
     stem = f"{config.model}-{data}"
     return f"{stem if RUN_NAME.fullmatch(stem) else 'run'}-{secrets.token_hex(3)}"
 
 
 def begin_as_job() -> None:
-    """On the cluster: take Ctrl-C as usual, and say what differs from where the job was submitted."""
-    # A head node that was started in the background ignores it, and what it starts inherits that.
+    """Prepare a job's process: handle Ctrl-C, and show how versions differ from those of the submitter."""
+    # A head node that was started in the background ignores SIGINT, and so do the processes it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from resnet_ops.orchestration.jobs import differences, versions
 
     tell_submitter("begun")
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    err.print(f"resnet-ops has begun on {escape(socket.gethostname())}: {found}", soft_wrap=True)
+    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    err.print(f"resnet-ops has begun on {escape(socket.gethostname())}: {installed}", soft_wrap=True)
     differing = differences(os.environ.get(SUBMITTER, ""))
     if differing:
-        err.print(f"[yellow]note:[/] This cluster has {escape(', '.join(differing))}.", soft_wrap=True)
+        warn(f"This cluster has {', '.join(differing)}.")

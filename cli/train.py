@@ -1,4 +1,4 @@
-"""`resnet-ops train`: from options to a run, and what one sees meanwhile."""
+"""`resnet-ops train`: trains a network here or as a job on a cluster, and shows the result."""
 
 import functools
 from typing import TYPE_CHECKING
@@ -13,8 +13,8 @@ from resnet_ops.tracking.tracker import check_service
 from .arguments import train_arguments
 from .console import Output, short
 from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
-from .progress import Screen
-from .startup import cpu_snapshot, importing, process_started_at, yield_cores
+from .progress import TrainingProgress
+from .startup import cpu_times, importing, process_started_at, yield_cores
 from .submit import submit
 
 if TYPE_CHECKING:
@@ -51,21 +51,21 @@ def train(
         submit(config, resume, functools.partial(train_arguments, overwrite=overwrite), output)
         return
     check_service(config.track)
-    with Screen() as screen:
+    with TrainingProgress() as progress:
         with importing():
             from resnet_ops.training import job
 
-            if address_of(config, config.nodes.most) == LOCAL:  # else it is imported later, while the cluster is asked
-                began = cpu_snapshot()
+            if address_of(config, config.nodes.most) == LOCAL:  # else imported while a cluster is contacted
+                began = cpu_times()
                 import_ray()
                 yield_cores(began)
-                from resnet_ops.training import worker  # noqa: F401  # brings torch
+                from resnet_ops.training import worker  # noqa: F401  # imports torch
 
         if resume is None:
-            result = job.train(config, overwrite=overwrite, observer=screen, started_at=process_started_at())
+            result = job.train(config, overwrite=overwrite, observer=progress, started_at=process_started_at())
         else:
             result = job.resume(
-                config.runs_dir, resume, changes=changes, observer=screen, started_at=process_started_at()
+                config.runs_dir, resume, changes=changes, observer=progress, started_at=process_started_at()
             )
     _show(output, result)
 

@@ -1,4 +1,4 @@
-"""`resnet-ops tune`: from options to a search, and what one sees of it."""
+"""`resnet-ops tune`: searches hyperparameters here or as a job on a cluster, and shows the best trials."""
 
 import functools
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,7 @@ from .options import (
     runs_dir_option,
     shared_by_trials,
 )
-from .progress import SearchScreen
+from .progress import SearchProgress
 from .startup import importing, process_started_at
 from .submit import submit
 
@@ -73,26 +73,26 @@ def tune(
         _submit(base, options.values, pairs or [], resume, overwrite, output)
         return
     check_service(base.track)
-    with SearchScreen() as screen:
+    with SearchProgress() as progress:
         with importing():
             from resnet_ops.tuning import job
 
         started_at = process_started_at()
         try:
             if resume is None:
-                result = job.tune(config, pairs or (), overwrite=overwrite, observer=screen, started_at=started_at)
+                result = job.tune(config, pairs or (), overwrite=overwrite, observer=progress, started_at=started_at)
             else:
                 changes = {name: value for name, value in options.values.items() if name in CHANGEABLE}
-                result = job.resume(base.runs_dir, resume, changes=changes, observer=screen, started_at=started_at)
+                result = job.resume(base.runs_dir, resume, changes=changes, observer=progress, started_at=started_at)
         finally:
-            _draw(screen)  # also what was found before it was stopped
+            _draw(progress)  # also if it was interrupted
     _show(output, result)
 
 
 def _submit(
     base: TrainConfig, typed: dict[str, Any], pairs: list[str], resume: str | None, overwrite: bool, output: Output
 ) -> None:
-    """Search on a cluster; files that are here are told rather than named."""
+    """Search on a cluster; the content of local files is passed as arguments."""
     typed = dict(typed)
     if typed.get("space"):
         pairs = [f"{name}={_listed(value)}" for name, value in read_space_file(typed.pop("space")).items()] + pairs
@@ -103,7 +103,7 @@ def _submit(
             else:
                 typed.setdefault(name, value)
     if resume is None:
-        read_space(TuneConfig.of(), pairs)  # what is wrong is told here
+        read_space(TuneConfig.of(), pairs)  # to report errors here
     arguments = functools.partial(tune_arguments, typed=typed, changeable=CHANGEABLE, pairs=pairs, overwrite=overwrite)
     submit(base, resume, arguments, output, "tune")
 
@@ -112,42 +112,40 @@ def _listed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _draw(screen: SearchScreen) -> None:
-    if screen.search is None or not screen.trials:
+def _draw(progress: SearchProgress) -> None:
+    if progress.search is None or not progress.trials:
         return
     from resnet_ops.reporting.search_report import draw
 
-    screen.progress({"stage": "Drawing"})
-    draw(screen.search)
+    progress.progress({"stage": "Drawing"})
+    draw(progress.search)
 
 
 def _show(output: Output, result: "TuneResult") -> None:
     best, search = result.best, result.search
-    shown = table(">trial", "network", ">lr", ">epochs", ">accuracy", ">parameters", ">time (s)", "status")
+    rows = table(">trial", "network", ">lr", ">epochs", ">accuracy", ">parameters", ">time (s)", "status")
     ranked = sorted(result.trials, key=lambda t: (t.val_accuracy is None, -(t.val_accuracy or 0), t.parameters, t.id))
     for trial in ranked[:10]:
         mark = "[bold]" if trial.id == best.trial else ""
-        cells = row(trial)
-        shown.add_row(*(f"{mark}{cell}" for cell in cells))
-    output.show(shown)
+        rows.add_row(*(f"{mark}{cell}" for cell in _cells(trial)))
+    output.show(rows)
     if len(ranked) > 10:
         output.show(f"  and {len(ranked) - 10} more: {short(search.trials_file)}")
     run = search.run
-    where = runs_dir_option(run.path.parent)
+    runs_dir = runs_dir_option(run.path.parent)
     output.show(
-        f"[bold]{percent(best.val_accuracy or 0)}[/] validation accuracy: selected trial {best.trial}, {best.model} with "
-        f"lr {best.lr:g}, {best.why}; total {result.total_s:.0f} s",
+        f"[bold]{percent(best.val_accuracy or 0)}[/] validation accuracy: selected trial {best.trial}, {best.model} "
+        f"with lr {best.lr:g}, {best.why}; total {result.total_s:.0f} s",
         f"  best weights  {short(best.checkpoint)}",
         f"  report        {short(search.page)}",
-        f"  next          resnet-ops export {run.name} --onnx{where}",
+        f"  next          resnet-ops export {run.name} --onnx{runs_dir}",
     )
     if result.refit is not None:
-        output.show(f"  refit         resnet-ops export {result.refit} --onnx{where}, trained on all images")
+        output.show(f"  refit         resnet-ops export {result.refit} --onnx{runs_dir}, trained on all images")
     output.end(result)
 
 
-def row(trial: Any) -> list[str]:
-    """A trial as cells of a table."""
+def _cells(trial: Any) -> list[str]:
     others = " ".join(f"{n}={v}" for n, v in trial.options.items() if n not in ("depth", "family", "lr"))
     return [
         str(trial.id),

@@ -1,12 +1,12 @@
-"""`resnet-ops validate`: verifies an ONNX file and shows the checks as a table."""
+"""`resnet-ops validate`: verifies an exported file, and shows the checks as a table."""
 
 from rich.markup import escape
 
 from resnet_ops.export.config import ValidateConfig
 
-from .console import Output, err, short
+from .console import Output, err, short, warn
 from .options import Debug, Json, Options, options_of
-from .proof_table import refuse, show_proof, warn
+from .proof_table import refuse, show_proof
 from .startup import importing, process_started_at
 
 EXAMPLES = """

@@ -6,7 +6,7 @@
     exported = export_onnx(result.name)
     classifier = Classifier(exported.onnx)
 
-Names are imported when they are first used: importing the package itself imports neither torch nor Ray nor pydantic.
+Names are imported on first use: importing the package itself imports neither torch nor Ray nor pydantic.
 """
 
 from importlib import import_module
@@ -51,15 +51,15 @@ __all__ = [
     "validate",
 ]
 
-# The same for Python: where each name is. `export` and `study` are packages, so no function here is called so.
-_PLACES = {
+# The same at run time: the module of each name. `export` and `study` are packages, so no function bears these names.
+_MODULES = {
     "Classifier": "export.classifier",
     "DataConfig": "config",
     "DataReport": "data.audit",
     "ExportConfig": "export.config",
     "ExportResult": "export.job",
     "PredictConfig": "export.config",
-    "PredictResult": "export.predict",
+    "PredictResult": "export.classifier",
     "TrainConfig": "config",
     "TrainResult": "training.job",
     "TuneConfig": "tuning.config",
@@ -70,7 +70,7 @@ _PLACES = {
     "check_data": "data.audit",
     "configure": "recipes.reading",
     "export_onnx": "export.job",
-    "predict": "export.predict",
+    "predict": "export.classifier",
     "train": "training.job",
     "tune": "tuning.job",
     "validate": "export.validate:validate_onnx",
@@ -81,11 +81,11 @@ _SUBMODULES = ("config", "data", "errors", "export", "models", "orchestration", 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f"{__name__}.{name}")
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _PLACES[name].partition(":")
-    globals()[name] = found = getattr(import_module(f"{__name__}.{module}"), attribute or name)
-    return found
+    module, _, attribute = _MODULES[name].partition(":")
+    globals()[name] = value = getattr(import_module(f"{__name__}.{module}"), attribute or name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m resnet_ops`: the command line, which the library knows by its name alone."""
+"""`python -m resnet_ops`: the command line, which the library imports nowhere else."""
 
 from importlib import import_module
 

@@ -1,19 +1,18 @@
-"""What a run is: every option with its default, its limits and its one-line description.
+"""The configuration of a training run: every option with its type, default, limits and one-line description.
 
-The command line takes names, defaults and help texts from here; nothing repeats them. This
-module imports neither torch nor Ray, so that `--help` stays fast.
+The command line takes all of it from here, and nothing repeats it. Where a run is computed is in cluster_config.py.
+Neither torch nor Ray is imported, so that `--help` stays fast.
 """
 
 import functools
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import field_validator, model_validator
-from pydantic_core import core_schema
 
+from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.options import Config, Positive, check_run_name, option
@@ -23,7 +22,7 @@ IMAGE_DEFAULTS = ("crop_padding", "flip")  # options whose defaults depend on th
 
 
 class NetworkConfig(Config):
-    """Which network."""
+    """The network."""
 
     model: Annotated[
         str,
@@ -43,7 +42,7 @@ class NetworkConfig(Config):
 
 
 class ImagesConfig(Config):
-    """Which images."""
+    """The images."""
 
     data: Annotated[
         str,
@@ -100,7 +99,7 @@ class ImagesConfig(Config):
 
 
 class DataConfig(ImagesConfig):
-    """Which images, and how training reads them."""
+    """The images, and how training reads them."""
 
     on_bad_image: Annotated[
         Literal["skip", "fail"],
@@ -124,7 +123,7 @@ class DataConfig(ImagesConfig):
 
 
 class Recipe(Config):
-    """How to train, whatever and wherever: what a recipe holds."""
+    """The hyperparameters of training, which a recipe holds: the same for any network, images and cluster."""
 
     epochs: Annotated[Positive, option("Training epochs.", panel="Training", shared=True)] = 30
     batch_size: Annotated[
@@ -313,129 +312,16 @@ class Recipe(Config):
 
 @functools.cache
 def parse_milestones(milestones: str) -> tuple[Fraction, ...]:
-    """The shares in `0.5,0.75` or `1/3,2/3`, exactly.
+    """Return the fractions written as `0.5,0.75` or `1/3,2/3`, exactly.
 
     Raises:
-        ValueError, ZeroDivisionError: There is something else in it.
+        ValueError, ZeroDivisionError: It is not a list of fractions.
     """
     return tuple(Fraction(share) for share in milestones.split(","))
 
 
-@dataclass(frozen=True)
-class NodeRange:
-    """The fewest and the most machines to run on, written as `4` or `2:4`; a configuration takes either form."""
-
-    fewest: int
-    most: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read what a user typed.
-
-        Raises:
-            ValueError: It is neither a number of machines nor a range with its smaller number first.
-        """
-        match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?", text)
-        if match is None:
-            raise ValueError("must be a number of nodes, such as 4, or a range, such as 2:4")
-        fewest, most = int(match[1]), int(match[2] or match[1])
-        if most < fewest:
-            raise ValueError("must have the smaller number first, such as 2:4")
-        return cls(fewest, most)
-
-    def __str__(self) -> str:
-        return str(self.fewest) if self.fewest == self.most else f"{self.fewest}:{self.most}"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, *_: object) -> core_schema.CoreSchema:
-        """Validate from a string, and write it back as one."""
-        return core_schema.no_info_plain_validator_function(
-            lambda given: given if isinstance(given, cls) else cls.parse(str(given)),
-            serialization=core_schema.to_string_ser_schema(),
-        )
-
-
-class ConnectionConfig(Config):
-    """Which Ray cluster the work runs on."""
-
-    cluster: Annotated[
-        str | None,
-        option(
-            "Ray cluster: local (started for this run), auto (RAY_ADDRESS, or the one running on this machine), an "
-            "address, or (except for serve) http://HEAD:8265 to submit a job. By default local, but auto if "
-            "RAY_ADDRESS is set or --nodes needs more than this machine.",
-            panel="Cluster",
-            changeable=True,
-        ),
-    ] = None
-
-
-class JobConfig(ConnectionConfig):
-    """What every job on a cluster has, one training or many: its device, and its patience when machines are missing."""
-
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        option("Device to train on; auto: GPUs if there are any.", panel="Cluster", changeable=True),
-    ] = "auto"
-    wait: Annotated[
-        float | None,
-        option(
-            "Seconds to wait for missing or busy machines at the start (by default 600 if an autoscaler can add "
-            "them, else 0) and after a failure (by default 600).",
-            advanced="cluster",
-            changeable=True,
-            ge=0,
-            allow_inf_nan=False,
-        ),
-    ] = None
-    max_failures: Annotated[
-        int,
-        option(
-            "Failed workers and machines to recover from before giving up.", advanced="cluster", changeable=True, ge=0
-        ),
-    ] = 3
-
-
-class ClusterConfig(JobConfig):
-    """Where one training runs: on how many machines, and what of them is used."""
-
-    nodes: Annotated[
-        NodeRange,
-        option(
-            "Number of machines; MIN:MAX starts with MIN and scales up to MAX as machines come and go.",
-            panel="Cluster",
-            metavar="N or MIN:MAX",
-            changeable=True,
-        ),
-    ] = NodeRange(1, 1)
-    gpus_per_node: Annotated[
-        Positive | None,
-        option("GPUs per machine, one worker each; by default all.", panel="Cluster", changeable=True),
-    ] = None
-    workers_per_node: Annotated[
-        Positive | None,
-        option("Workers per machine when training on CPUs.", advanced="cluster", changeable=True),
-    ] = None
-    cpus_per_worker: Annotated[
-        Positive | None,
-        option(
-            "CPU cores per worker; by default its share of the machine's cores.", advanced="cluster", changeable=True
-        ),
-    ] = None
-    hang_timeout: Annotated[
-        float,
-        option(
-            "Seconds without progress after which hanging workers are restarted.",
-            advanced="cluster",
-            changeable=True,
-            gt=0,
-            allow_inf_nan=False,
-        ),
-    ] = 600
-
-
 class RunsConfig(Config):
-    """Where runs are stored."""
+    """The folder or bucket that holds the runs."""
 
     runs_dir: Annotated[
         Place,
@@ -450,7 +336,7 @@ class RunsConfig(Config):
 
 
 class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
-    """One training run, whole: what `run.json` stores and a worker receives."""
+    """A whole training run: what `run.json` stores and each worker receives."""
 
     recipe: Annotated[
         str | None,
@@ -510,14 +396,14 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         return every
 
     def unusual(self) -> dict[str, Any]:
-        """How it is trained, where that is not the default; but for what the images settle."""
+        """Return the training options that differ from their defaults, except those that depend on the images."""
         names = {"recipe", *Recipe.model_fields}.difference(IMAGE_DEFAULTS)
         values = {name: getattr(self, name) for name in TrainConfig.model_fields if name in names}
         return {name: value for name, value in values.items() if value != self.default(name)}
 
     @property
     def checkpoint_interval(self) -> tuple[int | None, float | None]:
-        """Steps, or seconds, between two checkpoints within an epoch; at most one of them is set."""
+        """Steps, or seconds, between two checkpoints within an epoch; at most one of the two is set."""
         every = self.checkpoint_every
         if every is None or every.isdigit():
             return (int(every) if every else None), None

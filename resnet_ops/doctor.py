@@ -1,7 +1,6 @@
-"""Examines this machine by using it: starts Ray, runs a convolution on every execution provider.
+"""The checks of `resnet-ops doctor`: each uses a part of the machine, such as a Ray cluster or an execution provider.
 
-A list of what is installed proves little: ONNX Runtime names its CUDA provider as available on
-machines that have no GPU. Each examination here does the thing, small.
+A list of what is installed proves little: ONNX Runtime lists its CUDA provider as available on machines without a GPU.
 """
 
 import contextlib
@@ -13,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, computed_field
 
-from resnet_ops import files, runs
+from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
-from resnet_ops.machine import cores, memory_bytes
+from resnet_ops.machine import cores, memory_bytes, versions
 from resnet_ops.orchestration.connect import local_ray
 from resnet_ops.results import Result
 
@@ -31,33 +30,35 @@ SHARED_BYTES = 1 << 30  # Docker gives 64 MB, with which Ray's object store spil
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What one examination found; 'absent' is fine where nobody asks for it."""
+    """The result of one check; 'absent' is no problem unless that part is asked for."""
 
     name: str
     state: State
-    found: str
+    result: Annotated[str, Field(serialization_alias="found")]
     remedy: str = ""
 
 
 class DoctorReport(Result):
-    """What all examinations found."""
+    """The results of all checks."""
 
-    findings: tuple[Diagnosis, ...] = Field(description="Each: name, state (ok, absent or broken), found, remedy.")
+    findings: tuple[Diagnosis, ...] = Field(
+        description="Each: name, state (ok, absent or broken), result (in JSON `found`), remedy."
+    )
 
     @computed_field(description="Whether nothing is broken.")  # type: ignore[prop-decorator]
     @property
     def ready(self) -> bool:
-        """Whether nothing is broken."""
+        """True if nothing is broken."""
         return not self.broken
 
     @property
     def broken(self) -> list[str]:
-        """The names of what is broken."""
+        """Names of the checks that failed."""
         return [finding.name for finding in self.findings if finding.state == "broken"]
 
 
 def examine(runs_dir: Path) -> DoctorReport:
-    """Examine this machine, and the place where runs are kept."""
+    """Check this machine and the folder or bucket of the runs."""
     return DoctorReport(findings=tuple(_findings(runs_dir)))
 
 
@@ -77,19 +78,19 @@ def _findings(runs_dir: Path) -> Iterator[Diagnosis]:
     yield from examine_runs(runs_dir)
 
 
-def _attempt(name: str, examination: Callable[[], Diagnosis]) -> Iterator[Diagnosis]:
+def _attempt(name: str, check: Callable[[], Diagnosis]) -> Iterator[Diagnosis]:
     try:
-        yield examination()
+        yield check()
     except UserError as error:
         yield Diagnosis(name, "broken", error.cause, error.remedy)
-    except Exception as error:  # any failure is a finding
+    except Exception as error:  # any failure is a result
         text = (str(error).splitlines() or [""])[0]
         yield Diagnosis(name, "broken", f"{type(error).__name__}: {text}", f"Reinstall {name}, or see the message.")
 
 
 def _versions() -> Diagnosis:
-    found = {name: version for name, version in runs.versions().items() if name != "python"}
-    return Diagnosis("installed", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+    installed = ", ".join(f"{name} {version}" for name, version in versions().items() if name != "python")
+    return Diagnosis("installed", "ok", installed)
 
 
 def _torch() -> Diagnosis:
@@ -137,8 +138,8 @@ def _nccl(gpu: bool) -> Diagnosis:
     import torch.distributed as dist
 
     if not gpu:
-        found = "not tested without a GPU; CPU workers use gloo"
-        return Diagnosis("NCCL", "absent" if dist.is_gloo_available() else "broken", found)
+        state: State = "absent" if dist.is_gloo_available() else "broken"
+        return Diagnosis("NCCL", state, "not tested without a GPU; CPU workers use gloo")
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl", init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
@@ -155,8 +156,8 @@ def _ray() -> Diagnosis:
     with local_ray(1, 0):
         import ray
 
-        elsewhere = ray.remote(num_cpus=1)(_process_id).remote()
-        assert ray.get(elsewhere, timeout=60) != os.getpid()
+        task = ray.remote(num_cpus=1)(_process_id).remote()
+        assert ray.get(task, timeout=60) != os.getpid()
     seconds = time.perf_counter() - started
     shared = shutil.disk_usage(SHARED).total if SHARED.is_dir() else None
     if shared is not None and shared < SHARED_BYTES:
@@ -234,7 +235,7 @@ def _convolution() -> bytes:
 
 
 def examine_runs(runs_dir: Path) -> Iterator[Diagnosis]:
-    """Examine the place where runs are kept."""
+    """Check the folder or bucket of the runs."""
     yield from _attempt("runs", lambda: _bucket(runs_dir) if files.is_remote(runs_dir) else _disk(runs_dir))
 
 

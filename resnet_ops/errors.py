@@ -1,4 +1,4 @@
-"""The one exception meant for users' eyes, and the search for what they meant to type."""
+"""The exceptions whose text users read, their exit codes, and the suggestion of what was meant."""
 
 import copy
 import difflib
@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 class UserError(ValueError):
-    """What went wrong and what to do about it, each in a sentence.
+    """An error to show to the user: what went wrong and what to do about it, each in a sentence.
 
     Args:
         cause: What was asked and what is there instead.
@@ -19,7 +19,7 @@ class UserError(ValueError):
         exit_code: `BAD_REQUEST` (the request was wrong), `WORK_FAILED` (the request was
             fine, the work failed) or `INTERRUPTED`.
 
-    What else `--json` should tell can be put into `details`.
+    `details` are further keys of the error's JSON object (`--json`).
     """
 
     def __init__(self, cause: str, remedy: str = "", exit_code: int = BAD_REQUEST) -> None:
@@ -34,7 +34,7 @@ class UserError(ValueError):
         return " ".join(f"{self.cause} {self.remedy}".split())
 
     def copy_with(self, *, cause: str | None = None, remedy: str | None = None, exit_code: int | None = None) -> Self:
-        """Return this error in other words; its class, and whatever else it carries, are the same."""
+        """Return this error with another text or exit code; its class and other attributes are the same."""
         other = copy.copy(self)
         other.cause = self.cause if cause is None else cause
         other.remedy = self.remedy if remedy is None else remedy
@@ -45,10 +45,10 @@ class UserError(ValueError):
 
 
 class PausedError(UserError):
-    """The work stopped for a reason outside of it; once that is gone it can go on where it was."""
+    """An interruption by an outside cause, such as a full disk; the work can be resumed once that is gone."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'Did you mean X?' for the known word nearest to `word`, or '' when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return 'Did you mean X?' for the known name nearest to `name`, or '' when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"Did you mean {near[0]}?" if near else ""

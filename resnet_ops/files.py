@@ -1,8 +1,7 @@
-"""Files on a disk or in a bucket: how a place is named, how files are read, and how they are written whole.
+"""Files on a disk or in a bucket: parsing paths and URLs, reading, and writing whole files. No run is known here.
 
-A place is a `Path`; what was typed as a URL is a `UPath` over fsspec, which answers to the same calls and so is
-typed as one. Folders, renaming and appending, which object stores do not have, are made up for here. Nothing
-here knows what a run is, and no storage library is imported until a URL is used.
+A URL becomes a `UPath` over fsspec, which has the methods of a `Path` and so is typed as one. Folders, renaming and
+appending, which object stores do not have, are emulated. No storage library is imported until a URL is used.
 """
 
 import contextlib
@@ -30,8 +29,8 @@ CREDENTIALS = {
     "(AWS_ENDPOINT_URL, where it is not Amazon's)",
     "gcs": "the credentials (gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS)",
 }
-# No listings cached: other processes write there too. Files read in one piece: pieces could be of two versions.
-# Few retries, or a wrong endpoint takes minutes to be told; `ask` is patient where that is right.
+# No cached listings: other processes write there, too. Files read in one piece: pieces could be of two versions.
+# Few retries, or a wrong endpoint is only reported after minutes; `ask` retries where that is right.
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,
@@ -43,11 +42,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def to_path(place: str | Path) -> Path:
-    """The place that a user named, by a path or by a URL such as s3://bucket/prefix.
+    """Return the path of what a user typed: a path, or a URL such as s3://bucket/prefix.
 
     Raises:
-        UserError: The URL is of an unknown kind, its library is not installed, or it holds credentials,
-            which would end up in run.json.
+        UserError: The URL is of an unknown kind, its library is not installed, or it contains credentials, which
+            would be stored in run.json.
     """
     text = str(place)
     if not isinstance(place, str) or "://" not in text:
@@ -90,16 +89,16 @@ Place = Annotated[Path, PlainValidator(_place), PlainSerializer(str)]
 
 
 def is_remote(path: Path) -> bool:
-    """Whether it is in a bucket."""
+    """Return whether a path is in a bucket."""
     return not isinstance(path, Path)
 
 
 def ask(path: Path, call: Callable[[Any, str], T], patience_s: float = PATIENCE_S) -> T:
-    """Ask the storage that a remote path lies in: `call` gets it and the path's key there.
+    """Call the storage of a remote path, retrying: `call` gets the file system and the path's key in it.
 
     Raises:
         FileNotFoundError, FileExistsError: As on a disk.
-        PausedError: The storage did not answer for `patience_s`, or refuses.
+        PausedError: The storage did not answer for `patience_s`, or refused.
     """
     remote, deadline = cast("Any", path), time.monotonic() + patience_s
     while True:
@@ -121,15 +120,15 @@ def ask(path: Path, call: Callable[[Any, str], T], patience_s: float = PATIENCE_
 
 
 def check_reachable(folder: Path) -> None:
-    """See, within seconds, that a bucket is there and answers; of disks nothing is asked.
+    """Check, within seconds, that a bucket exists and answers; a disk is not checked.
 
     Raises:
-        UserError: It is not, or does not.
+        UserError: It does not.
     """
     if not is_remote(folder):
         return
 
-    def look(storage: Any, key: str) -> None:
+    def list_folder(storage: Any, key: str) -> None:
         try:
             storage.ls(key, detail=False, timeout=FIRST_ANSWER_S)
         except FileNotFoundError:  # the folder, which is fine, or the bucket
@@ -138,29 +137,29 @@ def check_reachable(folder: Path) -> None:
                 storage.info(bucket, timeout=FIRST_ANSWER_S)
             except FileNotFoundError:
                 raise ValueError(f"there is no bucket {bucket!r}") from None
-            except Exception:  # whoever may list a folder may yet be forbidden to look at its bucket
+            except Exception:  # permission to list a folder does not imply permission to inspect its bucket
                 return
 
     try:
-        ask(folder, look, patience_s=0)
+        ask(folder, list_folder, patience_s=0)
     except PausedError as error:
-        raise UserError(error.cause, error.remedy) from None  # asked for in vain, rather than stopped
+        raise UserError(error.cause, error.remedy) from None  # nothing has begun that could be resumed
 
 
 def read(path: Path, patience_s: float = PATIENCE_S) -> bytes:
-    """All of a file."""
+    """Return the content of a file."""
     if is_remote(path):
         return ask(path, lambda storage, key: bytes(storage.cat_file(key)), patience_s)
     return path.read_bytes()
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there."""
+    """Return whether a path is an existing file."""
     return path.is_file() if not is_remote(path) else (_info(path) or {}).get("type") == "file"
 
 
 def exists(path: Path) -> bool:
-    """Whether a file is there, or a folder; in a bucket, a folder that holds something."""
+    """Return whether a file or folder exists; in a bucket, a folder exists if it is not empty."""
     return path.exists() if not is_remote(path) else _info(path) is not None
 
 
@@ -172,7 +171,7 @@ def _info(path: Path) -> dict[str, Any] | None:
 
 
 def modified_ns(path: Path) -> int | None:
-    """When a file was last written, in nanoseconds since 1970 (of whole seconds in a bucket); None without one."""
+    """Return when a file was last written, in ns since 1970 (whole seconds in a bucket); None if it does not exist."""
     try:
         return int((ask(path, lambda *_: path.stat()) if is_remote(path) else path.stat()).st_mtime_ns)
     except (FileNotFoundError, NotADirectoryError):
@@ -180,7 +179,7 @@ def modified_ns(path: Path) -> int | None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing in one that is not there."""
+    """Return the paths in a folder; none if it does not exist."""
     if not is_remote(folder):
         return list(folder.iterdir()) if folder.is_dir() else []
     try:
@@ -192,10 +191,10 @@ def listed(folder: Path) -> list[Path]:
 
 
 def make_folder(path: Path, *, exist_ok: bool = False) -> None:
-    """Make a folder and those above it; a bucket has none, so only sees that nothing lies there.
+    """Create a folder and its parents; in a bucket, which has none, only check that nothing is there.
 
     Raises:
-        FileExistsError: It is there, and `exist_ok` is false.
+        FileExistsError: It exists, and `exist_ok` is false.
     """
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=exist_ok)
@@ -204,7 +203,7 @@ def make_folder(path: Path, *, exist_ok: bool = False) -> None:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Rename a file; in a bucket it is there twice for a moment."""
+    """Rename a file; in a bucket, both names exist for a moment."""
     if is_remote(path):
         ask(path, lambda storage, key: storage.cp_file(key, cast("Any", target).path))
         remove(path)
@@ -213,7 +212,7 @@ def rename(path: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file, if it exists."""
     if is_remote(path):
         with contextlib.suppress(FileNotFoundError):
             ask(path, lambda storage, key: storage.rm_file(key))
@@ -222,7 +221,7 @@ def remove(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder, if it is there, with all that is in it."""
+    """Delete a folder with its content, if it exists."""
     with contextlib.suppress(FileNotFoundError):
         if is_remote(folder):
             ask(folder, lambda storage, key: storage.rm(key, recursive=True))
@@ -231,7 +230,7 @@ def remove_tree(folder: Path) -> None:
 
 
 def for_arrow(folder: Path) -> dict[str, Any]:
-    """What Ray Train's RunConfig takes to store into a folder: with the credentials and settings of all the rest."""
+    """Return the arguments of Ray Train's RunConfig to store into a folder, with the credentials used here."""
     if not is_remote(folder):
         return {"storage_path": str(folder)}
     import pyarrow.fs
@@ -244,11 +243,10 @@ def for_arrow(folder: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S) -> None:
-    """Replace `path` by `content`: after a crash it is the old file or the new one, whole.
+    """Replace the content of `path`: after a crash, the file is the old or the new one, whole.
 
     Raises:
-        PausedError: The disk is full (or a quota is) or refuses, or the bucket is out of reach; the old file is still
-            there.
+        PausedError: The disk or its quota is full or refuses, or the bucket is out of reach; the old file is kept.
     """
     if is_remote(path):
         try:
@@ -274,7 +272,7 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
 
 
 def append(path: Path, line: str, patience_s: float = PATIENCE_S) -> None:
-    """Append a line, on the disk when this returns; in a bucket the whole file is written anew.
+    """Append a line, synced to disk when this returns; in a bucket, the whole file is rewritten.
 
     Raises:
         PausedError: As for `write_atomically`.
@@ -308,7 +306,7 @@ def _explain_disk(path: Path, size: int = 0) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """See that a file, or the names in a folder, are on the disk."""
+    """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""How numbers are written wherever people read them: on the terminal, in pages, in charts and in the docs."""
+"""Numbers as text, the same on the terminal, in pages, in charts and in the docs."""
 
 
 def percent(share: float, digits: int | None = 2) -> str:
-    """Return a share from 0 to 1 as a percentage, 98.61%; without `digits` with no more than it has, as on ticks."""
+    """Return a share from 0 to 1 as a percentage, 98.61%; without `digits`, with only those needed, as on ticks."""
     return f"{100 * share:.3g}%" if digits is None else f"{100 * share:.{digits}f}%"
 
 
@@ -16,7 +16,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    """Return a duration in the units that fit: 4.2 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

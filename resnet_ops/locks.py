@@ -1,7 +1,7 @@
-"""Who may write to a run: one process at a time, on this machine or on any.
+"""Locks of runs: one process at a time may write to a run, on this machine or on any other.
 
-On a disk it is a file lock, which the system lets go of however the process ends. Object stores have no locks:
-there the holder writes a lease and renews it, and one that was not renewed for a while is anybody's.
+On a disk it is a file lock, which the system releases however the process ends. Object stores have no locks: there the
+holder writes a lease and renews it; a lease that was not renewed for `EXPIRE_S` is free for any process.
 """
 
 import contextlib
@@ -22,15 +22,14 @@ from resnet_ops import files
 from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, PausedError, UserError
 
 RENEW_S = 10.0
-EXPIRE_S = 60.0  # six renewals: an outage of storage shorter than this loses no run
-SETTLE_S = 1.0  # what a write needs to be seen by all, where a storage cannot refuse the second writer
+EXPIRE_S = 60.0  # six renewals: a shorter outage of the storage loses no run
+SETTLE_S = 1.0  # for a write to be visible to all, where a storage cannot refuse the second writer
 
-
-LOST: set[Path] = set()  # leases that this process held, until another took them
+LOST: set[Path] = set()  # leases that this process held until another took them over
 
 
 class Lease(BaseModel):
-    """Who holds a run in a bucket. `renewed` is in seconds since 1970 by the holder's clock."""
+    """The holder of a run in a bucket. `renewed` is in seconds since 1970 by the holder's clock."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +41,7 @@ class Lease(BaseModel):
 
     @property
     def left_s(self) -> float:
-        """Seconds until it is anybody's; none where its holder was a process of this machine and is gone."""
+        """Seconds until it expires; 0 if its holder was a process of this machine and has ended."""
         if self.pid_space == _pid_space() and not _lives(self.pid):
             return 0.0
         return max(0.0, self.renewed + EXPIRE_S - time.time())
@@ -53,7 +52,7 @@ def hold(file: Path, name: str) -> Iterator[None]:
     """Hold the run called `name` for the length of a `with` block.
 
     Raises:
-        UserError: Another process holds it, or took it meanwhile.
+        UserError: Another process holds it, or took it over meanwhile.
     """
     if files.is_remote(file):
         with _leased(file, name):
@@ -77,9 +76,9 @@ def hold(file: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive(file: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is in such a `with` block on this file.
+    """Wait until no other process of this machine is in such a `with` block for this file.
 
-    Where the file system knows no locks nobody waits: what is done in the block must be right all the same.
+    On a file system without locks this does not wait: the block must be correct without it.
     """
     with file.open("w") as opened:
         with contextlib.suppress(OSError):
@@ -88,7 +87,7 @@ def exclusive(file: Path) -> Iterator[None]:
 
 
 def is_held(file: Path) -> bool:
-    """Whether a living process holds the run."""
+    """Return whether a living process holds the run."""
     if files.is_remote(file):
         lease = _read(file)
         return lease is not None and lease.left_s > 0
@@ -103,28 +102,28 @@ def is_held(file: Path) -> bool:
 
 
 def is_lost(file: Path) -> bool:
-    """Whether another process took a lease that this one held."""
+    """Return whether another process took over a lease that this one held."""
     return file in LOST
 
 
 @contextlib.contextmanager
 def _leased(file: Path, name: str) -> Iterator[None]:
     try:
-        mine = _take(file, name)
-    except PausedError as error:  # nothing was begun that could go on later
+        own = _take(file, name)
+    except PausedError as error:  # nothing has begun that could be resumed
         raise error.copy_with(exit_code=BAD_REQUEST) from None
-    LOST.discard(file)  # of an earlier time in this process
+    LOST.discard(file)  # from an earlier hold in this process
     done, waiting = threading.Event(), threading.get_ident()
 
     def renew() -> None:
         while not done.wait(RENEW_S):
             with contextlib.suppress(PausedError):  # the next one may get through
-                there = _read(file, patience_s=0)
-                if there is not None and there.nonce != mine.nonce:
+                current = _read(file, patience_s=0)
+                if current is not None and current.nonce != own.nonce:
                     LOST.add(file)
                     signal.pthread_kill(waiting, signal.SIGINT)
                     return
-                _write(file, mine.model_copy(update={"renewed": time.time()}), patience_s=0)
+                _write(file, own.model_copy(update={"renewed": time.time()}), patience_s=0)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()
@@ -147,36 +146,36 @@ def _leased(file: Path, name: str) -> Iterator[None]:
 
 
 def _take(file: Path, name: str) -> Lease:
-    mine = Lease(
+    own = Lease(
         host=socket.gethostname(),
         pid_space=_pid_space(),
         pid=os.getpid(),
         nonce=uuid.uuid4().hex,
         renewed=time.time(),
     )
-    there = _read(file, patience_s=0)
-    if there is None:
-        _create(file, mine)
-        exclusive = not _create(file, mine)  # refused, unless this storage refuses nobody
+    current = _read(file, patience_s=0)
+    if current is None:
+        _create(file, own)
+        is_certain = not _create(file, own)  # refused, unless this storage never refuses
     else:
-        if there.left_s > 0:
-            raise _refuse(there, name)
-        _write(file, mine, patience_s=0)
-        exclusive = False
-    if not exclusive:
-        # Of two who took it at once, the later one has it. Should its write come later still, the first one
-        # is told at its next renewal.
+        if current.left_s > 0:
+            raise _refusal(current, name)
+        _write(file, own, patience_s=0)
+        is_certain = False
+    if not is_certain:
+        # Of two processes that take it at once, the later write wins. If that comes later still, the first process
+        # learns of it at its next renewal.
         time.sleep(SETTLE_S)
-    there = _read(file, patience_s=0)
-    if there is None or there.nonce != mine.nonce:
-        raise _refuse(there, name)
-    return mine
+    current = _read(file, patience_s=0)
+    if current is None or current.nonce != own.nonce:
+        raise _refusal(current, name)
+    return own
 
 
-def _refuse(there: Lease | None, name: str) -> UserError:
-    who, left_s = (f" (pid {there.pid} on {there.host})", there.left_s) if there else ("", EXPIRE_S)
+def _refusal(current: Lease | None, name: str) -> UserError:
+    holder, left_s = (f" (pid {current.pid} on {current.host})", current.left_s) if current else ("", EXPIRE_S)
     return UserError(
-        f"Run {name} is being trained by another process{who}.",
+        f"Run {name} is being trained by another process{holder}.",
         f"Wait for it to finish, or use another --name. If it was killed, the lock expires in {left_s:.0f} s.",
     )
 
@@ -193,7 +192,7 @@ def _write(file: Path, lease: Lease, patience_s: float) -> None:
 
 
 def _create(file: Path, lease: Lease) -> bool:
-    """Write a lease where there is none; false where there is one already."""
+    """Write a lease if there is none, and return whether there was none."""
     try:
         content = lease.model_dump_json().encode()
         files.ask(file, lambda storage, key: storage.pipe_file(key, content, mode="create"), patience_s=0)
@@ -203,7 +202,7 @@ def _create(file: Path, lease: Lease) -> bool:
 
 
 def _pid_space() -> str:
-    """Where a process number means the same process: containers on a machine, and machines of one name, differ."""
+    """Return an id of the pid namespace: containers on a machine, and machines of the same name, have their own."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # not Linux

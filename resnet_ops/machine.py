@@ -1,8 +1,14 @@
-"""The resources of this machine that the process may use: cores and memory; its GPUs are read by torch."""
+"""What this process has of its machine: cores, memory, and the versions of what is installed."""
 
 import contextlib
 import os
+import platform
+from importlib import metadata
 from pathlib import Path
+
+import resnet_ops
+
+DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")  # those that shape a result
 
 
 def cores() -> int:
@@ -27,3 +33,13 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # "max"
             return min(total, int(Path(limit).read_text()))
     return total
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of resnet-ops and of the distributions that shape a result."""
+    # Of resnet-ops not the installed version, but the running one: a cluster is sent the submitter's.
+    known = {"python": platform.python_version(), "resnet-ops": resnet_ops.__version__}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            known[name] = metadata.version(name)
+    return known

@@ -1,4 +1,7 @@
-"""A set of options: validated once, whoever gives them; what is wrong is named as it was typed."""
+"""Configurations and the declaration of their fields as options: validated once, errors naming options as typed.
+
+The configurations themselves are elsewhere; how the command line makes options of their fields is in cli/options.py.
+"""
 
 import re
 from dataclasses import asdict, dataclass
@@ -14,7 +17,7 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Config(BaseModel):
-    """A frozen set of options; `of` is the way to make one from what a user typed."""
+    """A frozen set of options, validated; `of` makes one from what a user typed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,12 +35,12 @@ class Config(BaseModel):
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """The default of option `name`."""
+        """Return the default of option `name`."""
         return cls.model_fields[name].default
 
     @classmethod
     def choices(cls, name: str) -> list[str]:
-        """The values that option `name` may take, or [] where any will do."""
+        """Return the values that option `name` may take; [] if they are not a fixed list."""
         return _choices(cls.model_fields[name].annotation)
 
     @classmethod
@@ -48,7 +51,7 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Declaration:
-    """How the command line shows and reads a field."""
+    """The way the command line shows and reads a field."""
 
     panel: str | None = None
     advanced: bool = False
@@ -71,18 +74,18 @@ def option(
     changeable: bool = False,
     **limits: Any,
 ) -> Any:
-    """Declare a field that is an option on the command line too: all that is to be said of it.
+    """Declare a field as an option of the command line, too.
 
     Args:
         description: Its help text.
-        panel: Heading that `--help` shows it under.
-        advanced: The same for an option that few need; they are shown last.
+        panel: Heading to show it under in `--help`.
+        advanced: Instead of `panel` for an option that few need; these are shown last.
         aliases: Other names for it, such as `--config`.
-        metavar: What stands for its value; by default its choices or its type.
-        envvar: Environment variable that it is read from where it is not typed.
+        metavar: Placeholder of its value in `--help`; by default its choices or its type.
+        envvar: Environment variable to read it from if it is not typed.
         shared: Whether it is an option of `tune` and `study` too, the same for all their trials.
-        changeable: Whether it may differ when a run is resumed, for it is not what the run computes.
-        limits: What `pydantic.Field` takes, such as `ge`.
+        changeable: Whether it may differ when a run is resumed, as it does not affect what the run computes.
+        limits: Constraints of `pydantic.Field`, such as `ge`.
     """
     title = f"Advanced: {advanced}" if advanced else panel
     declaration = Declaration(title, advanced is not None, aliases, metavar, envvar, shared, changeable)
@@ -112,8 +115,8 @@ def explain(
         return own.copy_with(cause=f"{option}: {own.cause}") if option else own
     option = option or (f"{file}: {name}" if file else "--" + name.replace("_", "-"))
     if first["type"] == "extra_forbidden":
-        where = f"{file}: there" if file else "There"
-        return UserError(f"{where} is no option {name!r}.", did_you_mean(name, cls.model_fields))
+        place = f"{file}: there" if file else "There"
+        return UserError(f"{place} is no option {name!r}.", did_you_mean(name, cls.model_fields))
     if first["type"] == "literal_error":
         choices = cls.choices(name)
         remedy = f"{did_you_mean(str(typed), choices)} Valid: {', '.join(choices)}."

@@ -1,6 +1,6 @@
-"""What the library's functions return: frozen models, which `--json` prints as they are.
+"""The base of the library's results: frozen models that functions return and `--json` prints.
 
-Each function's own result is defined beside it; here is what they share.
+The result of each function is defined beside it.
 """
 
 import math
@@ -13,10 +13,10 @@ Moment = Annotated[datetime, PlainSerializer(datetime.isoformat, when_used="json
 
 
 class Result(BaseModel):
-    """What a function did or measured.
+    """The result of a function.
 
     `model_dump(mode="json")` is the object that the command prints with `--json`: strict JSON, in which a number that
-    is NaN (not measured) or infinite is null. Objects that are of use in Python alone, such as a `Run`, are not in it.
+    is NaN (not measured) or infinite is null. Objects that are only useful in Python, such as a `Run`, are not in it.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, serialize_by_alias=True)

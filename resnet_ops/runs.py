@@ -2,173 +2,42 @@
 
     runs/NAME/run.json       configuration, versions, data, status: one `RunRecord`
              metrics.jsonl   one `Epoch` a line
-             events.jsonl    what befell it: workers lost, machines gone and come; one `Event` a line
-             progress.json   where the epoch in hand stands; rewritten a few times a second
-             tensorboard/    the epochs once more, for TensorBoard (tracking/)
-             tracking.json   what MLflow or W&B know of it, only with --track
-             checkpoints/    epoch-NNNN.safetensors: everything needed to go on; within an epoch
+             events.jsonl    workers lost, machines lost and added; one `Event` a line
+             progress.json   progress within the current epoch; rewritten a few times a second
+             tensorboard/    the metrics for TensorBoard (tracking/)
+             tracking.json   what has been sent to MLflow or W&B, only with --track
+             checkpoints/    epoch-NNNN.safetensors: everything needed to resume; within an epoch
                              epoch-NNNN-step-NNNNNN.safetensors
-             best/           model.safetensors and model.json: the weights that validated best
-             export/         model.onnx and the record of its proof
-             tune.json       only where the run is the best of a search, whose trials are beside it (tuning/results.py)
+             best/           model.safetensors and model.json: the weights with the best validation accuracy
+             export/         model.onnx and the record of its verification
+             tune.json       only where the run is the best of a search, whose trials lie in trials/ (tuning/results.py)
 
-It lies on a disk or in a bucket (files.py), and one process holds it (locks.py). Whatever is
-written is whole after a crash: the old file or the new one. Nothing here knows torch.
+It lies on a disk or in a bucket (files.py), and is locked by one process at a time (locks.py). Each file is whole after
+a crash: the old content or the new. What the files contain is in records.py; nothing here knows torch.
 """
 
 import contextlib
 import json
-import platform
 import secrets
-import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-import resnet_ops
 from resnet_ops import files, locks
-from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.options import check_run_name
-from resnet_ops.results import Moment, Result
+from resnet_ops.records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
 
-Status = Literal["running", "finished", "failed", "interrupted"]
-EventKind = Literal["note", "loss"]
 Line = TypeVar("Line", bound=BaseModel)
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
-DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")
-
-
-class Epoch(BaseModel):
-    """One line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1."""
-
-    model_config = ConfigDict(frozen=True)
-
-    epoch: int
-    step: int
-    train_loss: float
-    train_error: float
-    val_loss: float
-    val_error: float
-    lr: float
-    images_per_second: float
-    seconds: float
-    world_size: int = 1
-
-    @property
-    def val_accuracy(self) -> float:
-        """Top-1 accuracy on the validation images, from 0 to 1."""
-        return 1 - self.val_error
-
-
-class Event(BaseModel):
-    """One line of events.jsonl. A loss, of workers or of what drives them, counts towards `max_failures`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    at: datetime
-    what: str
-    kind: EventKind = "note"  # also of lines that were written before there were kinds: they are not counted again
-
-
-class BadImage(BaseModel):
-    """An image that could not be decoded, and why."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    reason: str
-
-
-class DataRecord(BaseModel):
-    """What the run was trained on.
-
-    `fingerprint` is a SHA-256 of what `fingerprint_of` says: the files' content, or, of much data, names and sizes.
-    The network sees `height` x `width`; where the images were larger or of differing sizes, training crops that from
-    squares with a side of `stored`. `bad_images` were left out, and are not counted elsewhere; the first are named.
-    Where images are streamed, bad ones are met while training: they are counted in the numbers of images, and others
-    take their places; `mean` and `std` of the pixels are those of a sample.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    fingerprint: str
-    fingerprint_of: Literal["content", "names and sizes"] = "content"
-    class_names: tuple[str, ...]
-    train_images: int
-    val_images: int
-    channels: int
-    height: int
-    width: int
-    stored: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    bad_images: int = 0
-    first_bad_images: tuple[BadImage, ...] = ()
-
-
-class Best(BaseModel):
-    """The epoch whose weights lie in best/."""
-
-    model_config = ConfigDict(frozen=True)
-
-    epoch: int
-    val_accuracy: float
-    checkpoint: files.Place
-
-
-class RunRecord(BaseModel):
-    """run.json."""
-
-    format: Literal[1] = 1
-    name: str
-    status: Status
-    reason: str = ""
-    created: datetime
-    updated: datetime
-    config: TrainConfig
-    data: DataRecord
-    parameters: int
-    world_size: int
-    device: str
-    host: str
-    versions: dict[str, str]
-    resumed: int = 0
-    best: Best | None = None
-
-
-class RunSummary(Result):
-    """A run in a list of runs."""
-
-    name: str = Field(description="Name of the run.")
-    run_dir: files.Place = Field(description="Folder of the run.")
-    status: Status
-    reason: str = Field(description="Why it failed or was interrupted, if it was.")
-    model: str = Field(description="Network, such as resnet20.")
-    data: str = Field(description="Name of the data set.")
-    epochs_done: int = Field(description="Epochs trained so far.")
-    epochs: int = Field(description="Epochs to train.")
-    best_val_accuracy: float | None = Field(description="Top-1 accuracy of the best epoch, 0 to 1.")
-    best_epoch: int | None = Field(description="The epoch that validated best.")
-    created: Moment
-    updated: Moment
-
-
-class RunList(Result):
-    """The runs in a folder."""
-
-    runs_dir: files.Place = Field(description="The folder.")
-    runs: tuple[RunSummary, ...] = Field(description="Its runs, the newest first.")
 
 
 class Run:
-    """A run's directory: where everything lies, and how it is read and written."""
+    """A run directory: the paths of its files, how they are read, written and locked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -181,11 +50,11 @@ class Run:
         self.export = self.path / "export"
         self.search_file = self.path / "tune.json"
         self.lock_file = self.path / ".lock"
-        self.progress_at = float("-inf")
+        self._progress_written_s = float("-inf")
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.path.name
 
     def read(self) -> RunRecord:
@@ -195,13 +64,13 @@ class Run:
             UserError: There is no run here, or run.json is damaged.
         """
         record = self.read_as_written()
-        if record.status == "running" and not self.locked():
+        if record.status == "running" and not self.is_locked():
             reason = "its process ended unexpectedly (killed, or the machine went down)"
             return record.model_copy(update={"status": "interrupted", "reason": reason})
         return record
 
     def read_as_written(self) -> RunRecord:
-        """Read run.json, whoever holds the run.
+        """Read run.json, with the status in it, even if the process that wrote it has died.
 
         Raises:
             UserError: There is no run here, or run.json is damaged.
@@ -237,36 +106,36 @@ class Run:
         return _read_lines(self.events_file, Event)
 
     def log_event(self, what: str, kind: EventKind = "note") -> None:
-        """Append to events.jsonl; not worth stopping for."""
+        """Append to events.jsonl, unless that fails: an event is not worth stopping for."""
         event = Event(at=datetime.now(UTC), what=what, kind=kind)
         with contextlib.suppress(OSError, UserError):
             files.append(self.events_file, event.model_dump_json(), patience_s=0)
 
     @property
     def interval_s(self) -> float:
-        """Seconds between two looks at it that are worth it."""
+        """Seconds between two reads for changes."""
         return REMOTE_INTERVAL_S if files.is_remote(self.path) else 0.2
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        """Rewrite progress.json: never half there, but not worth stopping for, nor worth many requests."""
+        """Replace progress.json, unless that fails; in a bucket not more often than `REMOTE_INTERVAL_S`."""
         content = json.dumps(progress).encode()
         if not files.is_remote(self.path):
             temporary = self.progress_file.with_name(".progress.json.tmp")
             with contextlib.suppress(OSError):
                 temporary.write_bytes(content)
                 temporary.replace(self.progress_file)
-        elif time.monotonic() - self.progress_at >= REMOTE_INTERVAL_S:
+        elif time.monotonic() - self._progress_written_s >= REMOTE_INTERVAL_S:
             with contextlib.suppress(UserError):
                 files.write_atomically(self.progress_file, content, patience_s=0)
-            self.progress_at = time.monotonic()
+            self._progress_written_s = time.monotonic()
 
-    def read_progress(self, seen: int = 0) -> tuple[dict[str, Any] | None, int]:
-        """Read progress.json if it is newer than `seen`, and return its age mark to pass next time."""
+    def read_progress(self, since_ns: int = 0) -> tuple[dict[str, Any] | None, int]:
+        """Read progress.json if it is newer than `since_ns`; also return when it was written, to pass next time."""
         try:
             changed = files.modified_ns(self.progress_file) or 0
-            return (json.loads(files.read(self.progress_file)), changed) if changed > seen else (None, seen)
+            return (json.loads(files.read(self.progress_file)), changed) if changed > since_ns else (None, since_ns)
         except (OSError, ValueError):
-            return None, seen
+            return None, since_ns
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run for this process, for the length of a `with` block.
@@ -276,17 +145,17 @@ class Run:
         """
         return locks.hold(self.lock_file, self.name)
 
-    def lost(self) -> bool:
-        """Whether another process took the run from this one."""
+    def is_lost(self) -> bool:
+        """Return whether another process took the run over from this one."""
         return locks.is_lost(self.lock_file)
 
-    def locked(self) -> bool:
-        """Whether a living process holds the run."""
+    def is_locked(self) -> bool:
+        """Return whether a living process holds the run."""
         return locks.is_held(self.lock_file)
 
 
 def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
-    """Make the directory of a new run: `runs_dir/name`, or the first free of stem, stem-2...
+    """Create the directory of a new run: `runs_dir/name`, or the first that is free of stem, stem-2, ...
 
     Raises:
         UserError: The name is taken and `overwrite` is false, the folder that has it is not a
@@ -336,58 +205,58 @@ def _clear(run: Run, overwrite: bool) -> None:
 
 
 def _never_began(run: Run) -> bool:
-    """Whether its process was killed before it wrote what the run is: then there are empty folders only."""
+    """Return whether its process was killed before it wrote run.json: then there are only empty folders."""
     if files.is_remote(run.path) or files.is_file(run.record_file):
         return False
-    metadata = set(run.path.iterdir())
+    paths = set(run.path.iterdir())
     folders = {run.checkpoints, run.best, run.export}
     return (
-        metadata <= {*folders, run.lock_file}
-        and not run.locked()
-        and not any(any(f.iterdir()) for f in metadata & folders)
+        paths <= {*folders, run.lock_file}
+        and not run.is_locked()
+        and not any(any(f.iterdir()) for f in paths & folders)
     )
 
 
 def find(runs_dir: Path, name: str) -> Run:
-    """The run called `name`.
+    """Return the run called `name`.
 
     Raises:
-        UserError: There is none; names the nearest.
+        UserError: There is none; the error names the nearest.
     """
     known = [run.name for run in in_folder(runs_dir)]
     if name not in known:
-        some = f"{did_you_mean(name, known)} Available: {', '.join(known[:8])}." if known else ""
+        remedy = f"{did_you_mean(name, known)} Available: {', '.join(known[:8])}." if known else ""
         raise UserError(
-            f"There is no run called {name!r} in {runs_dir.absolute()}.", some or "Train one: resnet-ops train"
+            f"There is no run called {name!r} in {runs_dir.absolute()}.", remedy or "Train one: resnet-ops train"
         )
     return Run(runs_dir / check_run_name(name))
 
 
 def in_folder(runs_dir: Path) -> list[Run]:
-    """All runs in `runs_dir`, the newest first.
+    """Return all runs in `runs_dir`, the newest first.
 
     Raises:
         UserError: It is in a bucket that is not there or cannot be reached.
     """
     files.check_reachable(runs_dir)
-    found = [Run(path) for path in files.listed(runs_dir)]
-    dated = [(changed, run) for run in found if (changed := files.modified_ns(run.record_file)) is not None]
+    all_runs = [Run(path) for path in files.listed(runs_dir)]
+    dated = [(changed, run) for run in all_runs if (changed := files.modified_ns(run.record_file)) is not None]
     return [run for _, run in sorted(dated, key=lambda pair: pair[0], reverse=True)]
 
 
-def summaries(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> RunList:
-    """Summarise all runs in `runs_dir`, the newest first; `notice` is told of those that are damaged.
+def summarize(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> RunList:
+    """Summarise all runs in `runs_dir`, the newest first; pass `warn` a message about each damaged one.
 
     Raises:
         UserError: It is in a bucket that is not there or cannot be reached.
     """
-    found = []
+    summaries = []
     for run in in_folder(runs_dir):
         try:
-            found.append(_summary(run, run.read()))
+            summaries.append(_summary(run, run.read()))
         except UserError as error:
             warn(str(error))
-    return RunList(runs_dir=runs_dir.absolute(), runs=tuple(found))
+    return RunList(runs_dir=runs_dir.absolute(), runs=tuple(summaries))
 
 
 def _summary(run: Run, record: RunRecord) -> RunSummary:
@@ -409,29 +278,14 @@ def _summary(run: Run, record: RunRecord) -> RunSummary:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the distributions that shape a result."""
-    # Of ourselves not what is installed, but what runs: a cluster is sent the submitter's.
-    found = {"python": platform.python_version(), "resnet-ops": resnet_ops.__version__}
-    for name in DISTRIBUTIONS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def host() -> str:
-    """Name of this machine."""
-    return socket.gethostname()
-
-
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
-    """All whole lines; a torn one was being written when its process was killed."""
+    """Read all whole lines; a torn one was being written when its process was killed."""
     try:
         lines = files.read(path).decode().splitlines()
     except FileNotFoundError:
         return []
-    read: list[Line] = []
+    parsed: list[Line] = []
     for line in lines:
         with contextlib.suppress(ValidationError):
-            read.append(kind.model_validate_json(line))
-    return read
+            parsed.append(kind.model_validate_json(line))
+    return parsed

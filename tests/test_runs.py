@@ -10,7 +10,8 @@ import pytest
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.runs import DataRecord, Epoch, Run, RunRecord
+from resnet_ops.records import DataRecord, Epoch, RunRecord
+from resnet_ops.runs import Run
 
 
 def record(**update: object) -> RunRecord:
@@ -100,7 +101,7 @@ def test_a_killed_process_leaves_a_run_that_reads_as_interrupted(tmp_path: Path)
     holder.stdout.close()
     assert run.read().status == "interrupted"
     with run.lock():
-        assert run.locked()
+        assert run.is_locked()
 
 
 def test_a_torn_last_line_of_the_metrics_is_left_out(tmp_path: Path) -> None:

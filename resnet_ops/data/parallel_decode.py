@@ -17,7 +17,7 @@ from resnet_ops.data.dataset import EncodedImages, digest
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
-from resnet_ops.runs import BadImage
+from resnet_ops.records import BadImage
 
 T = TypeVar("T")
 
@@ -153,9 +153,9 @@ def decode_all(encoded: EncodedImages, options: DecodeOptions, out: np.ndarray |
             raise broken_image_error(BadImage(name=encoded.name(row), reason=reason))
     check_broken_share(encoded, options.class_names, reasons)
     good = np.delete(np.arange(len(labels)), list(reasons))
-    for position, row in enumerate(good):
-        if position != row:
-            pixels[position] = pixels[row]
+    for position, good_row in enumerate(good):
+        if position != good_row:
+            pixels[position] = pixels[good_row]
     bad = tuple(BadImage(name=encoded.name(row), reason=reason) for row, reason in reasons.items())
     return DecodedImages(ImageArray(pixels[: len(good)], labels[good]), counts, np.array(digests, "S32")[good], bad)
 

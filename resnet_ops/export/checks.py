@@ -38,9 +38,7 @@ def check_file(file: Path, model: onnx.ModelProto, metadata: ModelMetadata, opse
         f"metadata says {metadata.precision}, weights are {_precision(model)}": _precision(model) != metadata.precision,
     }
     found_faults = [fault for fault, there in faults.items() if there]
-    return "; ".join(
-        found_faults
-    ) or f"opset {found}, {len(model.graph.node)} nodes, dynamic batch", not found_faults
+    return "; ".join(found_faults) or f"opset {found}, {len(model.graph.node)} nodes, dynamic batch", not found_faults
 
 
 def _precision(model: onnx.ModelProto) -> str:

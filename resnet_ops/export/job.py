@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from pydantic import Field
 
-from resnet_ops import files, runs
+from resnet_ops import files
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import graph, inputs, precision, runtime, untrusted
@@ -22,6 +22,7 @@ from resnet_ops.export.precision import QuantizationCandidate
 from resnet_ops.export.proof import Proof, ProofThresholds, ValidationResult, prove
 from resnet_ops.export.reference import Reference
 from resnet_ops.files import Place, write_atomically
+from resnet_ops.machine import versions
 from resnet_ops.options import as_typed
 from resnet_ops.training.checkpoint import Checkpoint
 
@@ -194,7 +195,7 @@ def _publish(
         "input": config.input,
         "validated": proof.validated,
         **proof.model_dump(),
-        "versions": runs.versions(),
+        "versions": versions(),
     }
     write_atomically(proof_file, json.dumps(record, indent=2).encode() + b"\n")
     return file, proof_file, len(content) + (weights.stat().st_size if weights.exists() else 0)

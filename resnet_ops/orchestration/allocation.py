@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from resnet_ops.config import ClusterConfig
+from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import ray_internals
 from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray, set_patience

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet_ops.config import ConnectionConfig
+from resnet_ops.cluster_config import ConnectionConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import ray_internals
 from resnet_ops.orchestration.packaging import shippable_code

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from resnet_ops.config import ClusterConfig, JobConfig
+from resnet_ops.cluster_config import ClusterConfig, JobConfig
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
 from resnet_ops.orchestration.ray_internals import available_resources_per_node

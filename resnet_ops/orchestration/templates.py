@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from resnet_ops.config import NodeRange
+from resnet_ops.cluster_config import NodeRange
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import Place
 from resnet_ops.options import Config, Positive, option

@@ -1,1 +1,1 @@
-"""What a person looks at: charts by matplotlib, pages that need no network. Reads run directories, never trains."""
+"""Reports on runs, searches and studies: charts by matplotlib, self-contained HTML pages. Reads runs, never trains."""

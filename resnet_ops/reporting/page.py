@@ -1,6 +1,6 @@
-"""Pages of one file each: what is on them comes from templates beside this module, their looks from page.html.j2.
+"""Self-contained HTML pages, rendered from the templates in this folder, and the pictures in them.
 
-They load nothing, and forbid themselves to: they open from a disk, an attachment or a bucket alike.
+A page loads nothing, and its content security policy forbids it to: it opens from a disk, an attachment or a bucket.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from resnet_ops.reporting import style
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart, what it shows in words and numbers, and how it is drawn.
+    """A chart with title, caption, alternative text and the function that draws it.
 
     Args:
-        name: Of the element; another one for each picture of a page.
+        name: Id of the element, unique on its page.
         title: A few words.
-        caption: What there is to see, and what the marks mean.
-        alt: The numbers, for who cannot see it.
+        caption: What the chart shows, and what its marks mean.
+        alt: Alternative text with the numbers.
         width: In inches.
         height: In inches.
-        draw: Draws it, within `style.applied`.
+        draw: Draws it, called within `style.applied`.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Picture:
     draw: Callable[[FigureBase], None]
 
     def svg(self) -> Markup:
-        """The chart as an element of a page."""
+        """Return the chart as an SVG element of a page."""
         chart = style.figure(self.width, self.height)
         self.draw(chart)
         return Markup(style.to_svg(chart, self.name))  # noqa: S704  # matplotlib has escaped it
 
-    def alone(self) -> tuple[bytes, bytes]:
-        """The chart as PNG, fine enough for print, and as SVG."""
+    def to_files(self) -> tuple[bytes, bytes]:
+        """Return the chart as a PNG file, with a resolution for print, and as an SVG file."""
         with style.applied():
             chart = style.figure(self.width, self.height)
             self.draw(chart)
@@ -53,7 +53,7 @@ class Picture:
 
 
 def join_pictures(pictures: list[Picture]) -> bytes:
-    """All of them below each other, as PNG."""
+    """Return all pictures in one PNG, one below the other."""
     with style.applied():
         chart = style.figure(max(p.width for p in pictures), sum(p.height + 0.4 for p in pictures))
         parts = chart.subfigures(len(pictures), 1, squeeze=False, height_ratios=[p.height + 0.4 for p in pictures])
@@ -64,9 +64,9 @@ def join_pictures(pictures: list[Picture]) -> bytes:
 
 
 def render(template: str, **values: Any) -> bytes:
-    """Make a page of a template in this folder; all values are escaped."""
+    """Render a template in this folder as a page; all values are escaped."""
     environment = Environment(
-        loader=FunctionLoader(_template),
+        loader=FunctionLoader(_read_template),
         undefined=StrictUndefined,
         autoescape=True,
         trim_blocks=True,
@@ -81,5 +81,5 @@ def render(template: str, **values: Any) -> bytes:
         return environment.get_template(template).render(**values, css=Markup(style.css())).encode()  # noqa: S704
 
 
-def _template(name: str) -> str:
+def _read_template(name: str) -> str:
     return resources.files("resnet_ops.reporting").joinpath(name).read_text(encoding="utf-8")

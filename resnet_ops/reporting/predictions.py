@@ -1,10 +1,16 @@
-"""What a run's best weights say of its validation images, one by one."""
+"""Predictions of a run's best weights for its validation images; metrics per class and thumbnails made from them.
 
-from collections.abc import Callable, Iterator
+The page that shows them is written in run_report.py.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 
 from resnet_ops.data.augment import normalise
 from resnet_ops.data.decode import decode
@@ -15,52 +21,54 @@ from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import Checkpoint, read_best
 
+MISTAKES, CONFIDENT = 24, 12  # thumbnails of each
+SMALL, THUMBNAIL = 64, 128  # sides in pixels: largest image that is not resized, and size of the others
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of the split, pixels (n, H, W, C) uint8, labels
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One network's word on N validation images.
+    """The predictions of a network for N validation images.
 
     Args:
-        checkpoint: The weights.
+        checkpoint: The network and its weights.
         labels: (N,) int64, the true classes.
         predicted: (N,) int64, the classes of the highest probability.
         confidence: (N,) float64, that probability.
-        of_label: (N,) float64, the probability of the true class.
-        pixels: Gives image n, (H, W, C) uint8.
+        label_probability: (N,) float64, the probability of the true class.
+        pixels: Returns image n, (H, W, C) uint8.
     """
 
     checkpoint: Checkpoint
     labels: np.ndarray
     predicted: np.ndarray
     confidence: np.ndarray
-    of_label: np.ndarray
+    label_probability: np.ndarray
     pixels: Callable[[int], np.ndarray]
 
     @property
-    def right(self) -> np.ndarray:
-        """Where the prediction is right, (N,) bool."""
+    def correct(self) -> np.ndarray:
+        """(N,) bool, true where the prediction is correct."""
         return np.asarray(self.predicted == self.labels)
 
     @property
     def accuracy(self) -> float:
-        """Top-1, from 0 to 1."""
-        return float(self.right.mean())
+        """Top-1 accuracy, from 0 to 1."""
+        return float(self.correct.mean())
 
-    def counts(self) -> np.ndarray:
-        """How often each true class (rows) was taken for each (columns), (K, K) int."""
+    def confusion_matrix(self) -> np.ndarray:
+        """Count images by true class (rows) and predicted class (columns), (K, K) int."""
         classes = len(self.checkpoint.info.class_names)
         return np.bincount(self.labels * classes + self.predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def predict(run: Run) -> Predictions:
-    """Validate a run's best weights once more, in fp32, and keep what they said.
+    """Predict the classes of a run's validation images with its best weights, in fp32.
 
-    Images that training would stream are decoded as they are needed.
+    Images that training streams are decoded as they are needed.
 
     Raises:
-        UserError: There are no whole weights, or the images are gone or are not those of the training.
+        UserError: There are no intact weights, or the images are missing or not those of the training.
     """
     record = run.read_as_written()
     checkpoint, _ = read_best(run)
@@ -75,33 +83,106 @@ def predict(run: Run) -> Predictions:
     network = info.build_network()
     network.load_state_dict(checkpoint.model)
     network.eval().to(device)
-    batches, pixels = _streamed(source) if record.config.stream == "on" else _whole(source)
+    batches, pixels = _streamed_batches(source) if record.config.stream == "on" else _decoded_batches(source)
     parts: list[tuple[np.ndarray, ...]] = []
     for rows, images, labels in batches:
         with torch.inference_mode():
             x = normalise(torch.from_numpy(images).to(device), info.mean, info.std)
             probabilities = network(x).double().softmax(1).cpu().numpy()
         predicted = probabilities.argmax(1)
-        each = np.arange(len(labels))
-        parts.append((rows, labels, predicted, probabilities[each, predicted], probabilities[each, labels]))
-    rows, true, predicted, confidence, of_label = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Predictions(checkpoint, true, predicted, confidence, of_label, lambda n: pixels(int(rows[n])))
+        n = np.arange(len(labels))
+        parts.append((rows, labels, predicted, probabilities[n, predicted], probabilities[n, labels]))
+    rows, labels, predicted, confidence, of_label = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Predictions(checkpoint, labels, predicted, confidence, of_label, lambda n: pixels(int(rows[n])))
 
 
-def _whole(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
+def _decoded_batches(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
     images = source.load("val")
-    return _cut(np.arange(len(images)), images.pixels, images.labels), lambda row: images.pixels[row]
+    return _batches(np.arange(len(images)), images.pixels, images.labels), lambda row: images.pixels[row]
 
 
-def _streamed(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
+def _streamed_batches(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
     encoded, frame = source.encoded("val"), source.crop_spec("val")
     labels = encoded.labels
     parts = decode_rows(encoded, np.arange(len(labels)), frame)
-    batches = (batch for rows, pixels in parts for batch in _cut(rows, pixels, labels[rows]))
+    batches = (batch for rows, pixels in parts for batch in _batches(rows, pixels, labels[rows]))
     return batches, lambda row: decode(encoded.read([row])[0], frame)
 
 
-def _cut(rows: np.ndarray, pixels: np.ndarray, labels: np.ndarray) -> Iterator[Batch]:
+def _batches(rows: np.ndarray, pixels: np.ndarray, labels: np.ndarray) -> Iterator[Batch]:
     for start in range(0, len(rows), EVAL_BATCH):
         cut = slice(start, start + EVAL_BATCH)
         yield rows[cut], pixels[cut], labels[cut]
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Recall and precision of a class."""
+
+    name: str
+    images: int
+    recall: float | None
+    precision: float | None
+    confused_with: str
+
+
+def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[ClassMetrics]:
+    """Return the metrics of each class, the lowest recall first.
+
+    Args:
+        counts: (K, K) int: rows are the true class, columns the predicted.
+        class_names: Of the K classes.
+    """
+    rows = []
+    for label, name in enumerate(class_names):
+        images, predicted, correct = int(counts[label].sum()), int(counts[:, label].sum()), int(counts[label, label])
+        wrong = np.where(np.arange(len(counts)) == label, 0, counts[label])
+        other = int(wrong.argmax())
+        confused_with = f"{class_names[other]} ({wrong[other]})" if wrong[other] else ""
+        rows.append(
+            ClassMetrics(
+                name,
+                images,
+                recall=correct / images if images else None,
+                precision=correct / predicted if predicted else None,
+                confused_with=confused_with,
+            )
+        )
+    return sorted(rows, key=lambda row: (row.recall is None, row.recall))
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small image with its true and predicted class. `source` is a data URL."""
+
+    source: str
+    small: bool
+    true: str
+    predicted: str
+    confidence: float
+
+
+def thumbnails(predictions: Predictions) -> tuple[list[Thumbnail], list[Thumbnail]]:
+    """Return the most confident errors, and the most confident correct predictions, class by class in turn."""
+    order = np.argsort(-predictions.confidence, kind="stable")
+    is_correct = predictions.correct[order]
+    errors, correct = order[~is_correct][:MISTAKES], order[is_correct]
+    labels = predictions.labels[correct]
+    rank = np.zeros(len(correct), np.int64)  # how many of its class are before it
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    correct = correct[np.argsort(rank, kind="stable")][:CONFIDENT]
+    return [_thumbnail(predictions, int(n)) for n in errors], [_thumbnail(predictions, int(n)) for n in correct]
+
+
+def _thumbnail(predictions: Predictions, n: int) -> Thumbnail:
+    pixels, names = predictions.pixels(n), predictions.checkpoint.info.class_names
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    small, content = max(image.size) <= SMALL, io.BytesIO()
+    if not small:
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    kind = "PNG" if small else "JPEG"
+    image.save(content, kind, **({} if small else {"quality": 88}))
+    source = f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+    true, predicted = names[predictions.labels[n]], names[predictions.predicted[n]]
+    return Thumbnail(source, small, true, predicted, float(predictions.confidence[n]))

@@ -1,4 +1,7 @@
-"""The charts of a search: depth against learning rate, learning curves, error against depth, other options."""
+"""The charts of a search: depth against learning rate, learning curves, error against depth, other options.
+
+Each has a function that describes it and one that draws it; their page is made in search_report.py.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +18,7 @@ from matplotlib.lines import Line2D
 from resnet_ops.formatting import duration, percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.search_data import KINDS, SearchData, deviation, error, kind_of, verdict
+from resnet_ops.reporting.search_data import KINDS, SearchData, error, error_bar, kind_of, verdict
 from resnet_ops.tuning.results import Trial, TrialStatus
 
 WIDTH = 8.4
@@ -25,46 +28,45 @@ ERROR = "validation error"
 NONE_YET = "No trial has been validated yet."
 
 
-def pictures(found: SearchData) -> list[Picture]:
-    """The pictures of a search, in the order of a page."""
-    if not found.scored:
-        return [landscape(found)]
-    made = [landscape(found), curves(found), by_depth(found)]
-    return [*made, options(found)] if found.others else made
+def pictures(data: SearchData) -> list[Picture]:
+    """Return the pictures of a search in the order of the page."""
+    if not data.validated:
+        return [landscape(data)]
+    return [landscape(data), curves(data), by_depth(data), *([options(data)] if data.others else [])]
 
 
-def landscape(found: SearchData) -> Picture:
-    """Depth against learning rate, the error as colour."""
-    x, name = _across(found)
-    of = {"lr": "learning rate", "": "trial"}.get(name, name.replace("_", " "))
+def landscape(data: SearchData) -> Picture:
+    """Return the picture of depth against learning rate, with the error as colour."""
+    x, name = _x_option(data)
+    label = {"lr": "learning rate", "": "trial"}.get(name, name.replace("_", " "))
     rows = "; ".join(
-        f"{kind}{depth}: best {percent(error(best))} at {of} {_written(x(best))}, "
-        f"{sum(t.depth == depth and kind_of(t) == kind for t in found.trials)} trials"
-        for kind in found.kinds
-        for depth in found.depths
-        if (best := found.best_of(kind, depth))
+        f"{kind}{depth}: best {percent(error(best))} at {label} {_text(x(best))}, "
+        f"{sum(t.depth == depth and kind_of(t) == kind for t in data.trials)} trials"
+        for kind in data.kinds
+        for depth in data.depths
+        if (best := data.best_of(kind, depth))
     )
-    height = 1.75 + min(max(0.42 * len(found.depths), 1.2), 5)
+    height = 1.75 + min(max(0.42 * len(data.depths), 1.2), 5)
     return Picture(
         "landscape",
-        f"Depth and {of}" if name else "Trials by depth",
+        f"Depth and {label}" if name else "Trials by depth",
         f"Each marker is a trial; its colour is the {ERROR} of its best epoch. In crowded rows, markers are spread out "
         "within them. The ring marks the selected trial.",
-        f"{len(found.trials)} trials. {rows or NONE_YET}",
+        f"{len(data.trials)} trials. {rows or NONE_YET}",
         WIDTH,
         height,
-        partial(_landscape, found, x, of, name),
+        partial(_landscape, data, x, label, name),
     )
 
 
-def curves(found: SearchData) -> Picture:
-    """Error over epochs, a line for each trial."""
+def curves(data: SearchData) -> Picture:
+    """Return the picture of the error over epochs, a line for each trial."""
     rows = "; ".join(
         f"trial {t.id} ({t.model}, {t.status}): "
-        + ", ".join(percent(e.val_error) for e in _some(found.curves[t.id], 3))
-        for kind in found.kinds
-        for t in found.bests(kind)
-        if found.curves[t.id]
+        + ", ".join(percent(e.val_error) for e in _evenly_spaced(data.curves[t.id], 3))
+        for kind in data.kinds
+        for t in data.bests(kind)
+        if data.curves[t.id]
     )
     return Picture(
         "curves",
@@ -74,37 +76,37 @@ def curves(found: SearchData) -> Picture:
         f"First, middle and last epoch of the best trial of each depth: {rows or NONE_YET}",
         WIDTH,
         3.9,
-        partial(_curves, found),
+        partial(_curves, data),
     )
 
 
-def by_depth(found: SearchData) -> Picture:
-    """Error, parameters and time of the best trial of each depth."""
+def by_depth(data: SearchData) -> Picture:
+    """Return the picture of error, parameters and time of the best trial of each depth."""
     rows = "; ".join(
-        f"{t.model}: {percent(error(t))} ± {percent(deviation(t, found.images))}, {t.parameters:,} parameters, "
-        f"{duration(_epoch_time(t))} per epoch"
-        for kind in found.kinds
-        for t in found.bests(kind)
+        f"{t.model}: {percent(error(t))} ± {percent(error_bar(t, data.images))}, {t.parameters:,} parameters, "
+        f"{duration(_seconds_per_epoch(t))} per epoch"
+        for kind in data.kinds
+        for t in data.bests(kind)
     )
-    said = " ".join(filter(None, (verdict(kind, found.bests(kind), found.images) for kind in found.kinds)))
+    verdicts = " ".join(filter(None, (verdict(kind, data.bests(kind), data.images) for kind in data.kinds)))
     return Picture(
         "depth",
         "Best error by depth",
-        f"{said} The best trial of each depth; error bars: one standard error on {found.images:,} images, "
+        f"{verdicts} The best trial of each depth; error bars: one standard error on {data.images:,} images, "
         "√(p(1 - p)/n).".strip(),
         rows or NONE_YET,
         WIDTH,
         2.9,
-        partial(_by_depth, found),
+        partial(_by_depth, data),
     )
 
 
-def options(found: SearchData) -> Picture:
-    """Error against each other option that was searched."""
+def options(data: SearchData) -> Picture:
+    """Return the picture of the error against each other searched option."""
     rows = "; ".join(
-        f"{name}: best {percent(error(best[-1]))} at {_written(best[-1].options[name])}"
-        for name in found.others
-        if (best := [t for t in found.scored if name in t.options])
+        f"{name}: best {percent(error(best[-1]))} at {_text(best[-1].options[name])}"
+        for name in data.others
+        if (best := [t for t in data.validated if name in t.options])
     )
     return Picture(
         "options",
@@ -112,160 +114,158 @@ def options(found: SearchData) -> Picture:
         f"The {ERROR} of each trial by option; colours are depths, as above. The ring marks the selected trial.",
         rows,
         WIDTH,
-        0.5 + 2.3 * math.ceil(len(found.others) / 3),
-        partial(_options, found),
+        0.5 + 2.3 * math.ceil(len(data.others) / 3),
+        partial(_options, data),
     )
 
 
-def _landscape(found: SearchData, x: Callable[[Trial], Any], of: str, name: str, part: FigureBase) -> None:
-    panels = _panels(part, found)
-    if not found.trials:
-        style.nothing(panels["resnet"], NONE_YET)
+def _landscape(data: SearchData, x: Callable[[Trial], Any], label: str, name: str, part: FigureBase) -> None:
+    panels = _panels(part, data)
+    if not data.trials:
+        style.empty(panels["resnet"], NONE_YET)
         return
-    errors = [error(trial) for trial in found.scored]
-    norm, ticks = style.error_norm(errors, found.images)
-    rows = {depth: row for row, depth in enumerate(found.depths)}
-    crowded = max((sum(t.depth == d for t in found.trials) for d in found.depths), default=0) / len(panels) > 12
-    size = 70 if len(found.trials) <= 60 else 34
-    failed = [trial for trial in found.trials if trial.val_accuracy is None]
+    errors = [error(trial) for trial in data.validated]
+    norm, ticks = style.error_norm(errors, data.images)
+    rows = {depth: row for row, depth in enumerate(data.depths)}
+    crowded = max((sum(t.depth == d for t in data.trials) for d in data.depths), default=0) / len(panels) > 12
+    size = 70 if len(data.trials) <= 60 else 34
+    failed = [trial for trial in data.trials if trial.val_accuracy is None]
     for kind, axes in panels.items():
-        for trial in (t for t in [*failed, *found.scored] if kind_of(t) == kind):
+        for trial in (t for t in [*failed, *data.validated] if kind_of(t) == kind):
             y = rows[trial.depth] + (0.56 * ((trial.id * 0.618034) % 1 - 0.5) if crowded else 0)
-            look: dict[str, Any] = {"facecolor": "none", "edgecolor": style.MUTED}
+            colors: dict[str, Any] = {"facecolor": "none", "edgecolor": style.MUTED}
             if trial.val_accuracy is not None:
-                look = {"facecolor": mpl.colormaps[style.VALUES](norm(error(trial))), "edgecolor": style.INK}
-            axes.scatter([x(trial)], [y], s=size, marker=MARKS[trial.status], linewidth=0.6, zorder=3, **look)
-            if found.answer and trial.id == found.answer.trial.id:
+                colors = {"facecolor": mpl.colormaps[style.VALUES](norm(error(trial))), "edgecolor": style.INK}
+            axes.scatter([x(trial)], [y], s=size, marker=MARKS[trial.status], linewidth=0.6, zorder=3, **colors)
+            if data.selection and trial.id == data.selection.trial.id:
                 axes.scatter([x(trial)], [y], s=4.5 * size, facecolor="none", edgecolor=style.VERMILION, lw=2, zorder=4)
         if crowded:  # then rows are bands
             axes.grid(visible=False, axis="y")
             for row in range(1, len(rows)):
                 axes.axhline(row - 0.5, color=style.GRID, lw=0.7, zorder=1)
         style.value_axis(
-            axes.xaxis, [x(t) for t in found.trials], of, log={"lr": True, "": False}.get(name), most=9 // len(panels)
+            axes.xaxis, [x(t) for t in data.trials], label, log={"lr": True, "": False}.get(name), most=9 // len(panels)
         )
-        style.ordered_axis(axes.yaxis, found.depths, "depth" if axes is panels[next(iter(panels))] else "")
-    if found.scored:
+        style.ordered_axis(axes.yaxis, data.depths, "depth" if axes is panels[next(iter(panels))] else "")
+    if data.validated:
         bar = part.colorbar(
             ScalarMappable(norm, style.VALUES), ax=list(panels.values()), label=ERROR, pad=0.02, aspect=16
         )
         bar.set_ticks(ticks, labels=[percent(tick, None) for tick in ticks])
         bar.minorticks_off()
         bar.outline.set_visible(False)
-    style.legend(part, [*_status_keys(found.trials), *_answer_key(found)], "outside lower center", columns=5)
+    style.legend(part, [*_status_keys(data.trials), *_selection_key(data)], "outside lower center", columns=5)
 
 
-def _curves(found: SearchData, part: FigureBase) -> None:
-    panels = _panels(part, found)
-    colors = dict(zip(found.depths, style.step_colors(len(found.depths)), strict=True))
-    shown = [trial for trial in [*found.trials] if found.curves[trial.id]]
-    best = found.answer.trial.id if found.answer else None
-    alpha = 1 if len(shown) <= 12 else max(0.35, 12 / len(shown))
-    for trial in sorted(shown, key=lambda t: (t.id == best, t.id)):
-        axes, epochs, is_best = panels[kind_of(trial)], found.curves[trial.id], trial.id == best
+def _curves(data: SearchData, part: FigureBase) -> None:
+    panels = _panels(part, data)
+    colors = dict(zip(data.depths, style.step_colors(len(data.depths)), strict=True))
+    trials = [trial for trial in data.trials if data.curves[trial.id]]
+    best = data.selection.trial.id if data.selection else None
+    alpha = 1 if len(trials) <= 12 else max(0.35, 12 / len(trials))
+    for trial in sorted(trials, key=lambda t: (t.id == best, t.id)):
+        axes, epochs, is_best = panels[kind_of(trial)], data.curves[trial.id], trial.id == best
         numbers, errors = [e.epoch for e in epochs], [e.val_error for e in epochs]
-        look: dict[str, Any] = {
+        line: dict[str, Any] = {
             "color": colors[trial.depth],
             "alpha": 1 if is_best else alpha,
             "zorder": 5 if is_best else 3,
         }
-        axes.plot(numbers, errors, lw=2.6 if is_best else 1.1, **look)
+        axes.plot(numbers, errors, lw=2.6 if is_best else 1.1, **line)
         axes.plot(
-            numbers[-1:], errors[-1:], marker=MARKS[trial.status], ms=5.5, mec=style.INK, mew=0.5, clip_on=False, **look
+            numbers[-1:], errors[-1:], marker=MARKS[trial.status], ms=5.5, mec=style.INK, mew=0.5, clip_on=False, **line
         )
         if is_best:
-            at = min(epochs, key=lambda e: (e.val_error, e.val_loss))
-            axes.plot(
-                at.epoch, at.val_error, "o", ms=12, mfc="none", mec=style.VERMILION, mew=2, clip_on=False, zorder=6
-            )
-    last = max([found.record.epochs, *(e.epoch for epochs in found.curves.values() for e in epochs)])
-    every = [e.val_error for trial in shown for e in found.curves[trial.id]]
+            lowest = min(epochs, key=lambda e: (e.val_error, e.val_loss))
+            ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": style.VERMILION, "mew": 2}
+            axes.plot(lowest.epoch, lowest.val_error, "o", clip_on=False, zorder=6, **ring)
+    last = max([data.record.epochs, *(e.epoch for epochs in data.curves.values() for e in epochs)])
+    every = [e.val_error for trial in trials for e in data.curves[trial.id]]
     for axes in panels.values():
         style.whole_axis(axes.xaxis, last, "epoch")
-    style.error_axis(next(iter(panels.values())).yaxis, every, found.images, ERROR)
-    if not shown:
+    style.error_axis(next(iter(panels.values())).yaxis, every, data.images, ERROR)
+    if not trials:
         for axes in panels.values():
-            style.nothing(axes, NONE_YET)
+            style.empty(axes, NONE_YET)
         return
-    depths = [Line2D([], [], color=colors[d], lw=2.2, label=f"depth {d}") for d in _some(found.depths, 10)]
-    keys = [*depths, *_status_keys(shown), *_answer_key(found)]
+    depths = [Line2D([], [], color=colors[d], lw=2.2, label=f"depth {d}") for d in _evenly_spaced(data.depths, 10)]
+    keys = [*depths, *_status_keys(trials), *_selection_key(data)]
     style.legend(part, keys, "outside right upper", columns=1)
 
 
-def _by_depth(found: SearchData, part: FigureBase) -> None:
+def _by_depth(data: SearchData, part: FigureBase) -> None:
     panels = part.subplots(1, 3, squeeze=False)[0]
-    bests = {kind: found.bests(kind) for kind in found.kinds}
+    bests = {kind: data.bests(kind) for kind in data.kinds}
     every = [trial for trials in bests.values() for trial in trials]
-    place = {depth: index for index, depth in enumerate(found.depths)}
+    position = {depth: index for index, depth in enumerate(data.depths)}
     for shift, (kind, trials) in enumerate(bests.items()):
         color, marker = KIND_STYLE[kind]
-        # Side by side, or the bars of two kinds would cover each other.
-        at = [place[trial.depth] + (shift - (len(bests) - 1) / 2) * 0.12 for trial in trials]
-        look: dict[str, Any] = {"color": color, "marker": marker, "ms": 5.5, "lw": 1.4}
-        bars = [deviation(trial, found.images) for trial in trials]
-        panels[0].errorbar(at, [error(t) for t in trials], yerr=bars, capsize=3, elinewidth=1.4, **look)
-        panels[1].plot(at, [trial.parameters for trial in trials], **look)
-        panels[2].plot(at, [_epoch_time(trial) for trial in trials], **look)
-        if found.answer and kind_of(found.answer.trial) == kind and found.answer.trial in trials:
-            index = trials.index(found.answer.trial)
-            panels[0].plot(at[index], error(trials[index]), "o", ms=13, mfc="none", mec=style.INK, mew=1.6, zorder=5)
-    spread = [error(t) + sign * deviation(t, found.images) for t in every for sign in (-1, 0, 1)]
+        # Side by side, or the error bars of two kinds would overlap.
+        x = [position[trial.depth] + (shift - (len(bests) - 1) / 2) * 0.12 for trial in trials]
+        line: dict[str, Any] = {"color": color, "marker": marker, "ms": 5.5, "lw": 1.4}
+        bars = [error_bar(trial, data.images) for trial in trials]
+        panels[0].errorbar(x, [error(t) for t in trials], yerr=bars, capsize=3, elinewidth=1.4, **line)
+        panels[1].plot(x, [trial.parameters for trial in trials], **line)
+        panels[2].plot(x, [_seconds_per_epoch(trial) for trial in trials], **line)
+        if data.selection and kind_of(data.selection.trial) == kind and data.selection.trial in trials:
+            index = trials.index(data.selection.trial)
+            panels[0].plot(x[index], error(trials[index]), "o", ms=13, mfc="none", mec=style.INK, mew=1.6, zorder=5)
+    spread = [error(t) + sign * error_bar(t, data.images) for t in every for sign in (-1, 0, 1)]
     floor = min(error(t) for t in every)
-    style.error_axis(panels[0].yaxis, [max(e, min(floor, 1 / found.images)) for e in spread], found.images, "")
+    style.error_axis(panels[0].yaxis, [max(e, min(floor, 1 / data.images)) for e in spread], data.images, "")
     style.value_axis(panels[1].yaxis, [trial.parameters for trial in every], "")
-    style.value_axis(panels[2].yaxis, [_epoch_time(trial) for trial in every], "")
+    style.value_axis(panels[2].yaxis, [_seconds_per_epoch(trial) for trial in every], "")
     for axes, title in zip(panels, (f"best {ERROR}", "parameters", "seconds per epoch"), strict=True):
         axes.set_title(title)
-        style.ordered_axis(axes.xaxis, found.depths, "depth", most=7)
+        style.ordered_axis(axes.xaxis, data.depths, "depth", most=7)
     keys = [
         Line2D([], [], color=KIND_STYLE[kind][0], marker=KIND_STYLE[kind][1], ms=5.5, lw=1.4, label=KINDS[kind])
         for kind in bests
     ]
-    style.legend(part, [*keys, *_answer_key(found, style.INK)], "outside lower center", columns=4)
+    style.legend(part, [*keys, *_selection_key(data, style.INK)], "outside lower center", columns=4)
 
 
-def _options(found: SearchData, part: FigureBase) -> None:
-    columns = min(3, max(len(found.others), 2))
-    grid = part.subplots(math.ceil(len(found.others) / columns), columns, squeeze=False, sharey=True)
-    colors = dict(zip(found.depths, style.step_colors(len(found.depths)), strict=True))
-    errors = [error(trial) for trial in found.scored]
-    for axes, (name, tried) in zip(grid.flat, found.others.items(), strict=False):
-        trials = [trial for trial in found.scored if name in trial.options]
-        places, ticks = _places([trial.options[name] for trial in trials], tried)
-        for trial, at in zip(trials, places, strict=True):
-            look = {"color": colors[trial.depth], "edgecolor": style.INK, "linewidth": 0.4}
-            axes.scatter([at], [error(trial)], s=30, marker=MARKS[trial.status], zorder=3, **look)
-            if found.answer and trial.id == found.answer.trial.id:
-                axes.scatter([at], [error(trial)], s=140, facecolor="none", edgecolor=style.VERMILION, lw=1.8, zorder=4)
+def _options(data: SearchData, part: FigureBase) -> None:
+    columns = min(3, max(len(data.others), 2))
+    grid = part.subplots(math.ceil(len(data.others) / columns), columns, squeeze=False, sharey=True)
+    colors = dict(zip(data.depths, style.step_colors(len(data.depths)), strict=True))
+    errors = [error(trial) for trial in data.validated]
+    for axes, (name, tried) in zip(grid.flat, data.others.items(), strict=False):
+        trials = [trial for trial in data.validated if name in trial.options]
+        positions, ticks = _positions([trial.options[name] for trial in trials], tried)
+        for trial, x in zip(trials, positions, strict=True):
+            marker_style = {"color": colors[trial.depth], "edgecolor": style.INK, "linewidth": 0.4}
+            axes.scatter([x], [error(trial)], s=30, marker=MARKS[trial.status], zorder=3, **marker_style)
+            if data.selection and trial.id == data.selection.trial.id:
+                axes.scatter([x], [error(trial)], s=140, facecolor="none", edgecolor=style.VERMILION, lw=1.8, zorder=4)
         label = name.replace("_", " ")
         if ticks:
             style.ordered_axis(axes.xaxis, ticks, label, most=6)
         else:
             style.value_axis(axes.xaxis, [float(value) for value in tried], label, most=5)
-    for axes in list(grid.flat)[len(found.others) :]:
+    for axes in list(grid.flat)[len(data.others) :]:
         axes.set_visible(False)
-    style.error_axis(grid[0, 0].yaxis, errors, found.images, "")
+    style.error_axis(grid[0, 0].yaxis, errors, data.images, "")
     for row in grid:
         row[0].set_ylabel(ERROR)
 
 
-def _places(values: Sequence[Any], tried: Sequence[Any]) -> tuple[list[float], list[str]]:
-    """Where values go on an axis, and the names of its places, [] where the values are numbers."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried):
+def _positions(values: Sequence[Any], tried: Sequence[Any]) -> tuple[list[float], list[str]]:
+    """Return positions of values on an axis, and the names of its categories; [] if the values are numbers."""
+    if _are_numbers(tried):
         return [float(value) for value in values], []
-    names = sorted({_written(value) for value in tried})
+    names = sorted({_text(value) for value in tried})
     return [
-        names.index(_written(value)) + 0.3 * ((index * 0.618034) % 1 - 0.5) for index, value in enumerate(values)
+        names.index(_text(value)) + 0.3 * ((index * 0.618034) % 1 - 0.5) for index, value in enumerate(values)
     ], names
 
 
-def _across(found: SearchData) -> tuple[Callable[[Trial], Any], str]:
-    """What goes across the first picture: the learning rate; where that is one, another number, or the trial's."""
-    if len({trial.lr for trial in found.trials}) != 1 or len(found.trials) == 1:
+def _x_option(data: SearchData) -> tuple[Callable[[Trial], Any], str]:
+    """Return the x values of the first picture, and their option: lr, or if that is constant another number."""
+    if len({trial.lr for trial in data.trials}) != 1 or len(data.trials) == 1:
         return (lambda trial: trial.lr), "lr"
-    for name, tried in found.others.items():
-        everywhere = len(tried) == len(found.trials)
-        if everywhere and all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried):
+    for name, tried in data.others.items():
+        if len(tried) == len(data.trials) and _are_numbers(tried):
             return partial(_option, name), name
     return (lambda trial: trial.id), ""
 
@@ -274,37 +274,39 @@ def _option(name: str, trial: Trial) -> Any:
     return trial.options[name]
 
 
-def _panels(part: FigureBase, found: SearchData) -> dict[str, Axes]:
-    kinds = found.kinds or ["resnet"]
-    made = part.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _panels(part: FigureBase, data: SearchData) -> dict[str, Axes]:
+    kinds = data.kinds or ["resnet"]
+    panels = dict(zip(kinds, part.subplots(1, len(kinds), squeeze=False, sharey=True)[0], strict=True))
     if len(kinds) > 1:
-        for kind, axes in zip(kinds, made, strict=True):
+        for kind, axes in panels.items():
             axes.set_title(KINDS[kind])
-    return dict(zip(kinds, made, strict=True))
+    return panels
 
 
 def _status_keys(trials: Sequence[Trial]) -> list[Line2D]:
-    there = [status for status in MARKS if any(trial.status == status for trial in trials)]
-    look: dict[str, Any] = {"ls": "", "color": style.MUTED, "ms": 6.5}
-    return [Line2D([], [], marker=MARKS[status], label=status, **look) for status in there]
+    statuses = [status for status in MARKS if any(trial.status == status for trial in trials)]
+    return [Line2D([], [], marker=MARKS[each], label=each, ls="", color=style.MUTED, ms=6.5) for each in statuses]
 
 
-def _answer_key(found: SearchData, color: str = style.VERMILION) -> list[Line2D]:
-    if found.answer is None:
+def _selection_key(data: SearchData, color: str = style.VERMILION) -> list[Line2D]:
+    if data.selection is None:
         return []
-    label = f"selected: trial {found.answer.trial.id}"
+    label = f"selected: trial {data.selection.trial.id}"
     return [Line2D([], [], ls="", marker="o", ms=10, mfc="none", mec=color, mew=1.8, label=label)]
 
 
-def _epoch_time(trial: Trial) -> float:
-    """Seconds."""
+def _seconds_per_epoch(trial: Trial) -> float:
     return trial.seconds / max(trial.epochs, 1)
 
 
-def _some(values: Sequence[Any], most: int) -> list[Any]:
-    """The first, the last, and some evenly between."""
+def _evenly_spaced(values: Sequence[Any], most: int) -> list[Any]:
+    """Return at most `most` values, evenly spaced, with the first and the last."""
     return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]
 
 
-def _written(value: Any) -> str:
+def _text(value: Any) -> str:
     return style.number(value) if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The pictures of a search and the page around them, at any moment of it: tune.png and tune.html."""
+"""The report on a search, at any moment of it: the picture tune.png and the page tune.html."""
 
 from typing import Any
 
@@ -12,34 +12,34 @@ STATUSES: tuple[TrialStatus, ...] = ("finished", "stopped", "failed", "running")
 
 
 def draw(search: Search) -> None:
-    """Draw what a search has found so far into `search.picture` and `search.page`.
+    """Draw the results of a search so far into `search.picture` and `search.page`.
 
     Raises:
-        UserError: It is no search, or a file of it is damaged.
-        PausedError: The disk is full, or the bucket is out of reach; the old pictures are still there.
+        UserError: It is not a search, or a file of it is damaged.
+        PausedError: The disk is full, or the bucket is out of reach; the old files are kept.
     """
-    found = SearchData.read(search)
-    drawn = pictures(found)
+    data = SearchData.read(search)
+    drawn = pictures(data)
     files.write_atomically(search.picture, page.join_pictures(drawn))
     with style.applied():
         charts = [(picture, picture.svg()) for picture in drawn]
-    files.write_atomically(search.page, page.render("search.html.j2", charts=charts, **_values(found)))
+    files.write_atomically(search.page, page.render("search.html.j2", charts=charts, **_values(data)))
 
 
-def _values(found: SearchData) -> dict[str, Any]:
-    record, best = found.record, found.answer
+def _values(data: SearchData) -> dict[str, Any]:
+    record, selection = data.record, data.selection
     shared = record.config.model_dump(mode="json")
     return {
         "record": record,
-        "answer": best,
-        "error": None if best is None else error(best.trial),
-        "counts": [(status, len(there)) for status in STATUSES if (there := found.with_status(status))],
-        "trials": found.trials,
-        "others": list(found.others),
-        "seconds": sum(trial.seconds for trial in found.trials),
+        "selection": selection,
+        "error": None if selection is None else error(selection.trial),
+        "counts": [(status, len(trials)) for status in STATUSES if (trials := data.with_status(status))],
+        "trials": data.trials,
+        "others": list(data.others),
+        "seconds": sum(trial.seconds for trial in data.trials),
         "configurations": [
             ("Search", {name: value for name, value in shared.items() if name != "given"} | shared["given"]),
-            *([("Selected trial", found.best_run.config.model_dump(mode="json"))] if found.best_run else []),
+            *([("Selected trial", data.selected_run.config.model_dump(mode="json"))] if data.selected_run else []),
         ],
         "versions": record.versions,
     }

@@ -1,4 +1,7 @@
-"""Charts of studies: what each layer of networks of growing depth says, and shortcuts beside each other."""
+"""The charts of studies: gradients and responses by layer, and shortcut options compared.
+
+The data is collected and the figures chosen in resnet_ops/study/.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +16,8 @@ from matplotlib.lines import Line2D
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.training_figures import THICK, THIN, WIDTH, NetworkCurves, line_widths
+from resnet_ops.reporting.training_figures import KINDS, THICK, THIN, WIDTH, NetworkCurves, line_width_keys
 
-KINDS = {"plain": "plain", "resnet": "residual"}
 LINES = {"plain": (0, (3, 1.5)), "resnet": "solid"}
 When = Literal["initial", "trained"]
 WHEN: dict[When, str] = {"initial": "at initialisation", "trained": "after training"}
@@ -23,7 +25,7 @@ WHEN: dict[When, str] = {"initial": "at initialisation", "trained": "after train
 
 @dataclass(frozen=True)
 class Profile:
-    """A positive number of each layer of a network, (seeds, layers), before or after its training."""
+    """A positive number of each layer of a network, (seeds, layers), at initialisation or after training."""
 
     kind: str
     depth: int
@@ -32,15 +34,15 @@ class Profile:
 
     @property
     def mean(self) -> np.ndarray:
-        """Of each layer over seeds: the geometric one, for these numbers are of many sizes."""
+        """Geometric mean over seeds of each layer: the numbers span orders of magnitude."""
         return np.asarray(np.exp(np.log(np.maximum(self.values, np.finfo(float).tiny)).mean(0)))
 
 
 def norms(rows: Sequence[tuple[str, Sequence[Profile]]]) -> Picture:
-    """Numbers by layer, a row each, before training and after it, plain and residual.
+    """Return the picture of numbers by layer, at initialisation and after training, plain and residual.
 
     Args:
-        rows: What the number is, and the networks.
+        rows: The name of each number, and its values in each network.
     """
     seeds = max((len(profile.values) for _, profiles in rows for profile in profiles), default=1)
     spread = f" Means of {seeds} seeds; bands span minimum to maximum." if seeds > 1 else ""
@@ -56,11 +58,11 @@ def norms(rows: Sequence[tuple[str, Sequence[Profile]]]) -> Picture:
 
 
 def responses(profiles: Sequence[Profile], branches: Sequence[Profile]) -> Picture:
-    """Standard deviations of the layers' responses, as figure 7 of He et al. 2015, and of F(x) beside x.
+    """Return the picture of the standard deviations of layer responses, as figure 7 of He et al. 2015.
 
     Args:
-        profiles: Of each layer's response.
-        branches: Of each residual branch, as a share of its shortcut's.
+        profiles: Standard deviation of each layer's response.
+        branches: That of each residual branch F(x), divided by its shortcut's.
     """
     return Picture(
         "responses",
@@ -75,11 +77,11 @@ def responses(profiles: Sequence[Profile], branches: Sequence[Profile]) -> Pictu
 
 
 def shortcuts(networks: Sequence[tuple[str, NetworkCurves]], images: int) -> Picture:
-    """Errors of residual networks by their shortcuts, a panel a depth.
+    """Return the picture of the errors of residual networks by shortcut option, a panel for each depth.
 
     Args:
-        networks: Each with its shortcut's letter.
-        images: For validation.
+        networks: Each with the letter of its shortcut option.
+        images: Number of validation images.
     """
     seeds = max((len(network.seeds) for _, network in networks), default=1)
     spread = f" Means of {seeds} seeds; bands span minimum to maximum." if seeds > 1 else ""
@@ -100,12 +102,12 @@ def _norms(rows: Sequence[tuple[str, Sequence[Profile]]], part: FigureBase) -> N
     every = [profile for _, profiles in rows for profile in profiles]
     columns = [(kind, when) for when in WHEN for kind in KINDS if any(p.kind == kind for p in every)]
     panels = part.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
-    look = _by_depth(sorted({profile.depth for profile in every}))
+    lines = _lines_by_depth(sorted({profile.depth for profile in every}))
     for (name, profiles), row in zip(rows, panels, strict=True):
         for (kind, when), axes in zip(columns, row, strict=True):
             for profile in (p for p in profiles if (p.kind, p.when) == (kind, when)):
-                place = np.linspace(0, 1, profile.values.shape[1])
-                _line(axes, place, profile, **look[profile.depth])
+                x = np.linspace(0, 1, profile.values.shape[1])
+                _plot(axes, x, profile, **lines[profile.depth])
         numbers = np.concatenate([profile.values.ravel() for profile in profiles])
         style.value_axis(row[0].yaxis, numbers[numbers > 0].tolist(), name, most=8)
     for (kind, when), axes in zip(columns, panels[0], strict=True):
@@ -116,16 +118,18 @@ def _norms(rows: Sequence[tuple[str, Sequence[Profile]]], part: FigureBase) -> N
         first, last = axes.get_xticklabels()
         first.set_horizontalalignment("left")
         last.set_horizontalalignment("right")
-    style.legend(part, _keys(look), "outside lower center", columns=6)
+    style.legend(part, _keys(lines), "outside lower center", columns=6)
 
 
 def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: FigureBase) -> None:
     by_order, by_size, *right = part.subplots(1, 3 if branches else 2)
-    look = _by_depth(sorted({profile.depth for profile in profiles}))
+    lines = _lines_by_depth(sorted({profile.depth for profile in profiles}))
     for profile in profiles:
         numbers = np.arange(1, profile.values.shape[1] + 1)
         for axes, values in ((by_order, profile.mean), (by_size, np.sort(profile.mean)[::-1])):
-            axes.plot(numbers, values, ls=LINES[profile.kind], lw=1.5, markevery=_sparse(values), **look[profile.depth])
+            axes.plot(
+                numbers, values, ls=LINES[profile.kind], lw=1.5, markevery=_mark_stride(values), **lines[profile.depth]
+            )
     most = max(profile.values.shape[1] for profile in profiles)
     every = np.concatenate([profile.mean for profile in profiles]).tolist()
     for axes, title in ((by_order, "responses by layer"), (by_size, "responses by magnitude")):
@@ -134,7 +138,7 @@ def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: F
         style.value_axis(axes.yaxis, [0.0, *every], "standard deviation" if axes is by_order else "", log=False)
     for axes in right:
         for branch in branches:
-            _line(axes, np.arange(1, branch.values.shape[1] + 1), branch, **look[branch.depth])
+            _plot(axes, np.arange(1, branch.values.shape[1] + 1), branch, **lines[branch.depth])
         axes.set_title("std of F(x) / std of shortcut")
         style.whole_axis(axes.xaxis, max(branch.values.shape[1] for branch in branches), "residual block", most=5)
         style.value_axis(axes.yaxis, np.concatenate([branch.values.ravel() for branch in branches]).tolist(), "")
@@ -143,14 +147,14 @@ def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: F
         for kind, label in KINDS.items()
         if any(profile.kind == kind for profile in profiles)
     ]
-    style.legend(part, [*_keys(look), *kinds], "outside lower center", columns=6)
+    style.legend(part, [*_keys(lines), *kinds], "outside lower center", columns=6)
 
 
 def _shortcuts(networks: Sequence[tuple[str, NetworkCurves]], images: int, part: FigureBase) -> None:
     depths = sorted({network.depth for _, network in networks})
     options = sorted({option for option, _ in networks})
     panels = part.subplots(1, len(depths), squeeze=False, sharex=True, sharey=True)[0]
-    look: dict[str, dict[str, Any]] = {
+    lines: dict[str, dict[str, Any]] = {
         option: {"color": style.KINDS[i % len(style.KINDS)], "marker": style.MARKERS[i % len(style.MARKERS)]}
         for i, option in enumerate(options)
     }
@@ -160,20 +164,20 @@ def _shortcuts(networks: Sequence[tuple[str, NetworkCurves]], images: int, part:
         for name, width in (("train_error", THIN), ("val_error", THICK)):
             errors = network.errors(name)
             numbers = np.arange(1, errors.shape[1] + 1)
-            shown: dict[str, Any] = look[option] if width == THICK else {"color": look[option]["color"]}
-            axes.plot(numbers, errors.mean(0), lw=width, ms=5, markevery=_sparse(numbers), **shown)
+            line: dict[str, Any] = lines[option] if width == THICK else {"color": lines[option]["color"]}
+            axes.plot(numbers, errors.mean(0), lw=width, ms=5, markevery=_mark_stride(numbers), **line)
             if len(errors) > 1 and width == THICK:
-                axes.fill_between(numbers, errors.min(0), errors.max(0), color=look[option]["color"], alpha=0.18, lw=0)
+                axes.fill_between(numbers, errors.min(0), errors.max(0), color=lines[option]["color"], alpha=0.18, lw=0)
             every += errors.ravel().tolist()
     for depth, axes in zip(depths, panels, strict=True):
         axes.set_title(f"resnet{depth}")
         style.whole_axis(axes.xaxis, max(len(seed) for _, n in networks for seed in n.seeds), "epoch")
     style.error_axis(panels[0].yaxis, every, images, "top-1 error")
-    keys = [Line2D([], [], lw=THICK, ms=5, label=f"option {option}", **look[option]) for option in options]
-    style.legend(part, [*keys, *line_widths()], "outside right upper", columns=1)
+    keys = [Line2D([], [], lw=THICK, ms=5, label=f"option {option}", **lines[option]) for option in options]
+    style.legend(part, [*keys, *line_width_keys()], "outside right upper", columns=1)
 
 
-def _by_depth(depths: Sequence[int]) -> dict[int, dict[str, Any]]:
+def _lines_by_depth(depths: Sequence[int]) -> dict[int, dict[str, Any]]:
     colors = style.step_colors(len(depths))
     return {
         depth: {
@@ -187,18 +191,18 @@ def _by_depth(depths: Sequence[int]) -> dict[int, dict[str, Any]]:
     }
 
 
-def _keys(look: dict[int, dict[str, Any]]) -> list[Line2D]:
-    return [Line2D([], [], lw=1.6, label=f"depth {depth}", **each) for depth, each in look.items()]
+def _keys(lines: dict[int, dict[str, Any]]) -> list[Line2D]:
+    return [Line2D([], [], lw=1.6, label=f"depth {depth}", **line) for depth, line in lines.items()]
 
 
-def _line(axes: Axes, place: np.ndarray, profile: Profile, **look: Any) -> None:
-    axes.plot(place, profile.mean, lw=1.4, markevery=_sparse(place), **look)
+def _plot(axes: Axes, x: np.ndarray, profile: Profile, **line: Any) -> None:
+    axes.plot(x, profile.mean, lw=1.4, markevery=_mark_stride(x), **line)
     if len(profile.values) > 1:
-        axes.fill_between(place, profile.values.min(0), profile.values.max(0), color=look["color"], alpha=0.18, lw=0)
+        axes.fill_between(x, profile.values.min(0), profile.values.max(0), color=line["color"], alpha=0.18, lw=0)
 
 
-def _sparse(values: np.ndarray) -> int:
-    """Every how many points have a mark."""
+def _mark_stride(values: np.ndarray) -> int:
+    """Return the number of points per marker."""
     return max(len(values) // 5, 1)
 
 

@@ -1,8 +1,8 @@
-"""How every chart looks: colours, axes, and the two formats it is written in. What a chart says is not here.
+"""The style of every chart: colours, axes, number formats, and output as PNG and SVG. What a chart shows is not here.
 
-Each colour is one pair, for light and for dark pages; a chart is drawn in the light ones, and as SVG refers to them by
-name, so that it turns dark with its page. Kinds of things are told apart by Okabe & Ito's colours (2008), depths by
-steps of plasma, values by viridis: the three can be told apart by the colour-blind, and the last two in grey.
+Each colour is a pair, for light and for dark pages; a chart is drawn in the light ones, and as SVG refers to them by
+name, so that it turns dark with its page. Categories have Okabe & Ito's colours (2008), depths steps of plasma, values
+viridis: all three can be distinguished by the colour-blind, and the last two in greyscale.
 """
 
 import io
@@ -35,8 +35,8 @@ COLORS = {  # name: (on a light page, on a dark one)
     "orange": ("#e69f00", "#f5bf4f"),
     "sky": ("#56b4e9", "#a5dcff"),
     **{
-        f"step{step}": (to_hex(mpl.colormaps["plasma"](0.78 * at)), to_hex(mpl.colormaps["plasma"](0.38 + 0.6 * at)))
-        for step, at in ((step, step / (STEPS - 1)) for step in range(STEPS))
+        f"step{step}": (to_hex(mpl.colormaps["plasma"](0.78 * x)), to_hex(mpl.colormaps["plasma"](0.38 + 0.6 * x)))
+        for step, x in ((step, step / (STEPS - 1)) for step in range(STEPS))
     },
 }
 INK, MUTED, GRID, BLUE, VERMILION = (COLORS[name][0] for name in ("ink", "muted", "grid", "blue", "vermilion"))
@@ -47,14 +47,14 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LOG_FROM = 8.0  # largest / smallest, from which a scale is logarithmic
 RC: dict[str, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],  # of one width, or labels in SVG would overlap
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],  # of similar width, or labels in SVG would overlap
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
     "legend.fontsize": 8.5,
     "legend.frameon": False,
     "text.color": INK,
-    "text.parse_math": False,  # names are not ours
+    "text.parse_math": False,  # names may contain $
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.linewidth": 0.8,
@@ -71,13 +71,13 @@ RC: dict[str, Any] = {
     "ytick.labelcolor": INK,
     "lines.solid_capstyle": "round",
     "figure.facecolor": "none",
-    "svg.fonttype": "none",  # text stays text, for screen readers and to be searched
+    "svg.fonttype": "none",  # text stays text, for screen readers and search
 }
 
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """The look, for charts that are made and written within a `with` block; the user's own settings play no part."""
+    """Apply this style within a `with` block, whatever the user's own matplotlib settings are."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(cast("Any", RC))
@@ -85,17 +85,17 @@ def applied() -> Iterator[None]:
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty chart of so many inches; its parts make room for each other."""
+    """Return an empty chart of this size in inches, with constrained layout."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def step_colors(count: int) -> list[str]:
-    """Colours for things in an order, such as depths: from dark to light, neighbours alike where they are many."""
+    """Return colours for ordered values, such as depths, from dark to light."""
     return [COLORS[f"step{round(i * (STEPS - 1) / max(count - 1, 1))}"][0] for i in range(count)]
 
 
 def number(value: float) -> str:
-    """A number as a tick says it, in three digits: 0.03, 2e-4, 125k, 1.7M."""
+    """Return a number as on a tick, in three digits: 0.03, 2e-4, 125k, 1.7M."""
     for at_least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= at_least:
             return f"{value / size:.3g}{unit}"
@@ -105,7 +105,7 @@ def number(value: float) -> str:
 
 
 def numbers(ticks: Sequence[float]) -> list[str]:
-    """Numbers as ticks say them; as powers of ten, where they are such and would not be read as well otherwise."""
+    """Return numbers as on ticks; as powers of ten, if they all are and span at least six of them."""
     powers = [f"{tick:e}" for tick in ticks]
     if all(power.startswith("1.000000e") for power in powers) and max(ticks) >= 1e6 * min(ticks):
         exponents = [str(int(power.partition("e")[2])).translate(RAISED) for power in powers]
@@ -114,26 +114,26 @@ def numbers(ticks: Sequence[float]) -> list[str]:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters."""
+    """Return a text of at most `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers between two positive ones, evenly spaced in logarithms: 1, 2, 5, 10... or fewer of them."""
+    """Return round numbers between two positive ones, evenly spaced in logarithms: 1, 2, 5, 10... or fewer."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for steps, stride in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4), ((1,), 8)):
         exponents = range(first - first % stride, last + 1, stride)
         ticks = [float(f"{step}e{exponent}") for exponent in exponents for step in steps]
-        metadata = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-        if len(metadata) <= most:
-            return metadata
-    return metadata
+        within = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(within) <= most:
+            return within
+    return within
 
 
 def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str, *, log: bool = True) -> None:
-    """Show errors (from 0 to 1, of so many images) in percent, on a logarithmic scale where they are of many sizes.
+    """Set an axis to errors (from 0 to 1, on so many images) in percent, with a log scale if their range is wide.
 
-    Of 0, which has no logarithm, there is a place below the error of one image. `log` may forbid such a scale.
+    An error of 0, which has no logarithm, is placed below that of one image. `log=False` forbids a log scale.
     """
     axis.set_label_text(label)
     low, high = _span(errors, 1 / images)
@@ -146,10 +146,10 @@ def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str, *, 
         return
     ticks = log_ticks(min(above) / 1.3, high * 1.3)
     if min(errors) <= 0:
-        one = min(min(above), 1 / images)
-        _scale(axis, "symlog", linthresh=one, linscale=0.4)
-        ticks = [0, *(tick for tick in ticks if tick >= one)]
-        _limit(axis, -0.2 * one, min(high * 1.3, 1.15))
+        threshold = min(min(above), 1 / images)
+        _scale(axis, "symlog", linthresh=threshold, linscale=0.4)
+        ticks = [0, *(tick for tick in ticks if tick >= threshold)]
+        _limit(axis, -0.2 * threshold, min(high * 1.3, 1.15))
     else:
         _scale(axis, "log")
         _limit(axis, min(above) / 1.3, min(high * 1.3, 1.15))
@@ -158,7 +158,7 @@ def error_axis(axis: Axis, errors: Sequence[float], images: int, label: str, *, 
 
 
 def value_axis(axis: Axis, values: Sequence[float], label: str, *, log: bool | None = None, most: int = 6) -> None:
-    """Show numbers: logarithmic where they are positive and of many sizes, or as `log` says."""
+    """Set an axis to numbers, with a log scale if they are positive and their range is wide, or as `log` says."""
     axis.set_label_text(label)
     low, high = _span(values, 0)
     distinct = sorted(set(values))
@@ -184,7 +184,7 @@ def value_axis(axis: Axis, values: Sequence[float], label: str, *, log: bool | N
 
 
 def whole_axis(axis: Axis, last: int, label: str, most: int = 7) -> None:
-    """Count from 1 to `last`, such as epochs."""
+    """Set an axis to whole numbers from 1 to `last`, such as epochs."""
     axis.set_label_text(label)
     axis.set_major_locator(MaxNLocator(most, integer=True) if last > 1 else FixedLocator([1]))
     pad = 0.03 * max(last - 1, 1)
@@ -192,7 +192,7 @@ def whole_axis(axis: Axis, last: int, label: str, most: int = 7) -> None:
 
 
 def ordered_axis(axis: Axis, names: Sequence[object], label: str, most: int = 15) -> None:
-    """Give each name a place: 0, 1, 2...; where they are many, only some are written."""
+    """Set an axis to categories at 0, 1, 2...; of many, only some are labelled."""
     axis.set_label_text(label)
     stride = max(math.ceil(len(names) / most), 1)
     _ticks(axis, list(range(len(names)))[::stride], [shortened(str(name), 24) for name in names][::stride])
@@ -200,7 +200,7 @@ def ordered_axis(axis: Axis, names: Sequence[object], label: str, most: int = 15
 
 
 def error_norm(errors: Sequence[float], images: int) -> tuple[Normalize, list[float]]:
-    """How errors become colours, and the ticks of the scale of colours; 0 takes the first."""
+    """Return the mapping of errors to colours, and the ticks of its colour bar; 0 has the first colour."""
     floor = max(min(errors, default=0), 1 / images)
     high = max([*errors, floor * 1.5])
     if high < LOG_FROM * floor:
@@ -210,27 +210,27 @@ def error_norm(errors: Sequence[float], images: int) -> tuple[Normalize, list[fl
     return LogNorm(floor, high, clip=True), log_ticks(floor, high)
 
 
-def nothing(axes: Axes, why: str) -> None:
-    """Say in the place of a chart why there is none."""
+def empty(axes: Axes, reason: str) -> None:
+    """Write into empty axes why there is no chart."""
     axes.set_axis_off()
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+    axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
 
-def legend(part: FigureBase, keys: Sequence[Line2D], where: Any, columns: int) -> None:
-    """Say beside or below the charts what their marks mean."""
+def legend(part: FigureBase, keys: Sequence[Line2D], location: Any, columns: int) -> None:
+    """Add a legend beside or below the charts."""
     if keys:
-        part.legend(handles=list(keys), loc=where, ncols=columns, handlelength=1.6, columnspacing=1.4)
+        part.legend(handles=list(keys), loc=location, ncols=columns, handlelength=1.6, columnspacing=1.4)
 
 
 def to_png(chart: Figure, dpi: int = 160) -> bytes:
-    """The chart on white paper."""
+    """Return the chart as PNG, on white."""
     content = io.BytesIO()
     chart.savefig(content, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return content.getvalue()
 
 
 def to_svg(chart: Figure, salt: str) -> str:
-    """The chart as an element of a page, in the page's colours. `salt` is another one for each chart of a page."""
+    """Return the chart as an SVG element of a page, in the page's colours. `salt` differs for each chart of a page."""
     content = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": salt}):
         chart.savefig(content, format="svg", transparent=True)
@@ -238,14 +238,14 @@ def to_svg(chart: Figure, salt: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for name, (light, _) in COLORS.items():
         svg = svg.replace(light, f"var(--{name})")
-    # A hundredth of a point is enough, and takes half as much.
+    # A precision of a hundredth of a point is enough, and halves the size.
     svg = re.sub(r' (d|x|y)="[^"]*"', lambda part: re.sub(r"(\.\d\d)\d+", r"\1", part[0]), svg)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     return re.sub(r' id="([^"]*)"', lambda part: part[0] if part[1] in used else "", svg)
 
 
 def to_svg_file(chart: Figure, salt: str) -> bytes:
-    """The chart as a file of its own, for papers: on white, in its own colours; the same chart, the same bytes."""
+    """Return the chart as an SVG file, on white, in fixed colours; the same chart gives the same bytes."""
     content = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": salt}):
         chart.savefig(content, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
@@ -253,7 +253,7 @@ def to_svg_file(chart: Figure, salt: str) -> bytes:
 
 
 def css() -> str:
-    """The colours by name, for a page."""
+    """Return the style sheet that defines the colours by name, light and dark."""
     light, dark = (" ".join(f"--{name}: {pair[i]};" for name, pair in COLORS.items()) for i in (0, 1))
     return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
 
@@ -273,7 +273,7 @@ def _limit(axis: Any, low: float, high: float) -> None:
     (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(low, high)
 
 
-def _ticks(axis: Axis, places: Sequence[float], labels: Sequence[str]) -> None:
-    axis.set_major_locator(FixedLocator(list(places)))
+def _ticks(axis: Axis, positions: Sequence[float], labels: Sequence[str]) -> None:
+    axis.set_major_locator(FixedLocator(list(positions)))
     axis.set_major_formatter(FixedFormatter(list(labels)))
     axis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""Charts of training that reports and studies share: learning curves, plain beside residual, who is taken for whom."""
+"""The charts of training that reports and studies share: learning curves, depth, confusion matrix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,36 +11,36 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 
 from resnet_ops.formatting import percent
+from resnet_ops.records import Epoch
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.runs import Epoch
 
 WIDTH = 8.4
 THIN, THICK = 1.0, 2.2
-PANELS = {"plain": "plain", "resnet": "residual", "baseline": "AlexNet, VGG, GoogLeNet"}
+KINDS = {"plain": "plain", "resnet": "residual", "baseline": "AlexNet, VGG, GoogLeNet"}
 NUMBERED = 20  # classes up to which a confusion matrix has its numbers written into it
 
 
 @dataclass(frozen=True)
 class NetworkCurves:
-    """How a network learned: 'plain', 'resnet' or 'baseline', its depth, and the epochs of one or of several seeds."""
+    """The learning curves of a network over one or several seeds. `kind` is 'plain', 'resnet' or 'baseline'."""
 
     kind: str
     depth: int
     seeds: Sequence[Sequence[Epoch]]
 
     def errors(self, name: str) -> np.ndarray:
-        """`val_error` or `train_error` after each epoch that all seeds have reached, (seeds, epochs)."""
+        """Return `val_error` or `train_error` of each epoch that all seeds have reached, (seeds, epochs)."""
         return np.array([[getattr(epoch, name) for epoch, *_ in zip(seed, *self.seeds)] for seed in self.seeds])  # noqa: B905
 
 
 def degradation(networks: Sequence[NetworkCurves], images: int, *, log: bool = True) -> Picture:
-    """Plain networks beside residual ones, as figure 6 of He et al. 2015: does error grow with depth?
+    """Return the picture of plain and residual networks of growing depth, as figure 6 of He et al. 2015.
 
     Args:
         networks: Of one kind or of several.
-        images: For validation.
-        log: Whether errors may be on a logarithmic scale.
+        images: Number of validation images.
+        log: Whether errors may have a logarithmic scale.
     """
     seeds = max((len(network.seeds) for network in networks), default=1)
     spread = f" Lines are means of {seeds} seeds; bands span minimum to maximum." if seeds > 1 else ""
@@ -48,7 +48,7 @@ def degradation(networks: Sequence[NetworkCurves], images: int, *, log: bool = T
         "degradation",
         "Plain and residual networks of increasing depth",
         f"Thick lines: validation error; thin lines: training error.{spread}",
-        "After the last epoch: " + "; ".join(_ending(network) for network in networks),
+        "After the last epoch: " + "; ".join(_last_errors(network) for network in networks),
         WIDTH,
         3.9,
         partial(_degradation, networks, images, log),
@@ -56,7 +56,7 @@ def degradation(networks: Sequence[NetworkCurves], images: int, *, log: bool = T
 
 
 def learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int) -> Picture:
-    """Errors, losses and throughput of some trainings, by name, over their epochs; one at least has some."""
+    """Return the picture of errors, losses and throughput of training runs by name; one at least has an epoch."""
     ends = "; ".join(
         f"{name}: {percent(epochs[-1].val_error)} validation error, {percent(epochs[-1].train_error)} training error "
         f"after epoch {epochs[-1].epoch}"
@@ -85,14 +85,14 @@ def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Pict
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(wrong, axis=None, kind="stable")[::-1][:10]
     pairs = [divmod(int(at), len(class_names)) for at in order if wrong.flat[at]]
-    told = "; ".join(f"{class_names[a]} as {class_names[b]}: {wrong[a, b]}" for a, b in pairs)
+    errors = "; ".join(f"{class_names[a]} as {class_names[b]}: {wrong[a, b]}" for a, b in pairs)
     side = min(2.6 + 0.3 * len(class_names), 7.2)
     return Picture(
         name,
         "Confusion matrix",
         "Rows are true classes, columns predicted classes. Cells are shaded by their share of the row, on a scale "
         "that makes small shares visible.",
-        f"Most frequent errors (true, predicted): {told or 'none'}.",
+        f"Most frequent errors (true, predicted): {errors or 'none'}.",
         min(side + 0.6, 7.6),
         side,
         partial(_confusion, counts, class_names),
@@ -100,7 +100,7 @@ def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Pict
 
 
 def _degradation(networks: Sequence[NetworkCurves], images: int, log: bool, part: FigureBase) -> None:
-    kinds = [kind for kind in PANELS if any(network.kind == kind for network in networks)]
+    kinds = [kind for kind in KINDS if any(network.kind == kind for network in networks)]
     panels = part.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
     depths = sorted({network.depth for network in networks})
     colors = dict(zip(depths, style.step_colors(len(depths)), strict=True))
@@ -112,12 +112,12 @@ def _degradation(networks: Sequence[NetworkCurves], images: int, log: bool, part
             errors = network.errors(name)
             numbers = np.arange(1, errors.shape[1] + 1)
             thick = width == THICK
-            look: dict[str, Any] = {"color": colors[network.depth], "lw": width, "zorder": 4 if thick else 3}
-            if thick:  # marks tell depths apart where colours cannot
+            line: dict[str, Any] = {"color": colors[network.depth], "lw": width, "zorder": 4 if thick else 3}
+            if thick:  # markers distinguish depths where colours cannot
                 stride = max(len(numbers) // 6, 1)
-                look |= {"marker": marks[network.depth], "ms": 6, "mec": style.INK, "mew": 0.5}
-                look |= {"markevery": (depths.index(network.depth) * stride // len(depths), stride)}
-            axes.plot(numbers, errors.mean(0), **look)
+                line |= {"marker": marks[network.depth], "ms": 6, "mec": style.INK, "mew": 0.5}
+                line |= {"markevery": (depths.index(network.depth) * stride // len(depths), stride)}
+            axes.plot(numbers, errors.mean(0), **line)
             if len(errors) > 1:
                 least, most = errors.min(0), errors.max(0)
                 axes.fill_between(
@@ -125,36 +125,36 @@ def _degradation(networks: Sequence[NetworkCurves], images: int, log: bool, part
                 )
             every += errors.ravel().tolist()
     for kind, axes in zip(kinds, panels, strict=True):
-        axes.set_title(PANELS[kind])
+        axes.set_title(KINDS[kind])
         style.whole_axis(axes.xaxis, max(max(len(seed) for seed in network.seeds) for network in networks), "epoch")
     style.error_axis(panels[0].yaxis, every, images, "top-1 error", log=log)
     keys = [
         Line2D([], [], color=colors[d], marker=marks[d], ms=6, mec=style.INK, mew=0.5, lw=THICK, label=f"depth {d}")
         for d in depths
     ]
-    style.legend(part, [*keys, *line_widths()], "outside right upper", columns=1)
+    style.legend(part, [*keys, *line_width_keys()], "outside right upper", columns=1)
 
 
 def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, part: FigureBase) -> None:
     panels = part.subplots(1, 3, squeeze=False)[0]
     keys = []
     for index, (name, epochs) in enumerate(trainings):
-        look: dict[str, Any] = {
+        line: dict[str, Any] = {
             "color": style.KINDS[index % len(style.KINDS)],
             "ls": ("-", "--", ":")[index // len(style.KINDS) % 3],
         }
         numbers = [epoch.epoch for epoch in epochs]
-        marked: dict[str, Any] = {
+        marker: dict[str, Any] = {
             "marker": style.MARKERS[index % len(style.MARKERS)],
             "ms": 4.5,
             "markevery": max(len(epochs) // 5, 1),
         }
-        for axes, what in ((panels[0], "error"), (panels[1], "loss")):
-            one = "." if len(epochs) == 1 else None  # one epoch makes no line
-            axes.plot(numbers, [getattr(epoch, f"train_{what}") for epoch in epochs], lw=THIN, marker=one, **look)
-            axes.plot(numbers, [getattr(epoch, f"val_{what}") for epoch in epochs], lw=THICK, **look, **marked)
-        panels[2].plot(numbers, [epoch.images_per_second for epoch in epochs], lw=1.6, **look, **marked)
-        keys.append(Line2D([], [], lw=THICK, label=style.shortened(name, 40), **look, **marked))
+        for axes, metric in ((panels[0], "error"), (panels[1], "loss")):
+            dot = "." if len(epochs) == 1 else None  # one epoch makes no line
+            axes.plot(numbers, [getattr(epoch, f"train_{metric}") for epoch in epochs], lw=THIN, marker=dot, **line)
+            axes.plot(numbers, [getattr(epoch, f"val_{metric}") for epoch in epochs], lw=THICK, **line, **marker)
+        panels[2].plot(numbers, [epoch.images_per_second for epoch in epochs], lw=1.6, **line, **marker)
+        keys.append(Line2D([], [], lw=THICK, label=style.shortened(name, 40), **line, **marker))
     every = [epoch for _, epochs in trainings for epoch in epochs]
     style.error_axis(panels[0].yaxis, [e for epoch in every for e in (epoch.train_error, epoch.val_error)], images, "")
     losses = [loss for epoch in every for loss in (epoch.train_loss, epoch.val_loss)]
@@ -163,7 +163,7 @@ def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, par
     for axes, title in zip(panels, ("top-1 error", "loss", "throughput (images/s)"), strict=True):
         axes.set_title(title)
         style.whole_axis(axes.xaxis, max(epoch.epoch for epoch in every), "epoch", most=5)
-    style.legend(part, [*keys, *line_widths()], "outside lower center", columns=2 if len(keys) > 2 else 4)
+    style.legend(part, [*keys, *line_width_keys()], "outside lower center", columns=2 if len(keys) > 2 else 4)
 
 
 def _confusion(counts: np.ndarray, class_names: Sequence[str], part: FigureBase) -> None:
@@ -172,7 +172,7 @@ def _confusion(counts: np.ndarray, class_names: Sequence[str], part: FigureBase)
     shades = np.empty((*counts.shape, 4))
     shades[..., :3] = to_rgb(style.VERMILION)
     shades[np.diag_indices(len(counts))] = (*to_rgb(style.BLUE), 1)
-    # Mistakes are a few in a hundred, too few to be seen. Where there are none the page's own colour shows through.
+    # The square root makes errors of a few per cent visible. Cells without images are transparent.
     shades[..., 3] = np.where(shares > 0, 0.2 + 0.8 * np.sqrt(shares), 0)
     axes.imshow(shades, interpolation="none", aspect="equal", zorder=2)
     axes.grid(visible=False)
@@ -191,15 +191,15 @@ def _confusion(counts: np.ndarray, class_names: Sequence[str], part: FigureBase)
             label.set_verticalalignment("center" if len(class_names) > 12 else "top")
 
 
-def line_widths() -> list[Line2D]:
-    """What thick and thin mean."""
+def line_width_keys() -> list[Line2D]:
+    """Return the keys of the legend for thick and thin lines."""
     return [
         Line2D([], [], color=style.MUTED, lw=width, label=label)
         for width, label in ((THICK, "validation"), (THIN, "training"))
     ]
 
 
-def _ending(network: NetworkCurves) -> str:
+def _last_errors(network: NetworkCurves) -> str:
     val, train = (network.errors(name)[:, -1] for name in ("val_error", "train_error"))
     spread = f" ({percent(val.min())} to {percent(val.max())})" if len(val) > 1 else ""
     ends = f"{percent(val.mean())}{spread} validation error, {percent(train.mean())} training error"

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from resnet_ops.config import ConnectionConfig
+from resnet_ops.cluster_config import ConnectionConfig
 from resnet_ops.export.config import LARGEST_BATCH, UseConfig
 from resnet_ops.options import Positive, option
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resnet_ops import files, runs
+from resnet_ops import files
 from resnet_ops.config import IMAGE_DEFAULTS, TrainConfig
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.machine import versions
 from resnet_ops.models import parse_name
 from resnet_ops.options import as_typed
 from resnet_ops.recipes.reading import configure
@@ -127,7 +128,7 @@ def write_results(search: Search, started_at: float) -> StudyResult:
         published=published.source if published else None,
         figures=_write_figures(search, study, groups, record),
         networks=networks,
-        versions=runs.versions(),
+        versions=versions(),
         total_s=time.time() - started_at,
     )
     files.write_atomically(search.run.path / "study.json", result.model_dump_json(indent=1).encode() + b"\n")
@@ -199,7 +200,7 @@ def _write_figures(search: Search, study: Study, groups: list[NetworkGroup], rec
     """Draw the figures and write them; return their files."""
     written = []
     for picture in study_figures(study, groups, record.data.val_images):
-        for ending, content in zip(("png", "svg"), picture.alone(), strict=True):
+        for ending, content in zip(("png", "svg"), picture.to_files(), strict=True):
             file = search.run.path / f"{picture.name}.{ending}"
             files.write_atomically(file, content)
             written.append(as_typed(file))

@@ -6,7 +6,8 @@ import logging
 import os
 from collections.abc import Sequence
 
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import (
     best_tags,
     end_times_s,

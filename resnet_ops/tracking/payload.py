@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.options import as_typed
-from resnet_ops.runs import Epoch, Run, RunRecord
+from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.runs import Run
 
 SERVICE_NAMES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
 # Options that change where a run is and not how it is trained.

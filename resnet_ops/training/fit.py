@@ -23,7 +23,8 @@ from resnet_ops.orchestration import cluster_kv  # noqa: E402
 from resnet_ops.orchestration.allocation import RECOVER_S, Placement  # noqa: E402
 from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer, explain  # noqa: E402
 from resnet_ops.orchestration.network import GlooInterfaceConfig  # noqa: E402
-from resnet_ops.runs import Run, RunRecord  # noqa: E402
+from resnet_ops.records import RunRecord  # noqa: E402
+from resnet_ops.runs import Run  # noqa: E402
 from resnet_ops.training.worker import WorkerResult, WorkerTask  # noqa: E402
 
 POLL_INTERVAL_S = 0.2

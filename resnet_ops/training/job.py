@@ -6,6 +6,7 @@ gone, resumes in silence when a name is used again, and does nothing in its loca
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.data.sources import MAX_LISTED
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
+from resnet_ops.machine import versions
 from resnet_ops.orchestration.allocation import placed
 from resnet_ops.orchestration.placement import Device, NoRoomError
+from resnet_ops.records import Best, DataRecord, RunRecord, Status
 from resnet_ops.results import Result
-from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
+from resnet_ops.runs import Run
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training.observer import Observer, follow
@@ -210,8 +213,8 @@ def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, work
             parameters=parameters,
             world_size=workers,
             device=device,
-            host=runs.host(),
-            versions=runs.versions(),
+            host=socket.gethostname(),
+            versions=versions(),
         )
     )
 
@@ -273,7 +276,7 @@ def _report_resume_point(run: Run, observer: Observer) -> None:
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:
-    if run.lost():
+    if run.is_lost():
         return  # another process holds the run now
     with contextlib.suppress(OSError, UserError):  # a full disk must not hide why the work ended
         run.write(record.model_copy(update={"status": status, "reason": reason}))

@@ -34,7 +34,8 @@ from resnet_ops.orchestration.elastic_trainer import (
     usable_nodes,
 )
 from resnet_ops.orchestration.placement import Request, choose, survey
-from resnet_ops.runs import BadImage, Run, RunRecord
+from resnet_ops.records import BadImage, RunRecord
+from resnet_ops.runs import Run
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import Trainer

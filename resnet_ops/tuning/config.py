@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from resnet_ops.config import JobConfig, TrainConfig
+from resnet_ops.cluster_config import JobConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.options import Positive, option
 
 

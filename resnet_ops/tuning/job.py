@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from resnet_ops import files, runs
-from resnet_ops.config import JobConfig, TrainConfig
+from resnet_ops.cluster_config import JobConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
+from resnet_ops.machine import versions
 from resnet_ops.options import as_typed
 from resnet_ops.orchestration.allocation import Pool, Share, pooled
 from resnet_ops.orchestration.packaging import fingerprint_of_code
@@ -137,7 +139,7 @@ def search_space(
                 planned=planned,
                 created=datetime.now(UTC),
                 code=fingerprint_of_code(),
-                versions=runs.versions(),
+                versions=versions(),
                 command=kind.command,
                 machines=kind.machines,
             )

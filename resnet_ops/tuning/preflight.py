@@ -5,12 +5,12 @@ The checks of each training are those of `training.preflight`.
 
 from typing import Any
 
-from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.machine import versions
 from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.orchestration.packaging import fingerprint_of_code
-from resnet_ops.runs import DataRecord
+from resnet_ops.records import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
@@ -37,7 +37,7 @@ def refuse_other_code(record: SearchRecord) -> None:
     Raises:
         UserError: It was; the message names what differs.
     """
-    before, now = record.versions, runs.versions()
+    before, now = record.versions, versions()
     changes = [
         f"{name} was {before.get(name)}, now {now.get(name)}"
         for name in COMPARED_VERSIONS

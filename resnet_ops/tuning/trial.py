@@ -17,13 +17,15 @@ import torch
 from ray import tune
 
 from resnet_ops import files, runs
-from resnet_ops.config import DataConfig, NodeRange, TrainConfig
+from resnet_ops.cluster_config import NodeRange
+from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, PausedError, UserError
 from resnet_ops.orchestration import cluster_kv
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
-from resnet_ops.runs import DataRecord, Epoch, Run, RunRecord
+from resnet_ops.records import DataRecord, Epoch, RunRecord
+from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
 from resnet_ops.training.distributed import ProcessGroup

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.models import parse_name
-from resnet_ops.runs import Best, Status
+from resnet_ops.records import Best, Status
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, SelectedTrial, Trial, select_trial
@@ -111,7 +111,7 @@ class TrialLog:
     def end_search(self, status: Status, reason: str) -> None:
         """Make the search's directory the best trial's run, if there is one, and record how the search ended."""
         run = self.search.run
-        if run.lost():
+        if run.is_lost():
             return
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
             self.save()

@@ -8,7 +8,7 @@ import typer
 from resnet_ops.cli.options import Json, Options, options_of, refuse_changes, shared_by_trials
 from typer.testing import CliRunner
 
-from resnet_ops.config import NodeRange
+from resnet_ops.cluster_config import NodeRange
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.options import Config, Positive, option

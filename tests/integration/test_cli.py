@@ -40,14 +40,14 @@ def test_help_is_complete(cli: Cli) -> None:
         "doctor",
     ):
         assert name in top.out
-        shown = cli(name, "--help")
-        assert shown.code == 0
-        assert "--json" in shown.out
-    shown = cli("train", "--help")
+        text = cli(name, "--help")
+        assert text.code == 0
+        assert "--json" in text.out
+    text = cli("train", "--help")
     for field in TrainConfig.model_fields:
-        assert f"--{field.replace('_', '-')}" in shown.out
+        assert f"--{field.replace('_', '-')}" in text.out
     for word in ("Model and data", "Training", "Cluster", "default: resnet20", "A|B|C", "--resume mine"):
-        assert word in shown.out
+        assert word in text.out
     assert cli().out == top.out
     assert cli("--version").out.startswith("resnet-ops 0.")
 
@@ -174,8 +174,8 @@ def test_runs_lists_what_is_there(cli: Cli, trained: job.TrainResult, tmp_path: 
     for word in ("resnet8", "digits", "finished", "6/6", f"{100 * best:.2f}"):
         assert word in row
     assert "damaged" in ended.err
-    (told,) = cli("runs", "--runs-dir", tmp_path, "--json").json["runs"]
-    assert told["best_val_accuracy"] == best
+    (summary,) = cli("runs", "--runs-dir", tmp_path, "--json").json["runs"]
+    assert summary["best_val_accuracy"] == best
     assert "No runs in" in cli("runs", "--runs-dir", tmp_path / "nothing").out
 
 
@@ -197,15 +197,15 @@ def test_a_reader_that_leaves_early_is_no_traceback(trained: job.TrainResult) ->
 
 
 def spin_count(code: str, **environment: str) -> str:
-    """What a program has set for libgomp after `code`."""
+    """Return the setting of libgomp that `code` has made in a process."""
     rest = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
-    code = f"import os, time; from resnet_ops.cli import clock; {code}; print(os.environ.get('GOMP_SPINCOUNT'))"
+    code = f"import os, time; from resnet_ops.cli import startup; {code}; print(os.environ.get('GOMP_SPINCOUNT'))"
     return subprocess.check_output([sys.executable, "-c", code], text=True, env=rest | environment).strip()
 
 
 def test_threads_do_not_spin_where_others_need_the_cores() -> None:
     """Two trainings on digits that spin have a twentieth of their speed each."""
-    code = "began = clock.moment(); time.sleep(0.4); clock.spare_others(began)"
+    code = "began = startup.cpu_times(); time.sleep(0.4); startup.yield_cores(began)"
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores())]
     try:
         assert spin_count(code) == "1000"
@@ -224,8 +224,8 @@ def test_threads_spin_where_nobody_else_is() -> None:
     assert not cores_are_busy(began, (10.0, 5.0, 102.0), cores=2)
     assert cores_are_busy(began, (11.0, 2.0, 102.0), cores=2)
     assert not cores_are_busy((None, 1.0, 100.0), (None, 2.0, 102.0), cores=2)
-    machine = "clock.cores = lambda: 2; clock.moment = lambda: (12.5, 1.5, 102.0)"
-    assert spin_count(f"{machine}; clock.spare_others((10.0, 1.0, 100.0))") == "None"
+    machine = "startup.cores = lambda: 2; startup.cpu_times = lambda: (12.5, 1.5, 102.0)"
+    assert spin_count(f"{machine}; startup.yield_cores((10.0, 1.0, 100.0))") == "None"
 
 
 def test_sentences_break_between_words_on_a_terminal_and_nowhere_in_a_pipe(tmp_path: Path) -> None:
@@ -238,9 +238,9 @@ def test_sentences_break_between_words_on_a_terminal_and_nowhere_in_a_pipe(tmp_p
         [*COMMAND, *map(str, runs)], stderr=theirs, env=os.environ | {"COLUMNS": "50", "TERM": "xterm"}, check=True
     )
     os.close(theirs)
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(ours, 65536).decode())
+    terminal = re.sub(r"\x1b\[[0-9;]*m", "", os.read(ours, 65536).decode())
     os.close(ours)
-    lines = shown.splitlines()
+    lines = terminal.splitlines()
     assert len(lines) > 1
     assert " ".join(lines) == piped
     assert all(len(line) <= 50 or " " not in line for line in lines)

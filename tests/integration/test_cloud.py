@@ -277,10 +277,10 @@ def test_a_lease_is_renewed_and_one_that_was_lost_ends_the_work(run: Run, monkey
     with pytest.raises(UserError, match="Another process took over run mine"):
         lose_it()
     assert Lease.model_validate_json(files.read(run.lock_file)).nonce == "theirs"
-    assert run.lost()
+    assert run.is_lost()
     run.lock_file.write_bytes(lease(age_s=locks.EXPIRE_S + 1).model_dump_json().encode())
     with run.lock():  # the other one is gone, and this process may go on
-        assert not run.lost()
+        assert not run.is_lost()
 
 
 # What can be wrong with a bucket
@@ -377,7 +377,7 @@ def test_what_is_wrong_with_a_bucket_is_said(cli: Cli, changing: pytest.MonkeyPa
 def test_the_doctor_tries_the_bucket(place: str) -> None:
     (finding,) = doctor.examine_runs(to_path(place))
     assert (finding.name, finding.state) == ("runs", "ok")
-    assert "wrote, read, listed and deleted" in finding.found
+    assert "wrote, read, listed and deleted" in finding.result
     (finding,) = doctor.examine_runs(to_path("s3://missing"))
     assert finding.state == "broken"
-    assert "there is no bucket" in finding.found
+    assert "there is no bucket" in finding.result

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from resnet_ops.config import ClusterConfig
+from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.orchestration.allocation import wait_for_room
 from resnet_ops.orchestration.placement import Node, NoRoomError, Request, refuse
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_ops.config import ClusterConfig
+from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.placement import Node, Request, choose, choose_device, refuse
 

@@ -1,4 +1,4 @@
-"""How a page is read: its tables, its words, what it refers to, and how a real browser shows it."""
+"""Reading of pages and charts: a page's tables and links, its screenshot in a browser, a chart's lines."""
 
 import re
 import shutil
@@ -7,11 +7,14 @@ import tempfile
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from resnet_ops.reporting import style
+from resnet_ops.reporting.page import Picture
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium or Chrome to show a page with")
@@ -19,7 +22,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium
 
 @dataclass
 class Page(HTMLParser):
-    """What a page says."""
+    """The parsed content of a page."""
 
     text: str
     rows: list[list[str]] = field(default_factory=list)
@@ -47,28 +50,28 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
     def loads(self) -> list[str]:
-        """What it would fetch from elsewhere."""
+        """Return the URLs that it would fetch."""
         named = ("src", "href", "xlink:href", "srcset", "action", "data", "poster")
         values = [value or "" for _, attributes in self.elements for name, value in attributes.items() if name in named]
         values += re.findall(r"url\(([^)]*)\)", self.text) + re.findall(r"@import\s+(\S+)", self.text)
         return [value for value in values if not value.startswith(("#", "data:"))]
 
     def repeated_ids(self) -> set[str]:
-        """Names that two elements have."""
+        """Return the ids that several elements have."""
         ids = [attributes["id"] or "" for _, attributes in self.elements if "id" in attributes]
         return {name for name in ids if ids.count(name) > 1}
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A page as a browser shows it: its pixels (H, W, 3) uint8, and what was said on the console."""
+class Screenshot:
+    """A page as a browser shows it: its pixels (H, W, 3) uint8, and the messages on its console."""
 
     pixels: np.ndarray
     console: list[str]
 
 
-def show(file: Path, scheme: Literal["light", "dark"] = "light", width: int = 1000, height: int = 3000) -> Shown:
-    """Open a page of the disk in a headless browser."""
+def show(file: Path, scheme: Literal["light", "dark"] = "light", width: int = 1000, height: int = 3000) -> Screenshot:
+    """Open a page in a headless browser."""
     assert BROWSER is not None
     with tempfile.TemporaryDirectory() as profile:
         picture = Path(profile, "page.png")
@@ -77,8 +80,17 @@ def show(file: Path, scheme: Literal["light", "dark"] = "light", width: int = 10
             f"--user-data-dir={profile}", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
             f"--window-size={width},{height}", f"--screenshot={picture}", "--enable-logging=stderr",
         ]  # fmt: skip
-        told = subprocess.run(
+        stderr = subprocess.run(
             [BROWSER, *options, file.as_uri()], capture_output=True, text=True, timeout=60, check=False
         ).stderr
-        console = [line for line in told.splitlines() if ":CONSOLE" in line]
-        return Shown(np.asarray(Image.open(picture).convert("RGB")), console)
+        console = [line for line in stderr.splitlines() if ":CONSOLE" in line]
+        return Screenshot(np.asarray(Image.open(picture).convert("RGB")), console)
+
+
+def draw_chart(picture: Picture) -> Any:
+    """Draw a picture, and return matplotlib's figure."""
+    with style.applied():
+        chart = style.figure(picture.width, picture.height)
+        picture.draw(chart)
+        chart.draw_without_rendering()
+    return chart

@@ -1,4 +1,4 @@
-"""What the best weights say of each validation image is what training measured of all."""
+"""Predictions of single validation images add up to what training measured."""
 
 import shutil
 from pathlib import Path
@@ -22,11 +22,11 @@ def test_predictions_add_up_to_what_training_measured(trained: job.TrainResult) 
     images = open_source("digits").load("val")
     assert (predictions.labels == images.labels).all()
     assert (predictions.pixels(7) == images.pixels[7]).all()
-    counts = predictions.counts()
-    assert np.diag(counts).sum() == predictions.right.sum()
+    counts = predictions.confusion_matrix()
+    assert np.diag(counts).sum() == predictions.correct.sum()
     assert counts.sum(1).tolist() == np.bincount(images.labels).tolist()
-    assert (predictions.of_label[predictions.right] == predictions.confidence[predictions.right]).all()
-    assert (predictions.of_label[~predictions.right] < predictions.confidence[~predictions.right]).all()
+    assert (predictions.label_probability[predictions.correct] == predictions.confidence[predictions.correct]).all()
+    assert (predictions.label_probability[~predictions.correct] < predictions.confidence[~predictions.correct]).all()
 
 
 def test_images_that_are_streamed_get_the_same_predictions(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_images_that_are_streamed_get_the_same_predictions(tmp_path: Path) -> No
     run.write(record.model_copy(update={"config": record.config.model_copy(update={"stream": "on"})}))
     streamed = predict(run)
     assert len(decoded.labels) == len(streamed.labels) == 23
-    for name in ("labels", "predicted", "confidence", "of_label"):
+    for name in ("labels", "predicted", "confidence", "label_probability"):
         assert getattr(streamed, name) == pytest.approx(getattr(decoded, name), abs=1e-6), name
     assert all((streamed.pixels(n) == decoded.pixels(n)).all() for n in range(23))
 

@@ -1,4 +1,4 @@
-"""The report shows what runs did, to a person and to a browser."""
+"""The report shows the numbers of its runs, and a browser shows the report."""
 
 import base64
 import io
@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.reporting.predictions import Predictions, predict
-from resnet_ops.reporting.run_report import configuration_differences, per_class, thumbnails, verdict, write
+from resnet_ops.reporting.predictions import Predictions, per_class, predict, thumbnails
+from resnet_ops.reporting.run_report import RunData, configuration_differences, verdict, write
 from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import Ended
-from tests.reporting import made
+from tests.reporting import samples
 from tests.reporting.reading import Page, needs_browser, show
 
 HOSTILE = "<script>alert(1)</script>"
@@ -40,22 +40,22 @@ PROOF = {
 
 @pytest.fixture(scope="module")
 def runs(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs: one trained, a copy with lesser metrics, an export and without weights, one that only began."""
+    """Three runs: a trained one, a copy with worse metrics, an export and no weights, and one without an epoch."""
     folder = tmp_path_factory.mktemp("reported")
-    good, lost, begun = (Run(folder / name) for name in ("good", "lost", "begun"))
-    for run in (good, lost, begun):
+    good, lost, empty = (Run(folder / name) for name in ("good", "lost", "empty"))
+    for run in (good, lost, empty):
         shutil.copytree(trained.run.path, run.path)
     record = trained.record
-    lost.write_epochs(made.epochs([0.5, 0.25]))
+    lost.write_epochs(samples.epochs([0.5, 0.25]))
     shutil.rmtree(lost.best)
     shutil.rmtree(lost.checkpoints)
     (lost.export / "model.onnx.json").write_text(json.dumps(PROOF))
     lost.write(record.model_copy(update={"status": "failed", "reason": HOSTILE, "best": None}))
     lost.log_event("Lost worker 1.")
-    shutil.rmtree(begun.best)
-    shutil.rmtree(begun.checkpoints)
-    begun.metrics_file.unlink()
-    begun.write(record.model_copy(update={"config": TrainConfig.of(model="plain20", lr=0.5), "best": None}))
+    shutil.rmtree(empty.best)
+    shutil.rmtree(empty.checkpoints)
+    empty.metrics_file.unlink()
+    empty.write(record.model_copy(update={"config": TrainConfig.of(model="plain20", lr=0.5), "best": None}))
     return folder
 
 
@@ -63,7 +63,7 @@ def runs(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> 
 def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("report") / "report.html"
     notes: list[str] = []
-    write([Run(runs / name) for name in ("good", "lost", "begun")], file, notes.append)
+    write([Run(runs / name) for name in ("good", "lost", "empty")], file, notes.append)
     assert len(notes) == 2
     assert "lost" in notes[0]
     return file
@@ -88,12 +88,12 @@ def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult
     assert rows["good"][6] == str(best.epoch)
     assert rows["good"][8] == f"{trained.record.parameters:,}"
     assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% ± 2.29%", "2"]
-    assert rows["begun"][5] == ""
+    assert rows["empty"][5] == ""
     assert "No predictions: Run lost has no intact checkpoint" in page.text
 
 
-def test_classes_and_proof_are_there(page: Page, predictions: Predictions) -> None:
-    counts = predictions.counts()
+def test_metrics_per_class_and_exports_are_on_the_page(page: Page, predictions: Predictions) -> None:
+    counts = predictions.confusion_matrix()
     rows = {row[0]: row for row in page.rows if len(row) == 5 and row[0].isdigit()}
     assert len(rows) == 10
     for label in range(10):
@@ -105,7 +105,7 @@ def test_classes_and_proof_are_there(page: Page, predictions: Predictions) -> No
     assert "resnet-ops export good --onnx" in page.text
 
 
-def test_it_stands_alone_and_names_stay_names(page: Page) -> None:
+def test_the_page_loads_nothing_and_names_are_escaped(page: Page) -> None:
     assert page.loads() == []
     assert page.repeated_ids() == set()
     assert "script" not in {tag for tag, _ in page.elements}
@@ -113,28 +113,28 @@ def test_it_stands_alone_and_names_stay_names(page: Page) -> None:
 
 
 def test_thumbnails_are_the_worst_mistakes_and_the_images_themselves(predictions: Predictions) -> None:
-    worst, surest = thumbnails(predictions)
+    errors, correct = thumbnails(predictions)
     wrong = np.flatnonzero(predictions.predicted != predictions.labels)
     first = max(wrong, key=lambda n: predictions.confidence[n])
-    assert len(worst) == min(len(wrong), 24)
-    assert (worst[0].true, worst[0].predicted) == (str(predictions.labels[first]), str(predictions.predicted[first]))
-    assert [image.confidence for image in worst] == sorted((image.confidence for image in worst), reverse=True)
-    content = base64.b64decode(worst[0].source.removeprefix("data:image/png;base64,"))
+    assert len(errors) == min(len(wrong), 24)
+    assert (errors[0].true, errors[0].predicted) == (str(predictions.labels[first]), str(predictions.predicted[first]))
+    assert [image.confidence for image in errors] == sorted((image.confidence for image in errors), reverse=True)
+    content = base64.b64decode(errors[0].source.removeprefix("data:image/png;base64,"))
     assert (np.asarray(Image.open(io.BytesIO(content))) == predictions.pixels(int(first))[..., 0]).all()
-    assert all(image.true == image.predicted for image in surest)
-    assert {image.true for image in surest} == set("0123456789")
+    assert all(image.true == image.predicted for image in correct)
+    assert {image.true for image in correct} == set("0123456789")
 
 
 def test_large_images_become_small_ones(predictions: Predictions) -> None:
     large = np.full((300, 200, 3), 200, np.uint8)
-    worst, _ = thumbnails(Predictions(**{**vars(predictions), "pixels": lambda _: large}))
-    content = base64.b64decode(worst[0].source.removeprefix("data:image/jpeg;base64,"))
+    errors, _ = thumbnails(Predictions(**{**vars(predictions), "pixels": lambda _: large}))
+    content = base64.b64decode(errors[0].source.removeprefix("data:image/jpeg;base64,"))
     assert Image.open(io.BytesIO(content)).size == (85, 128)
 
 
 def test_classes_come_worst_first_and_empty_ones_last() -> None:
     rows = per_class(np.array([[9, 1, 0], [4, 6, 0], [0, 0, 0]]), ["cat", "dog", "fox"])
-    assert [(row.name, row.images, row.recall, row.precision, row.taken_for) for row in rows] == [
+    assert [(row.name, row.images, row.recall, row.precision, row.confused_with) for row in rows] == [
         ("dog", 10, 0.6, 6 / 7, "cat (4)"),
         ("cat", 10, 0.9, 9 / 13, "dog (1)"),
         ("fox", 0, None, None, ""),
@@ -142,25 +142,24 @@ def test_classes_come_worst_first_and_empty_ones_last() -> None:
 
 
 def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
-    found = write([Run(runs / name) for name in ("lost", "begun")], tmp_path / "r.html")
-    assert verdict(found[1:]) == "No epoch has finished yet."
-    assert verdict(found) == "lost (resnet8) has a validation accuracy of 75.00% ± 2.29% on 359 validation images."
-    told = configuration_differences(found)
-    assert (told["model"], told["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])
-    assert "momentum" not in told
+    lost, empty = (RunData.read(Run(runs / name)) for name in ("lost", "empty"))
+    assert verdict([empty]) == "No epoch has finished yet."
+    assert (
+        verdict([lost, empty]) == "lost (resnet8) has a validation accuracy of 75.00% ± 2.29% on 359 validation images."
+    )
+    differences = configuration_differences([lost, empty])
+    assert (differences["model"], differences["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])
+    assert "momentum" not in differences
     copies = []
     for name, error in (("close", 0.26), ("far", 0.6)):
         shutil.copytree(runs / "lost", tmp_path / name)
-        Run(tmp_path / name).write_epochs(made.epochs([error]))
-        copies.append(Run(tmp_path / name))
-    close, far = write(copies, tmp_path / "r.html")
-    assert "close (resnet8) is 1.00 percentage points lower, no more than one standard error" in verdict(
-        [close, found[0]]
-    )
-    assert "far (resnet8) is 35.00 percentage points lower, more than one standard error" in verdict([far, found[0]])
-    other = far.record.data.model_copy(update={"fingerprint": "1"})
-    far.record.data = other
-    assert verdict([far, found[0]]).endswith("trained on different images, so their accuracies are not comparable.")
+        Run(tmp_path / name).write_epochs(samples.epochs([error]))
+        copies.append(RunData.read(Run(tmp_path / name)))
+    close, far = copies
+    assert "close (resnet8) is 1.00 percentage points lower, no more than one standard error" in verdict([close, lost])
+    assert "far (resnet8) is 35.00 percentage points lower, more than one standard error" in verdict([far, lost])
+    far.record.data = far.record.data.model_copy(update={"fingerprint": "1"})
+    assert verdict([far, lost]).endswith("trained on different images, so their accuracies are not comparable.")
 
 
 def test_the_command_reports(cli: Callable[..., Ended], runs: Path, tmp_path: Path) -> None:
@@ -174,22 +173,22 @@ def test_the_command_reports(cli: Callable[..., Ended], runs: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [(("goot",), "Did you mean good?"), (("good", "-o", "nowhere/r.html"), "nowhere"), ((), "RUN")],
 )
-def test_bad_requests_are_told(
-    cli: Callable[..., Ended], runs: Path, arguments: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+def test_bad_requests_are_refused(
+    cli: Callable[..., Ended], runs: Path, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(runs)
     ended = cli("report", *arguments, "--runs-dir", runs)
     assert ended.code == 2
-    assert told in ended.err
+    assert message in ended.err
     assert not list(runs.glob("*.html"))
 
 
 @needs_browser
 def test_a_browser_shows_it(report: Path) -> None:
-    shown = show(report, height=4000)
-    assert shown.console == []
-    assert (np.abs(shown.pixels.astype(int) - (0, 114, 178)).max(axis=2) < 12).sum() > 5000  # the diagonal
+    screenshot = show(report, height=4000)
+    assert screenshot.console == []
+    assert (np.abs(screenshot.pixels.astype(int) - (0, 114, 178)).max(axis=2) < 12).sum() > 5000  # the diagonal
     assert show(report, "dark", height=4000).pixels.mean() < 80

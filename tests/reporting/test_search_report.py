@@ -1,4 +1,4 @@
-"""The pictures of a search say what its files say, whatever the search was like."""
+"""The pictures and the page of a search show the numbers in its files, whatever trials it has."""
 
 import math
 import warnings
@@ -16,37 +16,33 @@ from resnet_ops.reporting.search_figures import pictures
 from resnet_ops.reporting.search_report import draw
 from resnet_ops.runs import Run
 from resnet_ops.tuning.results import Search
-from tests.reporting import made
-from tests.reporting.reading import Page, needs_browser, show
+from tests.reporting import samples
+from tests.reporting.reading import Page, draw_chart, needs_browser, show
 
 TRIALS = (
-    made.trial(1, "resnet8", [0.6, 0.12, 0.1], options={"model": "resnet8", "lr": 0.02}, lr=0.02),
-    made.trial(2, "resnet20", [0.9, 0.3], options={"lr": 0.8}, lr=0.8, status="stopped", reason="after 2 epochs"),
-    made.trial(3, "resnet20", [0.7, 0.2, 0.018, 0.02], options={"lr": 0.11}, lr=0.11),
-    made.trial(4, "resnet32", [], options={"lr": 0.9}, lr=0.9, status="failed", reason="the loss is nan"),
+    samples.trial(1, "resnet8", [0.6, 0.12, 0.1], options={"model": "resnet8", "lr": 0.02}, lr=0.02),
+    samples.trial(2, "resnet20", [0.9, 0.3], options={"lr": 0.8}, lr=0.8, status="stopped", reason="after 2 epochs"),
+    samples.trial(3, "resnet20", [0.7, 0.2, 0.018, 0.02], options={"lr": 0.11}, lr=0.11),
+    samples.trial(4, "resnet32", [], options={"lr": 0.9}, lr=0.9, status="failed", reason="the loss is nan"),
 )
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Search:
-    search = made.search(tmp_path_factory.mktemp("runs") / "found", *TRIALS)
+def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    search = samples.search(tmp_path_factory.mktemp("runs") / "searched", *TRIALS)
     draw(search)
     return search
 
 
 @pytest.fixture(scope="module")
-def page(found: Search) -> Page:
-    return Page(found.page.read_text())
+def page(search: Search) -> Page:
+    return Page(search.page.read_text())
 
 
-def drawn(search: Search, name: str) -> Any:
-    """The chart called `name`, as matplotlib holds it."""
+def chart_of(search: Search, name: str) -> Any:
+    """Draw the picture called `name` of a search."""
     (picture,) = (picture for picture in pictures(SearchData.read(search)) if picture.name == name)
-    with style.applied():
-        chart = style.figure(picture.width, picture.height)
-        picture.draw(chart)
-        chart.draw_without_rendering()
-    return chart
+    return draw_chart(picture)
 
 
 def test_the_table_holds_every_trial_as_its_file_does(page: Page) -> None:
@@ -59,13 +55,13 @@ def test_the_table_holds_every_trial_as_its_file_does(page: Page) -> None:
     ]
 
 
-def test_the_page_says_the_answer_and_why(page: Page) -> None:
+def test_the_page_has_the_selected_trial_and_the_reason(page: Page) -> None:
     assert "resnet20 at learning rate 0.11: 98.20% validation accuracy" in page.text
     assert "the highest accuracy of 3 trials" in page.text
 
 
-def test_marks_lie_where_trials_were_and_have_the_colours_of_their_errors(found: Search) -> None:
-    axes, bar = drawn(found, "landscape").axes
+def test_marks_lie_where_trials_were_and_have_the_colours_of_their_errors(search: Search) -> None:
+    axes, bar = chart_of(search, "landscape").axes
     rows = {label.get_text(): at for at, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
     marks = {tuple(np.round(c.get_offsets()[0], 6)): c for c in axes.collections if len(c.get_facecolor())}
     assert set(marks) == {(0.02, rows["8"]), (0.8, rows["20"]), (0.11, rows["20"])}  # that without an error is hollow
@@ -77,31 +73,26 @@ def test_marks_lie_where_trials_were_and_have_the_colours_of_their_errors(found:
     assert "2%" in [label.get_text() for label in bar.get_yticklabels()]
 
 
-def test_curves_are_the_epochs_of_each_trial(found: Search) -> None:
-    lines = [line.get_xydata().tolist() for line in drawn(found, "curves").axes[0].lines]
+def test_curves_are_the_epochs_of_each_trial(search: Search) -> None:
+    lines = [line.get_xydata().tolist() for line in chart_of(search, "curves").axes[0].lines]
     for trial, epochs in TRIALS:
         points = [[e.epoch, e.val_error] for e in epochs]
         assert (points in lines) == bool(epochs), trial
         assert not epochs or points[-1:] in lines  # the mark of what became of it
-    assert [[3, 0.018]] in lines  # the answer's ring
+    assert [[3, 0.018]] in lines  # the ring of the selected trial
 
 
-def test_bars_are_one_standard_error(found: Search) -> None:
-    axes = drawn(found, "depth").axes[0]
+def test_bars_are_one_standard_error(search: Search) -> None:
+    axes = chart_of(search, "depth").axes[0]
     (points, _, (bars,)) = axes.containers[0]
     assert points.get_xydata()[:, 1].tolist() == pytest.approx([0.1, 0.018])
     half = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
-    assert half == pytest.approx([math.sqrt(p * (1 - p) / made.IMAGES) for p in (0.1, 0.018)])
+    assert half == pytest.approx([math.sqrt(p * (1 - p) / samples.IMAGES) for p in (0.1, 0.018)])
 
 
-def test_who_cannot_see_the_pictures_hears_the_numbers(page: Page) -> None:
-    told = {
-        name: a["aria-label"]
-        for _, a in page.elements
-        if (name := a.get("aria-label") or "").startswith("Best error by depth")
-    }
-    (alt,) = told.values()
-    assert alt is not None
+def test_alternative_texts_have_the_numbers(page: Page) -> None:
+    labels = {attributes.get("aria-label") or "" for _, attributes in page.elements}
+    (alt,) = (label for label in labels if label.startswith("Best error by depth"))
     assert "resnet8: 10.00% ± 1.34%, 80,000 parameters, 2.0 s per epoch" in alt
     assert "resnet20: 1.80% ± 0.59%" in alt
 
@@ -115,10 +106,12 @@ def test_nothing_is_fetched(page: Page) -> None:
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     hostile = '<script>alert("1")</script>$x_1^{$&]]>'
     trials = [
-        made.trial(i, "resnet8", [0.5, 0.1], options={"recipe": recipe}, reason=hostile)
+        samples.trial(i, "resnet8", [0.5, 0.1], options={"recipe": recipe}, reason=hostile)
         for i, recipe in enumerate((hostile, "$a_b$"), start=1)
     ]
-    search = made.search(tmp_path / "s", *trials, data=made.DATA.model_copy(update={"class_names": (hostile, "b")}))
+    search = samples.search(
+        tmp_path / "s", *trials, data=samples.DATA.model_copy(update={"class_names": (hostile, "b")})
+    )
     draw(search)
     page = Page(search.page.read_text())
     assert "script" not in {tag for tag, _ in page.elements}
@@ -130,13 +123,16 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 
 ODD: dict[str, tuple[Any, ...]] = {
     "none": (),
-    "none validated": (made.trial(1, "resnet8", [], status="failed"), made.trial(2, "plain8", [], status="running")),
-    "one epoch of one": (made.trial(1, "resnet8", [0.3], status="running"),),
-    "all failed": tuple(made.trial(i, "resnet8", [0.9], status="failed") for i in (1, 2)),
-    "no errors left": tuple(made.trial(i, f"resnet{6 * i + 2}", [0.5, 0.0, 0.0]) for i in (1, 2, 3)),
-    "all wrong": tuple(made.trial(i, "resnet8", [1.0, 1.0]) for i in (1, 2)),
+    "none validated": (
+        samples.trial(1, "resnet8", [], status="failed"),
+        samples.trial(2, "plain8", [], status="running"),
+    ),
+    "one epoch of one": (samples.trial(1, "resnet8", [0.3], status="running"),),
+    "all failed": tuple(samples.trial(i, "resnet8", [0.9], status="failed") for i in (1, 2)),
+    "no errors left": tuple(samples.trial(i, f"resnet{6 * i + 2}", [0.5, 0.0, 0.0]) for i in (1, 2, 3)),
+    "all wrong": tuple(samples.trial(i, "resnet8", [1.0, 1.0]) for i in (1, 2)),
     "both kinds, other options, no learning rate": tuple(
-        made.trial(
+        samples.trial(
             i,
             ("plain", "resnet")[i % 2] + str((8, 20, 56)[i % 3]),
             [0.9, 0.9 / i],
@@ -145,14 +141,15 @@ ODD: dict[str, tuple[Any, ...]] = {
         for i in range(1, 7)
     ),
     "many": tuple(
-        made.trial(i, f"resnet{6 * (i % 30) + 2 + 6}", [1 / (i % 7 + 1)] * 3, lr=10 ** -(i % 5)) for i in range(1, 41)
+        samples.trial(i, f"resnet{6 * (i % 30) + 2 + 6}", [1 / (i % 7 + 1)] * 3, lr=10 ** -(i % 5))
+        for i in range(1, 41)
     ),
 }
 
 
 @pytest.mark.parametrize("trials", ODD.values(), ids=ODD)
 def test_odd_searches_are_drawn(tmp_path: Path, trials: tuple[Any, ...]) -> None:
-    search = made.search(tmp_path / "odd", *trials)
+    search = samples.search(tmp_path / "odd", *trials)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of what does not fit
         draw(search)
@@ -162,12 +159,12 @@ def test_odd_searches_are_drawn(tmp_path: Path, trials: tuple[Any, ...]) -> None
     assert search.picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_users_own_settings_play_no_part(found: Search) -> None:
-    before = found.picture.read_bytes()
+def test_the_users_own_settings_play_no_part(search: Search) -> None:
+    before = search.picture.read_bytes()
     with mpl.rc_context({"font.size": 30, "xtick.major.size": 20, "svg.fonttype": "path"}):
-        draw(found)
+        draw(search)
         assert mpl.rcParams["font.size"] == 30
-    assert found.picture.read_bytes() == before
+    assert search.picture.read_bytes() == before
 
 
 def test_a_run_is_no_search(tmp_path: Path) -> None:
@@ -176,7 +173,7 @@ def test_a_run_is_no_search(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("errors", "said"),
+    ("errors", "sentence"),
     [
         ((0.1, 0.05, 0.01), "the deepest is the best: 10.00% error at depth 8, 1.00% error at depth 32."),
         ((0.02, 0.04, 0.6), "the deepest is not the best: 60.00% error at depth 32, 2.00% error at depth 8."),
@@ -188,9 +185,9 @@ def test_a_run_is_no_search(tmp_path: Path) -> None:
         ((0.02,), ""),
     ],
 )
-def test_the_verdict_says_no_more_than_the_numbers(errors: tuple[float, ...], said: str) -> None:
-    bests = [made.trial(d, f"resnet{d}", [error])[0] for d, error in zip((8, 20, 32), errors, strict=False)]
-    assert said in verdict("resnet", bests, made.IMAGES)
+def test_the_verdict_says_no_more_than_the_numbers(errors: tuple[float, ...], sentence: str) -> None:
+    bests = [samples.trial(d, f"resnet{d}", [error])[0] for d, error in zip((8, 20, 32), errors, strict=False)]
+    assert sentence in verdict("resnet", bests, samples.IMAGES)
 
 
 def test_ticks_are_round_and_few() -> None:
@@ -203,10 +200,10 @@ def test_ticks_are_round_and_few() -> None:
 
 
 @needs_browser
-def test_a_browser_shows_it_in_light_and_dark(found: Search) -> None:
-    light, dark = show(found.page), show(found.page, "dark")
+def test_a_browser_shows_it_in_light_and_dark(search: Search) -> None:
+    light, dark = show(search.page), show(search.page, "dark")
     assert light.console == dark.console == []
     assert light.pixels.mean() > 200
     assert dark.pixels.mean() < 80
-    for shown in (light, dark):  # the scale of colours ends in viridis' yellow, in both
-        assert (np.abs(shown.pixels.astype(int) - (253, 231, 37)).max(axis=2) < 6).sum() > 20
+    for screenshot in (light, dark):  # the scale of colours ends in viridis' yellow, in both
+        assert (np.abs(screenshot.pixels.astype(int) - (253, 231, 37)).max(axis=2) < 6).sum() > 20

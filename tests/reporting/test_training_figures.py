@@ -1,35 +1,23 @@
 """Charts of training show the numbers that they are given."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from resnet_ops.reporting import style
-from resnet_ops.reporting.page import Picture
 from resnet_ops.reporting.training_figures import NetworkCurves, confusion, degradation, learning
-from tests.reporting import made
-
-
-def drawn(picture: Picture) -> Any:
-    """The chart as matplotlib holds it."""
-    with style.applied():
-        chart = style.figure(picture.width, picture.height)
-        picture.draw(chart)
-        chart.draw_without_rendering()
-    return chart
-
+from tests.reporting import samples
+from tests.reporting.reading import draw_chart
 
 NETWORKS = [
-    NetworkCurves("plain", 20, [made.epochs([0.6, 0.2, 0.1]), made.epochs([0.8, 0.4, 0.2])]),
-    NetworkCurves("plain", 56, [made.epochs([0.9, 0.8, 0.7]), made.epochs([0.9, 0.9, 0.9])]),
-    NetworkCurves("resnet", 56, [made.epochs([0.6, 0.1, 0.01]), made.epochs([0.8, 0.1])]),  # still training
+    NetworkCurves("plain", 20, [samples.epochs([0.6, 0.2, 0.1]), samples.epochs([0.8, 0.4, 0.2])]),
+    NetworkCurves("plain", 56, [samples.epochs([0.9, 0.8, 0.7]), samples.epochs([0.9, 0.9, 0.9])]),
+    NetworkCurves("resnet", 56, [samples.epochs([0.6, 0.1, 0.01]), samples.epochs([0.8, 0.1])]),  # still training
 ]
 
 
 def test_degradation_has_means_and_the_spread_of_seeds() -> None:
-    picture = degradation(NETWORKS, made.IMAGES)
-    chart = drawn(picture)
+    picture = degradation(NETWORKS, samples.IMAGES)
+    chart = draw_chart(picture)
     plain, residual = chart.axes
     assert [axes.get_title() for axes in chart.axes] == ["plain", "residual"]
     thick = [line for axes in chart.axes for line in axes.lines if line.get_linewidth() > 2]
@@ -50,13 +38,13 @@ def test_degradation_has_means_and_the_spread_of_seeds() -> None:
 
 
 def test_errors_need_not_be_in_logarithms() -> None:
-    assert drawn(degradation(NETWORKS, made.IMAGES)).axes[0].get_yscale() == "log"
-    assert drawn(degradation(NETWORKS, made.IMAGES, log=False)).axes[0].get_yscale() == "linear"
+    assert draw_chart(degradation(NETWORKS, samples.IMAGES)).axes[0].get_yscale() == "log"
+    assert draw_chart(degradation(NETWORKS, samples.IMAGES, log=False)).axes[0].get_yscale() == "linear"
 
 
 def test_learning_draws_each_training() -> None:
-    first, second = made.epochs([0.5, 0.25]), made.epochs([0.4])
-    chart = drawn(learning([("first", first), ("second", second), ("none", [])], made.IMAGES))
+    first, second = samples.epochs([0.5, 0.25]), samples.epochs([0.4])
+    chart = draw_chart(learning([("first", first), ("second", second), ("none", [])], samples.IMAGES))
     errors, losses, speed = chart.axes
     curves = [line.get_ydata().tolist() for line in errors.lines]
     assert curves == [[0.25, 0.125], [0.5, 0.25], [0.2], [0.4], [], []]
@@ -66,7 +54,7 @@ def test_learning_draws_each_training() -> None:
 
 
 def test_one_epoch_is_a_point_at_1() -> None:
-    for axes in drawn(learning([("one", made.epochs([0.5]))], made.IMAGES)).axes:
+    for axes in draw_chart(learning([("one", samples.epochs([0.5]))], samples.IMAGES)).axes:
         assert axes.get_xticks().tolist() == [1]
         assert all(line.get_marker() != "None" for line in axes.lines)
 
@@ -74,7 +62,7 @@ def test_one_epoch_is_a_point_at_1() -> None:
 def test_confusion_counts_and_names_the_commonest_mistakes() -> None:
     counts = np.array([[8, 2, 0], [0, 10, 0], [1, 4, 5]])
     picture = confusion("c", counts, ["cat", "dog", "fox"])
-    axes = drawn(picture).axes[0]
+    axes = draw_chart(picture).axes[0]
     numbers = {text.get_position(): text.get_text() for text in axes.texts}
     assert numbers == {(0, 0): "8", (1, 0): "2", (1, 1): "10", (0, 2): "1", (1, 2): "4", (2, 2): "5"}
     assert picture.alt.endswith("fox as dog: 4; cat as dog: 2; fox as cat: 1.")
@@ -84,7 +72,9 @@ def test_confusion_counts_and_names_the_commonest_mistakes() -> None:
 
 
 def test_many_classes_are_drawn_without_numbers() -> None:
-    axes = drawn(confusion("c", np.eye(150, dtype=int) * 3, [f"a class of number {i}" for i in range(150)])).axes[0]
+    axes = draw_chart(confusion("c", np.eye(150, dtype=int) * 3, [f"a class of number {i}" for i in range(150)])).axes[
+        0
+    ]
     assert not axes.texts
     assert len(axes.get_yticks()) <= 40
 

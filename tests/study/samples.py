@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_ops.runs import DataRecord
+from resnet_ops.records import DataRecord
 from resnet_ops.study.results import Layer, Layers, Network, group_networks
-from tests.reporting import made
+from tests.reporting import samples
 
 DATA = DataRecord(
     name="digits",
@@ -43,7 +43,7 @@ def network(model: str, train: float, val: float, seed: int = 0, **more: Any) ->
         "model": model, "depth": int(model.removeprefix(kind)), "kind": kind, "seed": seed, "status": "finished",
         "shortcut": "A" if kind == "resnet" else None, "reason": "", "parameters": 1000, "seconds": 1.0,
         "train_error": train, "val_error": val, "best_val_error": val, "trial": "trials/001",
-        "curve": tuple(made.epochs([0.9, val])),
+        "curve": tuple(samples.epochs([0.9, val])),
     }  # fmt: skip
     return Network(**fields | more)
 

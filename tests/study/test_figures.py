@@ -23,7 +23,7 @@ def test_each_study_has_its_figures_the_first_its_own(study: Study, names: list[
     figures = study_figures(study, groups, 359)
     assert [figure.name for figure in figures] == names
     for figure in figures:
-        png, svg = figure.alone()
+        png, svg = figure.to_files()
         assert png.startswith(b"\x89PNG")
         assert b"</svg>" in svg
 

@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.runs import Epoch, Run
+from resnet_ops.records import Epoch
+from resnet_ops.runs import Run
 from resnet_ops.tracking.tracker import service_environment
 from resnet_ops.tracking.uploader import TrackedRun
 from tests.conftest import COMMAND, Ended, command

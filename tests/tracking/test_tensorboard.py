@@ -6,7 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from resnet_ops.runs import Epoch, Run
+from resnet_ops.records import Epoch
+from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import scalars
 from resnet_ops.tracking.tensorboard import FOLDER, EventFile
 from resnet_ops.training.job import TrainResult

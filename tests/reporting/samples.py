@@ -1,12 +1,13 @@
-"""Searches as they lie on a disk, of numbers that the tests choose."""
+"""Sample searches with numbers that the tests choose, written to disk."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_ops import runs
-from resnet_ops.runs import DataRecord, Epoch, Run
+from resnet_ops.machine import versions
+from resnet_ops.records import DataRecord, Epoch
+from resnet_ops.runs import Run
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, SearchRecord, Trial
 from resnet_ops.tuning.space import read_space
@@ -43,7 +44,7 @@ def epochs(errors: Sequence[float]) -> list[Epoch]:
 
 
 def trial(number: int, model: str, errors: Sequence[float], **fields: Any) -> tuple[Trial, list[Epoch]]:
-    """A trial with the errors of its epochs, and what follows from them."""
+    """Return a trial and its epochs, made of the errors of these."""
     kind = "plain" if model.startswith("plain") else "resnet"
     depth = int(model.removeprefix(kind))
     best = min(range(len(errors)), key=errors.__getitem__) if errors else None
@@ -62,10 +63,10 @@ def trial(number: int, model: str, errors: Sequence[float], **fields: Any) -> tu
 
 
 def search(folder: Path, *trials: tuple[Trial, list[Epoch]], data: DataRecord = DATA) -> Search:
-    """Write a search of these trials."""
+    """Write a search with these trials."""
     folder.mkdir(parents=True)
-    made = Search(Run(folder))
-    made.write(
+    result = Search(Run(folder))
+    result.write(
         SearchRecord(
             name=folder.name,
             config=TuneConfig(),
@@ -76,13 +77,13 @@ def search(folder: Path, *trials: tuple[Trial, list[Epoch]], data: DataRecord = 
             planned=12,
             created=WHEN,
             code="0" * 64,
-            versions=runs.versions(),
+            versions=versions(),
         )
     )
-    for one, metrics in trials:
-        run = made.trial_run(one)
+    for each, metrics in trials:
+        run = result.trial_run(each)
         run.path.mkdir(parents=True)
         run.write_epochs(metrics)
     if trials:
-        made.write_trials(one for one, _ in trials)
-    return made
+        result.write_trials(each for each, _ in trials)
+    return result
