@@ -95,7 +95,7 @@ def down(json: Json = False, debug: Debug = False) -> None:
     output.end(result)
 
 
-app = typer.Typer(cls=Group, help="Create and inspect Ray clusters.")
+app = typer.Typer(cls=Group, add_completion=False, help="Create and inspect Ray clusters.")
 app.command("up", cls=Command, epilog=UP_EXAMPLES)(up)
 app.command("status", cls=Command)(status)
 app.command("down", cls=Command)(down)

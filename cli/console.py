@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,8 +20,10 @@ from rich.text import Text
 
 from resnet_ops.errors import INTERRUPTED, UserError
 from resnet_ops.orchestration.milestones import tell_submitter
-from resnet_ops.orchestration.placement import Node
 from resnet_ops.results import Result
+
+if TYPE_CHECKING:
+    from resnet_ops.orchestration.placement import Node
 
 
 class WordConsole(Console):
@@ -126,7 +128,7 @@ def ago(moment: datetime) -> str:
 STATE_COLORS = {"alive": "green", "not answering": "bold red", "gone": "dim"}
 
 
-def node_table(nodes: Iterable[Node], states: Mapping[str, tuple[str, str]] | None = None) -> Table:
+def node_table(nodes: Iterable["Node"], states: Mapping[str, tuple[str, str]] | None = None) -> Table:
     """Return a table of machines.
 
     Args:

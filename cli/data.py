@@ -28,7 +28,7 @@ resnet-ops data check s3://bucket/images --strict --json  # before a nightly tra
 MARKS = {"ok": "[green]ok[/]", "note": "[cyan]note[/]", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]"}
 MOST_CLASSES, EXTREMES, BAR = 20, 5, 24  # classes to list; largest and smallest ones of more; width of the longest bar
 
-app = typer.Typer(cls=Group, help="Inspect datasets.")
+app = typer.Typer(cls=Group, add_completion=False, help="Inspect datasets.")
 
 
 @app.callback(invoke_without_command=True)

@@ -31,6 +31,12 @@ class Group(TyperGroup):
         """Print the help."""
         _show(self, ctx)
 
+    def summaries(self, context: typer.Context) -> Iterator[tuple[str, str, str]]:
+        """Yield heading, name and summary of each command."""
+        for name in self.list_commands(context):
+            command: Any = self.get_command(context, name)
+            yield command.rich_help_panel or "Commands", name, paragraphs(command.help or "")[0]
+
 
 def _show(command: Any, context: typer.Context) -> None:
     console = Console(highlight=False)
@@ -72,10 +78,8 @@ def _examples(epilog: str) -> Iterator[Text]:
 
 def _panels(command: Any, context: typer.Context) -> dict[str, list[tuple[Text, Text]]]:
     panels: dict[str, list[tuple[Text, Text]]] = {"Arguments": []}
-    for name in command.list_commands(context) if isinstance(command, TyperGroup) else ():
-        subcommand = command.get_command(context, name)
-        row = Text(name, "bold cyan"), _prose(paragraphs(subcommand.help or "")[0])
-        panels.setdefault(subcommand.rich_help_panel or "Commands", []).append(row)
+    for heading, name, summary in command.summaries(context) if isinstance(command, Group) else ():
+        panels.setdefault(heading, []).append((Text(name, "bold cyan"), _prose(summary)))
     for parameter in command.get_params(context):
         is_argument = parameter.param_type_name == "argument"
         title = "Arguments" if is_argument else parameter.rich_help_panel or "Options"

@@ -34,7 +34,7 @@ Cluster = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="Job id, or name of a run for its newest job.", metavar="JOB")]
 
-app = typer.Typer(cls=Group, epilog=EXAMPLES)
+app = typer.Typer(cls=Group, add_completion=False, epilog=EXAMPLES)
 
 
 @app.callback(invoke_without_command=True)

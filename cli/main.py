@@ -1,4 +1,4 @@
-"""The entry point: registers the commands, runs one, and turns exceptions into a message and an exit code.
+"""The entry point: runs a command, and turns exceptions into a message and an exit code.
 
 Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 """
@@ -14,29 +14,11 @@ from typer.exceptions import TyperException
 import resnet_ops
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 
-from . import (
-    bench,
-    cluster,
-    data,
-    doctor,
-    export,
-    jobs,
-    predict,
-    recipes,
-    report,
-    runs,
-    serve,
-    study,
-    submit,
-    train,
-    tune,
-    validate,
-)
+from .commands import Root
 from .console import err, node_table, report_error
-from .help import Command, Group
 
 app = typer.Typer(
-    cls=Group,
+    cls=Root,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train ResNets and export verified ONNX models.",
@@ -45,21 +27,6 @@ resnet-ops train --name first  # train a first network
 resnet-ops export first --onnx  # export it to ONNX
 """,
 )
-app.command("train", cls=Command, rich_help_panel="Train", epilog=train.EXAMPLES)(train.train)
-app.command("tune", cls=Command, rich_help_panel="Train", epilog=tune.EXAMPLES)(tune.tune)
-app.command("study", cls=Command, rich_help_panel="Train", epilog=study.EXAMPLES)(study.study)
-app.command("export", cls=Command, rich_help_panel="Export and deploy", epilog=export.EXAMPLES)(export.export)
-app.command("validate", cls=Command, rich_help_panel="Export and deploy", epilog=validate.EXAMPLES)(validate.validate)
-app.command("predict", cls=Command, rich_help_panel="Export and deploy", epilog=predict.EXAMPLES)(predict.predict)
-app.command("bench", cls=Command, rich_help_panel="Export and deploy", epilog=bench.EXAMPLES)(bench.bench)
-app.command("serve", cls=Command, rich_help_panel="Export and deploy", epilog=serve.EXAMPLES)(serve.serve)
-app.command("report", cls=Command, rich_help_panel="Inspect", epilog=report.EXAMPLES)(report.report)
-app.command("recipes", cls=Command, rich_help_panel="Inspect", epilog=recipes.EXAMPLES)(recipes.recipes)
-app.command("runs", cls=Command, rich_help_panel="Inspect")(runs.runs)
-app.add_typer(data.app, name="data", rich_help_panel="Inspect")
-app.command("doctor", cls=Command, rich_help_panel="Inspect")(doctor.doctor)
-app.add_typer(cluster.app, name="cluster", rich_help_panel="Cluster")
-app.add_typer(jobs.app, name="jobs", rich_help_panel="Cluster")
 
 
 @app.callback(invoke_without_command=True)
@@ -98,7 +65,8 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except TyperException as error:
         own = error.__cause__  # the library's message on a value is better than Typer's
-        usage = UserError(error.format_message().rstrip(".") + ".", "See --help.")
+        message = error.format_message()
+        usage = UserError(message if message.endswith((".", "?")) else f"{message}.", "See --help.")
         report_error(own if isinstance(own, UserError) else usage, BAD_REQUEST, as_json, debug)
         return BAD_REQUEST
     except KeyboardInterrupt as error:
@@ -120,5 +88,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 if __name__ == "__main__":  # how a job on a cluster is started
-    submit.begin_as_job()
+    from .submit import begin_as_job
+
+    begin_as_job()
     main()

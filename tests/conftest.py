@@ -1,4 +1,4 @@
-"""What tests share: the command line reached through its entry point, and one run trained for all."""
+"""Fixtures that tests share: the command line reached through its entry point, and one trained run."""
 
 import gc
 import json
@@ -50,7 +50,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -58,7 +58,7 @@ class Ended:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The last line of stdout."""
+        """Parse the last line of stdout."""
         result: dict[str, Any] = json.loads(self.out.splitlines()[-1])
         return result
 
@@ -89,7 +89,7 @@ def command(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> job.TrainResult:
-    """A run to look at, to go on with, to export: ResNet-8, which knows the digits after some seconds."""
+    """A run of ResNet-8 on the digits, to read, resume and export; it takes some seconds."""
     runs_dir = tmp_path_factory.mktemp("runs")
     return job.train(TrainConfig.of(runs_dir=runs_dir, name="trained", model="resnet8", epochs=6, cpus_per_worker=1))
 
@@ -103,7 +103,7 @@ def ray_session() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class DigitFiles:
-    """A network that knows the digits, exported: a file that takes floats, and one that takes raw pixels."""
+    """A network trained on the digits, exported: a file that takes floats, and one that takes raw pixels."""
 
     normalized: Path
     raw: Path
@@ -112,16 +112,16 @@ class DigitFiles:
 
 @pytest.fixture(scope="session")
 def digit_files(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> DigitFiles:
-    """What `trained` has learned."""
+    """The network of `trained`, exported."""
     folder = tmp_path_factory.mktemp("digit-files")
     checkpoint, _ = read_best(trained.run)
     exported = graph.to_onnx(checkpoint.info, checkpoint.model, 18)
-    made = DigitFiles(folder / "normalized.onnx", folder / "raw.onnx", checkpoint)
+    files = DigitFiles(folder / "normalized.onnx", folder / "raw.onnx", checkpoint)
     graph.write(
-        finish(copy(exported), checkpoint, val_accuracy=checkpoint.info.validated.val_accuracy), made.normalized
+        finish(copy(exported), checkpoint, val_accuracy=checkpoint.info.validated.val_accuracy), files.normalized
     )
-    graph.write(finish(copy(exported), checkpoint, raw=True), made.raw)
-    return made
+    graph.write(finish(copy(exported), checkpoint, raw=True), files.raw)
+    return files
 
 
 @pytest.fixture(scope="session")

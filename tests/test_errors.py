@@ -1,4 +1,4 @@
-"""Errors as users meet them: told again, sent between processes."""
+"""Errors that are copied with another text, and sent between processes."""
 
 import pickle
 
@@ -20,15 +20,20 @@ NODES = (Node("a", "a", 2, 0, 1, 0), Node("b", "b", 2, 0, 2, 0))
         NoRoomError("--nodes 3 needs 3 machines.", "Use --nodes 2.", NODES, WORK_FAILED),
     ],
 )
-def test_an_error_that_is_told_again_is_the_same_error(error: UserError) -> None:
+def test_an_error_with_another_text_is_the_same_error(error: UserError) -> None:
     error.details["name"] = "x"
     cause, remedy, exit_code, details = error.cause, error.remedy, error.exit_code, dict(error.details)
     again = error.copy_with(remedy="Then go on.")
-    for told in (again, pickle.loads(pickle.dumps(again))):
-        assert type(told) is type(error)
-        assert (told.cause, told.remedy, told.exit_code, told.details) == (cause, "Then go on.", exit_code, details)
-        assert getattr(told, "nodes", None) == getattr(error, "nodes", None)
-        assert str(told) == f"{cause} Then go on."
+    for copied in (again, pickle.loads(pickle.dumps(again))):
+        assert type(copied) is type(error)
+        assert (copied.cause, copied.remedy, copied.exit_code, copied.details) == (
+            cause,
+            "Then go on.",
+            exit_code,
+            details,
+        )
+        assert getattr(copied, "nodes", None) == getattr(error, "nodes", None)
+        assert str(copied) == f"{cause} Then go on."
     again.details["job_id"] = "y"
     assert (error.cause, error.remedy, error.details) == (cause, remedy, details)
     other = pickle.loads(pickle.dumps(error.copy_with(cause="Why.", exit_code=WORK_FAILED)))

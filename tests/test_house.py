@@ -10,8 +10,14 @@ FILES = sorted(file for room in ("resnet_ops", "cli") for file in (ROOT / room).
 # What each room has one of, under the same name: whoever knows one room knows where to look in the next.
 IN_EVERY_ROOM = {"__init__", "config", "job", "preflight", "results"}
 SHORT_ON_PURPOSE: dict[str, str] = {
-    "resnet_ops/machine.py": "the lowest floor: read at start-up, by rooms that share nothing else",
-    "resnet_ops/significance.py": "the rule that tuning, reporting and study share, on a floor below them",
+    "cli/doctor.py": "one file for each command",
+    "cli/recipes.py": "one file for each command",
+    "cli/runs.py": "one file for each command",
+    "cli/validate.py": "one file for each command",
+    "resnet_ops/__main__.py": "Python asks for it",
+    "resnet_ops/formatting.py": "below everything that prints numbers",
+    "resnet_ops/results.py": "below everything that returns a result",
+    "resnet_ops/significance.py": "the one rule, with its sources",
 }
 # Openings that tell what a thing is about, and not what it does.
 NOT_A_VERB = {"What", "Whether", "Who", "Where", "Which", "How", "Why", "When", "Those", "That", "As", "Likewise"}

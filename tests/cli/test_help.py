@@ -1,4 +1,4 @@
-"""`--help`: whole at any width, and found by the field's words."""
+"""`--help`: complete at any width, with the field's terms, and summaries that are those of the commands."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -28,16 +28,16 @@ def commands() -> list[tuple[tuple[str, ...], Any]]:
 def test_nothing_is_cut(cli: Cli, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     for names, command in commands():
-        shown = cli(*names, "--help")
-        assert shown.code == 0
-        assert "…" not in shown.out, names
-        assert max(map(len, shown.out.splitlines())) <= width, names
-        words = set(re.findall(r"[^\s│,]+", shown.out))
+        text = cli(*names, "--help")
+        assert text.code == 0
+        assert "…" not in text.out, names
+        assert max(map(len, text.out.splitlines())) <= width, names
+        words = set(re.findall(r"[^\s│,]+", text.out))
         for parameter in command.params:
             is_option = parameter.param_type_name == "option"
             spelled = [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.metavar]
             assert set(spelled) <= words, names
-            assert not re.search(r"<\w+>", shown.out), names
+            assert not re.search(r"<\w+>", text.out), names
 
 
 def test_every_option_is_described() -> None:
@@ -47,9 +47,15 @@ def test_every_option_is_described() -> None:
             assert len(parameter.help) <= 280, (names, parameter.name)
 
 
+def test_summaries_are_those_of_the_commands() -> None:
+    (_, root), *_ = commands()
+    for _, name, summary in root.summaries(None):
+        assert summary == " ".join(root.commands[name].help.split("\n\n")[0].split())
+
+
 def test_what_people_use_first_is_shown_first(cli: Cli) -> None:
-    shown = cli("train", "--help").out
-    first, _, rest = shown.partition("─ Options ─")
+    text = cli("train", "--help").out
+    first, _, rest = text.partition("─ Options ─")
     for name in ("model", "data", "recipe", "epochs", "batch-size", "lr", "name", "resume", "nodes", "gpus-per-node",
                  "device", "cluster"):  # fmt: skip
         assert f"--{name} " in first, name
@@ -73,6 +79,6 @@ def test_the_fields_words_are_found(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
-    shown = " ".join(cli(command, "--help").out.lower().split())
+    text = " ".join(cli(command, "--help").out.lower().split())
     for word in words:
-        assert word in shown, word
+        assert word in text, word

@@ -89,17 +89,17 @@ def test_aliases_and_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "message"),
     [
         (["--kind", "on"], "--kind cannot be 'on'. Did you mean one?"),
         (["--nodes", "4:2"], "--nodes must have its smaller number first"),
         (["--count", "0"], "--count should be greater than or equal to 1"),
     ],
 )
-def test_what_is_wrong_is_said_by_the_field(typed: list[str], told: str) -> None:
+def test_what_is_wrong_is_said_by_the_field(typed: list[str], message: str) -> None:
     with pytest.raises(UserError) as refused:
         parsed("x", "a", *typed).make(Work)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_several_configurations_have_each_option_once() -> None:
@@ -134,9 +134,9 @@ def test_choices_complete() -> None:
 
     app = typer.Typer()
     app.command()(command)
-    made: Any = typer.main.get_command(app)
-    (kind,) = (parameter for parameter in made.params if parameter.name == "kind")
-    assert [item.value for item in kind.shell_complete(made.make_context("command", []), "t")] == ["two"]
+    parsed_command: Any = typer.main.get_command(app)
+    (kind,) = (parameter for parameter in parsed_command.params if parameter.name == "kind")
+    assert [item.value for item in kind.shell_complete(parsed_command.make_context("command", []), "t")] == ["two"]
 
 
 def test_advanced_options_are_shown_last_and_fields_without_option_never() -> None:
@@ -146,10 +146,10 @@ def test_advanced_options_are_shown_last_and_fields_without_option_never() -> No
 
     app = typer.Typer()
     app.command()(command)
-    made: Any = typer.main.get_command(app)
-    names = [parameter.name for parameter in made.params]
+    parsed_command: Any = typer.main.get_command(app)
+    names = [parameter.name for parameter in parsed_command.params]
     assert names.index("json") < names.index("tool")
-    assert made.params[names.index("tool")].rich_help_panel == "Advanced: tools"
+    assert parsed_command.params[names.index("tool")].rich_help_panel == "Advanced: tools"
     assert "hidden" not in names
 
 
