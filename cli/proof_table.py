@@ -27,8 +27,8 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
     against = " compared with torch in float64" if against_torch else ", without a checkpoint"
     made = table("check", "result", "limit", "", title=f"ONNX Runtime ({proof.provider}){against}")
     for check in proof.checks:
-        mark = "[green]PASS[/]" if check.held else "[bold red]FAIL[/]"
-        made.add_row(check.name, escape(check.found), check.limit, mark)
+        mark = "[green]PASS[/]" if check.passed else "[bold red]FAIL[/]"
+        made.add_row(check.name, escape(check.result), check.limit, mark)
     output.show(made)
     if proof.images:
         torch = f"torch {percent(proof.val_accuracy_torch)}, " if against_torch else ""
@@ -47,7 +47,7 @@ def refuse(output: Output, proof: "ValidationResult", what: str, remedy: str = "
     Raises:
         typer.Exit: Always.
     """
-    failed = ", ".join(f"{check.name} ({check.found.rstrip('.')})" for check in proof.refuted_by)
+    failed = ", ".join(f"{check.name} ({check.result.rstrip('.')})" for check in proof.failed_checks)
     report_error(UserError(f"{what}: {failed}.", remedy, WORK_FAILED), WORK_FAILED, as_json=False, debug=False)
     output.end(proof)
     raise typer.Exit(WORK_FAILED)
