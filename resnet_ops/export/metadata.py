@@ -56,7 +56,7 @@ class Preprocessing(BaseModel):
         return 1 if self.color == "grey" else 3
 
     @property
-    def frame(self) -> CropSpec:
+    def crop(self) -> CropSpec:
         """Return how images are resized and cropped when they are decoded."""
         return CropSpec(self.resize, self.height, self.width, self.channels)
 
