@@ -188,7 +188,7 @@ def checkpoint_cost() -> float:
     from resnet_ops.runs import DataRecord, Run
     from resnet_ops.training import checkpoint as checkpoints
     from resnet_ops.training.build import build_trainer
-    from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
+    from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore
     from resnet_ops.training.distributed import ProcessGroup
     from resnet_ops.training.session import writing
 
@@ -209,13 +209,13 @@ def checkpoint_cost() -> float:
     with tempfile.TemporaryDirectory(dir=ROOT) as folder, writing() as writer:
         run = Run(Path(folder))
         run.checkpoints.mkdir()
-        keeper, waited, started = Checkpoints(run, 1), 0.0, time.perf_counter()
+        store, waited, started = CheckpointStore(run, 1), 0.0, time.perf_counter()
         for epoch in training.run(lambda _: None, lambda step: step % 10 == 0):
             if epoch is not None:
                 break
             begun = time.perf_counter()
             tensors = checkpoints.collect(training)
-            writer.start(keeper.save, info.model_copy(update={"step": training.step}), tensors)
+            writer.start(store.save, info.model_copy(update={"step": training.step}), tensors)
             waited += time.perf_counter() - begun
         return waited / (time.perf_counter() - started)
 

@@ -66,11 +66,11 @@ def check(
         from resnet_ops.data import audit as library
         from resnet_ops.data import contact_sheet as sheet
 
-        def seen(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             progress.update(task, description="Reading images", completed=done, total=total)
 
-        picked = {"pick": sheet.pick} if contact_sheet else {}
-        report = library.check(config, seen, strict=strict, **picked)
+        examples = {"choose_examples": sheet.choose_examples} if contact_sheet else {}
+        report = library.check_data(config, on_progress, strict=strict, **examples)
     _show(output, report)
     if contact_sheet:
         _draw(contact_sheet, report)
@@ -171,7 +171,7 @@ def _findings(report: "DataReport") -> list[str]:
     lines = []
     for finding in report.findings:
         pad = " " * (state - len(finding.state))
-        lines.append(f"{MARKS[finding.state]}{pad}  {finding.name:{name}}  {escape(finding.found)}")
+        lines.append(f"{MARKS[finding.state]}{pad}  {finding.name:{name}}  {escape(finding.summary)}")
         lines += [f"{' ' * (state + 2)}[dim]{escape(detail)}[/]" for detail in finding.details]
     return lines
 
@@ -186,7 +186,7 @@ def _verdict(report: "DataReport") -> str:
 
 
 def _draw(file: Path, report: "DataReport") -> None:
-    from resnet_ops.data.contact_sheet import SheetRow, contact_sheet
+    from resnet_ops.data.contact_sheet import SheetRow, draw_contact_sheet
 
     counts = {name: images.train + images.val for name, images in report.per_class.items()}
     rows = [SheetRow(name, f"{counts[name]:,}", images) for name, images in report.examples.items()]
@@ -198,5 +198,5 @@ def _draw(file: Path, report: "DataReport") -> None:
     left_out = len(report.class_names) - len(rows)
     foot = f"{left_out:,} more classes" if left_out else ""
     buffer = io.BytesIO()
-    contact_sheet(report.name, subtitle, rows, foot).save(buffer, format="PNG", optimize=True)
+    draw_contact_sheet(report.name, subtitle, rows, foot).save(buffer, format="PNG", optimize=True)
     write_atomically(file, buffer.getvalue())

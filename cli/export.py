@@ -53,7 +53,9 @@ def export(
 
 def _show(output: Output, result: "ExportResult") -> None:
     if result.candidates:
-        made = table("int8 quantization", "calibration", ">top-1 agreement", ">mean difference", ">images/s", "")
+        made = table(
+            "types", "calibration", ">top-1 agreement", ">mean difference", ">images/s", "", title="int8 quantization"
+        )
         for one in result.candidates:
             mark = "[green]selected[/]" if one.chosen else ""
             speed = f"{one.images_per_second:,.0f}"

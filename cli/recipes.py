@@ -23,12 +23,12 @@ def recipes(
     """List the recipes for `train --recipe`, or show one."""
     output = Output(json)
     if name is not None:
-        output.show(reading.text(name).rstrip())
-        output.end(reading.RecipeOptions(name=name, options=reading.read(name)))
+        output.show(reading.recipe_text(name).rstrip())
+        output.end(reading.RecipeOptions(name=name, options=reading.read_recipe(name)))
         return
     shown = table("recipe", "description")
-    found = reading.listed()
-    for each in found.recipes:
+    recipe_list = reading.list_recipes()
+    for each in recipe_list.recipes:
         shown.add_row(each.name, each.description)
     output.show(shown, "Print one: resnet-ops recipes fast")
-    output.end(found)
+    output.end(recipe_list)

@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 import typer
 from rich.markup import escape
 
+from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import templates
 from resnet_ops.orchestration.templates import ClusterValues, Kind, TemplateResult
 
@@ -18,8 +19,11 @@ resnet-ops cluster template kuberay -o mine --nodes 2:8 --gpus-per-node 1  # sca
 resnet-ops cluster template compose -o mine  # a cluster of containers on this machine
 """
 
+TRAIN = ("max_failures", "checkpoint_every", "model", "data", "epochs")
+CHECKPOINT_EVERY = "10m"
 
-@options_of(ClusterValues)
+
+@options_of(ClusterValues, (TrainConfig, TRAIN))
 def template(
     kind: Annotated[
         Kind, typer.Argument(metavar="KIND", help=f"How to create the cluster: {', '.join(get_args(Kind))}.")
@@ -31,11 +35,14 @@ def template(
 ) -> None:
     """Write configuration files that create a Ray cluster and train on it, ready to edit.
 
-    Nothing is started. The files use the versions of Ray, Python and resnet-ops that are installed here.
+    Nothing is started. Checkpoints are saved every 10 minutes unless --checkpoint-every says otherwise. The files use
+    the versions of Ray, Python and resnet-ops that are installed here.
     """
     shown = Output(json)
     values = options.make(ClusterValues)
-    _show(shown, templates.write(kind, values, output))
+    trained = TrainConfig.of(**{"checkpoint_every": CHECKPOINT_EVERY} | options.typed(TrainConfig))
+    train = {name: getattr(trained, name) for name in TRAIN}
+    _show(shown, templates.write(kind, values, train, output))
 
 
 def _show(output: Output, written: TemplateResult) -> None:

@@ -8,7 +8,7 @@ import typer
 from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_client import is_job_server
-from resnet_ops.recipes.reading import configure, read
+from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.tracking.tracker import check
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import OPTIONS, read_file
@@ -98,7 +98,7 @@ def _submit(
     if typed.get("space"):
         pairs = [f"{name}={_listed(value)}" for name, value in read_file(typed.pop("space")).items()] + pairs
     if str(typed.get("recipe", "")).endswith(".toml"):
-        for name, value in read(typed.pop("recipe")).items():
+        for name, value in read_recipe(typed.pop("recipe")).items():
             if name in OPTIONS:
                 pairs = [f"{name}={_listed(value)}", *pairs]
             else:

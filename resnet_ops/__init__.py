@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_ops.config import DataConfig, TrainConfig
-    from resnet_ops.data.audit import DataReport
-    from resnet_ops.data.audit import check as check_data
+    from resnet_ops.data.audit import DataReport, check_data
     from resnet_ops.errors import UserError
     from resnet_ops.export.classifier import Classifier, PredictResult, predict
     from resnet_ops.export.config import ExportConfig, PredictConfig, ValidateConfig
@@ -56,7 +55,7 @@ __all__ = [
 _PLACES = {
     "Classifier": "export.classifier",
     "DataConfig": "config",
-    "DataReport": "data.check",
+    "DataReport": "data.audit",
     "ExportConfig": "export.config",
     "ExportResult": "export.job",
     "PredictConfig": "export.config",
@@ -68,7 +67,7 @@ _PLACES = {
     "UserError": "errors",
     "ValidateConfig": "export.config",
     "ValidationResult": "export.proof",
-    "check_data": "data.check:check",
+    "check_data": "data.audit",
     "configure": "recipes.reading",
     "export_onnx": "export.job",
     "predict": "export.classifier",

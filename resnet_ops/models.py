@@ -1,12 +1,12 @@
-"""Plain and residual networks of any valid depth (He et al. 2015, arXiv 1512.03385).
+"""Plain and residual networks of any valid depth (He et al. 2015, arXiv 1512.03385), and how they are named.
 
-Two families, one class:
+Nothing here knows data, training or devices. Two families, one class:
 
 - CIFAR (sec. 4.2): a 3x3 stem and three stages of 16, 32, 64 channels; 6n + 2 layers.
 - ImageNet (sec. 4.1, table 1): a 7x7 stem and four stages of 64...512 channels; basic blocks
   for 18 and 34 layers, bottlenecks for 50, 101 and 152.
 
-Beside them what was best before (sec. 4.1 compares them): torchvision's AlexNet, VGG-19 and GoogLeNet, as baselines.
+The baselines are what was best before (sec. 4.1 compares them): torchvision's AlexNet, VGG-19 and GoogLeNet.
 
 A plain network is the residual one with its shortcuts taken out, nothing else. Parameters are
 named as in torchvision's ResNet, whose weights load key for key; like there, a bottleneck
@@ -35,14 +35,14 @@ IMAGENET_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-# Layers that are counted, and pixels a side below which nothing is left to halve; of AlexNet by torchvision's own word.
+# Depth by which they are named, and the smallest side of an image in pixels; of AlexNet as torchvision documents it.
 BASELINES: dict[Kind, tuple[int, int]] = {"alexnet": (8, 63), "vgg": (19, 32), "googlenet": (22, 32)}
-DEEPEST = 10_000  # a guard against typing errors: the paper's deepest network has 1,202 layers
+MAX_DEPTH = 10_000  # a guard against typing errors: the paper's deepest network has 1,202 layers
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network's name says, e.g. `plain56`: kind, depth in weighted layers, family."""
+    """Kind, depth in weighted layers and family of a network, as its name says, e.g. `plain56`."""
 
     kind: Kind
     depth: int
@@ -75,14 +75,14 @@ class Architecture:
 
 
 def parse_name(name: str) -> Architecture:
-    """Read a network's name: `resnet20`, `plain56`, `resnet50`, `resnet50-cifar`.
+    """Parse a network's name: `resnet20`, `plain56`, `resnet50`, `resnet50-cifar`.
 
     `alexnet`, `vgg19` and `googlenet` are the baselines.
     Depths 18, 34, 50, 101 and 152 mean the ImageNet family, every other valid depth the CIFAR
-    family; `-cifar` says it outright where a depth is valid in both.
+    family; `-cifar` selects it where a depth is valid in both.
 
     Raises:
-        UserError: The name or its depth is not valid; says what is, nearby.
+        UserError: The name or its depth is not valid; names valid ones nearby.
     """
     baselines = [(kind, depth) for kind, (depth, _) in BASELINES.items()]
     for kind, depth in baselines:
@@ -102,11 +102,11 @@ def parse_name(name: str) -> Architecture:
     depth, says_cifar = int(match[2]), match[3] is not None
     if depth in IMAGENET_BLOCKS and not says_cifar:
         return Architecture(kind, depth, "imagenet")
-    if depth % 6 != 2 or not 8 <= depth <= DEEPEST:
+    if depth % 6 != 2 or not 8 <= depth <= MAX_DEPTH:
         suffix = "-cifar" if says_cifar else ""
         near = ", ".join(f"{kind}{d}{suffix}" for d in _valid_depths_near(depth, cifar_only=says_cifar))
         raise UserError(
-            f"{name} is not a valid depth: the CIFAR family has 6n+2 layers from 8 to {DEEPEST:,}"
+            f"{name} is not a valid depth: the CIFAR family has 6n+2 layers from 8 to {MAX_DEPTH:,}"
             + ("." if says_cifar else ", the ImageNet family 18, 34, 50, 101 or 152."),
             f"Valid nearby: {near}.",
         )
@@ -114,11 +114,11 @@ def parse_name(name: str) -> Architecture:
 
 
 def _valid_depths_near(depth: int, cifar_only: bool) -> list[int]:
-    shallower = max(8, min(depth, DEEPEST) // 6 * 6 + 2 - (6 if depth % 6 < 2 else 0))
-    valid = {shallower, min(shallower + 6, DEEPEST // 6 * 6 + 2)}
+    shallower = max(8, min(depth, MAX_DEPTH) // 6 * 6 + 2 - (6 if depth % 6 < 2 else 0))
+    valid = {shallower, min(shallower + 6, MAX_DEPTH // 6 * 6 + 2)}
     if not cifar_only:
         valid.add(min(IMAGENET_BLOCKS, key=lambda d: abs(d - depth)))
-    return sorted(d for d in valid if d <= DEEPEST)
+    return sorted(d for d in valid if d <= MAX_DEPTH)
 
 
 def build(
@@ -131,10 +131,10 @@ def build(
     """Build a network with fresh weights, drawn from torch's global generator.
 
     Args:
-        name: As `parse_name` reads it.
+        name: An architecture, or a name that `parse_name` accepts.
         num_classes: Size of the logits.
         in_channels: Channels of the images, e.g. 1 for grey, 3 for RGB.
-        shortcut: A, B or C (sec. 4.1); the family's own default where None. Plain networks
+        shortcut: A, B or C (sec. 4.1); None for the family's default. Plain networks
             have none.
 
     Returns:
@@ -142,12 +142,12 @@ def build(
         logits, for any H and W of at least `Architecture.smallest_image`.
 
     Raises:
-        UserError: The name is not valid, a shortcut is asked of a plain network, or a number
+        UserError: The name is not valid, a shortcut is given for a plain network, or a number
             is below one.
     """
     architecture = name if isinstance(name, Architecture) else parse_name(name)
     if architecture.kind != "resnet" and shortcut is not None:
-        what = "a plain network with" if architecture.kind == "plain" else "a network with"
+        what = "a plain network and has" if architecture.kind == "plain" else "a network that has"
         raise UserError(
             f"{architecture.name} is {what} no shortcuts, so shortcut {shortcut} does not apply.",
             "Remove the shortcut, or use the resnet of that depth.",
@@ -160,12 +160,12 @@ def build(
 
 
 def _baseline(kind: Kind, num_classes: int, in_channels: int) -> nn.Module:
-    """torchvision's, but for the channels of the images; VGG without BatchNorm, which came later."""
+    """Build torchvision's network for any number of channels; VGG without BatchNorm, which came later."""
     import torchvision.models  # takes a second
 
     options: dict[str, Any] = {"googlenet": {"aux_logits": False, "init_weights": True}}.get(kind, {})
-    make = {"alexnet": "alexnet", "vgg": "vgg19", "googlenet": "googlenet"}[kind]
-    network: nn.Module = getattr(torchvision.models, make)(num_classes=num_classes, **options)
+    builder = {"alexnet": "alexnet", "vgg": "vgg19", "googlenet": "googlenet"}[kind]
+    network: nn.Module = getattr(torchvision.models, builder)(num_classes=num_classes, **options)
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     if in_channels != first.in_channels:
         shape = (first.out_channels, in_channels, *first.kernel_size)
@@ -175,7 +175,7 @@ def _baseline(kind: Kind, num_classes: int, in_channels: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions: F(x), to which the shortcut is added (figure 2)."""
+    """Basic block: two 3x3 convolutions F(x), to which the shortcut is added (figure 2)."""
 
     expansion = 1
 
@@ -196,7 +196,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down, 3x3, 1x1 up to four times the channels (figure 5, right)."""
+    """Bottleneck block: 1x1 down, 3x3, 1x1 up to four times the channels (figure 5, right)."""
 
     expansion = 4
 
@@ -226,7 +226,7 @@ def _add_shortcut(block: BasicBlock | Bottleneck, out: Tensor, x: Tensor) -> Ten
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A: subsample, and fill the new channels with zeros, half before and half after."""
+    """Shortcut of option A: subsample, and fill the new channels with zeros, half before and half after."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -240,7 +240,7 @@ class ZeroPadShortcut(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A plain or residual network; `build` is the way to make one."""
+    """A plain or residual network, with torchvision's names of parameters; made by `build`."""
 
     def __init__(self, architecture: Architecture, num_classes: int, in_channels: int, shortcut: Shortcut):
         super().__init__()
@@ -310,12 +310,12 @@ def zero_init_residual(network: nn.Module) -> None:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def check_image_size(architecture: Architecture, size: Sequence[int]) -> None:
-    """Refuse images (height, width) that the network would shrink to nothing.
+    """Check that images (height, width) are large enough for the network's strides.
 
     Raises:
         UserError: A side is shorter than `Architecture.smallest_image`.

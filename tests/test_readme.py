@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Ended
-from tests.data.made import folders, shades
+from tests.data.samples import shades, write_class_folders
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -17,7 +17,7 @@ def test_ones_own_images_are_a_folder_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Ended]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folders(tmp_path / "flowers", shades({"daisy": 220, "rose": 60}, 40, (16, 12)))
+    write_class_folders(tmp_path / "flowers", shades({"daisy": 220, "rose": 60}, 40, (16, 12)))
     (told,) = re.findall(r"^resnet-ops (train --data flowers) ", README, re.MULTILINE)
     arguments = ["--model", "resnet8", "--name", "flowers", "--epochs", "4"]
     trained = cli(*shlex.split(told), *arguments, "--json")

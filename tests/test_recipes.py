@@ -1,4 +1,4 @@
-"""Recipes: those that ship are sound; files are read to the letter; what is typed goes first."""
+"""Recipes: those that ship are valid; files are checked strictly; typed options override them."""
 
 import json
 import tomllib
@@ -17,24 +17,24 @@ from tests.integration.test_cli import refused
 Cli = Callable[..., Ended]
 
 
-@pytest.mark.parametrize("name", reading.names())
+@pytest.mark.parametrize("name", reading.recipe_names())
 def test_each_that_ships_can_be_listed_printed_and_copied(name: str, cli: Cli, tmp_path: Path) -> None:
-    assert reading.description(name) in " ".join(cli("recipes").out.split())
+    assert reading.describe(name) in " ".join(cli("recipes").out.split())
     printed = cli("recipes", name).out
     copy = tmp_path / "mine.toml"
     copy.write_text(printed)
-    assert reading.read(str(copy)) == reading.read(name) == tomllib.loads(printed)
-    assert set(reading.read(name)) <= set(Recipe.model_fields)
-    assert cli("recipes", name, "--json").json["options"] == reading.read(name)
+    assert reading.read_recipe(str(copy)) == reading.read_recipe(name) == tomllib.loads(printed)
+    assert set(reading.read_recipe(name)) <= set(Recipe.model_fields)
+    assert cli("recipes", name, "--json").json["options"] == reading.read_recipe(name)
     reading.configure(recipe=name)
 
 
-def test_the_papers_are_its_64k_steps() -> None:
+def test_the_paper_recipe_is_64k_steps() -> None:
     config = reading.configure(recipe="paper")
     assert config.epochs * (50_000 // config.batch_size) == pytest.approx(64_000, rel=1e-3)
 
 
-def test_typed_options_go_before_the_environment_the_file_and_its_recipe(
+def test_typed_options_override_the_environment_the_file_and_its_recipe(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -44,7 +44,7 @@ def test_typed_options_go_before_the_environment_the_file_and_its_recipe(
     ended = cli("train", "--config", "mine.toml", "--epochs", 1, "--batch-size", 128, "--json")
     assert ended.code == 0, ended.err
     config = json.loads(Path("there/m/run.json").read_text())["config"]
-    fast = reading.read("fast")
+    fast = reading.read_recipe("fast")
     expected = {"recipe": "mine.toml", "model": "resnet8", "epochs": 1, "batch_size": 128, "lr": 1.0}
     assert {name: config[name] for name in expected} == expected
     assert config["weight_decay"] == fast["weight_decay"]
@@ -93,14 +93,14 @@ def test_a_wrong_file_gets_one_line(
     assert not list(tmp_path.rglob("run.json"))
 
 
-def test_whole_numbers_will_do_for_others(tmp_path: Path) -> None:
+def test_whole_numbers_are_taken_for_floats(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("lr = 1\nwait = 5\n")
     assert reading.configure(recipe=str(tmp_path / "mine.toml")).lr == 1.0
 
 
-def test_a_recipe_that_is_not_there() -> None:
+def test_an_unknown_recipe() -> None:
     with pytest.raises(UserError, match=r"Unknown recipe 'papr'.*Did you mean paper"):
-        reading.text("papr")
+        reading.recipe_text("papr")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")

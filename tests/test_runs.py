@@ -40,7 +40,7 @@ def test_names_count_up_until_one_is_free(tmp_path: Path) -> None:
 def test_a_taken_name_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "mine", "", overwrite=False)
     run.write(record())
-    with pytest.raises(UserError, match=r"There is a run called mine.*--resume mine.*--overwrite"):
+    with pytest.raises(UserError, match=r"Run mine exists already.*--resume mine.*--overwrite"):
         runs.create(tmp_path, "mine", "", overwrite=False)
     assert run.read().name == "r"
 
@@ -49,7 +49,7 @@ def test_a_name_whose_process_was_killed_before_it_began_is_free(tmp_path: Path)
     run = runs.create(tmp_path, "mine", "", overwrite=False)
     assert runs.create(tmp_path, "mine", "", overwrite=False).path == run.path
     (run.checkpoints / "epoch-0001.safetensors").touch()
-    with pytest.raises(UserError, match="There is a run called mine"):
+    with pytest.raises(UserError, match="Run mine exists already"):
         runs.create(tmp_path, "mine", "", overwrite=False)
     assert (run.checkpoints / "epoch-0001.safetensors").exists()
 

@@ -1,1 +1,1 @@
-"""From a path to batches on the device: `sources` reads images, `loader` and `augment` feed them."""
+"""From a path to batches on the device: discovery -> sources -> parallel_decode and cache -> loader and augment."""

@@ -1,6 +1,6 @@
-"""What to know of images before training on them: how many, what they look like, and what is wrong with them.
+"""Check a data set before training: count its images, measure them, and report all problems at once.
 
-Nothing is decoded into the cache, and no damage ends it: all that can be read is told of.
+Nothing is decoded into the cache, and damaged files do not end it. Single problems are found in findings.py.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data.cache import cache_folder, check_too_many
+from resnet_ops.data.cache import cache_folder
+from resnet_ops.data.class_labels import merge_classes
 from resnet_ops.data.dataset import SPLITS, DiscoveredData, choose_validation, subset
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.data.discovery import discover
@@ -17,32 +18,33 @@ from resnet_ops.data.findings import (
     TRAIN,
     VAL,
     Finding,
-    FindingTable,
+    ImageTable,
     State,
     find_broken,
     find_class_problems,
-    find_memory_problems,
+    find_duplicates,
     find_pixel_problems,
     find_skipped_files,
-    repeats,
-    some,
+    find_space_problems,
+    first_cases,
 )
-from resnet_ops.data.sources import IMAGE_SIZE, Source, network_size, should_stream, validate
-from resnet_ops.data.survey import survey
+from resnet_ops.data.parallel_decode import check_broken_share
+from resnet_ops.data.sources import IMAGE_SIZE, Source, make_source, network_size, should_stream
+from resnet_ops.data.survey import Survey, survey
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
 
 class ClassImages(Result):
-    """How many images a class has, broken ones among them."""
+    """Numbers of images of a class, broken ones among them."""
 
     train: int
     val: int
 
 
 class DataReport(Result):
-    """All that the check found out."""
+    """The contents of a data set and its problems."""
 
     data: str = Field(description="The data set, as it was asked for.")
     fit: bool = Field(description="Whether there is no error; with --strict no warning either.")
@@ -81,176 +83,163 @@ class DataReport(Result):
     )
 
     def having(self, *states: State) -> list[Finding]:
-        """The findings of some states; with an error, training refuses images or learns wrong labels."""
+        """Return the findings of some states; with an error, training refuses images or learns wrong labels."""
         return [finding for finding in self.findings if finding.state in states]
 
 
-def check(
+def check_data(
     config: DataConfig | str,
-    seen: Callable[[int, int], object] = lambda *_: None,
-    pick: Callable[[np.ndarray], np.ndarray] = lambda labels: labels[:0],
+    on_progress: Callable[[int, int], object] = lambda *_: None,
+    choose_examples: Callable[[np.ndarray], np.ndarray] = lambda labels: labels[:0],
     strict: bool = False,
 ) -> DataReport:
-    """Read every image once and say what there is.
+    """Read every image once and report what there is and what is wrong with it.
 
     Args:
-        config: Which images; of a text, those that `data` names so.
-        seen: Told now and then how many of how many images have been read.
-        pick: Given the labels (N,) of the images under --data, which are those (n,) to keep as examples.
+        config: The data set; a string is `DataConfig.data`.
+        on_progress: Called now and then with the number of images read so far, and of all.
+        choose_examples: Given the labels (N,) of the images under --data, returns the rows (n,) to keep as examples.
         strict: Whether warnings too make the data unfit.
 
     Raises:
         UserError: There is nothing to read: no such path, no images, no readable Parquet file.
     """
     config = DataConfig(data=config) if isinstance(config, str) else config
-    found = discover(config)
-    parts = tuple(part.encoded for part in (found.train, found.val) if part)
-    names, labels = _classes(found)
-    total, first = len(labels), len(parts[0].labels)
-    if not total:
+    data = discover(config)
+    names, labels = merge_classes(data)
+    if not len(labels):
         raise UserError(f"--data {config.data} contains no images.", "Choose a data set that contains images.")
-    source, refused = _opened(config, found)
-    height, width, channels, stored = _network(config, found, source)
-    frame = CropSpec((stored or height, stored or width), stored or height, stored or width, channels)
-    picked = pick(labels[:first])
-    told = survey(parts, frame, set(picked.tolist()), lambda done: seen(done, total))
-    choose = first == total and source is not None
-    split = (
-        choose_validation(told.digests, labels).astype(int)
-        if choose
-        else np.repeat([TRAIN, VAL], [first, total - first])
-    )
-    table = FindingTable(parts, labels, split, names, told)
+    source, refused = _source_or_reason(config, data)
+    height, width, channels, stored = _network_size(config, data, source)
+    crop = CropSpec((stored or height, stored or width), stored or height, stored or width, channels)
+    example_rows = choose_examples(labels[: len(data.train.encoded.labels)])
+    parts = tuple(part.encoded for part in data.parts)
+    facts = survey(parts, crop, set(example_rows.tolist()), lambda done: on_progress(done, len(labels)))
+    held_out = source is not None and "val" not in source.splits
+    table = ImageTable(parts, labels, _split(data, facts, labels, held_out), names, facts)
     if source:
-        refused = _too_many_broken(source, table, choose)
-    of_train, of_val = table.per_class.sum(0).tolist()
-    train_bytes = of_train * int(np.prod(frame.shape))
-    decoded_bytes = train_bytes + of_val * height * width * channels
+        refused = _broken_share_error(source, table, held_out)
+    train_images, val_images = table.per_class.sum(0).tolist()
+    train_bytes = train_images * int(np.prod(crop.shape))
+    decoded_bytes = train_bytes + val_images * height * width * channels
     streamed = should_stream(config, train_bytes)
     cache = None if streamed or (source and source.embedded) else cache_folder(config.cache_dir)
-    same = repeats(table)
-    mean, std = _statistics(told.sums[told.sound & (split == TRAIN)], frame)
-    sizes = told.sizes[told.sound]
-    by_area = sizes[np.lexsort((sizes[:, 0], sizes.prod(1)))].tolist()
+    duplicates = find_duplicates(table)
+    mean, std = _statistics(facts.sums[facts.decodable & (table.split == TRAIN)], crop)
     findings = (
-        _about_training(refused, found),
+        _find_refusal(refused, data),
         find_broken(table),
-        *same.findings,
+        *duplicates.findings,
         *find_class_problems(table),
         *find_pixel_problems(table, channels),
-        *find_memory_problems(train_bytes, decoded_bytes, streamed, cache),
-        find_skipped_files(found.passed_over),
+        *find_space_problems(train_bytes, decoded_bytes, streamed, cache),
+        find_skipped_files(data.skipped_files),
     )
     return DataReport(
         data=config.data,
-        fit=not any(finding.state == "error" or (strict and finding.state == "warning") for finding in findings),
-        name=found.name,
+        fit=not {finding.state for finding in findings} & ({"error", "warning"} if strict else {"error"}),
+        name=data.name,
         fingerprint=source.record.fingerprint if source else None,
-        held_out=choose,
+        held_out=held_out,
         class_names=names,
         height=height,
         width=width,
         channels=channels,
         stored=stored,
-        sizes=tuple((by_area[i][0], by_area[i][1]) for i in (0, len(by_area) // 2, -1)) if by_area else (),
-        distinct_sizes=len(np.unique(sizes, axis=0)),
-        formats=dict(told.formats.most_common()),
-        modes=dict(told.modes.most_common()),
+        sizes=_size_range(facts.sizes[facts.decodable]),
+        distinct_sizes=len(np.unique(facts.sizes[facts.decodable], axis=0)),
+        formats=dict(facts.formats.most_common()),
+        modes=dict(facts.modes.most_common()),
         mean=mean,
         std=std,
-        encoded_bytes=int(told.bytes.sum()),
+        encoded_bytes=int(facts.bytes.sum()),
         decoded_bytes=decoded_bytes,
         streamed=streamed,
         cache=cache,
         broken=(int(table.broken(TRAIN).sum()), int(table.broken(VAL).sum())),
-        copies=same.copies,
-        in_both=same.in_both,
-        conflicting=same.conflicting,
-        passed_over=len(found.passed_over),
+        copies=duplicates.copies,
+        in_both=duplicates.in_both,
+        conflicting=duplicates.conflicting,
+        passed_over=len(data.skipped_files),
         refused=refused,
-        images=(of_train, of_val),
-        per_class={
-            name: ClassImages(train=train, val=val)
-            for name, (train, val) in zip(names, table.per_class.tolist(), strict=True)
-        },
+        images=(train_images, val_images),
+        per_class=_class_images(table),
         findings=findings,
-        examples=_examples(table, picked),
+        examples=_examples(table, example_rows),
     )
 
 
-def _opened(config: DataConfig, found: DiscoveredData) -> tuple[Source | None, str]:
-    """The source that training would have, or why it would have none."""
+def _source_or_reason(config: DataConfig, data: DiscoveredData) -> tuple[Source | None, str]:
+    """Return the source that training would use, or the reason why it would refuse the data."""
     try:
-        return validate(config, found), ""
+        return make_source(config, data), ""
     except UserError as error:
         return None, str(error)
 
 
-def _network(config: DataConfig, found: DiscoveredData, source: Source | None) -> tuple[int, int, int, int | None]:
-    """As `network_size`, whether training takes the data or not."""
+def _network_size(config: DataConfig, data: DiscoveredData, source: Source | None) -> tuple[int, int, int, int | None]:
+    """Return what `network_size` does, even where training refuses the data."""
     if source:
         return source.record.height, source.record.width, source.record.channels, source.record.stored
     try:
-        return network_size(found.train.encoded, config.image_size)
+        return network_size(data.train.encoded, config.image_size)
     except UserError:
         side = config.image_size or IMAGE_SIZE
         return side, side, 3, None
 
 
-def _classes(found: DiscoveredData) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of the classes of both splits, and of each image the index of its own; by names, as training does.
-
-    A label that has no name is named by its number.
-    """
-    parts = [part for part in (found.train, found.val) if part]
-    known = next((part.class_names for part in parts if part.class_names), ())
-    if not known:
-        top = max(int(part.encoded.labels.max(initial=-1)) for part in parts)
-        known = tuple(map(str, range(top + 1 if top < sum(len(part.encoded.labels) for part in parts) else 0)))
-    index = {name: number for number, name in enumerate(known)}
-    every = []
-    for part in parts:
-        own = part.class_names or known
-        present, inverse = np.unique(part.encoded.labels, return_inverse=True)
-        names = [own[label] if 0 <= label < len(own) else str(label) for label in present.tolist()]
-        every.append(np.array([index.setdefault(name, len(index)) for name in names], np.int64)[inverse])
-    return tuple(index), np.concatenate(every)
+def _split(data: DiscoveredData, facts: Survey, labels: np.ndarray, held_out: bool) -> np.ndarray:
+    """Return the split of each image, (N,) int64."""
+    if held_out:
+        return choose_validation(facts.digests, labels).astype(int)
+    return np.repeat([TRAIN, VAL][: len(data.parts)], [len(part.encoded.labels) for part in data.parts])
 
 
-def _too_many_broken(source: Source, table: FindingTable, chosen: bool) -> str:
-    """What training would say of the broken images once it has decoded all."""
+def _broken_share_error(source: Source, table: ImageTable, held_out: bool) -> str:
+    """Return the error that training would raise for broken images once it has decoded all, or an empty string."""
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(table.split == number).tolist()
-        encoded = subset(source.found["train"], table.split == number) if chosen else source.found[split]
-        bad = {new: table.seen.broken[row] for new, row in enumerate(rows) if row in table.seen.broken}
+        encoded = subset(source.splits["train"], table.split == number) if held_out else source.splits[split]
+        reasons = {i: table.survey.broken[row] for i, row in enumerate(rows) if row in table.survey.broken}
         try:
-            check_too_many(encoded, source.record.class_names, bad)
+            check_broken_share(encoded, source.record.class_names, reasons)
         except UserError as error:
             return str(error)
     return ""
 
 
-def _about_training(refused: str, found: DiscoveredData) -> Finding:
+def _find_refusal(refused: str, data: DiscoveredData) -> Finding:
     if not refused:
         return Finding("ok", "training", "usable for training")
-    problems = [str(problem) for part in (found.train, found.val) if part for problem in part.problems]
-    return Finding(
-        "error", "training", f"cannot be trained on: {refused}", some(told for told in problems if told != refused)
-    )
+    problems = [str(problem) for part in data.parts for problem in part.problems]
+    others = first_cases(problem for problem in problems if problem != refused)
+    return Finding("error", "training", f"cannot be trained on: {refused}", others)
 
 
-def _statistics(sums: np.ndarray, frame: CropSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation a channel, from 0 to 1, of sums (n, 2, C); as `pixel_statistics` finds them."""
-    pixels = len(sums) * frame.height * frame.width
+def _size_range(sizes: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Return the smallest, the median and the largest of sizes (n, 2), by area; none of none."""
+    by_area = sizes[np.lexsort((sizes[:, 0], sizes.prod(1)))].tolist()
+    return tuple((by_area[i][0], by_area[i][1]) for i in (0, len(by_area) // 2, -1)) if by_area else ()
+
+
+def _statistics(sums: np.ndarray, crop: CropSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, 0 to 1, from sums (n, 2, C), as `pixel_statistics` does."""
+    pixels = len(sums) * crop.height * crop.width
     if not pixels:
         return (), ()
     mean, square = sums.sum(0) / pixels / [[255], [255**2]]
-    return tuple(mean.tolist()), tuple(float(one) or 1.0 for one in np.sqrt(np.maximum(square - mean**2, 0)))
+    return tuple(mean.tolist()), tuple(float(std) or 1.0 for std in np.sqrt(np.maximum(square - mean**2, 0)))
 
 
-def _examples(table: FindingTable, rows: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
-    of_class: dict[str, tuple[np.ndarray, ...]] = {}
+def _class_images(table: ImageTable) -> dict[str, ClassImages]:
+    counts = zip(table.class_names, table.per_class.tolist(), strict=True)
+    return {name: ClassImages(train=train, val=val) for name, (train, val) in counts}
+
+
+def _examples(table: ImageTable, rows: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
+    by_class: dict[str, tuple[np.ndarray, ...]] = {}
+    pixels = table.survey.examples
     for row in rows.tolist():
         name = table.class_names[table.labels[row]]
-        of_class[name] = (*of_class.get(name, ()), *([table.seen.kept[row]] if row in table.seen.kept else []))
-    return of_class
+        by_class[name] = (*by_class.get(name, ()), *([pixels[row]] if row in pixels else []))
+    return by_class

@@ -1,8 +1,8 @@
-"""Augmentation and normalisation of whole batches, on the device, from uint8 pixels.
+"""Augment and normalise whole batches on the device, from uint8 pixels; batches are made in loader.py.
 
 Shapes: N images, H height, W width, C channels, S side of a training image, K classes. Batches
 come in as (N, H, W, C) and leave as (N, C, H, W) in channels_last memory, which on a CPU trains
-1.25 times as fast as NCHW. What is drawn is drawn on the CPU: the same generator gives the same
+1.25 times as fast as NCHW. Random numbers are drawn on the CPU: the same generator gives the same
 images on every device.
 """
 
@@ -19,12 +19,12 @@ from resnet_ops.config import Recipe
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: Szegedy et al. 2014, torchvision
 ATTEMPTS = 10
-GATHERED = 40 * 40  # pixels of an image up to which one gather of a batch is faster than a copy of each image
+MAX_GATHER_PIXELS = 40 * 40  # of an image, up to which one gather of a batch is faster than a copy of each image
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images; the defaults do nothing.
+    """The augmentation of training images; the defaults do nothing.
 
     Args:
         crop_padding: Pixels added on each side before a random crop.
@@ -34,7 +34,7 @@ class Augmentation:
         mixup: Alpha of mixup, or 0.
         cutmix: Alpha of CutMix, or 0; with mixup too, each batch gets one of them.
         classes: Number of classes, for labels that are mixed.
-        side: Side of the images that are made; None for that of the images that come in.
+        side: Side of the augmented images; None for that of the images that come in.
     """
 
     crop_padding: int = 0
@@ -48,7 +48,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, recipe: Recipe, classes: int, side: int | None = None) -> "Augmentation":
-        """What a recipe asks for, once its padding and mirroring are settled."""
+        """Return the augmentation of a recipe whose padding and mirroring are decided."""
         return cls(
             crop_padding=recipe.crop_padding or 0,
             flip=bool(recipe.flip),
@@ -69,7 +69,7 @@ class Augmentation:
             x: (N, H, W, C) uint8.
             y: (N,) int64.
             mean: Per channel, of pixels from 0 to 1.
-            std: Likewise.
+            std: Per channel, of the same scale.
             generator: A CPU generator.
 
         Returns:
@@ -86,8 +86,8 @@ class Augmentation:
             x = cutout(x, self.cutout, generator)
         if self.mixup or self.cutmix:
             soft = F.one_hot(y, self.classes).to(x.dtype)
-            blends = bool(self.mixup) and not (self.cutmix and torch.rand(1, generator=generator) < 0.5)
-            return mixup(x, soft, self.mixup, generator) if blends else cutmix(x, soft, self.cutmix, generator)
+            use_mixup = bool(self.mixup) and not (self.cutmix and torch.rand(1, generator=generator) < 0.5)
+            return mixup(x, soft, self.mixup, generator) if use_mixup else cutmix(x, soft, self.cutmix, generator)
         return x, y
 
 
@@ -110,12 +110,10 @@ def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generato
     lefts = torch.randint(0, w - wide + 2 * padding + 1, (n, 1), generator=generator)
     mirrored = torch.rand(n, 1, generator=generator) < (0.5 if flip else 0.0)
     padded = F.pad(x, (0, 0, padding, padding, padding, padding))
-    if x.device.type == "cpu" and high * wide > GATHERED:
-        places = zip(
-            padded, tops.flatten().tolist(), lefts.flatten().tolist(), mirrored.flatten().tolist(), strict=True
-        )
-        cut = ((image[top : top + high, left : left + wide], mirror) for image, top, left, mirror in places)
-        return torch.stack([image.flip(1) if mirror else image for image, mirror in cut])
+    if x.device.type == "cpu" and high * wide > MAX_GATHER_PIXELS:
+        draws = zip(padded, tops.flatten().tolist(), lefts.flatten().tolist(), mirrored.flatten().tolist(), strict=True)
+        crops = ((image[top : top + high, left : left + wide], mirror) for image, top, left, mirror in draws)
+        return torch.stack([crop.flip(1) if mirror else crop for crop, mirror in crops])
     rows = torch.arange(high) + tops
     columns = torch.where(mirrored, torch.arange(wide - 1, -1, -1), torch.arange(wide)) + lefts
     stride = w + 2 * padding
@@ -132,7 +130,7 @@ def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator:
 
     Args:
         x: (N, H, W, C) uint8.
-        size: Height and width of what is returned.
+        size: Height and width of the images returned.
         flip: Whether to mirror.
         generator: A CPU generator.
 
@@ -140,9 +138,9 @@ def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator:
         (N, *size, C) float32, from 0 to 255.
     """
     n, h, w, c = x.shape
-    tops, lefts, heights, widths = _boxes(n, h, w, generator)
-    down = resizing(tops, heights, h, size[0])
-    across = resizing(lefts, widths, w, size[1])
+    tops, lefts, heights, widths = _random_boxes(n, h, w, generator)
+    down = resize_weights(tops, heights, h, size[0])
+    across = resize_weights(lefts, widths, w, size[1])
     if flip:
         mirrored = torch.rand(n, 1, 1, generator=generator) < 0.5
         across = torch.where(mirrored, across.flip(1), across)
@@ -151,39 +149,39 @@ def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator:
     return torch.einsum("nsw,nrwc->nrsc", across, rows).contiguous()
 
 
-def _boxes(n: int, h: int, w: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tops, lefts, heights and widths (N,) of random parts, the first of ten that fits, or all, as in torchvision."""
+def _random_boxes(n: int, h: int, w: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw tops, lefts, heights and widths (N,) of random boxes, the first of ten that fits, as torchvision does."""
     area = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*SCALE, generator=generator) * (h * w)
     ratio = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*map(math.log, RATIO), generator=generator).exp()
     wide, high = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (wide > 0) & (wide <= w) & (high > 0) & (high <= h)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     none = ~fits.any(1)
-    # Where none fits, the largest part in the middle whose ratio is allowed.
+    # Where none fits, the largest box at the centre whose ratio is allowed.
     heights = torch.where(none, min(h, round(w / RATIO[0])), high.gather(1, first)[:, 0])
     widths = torch.where(none, min(w, round(h * RATIO[1])), wide.gather(1, first)[:, 0])
-    at = torch.rand(2, n, dtype=torch.float64, generator=generator)
-    tops = torch.where(none, (h - heights) // 2, (at[0] * (h - heights + 1)).floor())
-    lefts = torch.where(none, (w - widths) // 2, (at[1] * (w - widths + 1)).floor())
+    offset = torch.rand(2, n, dtype=torch.float64, generator=generator)
+    tops = torch.where(none, (h - heights) // 2, (offset[0] * (h - heights + 1)).floor())
+    lefts = torch.where(none, (w - widths) // 2, (offset[1] * (w - widths + 1)).floor())
     return tops, lefts, heights, widths
 
 
-def resizing(starts: Tensor, lengths: Tensor, size: int, side: int) -> Tensor:
-    """Weights (N, S, size) that resize a stretch of each row of pixels to S: a triangle filter, as PIL's.
+def resize_weights(starts: Tensor, lengths: Tensor, size: int, side: int) -> Tensor:
+    """Return weights (N, S, size) that resize a range of each row of pixels to S: the triangle filter of Pillow.
 
     Args:
-        starts: (N,) the first pixels.
-        lengths: (N,) how many.
+        starts: (N,) the first pixel of each range.
+        lengths: (N,) the number of its pixels.
         size: Pixels in a row.
         side: S.
     """
     scale = (lengths / side)[:, None, None]
-    support = scale.clamp(min=1)  # making an image smaller, each of its pixels is the mean of several
+    support = scale.clamp(min=1)  # when downsizing, each new pixel is the mean of several
     centers = (torch.arange(side)[:, None] + 0.5) * scale + starts[:, None, None]
     pixels = torch.arange(size, dtype=torch.float64)
     weights = (1 - (pixels + 0.5 - centers).abs() / support).clamp(min=0)
-    metadata = (pixels >= starts[:, None, None]) & (pixels < (starts + lengths)[:, None, None])
-    weights = weights * metadata
+    in_range = (pixels >= starts[:, None, None]) & (pixels < (starts + lengths)[:, None, None])
+    weights = weights * in_range
     return (weights / weights.sum(2, keepdim=True)).to(torch.float32)
 
 
@@ -216,7 +214,7 @@ def mixup(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tup
         generator: A CPU generator.
     """
     share = _beta(alpha, generator)
-    return _before(x).lerp_(x, share), _before(y).lerp_(y, share)
+    return _rolled(x).lerp_(x, share), _rolled(y).lerp_(y, share)
 
 
 def cutmix(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -234,17 +232,17 @@ def cutmix(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tu
     left, right = max(column - int(half * w), 0), min(column + int(half * w), w)
     top, bottom = max(row - int(half * h), 0), min(row + int(half * h), h)
     box = (..., slice(top, bottom), slice(left, right))
-    x[box] = _before(x[box])
-    return x, _before(y).lerp_(y, 1 - (right - left) * (bottom - top) / (w * h))
+    x[box] = _rolled(x[box])
+    return x, _rolled(y).lerp_(y, 1 - (right - left) * (bottom - top) / (w * h))
 
 
-def _before(rows: Tensor) -> Tensor:
-    """The row before each, a copy; before the first comes the last."""
+def _rolled(rows: Tensor) -> Tensor:
+    """Roll the rows of a batch by one, as torch.roll does, but keep the memory format."""
     return torch.cat((rows[-1:], rows[:-1]))
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    # torch's own distributions take no generator.
+    # torch.distributions takes no generator.
     seed = int(torch.randint(2**63 - 1, (1,), generator=generator))
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
@@ -255,7 +253,7 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     Args:
         x: (N, H, W, C) uint8, or float32, which is changed in place.
         mean: Per channel, of pixels from 0 to 1.
-        std: Likewise.
+        std: Per channel, of the same scale.
 
     Returns:
         (N, C, H, W) float32, channels_last.
@@ -269,9 +267,9 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
 
 
 def pixel_statistics(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, on the scale 0 to 1; exact.
+    """Return mean and standard deviation of each channel, on the scale 0 to 1; exact.
 
-    A channel that never varies has deviation 1, so that normalising it gives zeros.
+    A constant channel has deviation 1, so that normalising it gives zeros.
 
     Args:
         counts: How often each value occurs in each channel, (C, 256).

@@ -1,4 +1,7 @@
-"""A contact sheet: examples of each class as a picture, a row a class."""
+"""Draw a contact sheet: examples of each class as one picture, a row per class.
+
+Knows pixels and text only; the examples are collected in survey.py.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,58 +13,58 @@ from PIL import Image, ImageDraw, ImageFont
 ROWS, COLUMNS = 20, 10
 CELL = 128  # side of the square that an image is fitted into
 GAP, MARGIN = 8, 32
-LABEL_WIDTH = (72, 300)  # the least and the most
-TITLE_HEIGHT, FOOT_HEIGHT = 84, 40
+LABEL_WIDTH = (72, 300)  # minimum and maximum
+TITLE_HEIGHT, FOOTER_HEIGHT = 84, 40
 PAPER, INK, PALE, EDGE = "#ffffff", "#1f2328", "#6e7781", "#d0d7de"
 
 
 @dataclass(frozen=True)
 class SheetRow:
-    """A class's name, what is said below it, and its examples, each (H, W, C) uint8."""
+    """A row of the sheet: a class's name, a note below it, and its examples, each (H, W, C) uint8."""
 
     name: str
     note: str
     images: tuple[np.ndarray, ...]
 
 
-def pick(labels: np.ndarray) -> np.ndarray:
-    """Rows of at most `COLUMNS` images of at most `ROWS` classes, both evenly from all that there are."""
-    classes = _spread(np.unique(labels), ROWS)
-    return np.concatenate([_spread(np.flatnonzero(labels == label), COLUMNS) for label in classes])
+def choose_examples(labels: np.ndarray) -> np.ndarray:
+    """Choose rows of at most `COLUMNS` images of at most `ROWS` classes, both evenly spread over all."""
+    classes = _evenly(np.unique(labels), ROWS)
+    return np.concatenate([_evenly(np.flatnonzero(labels == label), COLUMNS) for label in classes])
 
 
-def _spread(items: np.ndarray, count: int) -> np.ndarray:
+def _evenly(items: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(items[np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)])
 
 
-def fitted(pixels: np.ndarray) -> Image.Image:
-    """One image as it appears: small ones enlarged a whole number of times without blur, large ones reduced."""
+def fit_to_cell(pixels: np.ndarray) -> Image.Image:
+    """Scale an image to a cell: small ones up by a whole factor without blur, large ones down."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
-    if times := CELL // max(image.size):
-        return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    if factor := CELL // max(image.size):
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     image.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
     return image
 
 
-def contact_sheet(title: str, subtitle: str, rows: Sequence[SheetRow], foot: str = "") -> Image.Image:
-    """Draw the sheet.
+def draw_contact_sheet(title: str, subtitle: str, rows: Sequence[SheetRow], footer: str = "") -> Image.Image:
+    """Draw a contact sheet.
 
     Args:
-        title: Its first line.
+        title: The first line.
         subtitle: The line below.
-        rows: From top to bottom; examples of one beyond `COLUMNS` are left out.
-        foot: A line at its end.
+        rows: From top to bottom; a row's examples beyond `COLUMNS` are left out.
+        footer: The line at the bottom.
     """
     large, medium, small = (ImageFont.load_default(size) for size in (30, 20, 16))
-    thumbnails = [[fitted(pixels) for pixels in row.images[:COLUMNS]] for row in rows]
-    every = [image for images in thumbnails for image in images]
-    cell = max((image.width for image in every), default=CELL), max((image.height for image in every), default=CELL)
-    room = max((medium.getlength(row.name) for row in rows), default=0)
-    label = int(min(max(room, *(small.getlength(row.note) for row in rows), LABEL_WIDTH[0]), LABEL_WIDTH[1]))
+    thumbnails = [[fit_to_cell(pixels) for pixels in row.images[:COLUMNS]] for row in rows]
+    flat = [image for images in thumbnails for image in images]
+    cell = max((image.width for image in flat), default=CELL), max((image.height for image in flat), default=CELL)
+    longest = max((medium.getlength(row.name) for row in rows), default=0)
+    label = int(min(max(longest, *(small.getlength(row.note) for row in rows), LABEL_WIDTH[0]), LABEL_WIDTH[1]))
     left, columns = MARGIN + label + 2 * GAP, max(map(len, thumbnails), default=0)
-    least = int(max(large.getlength(title), small.getlength(subtitle), small.getlength(foot)))
-    width = max(left + columns * (cell[0] + GAP) - GAP, MARGIN + least) + MARGIN
-    height = MARGIN + TITLE_HEIGHT + len(rows) * (cell[1] + GAP) - GAP + (FOOT_HEIGHT if foot else 0) + MARGIN
+    text_width = int(max(large.getlength(title), small.getlength(subtitle), small.getlength(footer)))
+    width = max(left + columns * (cell[0] + GAP) - GAP, MARGIN + text_width) + MARGIN
+    height = MARGIN + TITLE_HEIGHT + len(rows) * (cell[1] + GAP) - GAP + (FOOTER_HEIGHT if footer else 0) + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     write = partial(draw.text, anchor="ls")
@@ -70,19 +73,21 @@ def contact_sheet(title: str, subtitle: str, rows: Sequence[SheetRow], foot: str
     for number, (row, images) in enumerate(zip(rows, thumbnails, strict=True)):
         top = MARGIN + TITLE_HEIGHT + number * (cell[1] + GAP)
         middle = top + cell[1] // 2
-        write((MARGIN + label, middle - 1), _short(row.name, medium, label), INK, medium, anchor="rs")
+        write((MARGIN + label, middle - 1), _shorten(row.name, medium, label), INK, medium, anchor="rs")
         write((MARGIN + label, middle + 19), row.note, PALE, small, anchor="rs")
         for column, image in enumerate(images):
             x = left + column * (cell[0] + GAP) + (cell[0] - image.width) // 2
             y = top + (cell[1] - image.height) // 2
-            draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline=EDGE)  # for white images
+            draw.rectangle(
+                (x - 1, y - 1, x + image.width, y + image.height), outline=EDGE
+            )  # or white images would have no edge
             sheet.paste(image, (x, y))
-    if foot:
-        write((MARGIN, height - MARGIN), foot, PALE, small)
+    if footer:
+        write((MARGIN, height - MARGIN), footer, PALE, small)
     return sheet
 
 
-def _short(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -1,21 +1,25 @@
-"""What can be wrong with images and their labels, each looked for in what a survey saw of all of them."""
+"""Find what is wrong with images and their labels, from a survey of all of them and the files on disk.
+
+The survey is taken in survey.py, the report composed in audit.py.
+"""
 
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from resnet_ops.data.dataset import SPLITS, EncodedImages, image_count
-from resnet_ops.data.sources import NAMED
+from resnet_ops.data.sources import MAX_LISTED
 from resnet_ops.data.survey import Survey
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 
-FEW = 10  # training images of a class; from fewer there is little to learn
+FEW_IMAGES = 10  # training images of a class; from fewer there is little to learn
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 TRAIN, VAL = 0, 1
 State = Literal["ok", "note", "warning", "error"]
@@ -23,34 +27,34 @@ State = Literal["ok", "note", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked for, and what was found; `details` name the first cases, a line each."""
+    """The outcome of one check; `details` name the first cases, a line each."""
 
     state: State
     name: str
-    found: str
+    summary: Annotated[str, Field(serialization_alias="found")]
     details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class FindingTable:
-    """Every image of a data set.
+class ImageTable:
+    """All images of a data set.
 
     Args:
         parts: The images, in this order.
         labels: (N,) int64, indices of `class_names`.
         split: (N,) int64, `TRAIN` or `VAL`.
-        class_names: Those of both splits.
-        seen: What was seen of each image.
+        class_names: Of both splits.
+        survey: Facts of each image.
     """
 
     parts: tuple[EncodedImages, ...]
     labels: np.ndarray
     split: np.ndarray
     class_names: tuple[str, ...]
-    seen: Survey
+    survey: Survey
 
     def name(self, row: int) -> str:
-        """Where an image lies."""
+        """Return where an image is stored."""
         first = len(self.parts[0].labels)
         return self.parts[0].name(row) if row < first else self.parts[1].name(row - first)
 
@@ -61,18 +65,18 @@ class FindingTable:
         return np.stack([np.bincount(self.labels[self.split == s], minlength=count) for s in (TRAIN, VAL)], axis=1)
 
     def broken(self, split: int) -> np.ndarray:
-        """Which images of a split cannot be decoded, (N,) bool."""
-        return np.asarray(~self.seen.sound & (self.split == split))
+        """Return which images of a split cannot be decoded, (N,) bool."""
+        return np.asarray(~self.survey.decodable & (self.split == split))
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """Images that are byte for byte the same.
+class Duplicates:
+    """Numbers of images that are byte for byte the same.
 
     Args:
-        copies: Of training and of validation images, those that are another one of their split once more.
-        in_both: Validation images that are among the training images too.
-        conflicting: Images that are there under another label too.
+        copies: Training and validation images that repeat another of their split.
+        in_both: Validation images that are in the training split too.
+        conflicting: Images that have another label elsewhere.
         findings: The same in words.
     """
 
@@ -82,12 +86,12 @@ class Repeats:
     findings: tuple[Finding, ...]
 
 
-def repeats(table: FindingTable) -> Repeats:
-    """Look for the same bytes twice, broken images aside."""
-    good = np.flatnonzero(table.seen.sound)
-    _, group, sizes = np.unique(table.seen.digests[good], return_inverse=True, return_counts=True)
-    of = [group[table.split[good] == split] for split in (TRAIN, VAL)]
-    copies = tuple(len(groups) - len(np.unique(groups)) for groups in of)
+def find_duplicates(table: ImageTable) -> Duplicates:
+    """Find images of the same bytes, leaving out those that cannot be decoded."""
+    good = np.flatnonzero(table.survey.decodable)
+    _, group, sizes = np.unique(table.survey.digests[good], return_inverse=True, return_counts=True)
+    group_of = [group[table.split[good] == split] for split in (TRAIN, VAL)]
+    copies = tuple(len(groups) - len(np.unique(groups)) for groups in group_of)
     same: dict[int, list[int]] = {}
     repeated = sizes[group] > 1
     for row, number in zip(good[repeated].tolist(), group[repeated].tolist(), strict=True):
@@ -95,110 +99,112 @@ def repeats(table: FindingTable) -> Repeats:
     conflicts = [rows for rows in same.values() if len(set(table.labels[rows].tolist())) > 1]
     shared = [rows for rows in same.values() if len(set(table.split[rows].tolist())) > 1]
     twice = [rows for rows in same.values() if np.bincount(table.split[rows]).max() > 1]
-    conflicting, in_both = sum(map(len, conflicts)), int(np.isin(of[VAL], of[TRAIN]).sum())
+    conflicting, in_both = sum(map(len, conflicts)), int(np.isin(group_of[VAL], group_of[TRAIN]).sum())
 
-    def told(groups: list[list[int]]) -> tuple[str, ...]:
-        return some(" = ".join(_where(table, row) for row in rows) for rows in groups)
+    def details(groups: list[list[int]]) -> tuple[str, ...]:
+        return first_cases(" = ".join(_describe(table, row) for row in rows) for rows in groups)
 
     findings = (
-        Finding("error", "label conflicts", f"{image_count(conflicting)} with more than one label", told(conflicts))
+        Finding("error", "label conflicts", f"{image_count(conflicting)} with more than one label", details(conflicts))
         if conflicts
         else Finding("ok", "label conflicts", "no image has more than one label"),
         Finding(
             "warning",
             "in both splits",
             f"{image_count(in_both)} of the validation split also in the training split",
-            told(shared),
+            details(shared),
         )
         if in_both
         else Finding("ok", "in both splits", "no validation image is in the training split"),
-        Finding("warning", "copies", f"{copies[TRAIN]:,} training, {copies[VAL]:,} validation", told(twice))
+        Finding("warning", "copies", f"{copies[TRAIN]:,} training, {copies[VAL]:,} validation", details(twice))
         if any(copies)
         else Finding("ok", "copies", "no duplicates within a split"),
     )
-    return Repeats((copies[TRAIN], copies[VAL]), in_both, conflicting, findings)
+    return Duplicates((copies[TRAIN], copies[VAL]), in_both, conflicting, findings)
 
 
-def find_broken(table: FindingTable) -> Finding:
-    """Images that cannot be decoded."""
-    reasons = table.seen.broken
+def find_broken(table: ImageTable) -> Finding:
+    """Find images that cannot be decoded."""
+    reasons = table.survey.broken
     if not reasons:
         return Finding("ok", "broken images", "all images can be decoded")
     split = [int(table.broken(split).sum()) for split in (TRAIN, VAL)]
-    found = f"{image_count(len(reasons))} cannot be decoded: {split[TRAIN]:,} training, {split[VAL]:,} validation"
-    details = some(f"{table.name(row)}: {reason}" for row, reason in reasons.items())
-    return Finding("error", "broken images", found, details)
+    summary = f"{image_count(len(reasons))} cannot be decoded: {split[TRAIN]:,} training, {split[VAL]:,} validation"
+    details = first_cases(f"{table.name(row)}: {reason}" for row, reason in reasons.items())
+    return Finding("error", "broken images", summary, details)
 
 
-def find_class_problems(table: FindingTable) -> Iterator[Finding]:
-    """Classes with too few images, or none, and how unequal they are."""
+def find_class_problems(table: ImageTable) -> Iterator[Finding]:
+    """Find classes with few images or none, and how much their sizes differ."""
     names, train, val = table.class_names, table.per_class[:, TRAIN], table.per_class[:, VAL]
-    here = {name: (int(t), int(v)) for name, t, v in zip(names, train, val, strict=True)}
-    if unknown := [f"{name}: {v:,}" for name, (t, v) in here.items() if v and not t]:
+    counts = {name: (int(t), int(v)) for name, t, v in zip(names, train, val, strict=True)}
+    if unknown := [f"{name}: {v:,}" for name, (t, v) in counts.items() if v and not t]:
         yield Finding(
-            "error", "unknown classes", "in the validation split but not in the training split", some(unknown)
+            "error", "unknown classes", "in the validation split but not in the training split", first_cases(unknown)
         )
-    if few := [f"{name}: {t:,}" for name, (t, v) in here.items() if t < FEW and (t or not v)]:
-        yield Finding("warning", "few images", f"classes with fewer than {FEW} training images", some(few))
-    if val.any() and (unseen := [name for name, (t, v) in here.items() if t and not v]):
-        yield Finding("warning", "not validated", "classes without validation images", some(unseen))
+    if few := [f"{name}: {t:,}" for name, (t, v) in counts.items() if t < FEW_IMAGES and (t or not v)]:
+        yield Finding(
+            "warning", "few images", f"classes with fewer than {FEW_IMAGES} training images", first_cases(few)
+        )
+    if val.any() and (unseen := [name for name, (t, v) in counts.items() if t and not v]):
+        yield Finding("warning", "not validated", "classes without validation images", first_cases(unseen))
     if not train.any():
         return
     most, least = int(train.argmax()), int(np.where(train, train, train.max()).argmin())
-    times = train[most] / train[least]
-    told = f"{names[most]} ({train[most]:,}) has {times:.1f} times as many as {names[least]} ({train[least]:,})"
-    told = told if times > 1 else f"{train[most]:,} training images of each class"
-    yield Finding("note", "imbalance", told) if times >= IMBALANCE else Finding("ok", "balance", told)
+    ratio = train[most] / train[least]
+    summary = f"{names[most]} ({train[most]:,}) has {ratio:.1f} times as many as {names[least]} ({train[least]:,})"
+    summary = summary if ratio > 1 else f"{train[most]:,} training images of each class"
+    yield Finding("note", "imbalance", summary) if ratio >= IMBALANCE else Finding("ok", "balance", summary)
 
 
-def find_pixel_problems(table: FindingTable, channels: int) -> Iterator[Finding]:
-    """Colours that are lost, and images that show nothing."""
-    seen = table.seen
-    sound, names = seen.sound, table.name
-    if channels == 1 and (colour := np.flatnonzero(sound & ~seen.grey)).size:
-        told = f"{image_count(colour.size)} will be converted to grey, as the first images sampled are grey"
-        yield Finding("warning", "colours lost", told, some(map(names, colour.tolist())))
-    if channels == 3 and (grey := int(seen.grey.sum())):
+def find_pixel_problems(table: ImageTable, channels: int) -> Iterator[Finding]:
+    """Find colours that are lost, and images of a single colour."""
+    survey, name = table.survey, table.name
+    decodable = survey.decodable
+    if channels == 1 and (colour := np.flatnonzero(decodable & ~survey.grey)).size:
+        summary = f"{image_count(colour.size)} will be converted to grey, as the first images sampled are grey"
+        yield Finding("warning", "colours lost", summary, first_cases(map(name, colour.tolist())))
+    if channels == 3 and (grey := int(survey.grey.sum())):
         yield Finding(
-            "note", "grey images", f"{image_count(grey)} in grey, {int((sound & ~seen.grey).sum()):,} in colour"
+            "note", "grey images", f"{image_count(grey)} in grey, {int((decodable & ~survey.grey).sum()):,} in colour"
         )
-    if (blank := np.flatnonzero(sound & seen.blank)).size:
-        yield Finding(
-            "warning", "blank images", f"{image_count(blank.size)} of a single colour", some(map(names, blank.tolist()))
-        )
-
-
-def find_memory_problems(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path | None) -> Iterator[Finding]:
-    """Whether decoded images fit into this machine's memory, or are streamed, and whether into the cache."""
-    told = f"decoded training images take {size(train_bytes)} of {size(memory_bytes())}"
-    if streamed:
-        yield Finding("note", "memory", f"{told}: streaming, decoded in every epoch")
-    else:
-        yield Finding("ok", "memory", told)
-    if cache is None:
-        return
-    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    if decoded_bytes > (free := shutil.disk_usage(there).free):
+    if (blank := np.flatnonzero(decodable & survey.blank)).size:
         yield Finding(
             "warning",
-            "cache",
-            f"{size(decoded_bytes)} decoded, but {size(free)} free in {there}; choose another folder with --cache-dir",
+            "blank images",
+            f"{image_count(blank.size)} of a single colour",
+            first_cases(map(name, blank.tolist())),
         )
+
+
+def find_space_problems(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path | None) -> Iterator[Finding]:
+    """Check whether decoded images fit into this machine's memory, or are streamed, and into the cache's disk."""
+    summary = f"decoded training images take {size(train_bytes)} of {size(memory_bytes())}"
+    if streamed:
+        yield Finding("note", "memory", f"{summary}: streaming, decoded in every epoch")
+    else:
+        yield Finding("ok", "memory", summary)
+    if cache is None:
+        return
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if decoded_bytes > (free := shutil.disk_usage(existing).free):
+        summary = f"{size(decoded_bytes)} decoded, but {size(free)} free in {existing}"
+        yield Finding("warning", "cache", f"{summary}; choose another folder with --cache-dir")
 
 
 def find_skipped_files(names: tuple[str, ...]) -> Finding:
-    """Files that lie there and are not read."""
+    """Report files that are not read."""
     if not names:
         return Finding("ok", "other files", "none ignored")
-    return Finding("note", "other files", f"{len(names):,} ignored", some(names))
+    return Finding("note", "other files", f"{len(names):,} ignored", first_cases(names))
 
 
-def _where(table: FindingTable, row: int) -> str:
+def _describe(table: ImageTable, row: int) -> str:
     return f"{table.name(row)} ({SPLITS[table.split[row]]}, {table.class_names[table.labels[row]]})"
 
 
-def some(cases: Iterable[str]) -> tuple[str, ...]:
-    """The first `NAMED` of them, and how many more there are."""
-    every = list(cases)
-    more = len(every) - NAMED
-    return (*every[:NAMED], *([f"and {more:,} more"] if more > 0 else []))
+def first_cases(cases: Iterable[str]) -> tuple[str, ...]:
+    """Return the first `MAX_LISTED` cases, and how many more there are."""
+    lines = list(cases)
+    more = len(lines) - MAX_LISTED
+    return (*lines[:MAX_LISTED], *([f"and {more:,} more"] if more > 0 else []))

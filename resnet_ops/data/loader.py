@@ -1,7 +1,7 @@
-"""Batches on the device: which images, in which order, on which worker.
+"""Batches on the device, augmented and normalised: one rank's share of each.
 
-The order and the augmentation of every step follow from (seed, epoch, step, rank) alone. No
-generator's state lives from step to step, so there is none to save and restore.
+The order and the augmentation of every step follow from (seed, epoch, step, rank) alone. No generator's state lives
+from step to step, so there is none to save and restore. Images that do not fit in memory are read in stream.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +22,8 @@ from resnet_ops.runs import BadImage
 EVAL_BATCH = 500
 
 
-class Batched(Protocol):
-    """One split that batches are taken from."""
+class SplitImages(Protocol):
+    """One split that batches are taken from, in memory or streamed."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -31,16 +31,16 @@ class Batched(Protocol):
 
     @property
     def bad(self) -> tuple[BadImage, ...]:
-        """Broken images that were met."""
+        """Images that could not be decoded so far."""
 
-    def shares(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
-        """One worker's rows (n,) int64 of each whole batch of a pass in random order."""
+    def shuffled_batches(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
+        """Return one rank's rows (n,) int64 of each whole batch of an epoch in random order."""
 
-    def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
-        """One worker's share of all rows, in batches."""
+    def sequential_batches(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
+        """Return one rank's share of all rows, ascending, in batches."""
 
-    def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels (n, H, W, C) uint8 and labels (n,) int64 of each share, on the device.
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield pixels (n, H, W, C) uint8 and labels (n,) int64 of each batch of rows, on the device.
 
         Where they are read meanwhile, `beat` is called as they come.
         """
@@ -52,8 +52,8 @@ class Batched(Protocol):
 class DeviceImages:
     """One split in memory: pixels (N, H, W, C) uint8, labels (N,) int64 in the device's memory.
 
-    The pixels are there too, or, where they would take more than half of what is free, on the host, and each batch is
-    copied.
+    The pixels are there too, or, where they would take more than half of its free memory, on the host, and each batch
+    is copied.
     """
 
     pixels: Tensor
@@ -61,7 +61,7 @@ class DeviceImages:
 
     @classmethod
     def of(cls, images: ImageArray, device: torch.device) -> "DeviceImages":
-        """Put a decoded split where it fits."""
+        """Copy a decoded split to the device, or keep its pixels on the host where they do not fit."""
         pixels = torch.from_numpy(images.pixels)
         if device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
             pixels = pixels.to(device)
@@ -69,29 +69,30 @@ class DeviceImages:
 
     @property
     def size(self) -> tuple[int, int]:
-        """As `Batched.size`."""
+        """Height and width of the images."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
     @property
     def bad(self) -> tuple[BadImage, ...]:
-        """None: they were left out before."""
+        """None, as they were left out when the split was decoded."""
         return ()
 
-    def shares(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
-        """As `Batched.shares`, where the pixels are."""
-        rows = torch.randperm(len(self), generator=generator).to(self.pixels.device)
-        return sampling.shares(rows, batch_size, rank, world_size)
+    def shuffled_batches(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
+        """See `SplitImages.shuffled_batches`; the rows are on the device of the pixels."""
+        order = torch.randperm(len(self), generator=generator).to(self.pixels.device)
+        return sampling.rank_batches(order, batch_size, rank, world_size)
 
-    def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
-        """As `Batched.in_order`."""
-        return [rows.to(self.pixels.device) for rows in sampling.sequential(len(self), batch, rank, world_size)]
+    def sequential_batches(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
+        """See `SplitImages.sequential_batches`; the rows are on the device of the pixels."""
+        batches = sampling.sequential_batches(len(self), batch_size, rank, world_size)
+        return [rows.to(self.pixels.device) for rows in batches]
 
-    def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
-        """As `Batched.batches`."""
-        return map(self.take, shares)
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
+        """See `SplitImages.load_batches`."""
+        return map(self.take, batches)
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels and labels of some images, on the device. `rows` (n,) int64 are where the pixels are."""
+        """Return pixels and labels of some images, on the device. `rows` (n,) int64 are on the device of the pixels."""
         device = self.labels.device
         if self.pixels.device == device:
             return self.pixels.index_select(0, rows), self.labels.index_select(0, rows)
@@ -105,13 +106,13 @@ class DeviceImages:
 
 @dataclass(frozen=True)
 class Loader:
-    """Both splits of a data set on one worker's device, and how its images are prepared."""
+    """Both splits of a data set for one rank: yields augmented and normalised batches on its device."""
 
-    train: Batched
-    val: Batched
+    train: SplitImages
+    val: SplitImages
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    batch_size: int  # images a step over all workers
+    batch_size: int  # images per step of all ranks together
     augmentation: Augmentation
     seed: int
     rank: int = 0
@@ -119,25 +120,26 @@ class Loader:
 
     @property
     def steps(self) -> int:
-        """Steps an epoch; images that do not fill a last batch sit this epoch out."""
+        """Steps per epoch; images that do not fill a last batch are left out of this epoch."""
         return len(self.train) // self.batch_size
 
     def train_batches(
         self, epoch: int, start: int = 0, beat: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
+        """Yield this rank's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
 
-        Labels are (n, classes) float32 where images are mixed. Shares of one batch are disjoint, make up the batch,
-        and differ in size by at most one. Where images are read meanwhile, `beat` is called as they come.
+        Labels are (n, classes) float32 where images are mixed. The ranks' shares of one batch are disjoint, make up the
+        batch, and differ in size by at most one. Where images are read meanwhile, `beat` is called as they come.
         """
-        shares = self.train.shares(self.batch_size, self.rank, self.world_size, _generator(self.seed, epoch))
-        for step, (pixels, labels) in enumerate(self.train.batches(shares[start:], beat), start):
+        batches = self.train.shuffled_batches(self.batch_size, self.rank, self.world_size, _generator(self.seed, epoch))
+        for step, (pixels, labels) in enumerate(self.train.load_batches(batches[start:], beat), start):
             generator = _generator(self.seed, epoch, step + 1, self.rank)
             yield self.augmentation(pixels, labels, self.mean, self.std, generator)
 
     def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's share of the validation images, in order."""
-        for x, y in self.val.batches(self.val.in_order(EVAL_BATCH, self.rank, self.world_size), beat):
+        """Yield this rank's share of the validation images, in order."""
+        batches = self.val.sequential_batches(EVAL_BATCH, self.rank, self.world_size)
+        for x, y in self.val.load_batches(batches, beat):
             yield normalise(x, self.mean, self.std), y
 
 
@@ -152,15 +154,15 @@ def open_loader(
     world_size: int = 1,
     log_event: Callable[[str], None] = lambda _: None,
 ) -> Loader:
-    """Decode a source and put it on the device, or have that done while training, as its configuration says."""
+    """Decode a source onto the device, or stream it while training, as its configuration says."""
     if source.config.stream == "on":
         from resnet_ops.data.stream import StreamedImages  # imports Ray Data
 
-        streamed, validating = (StreamedImages.of(source, split, device, log_event) for split in SPLITS)
+        train_images, val_images = (StreamedImages.of(source, split, device, log_event) for split in SPLITS)
         mean, std = source.record.mean, source.record.std
         assert mean is not None
         assert std is not None
-        return Loader(streamed, validating, mean, std, batch_size, augmentation, seed, rank, world_size)
+        return Loader(train_images, val_images, mean, std, batch_size, augmentation, seed, rank, world_size)
     decoded = source.decoded("train")
     val = DeviceImages.of(source.load("val"), device)
     train = DeviceImages.of(decoded.images, device)
@@ -172,6 +174,6 @@ def open_loader(
     return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+def _generator(*entropy: int) -> torch.Generator:
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

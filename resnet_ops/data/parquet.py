@@ -1,6 +1,7 @@
-"""Parquet files in Hugging Face's layout: a column of images {bytes, path}, a column of integer labels.
+"""Read Parquet files in Hugging Face's layout: a column of images {bytes, path}, a column of integer labels.
 
-The names of the classes are in the schema's metadata. Files lie on a disk or in a bucket.
+The names of the classes are in the schema's metadata. Files are on a disk or in a bucket. Which files of a folder are
+read is decided in discovery.py.
 """
 
 import json
@@ -26,174 +27,96 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """Rows of one file that are stored, and so read, together; `first` is the number of the first one in the split."""
+def discover_parquet(paths: Sequence[Path], name: str, columns: tuple[str | None, str | None]) -> DiscoveredData:
+    """Return the images in some Parquet files.
 
-    file: File
-    number: int
-    first: int
+    A file that cannot be read, lacks a column, or has images without a label becomes one of `LabeledImages.problems`.
 
-
-class Recent:
-    """The row groups that were read last, for rows are asked for in their order. A copy begins with none."""
-
-    KEPT = 2  # threads that work on neighbouring rows work on two groups at most
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.groups: dict[int, Any] = {}
-
-    def __reduce__(self) -> tuple[type["Recent"], tuple[()]]:
-        return Recent, ()
-
-    def get(self, index: int, read: Callable[[], Any]) -> Any:
-        """Group `index`, read if it is not one of the recent ones."""
-        with self.lock:
-            if index not in self.groups:
-                while len(self.groups) >= self.KEPT:
-                    del self.groups[next(iter(self.groups))]
-                self.groups[index] = read()
-            return self.groups[index]
-
-
-@dataclass(frozen=True)
-class ParquetImages:
-    """An `Encoded`: the rows of some files."""
-
-    groups: tuple[RowGroup, ...]
-    column: str
-    labels: np.ndarray
-    recent: Recent = field(default_factory=Recent, compare=False, repr=False)
-
-    @property
-    def units(self) -> np.ndarray:
-        """As `Encoded.units`: row groups."""
-        return np.searchsorted(self._firsts, np.arange(len(self.labels)), side="right") - 1
-
-    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
-        """As `Encoded.read`."""
-        return [self._one(int(row)) for row in rows]
-
-    def _one(self, row: int) -> bytes | OSError:
-        index = self._group_of(row)
-        images = self.recent.get(index, lambda: self._read_group(self.groups[index]))
-        if isinstance(images, OSError):
-            return images
-        return images[row - self.groups[index].first].as_py() or b""
-
-    @cached_property
-    def _firsts(self) -> np.ndarray:
-        return np.array([group.first for group in self.groups])
-
-    def _read_group(self, group: RowGroup) -> Any:
-        try:
-            with _opened(group.file.path) as parquet:
-                return pc.struct_field(parquet.read_row_group(group.number, columns=[self.column]).column(0), "bytes")
-        except (OSError, UserError, pa.ArrowException) as error:
-            return error if type(error) is OSError else OSError(0, " ".join(str(error).split()))
-
-    def _group_of(self, row: int) -> int:
-        return int(np.searchsorted(self._firsts, row, side="right")) - 1
-
-    def name(self, row: int) -> str:
-        """As `Encoded.name`."""
-        group = self.groups[self._group_of(row)]
-        before = next(other.first for other in self.groups if other.file == group.file)
-        return f"image {row - before} of {group.file.path}"
-
-
-def split_by_names(found: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Tell training from validation files; the first kind of `VAL_NAMES` that is there counts.
+    Args:
+        paths: The files, at least one.
+        name: The name of the data.
+        columns: The columns of the images and of the labels; None for the first of their usual names.
 
     Raises:
-        UserError: There are validation files only.
+        UserError: That is so for all files of a split, or the columns do not exist or are of other types.
     """
-    ordered = sorted(found, key=str)
-    kinds = [[f for f in ordered if f.name.startswith(prefix)] for prefix in VAL_NAMES if len(ordered) > 1]
-    named = {f for kind in kinds for f in kind}
-    train = [f for f in ordered if f not in named]
+    train, val = _split_by_name(paths)
+    return DiscoveredData(name, _labeled_images(train, columns), _labeled_images(val, columns) if val else None)
+
+
+def _split_by_name(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return training and validation files; the latter are those of the first of `VAL_NAMES` that some begin with.
+
+    Raises:
+        UserError: All are validation files.
+    """
+    ordered = sorted(paths, key=str)
+    by_prefix = [[path for path in ordered if path.name.startswith(prefix)] for prefix in VAL_NAMES if len(ordered) > 1]
+    not_train = {path for matches in by_prefix for path in matches}
+    train = [path for path in ordered if path not in not_train]
     if not train:
         raise UserError(
             f"{ordered[0].parent} contains only validation files ({ordered[0].name}...).",
             "Name the training files train-*.parquet.",
         )
-    return train, next((kind for kind in kinds if kind), [])
+    return train, next((matches for matches in by_prefix if matches), [])
 
 
-def find_parquet(found: Sequence[Path], name: str, columns: tuple[str | None, str | None]) -> DiscoveredData:
-    """The images in some Parquet files.
-
-    Args:
-        found: The files, at least one.
-        name: What to call the data.
-        columns: Of the images and of the labels; None where they are to be found by their usual names.
-
-    A file that cannot be read, lacks a column, or has images without a label is a problem.
-
-    Raises:
-        UserError: That is so for all files of a split, or the columns are not there or of other types.
-    """
-    train, val = split_by_names(found)
-    return DiscoveredData(name, _part(train, columns), _part(val, columns) if val else None)
-
-
-def _part(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> LabeledImages:
+def _labeled_images(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> LabeledImages:
     problems: list[UserError] = []
-    found, groups, labels, first = [], [], [], 0
+    readable, groups, labels, first = [], [], [], 0
     schema = None
     for path in paths:
         try:
-            file = _file(path)
+            file = _stat_file(path)
             schema = schema or _read_schema(path, columns)
             (image, label), names = schema
-            with _opened(path) as parquet:
+            with _open(path) as parquet:
                 labels.append(_read_labels(parquet, path, image, label))
                 sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
         except UserError as error:
             problems.append(error)
             continue
-        found.append(file)
+        readable.append(file)
         for number, rows in enumerate(sizes):
             groups.append(RowGroup(file, number, first))
             first += rows
-    if not found:
+    if not readable:
         raise problems[0]
-    return LabeledImages(
-        ParquetImages(tuple(groups), image, np.concatenate(labels)), names, tuple(found), tuple(problems)
-    )
+    images = ParquetImages(tuple(groups), image, np.concatenate(labels))
+    return LabeledImages(images, names, tuple(readable), tuple(problems))
 
 
-def _file(path: Path) -> File:
+def _stat_file(path: Path) -> File:
     try:
         return listing.stat_file(path)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _read_error(path, error) from None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        file = listing.open_to_read(path)
+        file = listing.open_file(path)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _read_error(path, error) from None
     with file:
         try:
             parquet = pq.ParquetFile(file)
         except (OSError, pa.ArrowException) as error:
-            raise _unreadable(path, error) from None
+            raise _read_error(path, error) from None
         yield parquet
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _read_error(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return UserError(f"{path} cannot be read as Parquet: {reason}.", "Check that it is a complete Parquet file.")
 
 
-def _read_schema(path: Path, wanted: tuple[str | None, str | None]) -> tuple[tuple[str, str], tuple[str, ...]]:
-    with _opened(path) as parquet:
+def _read_schema(path: Path, columns: tuple[str | None, str | None]) -> tuple[tuple[str, str], tuple[str, ...]]:
+    with _open(path) as parquet:
         schema = parquet.schema_arrow
-    usual = [(own,) if own else names for own, names in zip(wanted, (IMAGE_COLUMNS, LABEL_COLUMNS), strict=True)]
+    usual = [(own,) if own else names for own, names in zip(columns, (IMAGE_COLUMNS, LABEL_COLUMNS), strict=True)]
     image, label = (next((name for name in names if name in schema.names), None) for names in usual)
     if image is None or label is None:
         raise UserError(
@@ -227,3 +150,83 @@ def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str) ->
     if labels.null_count:
         raise UserError(f"{path}: some images have no label.", "Label these images, or remove them.")
     return np.asarray(labels.to_numpy()).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group: rows of one file that are stored, and so read, together.
+
+    `number` is its number in the file, `first` the row of the split that it begins with.
+    """
+
+    file: File
+    number: int
+    first: int
+
+
+class RowGroupCache:
+    """The row groups that were read last, as rows are read in their order. A pickled copy is empty."""
+
+    SIZE = 2  # threads that work on neighbouring rows work on two groups at most
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.groups: dict[int, Any] = {}
+
+    def __reduce__(self) -> tuple[type["RowGroupCache"], tuple[()]]:
+        return RowGroupCache, ()
+
+    def get(self, index: int, read: Callable[[], Any]) -> Any:
+        """Return group `index`, read if it is not in the cache."""
+        with self.lock:
+            if index not in self.groups:
+                while len(self.groups) >= self.SIZE:
+                    del self.groups[next(iter(self.groups))]
+                self.groups[index] = read()
+            return self.groups[index]
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """`EncodedImages` of the rows of some Parquet files."""
+
+    groups: tuple[RowGroup, ...]
+    column: str
+    labels: np.ndarray
+    cache: RowGroupCache = field(default_factory=RowGroupCache, compare=False, repr=False)
+
+    @property
+    def row_groups(self) -> np.ndarray:
+        """See `EncodedImages.row_groups`."""
+        return np.searchsorted(self._firsts, np.arange(len(self.labels)), side="right") - 1
+
+    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
+        """See `EncodedImages.read`."""
+        return [self._read_row(int(row)) for row in rows]
+
+    def name(self, row: int) -> str:
+        """See `EncodedImages.name`."""
+        group = self.groups[self._group_of(row)]
+        first_of_file = next(other.first for other in self.groups if other.file == group.file)
+        return f"image {row - first_of_file} of {group.file.path}"
+
+    def _read_row(self, row: int) -> bytes | OSError:
+        index = self._group_of(row)
+        images = self.cache.get(index, lambda: self._read_group(self.groups[index]))
+        if isinstance(images, OSError):
+            return images
+        return images[row - self.groups[index].first].as_py() or b""
+
+    @cached_property
+    def _firsts(self) -> np.ndarray:
+        return np.array([group.first for group in self.groups])
+
+    def _read_group(self, group: RowGroup) -> Any:
+        try:
+            with _open(group.file.path) as parquet:
+                return pc.struct_field(parquet.read_row_group(group.number, columns=[self.column]).column(0), "bytes")
+        except (OSError, UserError, pa.ArrowException) as error:
+            return error if type(error) is OSError else OSError(0, " ".join(str(error).split()))
+
+    def _group_of(self, row: int) -> int:
+        return int(np.searchsorted(self._firsts, row, side="right")) - 1

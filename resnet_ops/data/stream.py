@@ -1,7 +1,7 @@
 """Images that do not fit in memory: Ray Data reads and decodes them while the network trains.
 
-The order is ours (`order`), so that a streamed run computes what one in memory does and resumes as exactly. Ray Data's
-tasks give pieces of it, in order, decoded; here batches are put together from them, ahead of need.
+The order is that of sampling.py, so that a streamed run computes what one in memory does and resumes as exactly. Ray
+Data's tasks return pieces of it, in order, decoded; batches are assembled from them here, in advance.
 """
 
 import functools
@@ -25,40 +25,40 @@ from torch import Tensor
 
 from resnet_ops import files
 from resnet_ops.data import sampling
-from resnet_ops.data.cache import DecodeOptions, check_broken, check_too_many
 from resnet_ops.data.dataset import EncodedImages, Split
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
+from resnet_ops.data.parallel_decode import DecodeOptions, broken_image_error, check_broken_share
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.runs import BadImage
 
-PIECE_BYTES = 16 * 2**20  # of decoded images that a task gives: 85 at 224x224, half a second of work
+PIECE_BYTES = 16 * 2**20  # of decoded images that a task returns: 85 at 224x224, half a second of work
 PIECE_IMAGES = 1024  # at most, where they are small
-WHOLE_BYTES = 64 * 2**20  # of decoded images that a pass may begin with: all, where each batch is from all row groups
-WINDOW_BYTES = 512 * 2**20  # of decoded images of row groups that are mixed where there are more
-PIECES_AHEAD = 4  # a core
+FULL_SHUFFLE_BYTES = 64 * 2**20  # of decoded images; up to this, batches of Parquet are drawn from all row groups
+WINDOW_BYTES = 512 * 2**20  # of decoded images of the row groups that are mixed, beyond
+PIECES_AHEAD = 4  # per task
 BATCHES_AHEAD = 2
-CLOSE_S = 10.0  # for the batch in hand; a file server that hangs is not waited for
+CLOSE_S = 10.0  # for the batch that is being assembled; a file server that hangs is not waited for
 
-logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells of each pass
+logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs each epoch
 
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """One split, read and decoded anew at each pass.
+    """One split that is read and decoded again in each epoch.
 
     Args:
         encoded: The images.
-        wanted: How they are to be decoded; where a broken one is no error, the next good one of the batch replaces it.
-        device: Where batches are wanted.
+        options: How they are decoded; where a broken one is no error, a good one of the batch replaces it.
+        device: The device of the batches.
         labels: (N,) int64, on the device.
-        tasks: How many decode at once, on this machine.
-        log_event: Told of the first broken image.
-        broken: Those that were met, and why.
+        tasks: How many tasks decode at once, on this machine.
+        log_event: Called with a message at the first broken image.
+        broken: For each row that could not be decoded so far, the reason.
     """
 
     encoded: EncodedImages
-    wanted: DecodeOptions
+    options: DecodeOptions
     device: torch.device
     labels: Tensor
     tasks: int
@@ -69,11 +69,11 @@ class StreamedImages:
     def of(
         cls, source: Source, split: Split, device: torch.device, log_event: Callable[[str], None]
     ) -> "StreamedImages":
-        """A split of a source, decoded by as many tasks as this worker has threads: twice as many from a bucket."""
+        """Stream a split of a source, with as many tasks as this worker has threads, or twice as many from a bucket."""
         encoded = source.encoded(split)
         labels = torch.from_numpy(encoded.labels).to(device)
         tasks = torch.get_num_threads() * (2 if files.is_remote(source.files[0].root) else 1)
-        return cls(encoded, source.wanted(split), device, labels, tasks, log_event)
+        return cls(encoded, source.decode_options(split), device, labels, tasks, log_event)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,45 +81,46 @@ class StreamedImages:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
-        return self.wanted.frame.height, self.wanted.frame.width
+        return self.options.crop.height, self.options.crop.width
 
     @property
     def bad(self) -> tuple[BadImage, ...]:
-        """The broken images that were met so far."""
-        return tuple(BadImage(name=self.encoded.name(row), reason=why) for row, why in self.broken.items())
+        """Images that could not be decoded so far."""
+        return tuple(BadImage(name=self.encoded.name(row), reason=reason) for row, reason in self.broken.items())
 
     @functools.cached_property
-    def _units(self) -> np.ndarray | None:
-        """The units that images are read in, where they are more than is read at once."""
-        return self.encoded.units if len(self) * self._image_bytes > WHOLE_BYTES else None
+    def _row_groups(self) -> np.ndarray | None:
+        """The row groups of the images, where these are too many to be shuffled as a whole."""
+        return self.encoded.row_groups if len(self) * self._image_bytes > FULL_SHUFFLE_BYTES else None
 
     @functools.cached_property
-    def _sent(self) -> "ray.ObjectRef[EncodedImages]":
+    def _encoded_ref(self) -> "ray.ObjectRef[EncodedImages]":
         return ray.put(self.encoded)
 
     @property
     def _image_bytes(self) -> int:
-        return int(np.prod(self.wanted.frame.shape))
+        return int(np.prod(self.options.crop.shape))
 
-    def shares(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
-        """One worker's rows of each batch, in an order that follows from the generator's state.
+    def shuffled_batches(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
+        """Return one rank's rows of each batch, in an order that follows from the generator's state.
 
-        It is that of images in memory, but for Parquet whose decoded images are more than `WHOLE_BYTES`: those are
-        mixed within a window of row groups, of `WINDOW_BYTES` or of a quarter of them all, so that each group is read
-        about once (`order.shares_by_unit`).
+        It is that of images in memory, but for Parquet whose decoded images are more than `FULL_SHUFFLE_BYTES`: those
+        are mixed within a window of row groups, of `WINDOW_BYTES` or of a quarter of them all, so that each group is
+        read about once (`sampling.rank_batches_by_row_group`).
         """
-        if self._units is not None:
-            units = int(self._units[-1]) + 1
-            window = max(1, min(units // 4, WINDOW_BYTES * units // (len(self) * self._image_bytes)))
-            return sampling.shares_by_unit(self._units, window, batch_size, rank, world_size, generator)
-        return sampling.shares(torch.randperm(len(self), generator=generator), batch_size, rank, world_size)
+        if self._row_groups is not None:
+            count = int(self._row_groups[-1]) + 1
+            window = max(1, min(count // 4, WINDOW_BYTES * count // (len(self) * self._image_bytes)))
+            return sampling.rank_batches_by_row_group(self._row_groups, window, batch_size, rank, world_size, generator)
+        return sampling.rank_batches(torch.randperm(len(self), generator=generator), batch_size, rank, world_size)
 
-    def in_order(self, batch: int, rank: int, world_size: int) -> list[Tensor]:
-        """One worker's share of all rows, in batches."""
-        return sampling.sequential(len(self), batch, rank, world_size, contiguous=self._units is not None)
+    def sequential_batches(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
+        """Return one rank's share of all rows, ascending, in batches."""
+        contiguous = self._row_groups is not None
+        return sampling.sequential_batches(len(self), batch_size, rank, world_size, contiguous)
 
-    def batches(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of each of `shares`, on the device; `beat` is called at the start and with each piece.
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield pixels and labels of each batch of rows, on the device; call `beat` at the start and with each piece.
 
         A timer's beat would hide a file server that no longer answers.
 
@@ -128,37 +129,37 @@ class StreamedImages:
             PausedError: The bucket is out of reach.
         """
         beat()
-        for pixels, rows in ahead(self._assembled(shares, beat), BATCHES_AHEAD):
+        for pixels, rows in prefetch(self._assemble(batches, beat), BATCHES_AHEAD):
             x, rows = (part.to(self.device, non_blocking=True) for part in (pixels, rows))
             yield x, self.labels.index_select(0, rows)
 
-    def _assembled(self, shares: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels (n, H, W, C) of each of `shares`, and the rows that they are of."""
-        decoded = self._decoded(np.concatenate([share.numpy() for share in shares]) if shares else np.empty(0, int))
-        there: dict[int, np.ndarray] = {}
+    def _assemble(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the pixels (n, H, W, C) of each batch, and the rows that they are of."""
+        pieces = self._decode(np.concatenate([batch.numpy() for batch in batches]) if batches else np.empty(0, int))
+        decoded: dict[int, np.ndarray] = {}
         if on_gpu := self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # a new thread is on the first one, and would take memory there
-        for share in shares:
-            rows = share.tolist()
+            torch.cuda.set_device(self.device)  # a new thread is on the first one, and would take memory of it
+        for batch in batches:
+            rows = batch.tolist()
             for row in rows:
-                while row not in there and row not in self.broken:
-                    there.update(next(decoded))
+                while row not in decoded and row not in self.broken:
+                    decoded.update(next(pieces))
                     beat()
-            good = [row for row in rows if row in there]
-            rows = [row if row in there else _next(good, row) for row in rows]
-            pixels = torch.zeros((len(rows), *self.wanted.frame.shape), dtype=torch.uint8, pin_memory=on_gpu)
+            good = [row for row in rows if row in decoded]
+            rows = [row if row in decoded else _replacement(good, row) for row in rows]
+            pixels = torch.zeros((len(rows), *self.options.crop.shape), dtype=torch.uint8, pin_memory=on_gpu)
             if good:
-                np.stack([there[row] for row in rows], out=pixels.numpy())
+                np.stack([decoded[row] for row in rows], out=pixels.numpy())
             for row in good:
-                del there[row]
+                del decoded[row]
             yield pixels, torch.tensor(rows)
 
-    def _decoded(self, rows: np.ndarray) -> Iterator[dict[int, np.ndarray]]:
-        """These images, about in this order, some at a time; what is broken goes to `broken` instead."""
+    def _decode(self, rows: np.ndarray) -> Iterator[dict[int, np.ndarray]]:
+        """Yield the pixels of these rows, about in this order, some at a time; add the broken ones to `broken`."""
         pieces = self._pieces(rows)
         data = ray.data.read_datasource(
-            Pieces(self._sent, self.wanted.frame, pieces),
-            # Workers have taken all cores of their machines, to share them with these.
+            DecodedPieces(self._encoded_ref, self.options.crop, pieces),
+            # The training workers reserve all cores of their machines, and share them with these tasks.
             num_cpus=0,
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
             concurrency=min(self.tasks, len(pieces)),
@@ -173,98 +174,100 @@ class StreamedImages:
         try:
             for table in tables:
                 pixels = table.column("pixels").combine_chunks().to_numpy_ndarray()
-                numbers, whys = table.column("row").to_pylist(), table.column("why").to_pylist()
-                self._note({row: why for row, why in zip(numbers, whys, strict=True) if why is not None})
+                piece, reasons = table.column("row").to_pylist(), table.column("reason").to_pylist()
+                self._add_broken(
+                    {row: reason for row, reason in zip(piece, reasons, strict=True) if reason is not None}
+                )
                 # Copied, or one image would hold its whole piece in Ray's memory.
-                yield {row: pixels[i].copy() for i, row in enumerate(numbers) if whys[i] is None}
+                yield {row: pixels[i].copy() for i, row in enumerate(piece) if reasons[i] is None}
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
 
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows for each task, in the order in which they are first needed; where there are units, of one only."""
+        """Return each task's rows, in the order in which they are first needed; in Parquet of one row group only."""
         size = min(PIECE_IMAGES, max(1, PIECE_BYTES // self._image_bytes))
-        if (units := self.encoded.units) is None:
-            wholes = [rows]
+        if (row_groups := self.encoded.row_groups) is None:
+            runs = [rows]
         else:
-            _, firsts, which = np.unique(units[rows], return_index=True, return_inverse=True)
-            needed = firsts[which]  # by whom each row's unit is first needed
-            by_unit = np.argsort(needed, kind="stable")
-            wholes = np.split(rows[by_unit], np.flatnonzero(np.diff(needed[by_unit])) + 1)
-        return [whole[start : start + size] for whole in wholes for start in range(0, len(whole), size)]
+            _, firsts, inverse = np.unique(row_groups[rows], return_index=True, return_inverse=True)
+            first_use = firsts[inverse]  # where the row group of each row is first needed
+            by_group = np.argsort(first_use, kind="stable")
+            runs = np.split(rows[by_group], np.flatnonzero(np.diff(first_use[by_group])) + 1)
+        return [run[start : start + size] for run in runs for start in range(0, len(run), size)]
 
-    def _note(self, broken: dict[int, str]) -> None:
+    def _add_broken(self, broken: dict[int, str]) -> None:
         if broken and not self.broken:
-            row, why = next(iter(broken.items()))
-            if self.wanted.strict:
-                raise check_broken(BadImage(name=self.encoded.name(row), reason=why))
-            self.log_event(
-                f"Cannot decode {self.encoded.name(row)}: {why}. Images that cannot be decoded are replaced by others."
-            )
+            row, reason = next(iter(broken.items()))
+            if self.options.strict:
+                raise broken_image_error(BadImage(name=self.encoded.name(row), reason=reason))
+            name = self.encoded.name(row)
+            self.log_event(f"Cannot decode {name}: {reason}. Images that cannot be decoded are replaced by others.")
         if broken:
             self.broken.update(broken)
-            check_too_many(self.encoded, self.wanted.class_names, self.broken)
+            check_broken_share(self.encoded, self.options.class_names, self.broken)
 
 
-def _next(good: list[int], row: int) -> int:
-    """The good image of a batch that takes the place of a broken one; where there is none, it stays, black."""
+def _replacement(good: list[int], row: int) -> int:
+    """Return the good row of a batch that replaces a broken one; without any the broken one, which is black."""
     return good[row % len(good)] if good else row
 
 
-class Pieces(Datasource):
-    """Images, decoded, as Ray Data reads them: a piece a task."""
+class DecodedPieces(Datasource):
+    """Decoded images as a source of Ray Data: each task decodes one piece."""
 
-    def __init__(self, encoded: "ray.ObjectRef[EncodedImages]", frame: CropSpec, pieces: Sequence[np.ndarray]) -> None:
-        self.encoded, self.frame, self.pieces = encoded, frame, pieces
+    def __init__(self, encoded: "ray.ObjectRef[EncodedImages]", crop: CropSpec, pieces: Sequence[np.ndarray]) -> None:
+        self.encoded, self.crop, self.pieces = encoded, crop, pieces
 
     def estimate_inmemory_data_size(self) -> int:
-        """Of all of them, in bytes."""
-        return sum(len(piece) for piece in self.pieces) * int(np.prod(self.frame.shape))
+        """Return the bytes of all decoded images."""
+        return sum(len(piece) for piece in self.pieces) * int(np.prod(self.crop.shape))
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:  # noqa: ARG002
-        """A task for each piece, however many Ray Data would like."""
+        """Return a task for each piece, however many Ray Data asks for."""
         return [self._task(piece) for piece in self.pieces]
 
     def _task(self, piece: np.ndarray) -> ReadTask:
-        size = len(piece) * int(np.prod(self.frame.shape))
+        size = len(piece) * int(np.prod(self.crop.shape))
         metadata = BlockMetadata(num_rows=len(piece), size_bytes=size, input_files=None, exec_stats=None)
-        return ReadTask(functools.partial(decode_piece, self.encoded, self.frame, piece), metadata)
+        return ReadTask(functools.partial(decode_piece, self.encoded, self.crop, piece), metadata)
 
 
-def decode_piece(encoded: "ray.ObjectRef[EncodedImages]", frame: CropSpec, rows: np.ndarray) -> Iterator[pa.Table]:
-    """Read and decode some images: the numbers of the rows, their pixels, and why one could not be decoded."""
-    pixels = np.zeros((len(rows), *frame.shape), np.uint8)
-    whys: list[str | None] = [None] * len(rows)
-    for index, image in enumerate(fetched(encoded).read(rows.tolist())):
+def decode_piece(encoded: "ray.ObjectRef[EncodedImages]", crop: CropSpec, rows: np.ndarray) -> Iterator[pa.Table]:
+    """Read and decode some images; yield rows, pixels, and the reason where one cannot be decoded."""
+    pixels = np.zeros((len(rows), *crop.shape), np.uint8)
+    reasons: list[str | None] = [None] * len(rows)
+    for index, image in enumerate(_fetch(encoded).read(rows.tolist())):
         try:
-            pixels[index] = decode(image, frame)
+            pixels[index] = decode(image, crop)
         except DecodeError as error:
-            whys[index] = str(error)
+            reasons[index] = str(error)
     columns = {
         "row": rows,
         "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels),
-        "why": pa.array(whys, pa.string()),
+        "reason": pa.array(reasons, pa.string()),
     }
     yield pa.table(columns)
 
 
 @functools.lru_cache(maxsize=2)
-def fetched(encoded: "ray.ObjectRef[EncodedImages]") -> EncodedImages:
-    """What is behind a reference, unpickled once in each process: a million names take half a second."""
-    found: EncodedImages = ray.get(encoded)
-    return found
+def _fetch(reference: "ray.ObjectRef[EncodedImages]") -> EncodedImages:
+    """Return the object of a reference, unpickled once per process: a million names take half a second."""
+    encoded: EncodedImages = ray.get(reference)
+    return encoded
 
 
-def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
-    """Have another thread take `items` from a generator, up to `count` of them before they are asked for."""
-    pool = ThreadPoolExecutor(1, "ahead")
+def prefetch(items: Iterator[Any], count: int) -> Iterator[Any]:
+    """Yield `items`, computed by another thread up to `count` of them in advance."""
+    pool = ThreadPoolExecutor(1, "prefetch")
     pending: deque[Future[Any]] = deque(pool.submit(next, items, None) for _ in range(count + 1))
     try:
         while (item := pending.popleft().result()) is not None:
             pending.append(pool.submit(next, items, None))
             yield item
     finally:
-        for each in pending:
-            each.cancel()
-        closed = pool.submit(items.close)  # type: ignore[attr-defined]  # only where it runs may a generator be closed
+        for future in pending:
+            future.cancel()
+        # A generator may be closed only in the thread that runs it.
+        closed = pool.submit(items.close)  # type: ignore[attr-defined]
         pool.shutdown(wait=False)
-        wait([closed], CLOSE_S)  # whoever goes on may shut down Ray, which ends the process if it is still used
+        wait([closed], CLOSE_S)  # the caller may shut down Ray, which ends a process that still uses it

@@ -19,7 +19,7 @@ from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Precision, Preprocessing
 from resnet_ops.export.precision import activation_bytes_per_image
 from resnet_ops.training.checkpoint import Checkpoint
-from resnet_ops.training.preflight import free_bytes
+from resnet_ops.training.memory import free_bytes
 
 MAX_BATCH = 4096
 MEMORY_SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
@@ -75,7 +75,7 @@ def check_graph(file: Path, model: onnx.ModelProto, metadata: ModelMetadata, ops
             f"metadata says {metadata.input} input, the graph takes other input": raw != (metadata.input == "raw"),
             f"metadata says {metadata.precision}, weights are {weights}": weights != metadata.precision,
         },
-        f"opset {actual_opset}, {len(model.graph.node)} nodes, dynamic batch size",
+        f"opset {actual_opset}, {len(model.graph.node)} nodes, dynamic batch",
     )
 
 
@@ -93,7 +93,7 @@ def check_metadata(metadata: ModelMetadata, checkpoint: Checkpoint) -> tuple[str
             "preprocessing differs": metadata.preprocessing != Preprocessing.of(info, metadata.input),
             f"network is {metadata.model}, expected {info.model}": metadata.model != info.model,
         },
-        f"{len(metadata.class_names)} classes, preprocessing, checkpoint",
+        "classes, preprocessing, checkpoint",
     )
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.data import listing
-from resnet_ops.data.dataset import CHUNK, map_chunks
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.data.discovery import EXTENSIONS, is_image
+from resnet_ops.data.parallel_decode import CHUNK, map_chunks
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.config import PredictConfig, Provider
@@ -184,7 +184,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     images: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            names = [file.name for file in listing.find(path) if is_image(file.name)]
+            names = [file.name for file in listing.list_files(path) if is_image(file.name)]
             images |= dict.fromkeys(path / name for name in sorted(names, key=_natural_order))
         elif path.exists():
             images[path] = None
@@ -223,7 +223,7 @@ def _decode_files(crop: CropSpec, paths: Sequence[Path], rows: range) -> tuple[r
     """Return the pixels of those of these rows that can be decoded, and for each row the error or ''."""
     pixels, errors = [], []
     for path in paths[rows.start : rows.stop]:  # one by one: encoded photos are large
-        (encoded,) = listing.read_many(path.parent, [path.name])
+        (encoded,) = listing.read_files(path.parent, [path.name])
         try:
             pixels.append(decode(encoded, crop))
             errors.append("")

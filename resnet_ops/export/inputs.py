@@ -11,8 +11,9 @@ import numpy as np
 
 from resnet_ops import files, runs
 from resnet_ops.config import DATA_SETS, DataConfig
-from resnet_ops.data.dataset import EncodedImages, Split, decode_rows
+from resnet_ops.data.dataset import EncodedImages, Split
 from resnet_ops.data.decode import CropSpec, DecodeError, decode, read_header
+from resnet_ops.data.parallel_decode import decode_rows
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.export import weights

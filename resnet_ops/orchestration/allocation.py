@@ -209,7 +209,7 @@ def _pool(config: ClusterConfig, share: Share, nodes: list[Node], local: bool) -
         needs = f"{cpus} CPU core{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPUs" if gpus else "")
         most = max((node.cpus for node in nodes), default=0)
         remedy = f"Use --cpus-per-trial {most:g}" if most < cpus else f"Use fewer than {gpus:g} GPUs"
-        raise NoRoomError(f"A trial needs {needs} on one node; {where} has no such node.", f"{remedy}.", tuple(nodes))
+        raise NoRoomError(f"A trial needs {needs} on one node; {where} has none.", f"{remedy}.", tuple(nodes))
     return Pool(tuple(nodes), local, device, cpus, gpus, at_once)
 
 

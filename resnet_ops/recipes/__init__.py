@@ -1,1 +1,1 @@
-"""Recipes: how to train, as small TOML files to read, copy and change. reading.py reads them."""
+"""Recipes: how to train, as small TOML files to read, copy and change. They are read in reading.py."""

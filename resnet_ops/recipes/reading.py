@@ -1,6 +1,6 @@
-"""Finds and reads recipes: those that ship here, by name, and anybody's TOML files, by path.
+"""Find and read recipes: those that ship with this package, by name, and users' TOML files, by path.
 
-A recipe that ships here holds how to train (`Recipe`); a file may hold any option of a training.
+A recipe that ships holds fields of `Recipe` only; a user's file may hold any option of `TrainConfig`.
 """
 
 import json
@@ -19,86 +19,89 @@ FOLDER = Path(__file__).parent
 
 
 class RecipeOptions(Result):
-    """The options in a recipe."""
+    """A recipe's options."""
 
     name: str
     options: dict[str, Any]
 
 
 class RecipeDescription(Result):
-    """What a recipe does."""
+    """A recipe's name and what it is for."""
 
     name: str
     description: str
 
 
 class RecipeList(Result):
-    """The recipes that ship here."""
+    """The recipes that ship with this package."""
 
     recipes: tuple[RecipeDescription, ...]
 
 
-def names() -> list[str]:
-    """The recipes that ship here."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
-
-def text(name: str) -> str:
-    """The file of a recipe that ships here.
-
-    Raises:
-        UserError: There is none of that name.
-    """
-    return _file(name).read_text(encoding="utf-8")
-
-
-def description(name: str) -> str:
-    """Its first line."""
-    return text(name).partition("\n")[0].removeprefix("# ")
-
-
-def listed() -> RecipeList:
-    """List the recipes that ship here."""
-    return RecipeList(recipes=tuple(RecipeDescription(name=each, description=description(each)) for each in names()))
-
-
-def configure(**given: Any) -> TrainConfig:
-    """Make a configuration of the options given, and of those of its `recipe` that are not.
+def configure(**options: Any) -> TrainConfig:
+    """Make a configuration of these options, and of those of their `recipe` that are not among them.
 
     Raises:
         UserError: There is no such recipe, or an option is wrong.
     """
-    recipe = given.get("recipe")
-    return TrainConfig.of(**{**(read(recipe) if recipe else {}), **given})
+    recipe = options.get("recipe")
+    return TrainConfig.of(**{**(read_recipe(recipe) if recipe else {}), **options})
 
 
-def read(recipe: str) -> dict[str, Any]:
-    """The options in a recipe.
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Read the options of a recipe.
 
     Args:
-        recipe: The name of one that ships here, or the path of a file that ends with .toml, which
-            may in turn name such a one as its `recipe` to begin with.
+        recipe: The name of one that ships with this package, or the path of a file that ends with .toml; the file may
+            name such a one as its own `recipe`, whose options it overrides.
 
     Raises:
-        UserError: It is not there, it is not TOML, or it holds what is no option; says where.
+        UserError: It does not exist, it is not TOML, or it holds something that is no option; says where.
     """
     if not recipe.endswith(".toml"):
-        return _parse(_file(recipe), Recipe)
+        return _parse(_shipped_file(recipe), Recipe)
     options = _parse(Path(recipe).expanduser(), TrainConfig)
     base = options.pop("recipe", None)
-    return {**_parse(_file(base), Recipe), **options} if base else options
+    return {**_parse(_shipped_file(base), Recipe), **options} if base else options
 
 
-def _file(name: str) -> Path:
-    if name not in names():
+def list_recipes() -> RecipeList:
+    """List the recipes that ship with this package."""
+    return RecipeList(
+        recipes=tuple(RecipeDescription(name=name, description=describe(name)) for name in recipe_names())
+    )
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with this package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def recipe_text(name: str) -> str:
+    """Return the file of a recipe that ships with this package.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    return _shipped_file(name).read_text(encoding="utf-8")
+
+
+def describe(name: str) -> str:
+    """Return the first line of a recipe."""
+    return recipe_text(name).partition("\n")[0].removeprefix("# ")
+
+
+def _shipped_file(name: str) -> Path:
+    names = recipe_names()
+    if name not in names:
         raise UserError(
             f"Unknown recipe {name!r}.",
-            f"{did_you_mean(name, names())} Available: {', '.join(names())}; or give the path of a .toml file.",
+            f"{did_you_mean(name, names)} Available: {', '.join(names)}; or give the path of a .toml file.",
         )
     return FOLDER / f"{name}.toml"
 
 
-def _parse(path: Path, holds: type[Recipe]) -> dict[str, Any]:
+def _parse(path: Path, schema: type[Recipe]) -> dict[str, Any]:
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -106,8 +109,8 @@ def _parse(path: Path, holds: type[Recipe]) -> dict[str, Any]:
     except ValueError as error:  # not TOML, or not even text; says in which line
         raise UserError(f"{path} is not TOML: {error}.", "See https://toml.io for the syntax.") from None
     try:
-        # Strict: on the command line all is text, but here "30" is not 30. By way of JSON, where a path is text.
-        holds.model_validate_json(json.dumps(options, default=str), strict=True)
+        # Strict: the command line is all text, but here "30" is not 30. By way of JSON, in which a path is text.
+        schema.model_validate_json(json.dumps(options, default=str), strict=True)
     except ValidationError as error:
-        raise explain(holds, error, path) from None
+        raise explain(schema, error, path) from None
     return options

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from resnet_ops.data.augment import normalise
-from resnet_ops.data.dataset import decode_rows
 from resnet_ops.data.decode import decode
 from resnet_ops.data.loader import EVAL_BATCH
+from resnet_ops.data.parallel_decode import decode_rows
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
@@ -94,7 +94,7 @@ def _whole(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]
 
 
 def _streamed(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
-    encoded, frame = source.encoded("val"), source.frame("val")
+    encoded, frame = source.encoded("val"), source.crop_spec("val")
     labels = encoded.labels
     parts = decode_rows(encoded, np.arange(len(labels)), frame)
     batches = (batch for rows, pixels in parts for batch in _cut(rows, pixels, labels[rows]))

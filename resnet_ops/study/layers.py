@@ -32,15 +32,15 @@ def record(session: TrainingSession) -> None:
     Raises:
         PausedError: The disk is full.
     """
-    training = session.training
-    if not isinstance(training.network, ResNet):
+    trainer = session.trainer
+    if not isinstance(trainer.network, ResNet):
         return
-    x, y = next(iter(training.loader.train_batches(0)))
-    share = -(-len(x) // training.config.accumulate)  # what fits into memory while training
+    x, y = next(iter(trainer.loader.train_batches(0)))
+    share = -(-len(x) // trainer.config.accumulate)  # what fits into memory while training
     x, y = x[:share], y[:share]
-    with torch.random.fork_rng(devices=[]), autocast(training.config.precision, training.device):
-        first = _fresh(session.record).to(training.device)
-        layers = Layers(initial=measure(first, x, y), trained=measure(training.validated, x, y))
+    with torch.random.fork_rng(devices=[]), autocast(trainer.config.precision, trainer.device):
+        first = _fresh(session.record).to(trainer.device)
+        layers = Layers(initial=measure(first, x, y), trained=measure(trainer.eval_network, x, y))
     files.write_atomically(session.run.path / FILE, layers.model_dump_json(exclude_none=True).encode() + b"\n")
 
 

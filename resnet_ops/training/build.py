@@ -1,4 +1,4 @@
-"""Makes a worker's network, optimizer and all that a configuration asks of them ready for the loop."""
+"""Builds a worker's `Trainer`: network on its device, DistributedDataParallel, compiler, optimizer, EMA."""
 
 import inspect
 from typing import Any, TypeVar, cast
@@ -10,7 +10,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
 from resnet_ops.models import zero_init_residual
 from resnet_ops.training.distributed import ProcessGroup
-from resnet_ops.training.ema import WeightAverage
+from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.trainer import Trainer
 
 BUCKETS = 8  # that the gradients are added up in: the first ones while others are still computed
@@ -20,7 +20,7 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
 def build_trainer(
-    config: TrainConfig, network: nn.Module, loader: Loader, world: ProcessGroup, device: torch.device
+    config: TrainConfig, network: nn.Module, loader: Loader, group: ProcessGroup, device: torch.device
 ) -> Trainer:
     """Put a fresh network on the device, with its optimizer, ready for the first epoch."""
     if config.zero_init_residual:
@@ -28,20 +28,20 @@ def build_trainer(
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    if config.sync_batchnorm and world.size > 1:
+    if config.sync_batchnorm and group.size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    average = WeightAverage(network, config.ema) if config.ema else None
-    ddp = _distributed(config, network, device) if world.size > 1 and device.type == "cuda" else None
+    ema = ExponentialMovingAverage(network, config.ema) if config.ema else None
+    ddp = _distributed(config, network, device) if group.size > 1 and device.type == "cuda" else None
     parallel: nn.Module = ddp or network
     if config.compile != "off":
         parallel = cast("nn.Module", torch.compile(parallel, mode=config.compile))
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     optimizer = _optimizer(config, network)
-    return Trainer(config, network, parallel, optimizer, loader, world, device, totals, ddp, average)
+    return Trainer(config, network, parallel, optimizer, loader, group, device, totals, ddp, ema)
 
 
 def _distributed(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.parallel.DistributedDataParallel:
-    """Have gradients added up over the workers while others are still computed."""
+    """Wrap the network so that gradients are reduced over the workers while others are still computed."""
     gradients_mb = sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
     return nn.parallel.DistributedDataParallel(
         network,

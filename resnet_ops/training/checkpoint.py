@@ -112,24 +112,24 @@ def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
     write_atomically(path, serialize_tensors(tensors, metadata))
 
 
-def collect(training: Trainer) -> dict[str, Tensor]:
+def collect(trainer: Trainer) -> dict[str, Tensor]:
     """Copy to the CPU all that is needed to go on, under the names of the file.
 
     To be called by every worker at once. Each gets the same, but for BatchNorm's statistics in
     `model/`, which within an epoch are its own.
     """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in training.network.named_parameters()}
-    tensors = {MODEL + name: value for name, value in training.validated.state_dict().items()}
-    if training.average:
-        tensors |= {TRAINED + name: value for name, value in training.network.state_dict().items()}
-    for parameter, state in training.optimizer.state.items():
+    names: dict[Tensor, str] = {parameter: name for name, parameter in trainer.network.named_parameters()}
+    tensors = {MODEL + name: value for name, value in trainer.eval_network.state_dict().items()}
+    if trainer.ema:
+        tensors |= {TRAINED + name: value for name, value in trainer.network.state_dict().items()}
+    for parameter, state in trainer.optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"{OPTIMIZER}{names[parameter]}/{key}"] = value
-    if training.step:
-        tensors[WORKERS + "totals"] = training.world.gather(training.totals)
-        for key, network in zip(STATISTICS, training.networks, strict=False):
-            tensors[WORKERS + key] = training.world.gather(statistics(network))
+    if trainer.step:
+        tensors[WORKERS + "totals"] = trainer.group.gather(trainer.totals)
+        for key, network in zip(STATISTICS, trainer.networks, strict=False):
+            tensors[WORKERS + key] = trainer.group.gather(statistics(network))
     # Copied, for training goes on while they are written.
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
@@ -172,15 +172,15 @@ def is_pickle(content: bytes) -> bool:
 
 
 @torch.no_grad()
-def restore(checkpoint: Checkpoint, training: Trainer) -> None:
+def restore(checkpoint: Checkpoint, trainer: Trainer) -> None:
     """Put a worker where the checkpoint was taken.
 
     With as many workers as then, each goes on exactly as it would have. With more or fewer, what
     the old ones had is shared out: the mean of BatchNorm's statistics, an even part of the totals.
     """
-    network, optimizer, world = training.network, training.optimizer, training.world
-    training.validated.load_state_dict(checkpoint.model)
-    if training.average:
+    network, optimizer, group = trainer.network, trainer.optimizer, trainer.group
+    trainer.eval_network.load_state_dict(checkpoint.model)
+    if trainer.ema:
         network.load_state_dict(checkpoint.trained)
     parameters = dict(network.named_parameters())
     for name, value in checkpoint.optimizer.items():
@@ -188,18 +188,18 @@ def restore(checkpoint: Checkpoint, training: Trainer) -> None:
         parameter = parameters[parameter_name]
         # preserve_format: the buffer takes the memory layout of its parameter, as a fresh one would.
         optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
-    training.epoch, training.step = checkpoint.info.epoch, checkpoint.info.step
+    trainer.epoch, trainer.step = checkpoint.info.epoch, checkpoint.info.step
     if checkpoint.workers:
         totals = checkpoint.workers["totals"]
-        same = len(totals) == world.size
-        for key, each in zip(STATISTICS, training.networks, strict=False):
+        same = len(totals) == group.size
+        for key, each in zip(STATISTICS, trainer.networks, strict=False):
             rows = checkpoint.workers[key]
-            set_statistics(each, rows[world.rank] if same else rows.mean(0))
-        training.totals.copy_(totals[world.rank] if same else totals.sum(0) / world.size)
+            set_statistics(each, rows[group.rank] if same else rows.mean(0))
+        trainer.totals.copy_(totals[group.rank] if same else totals.sum(0) / group.size)
 
 
-class Checkpoints:
-    """The checkpoints of a run: writes them, forgets the lesser ones, finds the latest whole one.
+class CheckpointStore:
+    """The checkpoints of a run: writes them, deletes all but the best and the last, finds the latest intact one.
 
     An epoch is saved in the order checkpoint, best/, metrics.jsonl: wherever a crash falls,
     `rewind` brings the three together again.

@@ -1,4 +1,4 @@
-"""The workers that train together, and what they add up, agree upon and average."""
+"""Collectives of the workers that train together: sums, gathers, agreement, BatchNorm averages."""
 
 from dataclasses import dataclass
 
@@ -33,22 +33,22 @@ class ProcessGroup:
         torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
 
     def gather(self, own: Tensor) -> Tensor:
-        """What every worker has, (size, *own.shape), on every worker."""
+        """Return the tensors of all workers, (size, *own.shape), on every worker."""
         if self.size == 1:
             return own.unsqueeze(0)
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own)
         return torch.stack(parts)
 
-    def agree(self, word: float) -> float:
-        """What rank 0 says, on every worker."""
+    def agree(self, value: float) -> float:
+        """Return rank 0's value on every worker."""
         if self.size == 1:
-            return word
-        said = torch.tensor([word], dtype=torch.float64)
+            return value
+        agreed = torch.tensor([value], dtype=torch.float64)
         if dist.get_backend() == "nccl":
-            said = said.cuda()
-        dist.broadcast(said, 0)
-        return said.item()
+            agreed = agreed.cuda()
+        dist.broadcast(agreed, 0)
+        return agreed.item()
 
     def average_batchnorm(self, network: nn.Module) -> None:
         """Give all workers the mean of their BatchNorm statistics; each has seen other images."""
@@ -60,12 +60,12 @@ class ProcessGroup:
 
 
 def statistics(network: nn.Module) -> Tensor:
-    """BatchNorm's running means and variances, in one row."""
+    """Return BatchNorm's running means and variances, flattened into one row."""
     return torch.cat([b.flatten() for b in network.buffers() if b.is_floating_point()])
 
 
 def set_statistics(network: nn.Module, row: Tensor) -> None:
-    """Put back what `statistics` gave."""
+    """Write back a row as returned by `statistics`."""
     buffers = [b for b in network.buffers() if b.is_floating_point()]
     for buffer, part in zip(buffers, row.split([b.numel() for b in buffers]), strict=True):
         buffer.copy_(part.view_as(buffer))

@@ -1,4 +1,4 @@
-"""A moving average of the weights over time, which often validates better than the last ones."""
+"""Exponential moving average (EMA) of the weights, which often validates better than the last ones."""
 
 import copy
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class WeightAverage:
+class ExponentialMovingAverage:
     """A network whose weights and BatchNorm statistics follow those of another one.
 
     After step t (from 0) it is `d * average + (1 - d) * network`, with d the smaller of `decay` and
@@ -27,7 +27,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step `step`, counted from 0 since the training began."""
+        """Add the weights after step `step`, counted from 0 since the training began."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.own, self.followed, 1 - decay)
         torch._foreach_copy_(self.own_counts, self.counts)

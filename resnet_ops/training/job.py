@@ -1,8 +1,7 @@
-"""Configures, runs and follows a training job; what the command line's `train` calls.
+"""Trains or resumes a run, from its configuration to its result; `resnet-ops train` calls it.
 
-Ray's own checkpointing is left aside on purpose. It writes its snapshot in place, refuses to
-start when one old checkpoint is gone, and resumes in silence when a name is used again; and in
-its local mode there is none. The run directory is the only memory a run has.
+Ray Train's own checkpointing is not used: it writes its snapshot in place, refuses to start when one old checkpoint is
+gone, resumes in silence when a name is used again, and does nothing in its local mode. A run's state is its directory.
 """
 
 import contextlib
@@ -12,16 +11,16 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
-from resnet_ops.data.sources import NAMED, Source
+from resnet_ops.data.sources import MAX_LISTED
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.allocation import Placement, placed
+from resnet_ops.orchestration.allocation import placed
 from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.results import Result
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
@@ -37,8 +36,11 @@ from resnet_ops.training.preflight import (
     with_largest_batch,
 )
 
-# torch comes with what is imported in the functions below: only once there is a place for the job, and while its
-# machines are being asked. One that does not fit hears of it in 2 s.
+if TYPE_CHECKING:
+    from resnet_ops.training.worker import WorkerResult
+
+# torch is imported by what is imported in the functions below: only once the job is placed, while its nodes are being
+# asked. A job that does not fit is refused within 2 s.
 
 
 class TrainResult(Result):
@@ -76,11 +78,11 @@ def train(
     Args:
         config: What to train.
         overwrite: Replace a run of the same name.
-        observer: Told of the progress.
+        observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
         halt: Where the workers are Ray's: once set, they are stopped, as by Ctrl-C.
-        tracked: Whether TensorBoard's files are written, `config.track` is told, and users are told how to go on
-            here, and not by whoever calls.
+        tracked: Whether TensorBoard's files, `config.track` and the user's command to resume are written here, and not
+            by the caller.
 
     Raises:
         UserError: The request was wrong (nothing was written), or the work failed or was
@@ -88,23 +90,30 @@ def train(
     """
     observer, started_at = observer or Observer(), started_at or time.time()
     tracker.check(config.track)
-    config = config.model_copy(update=absolute_paths(config))  # machines have other working directories
+    config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
     with placed(config, observer.warn) as placement:
         with check_every_node(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
-            asked = config
-            source, config = check_training(asked, placement.layout.device)
+            requested = config
+            source, config = check_training(requested, placement.layout.device)
             compare(source.record.fingerprint)
-        warn_of_batch_size(asked, config, source.record, observer)
+        warn_of_batch_size(requested, config, source.record, observer)
         source = decode_images(source, config, observer)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)
         parameters = count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         with run.lock():
+            from resnet_ops.training.fit import fit
+            from resnet_ops.training.worker import run_worker
+
             layout = placement.layout
             record = begin(run, config, source.record, parameters, layout.workers, layout.device)
             observer.run_created(run, record)
-            return _execute(run, record, source, placement, observer, started_at, halt, tracked)
+            with _followed(run, observer, tracked):
+                with _end_recorded(run, record, tracked):
+                    result = fit(run_worker, run, record, source, placement, halt)
+                record = _finish(run, record, result)
+            return _result(run, record, result.steps_at, started_at)
 
 
 def resume(
@@ -117,13 +126,13 @@ def resume(
     halt: threading.Event | None = None,
     tracked: bool = True,
 ) -> TrainResult:
-    """Go on with a run where it stopped; one that is finished is returned as it is.
+    """Resume a run from its last intact checkpoint; one that is finished is returned as it is.
 
     Args:
         runs_dir: Folder that holds the run.
         name: The run.
-        changes: Options of where it runs that are to differ from now on.
-        observer: Told of the progress.
+        changes: Options of where it runs that differ from now on.
+        observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
         halt: As for `train`.
         tracked: As for `train`.
@@ -136,16 +145,16 @@ def resume(
     run = runs.find(runs_dir, name)
     if files.is_file(run.search_file):
         command = json.loads(files.read(run.search_file)).get("command", "tune")
-        what = "search" if command == "tune" else "study"
-        raise UserError(f"{name} is a {what}.", f"Resume it with: resnet-ops {command} --resume {name}")
+        kind = "search" if command == "tune" else "study"
+        raise UserError(f"{name} is a {kind}.", f"Resume it with: resnet-ops {command} --resume {name}")
     with run.lock():
         record = run.read()
         if record.status == "finished":
             observer.run_created(run, record)
             observer.warn(f"{name} is finished: all {record.config.epochs} epochs are done.")
             if record.config.track != "none" and tracked:
-                with Tracker(record.config.track, observer.warn, resume_command) as late:
-                    late.look(run)  # at what could not be told then
+                with Tracker(record.config.track, observer.warn, resume_command) as own_tracker:
+                    own_tracker.look(run)  # for what could not be logged then
             return _result(run, record, (), started_at)
         config = record.config.model_copy(update=changes or {})
         config = config.model_copy(update=absolute_paths(config))
@@ -159,12 +168,15 @@ def resume(
                     f"The images in {config.data} differ from those {name} was trained on.",
                     "Restore them, or train a new run.",
                 )
+            from resnet_ops.training.fit import fit
+            from resnet_ops.training.worker import run_worker
+
             layout = placement.layout
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:
-                    what = "" if isinstance(before, str) else " workers"
+                    unit = "" if isinstance(before, str) else " workers"
                     observer.warn(
-                        f"{name} was started on {before}{what} and resumes on {after}{what}; results will differ."
+                        f"{name} was started on {before}{unit} and resumes on {after}{unit}; results will differ."
                     )
             update = {
                 "status": "running",
@@ -176,11 +188,16 @@ def resume(
             }
             record = run.write(record.model_copy(update=update))
             observer.run_created(run, record)
-            return _execute(run, record, source, placement, observer, started_at, halt, tracked)
+            with _followed(run, observer, tracked):
+                with _end_recorded(run, record, tracked):
+                    _report_resume_point(run, observer)
+                    result = fit(run_worker, run, record, source, placement, halt)
+                record = _finish(run, record, result)
+            return _result(run, record, result.steps_at, started_at)
 
 
 def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, workers: int, device: Device) -> RunRecord:
-    """Write what a new run is into its directory."""
+    """Write run.json of a new run."""
     now = datetime.now(UTC)
     return run.write(
         RunRecord(
@@ -199,90 +216,81 @@ def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, work
     )
 
 
-def _execute(
-    run: Run,
-    record: RunRecord,
-    source: Source,
-    placement: Placement,
-    observer: Observer,
-    started_at: float,
-    halt: threading.Event | None,
-    tracked: bool,
-) -> TrainResult:
-    from resnet_ops.training.fit import fit
-
-    with _followed(run, observer, tracked):
-        try:
-            if record.resumed:
-                _tell_where_it_stands(run, observer)
-            outcome = fit(run, record, source, placement, halt)
-        except KeyboardInterrupt:
-            _record_end(run, record, "interrupted", "stopped by the user")
-            raise UserError(
-                f"Training stopped. {_last_good(run)}", f"Resume with: {resume_command(run)}", exit_code=INTERRUPTED
-            ) from None
-        except UserError as error:
-            _record_end(run, record, "failed", error.cause)
-            if error.exit_code != WORK_FAILED:
-                raise
-            goes_on = tracked and isinstance(error, PausedError | NoRoomError)
-            on = f" Then resume with: {resume_command(run)}" if goes_on else ""
-            raise error.copy_with(cause=f"{error.cause} {_last_good(run)}", remedy=error.remedy + on) from error
-        except BaseException as error:
-            _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
+@contextlib.contextmanager
+def _end_recorded(run: Run, record: RunRecord, tracked: bool) -> Iterator[None]:
+    """Record in run.json how training ended where it does not finish, and add to the error how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _record_end(run, record, "interrupted", "stopped by the user")
+        raise UserError(
+            f"Training stopped. {_last_intact(run)}", f"Resume with: {resume_command(run)}", exit_code=INTERRUPTED
+        ) from None
+    except UserError as error:
+        _record_end(run, record, "failed", error.cause)
+        if error.exit_code != WORK_FAILED:
             raise
-        update: dict[str, Any] = {"status": "finished", "best": _best(run)}
-        if outcome.bad:  # met by workers that stream
-            named = {"bad_images": len(outcome.bad), "first_bad_images": outcome.bad[:NAMED]}
-            update["data"] = record.data.model_copy(update=named)
-        record = run.write(record.model_copy(update=update))
-    return _result(run, record, outcome.steps_at, started_at)
+        resumable = tracked and isinstance(error, PausedError | NoRoomError)
+        resuming = f" Then resume with: {resume_command(run)}" if resumable else ""
+        raise error.copy_with(cause=f"{error.cause} {_last_intact(run)}", remedy=error.remedy + resuming) from error
+    except BaseException as error:
+        _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
+        raise
+
+
+def _finish(run: Run, record: RunRecord, result: "WorkerResult") -> RunRecord:
+    """Record a finished training in run.json."""
+    update: dict[str, Any] = {"status": "finished", "best": _best(run)}
+    if result.bad_images:  # met by workers that stream
+        bad = {"bad_images": len(result.bad_images), "first_bad_images": result.bad_images[:MAX_LISTED]}
+        update["data"] = record.data.model_copy(update=bad)
+    return run.write(record.model_copy(update=update))
 
 
 @contextlib.contextmanager
 def _followed(run: Run, observer: Observer, tracked: bool) -> Iterator[None]:
-    """Have the observer told what appears in the run directory, and those who track it."""
+    """Report to the observer and to trackers what appears in the run directory, for the length of a `with` block."""
     if not tracked:
         with follow(run, observer, lambda _: None):
             yield
         return
-    telling = Tracker(run.read_as_written().config.track, run.log_event, resume_command)
-    telling.look(run)
-    with follow(run, observer, telling.look), telling:  # whose last words are heard
+    own_tracker = Tracker(run.read_as_written().config.track, run.log_event, resume_command)
+    own_tracker.look(run)
+    with follow(run, observer, own_tracker.look), own_tracker:  # whose last warnings are still followed
         yield
 
 
-def _tell_where_it_stands(run: Run, observer: Observer) -> None:
-    from resnet_ops.training.checkpoint import Checkpoints
+def _report_resume_point(run: Run, observer: Observer) -> None:
+    from resnet_ops.training.checkpoint import CheckpointStore
 
-    latest, refused = Checkpoints(run, 1).latest()
+    latest, refused = CheckpointStore(run, 1).latest()
     for reason in refused:
         observer.warn(f"Skipping a checkpoint: {reason}")
-    begin = "from the start"
+    resume_point = "from the start"
     if latest is not None:
-        begin = f"from epoch {latest.info.epoch}" + (f", step {latest.info.step}" if latest.info.step else "")
-    observer.warn(f"Resuming {begin}.")
+        resume_point = f"from epoch {latest.info.epoch}" + (f", step {latest.info.step}" if latest.info.step else "")
+    observer.warn(f"Resuming {resume_point}.")
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:
     if run.lost():
-        return  # it is another process's to say
+        return  # another process holds the run now
     with contextlib.suppress(OSError, UserError):  # a full disk must not hide why the work ended
         run.write(record.model_copy(update={"status": status, "reason": reason}))
 
 
-def _last_good(run: Run) -> str:
+def _last_intact(run: Run) -> str:
     from resnet_ops.training.checkpoint import saved_checkpoints
 
     try:
-        there = saved_checkpoints(run)
+        saved = saved_checkpoints(run)
     except PausedError:  # why it stopped is said already
         return ""
-    return f"Last intact checkpoint: {there[0]}." if there else "No checkpoint has been saved yet."
+    return f"Last intact checkpoint: {saved[0]}." if saved else "No checkpoint has been saved yet."
 
 
 def resume_command(run: Run, command: str = "train") -> str:
-    """What to type to go on with a run, or, with "tune", with a search."""
+    """Return the command that resumes a run, or, with "tune", a search."""
     where = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {run.path.parent}"
     return f"resnet-ops {command} --resume {run.name}{where}"
 

@@ -1,15 +1,13 @@
-"""What is looked at before a training begins: do network, images, device and machines fit each other?"""
+"""Checks before training that network, images, device and nodes fit each other.
+
+Imports torch only within functions: a job that does not fit is refused before.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-from resnet_ops import models
 from resnet_ops.config import IMAGE_DEFAULTS, DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
 from resnet_ops.errors import UserError
@@ -20,12 +18,11 @@ from resnet_ops.orchestration.placement import Node
 from resnet_ops.orchestration.shared_storage import ask_nodes
 from resnet_ops.runs import DataRecord
 from resnet_ops.training.observer import Observer
-from resnet_ops.training.trainer import autocast
 
 OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check_training` settles alike for every network
 FEWEST_STEPS = 4  # of an epoch, where the batch size is chosen here
 
-# torch is imported in the functions: meanwhile machines are being asked.
+# torch is imported in the functions, while nodes are being asked.
 
 
 def check_training(config: TrainConfig, device: str, source: Source | None = None) -> tuple[Source, TrainConfig]:
@@ -69,13 +66,13 @@ def check_training(config: TrainConfig, device: str, source: Source | None = Non
         "batch_size": batch_size,
         "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
-        "flip": source.mirrors if config.flip is None else config.flip,
+        "flip": source.flippable if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
 
 
 def _batch_size(config: TrainConfig, data: DataRecord) -> int:
-    """What was asked for; where nothing was, and there are fewer images than the default, a power of two that fits."""
+    """Return the batch size of the configuration, or, of too few images for the default, a power of two that fits."""
     if config.batch_size <= data.train_images or config.auto_batch:
         return config.batch_size
     if "batch_size" in config.model_fields_set:
@@ -86,23 +83,23 @@ def _batch_size(config: TrainConfig, data: DataRecord) -> int:
     return 1 << (max(data.train_images // FEWEST_STEPS, 1).bit_length() - 1)
 
 
-def warn_of_batch_size(ask_nodes: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
-    """Tell the observer where `check_training` took another batch size than the default."""
-    if settled.batch_size != ask_nodes.batch_size:
-        few = f"there are only {data.train_images:,} training images, fewer than the default of {ask_nodes.batch_size}."
+def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
+    """Warn where `check_training` chose another batch size than the default."""
+    if settled.batch_size != requested.batch_size:
+        few = f"there are only {data.train_images:,} training images, fewer than the default of {requested.batch_size}."
         observer.warn(f"Using batch size {settled.batch_size}: {few}")
 
 
 def decode_images(source: Source, config: TrainConfig, observer: Observer) -> Source:
-    """The images decoded on this machine, so that the run's record can say what is wrong with them.
+    """Decode the images on this machine, so that the run's record can list bad ones.
 
-    Where they are to be streamed, only a sample is, for their mean and deviation.
+    Of images that will be streamed, decode only a sample, for their mean and standard deviation.
     """
     if config.stream == "on":
         return _sampled(source, observer)
     if not source.embedded:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
-    source = source.ready()
+    source = source.prepare()
     for note in source.notes:
         observer.warn(note)
     _batch_size(config, source.record)  # some may have been left out
@@ -110,8 +107,8 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
 
 
 def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placement, observer: Observer) -> TrainConfig:
-    """The configuration with the batch size that memory allows, which the observer is told."""
-    from resnet_ops.training.preflight import largest_batch
+    """Return the configuration with the batch size that memory allows, and report it."""
+    from resnet_ops.training.memory import largest_batch
 
     batch_size, why = largest_batch(config, data, placement)
     observer.warn(why)
@@ -123,7 +120,7 @@ def _sampled(source: Source, observer: Observer) -> Source:
 
     held_out = (
         ""
-        if "val" in source.found
+        if "val" in source.splits
         else " All are read once now to hold out a validation split; --val-data avoids that."
     )
     observer.warn(
@@ -136,10 +133,10 @@ def _sampled(source: Source, observer: Observer) -> Source:
 
 
 def count_parameters(config: TrainConfig, data: DataRecord) -> int:
-    """Parameters of the network that would be trained."""
+    """Count the parameters of the network that will be trained."""
     from resnet_ops import models
 
-    # Made for real: on torch's device "meta" it costs nothing to make, and 1 s to import what makes it.
+    # Built for real: torch's device "meta" costs nothing to build on, but 1 s to import.
     return models.count_parameters(
         models.build(
             config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
@@ -149,13 +146,13 @@ def count_parameters(config: TrainConfig, data: DataRecord) -> int:
 
 @contextlib.contextmanager
 def check_every_node(nodes: Sequence[Node], folder: Path, config: DataConfig) -> Iterator[Callable[[str], None]]:
-    """Let each machine look at the folder of the run and at the images, meanwhile; none where there is only this one.
+    """Have each of `nodes` check the run's folder and the images while the `with` block goes on.
 
     Yields:
-        Waits for them, and compares what images they see with what is seen here.
+        A function that waits for the nodes and compares their images' fingerprints with the given one.
 
     Raises:
-        UserError: A machine does not see the folder, or sees other images.
+        UserError: A node does not see the folder, or sees other images.
     """
     if not nodes:
         yield lambda _: None
@@ -163,87 +160,11 @@ def check_every_node(nodes: Sequence[Node], folder: Path, config: DataConfig) ->
     with ask_nodes(nodes, folder, fingerprint_of, config) as answers:
 
         def compare(fingerprint: str) -> None:
-            for node, found in answers().items():
-                if found != fingerprint:
+            for node, seen_there in answers().items():
+                if seen_there != fingerprint:
                     raise UserError(
                         f"The images in {config.data} on {node.name} differ from those on this machine.",
                         "Provide the same images on every node.",
                     )
 
         yield compare
-
-
-SHARE = 0.8  # of the free memory that a batch may take
-SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -> tuple[int, str]:
-    """The largest power of two of images a step that fits, and why.
-
-    Raises:
-        UserError: The job does not run on this machine, whose memory it is that is measured, or not one image fits.
-    """
-    if not placement.local:
-        raise UserError(
-            "--auto-batch measures the memory of this machine, but training runs on others.",
-            "Use --batch-size instead.",
-        )
-    layout = placement.layout
-    device = torch.device(layout.device)
-    sharing = layout.workers if layout.device == "cpu" else 1
-    image_bytes = memory_per_image(config, data, device)
-    stored_bytes = (data.train_images + data.val_images) * data.height * data.width * data.channels
-    budget = (free_bytes(device) / sharing - stored_bytes) * SHARE
-    fitting = int(budget / image_bytes) * layout.workers * config.accumulate
-    if fitting < 1:
-        raise UserError(f"Not even one image fits into the memory of this machine ({size(image_bytes)} each).")
-    chosen = min(1 << (limit.bit_length() - 1) for limit in (fitting, data.train_images))
-    reason = "fit" if chosen > fitting // 2 else f"would fit, but there are only {data.train_images:,} training images"
-    return chosen, (f"--auto-batch chose {chosen:,} images per step: {fitting:,} of {size(image_bytes)} each {reason}.")
-
-
-def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device) -> float:
-    """Bytes that one more image takes in a forward and a backward pass."""
-    network = models.build(
-        config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
-    ).to(device)
-    if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    small, larger = (_peak_bytes(network, data, images, device, config.precision) for images in (SMALL, LARGER))
-    return (larger - small) / (LARGER - SMALL)
-
-
-def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch.device, precision: str) -> int:
-    """Of a forward and a backward pass: as allocated on CUDA; on a CPU what is kept in between, and worked on."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()  # once, though two layers keep it
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    x = torch.zeros(images, data.channels, data.height, data.width, device=device)
-    with hooks, autocast(precision, device):
-        logits = network(x.to(memory_format=torch.channels_last))
-    F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
-    network.zero_grad()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # The backward pass works on the gradients of a layer's output and input, and on a copy in another layout.
-    return sum(kept.values()) + 3 * max(kept.values())
-
-
-def free_bytes(device: torch.device) -> int:
-    """What can be had of a device's memory now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    with contextlib.suppress(OSError, ValueError):  # no limit, or no control group
-        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    return free

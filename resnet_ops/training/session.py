@@ -1,10 +1,12 @@
-"""A run's training on one worker: opened where the run stands, gone on with, saved. Knows runs, not Ray."""
+"""A run's training on one worker: opened at the last checkpoint, saved while it goes on.
+
+Knows run directories, not Ray; `trainer.py` is the training itself.
+"""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from resnet_ops.data.loader import open_loader
 from resnet_ops.data.sources import Source
 from resnet_ops.models import build
 from resnet_ops.runs import BadImage, Epoch, Run, RunRecord
-from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training import checkpoint as checkpoint_files
 from resnet_ops.training.build import build_trainer
-from resnet_ops.training.checkpoint import CheckpointInfo, Checkpoints
+from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.trainer import Progress, Trainer
 
@@ -27,14 +29,14 @@ PROBE_STEPS = 8  # after which the first interval in seconds is turned into step
 
 
 @dataclass
-class Pace:
-    """Says after which steps to save, the same on every worker.
+class SaveSchedule:
+    """Decides after which steps to save within an epoch, the same on every worker.
 
     An interval in seconds becomes one in steps by rank 0's clock, agreed upon only after the first
     few steps and at each save: asking at each step would cost each step.
     """
 
-    world: ProcessGroup
+    group: ProcessGroup
     every_steps: int | None
     every_s: float | None
     done: int = 0  # steps since the last agreement
@@ -47,7 +49,7 @@ class Pace:
         self.since = self.clock()
 
     def is_due(self, step: int) -> bool:
-        """Whether to save after `step` steps in all; to be asked after each."""
+        """Return whether to save after `step` steps in all; to be called after each."""
         if self.every_steps is not None:
             return step % self.every_steps == 0
         if self.every_s is None:
@@ -55,7 +57,7 @@ class Pace:
         self.done += 1
         if self.done < self.until:
             return False
-        step_s = self.world.agree((self.clock() - self.since) / self.done)
+        step_s = self.group.agree((self.clock() - self.since) / self.done)
         due, self.saves = self.saves, True
         elapsed_steps = 0 if due else self.done
         self.until = max(1, round(self.every_s / max(step_s, 1e-9)) - elapsed_steps)
@@ -63,18 +65,18 @@ class Pace:
         return due
 
 
-class Writer:
-    """Does one thing at a time, in order, on a thread of its own."""
+class BackgroundWriter:
+    """Writes on a thread of its own, one thing at a time, in order."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.pool = pool
         self.pending: Future[None] | None = None
 
     def start(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Begin to write, once what was begun before is done.
+        """Start to write, once the write before is done.
 
         Raises:
-            PausedError: What was begun before met a full disk.
+            PausedError: The write before met a full disk.
         """
         self.wait()
         self.pending = self.pool.submit(write, *arguments)
@@ -90,11 +92,11 @@ class Writer:
             pending.result()
 
 
-@contextmanager
-def writing() -> Iterator[Writer]:
-    """Give a writer for the length of a `with` block, and leave when all is written."""
+@contextlib.contextmanager
+def writing() -> Iterator[BackgroundWriter]:
+    """Yield a writer for the length of a `with` block, and leave when all is written."""
     with ThreadPoolExecutor(1, "checkpoint") as pool:
-        writer = Writer(pool)
+        writer = BackgroundWriter(pool)
         yield writer
         writer.wait()
 
@@ -103,23 +105,24 @@ def writing() -> Iterator[Writer]:
 class TrainingSession:
     """A worker's part of a run; rank 0 writes what all have done.
 
-    `metrics` are those of the last epoch that was done, `steps_at` when the first and the last step ended here, in
-    seconds since 1970; [] where none was left to do.
+    `metrics` are those of the last finished epoch, `steps_at` when the first and the last step ended here, in seconds
+    since 1970; [] where none was left to do.
     """
 
     run: Run
     record: RunRecord
-    training: Trainer
-    keeper: Checkpoints
+    trainer: Trainer
+    checkpoints: CheckpointStore
     metrics: Epoch | None
+    save_schedule: SaveSchedule
     steps_at: list[float] = field(default_factory=list)
-    writer: Writer | None = None
+    writer: BackgroundWriter | None = None
 
     @classmethod
     def open(
-        cls, run: Run, record: RunRecord, source: Source, world: ProcessGroup, device: torch.device
+        cls, run: Run, record: RunRecord, source: Source, group: ProcessGroup, device: torch.device
     ) -> "TrainingSession":
-        """Make network, optimizer and batches, and put them where the run's last whole checkpoint was taken."""
+        """Build network, optimizer and loader, and restore the run's last intact checkpoint."""
         config = record.config
         loader = open_loader(
             replace(source, record=record.data, config=config),
@@ -129,8 +132,8 @@ class TrainingSession:
                 config, len(record.data.class_names), record.data.height if record.data.stored else None
             ),
             seed=config.seed,
-            rank=world.rank,
-            world_size=world.size,
+            rank=group.rank,
+            world_size=group.size,
             log_event=run.log_event,
         )
         torch.manual_seed(config.seed)
@@ -140,14 +143,15 @@ class TrainingSession:
             in_channels=record.data.channels,
             shortcut=config.shortcut,
         )
-        training = build_trainer(config, network, loader, world, device)
-        keeper = Checkpoints(run, config.num_to_keep)
-        return cls(run, record, training, keeper, _resume(training, keeper))
+        trainer = build_trainer(config, network, loader, group, device)
+        checkpoints = CheckpointStore(run, config.num_to_keep)
+        schedule = SaveSchedule(group, *config.checkpoint_interval)
+        return cls(run, record, trainer, checkpoints, _resume(trainer, checkpoints), schedule)
 
     @property
-    def bad(self) -> tuple[BadImage, ...]:
-        """Broken images that were met here."""
-        return (*self.training.loader.train.bad, *self.training.loader.val.bad)
+    def bad_images(self) -> tuple[BadImage, ...]:
+        """The images that this worker could not decode."""
+        return (*self.trainer.loader.train.bad, *self.trainer.loader.val.bad)
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
@@ -155,28 +159,27 @@ class TrainingSession:
         with writing() as self.writer:
             yield
 
-    def epochs(self) -> Iterator[Epoch | None]:
-        """Train to the end, within `saving`; each epoch's metrics, or None for a save within one, as its save begins.
+    def after_step(self, progress: Progress) -> None:
+        """Record the time of a step, and, on rank 0, the progress; for `Trainer.run`."""
+        self.steps_at[1:] = [time.time()]  # the first one stays
+        if self.trainer.group.rank == 0:
+            self.run.write_progress({"stage": "Training", **vars(progress)})
+
+    def save_is_due(self, step: int) -> bool:
+        """Return whether to save within an epoch after `step` steps in all; for `Trainer.run`."""
+        return self.save_schedule.is_due(step)
+
+    def save(self, epoch: Epoch | None) -> None:
+        """Start to save what `Trainer.run` has just yielded, within `saving`; to be called by every worker.
 
         Raises:
-            UserError: The loss is no longer a finite number.
-            PausedError: The disk is full.
+            PausedError: The write before met a full disk.
         """
-        leads = self.training.world.rank == 0
-
-        def after_step(progress: Progress) -> None:
-            self.steps_at[1:] = [time.time()]  # the first one stays
-            if leads:
-                self.run.write_progress({"stage": "Trainer", **vars(progress)})
-
-        pace = Pace(self.training.world, *self.record.config.checkpoint_interval)
-        for epoch in self.training.run(after_step, pace.is_due):
-            tensors = checkpoints.collect(self.training)
-            self.metrics = epoch or self.metrics
-            if leads:
-                assert self.writer is not None
-                self.writer.start(self.keeper.save, self._info(), tensors)
-            yield epoch
+        tensors = checkpoint_files.collect(self.trainer)
+        self.metrics = epoch or self.metrics
+        if self.trainer.group.rank == 0:
+            assert self.writer is not None
+            self.writer.start(self.checkpoints.save, self._info(), tensors)
 
     def wait(self) -> None:
         """Wait until all is written."""
@@ -184,7 +187,7 @@ class TrainingSession:
             self.writer.wait()
 
     def _info(self) -> CheckpointInfo:
-        record, data, loader = self.record, self.record.data, self.training.loader
+        record, data, loader = self.record, self.record.data, self.trainer.loader
         return CheckpointInfo(
             model=record.config.model,
             shortcut=record.config.shortcut,
@@ -198,23 +201,23 @@ class TrainingSession:
             data=data.name,
             data_fingerprint=data.fingerprint,
             metrics=self.metrics,
-            step=self.training.step,
+            step=self.trainer.step,
         )
 
 
-def _resume(training: Trainer, keeper: Checkpoints) -> Epoch | None:
-    """Go on from the last whole checkpoint, if there is one: rank 0 chooses, every rank reads it."""
+def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> Epoch | None:
+    """Restore the last intact checkpoint, if there is one: rank 0 chooses, every rank reads it."""
     chosen: list[Path | None] = [None]
-    if training.world.rank == 0:
-        latest, refused = keeper.latest()
+    if trainer.group.rank == 0:
+        latest, refused = checkpoints.latest()
         for reason in refused:
-            keeper.run.log_event(f"Skipping a checkpoint: {reason}")
+            checkpoints.run.log_event(f"Skipping a checkpoint: {reason}")
         chosen = [latest.path if latest else None]
-        keeper.rewind(latest)
-    if training.world.size > 1:
+        checkpoints.rewind(latest)
+    if trainer.group.size > 1:
         dist.broadcast_object_list(chosen)
     if chosen[0] is None:
         return None
-    checkpoint = checkpoints.read(chosen[0])
-    checkpoints.restore(checkpoint, training)
+    checkpoint = checkpoint_files.read(chosen[0])
+    checkpoint_files.restore(checkpoint, trainer)
     return checkpoint.info.metrics

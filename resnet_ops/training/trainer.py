@@ -1,9 +1,7 @@
-"""One process's training: batch, augment, network, loss, optimizer. Knows torch, not Ray.
+"""The training loop of one process: batch, augmentation, network, loss, optimizer. Knows torch, not Ray.
 
-`prepare.py` makes the pieces.
-
-With several workers each runs this loop on its share of every batch. Sums and counts are
-added up over all workers, so that metrics are exact however uneven the shares are.
+`build.py` makes the parts, `session.py` saves them. With several workers each runs this loop on its share of every
+batch. Sums and counts are added up over all workers, so that metrics are exact however uneven the shares are.
 """
 
 import contextlib
@@ -21,7 +19,7 @@ from resnet_ops.data.loader import Loader
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.runs import Epoch
 from resnet_ops.training.distributed import ProcessGroup
-from resnet_ops.training.ema import WeightAverage
+from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.schedule import learning_rate
 
 PROGRESS_INTERVAL_S = 0.25
@@ -29,7 +27,7 @@ PROGRESS_INTERVAL_S = 0.25
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the epoch in hand stands; loss and error are means since its start."""
+    """Progress of the current epoch; loss and error are means since its start."""
 
     epoch: int
     step: int
@@ -41,7 +39,7 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """One worker's training: its network, its data, and how far it got.
+    """One worker's training: its network, its data, and its position: epochs and steps done.
 
     `network` holds the weights; `parallel` is what is called on a batch: the same network,
     DistributedDataParallel around it, or either compiled.
@@ -52,40 +50,40 @@ class Trainer:
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     loader: Loader
-    world: ProcessGroup
+    group: ProcessGroup
     device: torch.device
-    totals: Tensor  # (2,) float64: this worker's sums of losses and errors in the epoch in hand
-    ddp: nn.parallel.DistributedDataParallel | None = None  # where it adds the gradients up
-    average: WeightAverage | None = None  # of the weights over time
-    beat: Callable[[], None] = lambda: None  # called at each batch, for whoever watches that work goes on
+    totals: Tensor  # (2,) float64: this worker's sums of losses and errors in the current epoch
+    ddp: nn.parallel.DistributedDataParallel | None = None  # where it reduces the gradients
+    ema: ExponentialMovingAverage | None = None
+    beat: Callable[[], None] = lambda: None  # a heartbeat, called at each batch
     epoch: int = 0  # epochs done
-    step: int = 0  # steps done of the epoch in hand
+    step: int = 0  # steps done of the current epoch
 
     def run(
         self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool] = lambda _: False
     ) -> Iterator[Epoch | None]:
-        """Train epoch after epoch, yielding each one's metrics, the same on every worker.
+        """Train to the last epoch, yielding each one's metrics, the same on every worker.
 
-        Whatever is yielded, the moment is one to save: `epoch`, `step`, `totals`, the network and
-        the optimizer are all there is to go on from.
+        Whenever something is yielded, it is time to save: `epoch`, `step`, `totals`, the network and the optimizer are
+        all that is needed to resume.
 
         Args:
-            after_step: Told of the progress after an epoch's first and last step and a few times a second.
-            is_due: Asked after each step but an epoch's last, with the number of all steps so far;
-                where it says yes, None is yielded.
+            after_step: Called with the progress after an epoch's first and last step and a few times a second.
+            is_due: Called after each step but an epoch's last, with the number of all steps so far; where it returns
+                true, None is yielded.
 
         Raises:
             UserError: The loss is no longer a finite number.
         """
         while self.epoch < self.config.epochs:
-            started, begun = time.perf_counter(), self.step
+            started, first_step = time.perf_counter(), self.step
             for _ in self.train_epoch(after_step, is_due):
                 yield None
             steps, batch_size = self.loader.steps, self.config.batch_size
-            train = MeanLoss.of(self.world.add(self.totals), steps * batch_size)
+            train = MeanLoss.of(self.group.add(self.totals), steps * batch_size)
             trained = time.perf_counter()
             for network in self.networks:
-                self.world.average_batchnorm(network)
+                self.group.average_batchnorm(network)
             val = self.evaluate()
             self.epoch, self.step = self.epoch + 1, 0
             self.totals.zero_()
@@ -97,45 +95,45 @@ class Trainer:
                 val_loss=self.finite(val.loss),
                 val_error=val.error,
                 lr=learning_rate(self.config, self.epoch * steps - 1, self.config.epochs * steps),
-                images_per_second=(steps - begun) * batch_size / (trained - started),
+                images_per_second=(steps - first_step) * batch_size / (trained - started),
                 seconds=time.perf_counter() - started,
-                world_size=self.world.size,
+                world_size=self.group.size,
             )
 
     def train_epoch(self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool]) -> Iterator[None]:
-        """Make the rest of one pass over the training images; error and loss are summed up as trained."""
+        """Train the rest of an epoch, adding up loss and errors; yield where a save is due."""
         self.parallel.train()
         drops = any(isinstance(module, nn.Dropout) for module in self.network.modules())
         steps, batch_size = self.loader.steps, self.config.batch_size
-        begun, started = self.step, time.perf_counter()
-        told = started
-        for x, y in self.loader.train_batches(self.epoch, begun, self.beat):
+        first_step, started = self.step, time.perf_counter()
+        reported = started
+        for x, y in self.loader.train_batches(self.epoch, first_step, self.beat):
             done = self.epoch * steps + self.step
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.config, done, self.config.epochs * steps)
-            if drops:  # as what else is drawn for a step, so that a resumed run drops the same
-                torch.manual_seed(hash((self.config.seed, done, self.world.rank)))
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = learning_rate(self.config, done, self.config.epochs * steps)
+            if drops:  # seeded by the step, like augmentation, so that a resumed run drops the same
+                torch.manual_seed(hash((self.config.seed, done, self.group.rank)))
             self.compute_gradients(x, y)
             if self.config.clip_grad_norm:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            if self.average:
-                self.average.update(done)
+            if self.ema:
+                self.ema.update(done)
             self.step += 1
             self.beat()
 
             now = time.perf_counter()
-            if self.step in (begun + 1, steps) or now - told > PROGRESS_INTERVAL_S:
-                told, seen = now, (self.step - begun) * batch_size
+            if self.step in (first_step + 1, steps) or now - reported > PROGRESS_INTERVAL_S:
+                reported, images = now, (self.step - first_step) * batch_size
                 mean = MeanLoss.of(self.totals, self.step * len(y))  # of this worker's share
                 self.finite(mean.loss, self.step)
-                after_step(Progress(self.epoch + 1, self.step, steps, mean.loss, mean.error, seen / (now - started)))
+                after_step(Progress(self.epoch + 1, self.step, steps, mean.loss, mean.error, images / (now - started)))
             if self.step < steps and is_due(self.epoch * steps + self.step):
                 yield None
 
     def compute_gradients(self, x: Tensor, y: Tensor) -> None:
-        """Forward and backward through this worker's share, in micro-batches, and add up over all workers."""
+        """Run forward and backward on this worker's share, in micro-batches, and sum gradients over workers."""
         config, micro_batches = self.config, min(self.config.accumulate, len(y))
         parts = zip(x.tensor_split(micro_batches), y.tensor_split(micro_batches), strict=True)
         for index, (images, labels) in enumerate(parts, start=1):
@@ -146,14 +144,14 @@ class Trainer:
                 loss_sum = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=config.label_smoothing)
                 # Scaled by the whole batch, so that uneven shares still add up to the batch's mean;
                 # DistributedDataParallel averages over workers, where a sum is wanted.
-                (loss_sum * ((self.world.size if self.ddp else 1) / config.batch_size)).backward()
+                (loss_sum * ((self.group.size if self.ddp else 1) / config.batch_size)).backward()
             classes = labels if labels.dim() == 1 else labels.argmax(1)
             self.totals += torch.stack((loss_sum.detach(), (logits.detach().argmax(1) != classes).sum()))
-        if self.world.size > 1 and not self.ddp:
-            self.world.add_gradients(self.network)
+        if self.group.size > 1 and not self.ddp:
+            self.group.add_gradients(self.network)
 
     def logits(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Logits (n, classes) float32 of images (n, C, H, W)."""
+        """Return the logits (n, classes) float32 of images (n, C, H, W)."""
         if not self.config.channels_last:
             x = x.contiguous()
         with autocast(self.config.precision, self.device):
@@ -163,24 +161,24 @@ class Trainer:
     @property
     def networks(self) -> list[nn.Module]:
         """The network that is trained, and its average over time, if there is one."""
-        return [self.network, self.average.network] if self.average else [self.network]
+        return [self.network, self.ema.network] if self.ema else [self.network]
 
     @property
-    def validated(self) -> nn.Module:
+    def eval_network(self) -> nn.Module:
         """The network that is validated, kept as best and exported."""
         return self.networks[-1]
 
     @torch.no_grad()
     def evaluate(self) -> "MeanLoss":
-        """Loss and top-1 error over the validation images."""
-        network = self.validated.eval()
+        """Return the mean loss and top-1 error over the validation images."""
+        network = self.eval_network.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for x, y in self.loader.val_batches(self.beat):
             self.beat()
             logits = self.logits(network, x)
             loss_sum = F.cross_entropy(logits, y, reduction="sum")
             totals += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
-        return MeanLoss.of(self.world.add(totals), len(self.loader.val))
+        return MeanLoss.of(self.group.add(totals), len(self.loader.val))
 
     def finite(self, loss: float, step: int | None = None) -> float:
         """Return `loss`, or stop the training if it is not a finite number."""
@@ -191,7 +189,10 @@ class Trainer:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bf16 where `--precision` asks for it. On CPU 'auto' is fp32: bf16 autocast trains at 0.7 of its speed there."""
+    """Return a context of bf16 where `--precision` asks for it.
+
+    On CPUs 'auto' is fp32: bf16 autocast trains at 0.7 of its speed there.
+    """
     if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
         precision = "bf16"
     if precision != "bf16":
@@ -208,6 +209,6 @@ class MeanLoss:
 
     @classmethod
     def of(cls, totals: Tensor, images: int) -> "MeanLoss":
-        """From the sums of losses and of errors."""
+        """Divide the sums of losses and of errors by the number of images."""
         loss, errors = (totals / max(images, 1)).tolist()
         return cls(loss, errors)

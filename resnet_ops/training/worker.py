@@ -1,4 +1,7 @@
-"""A session inside a Ray Train worker: what a cluster adds to it (rank, share, other machines, hangs)."""
+"""Runs one worker of a training inside Ray Train: rank, share of the cores, other nodes, hangs, errors.
+
+`trainer.py` is the training itself, `session.py` a run's part of it; neither knows Ray.
+"""
 
 import contextlib
 import faulthandler
@@ -10,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,27 +39,17 @@ from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import Trainer
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a worker's part.
-
-    Args:
-        steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
-        bad: Broken images that any worker met.
-    """
-
-    steps_at: tuple[float, ...]
-    bad: tuple[BadImage, ...]
+LAST_WORDS_S = 5.0
+EXIT_CODE = 86  # of a worker that the watchdog ends, to be told apart in Ray's account of its death
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker is sent to do.
+    """What a worker is to train.
 
     Args:
         run: The run directory, a path or a URL.
-        threads: Threads of each worker; None where the worker is to take its share of its machine.
+        threads: Threads of each worker; None where the worker takes its share of its node's cores.
         request: What the job asks of the cluster; None where the worker is alone in this process.
         source: The images, opened by the job's driver, where that is this process.
     """
@@ -68,147 +60,154 @@ class WorkerTask:
     source: Source | None = None
 
 
-def run_worker(job: WorkerTask) -> Outcome:
-    """Train a run from where it stands.
+@dataclass(frozen=True)
+class WorkerResult:
+    """What a worker hands back.
+
+    Args:
+        steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
+        bad_images: Images that any worker could not decode.
+    """
+
+    steps_at: tuple[float, ...]
+    bad_images: tuple[BadImage, ...]
+
+
+def run_worker(task: WorkerTask) -> WorkerResult:
+    """Train a run from its last checkpoint to its last epoch.
 
     Raises:
         UserError: The loss diverged, or the device's memory or the disk is full.
-        NodeUnfitError: The run directory or its images are not to be seen from this machine.
-        PeerLostError: Another worker is gone or silent.
-        RegroupError: More machines are there; all is saved.
+        NodeUnfitError: The run directory or its images cannot be read on this node.
+        PeerLostError: Another worker is lost or does not answer.
+        RegroupError: More nodes are available; all is saved.
     """
-    run = Run(files.to_path(job.run))
+    run = Run(files.to_path(task.run))
     if not files.is_file(run.record_file):
         raise _unfit(f"{socket.gethostname()} does not see {run.path}, written by the job's driver")
     record = run.read_as_written()
-    torch.set_num_threads(job.threads or _share_of_this_machine(job.request))
+    torch.set_num_threads(task.threads or _cores_per_worker(task.request))
     context = ray.train.get_context()
-    world = ProcessGroup(context.get_world_rank(), context.get_world_size())
+    group = ProcessGroup(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
+    with _explained_errors(record.config.batch_size, group, device):
+        if group.rank == 0:
+            run.write_progress({"stage": f"Reading {record.config.data}"})
+        session = TrainingSession.open(run, record, task.source or _open_the_same(record), group, device)
+        nodes = ElasticGroup(group, task.request)
+        with _watched(run, session.trainer, task.request), session.saving():
+            for epoch in session.trainer.run(session.after_step, session.save_is_due):
+                session.save(epoch)
+                if epoch is not None:
+                    ray.train.report(epoch.model_dump())
+                if session.trainer.epoch < record.config.epochs and nodes.can_grow():
+                    session.wait()
+                    group.agree(1)  # the others stay until rank 0 has written, or Ray would end it
+                    raise RegroupError
+        return WorkerResult(tuple(session.steps_at), _gather_bad_images(group, session.bad_images))
+
+
+@contextlib.contextmanager
+def _explained_errors(batch_size: int, group: ProcessGroup, device: torch.device) -> Iterator[None]:
+    """Turn torch's errors within a `with` block into what a user can act on, or Ray can recover from."""
     try:
-        return _train(run, record, world, device, job.request, job.source)
+        yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The memory of {device} is full: {str(error).splitlines()[0]}",
-            f"Try a --batch-size below {record.config.batch_size}.",
+            f"Try a --batch-size below {batch_size}.",
             exit_code=WORK_FAILED,
         ) from error
     except (RuntimeError, dist.DistError) as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"torch.compile failed: {reason}", "Remove --compile.", WORK_FAILED) from error
-        if world.size > 1 and (isinstance(error, dist.DistError) or is_about_a_peer(error)):
+        if group.size > 1 and (isinstance(error, dist.DistError) or is_about_a_peer(error)):
             raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise
 
 
-def _unfit(why: str) -> NodeUnfitError:
-    return NodeUnfitError(ray.get_runtime_context().get_node_id(), why)
+def _unfit(reason: str) -> NodeUnfitError:
+    return NodeUnfitError(ray.get_runtime_context().get_node_id(), reason)
 
 
 def _open_the_same(record: RunRecord) -> Source:
-    """The run's images, as this machine sees them."""
-    here, data = socket.gethostname(), record.config.data
+    """Open the run's images as this node sees them."""
+    host, data = socket.gethostname(), record.config.data
     try:
         source = open_source(record.config)
     except UserError as error:
-        raise _unfit(f"{here}: {error.cause}") from error
+        raise _unfit(f"{host}: {error.cause}") from error
     if source.record.fingerprint != record.data.fingerprint:
-        raise _unfit(f"the images in {data} on {here} differ from those the run started with")
+        raise _unfit(f"the images in {data} on {host} differ from those the run started with")
     return source
 
 
-def _share_of_this_machine(request: Request | None) -> int:
-    here = ray.get_runtime_context().get_node_id()
-    (node,) = (node for node in survey() if node.id == here)
+def _cores_per_worker(request: Request | None) -> int:
+    """Return this worker's share of its node's cores."""
+    node_id = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in survey() if node.id == node_id)
     assert request is not None
     return max(1, int(request.cores_on(node)))
 
 
-def _train(
-    run: Run,
-    record: RunRecord,
-    world: ProcessGroup,
-    device: torch.device,
-    request: Request | None,
-    source: Source | None,
-) -> Outcome:
-    if world.rank == 0:
-        run.write_progress({"stage": f"Reading {record.config.data}"})
-    session = TrainingSession.open(run, record, source or _open_the_same(record), world, device)
-    group = ElasticGroup(world, request)
-    with _watched(run, world, session.training, request), session.saving():
-        for epoch in session.epochs():
-            if epoch is not None:
-                ray.train.report(epoch.model_dump())
-            if session.training.epoch < record.config.epochs and group.could_be_larger():
-                session.wait()
-                world.agree(1)  # the others stay until rank 0 has written, or Ray would end it
-                raise RegroupError
-    return Outcome(tuple(session.steps_at), _met_by_all(world, session.bad))
-
-
-def _met_by_all(world: ProcessGroup, bad: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
-    every: list[Any] = [bad]
-    if world.size > 1:
-        every = [()] * world.size
-        dist.all_gather_object(every, bad)
-    return tuple(sorted({image for some in every for image in some}, key=lambda image: image.name))
+def _gather_bad_images(group: ProcessGroup, bad_images: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
+    """Return the images that any worker could not decode, each once, by name."""
+    of_each_rank: list[Any] = [bad_images]
+    if group.size > 1:
+        of_each_rank = [()] * group.size
+        dist.all_gather_object(of_each_rank, bad_images)
+    return tuple(sorted({image for rank in of_each_rank for image in rank}, key=lambda image: image.name))
 
 
 @contextlib.contextmanager
-def _watched(run: Run, world: ProcessGroup, training: Trainer, request: Request | None) -> Iterator[None]:
+def _watched(run: Run, trainer: Trainer, request: Request | None) -> Iterator[None]:
     """End this process when training hangs; not where it is the user's own."""
     if request is None:
         yield
         return
-    name = f"worker {world.rank} on {socket.gethostname()}"
+    name = f"worker {trainer.group.rank} on {socket.gethostname()}"
     folder = Path(tempfile.gettempdir(), f"resnet-ops-{run.name}") if files.is_remote(run.path) else run.path
-    folder.mkdir(exist_ok=True)  # on this machine: a process that hangs may be waiting for the bucket
-    traces = folder / f"hang-worker-{world.rank}.txt"
-    watchdog = Watchdog(training.config.hang_timeout, traces, lambda what: run.log_event(f"{name}: {what}"))
-    training.beat = watchdog.beat
+    folder.mkdir(exist_ok=True)  # on this node: a process that hangs may be waiting for the bucket
+    traces = folder / f"hang-worker-{trainer.group.rank}.txt"
+    watchdog = Watchdog(trainer.config.hang_timeout, traces, lambda message: run.log_event(f"{name}: {message}"))
+    trainer.beat = watchdog.beat
     with watchdog.watching():
         yield
 
 
 class ElasticGroup:
-    """The machines that the workers are on, and whether there could be more of them."""
+    """The nodes that the workers run on, and whether there could be more of them."""
 
-    def __init__(self, world: ProcessGroup, request: Request | None) -> None:
-        self.world, self.request = world, request
-        self.ours: Counter[str] = Counter()
+    def __init__(self, group: ProcessGroup, request: Request | None) -> None:
+        self.group, self.request = group, request
+        self.workers_on: Counter[str] = Counter()  # by the id of a node
         if request is not None and request.elastic:
-            here: list[Any] = [None] * world.size
-            mine = ray.get_runtime_context().get_node_id()
-            if world.size > 1:
-                dist.all_gather_object(here, mine)
-            else:
-                here = [mine]
-            self.ours.update(here)
+            node_ids: list[Any] = [ray.get_runtime_context().get_node_id()]
+            if group.size > 1:
+                (own,) = node_ids
+                node_ids = [None] * group.size
+                dist.all_gather_object(node_ids, own)
+            self.workers_on.update(node_ids)
 
-    def could_be_larger(self) -> bool:
-        """Whether there is room on more machines now; the same on every worker, at no cost where it is settled."""
-        if self.request is None or len(self.ours) in (0, self.request.most):
+    def can_grow(self) -> bool:
+        """Return whether more nodes have room now: the same on every worker, at no cost where it is settled."""
+        if self.request is None or len(self.workers_on) in (0, self.request.most):
             return False
         larger = False
-        if self.world.rank == 0:
-            layout = choose(usable_nodes(), self.request, self.ours)
-            larger = layout is not None and layout.workers > self.world.size
-        return bool(self.world.agree(float(larger)))
-
-
-LAST_WORDS_S = 5.0
-EXIT_CODE = 86  # told apart in Ray's account of a worker's death
+        if self.group.rank == 0:
+            layout = choose(usable_nodes(), self.request, self.workers_on)
+            larger = layout is not None and layout.workers > self.group.size
+        return bool(self.group.agree(float(larger)))
 
 
 class Watchdog:
-    """Ends this process when no beat was heard for `timeout_s` seconds after the first.
+    """Ends this process when there is no heartbeat for `timeout_s` seconds after the first one.
 
     Args:
-        timeout_s: Seconds between two beats that are too many.
-        traces: File that gets every thread's stack first.
-        log_event: Told first which worker hangs.
+        timeout_s: Seconds between two heartbeats that count as a hang.
+        traces: File that gets every thread's stack trace before.
+        log_event: Records which worker hangs.
     """
 
     def __init__(self, timeout_s: float, traces: Path, log_event: Callable[[str], None]) -> None:
@@ -217,10 +216,10 @@ class Watchdog:
         self.done = threading.Event()
 
     def beat(self) -> None:
-        """Say that work goes on."""
+        """Record a heartbeat: work goes on."""
         self.last = time.monotonic()
 
-    @contextmanager
+    @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch for the length of a `with` block."""
         thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -234,12 +233,12 @@ class Watchdog:
     def _watch(self) -> None:
         while not self.done.wait(min(1.0, self.timeout_s / 4)):
             if self.last is not None and time.monotonic() - self.last > self.timeout_s:
-                # What hangs may be the disk that is written to now; the end comes all the same.
-                threading.Thread(target=self._say_where, daemon=True).start()
+                # The disk itself may hang; the process ends all the same.
+                threading.Thread(target=self._report_hang, daemon=True).start()
                 time.sleep(LAST_WORDS_S)
                 os._exit(EXIT_CODE)
 
-    def _say_where(self) -> None:
+    def _report_hang(self) -> None:
         with self.traces.open("a") as file:
             faulthandler.dump_traceback(file, all_threads=True)
         self.log_event(f"no step for {self.timeout_s:g} s; stack traces are in {self.traces}")

@@ -155,8 +155,9 @@ class TrialWorker(tune.Trainable):
         self.session = TrainingSession.open(self.run, self.record, source, ProcessGroup(), device)
         yield from self.run.epochs()
         with self.session.saving():
-            for epoch in self.session.epochs():
-                self.session.wait()  # what is told is on the disk
+            for epoch in self.session.trainer.run(self.session.after_step, self.session.save_is_due):
+                self.session.save(epoch)
+                self.session.wait()  # an epoch that is reported is on the disk
                 if epoch is not None:
                     yield epoch
 
@@ -175,7 +176,7 @@ class TrialWorker(tune.Trainable):
             if source.record.fingerprint != self.task.data.fingerprint:
                 raise UserError(f"The images in {config.data} differ from those the search started with.")
             if config.stream != "on":
-                source = source.ready()
+                source = source.prepare()
             self.sources[wanted] = source
         return self.sources[wanted]
 

@@ -1,4 +1,4 @@
-"""The check tells of a broken folder what was broken in it, and of sound data what others count."""
+"""The check reports every defect of a damaged folder, and counts sound data as others do."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ from PIL import Image
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data import contact_sheet
-from resnet_ops.data.audit import check
+from resnet_ops.data.audit import check_data
 from resnet_ops.data.augment import pixel_statistics
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import open_source
 from tests.conftest import CIFAR10, Ended, needs_cifar10
 from tests.data.make_digits import pixels_and_labels
-from tests.data.test_sources import noise, write
+from tests.data.samples import noise, write_parquet
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -30,7 +30,7 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 12 training images and 3 for validation each, and then what happens to images."""
+    """Two classes of 12 training and 3 validation images each, and every defect that the check knows."""
     root = tmp_path_factory.mktemp("damaged")
     for seed, name in enumerate(("cat", "dog")):
         for split, count in (("train", 12), ("val", 3)):
@@ -54,27 +54,27 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_damaged_folder_is_told_of_whole(damaged: Path, cli: Callable[..., Ended], tmp_path: Path) -> None:
+def test_every_defect_of_a_damaged_folder_is_reported(damaged: Path, cli: Callable[..., Ended], tmp_path: Path) -> None:
     picture = tmp_path / "damaged.png"
     ended = cli("data", "check", damaged, "--contact-sheet", picture, "--json")
-    told = ended.json
+    report = ended.json
     assert ended.code == 1
-    assert told["fit"] is False
-    assert told["per_class"] == {
+    assert report["fit"] is False
+    assert report["per_class"] == {
         "cat": {"train": 16, "val": 4},
         "dog": {"train": 15, "val": 5},
         "empty": {"train": 0, "val": 0},
         "bird": {"train": 0, "val": 1},
     }
-    assert told["images"] == [31, 10]
-    assert told["broken"] == [3, 1]
-    assert (told["copies"], told["in_both"], told["conflicting"]) == ([1, 0], 2, 2)
-    assert told["passed_over"] == 1
-    assert told["sizes"] == [[40, 40], [40, 40], [1600, 2400]]
-    assert told["distinct_sizes"] == 2
-    assert told["modes"] == {"RGB": 36, "L": 1}
-    assert "train/empty contains no images" in told["refused"]
-    findings = {finding["name"]: finding for finding in told["findings"]}
+    assert report["images"] == [31, 10]
+    assert report["broken"] == [3, 1]
+    assert (report["copies"], report["in_both"], report["conflicting"]) == ([1, 0], 2, 2)
+    assert report["passed_over"] == 1
+    assert report["sizes"] == [[40, 40], [40, 40], [1600, 2400]]
+    assert report["distinct_sizes"] == 2
+    assert report["modes"] == {"RGB": 36, "L": 1}
+    assert "train/empty contains no images" in report["refused"]
+    findings = {finding["name"]: finding for finding in report["findings"]}
     states = {name: finding["state"] for name, finding in findings.items() if finding["state"] != "ok"}
     assert states == {
         "training": "error",
@@ -102,7 +102,7 @@ def test_a_damaged_folder_is_told_of_whole(damaged: Path, cli: Callable[..., End
     assert Image.open(picture).format == "PNG"
 
 
-def test_what_would_be_refused_once_decoded_is_told_before(tmp_path: Path, cli: Callable[..., Ended]) -> None:
+def test_what_training_would_refuse_once_decoded_is_reported_before(tmp_path: Path, cli: Callable[..., Ended]) -> None:
     for name in ("cat", "dog"):
         for index, pixels in enumerate(noise(20, seed=len(name) + ord(name[0]))):
             save(tmp_path / name / f"{index}.png", pixels)
@@ -110,23 +110,23 @@ def test_what_would_be_refused_once_decoded_is_told_before(tmp_path: Path, cli: 
     whole = (tmp_path / "cat" / "0.png").read_bytes()
     for index in range(3):
         (tmp_path / "cat" / f"{index}.png").write_bytes(whole[:60])
-    told = cli("data", "check", tmp_path, "--json").json
+    report = cli("data", "check", tmp_path, "--json").json
     with pytest.raises(ValueError, match="cannot be decoded") as refusal:
-        open_source(str(tmp_path)).ready()
-    assert told["refused"] == str(refusal.value)
+        open_source(str(tmp_path)).prepare()
+    assert report["refused"] == str(refusal.value)
 
 
 def test_a_warning_fails_only_the_strict(tmp_path: Path, cli: Callable[..., Ended]) -> None:
-    file = write(tmp_path / "few.parquet", noise(40), [0] * 35 + [1] * 5)
+    file = write_parquet(tmp_path / "few.parquet", noise(40), [0] * 35 + [1] * 5)
     assert cli("data", "check", file, "--json").json["fit"]
     assert cli("data", "check", file).code == 0
     assert cli("data", "check", file, "--strict").code == 1
 
 
 def test_one_broken_parquet_file_hides_not_the_others(tmp_path: Path) -> None:
-    write(tmp_path / "train-0.parquet", noise(20), [0, 1] * 10)
+    write_parquet(tmp_path / "train-0.parquet", noise(20), [0, 1] * 10)
     (tmp_path / "train-1.parquet").write_bytes(b"cut")
-    report = check(DataConfig(data=str(tmp_path)))
+    report = check_data(DataConfig(data=str(tmp_path)))
     assert report.images == (20, 0)
     assert "train-1.parquet cannot be read as Parquet" in report.refused
     with pytest.raises(ValueError, match=r"train-1.parquet cannot be read as Parquet"):
@@ -134,36 +134,36 @@ def test_one_broken_parquet_file_hides_not_the_others(tmp_path: Path) -> None:
 
 
 def test_labels_without_a_class_are_counted(tmp_path: Path) -> None:
-    report = check(DataConfig(data=str(write(tmp_path / "a.parquet", noise(20), [0, 5] * 10))))
+    report = check_data(DataConfig(data=str(write_parquet(tmp_path / "a.parquet", noise(20), [0, 5] * 10))))
     assert {name: images.train for name, images in report.per_class.items()} == {"cat": 10, "dog": 0, "5": 10}
     assert "labels from 0 to 5" in report.refused
 
 
 def test_digits_are_counted_as_scikit_learn_has_them(cli: Callable[..., Ended]) -> None:
-    told = cli("data", "check", "digits", "--strict", "--json").json
+    report = cli("data", "check", "digits", "--strict", "--json").json
     labels = pixels_and_labels()[1]
-    assert {name: sum(counts.values()) for name, counts in told["per_class"].items()} == {
+    assert {name: sum(counts.values()) for name, counts in report["per_class"].items()} == {
         str(digit): int((labels == digit).sum()) for digit in range(10)
     }
     source = open_source("digits")
-    assert told["images"] == [source.record.train_images, source.record.val_images]
-    assert told["fingerprint"] == source.record.fingerprint
+    assert report["images"] == [source.record.train_images, source.record.val_images]
+    assert report["fingerprint"] == source.record.fingerprint
     mean, std = pixel_statistics(source.decoded("train").counts)
-    assert told["mean"] == pytest.approx(mean, rel=1e-12)
-    assert told["std"] == pytest.approx(std, rel=1e-12)
+    assert report["mean"] == pytest.approx(mean, rel=1e-12)
+    assert report["std"] == pytest.approx(std, rel=1e-12)
     images = [row["bytes"] for row in pq.read_table(EMBEDDED["digits"]).column("image").to_pylist()]
-    assert told["encoded_bytes"] == sum(map(len, images))
-    assert told["decoded_bytes"] == len(images) * 64
+    assert report["encoded_bytes"] == sum(map(len, images))
+    assert report["decoded_bytes"] == len(images) * 64
 
 
 @needs_cifar10
 def test_cifar10s_test_images_are_counted(cli: Callable[..., Ended]) -> None:
-    told = cli("data", "check", CIFAR10 / "test-00000-of-00001.parquet", "--json").json
+    report = cli("data", "check", CIFAR10 / "test-00000-of-00001.parquet", "--json").json
     rows = pq.read_table(CIFAR10 / "test-00000-of-00001.parquet").to_pylist()
-    counts = Counter(told["class_names"][row["label"]] for row in rows)
-    assert {name: sum(both.values()) for name, both in told["per_class"].items()} == counts
-    assert sum(told["copies"]) + told["in_both"] == len(rows) - len({row["img"]["bytes"] for row in rows})
-    assert told["sizes"] == [[32, 32]] * 3
+    counts = Counter(report["class_names"][row["label"]] for row in rows)
+    assert {name: sum(both.values()) for name, both in report["per_class"].items()} == counts
+    assert sum(report["copies"]) + report["in_both"] == len(rows) - len({row["img"]["bytes"] for row in rows})
+    assert report["sizes"] == [[32, 32]] * 3
 
 
 def test_the_contact_sheet_shows_the_images_pixel_for_pixel(cli: Callable[..., Ended], tmp_path: Path) -> None:
@@ -189,20 +189,20 @@ def test_the_contact_sheet_shows_the_images_pixel_for_pixel(cli: Callable[..., E
 
 def test_a_contact_sheet_is_as_large_as_what_is_on_it() -> None:
     wide = np.zeros((100, 400, 3), np.uint8)
-    assert contact_sheet.fitted(wide).size == (128, 32)
-    assert contact_sheet.fitted(wide[:30, :40]).size == (120, 90)
+    assert contact_sheet.fit_to_cell(wide).size == (128, 32)
+    assert contact_sheet.fit_to_cell(wide[:30, :40]).size == (120, 90)
     rows = [
         contact_sheet.SheetRow("a name that is far too long to be written beside its images " * 3, "1", (wide,)),
         contact_sheet.SheetRow("none", "0", ()),
     ]
-    drawn = contact_sheet.contact_sheet("wide", "", rows, "3 more classes")
+    drawn = contact_sheet.draw_contact_sheet("wide", "", rows, "3 more classes")
     assert drawn.height < drawn.width < 700
-    picked = contact_sheet.pick(np.arange(3000) % 100)
-    assert len(picked) == contact_sheet.ROWS * contact_sheet.COLUMNS
-    assert len(set((picked % 100).tolist())) == contact_sheet.ROWS
+    chosen = contact_sheet.choose_examples(np.arange(3000) % 100)
+    assert len(chosen) == contact_sheet.ROWS * contact_sheet.COLUMNS
+    assert len(set((chosen % 100).tolist())) == contact_sheet.ROWS
 
 
-def test_where_a_contact_sheet_cannot_be_is_said_at_once(cli: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_contact_sheet_that_cannot_be_written_is_refused_at_once(cli: Callable[..., Ended], tmp_path: Path) -> None:
     for wrong, word in ((tmp_path / "a.jpg", "not a PNG"), (tmp_path / "no" / "a.png", "folder does not exist")):
         ended = cli("data", "check", "digits", "--contact-sheet", wrong)
         assert ended.code == 2

@@ -22,7 +22,7 @@ def test_a_smaller_crop_is_a_part_of_its_image() -> None:
     x = pixels(60, 9, 8, 3)
     seen = set()
     for image, crop in zip(x, augment.crop_and_flip(x, 0, True, generator(), 5), strict=True):
-        found = [
+        matches = [
             (top, left, mirrored)
             for top in range(5)
             for left in range(4)
@@ -30,14 +30,14 @@ def test_a_smaller_crop_is_a_part_of_its_image() -> None:
             for cut in [image[top : top + 5, left : left + 5]]
             if torch.equal(cut.flip(1) if mirrored else cut, crop)
         ]
-        assert len(found) == 1
-        seen.add(found[0])
+        assert len(matches) == 1
+        seen.add(matches[0])
     assert len(seen) > 25
 
 
 def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def crops(gathered: int, padding: int, side: int | None) -> torch.Tensor:
-        monkeypatch.setattr(augment, "GATHERED", gathered)
+        monkeypatch.setattr(augment, "MAX_GATHER_PIXELS", gathered)
         return augment.crop_and_flip(x, padding, True, torch.Generator().manual_seed(3), side)
 
     for channels, padding, side in ((3, 4, None), (1, 0, 12), (3, 2, 20)):
@@ -48,7 +48,7 @@ def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("h", "w", "size"), [(32, 32, (32, 32)), (48, 40, (28, 36)), (16, 16, (24, 24))])
 def test_resized_crops_are_torchvisions(h: int, w: int, size: tuple[int, int]) -> None:
     x = pixels(30, h, w, 3)
-    boxes = torch.stack(augment._boxes(30, h, w, generator())).T.long().tolist()
+    boxes = torch.stack(augment._random_boxes(30, h, w, generator())).T.long().tolist()
     ours = augment.random_resized_crop(x, size, False, generator())
     assert ours.is_contiguous()
     for image, box, our in zip(x, boxes, ours, strict=True):
@@ -63,7 +63,7 @@ def test_resized_crops_are_torchvisions(h: int, w: int, size: tuple[int, int]) -
 
 def test_parts_are_drawn_as_torchvision_draws_them() -> None:
     n, h, w = 4000, 64, 48
-    top, left, high, wide = (part.numpy() for part in augment._boxes(n, h, w, generator()))
+    top, left, high, wide = (part.numpy() for part in augment._random_boxes(n, h, w, generator()))
     torch.manual_seed(0)
     image = torch.empty(3, h, w)
     params = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
@@ -82,7 +82,7 @@ def test_parts_are_drawn_as_torchvision_draws_them() -> None:
 
 @pytest.mark.parametrize(("h", "w"), [(10, 2000), (2000, 10)])
 def test_where_no_part_fits_the_middle_is_taken(h: int, w: int) -> None:
-    boxes = torch.stack(augment._boxes(20, h, w, generator())).T.long().tolist()
+    boxes = torch.stack(augment._random_boxes(20, h, w, generator())).T.long().tolist()
     assert tuple(boxes[0]) == RandomResizedCrop.get_params(torch.empty(3, h, w), [0.08, 1.0], [3 / 4, 4 / 3])
     assert boxes == boxes[:1] * 20
 
@@ -98,12 +98,12 @@ def test_cutout_blanks_one_square(side: int) -> None:
             top, left = row - side // 2, column - side // 2
             image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
             candidates.add(image.tobytes())
-    found = set()
+    squares = set()
     for image in ours:
         assert (image == image[0]).all()
-        found.add(image[0].numpy().tobytes())
-    assert found <= candidates
-    assert len(found) > 0.8 * len(candidates)
+        squares.add(image[0].numpy().tobytes())
+    assert squares <= candidates
+    assert len(squares) > 0.8 * len(candidates)
 
 
 def test_mixup_is_torchvisions() -> None:

@@ -1,4 +1,4 @@
-"""Decoded images are kept: made once, shared, whole after a crash, made anew when damaged."""
+"""Decoded images are cached: written once, shared, complete after a crash, written again when damaged."""
 
 import os
 import subprocess
@@ -13,33 +13,33 @@ import pytest
 from resnet_ops.config import DataConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
-from tests.data.made import folders, noise
+from tests.data.samples import noise, write_class_folders
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[[], Source]:
-    """Opens the same small data set each time, with a cache of its own."""
-    folders(tmp_path / "data" / "train", {"cat": noise(20), "dog": noise(20, seed=1)})
-    folders(tmp_path / "data" / "val", {"cat": noise(3, seed=2), "dog": noise(3, seed=3)})
+    """Open the same small data set each time, with a cache of its own."""
+    write_class_folders(tmp_path / "data" / "train", {"cat": noise(20), "dog": noise(20, seed=1)})
+    write_class_folders(tmp_path / "data" / "val", {"cat": noise(3, seed=2), "dog": noise(3, seed=3)})
     return lambda: open_source(DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache"))
 
 
-def kept(tmp_path: Path) -> dict[str, int]:
-    """The pixels that are kept, and which file (inode) each is."""
+def cached_files(tmp_path: Path) -> dict[str, int]:
+    """Return the files of pixels in the cache, and the inode of each."""
     return {str(file): file.stat().st_ino for file in (tmp_path / "cache").rglob("pixels.npy")}
 
 
 def test_what_was_decoded_is_mapped_and_not_decoded_again(tmp_path: Path, opened: Callable[[], Source]) -> None:
     first = opened().load("train").pixels
-    before = kept(tmp_path)
+    before = cached_files(tmp_path)
     again = opened().load("train").pixels
-    assert kept(tmp_path) == before
+    assert cached_files(tmp_path) == before
     assert isinstance(again, np.memmap)
     assert np.array_equal(first, again)
     assert np.array_equal(np.load(next(iter(before))), first)  # any .npy reader can use it
 
 
-def test_other_images_and_other_sizes_are_kept_apart(tmp_path: Path, opened: Callable[[], Source]) -> None:
+def test_other_images_and_other_sizes_are_cached_apart(tmp_path: Path, opened: Callable[[], Source]) -> None:
     opened().load("train")
     (tmp_path / "data" / "train" / "cat" / "00.png").write_bytes(
         (tmp_path / "data" / "train" / "cat" / "01.png").read_bytes()
@@ -48,13 +48,13 @@ def test_other_images_and_other_sizes_are_kept_apart(tmp_path: Path, opened: Cal
     assert np.array_equal(changed[0], changed[1])
     larger = DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache", image_size=16)
     assert open_source(larger).load("train").pixels.shape == (40, 18, 18, 3)
-    assert len(kept(tmp_path)) == 3
+    assert len(cached_files(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("damage", ["shorter", "header", "no index", "half an index", "no labels"])
-def test_what_is_damaged_is_made_anew(tmp_path: Path, opened: Callable[[], Source], damage: str) -> None:
+def test_what_is_damaged_is_written_again(tmp_path: Path, opened: Callable[[], Source], damage: str) -> None:
     whole = np.array(opened().load("train").pixels)
-    (folder,) = (Path(file).parent for file in kept(tmp_path))
+    (folder,) = (Path(file).parent for file in cached_files(tmp_path))
     pixels, index = folder / "pixels.npy", folder / "index.json"
     if damage == "shorter":
         os.truncate(pixels, pixels.stat().st_size - 1)
@@ -79,9 +79,9 @@ def test_a_process_killed_half_way_leaves_nothing_that_counts(tmp_path: Path, op
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "cache")]
     assert subprocess.run(arguments, check=False).returncode == 9
-    assert len(kept(tmp_path)) == 1  # under another name
+    assert len(cached_files(tmp_path)) == 1  # under another name
     assert np.array_equal(opened().load("train").pixels[:20], noise(20))
-    (file,) = kept(tmp_path)
+    (file,) = cached_files(tmp_path)
     assert not Path(file).parent.name.startswith(".")
 
 
@@ -89,27 +89,27 @@ def test_many_who_ask_at_once_decode_once(tmp_path: Path, opened: Callable[[], S
     reads: list[int] = []
 
     class Counted:
-        def __init__(self, of: object) -> None:
-            self.of = of
+        def __init__(self, images: object) -> None:
+            self.images = images
 
         def __getattr__(self, name: str) -> object:
-            return getattr(self.of, name)
+            return getattr(self.images, name)
 
         def read(self, rows: object) -> object:
             reads.append(1)
-            return self.of.read(rows)  # type: ignore[attr-defined]
+            return self.images.read(rows)  # type: ignore[attr-defined]
 
     sources = [opened() for _ in range(4)]
     for source in sources:
-        source.found["train"] = Counted(source.found["train"])  # type: ignore[assignment]
+        source.splits["train"] = Counted(source.splits["train"])  # type: ignore[assignment]
     with ThreadPoolExecutor(4) as pool:
         pixels = list(pool.map(lambda source: source.load("train").pixels, sources))
     assert len(reads) == 1
     assert all(np.array_equal(each, pixels[0]) for each in pixels)
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    folders(tmp_path / "data", {"cat": noise(5), "dog": noise(5, seed=1)})
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "data", {"cat": noise(5), "dog": noise(5, seed=1)})
     (tmp_path / "file").write_text("not a folder")
     source = open_source(DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "file"))
     with pytest.raises(UserError, match=r"Cannot write decoded images to .*Choose another folder with --cache-dir"):

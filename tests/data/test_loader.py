@@ -1,4 +1,4 @@
-"""Batches: who gets which images, and what is done to them."""
+"""Batches: which rank gets which images, and how they are augmented."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def pixels(n: int, h: int, w: int, c: int, seed: int = 0) -> torch.Tensor:
 
 
 def loader(n: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0) -> Loader:
-    """Images that say their own number: red is its low byte, green its high one."""
+    """Load images that hold their own number: red is its low byte, green its high one."""
     numbers = torch.arange(n)
     images = torch.stack((numbers % 256, numbers // 256), 1).to(torch.uint8)[:, None, None, :].expand(-1, 4, 4, -1)
     split = DeviceImages(images.contiguous(), numbers)
@@ -38,9 +38,9 @@ def test_every_crop_is_one_that_can_be_cut_by_hand(padding: int, flip: bool) -> 
             for cut in [padded[top : top + 6, left : left + 9]]
             for mirrored in ([False, True] if flip else [False])
         }
-        found = [key for key, cut in candidates.items() if np.array_equal(cut, crop.numpy())]
-        assert found
-        seen.add(found[0])
+        matches = [key for key, cut in candidates.items() if np.array_equal(cut, crop.numpy())]
+        assert matches
+        seen.add(matches[0])
     assert len({key[2] for key in seen}) == (2 if flip else 1)
     assert len(seen) > {0: 0, 1: 7, 4: 25}[padding]
 

@@ -1,4 +1,4 @@
-"""Images come out as they went in, and what is wrong with them is said in one line."""
+"""Images come out as they went in, and what is wrong with them is an error of one line."""
 
 import hashlib
 import io
@@ -16,8 +16,8 @@ from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from tests.conftest import CIFAR10, needs_cifar10
-from tests.data.made import noise, write
 from tests.data.make_digits import pixels_and_labels, table
+from tests.data.samples import noise, write_parquet
 
 FINGERPRINT = "ad8d1a90f8ab7cc0d92296995a8d9969745c93878706012942d377097804dc66"
 DECODED = "298945f3a04f37f0cf96c5478f06df32ecd2a91d76a3d6561183ecddeb40008e"
@@ -39,12 +39,12 @@ def test_digits_are_scikit_learns_pixel_for_pixel() -> None:
 def test_digits_are_those_of_every_run_so_far() -> None:
     source = open_source("digits")
     assert source.record.fingerprint == FINGERPRINT
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for split in ("train", "val"):
         images = source.load(split)
-        found.update(images.pixels.tobytes() + images.labels.tobytes())
-    assert found.hexdigest() == DECODED
-    assert source.ready() is source  # nothing is kept of them, for nothing is gained
+        total.update(images.pixels.tobytes() + images.labels.tobytes())
+    assert total.hexdigest() == DECODED
+    assert source.prepare() is source  # they are not cached, which would gain nothing
 
 
 def test_digits_say_whose_they_are() -> None:
@@ -68,7 +68,7 @@ def test_the_split_is_stratified_and_follows_the_images_not_their_order() -> Non
 
 
 @needs_cifar10
-def test_cifar10_reads_through_the_same_door() -> None:
+def test_cifar10_is_read_from_parquet() -> None:
     source = open_source(str(CIFAR10))
     record = source.record
     assert (record.train_images, record.val_images) == (50_000, 10_000)
@@ -84,10 +84,10 @@ def test_cifar10_reads_through_the_same_door() -> None:
 
 
 def test_validation_files_are_told_by_their_names(tmp_path: Path) -> None:
-    write(tmp_path / "train-0.parquet", noise(6), [0, 1, 0, 1, 0, 1])
-    write(tmp_path / "train-1.parquet", noise(4, seed=1), [0, 1, 0, 1])
-    write(tmp_path / "validation-0.parquet", noise(3, seed=2), [0, 1, 1])
-    write(tmp_path / "test-0.parquet", noise(5, seed=3), [0, 1, 1, 0, 0])
+    write_parquet(tmp_path / "train-0.parquet", noise(6), [0, 1, 0, 1, 0, 1])
+    write_parquet(tmp_path / "train-1.parquet", noise(4, seed=1), [0, 1, 0, 1])
+    write_parquet(tmp_path / "validation-0.parquet", noise(3, seed=2), [0, 1, 1])
+    write_parquet(tmp_path / "test-0.parquet", noise(5, seed=3), [0, 1, 1, 0, 0])
     for data in (str(tmp_path), f"{tmp_path}/*.parquet"):
         source = open_source(data)
         assert (source.record.train_images, source.record.val_images) == (10, 3)
@@ -96,20 +96,20 @@ def test_validation_files_are_told_by_their_names(tmp_path: Path) -> None:
 
 
 def test_one_file_is_split(tmp_path: Path) -> None:
-    source = open_source(str(write(tmp_path / "all.parquet", noise(20), [0, 1] * 10)))
+    source = open_source(str(write_parquet(tmp_path / "all.parquet", noise(20), [0, 1] * 10)))
     train, val = source.load("train"), source.load("val")
     assert (len(train), len(val)) == (source.record.train_images, source.record.val_images) == (16, 4)
     assert source.record.name == "all"
-    assert source.mirrors
+    assert source.flippable
 
 
 def test_a_column_may_be_called_otherwise(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.parquet", noise(10), [0, 1] * 5, columns=("img", "fine_label"))
+    file = write_parquet(tmp_path / "a.parquet", noise(10), [0, 1] * 5, columns=("img", "fine_label"))
     assert open_source(str(file)).record.class_names == ("cat", "dog")
 
 
 def test_columns_of_any_name_can_be_named(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.parquet", noise(10), [0, 1] * 5, columns=("x", "y"))
+    file = write_parquet(tmp_path / "a.parquet", noise(10), [0, 1] * 5, columns=("x", "y"))
     source = open_source(DataConfig(data=str(file), image_column="x", label_column="y"))
     assert source.record.class_names == ("cat", "dog")
     assert len(source.load("train")) == 8
@@ -117,35 +117,35 @@ def test_columns_of_any_name_can_be_named(tmp_path: Path) -> None:
 
 def test_rows_come_back_whatever_order_and_row_groups_they_are_asked_in(tmp_path: Path) -> None:
     images = noise(30)
-    write(tmp_path / "train-0.parquet", images[:20], [0, 1] * 10, rows_together=7)
-    write(tmp_path / "train-1.parquet", images[20:], [0, 1] * 5, rows_together=3)
-    encoded = open_source(str(tmp_path)).found["train"]
+    write_parquet(tmp_path / "train-0.parquet", images[:20], [0, 1] * 10, row_group_size=7)
+    write_parquet(tmp_path / "train-1.parquet", images[20:], [0, 1] * 5, row_group_size=3)
+    encoded = open_source(str(tmp_path)).splits["train"]
     order = np.random.default_rng(1).permutation(30).tolist()
-    read = [np.asarray(Image.open(io.BytesIO(one))) for one in encoded.read(order) if isinstance(one, bytes)]
+    read = [np.asarray(Image.open(io.BytesIO(image))) for image in encoded.read(order) if isinstance(image, bytes)]
     assert np.array_equal(read, images[order])
     assert encoded.name(22) == f"image 2 of {tmp_path}/train-1.parquet"
 
 
 def test_validation_images_may_lie_elsewhere_with_classes_in_another_order(tmp_path: Path) -> None:
-    train = write(tmp_path / "a.parquet", noise(10), [0, 1] * 5)
-    val = write(tmp_path / "b.parquet", noise(4, seed=1), [0, 0, 0, 1], names=("dog", "cat"))
+    train = write_parquet(tmp_path / "a.parquet", noise(10), [0, 1] * 5)
+    val = write_parquet(tmp_path / "b.parquet", noise(4, seed=1), [0, 0, 0, 1], names=("dog", "cat"))
     source = open_source(DataConfig(data=str(train), val_data=str(val)))
     assert (source.record.train_images, source.record.val_images) == (10, 4)
     assert source.load("val").labels.tolist() == [1, 1, 1, 0]
-    other = write(tmp_path / "c.parquet", noise(4, seed=1), [0, 0, 0, 1], names=("dog", "cow"))
+    other = write_parquet(tmp_path / "c.parquet", noise(4, seed=1), [0, 0, 0, 1], names=("dog", "cow"))
     with pytest.raises(UserError, match="class 'cow', but no training images"):
         open_source(DataConfig(data=str(train), val_data=str(other)))
 
 
 def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
-    first = open_source(str(write(tmp_path / "a.parquet", noise(10), [0, 1] * 5)))
-    same = open_source(str(write(tmp_path / "b.parquet", noise(10), [0, 1] * 5)))
-    other = open_source(str(write(tmp_path / "c.parquet", noise(10, seed=1), [0, 1] * 5)))
+    first = open_source(str(write_parquet(tmp_path / "a.parquet", noise(10), [0, 1] * 5)))
+    same = open_source(str(write_parquet(tmp_path / "b.parquet", noise(10), [0, 1] * 5)))
+    other = open_source(str(write_parquet(tmp_path / "c.parquet", noise(10, seed=1), [0, 1] * 5)))
     assert first.record.fingerprint == same.record.fingerprint != other.record.fingerprint
 
 
 def test_greyscale_stays_grey_and_palettes_become_colour(tmp_path: Path) -> None:
-    grey = open_source(str(write(tmp_path / "grey.parquet", noise(10)[..., 0], [0, 1] * 5)))
+    grey = open_source(str(write_parquet(tmp_path / "grey.parquet", noise(10)[..., 0], [0, 1] * 5)))
     assert grey.record.channels == 1
     loaded = np.concatenate([grey.load("train").pixels, grey.load("val").pixels])[..., 0]
     assert sorted(image.tobytes() for image in loaded) == sorted(image.tobytes() for image in noise(10)[..., 0])
@@ -166,24 +166,24 @@ def refused(data: object, *words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_is_wrong_with_the_data_is_said(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_data_is_an_error(tmp_path: Path) -> None:
     refused("digist", "no such path", "Did you mean digits?")
     refused(tmp_path / "nowhere.parquet", "no such path")
     refused(tmp_path, "contains no images")
     (tmp_path / "text.parquet").write_text("not parquet")
     refused(tmp_path / "text.parquet", "cannot be read as Parquet")
-    whole = write(tmp_path / "whole.parquet", noise(10), [0, 1] * 5).read_bytes()
+    whole = write_parquet(tmp_path / "whole.parquet", noise(10), [0, 1] * 5).read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     refused(tmp_path / "cut.parquet", "cannot be read as Parquet")
     (tmp_path / "zero.parquet").write_bytes(b"")
     refused(tmp_path / "zero.parquet", "cannot be read as Parquet")
-    refused(write(tmp_path / "empty.parquet", noise(0), []), "no training images")
-    refused(write(tmp_path / "one.parquet", noise(10), [1] * 10), "one class only (dog)")
-    refused(write(tmp_path / "range.parquet", noise(10), [0, 5] * 5), "labels from 0 to 5, but 2 classes")
-    refused(write(tmp_path / "minus.parquet", noise(10), [0, -1] * 5), "labels from -1 to 0")
-    refused(write(tmp_path / "null.parquet", noise(10), [0, None] * 5), "no label")
-    refused(write(tmp_path / "few.parquet", noise(4), [0, 1] * 2), "too small to hold out")
-    refused(write(tmp_path / "columns.parquet", noise(4), [0, 1] * 2, columns=("x", "y")), "columns x, y")
-    only_val = write(tmp_path / "v" / "test-0.parquet", noise(4), [0, 1] * 2)
-    write(tmp_path / "v" / "test-1.parquet", noise(4), [0, 1] * 2)
+    refused(write_parquet(tmp_path / "empty.parquet", noise(0), []), "no training images")
+    refused(write_parquet(tmp_path / "one.parquet", noise(10), [1] * 10), "one class only (dog)")
+    refused(write_parquet(tmp_path / "range.parquet", noise(10), [0, 5] * 5), "labels from 0 to 5, but 2 classes")
+    refused(write_parquet(tmp_path / "minus.parquet", noise(10), [0, -1] * 5), "labels from -1 to 0")
+    refused(write_parquet(tmp_path / "null.parquet", noise(10), [0, None] * 5), "no label")
+    refused(write_parquet(tmp_path / "few.parquet", noise(4), [0, 1] * 2), "too small to hold out")
+    refused(write_parquet(tmp_path / "columns.parquet", noise(4), [0, 1] * 2, columns=("x", "y")), "columns x, y")
+    only_val = write_parquet(tmp_path / "v" / "test-0.parquet", noise(4), [0, 1] * 2)
+    write_parquet(tmp_path / "v" / "test-1.parquet", noise(4), [0, 1] * 2)
     refused(only_val.parent, "only validation files")

@@ -1,4 +1,4 @@
-"""Streamed images: the same batches as from memory, whoever reads them; real Ray Data."""
+"""Streamed images: the same batches as from memory, with real Ray Data."""
 
 import shutil
 import subprocess
@@ -19,14 +19,14 @@ from PIL import Image
 
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data import sampling, sources, stream
-from resnet_ops.data.audit import check
+from resnet_ops.data.audit import check_data
 from resnet_ops.data.augment import Augmentation, pixel_statistics
 from resnet_ops.data.loader import Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.training import job, preflight
 from resnet_ops.training.worker import EXIT_CODE
-from tests.data.made import noise, write
+from tests.data.samples import noise, write_parquet
 from tests.integration.test_train import assert_same_bytes, weights
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ import ray, torch
 from resnet_ops.config import DataConfig
 from resnet_ops.data.sources import open_source
 from resnet_ops.data.stream import StreamedImages
-from resnet_ops.training.watchdog import Watchdog
+from resnet_ops.training.worker import Watchdog
 
 address, data, traces, file = sys.argv[1:]
 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -46,7 +46,7 @@ images = StreamedImages.of(source, "val", torch.device("cpu"), print)
 watchdog = Watchdog(1.0, Path(traces), lambda what: print(what, flush=True))
 
 def read(beat):
-    for _, labels in images.batches(images.in_order(500, 0, 1), beat):
+    for _, labels in images.load_batches(images.sequential_batches(500, 0, 1), beat):
         print(f"read {len(labels)}", flush=True)
 
 read(lambda: None)
@@ -74,8 +74,8 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """192 images in 24 row groups of two files, and 20 to validate in one."""
     root = tmp_path_factory.mktemp("parquet")
     for index in range(2):
-        write(root / f"train-{index}.parquet", noise(96, seed=index), [0, 1] * 48, rows_together=8)
-    write(root / "val-0.parquet", noise(20, seed=2), [0, 1] * 10)
+        write_parquet(root / f"train-{index}.parquet", noise(96, seed=index), [0, 1] * 48, row_group_size=8)
+    write_parquet(root / "val-0.parquet", noise(20, seed=2), [0, 1] * 10)
     return root
 
 
@@ -105,16 +105,16 @@ def test_batches_are_those_from_memory_from_any_step_on(
     monkeypatch.setattr(stream, "PIECE_IMAGES", 10)  # batches are made of parts of several pieces
     size = {"image_size": 16} if kind == "folder" else {}
     data = request.getfixturevalue(kind)
-    streamed, there = loader(data, "on", rank, 2, **size), loader(data, "off", rank, 2, **size)
-    assert (streamed.mean, streamed.std) == (there.mean, there.std)
-    assert_same_batches(streamed.train_batches(1, start=3), list(there.train_batches(1))[3:])
-    assert_same_batches(streamed.val_batches(), there.val_batches())
+    streamed, in_memory = loader(data, "on", rank, 2, **size), loader(data, "off", rank, 2, **size)
+    assert (streamed.mean, streamed.std) == (in_memory.mean, in_memory.std)
+    assert_same_batches(streamed.train_batches(1, start=3), list(in_memory.train_batches(1))[3:])
+    assert_same_batches(streamed.val_batches(), in_memory.val_batches())
 
 
 def test_of_much_parquet_each_row_group_is_read_by_one_worker_and_resuming_is_as_exact(
     ray_session: None, parquet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(stream, "FULL_SHUFFLE_BYTES", 0)
     monkeypatch.setattr(stream, "WINDOW_BYTES", 4 * 8 * noise(1).nbytes)  # 4 of the 24 row groups
     whole = loader(parquet, "off")
     known = {image.numpy().tobytes(): row for row, image in enumerate(whole.train.take(torch.arange(192))[0])}  # type: ignore[attr-defined]
@@ -123,8 +123,8 @@ def test_of_much_parquet_each_row_group_is_read_by_one_worker_and_resuming_is_as
     seen: list[int] = []
     for rank in (0, 1):
         streamed = loader(parquet, "on", rank, 2, **plain)
-        shares = streamed.train.shares(16, rank, 2, torch.Generator().manual_seed(0))
-        for share, (pixels, labels) in zip(shares, streamed.train.batches(shares, lambda: None), strict=True):
+        shares = streamed.train.shuffled_batches(16, rank, 2, torch.Generator().manual_seed(0))
+        for share, (pixels, labels) in zip(shares, streamed.train.load_batches(shares, lambda: None), strict=True):
             rows = [known[image.numpy().tobytes()] for image in pixels]
             assert rows == share.tolist()
             assert labels.tolist() == [row % 2 for row in rows]
@@ -145,7 +145,9 @@ def test_workers_share_row_groups_without_overlap(
 ) -> None:
     units = np.repeat(np.arange(len(sizes)), sizes)
     shares = [
-        sampling.shares_by_unit(units, window, batch_size, rank, world_size, torch.Generator().manual_seed(1))
+        sampling.rank_batches_by_row_group(
+            units, window, batch_size, rank, world_size, torch.Generator().manual_seed(1)
+        )
         for rank in range(world_size)
     ]
     steps = len(units) // batch_size
@@ -157,12 +159,12 @@ def test_workers_share_row_groups_without_overlap(
     assert sum(map(len, readers)) - len(set.union(*readers)) <= world_size - 1  # units that two workers read
     for own in shares:  # what was read is used before long: at most a window of units is open at a time
         used = units[np.concatenate(own)] if steps else units[:0]
-        begun, ended = {}, {}
+        first, last = {}, {}
         for place, unit in enumerate(used.tolist()):
-            begun.setdefault(unit, place)
-            ended[unit] = place
+            first.setdefault(unit, place)
+            last[unit] = place
         for place in range(len(used)):
-            assert sum(begun[unit] <= place <= ended[unit] for unit in begun) <= window + 1
+            assert sum(first[unit] <= place <= last[unit] for unit in first) <= window + 1
 
 
 def small_run(folder: Path, tmp_path: Path, how: str, **options: Any) -> job.TrainResult:
@@ -175,10 +177,10 @@ def small_run(folder: Path, tmp_path: Path, how: str, **options: Any) -> job.Tra
 
 
 def test_a_streamed_run_ends_in_the_bytes_of_one_in_memory(ray_session: None, folder: Path, tmp_path: Path) -> None:
-    streamed, there = (small_run(folder, tmp_path, how) for how in ("on", "off"))
-    assert_same_bytes(weights(streamed.run, 1), weights(there.run, 1))
-    assert streamed.run.epochs()[0].val_loss == there.run.epochs()[0].val_loss
-    assert (streamed.record.config.stream, there.record.config.stream) == ("on", "off")
+    streamed, in_memory = (small_run(folder, tmp_path, how) for how in ("on", "off"))
+    assert_same_bytes(weights(streamed.run, 1), weights(in_memory.run, 1))
+    assert streamed.run.epochs()[0].val_loss == in_memory.run.epochs()[0].val_loss
+    assert (streamed.record.config.stream, in_memory.record.config.stream) == ("on", "off")
 
 
 @pytest.mark.slow
@@ -220,12 +222,10 @@ def test_a_file_server_that_stops_answering_ends_the_worker(ray_session: None, f
     )
     assert ended.returncode == EXIT_CODE, ended.stderr
     assert ended.stdout.splitlines() == ["read 30", f"no step for 1 s; stack traces are in {traces}"]
-    assert "in ahead" in traces.read_text()
+    assert "in prefetch" in traces.read_text()
 
 
-def test_each_piece_that_comes_is_a_sign_of_life(
-    ray_session: None, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_piece_is_a_heartbeat(ray_session: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "PIECE_IMAGES", 10)
     beats: list[None] = []
     (batch,) = loader(folder, "on", image_size=16).val_batches(lambda: beats.append(None))
@@ -233,7 +233,7 @@ def test_each_piece_that_comes_is_a_sign_of_life(
     assert len(beats) == 1 + 3
 
 
-def test_whoever_leaves_a_pass_midway_leaves_nobody_reading() -> None:
+def test_closing_an_epoch_midway_ends_the_reading() -> None:
     closed = threading.Event()
 
     def reading() -> Iterator[int]:
@@ -244,23 +244,21 @@ def test_whoever_leaves_a_pass_midway_leaves_nobody_reading() -> None:
         finally:
             closed.set()
 
-    batches = stream.ahead(reading(), 2)
+    batches = stream.prefetch(reading(), 2)
     assert next(batches) == 0
     batches.close()  # type: ignore[attr-defined]
     assert closed.is_set()
 
 
-def test_what_does_not_fit_is_streamed_and_the_check_of_data_says_so(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_streamed_and_the_check_reports_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig.of(model="resnet8", data=str(folder), image_size=16, batch_size=16)
     train_bytes = 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
     for memory, how, state in ((2 * train_bytes, "off", "ok"), (2 * train_bytes - 1, "on", "note")):
         monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
         source, settled = preflight.check_training(config, "cpu")
         assert (source.decoded_bytes, settled.stream) == (train_bytes, how)
-        report = check(config)
+        report = check_data(config)
         assert report.decoded_bytes == train_bytes + 30 * 16 * 16 * 3
         assert report.streamed == (how == "on") == (report.cache is None)
-        (told,) = (finding for finding in report.findings if finding.name == "memory")
-        assert (told.state, "streamed" in told.found) == (state, how == "on")
+        (memory_finding,) = (finding for finding in report.findings if finding.name == "memory")
+        assert (memory_finding.state, "streamed" in memory_finding.summary) == (state, how == "on")

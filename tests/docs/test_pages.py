@@ -19,7 +19,7 @@ import torchvision
 from resnet_ops.data.sources import open_source
 from resnet_ops.runs import Run
 from tests.conftest import Ended
-from tests.data.made import folders, shades, stored, write
+from tests.data.samples import encode_pixels, shades, write_class_folders, write_parquet
 from tests.docs.reading import PAGES, ROOT, TUTORIAL, typed, write_files
 from tests.integration.test_cloud import server as s3  # noqa: F401
 from tests.tracking.test_mlflow import server as mlflow  # noqa: F401
@@ -210,18 +210,18 @@ def prepare(reader: Reader, text: str) -> None:
     lines = "\n".join(typed(reader.page))
     home, here = reader.home, reader.folder
     write_files(reader.page, here)
-    folders(here / "flowers", shades({"daisy": 40, "rose": 120, "tulip": 200}, 30, (12, 12)))
+    write_class_folders(here / "flowers", shades({"daisy": 40, "rose": 120, "tulip": 200}, 30, (12, 12)))
     for seed, split in enumerate(("train", "val")):
-        folders(home / "imagenet" / split, shades({"cat": 40, "cow": 120, "dog": 200}, 30, (32, 32), seed))
+        write_class_folders(home / "imagenet" / split, shades({"cat": 40, "cow": 120, "dog": 200}, 30, (32, 32), seed))
     digits = open_source("digits").load("val")
     for index in range(100):
         file = home / "images" / str(digits.labels[index]) / f"{index}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(stored(digits.pixels[index][:, :, 0]))
+        file.write_bytes(encode_pixels(digits.pixels[index][:, :, 0]))
     shutil.copytree(home / "images/1", here / "folder")
-    (here / "photo.jpg").write_bytes(stored(digits.pixels[0].repeat(4, 0).repeat(4, 1)[:, :, 0], "JPEG"))
+    (here / "photo.jpg").write_bytes(encode_pixels(digits.pixels[0].repeat(4, 0).repeat(4, 1)[:, :, 0], "JPEG"))
     pictures = shades({"cat": 40, "dog": 120}, 30, (12, 12))
-    write(here / "tables/all.parquet", [*pictures["cat"], *pictures["dog"]], [0] * 30 + [1] * 30,
+    write_parquet(here / "tables/all.parquet", [*pictures["cat"], *pictures["dog"]], [0] * 30 + [1] * 30,
           columns=("picture", "kind"))  # fmt: skip
     if "s3://bucket/imagenet" in text:
         for file in (home / "imagenet").rglob("*.png"):

@@ -18,7 +18,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.machine import cores
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
-from tests.data.test_sources import noise, write
+from tests.data.samples import noise, write_parquet
 
 Cli = Callable[..., Ended]
 
@@ -83,7 +83,7 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
         (["--lr", "inf"], ["--lr", "finite"]),
         (["--momentum", "1"], ["--momentum", "less than 1"]),
         (["--seed", "-1"], ["--seed"]),
-        (["--batch-size", "2000"], ["--batch-size 2000", "1438 training images"]),
+        (["--batch-size", "2000"], ["--batch-size 2000", "1,438 training images"]),
         (["--milestones", "0.75,0.5"], ["--milestones", "rising shares", "1/3,2/3"]),
         (["--milestones", "1/0"], ["--milestones", "rising shares"]),
         (["--warmup-steps", "5"], ["the one-cycle schedule includes its own warm-up", "--schedule steps"]),
@@ -116,16 +116,16 @@ def test_a_wrong_request_gets_one_line_and_leaves_nothing(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
 def test_cuda_where_there_is_none(cli: Cli) -> None:
-    refused(cli("train", "--device", "cuda"), "no CUDA GPU can be used here", "resnet-ops doctor")
+    refused(cli("train", "--device", "cuda"), "no usable CUDA GPU here", "resnet-ops doctor")
 
 
 def test_data_that_cannot_be_trained_on(cli: Cli, tmp_path: Path) -> None:
     def train(file: Path) -> Ended:
         return cli("train", "--data", file, "--runs-dir", tmp_path / "runs", "--batch-size", 2)
 
-    refused(train(write(tmp_path / "empty.parquet", noise(0), [])), "no training images")
-    refused(train(write(tmp_path / "one.parquet", noise(9), [0] * 9)), "one class only")
-    refused(train(write(tmp_path / "tiny.parquet", noise(20, side=3), [0, 1] * 10)), "at least 4x4 pixels")
+    refused(train(write_parquet(tmp_path / "empty.parquet", noise(0), [])), "no training images")
+    refused(train(write_parquet(tmp_path / "one.parquet", noise(9), [0] * 9)), "one class only")
+    refused(train(write_parquet(tmp_path / "tiny.parquet", noise(20, side=3), [0, 1] * 10)), "at least 4x4 pixels")
     (tmp_path / "unreadable.parquet").write_bytes(b"PAR1 and then nothing")
     refused(train(tmp_path / "unreadable.parquet"), "cannot be read as Parquet")
     assert not (tmp_path / "runs").exists()
@@ -181,7 +181,7 @@ def test_runs_lists_what_is_there(cli: Cli, trained: job.TrainResult, tmp_path: 
 
 def test_export_asks_for_a_format(cli: Cli, trained: job.TrainResult) -> None:
     refused(cli("export", "trained"), "No export format given", "resnet-ops export trained --onnx")
-    refused(cli("export", "never", "--onnx", "--runs-dir", trained.run.path.parent), "There are: trained")
+    refused(cli("export", "never", "--onnx", "--runs-dir", trained.run.path.parent), "Available: trained")
     refused(cli("export", "trained", "--onnx", "--opset", 17), "--opset", "18")
 
 

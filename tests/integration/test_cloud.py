@@ -26,7 +26,7 @@ from resnet_ops.locks import Lease
 from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
-from tests.data.made import folders, noise
+from tests.data.samples import noise, write_class_folders
 from tests.integration.test_train import assert_same_bytes, weights
 from tests.test_runs import record
 from tests.tracking.test_tensorboard import curves, shown
@@ -147,7 +147,7 @@ def test_two_workers_train_into_a_bucket(place: str) -> None:
 def test_images_in_a_bucket_are_streamed_as_from_memory(place: str, tmp_path: Path) -> None:
     for split, count, seed in (("train", 20, 0), ("val", 6, 1)):
         images = np.split(noise(count, side=16, seed=seed), 2)
-        folders(tmp_path / "images" / split, {"cat": images[0], "dog": images[1]})
+        write_class_folders(tmp_path / "images" / split, {"cat": images[0], "dog": images[1]})
     to_path(place).fs.put(f"{tmp_path}/images/", f"{place}/images/", recursive=True)  # type: ignore[attr-defined]
     options = {"model": "resnet8", "epochs": 1, "batch_size": 8, "runs_dir": tmp_path}
     there = job.train(TrainConfig.of(**options, name="there", data=str(tmp_path / "images")))
@@ -187,7 +187,7 @@ def test_overwriting_leaves_nothing_of_the_old_and_all_of_the_others(run: Run) -
     neighbour = Run(run.path.with_name("mine-2"))
     neighbour.write(record())
     folder = run.path.parent
-    with pytest.raises(UserError, match=r"There is a run called mine.*--overwrite"):
+    with pytest.raises(UserError, match=r"Run mine exists already.*--overwrite"):
         runs.create(folder, "mine", "", overwrite=False)
     assert runs.create(folder, None, "mine", overwrite=False).name == "mine-3"
     runs.create(folder, "mine", "", overwrite=True)

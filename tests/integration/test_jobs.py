@@ -364,7 +364,7 @@ def test_lost_jobs_are_submitted_again(cluster: Cluster) -> None:
         assert driver
         assert "JobSupervisor" in Path(f"/proc/{parent_of(driver)}/cmdline").read_text()
         os.kill(driver if victim == "driver" else parent_of(driver), signal.SIGKILL)
-    for victim, how in {"driver": "its driver ended with -9", "supervisor": "its supervisor was lost"}.items():
+    for victim, how in {"driver": "its driver exited with code -9", "supervisor": "its supervisor was lost"}.items():
         out, err = processes[victim].communicate(timeout=90)
         assert processes[victim].returncode == 0, err
         (note,) = [line for line in err.splitlines() if line.startswith("note: Job ")]
@@ -468,7 +468,7 @@ def test_sigterm_leaves_the_job(cluster: Cluster) -> None:
     [
         ({}, ["requires a token, but none was sent (HTTP 401)", "RAY_AUTH_TOKEN"]),
         ({"RAY_AUTH_TOKEN": "not-the-token"}, ["rejected the token (HTTP 403)"]),
-        ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, ["RAY_AUTH_TOKEN_PATH names /nowhere/token"]),
+        ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, ["RAY_AUTH_TOKEN_PATH is set to /nowhere/token"]),
         ({"RAY_AUTH_TOKEN": "two\nlines"}, ["contains invalid characters"]),
     ],
 )

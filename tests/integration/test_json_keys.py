@@ -18,7 +18,7 @@ import pytest
 from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
-from tests.data.made import folders, shades
+from tests.data.samples import shades, write_class_folders
 
 Keys = dict[str, str]
 FILE = Path(__file__).with_name("data") / "json_keys.json"
@@ -44,10 +44,6 @@ def keys(value: Any, path: str = "") -> Keys:
 
 def compare(told: dict[str, Any]) -> None:
     """Hold what commands say now against what they said then."""
-    if os.environ.get("RECORD"):
-        before = json.loads(FILE.read_text()) if FILE.exists() else {}
-        now = {name: keys(said) for name, said in told.items()}
-        FILE.write_text(json.dumps(before | now, indent=1, sort_keys=True) + "\n")
     recorded: dict[str, Keys] = json.loads(FILE.read_text())
     for name, said in told.items():
         now = keys(said)
@@ -58,7 +54,7 @@ def test_commands_on_this_machine(
     cli: Callable[..., Ended], trained: job.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folders(tmp_path / "images", shades({"cat": 220, "dog": 60}, 12, (16, 12)))
+    write_class_folders(tmp_path / "images", shades({"cat": 220, "dog": 60}, 12, (16, 12)))
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"no image")
     Path("runs").mkdir()
     told: dict[str, Any] = {}

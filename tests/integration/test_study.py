@@ -19,7 +19,7 @@ from resnet_ops.training import job as training
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.results import Search
 from tests.conftest import COMMAND, Ended
-from tests.data.made import folders, shades
+from tests.data.samples import shades, write_class_folders
 from tests.integration.test_cli import refused
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -138,7 +138,7 @@ def test_shortcuts_are_compared(cli: Callable[..., Ended], tmp_path: Path) -> No
         (("degradation", "--options", "A"), ("--options selects shortcuts",)),
         (("degradation", "--depths", "18,34"), ("34 needs images of at least 32x32",)),
         (("degradation", "--nodes", "2", "--cluster", "local"), ("--nodes 2 needs 2 machines", "this machine has 1")),
-        (("responses", "--cpus-per-trial", "64"), ("A trial needs 64 CPU cores of one machine",)),
+        (("responses", "--cpus-per-trial", "64"), ("A trial needs 64 CPU cores on one node",)),
         (("degradation", "--resume", "nothing"), ("There is no run called 'nothing'",)),
         (("degradation", "--resume", "nothing", "--seeds", "3"), ("--seeds cannot be changed",)),
         (("degradation", "--seeds", "0"), ("--seeds",)),
@@ -170,7 +170,7 @@ def test_what_was_typed_reaches_a_job_server() -> None:
 
 @pytest.mark.slow
 def test_baselines_stand_beside_the_others(cli: Callable[..., Ended], tmp_path: Path) -> None:
-    folders(tmp_path / "images", shades({"light": 180, "dark": 60}, 20, (64, 64)))
+    write_class_folders(tmp_path / "images", shades({"light": 180, "dark": 60}, 20, (64, 64)))
     options = ("--data", tmp_path / "images", "--depths", "8", "--baselines", "--seeds", 1, "--epochs", 2)
     ended = cli("study", "degradation", *options, "--batch-size", 8, "--runs-dir", tmp_path / "runs", "--json")
     assert ended.code == 0, ended.err

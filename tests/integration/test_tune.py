@@ -152,7 +152,7 @@ def test_going_on_with_other_images_or_other_code_is_refused(grid: job.TuneResul
     search, record = grid.search, grid.search.read()
     data = record.data.model_copy(update={"fingerprint": "0" * 64})
     for changed, told in (
-        ({"data": data}, "The images in digits are not those"),
+        ({"data": data}, "The images in digits differ from those"),
         ({"code": "0" * 64}, r"other code \(the code of resnet-ops\)"),
         ({"versions": record.versions | {"torch": "1.0"}}, r"other code \(torch 1.0 then, "),
     ):
@@ -298,15 +298,15 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     [
         (("--depths", "8,21"), ("--depths: resnet21 is not a valid depth", "nearby: resnet18, resnet20, resnet26")),
         (("--lr", "1:0.1"), ("--lr: the range 1:0.1 is inverted",)),
-        (("--cpus-per-trial", "64"), ("A trial needs 64 CPU cores of one machine; this machine has none",)),
-        (("--gpus-per-trial", "0.5", "--device", "cpu"), ("--gpus-per-trial 0.5: this machine has no GPU",)),
+        (("--cpus-per-trial", "64"), ("A trial needs 64 CPU cores on one node; this machine has none",)),
+        (("--gpus-per-trial", "0.5", "--device", "cpu"), ("--gpus-per-trial 0.5: this machine has no usable GPU",)),
         (("--nodes-per-trial", "2", "--cluster", "local"), ("--nodes-per-trial 2 needs 2 machines",)),
         (("--resume", "nothing"), ("There is no run called 'nothing'",)),
         (("--resume", "nothing", "--trials", "3"), ("--trials cannot be changed",)),
         (("--trials", "0"), ("--trials",)),
         (("--depths", "8", "lr=0.1"), ("Nothing to search",)),
         (("--depths", "8,18"), ("resnet18", "32")),
-        (("--scheduler", "pbt"), ("all must be the same network; depth is searched",)),
+        (("--scheduler", "pbt"), ("all must be the same network: depth cannot be searched",)),
     ],
 )
 def test_a_wrong_request_is_one_line_and_writes_nothing(

@@ -131,7 +131,7 @@ def test_all_options_at_once_and_flags() -> None:
     assert "--flip" in train_arguments(TrainConfig.of(flip=True))
     assert "--runs-dir=s3://bucket/runs" in train_arguments(TrainConfig.of(runs_dir=Path("s3://bucket/runs")))
     given = parsed(train_arguments(EVERY_OPTION, resume=True, overwrite=True))
-    assert (given["resume"], given["runs_dir"]) == ("a.b-c_d", EVERY_OPTION.runs_dir)
+    assert (given["resume"], Path(given["runs_dir"])) == ("a.b-c_d", EVERY_OPTION.runs_dir)
     assert not given["overwrite"]
     assert given["model"] == TrainConfig.default("model")  # the run knows its own
 
@@ -276,7 +276,7 @@ def test_nothing_answers(cli: Cli) -> None:
         refused(
             ended, f"http://127.0.0.1:{port}: nothing is listening there", "kubectl port-forward", f"ssh -L {port}:"
         )
-    refused(cli("jobs", "list", "--cluster", "http://no.such.host.invalid:8265"), "no machine of the name no.such.host")
+    refused(cli("jobs", "list", "--cluster", "http://no.such.host.invalid:8265"), "host no.such.host.invalid")
 
 
 @pytest.mark.parametrize(
@@ -303,11 +303,11 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(cli: Cli, address: s
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], ["--runs-dir must be a path that every machine of the cluster sees", "'runs'"]),
+        ([], ["--runs-dir must be a path that every node of the cluster sees", "'runs'"]),
         (["--runs-dir", "~/runs"], ["--runs-dir must be"]),
         (["--runs-dir", "/shared", "--data", "images/x"], ["--data must be", "'images/x'", "--data /shared/x"]),
         (["--runs-dir", "s3://me:s3cret@bucket/x"], ["s3://... contains credentials"]),
-        (["--runs-dir", "/shared", "--data", "s3://me:s3cret@bucket/x"], ["--data holds"]),
+        (["--runs-dir", "/shared", "--data", "s3://me:s3cret@bucket/x"], ["--data contains"]),
     ],
 )
 def test_places_must_be_the_clusters(cli: Cli, options: list[str], words: list[str]) -> None:

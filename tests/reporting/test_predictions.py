@@ -12,7 +12,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.reporting.predictions import predict
 from resnet_ops.runs import Run
 from resnet_ops.training import job
-from tests.data.made import folders, noise
+from tests.data.samples import noise, write_class_folders
 
 
 def test_predictions_add_up_to_what_training_measured(trained: job.TrainResult) -> None:
@@ -33,7 +33,7 @@ def test_images_that_are_streamed_get_the_same_predictions(tmp_path: Path) -> No
     pixels = noise(60)
     for split, rows in (("train", slice(0, 36)), ("val", slice(36, 60))):
         part = pixels[rows]
-        folders(tmp_path / "images" / split, {"cat": part[::2], "dog": part[1::2]})
+        write_class_folders(tmp_path / "images" / split, {"cat": part[::2], "dog": part[1::2]})
     broken = tmp_path / "images/val/cat/03.png"
     broken.write_bytes(broken.read_bytes()[:40])
     config = TrainConfig.of(data=str(tmp_path / "images"), model="resnet8", epochs=1, batch_size=8, runs_dir=tmp_path)
@@ -53,5 +53,5 @@ def test_other_images_are_refused(trained: job.TrainResult, tmp_path: Path) -> N
     run = Run(tmp_path / "other")
     record = run.read()
     run.write(record.model_copy(update={"data": record.data.model_copy(update={"fingerprint": "0" * 64})}))
-    with pytest.raises(UserError, match="not those that other was trained on"):
+    with pytest.raises(UserError, match="differ from those other was trained on"):
         predict(run)

@@ -89,7 +89,7 @@ def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult
     assert rows["good"][8] == f"{trained.record.parameters:,}"
     assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% ± 2.29%", "2"]
     assert rows["begun"][5] == ""
-    assert "What it says of its images is missing: Run lost has no intact checkpoint" in page.text
+    assert "No predictions: Run lost has no intact checkpoint" in page.text
 
 
 def test_classes_and_proof_are_there(page: Page, predictions: Predictions) -> None:

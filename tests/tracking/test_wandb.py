@@ -59,5 +59,5 @@ def test_without_a_key_it_is_refused_at_once(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "NETRC"))}
     ended = command("train", "--track", "wandb", "--runs-dir", tmp_path / "runs", env=clean | {"HOME": str(tmp_path)})
     assert ended.returncode == 2
-    assert "error: --track wandb does not know who you are" in ended.stderr
+    assert "error: --track wandb: no W&B API key found" in ended.stderr
     assert not (tmp_path / "runs").exists()

@@ -20,7 +20,7 @@ from resnet_ops.models import build
 from resnet_ops.runs import Epoch, Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.build import build_trainer
-from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, Checkpoints
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, CheckpointStore
 from resnet_ops.training.distributed import ProcessGroup, statistics
 from resnet_ops.training.trainer import Trainer
 
@@ -181,10 +181,10 @@ def test_a_safetensors_file_of_someone_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_best_and_the_last_are_kept(run: Run) -> None:
-    keeper = Checkpoints(run, num_to_keep=2)
+    store = CheckpointStore(run, num_to_keep=2)
     state = tensors()
     for epoch, accuracy in enumerate([0.5, 0.9, 0.7, 0.8, 0.6, 0.4], start=1):
-        keeper.save(info(epoch, accuracy), state)
+        store.save(info(epoch, accuracy), state)
     assert [p.stem for p in checkpoints.saved_checkpoints(run)] == ["epoch-0006", "epoch-0004", "epoch-0002"]
     best, refused = checkpoints.read_best(run)
     assert (best.path, best.info.epoch, refused) == (run.best / "model.safetensors", 2, [])
@@ -193,37 +193,37 @@ def test_the_best_and_the_last_are_kept(run: Run) -> None:
 
 
 def test_within_an_epoch_only_the_last_is_kept_and_none_is_called_best(run: Run) -> None:
-    keeper = Checkpoints(run, num_to_keep=1)
+    store = CheckpointStore(run, num_to_keep=1)
     state = tensors()
-    keeper.save(info(1, step=2).model_copy(update={"metrics": None}), state)
-    keeper.save(info(1, step=5).model_copy(update={"metrics": None}), state)
+    store.save(info(1, step=2).model_copy(update={"metrics": None}), state)
+    store.save(info(1, step=5).model_copy(update={"metrics": None}), state)
     assert [p.name for p in checkpoints.saved_checkpoints(run)] == ["epoch-0001-step-000005.safetensors"]
-    keeper.save(info(1), state)
-    keeper.save(info(1, step=3), state)
+    store.save(info(1), state)
+    store.save(info(1, step=3), state)
     names = ["epoch-0002-step-000003.safetensors", "epoch-0001.safetensors"]
     assert [p.name for p in checkpoints.saved_checkpoints(run)] == names
-    latest, _ = Checkpoints(run, num_to_keep=1).latest()
+    latest, _ = CheckpointStore(run, num_to_keep=1).latest()
     assert latest is not None
     assert (latest.info.epoch, latest.info.step) == (1, 3)
     (run.best / "model.safetensors").unlink()
     assert checkpoints.read_best(run)[0].path.name == "epoch-0001.safetensors"
     with pytest.raises(UserError, match="during epoch 2 and have not been validated"):
         _ = latest.info.validated
-    keeper.save(info(2, 0.1), state)
+    store.save(info(2, 0.1), state)
     assert [p.name for p in checkpoints.saved_checkpoints(run)] == ["epoch-0002.safetensors", "epoch-0001.safetensors"]
 
 
 def test_of_equal_accuracies_the_smaller_loss_is_best(run: Run) -> None:
-    keeper = Checkpoints(run, num_to_keep=1)
+    store = CheckpointStore(run, num_to_keep=1)
     for epoch, loss in enumerate([0.3, 0.2, 0.25], start=1):
-        keeper.save(info(epoch, 0.9, loss), tensors())
+        store.save(info(epoch, 0.9, loss), tensors())
     assert checkpoints.read_best(run)[0].info.epoch == 2
 
 
 def test_a_damaged_best_gives_way_to_the_best_that_is_whole(run: Run) -> None:
-    keeper = Checkpoints(run, num_to_keep=2)
+    store = CheckpointStore(run, num_to_keep=2)
     for epoch, accuracy in enumerate([0.7, 0.9, 0.8], start=1):
-        keeper.save(info(epoch, accuracy), tensors())
+        store.save(info(epoch, accuracy), tensors())
     (run.best / "model.safetensors").write_bytes(b"\0" * 100)
     best, refused = checkpoints.read_best(run)
     assert best.path.name == "epoch-0002.safetensors"
@@ -237,19 +237,19 @@ def test_a_damaged_best_gives_way_to_the_best_that_is_whole(run: Run) -> None:
 
 
 def test_resuming_passes_over_the_damaged_and_brings_all_files_together(run: Run) -> None:
-    keeper = Checkpoints(run, num_to_keep=3)
+    store = CheckpointStore(run, num_to_keep=3)
     for epoch, accuracy in enumerate([0.6, 0.9, 0.7], start=1):
-        keeper.save(info(epoch, accuracy), tensors())
+        store.save(info(epoch, accuracy), tensors())
     last = run.checkpoints / "epoch-0003.safetensors"
     last.write_bytes(last.read_bytes()[:1000])
     (run.best / "model.safetensors").unlink()
-    keeper = Checkpoints(run, num_to_keep=3)
-    latest, refused = keeper.latest()
+    store = CheckpointStore(run, num_to_keep=3)
+    latest, refused = store.latest()
     assert latest is not None
     assert latest.info.epoch == 2
     assert "damaged" in refused[0]
     assert last.with_suffix(".damaged").exists()  # set aside, not destroyed
-    keeper.rewind(latest)
+    store.rewind(latest)
     assert [epoch.epoch for epoch in run.epochs()] == [1, 2]
     assert checkpoints.read(run.best / "model.safetensors").info.epoch == 2
 

@@ -94,7 +94,7 @@ def test_all_that_can_be_switched_on_is_plain_pytorchs(digits: Loader) -> None:
     metrics = next(ours.run(ignore))
     for (name, our), their in zip(ours.network.state_dict().items(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-4, msg=name)
-    for name, our in ours.validated.state_dict().items():
+    for name, our in ours.eval_network.state_dict().items():
         torch.testing.assert_close(our, average[name], rtol=1e-3, atol=1e-4, msg=name)
     # What is validated is the average.
     theirs.load_state_dict(average)

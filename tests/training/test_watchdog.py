@@ -9,7 +9,7 @@ from resnet_ops.training.worker import EXIT_CODE
 CODE = """
 import sys, time
 from pathlib import Path
-from resnet_ops.training.watchdog import Watchdog
+from resnet_ops.training.worker import Watchdog
 
 watchdog = Watchdog(0.6, Path(sys.argv[1]), lambda what: print(what, flush=True))
 def hang_here(): time.sleep(30)

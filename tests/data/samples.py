@@ -1,4 +1,4 @@
-"""Images and data sets made for tests: Parquet files and class folders."""
+"""Small images and data sets for tests: Parquet files and class folders."""
 
 import io
 import json
@@ -15,36 +15,36 @@ def noise(count: int, side: int = 8, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def stored(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+def encode_pixels(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
-def write(
+def write_parquet(
     path: Path,
     pixels: Iterable[np.ndarray | bytes],
     labels: Sequence[int | None],
     names: Sequence[str] = ("cat", "dog"),
     columns: tuple[str, str] = ("image", "label"),
-    rows_together: int | None = None,
+    row_group_size: int | None = None,
 ) -> Path:
-    """A Parquet file of images, encoded here unless they are already."""
-    encoded = [image if isinstance(image, bytes) else stored(image) for image in pixels]
+    """Write a Parquet file of images, which are encoded unless they are already."""
+    encoded = [image if isinstance(image, bytes) else encode_pixels(image) for image in pixels]
     rows = [{"bytes": image, "path": None} for image in encoded]
     features = {columns[1]: {"names": list(names), "_type": "ClassLabel"}}
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    made = pa.table({columns[0]: pa.array(rows, image_type), columns[1]: pa.array(labels, pa.int64())})
-    made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    table = pa.table({columns[0]: pa.array(rows, image_type), columns[1]: pa.array(labels, pa.int64())})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(made, path, row_group_size=rows_together)
+    pq.write_table(table, path, row_group_size=row_group_size)
     return path
 
 
 def shades(
     brightness: Mapping[str, int], count: int, size: tuple[int, int], seed: int = 0
 ) -> dict[str, list[np.ndarray]]:
-    """So many images (height, width, 3) of each class, noise around a brightness of its own."""
+    """Return `count` images (height, width, 3) of each class, noise around a brightness of its own."""
     random = np.random.default_rng(seed)
     return {
         name: list(np.clip(random.normal(mean, 20, (count, *size, 3)), 0, 255).astype(np.uint8))
@@ -52,10 +52,12 @@ def shades(
     }
 
 
-def folders(root: Path, classes: Mapping[str, Iterable[np.ndarray | bytes]], suffix: str = ".png") -> Path:
-    """A folder for each class, its images 00.png, 01.png..."""
+def write_class_folders(root: Path, classes: Mapping[str, Iterable[np.ndarray | bytes]], suffix: str = ".png") -> Path:
+    """Write a folder for each class, its images 00.png, 01.png..."""
     for name, images in classes.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for index, image in enumerate(images):
-            (root / name / f"{index:02}{suffix}").write_bytes(image if isinstance(image, bytes) else stored(image))
+            (root / name / f"{index:02}{suffix}").write_bytes(
+                image if isinstance(image, bytes) else encode_pixels(image)
+            )
     return root

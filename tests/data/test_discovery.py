@@ -1,30 +1,35 @@
-"""Class folders are read as torchvision's ImageFolder reads them, from a disk and from a bucket."""
+"""Class folders are read as torchvision reads them, from a disk and from a bucket; so is CIFAR, by its name.
 
+CIFAR's files are small ones in torchvision's format, as the real ones are a download away.
+"""
+
+import hashlib
+import pickle
 import shutil
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import CIFAR10, ImageFolder
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
-from tests.data.made import folders, noise, stored
+from tests.data.samples import encode_pixels, noise, write_class_folders, write_parquet
 
 
 @pytest.fixture
 def flowers(tmp_path: Path) -> Path:
     """Two classes, with what file managers leave behind."""
     root = tmp_path / "flowers"
-    folders(root / "train", {"rose": noise(12), "daisy": noise(8, seed=1)})
-    folders(root / "val", {"daisy": noise(2, seed=2), "rose": noise(3, seed=3)})
+    write_class_folders(root / "train", {"rose": noise(12), "daisy": noise(8, seed=1)})
+    write_class_folders(root / "val", {"daisy": noise(2, seed=2), "rose": noise(3, seed=3)})
     (root / "train" / "rose" / "Thumbs.db").write_bytes(b"x")
     (root / "train" / "rose" / "._00.png").write_bytes(b"x")
     (root / "train" / "notes.txt").write_text("x")
     (root / "train" / "rose" / "more").mkdir()
-    (root / "train" / "rose" / "more" / "PHOTO.JPG").write_bytes(stored(noise(1, seed=4)[0], "JPEG"))
+    (root / "train" / "rose" / "more" / "PHOTO.JPG").write_bytes(encode_pixels(noise(1, seed=4)[0], "JPEG"))
     (root / "train" / ".ipynb_checkpoints").mkdir()
     return root
 
@@ -38,7 +43,7 @@ def test_folders_are_read_as_torchvision_reads_them(flowers: Path) -> None:
         assert source.record.class_names == tuple(theirs.classes)
         expected = sorted(theirs.samples)
         assert sorted((ours.name(i), int(ours.labels[i])) for i in range(len(ours.labels))) == expected
-        pixels = {ours.name(i): one for i, one in enumerate(source.load(split).pixels)}
+        pixels = {ours.name(i): image for i, image in enumerate(source.load(split).pixels)}
         assert all(np.array_equal(pixels[path], np.asarray(theirs.loader(path))) for path, _ in expected)
 
 
@@ -57,29 +62,29 @@ def test_without_validation_folders_a_fifth_is_held_out_by_content(flowers: Path
 def test_a_bucket_is_read_like_a_disk(flowers: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(flowers), "/bucket/flowers", recursive=True)
-    here, there = open_source(str(flowers)), open_source("memory://bucket/flowers")
-    assert there.record.fingerprint_of == "names and sizes"
+    disk, bucket = open_source(str(flowers)), open_source("memory://bucket/flowers")
+    assert bucket.record.fingerprint_of == "names and sizes"
     same = {"fingerprint": "", "fingerprint_of": "content"}
-    assert there.record.model_copy(update=same) == here.record.model_copy(update=same)
+    assert bucket.record.model_copy(update=same) == disk.record.model_copy(update=same)
     for split in ("train", "val"):
-        assert np.array_equal(there.load(split).pixels, here.load(split).pixels)
-    assert open_source("memory://bucket/flowers").record.fingerprint == there.record.fingerprint
-    memory.pipe_file("/bucket/flowers/val/rose/new.png", stored(noise(1, seed=9)[0]))
-    assert open_source("memory://bucket/flowers").record.fingerprint != there.record.fingerprint
+        assert np.array_equal(bucket.load(split).pixels, disk.load(split).pixels)
+    assert open_source("memory://bucket/flowers").record.fingerprint == bucket.record.fingerprint
+    memory.pipe_file("/bucket/flowers/val/rose/new.png", encode_pixels(noise(1, seed=9)[0]))
+    assert open_source("memory://bucket/flowers").record.fingerprint != bucket.record.fingerprint
     apart = DataConfig(data=str(flowers / "train"), val_data="memory://bucket/flowers/val")
     assert open_source(apart).record.val_images == 6
 
 
 def test_parquet_in_a_bucket_is_read(tmp_path: Path) -> None:
-    from tests.data.made import write
+    from tests.data.samples import noise
 
-    file = write(tmp_path / "train.parquet", noise(10), [0, 1] * 5)
+    file = write_parquet(tmp_path / "train.parquet", noise(10), [0, 1] * 5)
     fsspec.filesystem("memory").put(str(file), "/bucket/tables/train.parquet")
     for data in ("memory://bucket/tables", "memory://bucket/tables/*.parquet", "memory://bucket/tables/train.parquet"):
         assert np.array_equal(open_source(data).load("train").pixels, open_source(str(file)).load("train").pixels)
 
 
-def test_what_is_wrong_with_folders_is_said(flowers: Path) -> None:
+def test_what_is_wrong_with_folders_is_an_error(flowers: Path) -> None:
     (flowers / "train" / "tulip").mkdir()
     with pytest.raises(UserError, match="train/tulip contains no images, so its class cannot be learned"):
         open_source(str(flowers))
@@ -87,7 +92,7 @@ def test_what_is_wrong_with_folders_is_said(flowers: Path) -> None:
     with pytest.raises(UserError, match="train/tulip contains no images"):
         open_source(str(flowers))
     shutil.rmtree(flowers / "train" / "tulip")
-    folders(flowers / "val", {"tulip": noise(1)})
+    write_class_folders(flowers / "val", {"tulip": noise(1)})
     with pytest.raises(UserError, match="validation images of class 'tulip', but no training images"):
         open_source(str(flowers))
     shutil.rmtree(flowers / "train")
@@ -113,3 +118,47 @@ def test_a_data_set_that_cannot_be_downloaded_says_what_to_put_where(
         open_source(DataConfig(data="cifar10", data_root=tmp_path))
     assert f"Extract cifar-10-batches-py from cifar-10-python.tar.gz into {tmp_path}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, list[int]]:
+    """A small CIFAR-10 in torchvision's format, whose checksums torchvision is told to expect."""
+    rng, folder = np.random.default_rng(0), tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    rows, labels = rng.integers(0, 256, (60, 3072), np.uint8), (list(range(10)) * 6)
+
+    def store(name: str, content: object) -> str:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    train = [
+        [f"data_batch_{i + 1}", store(f"data_batch_{i + 1}", {"data": rows[i::5], "labels": labels[i::5]})]
+        for i in range(5)
+    ]
+    names = [f"class {index}" for index in range(10)]
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(
+        CIFAR10, "test_list", [["test_batch", store("test_batch", {"data": rows[:20], "labels": labels[:20]})]]
+    )
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": store("batches.meta", {"label_names": names})})
+    return tmp_path, rows, labels
+
+
+def test_cifar_is_torchvisions(cifar: tuple[Path, np.ndarray, list[int]]) -> None:
+    root, rows, labels = cifar
+    source = open_source(DataConfig(data="cifar10", data_root=root)).prepare()
+    record = source.record
+    assert (record.train_images, record.val_images, record.height, record.channels) == (60, 20, 32, 3)
+    assert record.class_names[3] == "class 3"
+    assert source.flippable
+    val = source.load("val")
+    assert np.array_equal(val.pixels, rows[:20].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    assert val.labels.tolist() == labels[:20]
+    assert source.notes == ("20 images of the 20 in the validation split are also in the training split.",)
+
+
+def test_damaged_files_are_not_used(cifar: tuple[Path, np.ndarray, list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+    (cifar[0] / CIFAR10.base_folder / "test_batch").write_bytes(b"")
+    with pytest.raises(UserError, match="cifar10 is missing or incomplete in"):
+        open_source(DataConfig(data="cifar10", data_root=cifar[0]))

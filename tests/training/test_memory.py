@@ -9,7 +9,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.allocation import placed
 from resnet_ops.runs import DataRecord
-from resnet_ops.training import job, preflight
+from resnet_ops.training import job, memory
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def test_an_image_costs_what_is_kept_of_it() -> None:
     """In each block the outputs of two convolutions, and of the ReLUs after them; three maps are worked on."""
     kept = 3 * 32**2 + 2 * 16 * 32**2 + 4 * 16 * 32**2 + 4 * 32 * 16**2 + 4 * 64 * 8**2
     expected = 4 * (kept + 3 * 16 * 32**2)
-    assert preflight.memory_per_image(TrainConfig(model="resnet8"), data(), CPU) == pytest.approx(expected, rel=0.03)
+    assert memory.memory_per_image(TrainConfig(model="resnet8"), data(), CPU) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -41,27 +41,27 @@ def test_the_largest_power_of_two_that_fits(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, int], train_images: int, expected: int
 ) -> None:
     config, record = TrainConfig.of(model="resnet8", device="cpu", **options), data(train_images=train_images)
-    image = preflight.memory_per_image(config, record, CPU)
+    image = memory.memory_per_image(config, record, CPU)
     stored = (train_images + 100) * 3 * 32**2 * options.get("workers_per_node", 1)
-    monkeypatch.setattr(preflight, "free_bytes", lambda _: int(stored + 1000.5 * image))
+    monkeypatch.setattr(memory, "free_bytes", lambda _: int(stored + 1000.5 * image))
     with placed(config, lambda _: None) as placement:
-        chosen, why = preflight.largest_batch(config, record, placement)
+        chosen, why = memory.largest_batch(config, record, placement)
         assert chosen == expected
         assert f"chose {expected:,} images per step" in why
-        monkeypatch.setattr(preflight, "free_bytes", lambda _: stored)
+        monkeypatch.setattr(memory, "free_bytes", lambda _: stored)
         with pytest.raises(UserError, match="Not even one image fits"):
-            preflight.largest_batch(config, record, placement)
+            memory.largest_batch(config, record, placement)
 
 
 def test_a_limit_of_the_control_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(preflight, "CGROUP", tmp_path)
-    free = preflight.free_bytes(CPU)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    free = memory.free_bytes(CPU)
     assert free > 2**20
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert preflight.free_bytes(CPU) == pytest.approx(free, rel=0.2)
+    assert memory.free_bytes(CPU) == pytest.approx(free, rel=0.2)
     (tmp_path / "memory.max").write_text("5000\n")
-    assert preflight.free_bytes(CPU) == 4000
+    assert memory.free_bytes(CPU) == 4000
 
 
 def test_a_run_keeps_the_batch_that_was_chosen(tmp_path: Path) -> None:

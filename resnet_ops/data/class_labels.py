@@ -1,0 +1,85 @@
+"""Bring the labels of both splits to one set of classes.
+
+Training refuses labels that are wrong or do not match; `data check` counts them. Images are not read here.
+"""
+
+import numpy as np
+
+from resnet_ops.data.dataset import DiscoveredData, EncodedImages, LabeledImages, Split, Subset
+from resnet_ops.errors import UserError, did_you_mean
+
+
+def class_names(data: DiscoveredData) -> tuple[str, ...]:
+    """Return the names of the classes as training numbers them; numbers where the data has no names."""
+    if names := data.train.class_names or (data.val.class_names if data.val else ()):
+        return names
+    labels = np.concatenate([part.encoded.labels for part in data.parts])
+    return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
+
+
+def match_classes(val: LabeledImages, names: tuple[str, ...], data: str) -> EncodedImages:
+    """Return validation images with the labels that training gives to classes of the same names.
+
+    Raises:
+        UserError: There is a class that training does not have.
+    """
+    if not val.class_names or val.class_names == names:
+        return val.encoded
+    labels = val.encoded.labels
+    check_label_range(data, labels, val.class_names)
+    index = {name: number for number, name in enumerate(names)}
+    for label in np.unique(labels):
+        if (name := val.class_names[label]) not in index:
+            raise _unknown_class(name, names)
+    train_label = np.array([index.get(name, -1) for name in val.class_names], np.int64)
+    return Subset(val.encoded, np.arange(len(labels)), train_label[labels])
+
+
+def check_label_range(data: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
+    """Refuse labels that are not numbers of classes.
+
+    Raises:
+        UserError: A label is negative, or too large.
+    """
+    if len(labels) and (labels.min() < 0 or labels.max() >= len(names)):
+        raise UserError(
+            f"--data {data} has labels from {labels.min()} to {labels.max()}, but {len(names)} classes.",
+            "Labels must be 0 for the first class, 1 for the second, and so on.",
+        )
+
+
+def check_validation_classes(splits: dict[Split, EncodedImages], names: tuple[str, ...]) -> None:
+    """Refuse validation images of a class that has no training images.
+
+    Raises:
+        UserError: There are some.
+    """
+    if "val" in splits and (extra := set(splits["val"].labels.tolist()) - set(splits["train"].labels.tolist())):
+        raise _unknown_class(names[min(extra)], names)
+
+
+def _unknown_class(name: str, names: tuple[str, ...]) -> UserError:
+    return UserError(
+        f"There are validation images of class {name!r}, but no training images.",
+        f"{did_you_mean(name, names)} Add training images of it, or remove it from the validation images.",
+    )
+
+
+def merge_classes(data: DiscoveredData) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the names of the classes of both splits, and for each image the index of its own, whatever is wrong.
+
+    Classes are matched by name, as training does; a label that has no name is named by its number.
+    """
+    parts = data.parts
+    known = next((part.class_names for part in parts if part.class_names), ())
+    if not known:
+        top = max(int(part.encoded.labels.max(initial=-1)) for part in parts)
+        known = tuple(map(str, range(top + 1 if top < sum(len(part.encoded.labels) for part in parts) else 0)))
+    index = {name: number for number, name in enumerate(known)}
+    indices = []
+    for part in parts:
+        own = part.class_names or known
+        present, inverse = np.unique(part.encoded.labels, return_inverse=True)
+        names = [own[label] if 0 <= label < len(own) else str(label) for label in present.tolist()]
+        indices.append(np.array([index.setdefault(name, len(index)) for name in names], np.int64)[inverse])
+    return tuple(index), np.concatenate(indices)

@@ -1,0 +1,91 @@
+"""Finds the largest batch that fits, for --auto-batch. Apart from `preflight`, for it imports torch."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnet_ops import models
+from resnet_ops.config import TrainConfig
+from resnet_ops.errors import UserError
+from resnet_ops.formatting import size
+from resnet_ops.orchestration.allocation import Placement
+from resnet_ops.runs import DataRecord
+from resnet_ops.training.trainer import autocast
+
+SHARE = 0.8  # of the free memory that a batch may take
+SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -> tuple[int, str]:
+    """The largest power of two of images a step that fits, and why.
+
+    Raises:
+        UserError: The job does not run on this machine, whose memory it is that is measured, or not one image fits.
+    """
+    if not placement.local:
+        raise UserError(
+            "--auto-batch measures the memory of this machine, but training runs on others.",
+            "Use --batch-size instead.",
+        )
+    layout = placement.layout
+    device = torch.device(layout.device)
+    sharing = layout.workers if layout.device == "cpu" else 1
+    image_bytes = memory_per_image(config, data, device)
+    stored_bytes = (data.train_images + data.val_images) * data.height * data.width * data.channels
+    budget = (free_bytes(device) / sharing - stored_bytes) * SHARE
+    fitting = int(budget / image_bytes) * layout.workers * config.accumulate
+    if fitting < 1:
+        raise UserError(f"Not even one image fits into the memory of this machine ({size(image_bytes)} each).")
+    chosen = min(1 << (limit.bit_length() - 1) for limit in (fitting, data.train_images))
+    reason = "fit" if chosen > fitting // 2 else f"would fit, but there are only {data.train_images:,} training images"
+    return chosen, (f"--auto-batch chose {chosen:,} images per step: {fitting:,} of {size(image_bytes)} each {reason}.")
+
+
+def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device) -> float:
+    """Bytes that one more image takes in a forward and a backward pass."""
+    network = models.build(
+        config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
+    ).to(device)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    small, larger = (_peak_bytes(network, data, images, device, config.precision) for images in (SMALL, LARGER))
+    return (larger - small) / (LARGER - SMALL)
+
+
+def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch.device, precision: str) -> int:
+    """Of a forward and a backward pass: as allocated on CUDA; on a CPU what is kept in between, and worked on."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()  # once, though two layers keep it
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    x = torch.zeros(images, data.channels, data.height, data.width, device=device)
+    with hooks, autocast(precision, device):
+        logits = network(x.to(memory_format=torch.channels_last))
+    F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
+    network.zero_grad()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # The backward pass works on the gradients of a layer's output and input, and on a copy in another layout.
+    return sum(kept.values()) + 3 * max(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """What can be had of a device's memory now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError):  # no limit, or no control group
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
