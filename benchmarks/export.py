@@ -85,14 +85,14 @@ def export(setup: Setup, fp32: Path, int8: Path) -> ModelMetadata:
         data_fingerprint=info.data_fingerprint,
         epoch=0,
         checkpoint_sha256="0",
-        made_by=graph.made_by(),
+        made_by=graph.tool_versions(),
     )
     x = torch.randn(CALIBRATION_IMAGES, 3, setup.side, setup.side).numpy()
     quantized, _ = precision.to_int8(model, x, runtime.CPU)
     for made, file in ((model, fp32), (quantized, int8)):
-        graph.describe(made, metadata)
+        graph.set_metadata(made, metadata)
         graph.write(made, file)
-        untrusted.open_file(file)
+        untrusted.check_file(file)
     return metadata
 
 
@@ -101,24 +101,24 @@ def measure(setup: Setup, seconds: float) -> tuple[list[Row], list[Floor]]:
     rows, floors = [], []
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        contender = partial(BenchCandidate, metadata=export(setup, fp32, int8), provider=runtime.CPU)
-        everyone = [
-            contender(FP32, file=fp32, engine="onnx"),
-            contender(INT8, file=int8, engine="onnx"),
-            contender(NCHW, file=fp32, engine="eager"),
-            contender(CHANNELS_LAST, file=fp32, engine="eager", channels_last=True),
+        candidate = partial(BenchCandidate, metadata=export(setup, fp32, int8), provider=runtime.CPU)
+        candidates = [
+            candidate(FP32, file=fp32, engine="onnx"),
+            candidate(INT8, file=int8, engine="onnx"),
+            candidate(NCHW, file=fp32, engine="eager"),
+            candidate(CHANNELS_LAST, file=fp32, engine="eager", channels_last=True),
         ]
         for batch, least in setup.floors.items():
-            if setup.side > 64 and len(everyone) * batch * BYTES_PER_IMAGE > memory_bytes():
+            if setup.side > 64 and len(candidates) * batch * BYTES_PER_IMAGE > memory_bytes():
                 print(f"{setup.model}: no memory for batches of {batch}", flush=True)
                 continue
-            found = {one.contender.name: one for one in bench.measure(everyone, batch, seconds, print)}
-            eager = max((found[NCHW], found[CHANNELS_LAST]), key=lambda one: one.images_per_second)
-            rows += [row(setup, one, eager) for one in found.values()]
-            ahead = ratio(found[FP32].speeds, eager.speeds)
-            floors.append(Floor(f"{setup.model}, batch {batch}: fp32 over {eager.contender.name}", least, ahead))
+            measured = {one.candidate.name: one for one in bench.measure(candidates, batch, seconds, print)}
+            eager = max((measured[NCHW], measured[CHANNELS_LAST]), key=lambda one: one.images_per_second)
+            rows += [row(setup, one, eager) for one in measured.values()]
+            ahead = ratio(measured[FP32].speeds, eager.speeds)
+            floors.append(Floor(f"{setup.model}, batch {batch}: fp32 over {eager.candidate.name}", least, ahead))
             if at_least := INT8_FLOORS.get((setup.model, batch)):
-                faster = ratio(found[INT8].speeds, found[FP32].speeds)
+                faster = ratio(measured[INT8].speeds, measured[FP32].speeds)
                 floors.append(Floor(f"{setup.model}, batch {batch}: int8 over fp32", at_least, faster))
     return rows, floors
 
@@ -126,11 +126,11 @@ def measure(setup: Setup, seconds: float) -> tuple[list[Row], list[Floor]]:
 def row(setup: Setup, one: Measurement, eager: Measurement) -> Row:
     """A line of the table."""
     if one.error:
-        raise SystemExit(f"error: {one.contender.name}: {one.error}")
+        raise SystemExit(f"error: {one.candidate.name}: {one.error}")
     return {
         "network": f"{setup.model}, {setup.side}x{setup.side}",
         "batch": one.batch,
-        "": one.contender.name,
+        "": one.candidate.name,
         "images/s": statistics.median(one.speeds),
         "ratio": None if one is eager else ratio(one.speeds, eager.speeds),
         "p50, ms": one.p50_ms,

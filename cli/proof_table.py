@@ -22,8 +22,8 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
     against = " compared with torch in float64" if against_torch else ", without a checkpoint"
     checks = table("check", "result", "limit", "", title=f"ONNX Runtime ({proof.provider}){against}")
     for check in proof.checks:
-        mark = "[green]PASS[/]" if check.held else "[bold red]FAIL[/]"
-        checks.add_row(check.name, escape(check.found), check.limit, mark)
+        mark = "[green]PASS[/]" if check.passed else "[bold red]FAIL[/]"
+        checks.add_row(check.name, escape(check.result), check.limit, mark)
     output.show(checks)
     if proof.images:
         torch = f"torch {percent(proof.val_accuracy_torch)}, " if against_torch else ""
@@ -42,7 +42,7 @@ def refuse(output: Output, proof: "ValidationResult", cause: str, remedy: str = 
     Raises:
         typer.Exit: Always.
     """
-    failed = ", ".join(f"{check.name} ({check.found.rstrip('.')})" for check in proof.refuted_by)
+    failed = ", ".join(f"{check.name} ({check.result.rstrip('.')})" for check in proof.failed_checks)
     report_error(UserError(f"{cause}: {failed}.", remedy, WORK_FAILED), WORK_FAILED, as_json=False, debug=False)
     output.end(proof)
     raise typer.Exit(WORK_FAILED)

@@ -199,21 +199,21 @@ def _provider(provider: str) -> Diagnosis:
             return Diagnosis(
                 provider, "absent", f"no GPU; also missing: {', '.join(missing)}", f"pip install {packages}"
             )
-        runtime.choose_provider("cuda")
+        runtime.resolve_provider("cuda")
     elif provider == runtime.TENSORRT:
         missing = runtime.missing_cuda_libraries(runtime.TENSORRT_LIBRARIES)
         if missing or not runtime.has_gpu():
             why = f"missing: {', '.join(missing)}" if missing else "no GPU"
             remedy = f"for --provider tensorrt: pip install {min(missing.values())}" if missing else ""
             return Diagnosis(provider, "absent", why, remedy)
-        runtime.choose_provider("tensorrt")
+        runtime.resolve_provider("tensorrt")
     elif provider != runtime.CPU:
         return Diagnosis(provider, "absent", "available in ONNX Runtime, not used by resnet-ops")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "convolution.onnx"
         file.write_bytes(_convolution())
-        session = runtime.load(file, provider)
+        session = runtime.create_session(file, provider)
         import numpy as np
 
         assert session.run(np.ones((1, 3, 8, 8), np.float32)).flatten()[0] == 27

@@ -24,7 +24,7 @@ from resnet_ops.export import graph
 from resnet_ops.orchestration.connect import local_ray
 from resnet_ops.training import job
 from resnet_ops.training.checkpoint import Checkpoint, read_best
-from tests.export.made import copy, finish
+from tests.export.samples import copy, finish
 
 CIFAR10 = Path(os.environ.get("RESNET_OPS_CIFAR10", Path(__file__).parents[2] / "shared/data/cifar10"))
 needs_cifar10 = pytest.mark.skipif(

@@ -34,7 +34,7 @@ print(f"best: {trained.best.val_accuracy:.2%} validation accuracy in epoch {trai
 # %% Export the best checkpoint, compared with PyTorch on random images, real ones and the whole validation set.
 exported = export_onnx(ExportConfig(run="example", runs_dir=folder / "runs"))
 for check in exported.checks:
-    print(f"{check.name:24} {check.found:36} {'PASS' if check.held else 'FAIL'}")
+    print(f"{check.name:24} {check.result:36} {'PASS' if check.passed else 'FAIL'}")
 assert exported.validated
 
 # %% Classify pixels, (N, H, W, C) uint8, with nothing but the file.

@@ -1,1 +1,1 @@
-"""From a checkpoint to a file others can deploy: `graph` makes it, `proof` tries to refute it."""
+"""Export of checkpoints to ONNX (`job`, `graph`), its verification (`proof`), and use of the files (`classifier`)."""

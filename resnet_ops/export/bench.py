@@ -1,4 +1,7 @@
-"""How fast an exported file is, beside the same network in torch: latency, images a second, memory."""
+"""The whole of `resnet-ops bench`: speed of an exported file and of the same network in torch.
+
+Each backend computes in a worker process, which is in `bench_worker`; here they take turns.
+"""
 
 import multiprocessing
 import statistics
@@ -12,20 +15,20 @@ from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime, untrusted
-from resnet_ops.export.bench_worker import BenchCandidate, candidates, work
+from resnet_ops.export.bench_worker import BenchCandidate, list_candidates, run_worker
 from resnet_ops.export.config import BenchConfig
 from resnet_ops.export.metadata import ModelMetadata, Precision
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
-ROUNDS = 5  # the seconds of each are cut into so many turns
+ROUNDS = 5  # into which the seconds of each candidate are divided
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How one contender did with one batch size: seconds of each call, a list for each round; or why it did not."""
+    """The times of one candidate with one batch size: seconds of each call in each round; or an error."""
 
-    contender: BenchCandidate
+    candidate: BenchCandidate
     batch: int
     rounds: tuple[tuple[float, ...], ...] = ()
     memory_bytes: int | None = None
@@ -33,41 +36,33 @@ class Measurement:
 
     @property
     def calls(self) -> list[float]:
-        """Seconds of each call, the quickest first."""
-        return sorted(seconds for turn in self.rounds for seconds in turn)
+        """Return the seconds of each call, sorted."""
+        return sorted(seconds for calls in self.rounds for seconds in calls)
 
     @property
     def p50_ms(self) -> float:
-        """The median."""
+        """Return the median latency."""
         return 1e3 * statistics.median(self.calls)
 
     @property
     def p99_ms(self) -> float:
-        """As long as 99 of 100 calls take at most; of fewer, the slowest."""
+        """Return the 99th percentile of the latency; of fewer than 100 calls, the maximum."""
         calls = self.calls
         return 1e3 * calls[-(-99 * len(calls) // 100) - 1]
 
     @property
     def images_per_second(self) -> float:
-        """At the median."""
+        """Return the throughput at the median latency."""
         return 1e3 * self.batch / self.p50_ms
 
     @property
     def speeds(self) -> list[float]:
-        """Images a second in each round, at its median."""
-        return [self.batch / statistics.median(turn) for turn in self.rounds]
-
-
-@dataclass(frozen=True)
-class MeasurementAndRatio:
-    """A line of the table; `ratio` is images/s over those of torch eager, in the faster of its memory formats."""
-
-    measured: Measurement
-    ratio: float | None
+        """Return the throughput in images per second of each round, at its median latency."""
+        return [self.batch / statistics.median(calls) for calls in self.rounds]
 
 
 class BenchRow(Result):
-    """How one backend did with one batch size, or why it did not; then it has an error, and no times."""
+    """The speed of one backend with one batch size; if it failed, an error and no times."""
 
     batch: int = Field(description="Images per call.")
     name: str = Field(description="The backend, such as ONNX Runtime or torch eager.")
@@ -81,20 +76,24 @@ class BenchRow(Result):
     error: str = Field(default="", exclude_if=lambda error: not error, description="Why it failed, if it did.")
 
     @classmethod
-    def of(cls, row: MeasurementAndRatio) -> "BenchRow":
-        """Return a line's numbers."""
-        one = row.measured
-        named: dict[str, Any] = {"batch": one.batch, "name": one.contender.name, "arithmetic": one.contender.arithmetic}
-        if one.error:
-            return cls(**named, error=one.error)
+    def of(cls, measurement: Measurement, eager: Measurement | None) -> "BenchRow":
+        """Return the row of a measurement, with its ratio to torch eager."""
+        candidate = measurement.candidate
+        named: dict[str, Any] = {
+            "batch": measurement.batch,
+            "name": candidate.name,
+            "arithmetic": candidate.arithmetic,
+        }
+        if measurement.error:
+            return cls(**named, error=measurement.error)
         return cls(
             **named,
-            p50_ms=one.p50_ms,
-            p99_ms=one.p99_ms,
-            images_per_second=one.images_per_second,
-            ratio=row.ratio,
-            memory_bytes=one.memory_bytes,
-            calls=len(one.calls),
+            p50_ms=measurement.p50_ms,
+            p99_ms=measurement.p99_ms,
+            images_per_second=measurement.images_per_second,
+            ratio=None if eager is None else measurement.images_per_second / eager.images_per_second,
+            memory_bytes=measurement.memory_bytes,
+            calls=len(measurement.calls),
         )
 
 
@@ -109,23 +108,29 @@ class BenchResult(Result):
     metadata: ModelMetadata = Field(exclude=True, description="The file's metadata.")
 
 
-def bench(config: BenchConfig, warn: Callable[[str], None] = lambda _: None) -> BenchResult:
-    """Measure a file and torch, a batch size after the other; `notice` is told what is being done.
+def bench(config: BenchConfig, on_progress: Callable[[str], None] = lambda _: None) -> BenchResult:
+    """Measure the speed of a file and of torch with each batch size.
+
+    Args:
+        config: The options.
+        on_progress: Called with what is being done.
 
     Raises:
-        UserError: The file cannot be used, or ran in no way with any batch size.
+        UserError: The file cannot be used, or failed with every batch size.
     """
-    metadata = untrusted.open_file(config.file)
-    provider = runtime.choose_provider(config.provider)
-    everyone = candidates(config.file.absolute(), metadata, provider, config.compile)
-    rows: list[MeasurementAndRatio] = []
+    metadata = untrusted.check_file(config.file)
+    provider = runtime.resolve_provider(config.provider)
+    candidates = list_candidates(config.file.absolute(), metadata, provider, config.compile)
+    rows: list[BenchRow] = []
+    errors: list[str] = []
     for batch in config.batches:
-        rows += compare(measure(everyone, batch, config.seconds, warn))
-    failed = [row.measured.error for row in rows if row.measured.contender.engine == "onnx"]
-    if all(failed):
-        raise UserError(f"{config.file} could not be measured: {failed[0].rstrip('.')}.", exit_code=WORK_FAILED)
+        measurements = measure(candidates, batch, config.seconds, on_progress)
+        errors += [measurement.error for measurement in measurements if measurement.candidate.engine == "onnx"]
+        rows += compare(measurements)
+    if all(errors):
+        raise UserError(f"{config.file} could not be measured: {errors[0].rstrip('.')}.", exit_code=WORK_FAILED)
     return BenchResult(
-        rows=tuple(map(BenchRow.of, rows)),
+        rows=tuple(rows),
         file=config.file.absolute(),
         model=metadata.model,
         precision=metadata.precision,
@@ -135,81 +140,85 @@ def bench(config: BenchConfig, warn: Callable[[str], None] = lambda _: None) -> 
 
 
 def measure(
-    everyone: Sequence[BenchCandidate], batch: int, seconds: float, warn: Callable[[str], None] = lambda _: None
+    candidates: Sequence[BenchCandidate],
+    batch: int,
+    seconds: float,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Measurement]:
-    """Measure contenders for `seconds` each, in turn, so that the machine's moods fall on all alike.
+    """Measure each candidate for so many seconds, in turns, so that other load slows all of them alike.
 
-    One that fails while the others are loaded may have found no memory beside them: it is tried once more, alone.
+    One that fails while the others are loaded may lack memory for that reason: it is measured again, alone.
     """
-    found = _race(everyone, batch, seconds, warn)
-    if len(found) == 1:
-        return found
-    return [_race([one.contender], batch, seconds, warn)[0] if one.error else one for one in found]
+    measurements = _measure_in_turns(candidates, batch, seconds, on_progress)
+    if len(measurements) == 1:
+        return measurements
+    return [
+        _measure_in_turns([measurement.candidate], batch, seconds, on_progress)[0] if measurement.error else measurement
+        for measurement in measurements
+    ]
 
 
-def _race(
-    everyone: Sequence[BenchCandidate], batch: int, seconds: float, warn: Callable[[str], None]
+def _measure_in_turns(
+    candidates: Sequence[BenchCandidate], batch: int, seconds: float, on_progress: Callable[[str], None]
 ) -> list[Measurement]:
-    """Every other round goes backwards, so that none is always measured after the same one."""
-    racing = []
+    """Measure in rounds, every other one in reverse order, so that none is always measured after the same one."""
+    workers: list[_Worker] = []
     try:
-        for contender in everyone:
-            warn(f"batch size {batch}: preparing {contender.name}")
-            racing.append(_Racing(contender, batch))
-        for turn in range(ROUNDS):
-            warn(f"batch size {batch}: measuring, round {turn + 1} of {ROUNDS}")
-            for one in racing[:: -1 if turn % 2 else 1]:
-                one.turn(seconds / ROUNDS)
-        return [one.measured() for one in racing]
+        for candidate in candidates:
+            on_progress(f"batch size {batch}: preparing {candidate.name}")
+            workers.append(_Worker(candidate, batch))
+        for number in range(ROUNDS):
+            on_progress(f"batch size {batch}: measuring, round {number + 1} of {ROUNDS}")
+            for worker in workers[:: -1 if number % 2 else 1]:
+                worker.measure_round(seconds / ROUNDS)
+        return [worker.measurement() for worker in workers]
     finally:
-        for one in racing:
-            one.end()
+        for worker in workers:
+            worker.stop()
 
 
-def compare(measured: Sequence[Measurement]) -> Iterator[MeasurementAndRatio]:
-    """One batch size's lines. Of torch eager's memory formats the faster one stays, to compare others with."""
+def compare(measurements: Sequence[Measurement]) -> Iterator[BenchRow]:
+    """Yield the rows of one batch size. Of torch eager's memory formats only the faster one, the reference, is kept."""
     fastest: dict[str, Measurement] = {}
-    for one in measured:
-        arithmetic = one.contender.arithmetic
-        if one.contender.engine == "eager" and not one.error:
-            fastest[arithmetic] = max(one, fastest.get(arithmetic, one), key=lambda each: each.images_per_second)
-    for one in measured:
-        eager = fastest.get(one.contender.arithmetic)
-        if one.contender.engine == "eager" and eager not in (None, one):
-            continue
-        yield MeasurementAndRatio(
-            one, None if one.error or eager is None else one.images_per_second / eager.images_per_second
-        )
+    for measurement in measurements:
+        arithmetic = measurement.candidate.arithmetic
+        if measurement.candidate.engine == "eager" and not measurement.error:
+            other = fastest.get(arithmetic, measurement)
+            fastest[arithmetic] = max(measurement, other, key=lambda each: each.images_per_second)
+    for measurement in measurements:
+        eager = fastest.get(measurement.candidate.arithmetic)
+        if measurement.candidate.engine != "eager" or eager in (None, measurement):
+            yield BenchRow.of(measurement, eager)
 
 
-class _Racing:
-    """A contender's process, seen from here."""
+class _Worker:
+    """The process of a candidate, as its parent sees it."""
 
-    def __init__(self, contender: BenchCandidate, batch: int) -> None:
-        self.contender, self.batch = contender, batch
+    def __init__(self, candidate: BenchCandidate, batch: int) -> None:
+        self.candidate, self.batch = candidate, batch
         self.rounds: list[tuple[float, ...]] = []
         self.memory_bytes: int | None = None
         self.error = ""
-        self.connection, theirs = multiprocessing.Pipe()
-        self.process = _start(contender, batch, theirs)
-        theirs.close()
-        if (told := self._hear()) is not None:
-            self.memory_bytes, self.error = told[0], told[1] or ""
+        self.connection, child = multiprocessing.Pipe()
+        self.process = _start(candidate, batch, child)
+        child.close()
+        if (ready := self._receive()) is not None:
+            self.memory_bytes, self.error = ready[0], ready[1] or ""
 
-    def turn(self, seconds: float) -> None:
-        """Have it measure, if it can."""
+    def measure_round(self, seconds: float) -> None:
+        """Let it measure its calls for so many seconds, unless it has failed."""
         if self.error:
             return
         self.connection.send(seconds)
-        if (took := self._hear()) is not None:
-            self.rounds.append(tuple(took))
+        if (calls := self._receive()) is not None:
+            self.rounds.append(tuple(calls))
 
-    def measured(self) -> Measurement:
-        """What came of it."""
-        return Measurement(self.contender, self.batch, tuple(self.rounds), self.memory_bytes, self.error)
+    def measurement(self) -> Measurement:
+        """Return what it has measured."""
+        return Measurement(self.candidate, self.batch, tuple(self.rounds), self.memory_bytes, self.error)
 
-    def end(self) -> None:
-        """Let it go."""
+    def stop(self) -> None:
+        """Stop the process."""
         if self.process.is_alive() and not self.error:
             self.connection.send(None)
             self.process.join(10)
@@ -217,8 +226,8 @@ class _Racing:
         self.process.join()
         self.connection.close()
 
-    def _hear(self) -> Any:
-        """What `work` sends: memory and error, then the seconds of each turn's calls; None from a process that died."""
+    def _receive(self) -> Any:
+        """Return a message of `run_worker`, or None, with `error` set, if the process has died."""
         try:
             return self.connection.recv()
         except (EOFError, ConnectionError):
@@ -230,10 +239,10 @@ class _Racing:
             return None
 
 
-def _start(contender: BenchCandidate, batch: int, theirs: Connection) -> BaseProcess:
-    # A server that has imported both libraries, and started nothing of theirs, is forked for each.
+def _start(candidate: BenchCandidate, batch: int, connection: Connection) -> BaseProcess:
+    # Forked from a server that has imported both libraries, but started no threads of theirs.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "onnxruntime", "resnet_ops.export.bench_worker"])
-    process = context.Process(target=work, args=(contender, batch, theirs), daemon=True)
+    process = context.Process(target=run_worker, args=(candidate, batch, connection), daemon=True)
     process.start()
     return process

@@ -1,4 +1,7 @@
-"""An exported file put to use: pixels in, probabilities out, by what the file says of itself and nothing else."""
+"""Use of an exported file by its metadata alone: `Classifier` maps pixels to probabilities, `predict` image files.
+
+Loading on a provider is in `runtime`, checks of untrusted files in `untrusted`.
+"""
 
 import re
 import time
@@ -21,13 +24,15 @@ from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
+MAX_DECODED_BYTES = 128 * 2**20  # of decoded images that wait for the network
+
 
 class Classifier:
-    """An exported file, checked, tried in a process of its own, and loaded.
+    """An exported file: checked, run once in a sandbox process, and loaded.
 
     Args:
         file: The ONNX file.
-        provider: Where it runs; auto is CUDA where there is a GPU.
+        provider: The execution provider; auto is CUDA if there is a GPU.
 
     Raises:
         UserError: The file is damaged or not of `resnet-ops export`, or the provider cannot be used here.
@@ -37,44 +42,44 @@ class Classifier:
     session: runtime.OnnxSession
 
     def __init__(self, file: Path | str, provider: Provider = "auto") -> None:
-        chosen, path = runtime.choose_provider(provider), Path(file).expanduser()
-        self.metadata, self.session = untrusted.open_file(path), runtime.load(path, chosen)
+        resolved, path = runtime.resolve_provider(provider), Path(file).expanduser()
+        self.metadata, self.session = untrusted.check_file(path), runtime.create_session(path, resolved)
 
     @classmethod
-    def of(cls, metadata: ModelMetadata, session: runtime.OnnxSession) -> Self:
-        """Make one of a session that is loaded already."""
-        made = cls.__new__(cls)
-        made.metadata, made.session = metadata, session
-        return made
+    def from_session(cls, metadata: ModelMetadata, session: runtime.OnnxSession) -> Self:
+        """Return a classifier for a session that is loaded already, without checks."""
+        classifier = cls.__new__(cls)
+        classifier.metadata, classifier.session = metadata, session
+        return classifier
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the probabilities."""
+        """Return the names of the classes, in the order of the probabilities."""
         return self.metadata.class_names
 
     @property
-    def frame(self) -> CropSpec:
-        """How images are to be decoded for it: of one that takes raw pixels, as far as it would resize them."""
-        frame = self.metadata.preprocessing.frame
-        return CropSpec(frame.cover, *frame.cover, frame.channels) if self.metadata.input == "raw" else frame
+    def crop(self) -> CropSpec:
+        """Return how to decode images for it; if it takes raw pixels, up to the size that it would resize them to."""
+        crop = self.metadata.preprocessing.crop
+        return CropSpec(crop.cover, *crop.cover, crop.channels) if self.metadata.input == "raw" else crop
 
     def read(self, *images: Path | str) -> np.ndarray:
-        """Read image files and fit them to `frame`: pixels (N, H, W, C) uint8.
+        """Read image files, resized and cropped to `crop`: pixels (N, H, W, C) uint8.
 
         Raises:
-            DecodeError: One is no image.
+            DecodeError: A file is no image.
         """
-        return np.stack([decode(Path(image).read_bytes(), self.frame) for image in images])
+        return np.stack([decode(Path(image).read_bytes(), self.crop) for image in images])
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """What the file gives, logits or probabilities (N, classes) float32.
+        """Return the outputs of the file, logits or probabilities (N, classes) float32.
 
         Args:
-            pixels: (N, H, W, C) uint8, of the size of `frame`; of any where the file takes raw pixels.
+            pixels: (N, H, W, C) uint8, of the size of `crop`, or of any size if the file takes raw pixels.
         """
         if self.metadata.input == "raw":
             return self.session.run(pixels)
-        return self.session.run(normalised(pixels, self.metadata.preprocessing))
+        return self.session.run(normalise_pixels(pixels, self.metadata.preprocessing))
 
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities of the classes, (N, classes) float32.
@@ -82,40 +87,37 @@ class Classifier:
         Args:
             images: Pixels (N, H, W, C) uint8, as for `run`.
         """
-        found = self.run(images)
-        return found if self.metadata.output == "probabilities" else softmax(found)
+        outputs = self.run(images)
+        return outputs if self.metadata.output == "probabilities" else softmax(outputs)
 
     def top(self, probabilities: np.ndarray, count: int) -> list[tuple[str, float]]:
-        """The `count` likeliest classes of one image (classes,), and their probabilities, the likeliest first."""
+        """Return the `count` most likely classes of one image (classes,) and their probabilities, the highest first."""
         order = np.argsort(-probabilities, kind="stable")[:count]
         return [(self.metadata.class_names[index], float(probabilities[index])) for index in order]
 
 
-def normalised(pixels: np.ndarray, steps: Preprocessing) -> np.ndarray:
-    """Do to raw pixels (N, H, W, C) uint8 what metadata says: (N, C, H, W) float32."""
+def normalise_pixels(pixels: np.ndarray, steps: Preprocessing) -> np.ndarray:
+    """Normalise pixels (N, H, W, C) uint8 as the metadata says: (N, C, H, W) float32."""
     x: np.ndarray = pixels.astype(np.float32) * np.float32(steps.scale)
     x = (x - np.asarray(steps.mean, np.float32)) / np.asarray(steps.std, np.float32)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits (N, classes)."""
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(raised / raised.sum(1, keepdims=True))
-
-
-AHEAD_BYTES = 128 * 2**20  # of decoded images that wait for the network
+    """Return the probabilities of logits (N, classes)."""
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
 
 
 class ClassProbability(Result):
-    """A class, and how likely it is."""
+    """A class and its probability."""
 
     name: str = Field(serialization_alias="class", description="Name of the class; in JSON `class`.")
     probability: float = Field(description="From 0 to 1.")
 
 
 class Prediction(Result):
-    """What an image shows, or why that cannot be told."""
+    """The most likely classes of an image, or the reason why it cannot be decoded."""
 
     path: Place = Field(description="The image.")
     top: tuple[ClassProbability, ...] = Field(default=(), description="The likeliest classes, the likeliest first.")
@@ -123,7 +125,7 @@ class Prediction(Result):
 
 
 class PredictResult(Result):
-    """What images show."""
+    """The predictions for all images."""
 
     predictions: tuple[Prediction, ...] = Field(description="One for each image, in order.")
     images: int = Field(description="Number of images.")
@@ -137,14 +139,14 @@ class PredictResult(Result):
 
 def predict(
     config: PredictConfig,
-    seen: Callable[[int, int], object] = lambda *_: None,
+    on_progress: Callable[[int, int], object] = lambda *_: None,
     started_at: float | None = None,
 ) -> PredictResult:
-    """Classify images with an exported file; one that cannot be decoded is told of, and the others go on.
+    """Classify image files; those that cannot be decoded have an error in the result.
 
     Args:
-        config: Which file, and which images.
-        seen: Told now and then how many of how many images are done.
+        config: The ONNX file and the images.
+        on_progress: Called now and then with the number of images that are done, and of all.
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
@@ -155,14 +157,14 @@ def predict(
     classifier = Classifier(config.file, config.provider)
     began = time.monotonic()
     predictions: list[Prediction] = []
-    for one in each_of(classifier, paths, config.top):
-        predictions.append(one)
+    for prediction in classify_files(classifier, paths, config.top):
+        predictions.append(prediction)
         if len(predictions) % 50 == 0:
-            seen(len(predictions), len(paths))
+            on_progress(len(predictions), len(paths))
     return PredictResult(
         predictions=tuple(predictions),
         images=len(predictions),
-        failed=sum(bool(one.error) for one in predictions),
+        failed=sum(bool(prediction.error) for prediction in predictions),
         file=config.file.absolute(),
         model=classifier.metadata.model,
         provider=classifier.session.provider,
@@ -171,64 +173,60 @@ def predict(
     )
 
 
-def find_images(places: Sequence[Path]) -> list[Path]:
-    """The files that are meant: those named, and in folders, at any depth, what is called like an image.
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the given files and, recursively, the image files in the given folders, each once.
 
-    In the order in which they were named, within a folder as people count: 9.png before 10.png. None comes twice.
+    They are in the order in which they were given, within a folder in natural order: 9.png before 10.png.
 
     Raises:
-        UserError: A place is not there, or there is no image in any.
+        UserError: A path does not exist, or there is no image.
     """
-    found: dict[Path, None] = {}
-    for place in places:
-        if place.is_dir():
-            names = [file.name for file in listing.list_files(place) if is_image(file.name)]
-            found |= dict.fromkeys(place / name for name in sorted(names, key=_as_people_count))
-        elif place.exists():
-            found[place] = None
+    images: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            names = [file.name for file in listing.list_files(path) if is_image(file.name)]
+            images |= dict.fromkeys(path / name for name in sorted(names, key=_natural_order))
+        elif path.exists():
+            images[path] = None
         else:
-            raise UserError(f"{place} does not exist.", "Give images, or folders that contain images.")
-    if not found:
-        where = ", ".join(map(str, places))
-        raise UserError(f"No images found in {where}.", f"Recognised file extensions: {_listed(EXTENSIONS)}.")
-    return list(found)
+            raise UserError(f"{path} does not exist.", "Give images, or folders that contain images.")
+    if not images:
+        searched = ", ".join(map(str, paths))
+        extensions = ", ".join(sorted(EXTENSIONS))
+        raise UserError(f"No images found in {searched}.", f"Recognised file extensions: {extensions}.")
+    return list(images)
 
 
-def each_of(classifier: Classifier, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
-    """Classify images, in their order; `top` is cut to the number of classes.
-
-    They are decoded by all cores while the network computes. No more are in memory than a chunk, whether there are ten
-    or a million.
-    """
-    frame = classifier.frame
-    ahead = max(CHUNK, AHEAD_BYTES // int(np.prod(frame.shape)) // CHUNK * CHUNK)
-    for start in range(0, len(paths), ahead):
-        some = paths[start : start + ahead]
-        for rows, pixels, errors in map_chunks(len(some), partial(_decode, classifier, some)):
-            answers = iter(classifier.classify(np.stack(pixels)) if pixels else ())
-            for path, error in zip(some[rows.start : rows.stop], errors, strict=True):
-                likely = () if error else classifier.top(next(answers), top)
-                named = tuple(ClassProbability(name=name, probability=share) for name, share in likely)
-                yield Prediction(path=path, top=named, error=error)
-
-
-def _decode(classifier: Classifier, paths: Sequence[Path], rows: range) -> tuple[range, list[np.ndarray], list[str]]:
-    """The images of these rows that can be decoded, and for each row why it cannot, or ''."""
-    pixels, errors = [], []
-    for path in paths[rows.start : rows.stop]:  # one by one: encoded, photos are large
-        (encoded,) = listing.read_files(path.parent, [path.name])
-        try:
-            pixels.append(decode(encoded, classifier.frame))
-            errors.append("")
-        except DecodeError as error:
-            errors.append(str(error))
-    return rows, pixels, errors
-
-
-def _as_people_count(name: str) -> tuple[list[tuple[int, str]], str]:
+def _natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
     parts = re.findall(r"\d+|\D+", name.casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
-def _listed(suffixes: set[str]) -> str:
-    return ", ".join(sorted(suffixes))
+def classify_files(classifier: Classifier, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+    """Yield the prediction for each image, in order; `top` is limited to the number of classes.
+
+    All cores decode while the network computes. No more than `MAX_DECODED_BYTES` are in memory, for any number of
+    images.
+    """
+    at_once = max(CHUNK, MAX_DECODED_BYTES // int(np.prod(classifier.crop.shape)) // CHUNK * CHUNK)
+    for start in range(0, len(paths), at_once):
+        some = paths[start : start + at_once]
+        for rows, pixels, errors in map_chunks(len(some), partial(_decode_files, classifier.crop, some)):
+            probabilities = iter(classifier.classify(np.stack(pixels)) if pixels else ())
+            for path, error in zip(some[rows.start : rows.stop], errors, strict=True):
+                ranked = () if error else classifier.top(next(probabilities), top)
+                classes = tuple(ClassProbability(name=name, probability=probability) for name, probability in ranked)
+                yield Prediction(path=path, top=classes, error=error)
+
+
+def _decode_files(crop: CropSpec, paths: Sequence[Path], rows: range) -> tuple[range, list[np.ndarray], list[str]]:
+    """Return the pixels of those of these rows that can be decoded, and for each row the error or ''."""
+    pixels, errors = [], []
+    for path in paths[rows.start : rows.stop]:  # one by one: encoded photos are large
+        (encoded,) = listing.read_files(path.parent, [path.name])
+        try:
+            pixels.append(decode(encoded, crop))
+            errors.append("")
+        except DecodeError as error:
+            errors.append(str(error))
+    return rows, pixels, errors

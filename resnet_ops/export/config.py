@@ -1,4 +1,7 @@
-"""What an export, a verification and the use of a file are: every option, as in `resnet_ops/config.py`."""
+"""The options of export, validate, predict and bench, as fields of configs.
+
+Those of training are in `resnet_ops.config`, those of serve in `resnet_ops.serving.config`.
+"""
 
 import re
 from pathlib import Path
@@ -14,7 +17,7 @@ LARGEST_BATCH = 65_536
 
 
 class ProofConfig(RunsConfig):
-    """How a file is verified: where, on what, within which limits."""
+    """The options of a verification: provider, images, limits."""
 
     provider: Annotated[
         Provider,
@@ -51,7 +54,7 @@ class ProofConfig(RunsConfig):
 
 
 class ExportConfig(ProofConfig):
-    """One export: of which weights, into what, verified how."""
+    """The options of an export and its verification."""
 
     run: Annotated[
         str,
@@ -130,7 +133,7 @@ class ExportConfig(ProofConfig):
 
 
 class ValidateConfig(ProofConfig):
-    """One verification of an existing file."""
+    """The options of the verification of an existing file."""
 
     file: Annotated[Path, option("ONNX file made by `resnet-ops export`.")]
     checkpoint: Annotated[
@@ -144,21 +147,21 @@ class ValidateConfig(ProofConfig):
 
 
 class UseConfig(Config):
-    """What every use of a file needs."""
+    """The options that every use of an exported file has."""
 
     file: Annotated[Path, option("ONNX file made by `resnet-ops export`.")]
     provider: Annotated[Provider, option("ONNX Runtime execution provider; auto: CUDA if there is a GPU.")] = "auto"
 
 
 class PredictConfig(UseConfig):
-    """Which images to classify, and what to return for them."""
+    """The options of the classification of images."""
 
     images: Annotated[tuple[Path, ...], option("Images, or folders to search for images recursively.", min_length=1)]
     top: Annotated[Positive, option("Number of classes to return for each image (top-k).")] = 1
 
 
 class BenchConfig(UseConfig):
-    """What is measured, and for how long."""
+    """The options of a benchmark."""
 
     batch: Annotated[str, option("Batch sizes, such as 1,8,64.")] = "1,8,64"
     seconds: Annotated[float, option("Seconds per measurement.", gt=0, le=3600, allow_inf_nan=False)] = 2.0
@@ -175,5 +178,5 @@ class BenchConfig(UseConfig):
 
     @property
     def batches(self) -> list[int]:
-        """The batch sizes, each once."""
+        """Return the batch sizes, each once."""
         return list(dict.fromkeys(map(int, self.batch.split(","))))

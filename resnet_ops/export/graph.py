@@ -1,4 +1,7 @@
-"""A checkpoint as an ONNX graph: BatchNorm folded, any batch size, all it needs to be used inside."""
+"""ONNX graphs: made of checkpoints, extended by preprocessing and softmax, given metadata, and written to files.
+
+Lower precisions are in `precision`, checks of the result in `proof`.
+"""
 
 import warnings
 from pathlib import Path
@@ -13,23 +16,23 @@ import resnet_ops
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.metadata import IMAGES, Input, ModelMetadata, Precision, Preprocessing
-from resnet_ops.export.runtime import PREPROCESSING
+from resnet_ops.export.runtime import PREPROCESSING_PREFIX
 from resnet_ops.training.checkpoint import CheckpointInfo
 
 NORMALIZED, LOGITS, PROBABILITIES = "normalized", "logits", "probabilities"
-PIXELS = PREPROCESSING + "pixels"  # resized and cut, (batch, C, H, W) uint8
+PIXELS = PREPROCESSING_PREFIX + "pixels"  # resized and cropped, (batch, C, H, W) uint8
 ONE_FILE_BYTES = 2**31 - 2**27  # protobuf's limit is 2 GiB; the rest is for all but weights
 
 
 def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) -> onnx.ModelProto:
-    """Export a network.
+    """Export a network, with BatchNorm folded and a dynamic batch size.
 
     Its input `images` is (batch, C, H, W) float32, normalised; its output `logits` is (batch, classes) float32.
-    The same weights give the same bytes, from whatever folder.
+    The same weights give the same bytes, in any folder.
 
     Raises:
-        UserError: The exporter made another opset than the one asked for, which it does in
-            silence where it cannot convert.
+        UserError: The exporter produced another opset than the one asked for, which it does silently where it cannot
+            convert.
     """
     network = info.build_network()
     network.load_state_dict(weights)
@@ -49,17 +52,19 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
         )
     assert program is not None
     model = program.model_proto
-    made = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
-    if made != opset:
-        raise UserError(f"The exporter produced opset {made} instead of {opset}.", "Try another --opset.", WORK_FAILED)
-    _forget_sources(model)
+    produced = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
+    if produced != opset:
+        raise UserError(
+            f"The exporter produced opset {produced} instead of {opset}.", "Try another --opset.", WORK_FAILED
+        )
+    _strip_sources(model)
     return model
 
 
-def take_raw_pixels(model: onnx.ModelProto, steps: Preprocessing) -> None:
-    """Put before a graph what makes its input of raw pixels: `images` becomes (batch, height, width, C) uint8.
+def prepend_preprocessing(model: onnx.ModelProto, steps: Preprocessing) -> None:
+    """Let a graph preprocess raw pixels: its input `images` becomes (batch, height, width, C) uint8 of any size.
 
-    Of any size: resized as little as makes them cover `steps.resize`, antialiased bilinear, cut from the centre,
+    They are resized as little as makes them cover `steps.resize`, antialiased bilinear, cropped to the centre and
     normalised. Sizes and offsets are computed as `resnet_ops.data.decode` does, in float64.
     """
     graph = model.graph
@@ -68,20 +73,20 @@ def take_raw_pixels(model: onnx.ModelProto, steps: Preprocessing) -> None:
     nodes: list[onnx.NodeProto] = []
 
     def constant(name: str, value: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(value, PREPROCESSING + name))
-        return PREPROCESSING + name
+        graph.initializer.append(numpy_helper.from_array(value, PREPROCESSING_PREFIX + name))
+        return PREPROCESSING_PREFIX + name
 
     def add(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        output = output if output == NORMALIZED else PREPROCESSING + output
-        nodes.append(
-            helper.make_node(operator, inputs, [output], name=f"{PREPROCESSING}{operator}_{len(nodes)}", **attributes)
-        )
+        output = output if output == NORMALIZED else PREPROCESSING_PREFIX + output
+        name = f"{PREPROCESSING_PREFIX}{operator}_{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
         return output
 
     floats = TensorProto.DOUBLE
     cover = constant("cover", np.array(steps.resize, np.int64))
-    cut = constant("cut", np.array([steps.height, steps.width], np.int64))
-    inner = constant("inner", np.array(steps.cut, np.int64))  # cut to `resize` first, then to the network's size
+    crop = constant("cut", np.array([steps.height, steps.width], np.int64))
+    # Cropped to `resize` first, then to the network's size.
+    inner = constant("inner", np.array(steps.crop_offset, np.int64))
     half = constant("half", np.array(0.5, np.float64))
     upright = add("Transpose", [IMAGES], "upright", perm=[0, 3, 1, 2])
     size = add("Shape", [upright], "size", start=2, end=4)
@@ -90,14 +95,14 @@ def take_raw_pixels(model: onnx.ModelProto, steps: Preprocessing) -> None:
     ratios = add("Div", [add("Cast", [cover], "cover_exact", to=floats), exact], "ratios")
     scale = add("ReduceMax", [ratios], "scale", keepdims=0)
     scaled = add("Cast", [add("Mul", [exact, scale], "scaled_exact")], "scaled", to=TensorProto.INT64)
-    wanted = add("Max", [cover, scaled], "wanted")
-    sizes = add("Concat", [outer, wanted], "sizes", axis=0)
+    resized_size = add("Max", [cover, scaled], "wanted")
+    sizes = add("Concat", [outer, resized_size], "sizes", axis=0)
     # exclude_outside: at the borders as Pillow and torch do; otherwise up to 15 of 255 off there.
     resized = add("Resize", [upright, "", "", sizes], "resized", mode="linear", antialias=1, exclude_outside=1)
-    spare = add("Cast", [add("Sub", [wanted, cover], "spare")], "spare_exact", to=floats)
+    spare = add("Cast", [add("Sub", [resized_size, cover], "spare")], "spare_exact", to=floats)
     before = add("Round", [add("Mul", [spare, half], "half_spare")], "before_exact")
     start = add("Add", [add("Cast", [before], "before", to=TensorProto.INT64), inner], "start")
-    end = add("Add", [start, cut], "end")
+    end = add("Add", [start, crop], "end")
     axes = constant("axes", np.array([2, 3], np.int64))
     pixels = add("Slice", [resized, start, end, axes], "pixels")
     assert pixels == PIXELS
@@ -107,19 +112,19 @@ def take_raw_pixels(model: onnx.ModelProto, steps: Preprocessing) -> None:
         for name, values in (("mean", steps.mean), ("std", steps.std))
     )
     add("Div", [add("Sub", [x, shift], "centred"), deviation], NORMALIZED)
-    others = list(graph.node)
+    network = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*nodes, *others])
+    graph.node.extend([*nodes, *network])
     del graph.input[:]
     shape: list[str | int | None] = ["batch", "height", "width", steps.channels]
     graph.input.append(helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, shape))
-    kept = [value for value in graph.value_info if value.name != IMAGES]
+    value_info = [value for value in graph.value_info if value.name != IMAGES]
     del graph.value_info[:]
-    graph.value_info.extend(kept)
+    graph.value_info.extend(value_info)
 
 
-def give_probabilities(model: onnx.ModelProto) -> None:
-    """Put a softmax after a graph, whose output becomes `probabilities`."""
+def append_softmax(model: onnx.ModelProto) -> None:
+    """Append a softmax to a graph, whose output becomes `probabilities`."""
     graph = model.graph
     graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], name="softmax", axis=1))
     (output,) = graph.output
@@ -127,24 +132,24 @@ def give_probabilities(model: onnx.ModelProto) -> None:
     output.name = PROBABILITIES
 
 
-def describe(model: onnx.ModelProto, metadata: ModelMetadata) -> None:
-    """Write into a graph what it says of itself."""
-    helper.set_model_props(model, metadata.written())
+def set_metadata(model: onnx.ModelProto, metadata: ModelMetadata) -> None:
+    """Store metadata in a model."""
+    helper.set_model_props(model, metadata.properties())
 
 
-def made_by() -> str:
-    """The versions that shape a file."""
+def tool_versions() -> str:
+    """Return the versions of the packages that an exported file depends on."""
     return f"resnet-ops {resnet_ops.__version__}, torch {torch.__version__}, onnx {onnx.__version__}"
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph, the same way every time: one file, or beyond 2 GB its weights in `NAME.onnx.data` beside it.
+    """Write a model deterministically: one file, or beyond 2 GB its weights in `NAME.onnx.data` beside it.
 
     Raises:
         PausedError: The disk is full.
     """
     if model.ByteSize() > ONE_FILE_BYTES:
-        weights = path.with_name(data_name(path))
+        weights = path.with_name(external_data_name(path))
         files.remove(weights)
         onnx.external_data_helper.convert_model_to_external_data(
             model, all_tensors_to_one_file=True, location=weights.name, size_threshold=1024
@@ -156,28 +161,29 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     files.write_atomically(path, bytes(model.SerializeToString(deterministic=True)))
 
 
-def file_name(precision: Precision, given: Input) -> str:
-    """What an export is called: model.onnx, model-int8-raw.onnx."""
-    parts = ["model", *([precision] if precision != "fp32" else []), *([given] if given != "normalized" else [])]
-    return "-".join(parts) + ".onnx"
+def file_name(precision: Precision, input_format: Input) -> str:
+    """Return the default name of an exported file: model.onnx, model-int8-raw.onnx."""
+    return (
+        "-".join(["model", *(part for part in (precision, input_format) if part not in ("fp32", NORMALIZED))]) + ".onnx"
+    )
 
 
-def data_name(path: Path) -> str:
-    """What the file of weights is called that lies beside one of more than 2 GB."""
+def external_data_name(path: Path) -> str:
+    """Return the name of the file with the weights of a model of more than 2 GB."""
     return path.name + ".data"
 
 
-def added(metadata: dict[str, str]) -> bytes:
-    """What, put behind a file's bytes, gives it more metadata and changes nothing before: protobuf messages add up."""
+def serialize_metadata(properties: dict[str, str]) -> bytes:
+    """Return bytes that, appended to a file, add metadata properties to it: concatenated protobuf messages merge."""
     model = onnx.ModelProto()
-    for key, value in metadata.items():
+    for key, value in properties.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _forget_sources(model: onnx.ModelProto) -> None:
-    """Take out the exporter's notes: they hold stack traces with paths of this machine."""
+def _strip_sources(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes, which contain stack traces with paths of this machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]

@@ -1,4 +1,7 @@
-"""What is exported or proven: the weights, where the file goes, and the images to prove it on."""
+"""The inputs of an export or a verification: which checkpoint, and which images.
+
+Reading weights that were trained elsewhere is in `weights`.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +27,14 @@ Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Weights to export, as they were read; `reread` reads them from the disk once more.
+class ResolvedCheckpoint:
+    """A checkpoint that was found and read.
 
-    `run` is the run that they are of, `folder` where a file of them belongs.
+    Args:
+        checkpoint: Its content.
+        reread: Reads it from the disk again.
+        run: The run that it belongs to.
+        folder: The default folder of its exports.
     """
 
     checkpoint: Checkpoint
@@ -36,29 +43,31 @@ class Subject:
     folder: Path
 
 
-def find_checkpoint(config: ExportConfig, warn: Warn) -> Subject:
-    """Find and read what `config.run` names.
+def resolve_checkpoint(config: ExportConfig, warn: Warn) -> ResolvedCheckpoint:
+    """Read the weights to export: of a run or a checkpoint file, or with `config.model` those trained elsewhere.
 
     Raises:
-        UserError: There is no such run or file, or no whole checkpoint in it.
+        UserError: There is no such run or file, or no intact checkpoint in it.
     """
     path = to_path(config.run).expanduser()
     files.check_reachable(path)
     if config.model is not None:
         if not files.is_file(path):
             raise UserError(f"File {path} does not exist.", "With --model, give a weights file.")
-        return Subject(weights.read(path, config), lambda: weights.read(path, config), None, path.absolute().parent)
+        return ResolvedCheckpoint(
+            weights.read(path, config), lambda: weights.read(path, config), None, path.absolute().parent
+        )
     for option in ("classes", "image_size", "mean", "std"):
         if getattr(config, option) is not None:
             raise UserError(f"--{option.replace('_', '-')} applies only to weights trained elsewhere.", "Add --model.")
-    return of_run(config.run, config.runs_dir, warn)
+    return resolve_run(config.run, config.runs_dir, warn)
 
 
-def of_run(name: str, runs_dir: Path, warn: Warn) -> Subject:
-    """The best weights of a run, by its name or its folder, or those of one checkpoint file.
+def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
+    """Read the best checkpoint of a run, given by its name or folder, or one checkpoint file.
 
     Raises:
-        UserError: There is no such run or file, or no whole checkpoint in it.
+        UserError: There is no such run or file, or no intact checkpoint in it.
     """
     path = to_path(name).expanduser()
     if files.is_file(path):
@@ -70,7 +79,7 @@ def of_run(name: str, runs_dir: Path, warn: Warn) -> Subject:
         _ = checkpoint.info.validated  # only such weights are exported
         is_run = files.is_file(owner.record_file)
         folder = owner.export if is_run else path.absolute().parent
-        return Subject(checkpoint, lambda: checkpoints.read(path), owner if is_run else None, folder)
+        return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), owner if is_run else None, folder)
     run = Run(path) if files.is_file(path / "run.json") else runs.find(runs_dir, name)
     run.read()
     checkpoint, refused = checkpoints.read_best(run)
@@ -78,11 +87,11 @@ def of_run(name: str, runs_dir: Path, warn: Warn) -> Subject:
         warn(f"Skipping a checkpoint: {reason}")
     if refused:
         warn(f"Using {checkpoint.path.name}, the best intact checkpoint (epoch {checkpoint.info.epoch}).")
-    return Subject(checkpoint, lambda: checkpoints.read(checkpoint.path), run, run.export)
+    return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(checkpoint.path), run, run.export)
 
 
-def run_of(file: Path, sha256: str) -> Subject | None:
-    """The checkpoint that a file in a run's folder was made of, if it is still there."""
+def find_exported_checkpoint(file: Path, sha256: str) -> ResolvedCheckpoint | None:
+    """Return the checkpoint that a file in a run's folder was exported from, if it still exists."""
     run = Run(file.absolute().parent.parent)
     if not files.is_file(run.record_file):
         return None
@@ -92,37 +101,39 @@ def run_of(file: Path, sha256: str) -> Subject | None:
         except UserError:
             continue
         if checkpoint.sha256 == sha256:
-            return Subject(checkpoint, lambda path=path: checkpoints.read(path), run, run.export)  # type: ignore[misc]
+            return ResolvedCheckpoint(checkpoint, lambda path=path: checkpoints.read(path), run, run.export)  # type: ignore[misc]
     return None
 
 
-def images(config: ProofConfig, run: Run | None, info: CheckpointInfo | None, data: str) -> tuple[Source | None, bool]:
-    """The data set to validate on, and whether it is that of the training.
+def open_validation_data(
+    config: ProofConfig, run: Run | None, info: CheckpointInfo | None, data: str
+) -> tuple[Source | None, bool]:
+    """Open the data set to validate on.
 
     Args:
-        config: What was asked for.
-        run: The run that the weights are of.
-        info: What is known of the weights.
-        data: The name of the data set that they were trained on.
+        config: The options of the verification.
+        run: The run that the checkpoint belongs to.
+        info: The checkpoint's description.
+        data: The name of the data set that it was trained on.
 
     Returns:
-        None where nothing tells which images there could be.
+        The data set, None if it is not known which, and whether it is the one of the training.
 
     Raises:
-        UserError: There are none where they were, or they have changed.
+        UserError: The images of the training are missing or have changed.
     """
-    trained = run.read().config if run else DataConfig(data=data) if data in DATA_SETS else None
+    trained_on = run.read().config if run else DataConfig(data=data) if data in DATA_SETS else None
     if config.data is not None:
-        wanted = (trained or DataConfig()).model_copy(update={"data": config.data, "val_data": None})
-    elif trained is not None:
-        wanted = trained
+        chosen = (trained_on or DataConfig()).model_copy(update={"data": config.data, "val_data": None})
+    elif trained_on is not None:
+        chosen = trained_on
     else:
         return None, False
-    source = open_source(wanted)
+    source = open_source(chosen)
     is_own = info is not None and source.record.fingerprint == info.data_fingerprint
     if not is_own and config.data is None and info is not None:
         raise UserError(
-            f"The images in {wanted.data} differ from those the network was trained on.",
+            f"The images in {chosen.data} differ from those the network was trained on.",
             "Restore them, or choose images to validate on: --data.",
         )
     return source, is_own
@@ -130,12 +141,12 @@ def images(config: ProofConfig, run: Run | None, info: CheckpointInfo | None, da
 
 @dataclass(frozen=True)
 class ValidationImages:
-    """Images of one split in their order, or some of them, and the classes that a network has for them.
+    """Images of one split, or a selection in their order, with the labels of a network's classes.
 
     Args:
         encoded: All images of the split.
-        rows: Which of them, (N,).
-        labels: The network's class of each, (N,) int64.
+        rows: The selected ones, (N,).
+        labels: The network's label of each selected image, (N,) int64.
     """
 
     encoded: EncodedImages
@@ -145,64 +156,69 @@ class ValidationImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, frame: CropSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
-        for places, pixels in decode_rows(self.encoded, self.rows, frame):
+    def batches(self, crop: CropSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
+        for places, pixels in decode_rows(self.encoded, self.rows, crop):
             yield pixels, self.labels[places]
 
-    def first(self, count: int, frame: CropSpec) -> np.ndarray:
-        """The first `count` images that can be decoded, over and over if there are fewer: (count, H, W, C) uint8."""
+    def first(self, count: int, crop: CropSpec) -> np.ndarray:
+        """Decode the first `count` images, repeated if there are fewer: (count, H, W, C) uint8.
+
+        Raises:
+            UserError: None can be decoded.
+        """
         some = ValidationImages(self.encoded, self.rows[: 2 * count], self.labels[: 2 * count])
-        for pixels, _ in some.batches(frame):
+        for pixels, _ in some.batches(crop):
             return np.asarray(pixels[np.arange(count) % len(pixels)])
         raise UserError("No image can be decoded.", "Choose others: --data.")
 
-    def of_own_size(self, count: int, channels: int) -> list[np.ndarray]:
-        """Up to `count` images as they are stored, each (H, W, C) uint8 of its own size."""
-        found = []
-        for image in self.encoded.read([int(row) for row in self.rows[: 2 * count]]):
+    def at_original_size(self, count: int, channels: int) -> list[np.ndarray]:
+        """Decode up to `count` images without resizing, each (H, W, C) uint8."""
+        images = []
+        for encoded in self.encoded.read([int(row) for row in self.rows[: 2 * count]]):
             try:
-                seen = read_header(image)
-                found.append(decode(image, CropSpec((seen.height, seen.width), seen.height, seen.width, channels)))
+                header = read_header(encoded)
+                size = header.height, header.width
+                images.append(decode(encoded, CropSpec(size, *size, channels)))
             except DecodeError:
                 continue
-        return found[:count]
+        return images[:count]
 
 
-def noise(images: int, frame: CropSpec) -> np.ndarray:
-    """Random pixels (images, H, W, C) uint8, the same each time."""
-    return np.random.default_rng(0).integers(0, 256, (images, *frame.shape), np.uint8)
+def random_pixels(images: int, crop: CropSpec) -> np.ndarray:
+    """Return random pixels (images, H, W, C) uint8, the same each time."""
+    return np.random.default_rng(0).integers(0, 256, (images, *crop.shape), np.uint8)
 
 
-def open_validation_images(
+def select_images(
     source: Source, split: Split, class_names: Sequence[str], limit: int | None = None, seed: int = 0
 ) -> ValidationImages:
-    """Choose images of a data set for a network that knows `class_names`.
+    """Select images of a data set, and map their labels to a network's classes by name.
 
     Args:
         source: The data set.
-        split: Of it.
-        class_names: The network's; those of the images are found among them by name.
-        limit: At most so many: of "val" evenly spread, of "train" drawn with `seed`.
-        seed: As it says.
+        split: The split of it.
+        class_names: The network's classes.
+        limit: The maximum number of images: of "val" evenly spread, of "train" drawn at random.
+        seed: Of the random selection.
 
     Raises:
-        UserError: There is a class that the network does not know.
+        UserError: An image has a class that the network does not have.
     """
     encoded = source.encoded(split)
-    known = {name: index for index, name in enumerate(class_names)}
+    label_of = {name: label for label, name in enumerate(class_names)}
     names = source.record.class_names
     for name in (names[label] for label in np.unique(encoded.labels)):
-        if name not in known:
+        if name not in label_of:
             raise UserError(
                 f"The images in {source.config.data} have a class {name!r} that the network does not have.",
                 f"{did_you_mean(name, class_names)} Classes of the network: {', '.join(class_names)[:200]}.",
             )
-    table = np.array([known.get(name, -1) for name in names], np.int64)
+    labels = np.array([label_of.get(name, -1) for name in names], np.int64)
     rows = np.arange(len(encoded.labels))
     if limit is not None and limit < len(rows):
         if split == "train":
             rows = np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
         else:
             rows = np.unique(np.linspace(0, len(rows) - 1, limit).round().astype(int))
-    return ValidationImages(encoded, rows, table[encoded.labels[rows]])
+    return ValidationImages(encoded, rows, labels[encoded.labels[rows]])

@@ -1,6 +1,6 @@
-"""What an exported file says of itself: enough to use it with no other file.
+"""The metadata of an exported file, all that is needed to use it, and how it is stored in ONNX metadata properties.
 
-Each field lies in the model's metadata under its own name: text as it is, all else as JSON.
+Each field is a property of its own name: text as it is, all else as JSON. Reading files is in `untrusted`.
 """
 
 import json
@@ -18,15 +18,16 @@ Precision = Literal["fp32", "fp16", "int8"]
 Output = Literal["logits", "probabilities"]
 Side = Annotated[int, Field(ge=1, le=4096)]
 IMAGES = "images"  # the name of the input
-CLASSES = 1_000_000  # a guard: more of them than anybody has
+MAX_CLASSES = 1_000_000  # a guard: more of them than anybody has
+JSON_FIELDS = {"class_names", "preprocessing", "epoch", "val_accuracy", "validation"}
 
 
 class Preprocessing(BaseModel):
-    """How raw pixels become what the network takes.
+    """The steps from raw pixels to the input of the network.
 
     An image is resized, as little as makes it cover `resize` (height, width), antialiased bilinear; `height` x `width`
     are cut from its centre; then (pixel * scale - mean) / std. `layout` and `dtype` are those of the file's input: NCHW
-    float32 where all that is the caller's to do, NHWC uint8 of any size where the file does it.
+    float32 where the caller does all that, NHWC uint8 of any size where the file does it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,23 +52,23 @@ class Preprocessing(BaseModel):
 
     @property
     def channels(self) -> int:
-        """1 for grey, 3 for RGB."""
+        """Return 1 for grey, 3 for RGB."""
         return 1 if self.color == "grey" else 3
 
     @property
-    def frame(self) -> CropSpec:
-        """What is cut from an image."""
+    def crop(self) -> CropSpec:
+        """Return how images are resized and cropped when they are decoded."""
         return CropSpec(self.resize, self.height, self.width, self.channels)
 
     @property
-    def cut(self) -> tuple[int, int]:
-        """Rows and columns before what is cut from the centre of `resize`, rounded as torchvision's CenterCrop does."""
+    def crop_offset(self) -> tuple[int, int]:
+        """Return top and left of the centre crop of an image of size `resize`, rounded as torchvision's CenterCrop."""
         return round((self.resize[0] - self.height) / 2), round((self.resize[1] - self.width) / 2)
 
     @classmethod
-    def of(cls, info: CheckpointInfo, given: Input) -> "Preprocessing":
-        """What the network of a checkpoint needs, in a file whose input is `given`."""
-        raw = given == "raw"
+    def of(cls, info: CheckpointInfo, input_format: Input) -> "Preprocessing":
+        """Return the preprocessing for the network of a checkpoint, in a file with this input."""
+        raw = input_format == "raw"
         return cls(
             color="grey" if info.channels == 1 else "RGB",
             layout="NHWC" if raw else "NCHW",
@@ -81,11 +82,11 @@ class Preprocessing(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """The metadata of an exported file. `validation` is what its proof found, None before."""
+    """The metadata of an exported file. `validation` is the summary of its verification, None before."""
 
     model_config = ConfigDict(frozen=True)
 
-    class_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=CLASSES)]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
     preprocessing: Preprocessing
     input: Input = "normalized"
     output: Output = "logits"
@@ -103,34 +104,32 @@ class ModelMetadata(BaseModel):
     validation: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, name: str, metadata: Mapping[str, str]) -> "ModelMetadata":
-        """Read it out of the metadata of file `name`.
+    def parse(cls, file_name: str, properties: Mapping[str, str]) -> "ModelMetadata":
+        """Parse the metadata properties of a file.
 
         Raises:
-            UserError: Something is missing or cannot be.
+            UserError: Something is missing or invalid.
         """
-        if "class_names" not in metadata:
-            raise UserError(f"{name} has no class names in its metadata.", "Use a file made by `resnet-ops export`.")
+        if "class_names" not in properties:
+            raise UserError(
+                f"{file_name} has no class names in its metadata.", "Use a file made by `resnet-ops export`."
+            )
         values: dict[str, Any] = {}
         try:
-            for field in cls.model_fields.keys() & metadata.keys():
-                values[field] = json.loads(metadata[field]) if field in JSON else metadata[field]
-            model_metadata = cls.model_validate(values)
+            for field in cls.model_fields.keys() & properties.keys():
+                values[field] = json.loads(properties[field]) if field in JSON_FIELDS else properties[field]
+            return cls.model_validate(values)
         except (ValidationError, ValueError, RecursionError) as error:
             detail = str(error)
             if isinstance(error, ValidationError):
                 first = error.errors()[0]
                 detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise UserError(
-                f"The metadata of {name} is invalid ({' '.join(detail.split())[:200]}).",
+                f"The metadata of {file_name} is invalid ({' '.join(detail.split())[:200]}).",
                 "Use an intact file made by `resnet-ops export`.",
             ) from None
-        return model_metadata
 
-    def written(self) -> dict[str, str]:
-        """As metadata."""
+    def properties(self) -> dict[str, str]:
+        """Return the metadata properties that `parse` reads."""
         values = self.model_dump(mode="json", exclude_none=True)
-        return {name: json.dumps(value) if name in JSON else str(value) for name, value in values.items()}
-
-
-JSON = {"class_names", "preprocessing", "epoch", "val_accuracy", "validation"}
+        return {name: json.dumps(value) if name in JSON_FIELDS else str(value) for name, value in values.items()}

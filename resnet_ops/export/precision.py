@@ -1,4 +1,7 @@
-"""An fp32 graph in fewer bits: half precision with fp32 where it would overflow, or calibrated 8-bit integers."""
+"""Conversion of an fp32 graph: to fp16, with fp32 where values would overflow, or to int8 by calibrated quantization.
+
+Whether the result is good enough is decided in `proof`.
+"""
 
 import contextlib
 import io
@@ -31,19 +34,19 @@ from resnet_ops.export.metadata import IMAGES
 CALIBRATION_IMAGES, CHOICE_IMAGES = 512, 512
 BATCH = 32
 FP16_LARGEST = 65_504.0
-HEADROOM = 4  # other images may have larger values than those that were looked at
-HISTOGRAM_BYTES = 2**30  # what entropy and percentiles may keep of intermediate values
-AS_GOOD = 1.1  # times the smallest error: no method beats MinMax by more than chance (measured)
+HEADROOM = 4  # other images may have larger values than those that were measured
+HISTOGRAM_BYTES = 2**30  # of intermediate values that entropy and percentile calibration may keep
+SIMILAR_ERROR = 1.1  # times the smallest error: no method beats MinMax by more than chance (measured)
 CLEARLY_FASTER = 1.2
-NO_DISASTER = 2.0
-ROUNDS = 10
+MAX_ERROR_RATIO = 2.0
+TIMING_ROUNDS = 10
 
 
 @dataclass(frozen=True)
 class QuantizationCandidate:
-    """One way to 8 bits, and how it did on training images that it was not calibrated on.
+    """One int8 quantization, measured on training images that it was not calibrated on.
 
-    `error` is mean |difference| / max |logit| to fp32, `agreement` the share of same top classes.
+    `error` is mean |difference| / max |logit| to fp32, `agreement` the share of images with the same top class.
     """
 
     method: str
@@ -54,12 +57,12 @@ class QuantizationCandidate:
     chosen: bool = False
 
 
-# CPUs are fast in u8s8; in s8s8 this one was half as fast as in fp32. TensorRT takes symmetric s8s8 only.
 METHODS = (
     (CalibrationMethod.MinMax, "minmax"),
     (CalibrationMethod.Entropy, "entropy"),
     (CalibrationMethod.Percentile, "percentile"),
 )
+# CPUs are fast in u8s8; in s8s8 the one measured was half as fast as in fp32. TensorRT takes symmetric s8s8 only.
 FORMS: dict[str, tuple[QuantType, dict[str, Any]]] = {
     "u8s8": (QuantType.QUInt8, {}),
     "s8s8 symmetric": (QuantType.QInt8, {"ActivationSymmetric": True, "WeightSymmetric": True}),
@@ -67,64 +70,66 @@ FORMS: dict[str, tuple[QuantType, dict[str, Any]]] = {
 
 
 def to_fp16(model: onnx.ModelProto, x: np.ndarray) -> tuple[onnx.ModelProto, str]:
-    """Half precision inside, fp32 at input and output, and around nodes whose values come near fp16's largest.
+    """Convert to fp16, but for input and output, and nodes whose values come near the largest of fp16.
 
     Args:
         model: An fp32 graph.
-        x: Inputs (N, C, H, W) float32 to look at its values with.
+        x: Inputs (N, C, H, W) float32 to measure its values with.
 
     Returns:
         The graph, and in words what was kept in fp32.
     """
-    hot = _large(model, x)
-    # Without a node that it names the converter would keep none, but for operators that have no fp16 kernel.
-    with _quietly():
-        made = convert_float_to_float16(model, keep_io_types=True, min_positive_val=2**-24, node_block_list=sorted(hot))
-    _join_islands(made)
-    _sort(made)
-    kept = f"{len(hot)} of {len(model.graph.node)} nodes kept in fp32 to avoid overflow" if hot else "all nodes"
-    return made, kept
+    overflowing = _overflowing_nodes(model, x)
+    with _suppress_tool_output():
+        converted = convert_float_to_float16(
+            model, keep_io_types=True, min_positive_val=2**-24, node_block_list=sorted(overflowing)
+        )
+    _remove_cast_pairs(converted)
+    _sort_nodes(converted)
+    if not overflowing:
+        return converted, "all nodes"
+    return converted, f"{len(overflowing)} of {len(model.graph.node)} nodes kept in fp32 to avoid overflow"
 
 
-def _join_islands(model: onnx.ModelProto) -> None:
-    """Let neighbours in fp32 pass values on in fp32: the converter goes through fp16 between each two of them."""
+def _remove_cast_pairs(model: onnx.ModelProto) -> None:
+    """Remove the casts to fp16 and back that the converter puts between two neighbours in fp32."""
     graph = model.graph
-    to = {n.output[0]: n.attribute[0].i for n in graph.node if n.op_type == "Cast"}
+    target = {n.output[0]: n.attribute[0].i for n in graph.node if n.op_type == "Cast"}
     source = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}
     outputs = {output.name for output in graph.output}
-    back = {
+    original = {
         name: source[source[name]]
-        for name, kind in to.items()
-        if kind == TensorProto.FLOAT and to.get(source[name]) == TensorProto.FLOAT16 and name not in outputs
+        for name, dtype in target.items()
+        if dtype == TensorProto.FLOAT and target.get(source[name]) == TensorProto.FLOAT16 and name not in outputs
     }
     for node in graph.node:
-        node.input[:] = [back.get(name, name) for name in node.input]
+        node.input[:] = [original.get(name, name) for name in node.input]
     used = outputs | {name for node in graph.node for name in node.input}
-    while idle := [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in used]:
-        for node in idle:
+    while unused := [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in used]:
+        for node in unused:
             graph.node.remove(node)
         used = outputs | {name for node in graph.node for name in node.input}
     del graph.value_info[:]  # some have their old types
     graph.value_info.extend(onnx.shape_inference.infer_shapes(model).graph.value_info)
 
 
-def _sort(model: onnx.ModelProto) -> None:
-    """Put nodes behind those whose results they take, as ONNX demands: the converter puts its own at the end."""
+def _sort_nodes(model: onnx.ModelProto) -> None:
+    """Sort nodes topologically, as ONNX demands: the converter appends its own at the end."""
     graph = model.graph
-    known = {"", *(tensor.name for tensor in graph.initializer), *(given.name for given in graph.input)}
-    left, ordered = list(graph.node), list[onnx.NodeProto]()
-    while left:
-        ready = [node for node in left if known.issuperset(node.input)]
+    known = {"", *(tensor.name for tensor in graph.initializer), *(value.name for value in graph.input)}
+    remaining, ordered = list(graph.node), list[onnx.NodeProto]()
+    while remaining:
+        ready = [node for node in remaining if known.issuperset(node.input)]
         assert ready, "the graph has a cycle"
         ordered += ready
         known |= {name for node in ready for name in node.output}
-        left = [node for node in left if not known.issuperset(node.output)]
+        remaining = [node for node in remaining if not known.issuperset(node.output)]
     del graph.node[:]
     graph.node.extend(ordered)
 
 
-def _large(model: onnx.ModelProto, x: np.ndarray) -> set[str]:
-    """Names of nodes whose weights or results, times `HEADROOM`, are beyond fp16."""
+def _overflowing_nodes(model: onnx.ModelProto, x: np.ndarray) -> set[str]:
+    """Return the names of nodes whose weights or results, times `HEADROOM`, overflow fp16."""
     floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
     weights = {t.name: float(np.abs(numpy_helper.to_array(t)).max(initial=0)) for t in floats}
     largest = weights | _largest_values(model, x)
@@ -138,13 +143,13 @@ def _large(model: onnx.ModelProto, x: np.ndarray) -> set[str]:
 
 
 def _largest_values(model: onnx.ModelProto, x: np.ndarray) -> dict[str, float]:
-    """The largest |value| of each intermediate float tensor."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    there = {output.name for output in watched.graph.output}
-    floats = [v for v in watched.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT]
-    watched.graph.output.extend(v for v in floats if v.name not in there)
-    session = runtime.load(watched.SerializeToString(), runtime.CPU).session
+    """Return the largest |value| of each intermediate float tensor."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    outputs = {output.name for output in probe.graph.output}
+    floats = [v for v in probe.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT]
+    probe.graph.output.extend(v for v in floats if v.name not in outputs)
+    session = runtime.create_session(probe.SerializeToString(), runtime.CPU).session
     names = [output.name for output in session.get_outputs()]
     largest: dict[str, float] = {}
     for start in range(0, len(x), BATCH):
@@ -156,70 +161,71 @@ def _largest_values(model: onnx.ModelProto, x: np.ndarray) -> dict[str, float]:
 def to_int8(
     model: onnx.ModelProto, x: np.ndarray, provider: str
 ) -> tuple[onnx.ModelProto, list[QuantizationCandidate]]:
-    """Static quantisation (QDQ), weights per channel, calibrated; the method and form that do best are taken.
+    """Quantize statically (QDQ, weights per channel) in several forms and with several methods, and select the best.
 
-    A form that is clearly faster is taken if its error is no disaster; of its methods the first that has nearly the
-    smallest error: so that the choice, and with it the file, is the same each time. On GPUs the form is TensorRT's.
+    A form that is clearly faster is selected unless its error is much larger; of its methods the first whose error is
+    near the smallest: so that the choice, and with it the file, is reproducible. On GPUs the form is TensorRT's.
 
     Args:
         model: An fp32 graph.
-        x: Inputs (N, C, H, W) float32 of training images: half to calibrate on, half to choose on.
-        provider: That it is for.
+        x: Inputs (N, C, H, W) float32 of training images: half to calibrate on, half to select on.
+        provider: The execution provider that it is for.
 
     Returns:
-        The graph, and how each candidate did.
+        The graph, and all candidates.
     """
-    calibration, others = x[::2], x[1::2]
-    expected = _run(runtime.load(model.SerializeToString(), runtime.CPU), others)
+    calibration, held_out = x[::2], x[1::2]
+    expected = _run_batches(runtime.create_session(model.SerializeToString(), runtime.CPU), held_out)
     forms = list(FORMS) if provider == runtime.CPU else ["s8s8 symmetric"]
-    ways = [(form, *way) for form in forms for way in (METHODS if form == forms[0] else METHODS[:1])]
-    made: list[onnx.ModelProto] = []
-    with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, _quietly():
+    variants = [(form, *method) for form in forms for method in (METHODS if form == forms[0] else METHODS[:1])]
+    models: list[onnx.ModelProto] = []
+    with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, _suppress_tool_output():
         prepared = Path(folder) / "prepared.onnx"
         onnx.save(model, str(Path(folder) / "fp32.onnx"))
         quant_pre_process(str(Path(folder) / "fp32.onnx"), str(prepared), skip_symbolic_shape=True)
-        for form, method, _ in ways:
-            some = calibration
+        for form, method, _ in variants:
+            images = calibration
             if method != CalibrationMethod.MinMax:
-                some = calibration[: max(BATCH, HISTOGRAM_BYTES // activation_bytes_per_image(model))]
-            made.append(_quantized(prepared, Path(folder) / "int8.onnx", some, method, form))
-    sessions = [runtime.load(one.SerializeToString(), runtime.CPU) for one in made]
-    speeds = _speeds(sessions, others[:BATCH])
-    tried = [
-        _judged(_run(session, others), expected, name, form, speed)
-        for session, speed, (form, _, name) in zip(sessions, speeds, ways, strict=True)
+                images = calibration[: max(BATCH, HISTOGRAM_BYTES // activation_bytes_per_image(model))]
+            models.append(_quantize(prepared, Path(folder) / "int8.onnx", images, method, form))
+    sessions = [runtime.create_session(quantized.SerializeToString(), runtime.CPU) for quantized in models]
+    speeds = _measure_speeds(sessions, held_out[:BATCH])
+    candidates = [
+        _evaluate(_run_batches(session, held_out), expected, name, form, speed)
+        for session, speed, (form, _, name) in zip(sessions, speeds, variants, strict=True)
     ]
-    chosen = _best(tried)
-    return made[tried.index(chosen)], [replace(one, chosen=one is chosen) for one in tried]
+    best = _select(candidates)
+    chosen = models[candidates.index(best)]
+    return chosen, [replace(candidate, chosen=candidate is best) for candidate in candidates]
 
 
-def _best(candidates: list[QuantizationCandidate]) -> QuantizationCandidate:
+def _select(candidates: list[QuantizationCandidate]) -> QuantizationCandidate:
     smallest = min(candidate.error for candidate in candidates)
     if not np.isfinite(smallest):
         raise UserError(
             "Quantized to int8, the network gives non-finite outputs.", "Use --precision fp32.", WORK_FAILED
         )
-    usable = [candidate for candidate in candidates if candidate.error <= NO_DISASTER * smallest]
+    usable = [candidate for candidate in candidates if candidate.error <= MAX_ERROR_RATIO * smallest]
     fastest = max(candidate.images_per_second for candidate in usable)
     speeds = {c.form: max(o.images_per_second for o in usable if o.form == c.form) for c in usable}
     form = next(form for form in speeds if speeds[form] * CLEARLY_FASTER >= fastest)
-    same = [candidate for candidate in usable if candidate.form == form]
-    least = min(candidate.error for candidate in same)
-    return next(candidate for candidate in same if candidate.error <= AS_GOOD * least)
+    of_form = [candidate for candidate in usable if candidate.form == form]
+    least = min(candidate.error for candidate in of_form)
+    return next(candidate for candidate in of_form if candidate.error <= SIMILAR_ERROR * least)
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """Calibration images as ONNX Runtime asks for them."""
+    """Calibration images in batches, through the interface of ONNX Runtime."""
 
     def __init__(self, x: np.ndarray) -> None:
-        self.left = iter([{IMAGES: x[start : start + BATCH]} for start in range(0, len(x), BATCH)])
+        self.batches = iter([{IMAGES: x[start : start + BATCH]} for start in range(0, len(x), BATCH)])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch, or None."""
-        return next(self.left, None)
+        """Return the next batch, or None."""
+        return next(self.batches, None)
 
 
-def _quantized(prepared: Path, file: Path, x: np.ndarray, method: CalibrationMethod, form: str) -> onnx.ModelProto:
+def _quantize(prepared: Path, file: Path, x: np.ndarray, method: CalibrationMethod, form: str) -> onnx.ModelProto:
     activations, extra = FORMS[form]
     quantize_static(
         str(prepared),
@@ -232,18 +238,18 @@ def _quantized(prepared: Path, file: Path, x: np.ndarray, method: CalibrationMet
         calibrate_method=method,
         extra_options=extra,
     )
-    made = onnx.load(str(file))
-    used = {node.domain for node in made.graph.node}
-    imports = [entry for entry in made.opset_import if entry.domain in used]
-    del made.opset_import[:], made.metadata_props[:]  # of eight domains that the tools know
-    made.opset_import.extend(imports)
-    return made
+    quantized = onnx.load(str(file))
+    used = {node.domain for node in quantized.graph.node}
+    imports = [entry for entry in quantized.opset_import if entry.domain in used]
+    del quantized.opset_import[:], quantized.metadata_props[:]  # the tools import eight domains
+    quantized.opset_import.extend(imports)
+    return quantized
 
 
-def _speeds(sessions: list[runtime.OnnxSession], x: np.ndarray) -> list[float]:
-    """Images a second of each; in turns, so that whatever else runs slows all of them."""
+def _measure_speeds(sessions: list[runtime.OnnxSession], x: np.ndarray) -> list[float]:
+    """Measure the images per second of each, in turns, so that other load slows all of them alike."""
     best = [float("inf")] * len(sessions)
-    for _ in range(ROUNDS):
+    for _ in range(TIMING_ROUNDS):
         for index, session in enumerate(sessions):
             began = time.perf_counter()
             session.run(x)
@@ -251,17 +257,17 @@ def _speeds(sessions: list[runtime.OnnxSession], x: np.ndarray) -> list[float]:
     return [len(x) / seconds for seconds in best]
 
 
-def _judged(found: np.ndarray, expected: np.ndarray, method: str, form: str, speed: float) -> QuantizationCandidate:
-    error = float(np.abs(found - expected).mean() / max(np.abs(expected).max(), 1e-12))
-    return QuantizationCandidate(method, form, float((found.argmax(1) == expected.argmax(1)).mean()), error, speed)
+def _evaluate(outputs: np.ndarray, expected: np.ndarray, method: str, form: str, speed: float) -> QuantizationCandidate:
+    error = float(np.abs(outputs - expected).mean() / max(np.abs(expected).max(), 1e-12))
+    return QuantizationCandidate(method, form, float((outputs.argmax(1) == expected.argmax(1)).mean()), error, speed)
 
 
-def _run(session: runtime.OnnxSession, x: np.ndarray) -> np.ndarray:
+def _run_batches(session: runtime.OnnxSession, x: np.ndarray) -> np.ndarray:
     return np.concatenate([session.run(x[start : start + BATCH]) for start in range(0, len(x), BATCH)])
 
 
 def activation_bytes_per_image(model: onnx.ModelProto) -> int:
-    """What all intermediate values of one image take."""
+    """Return the memory that all intermediate values of one image take in fp32."""
     sizes = [
         int(np.prod([dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]], dtype=np.int64))
         for value in model.graph.value_info
@@ -271,12 +277,12 @@ def activation_bytes_per_image(model: onnx.ModelProto) -> int:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep ONNX Runtime's tools from giving advice on stderr."""
+def _suppress_tool_output() -> Iterator[None]:
+    """Suppress the advice that ONNX Runtime's tools log, warn and print."""
     logging.disable(logging.WARNING)
     try:
-        # They print, too: into a buffer, which would come out at the end.
-        with warnings.catch_warnings(), runtime.quiet(), contextlib.redirect_stdout(io.StringIO()):
+        # Python buffers what they print: without a redirection it would appear at the end.
+        with warnings.catch_warnings(), runtime.suppress_output(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

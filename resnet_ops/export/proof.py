@@ -1,8 +1,8 @@
-"""Tries to refute an exported file: as it lies on the disk, against the checkpoint as it lies on the disk.
+"""Verification of an exported file as it is on the disk, against its checkpoint as it is on the disk.
 
-Two pipelines answer every image. One is the checkpoint's: our own preprocessing, torch, float64. The other knows the
-file only: the preprocessing that its metadata tells or its graph does, ONNX Runtime. They share nothing but the pixels,
-so that a fault in the graph, in the weights or in the metadata shows as a difference.
+Two pipelines compute the outputs for every image. One is the checkpoint's: our own preprocessing, torch, float64. The
+other uses the file only: the preprocessing of its metadata or its graph, ONNX Runtime. They share nothing but the
+pixels, so that a fault in the graph, the weights or the metadata shows as a difference. Single checks are in `checks`.
 """
 
 from collections.abc import Callable
@@ -17,39 +17,38 @@ from pydantic import ConfigDict, Field, computed_field
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.checks import (
-    LIMITS,
+    TOLERANCES,
     Comparison,
-    accuracy,
     calibration_error,
-    check_content,
-    check_file,
-    compare_resizing,
+    check_graph,
+    check_metadata,
+    check_resizing,
     largest_batch,
+    top1_accuracy,
 )
 from resnet_ops.export.classifier import Classifier, softmax
-from resnet_ops.export.inputs import ValidationImages, noise
+from resnet_ops.export.inputs import ValidationImages, random_pixels
 from resnet_ops.export.metadata import Input, ModelMetadata, Precision
 from resnet_ops.export.reference import Reference
 from resnet_ops.files import Place
 from resnet_ops.formatting import percent
 from resnet_ops.results import Result
 
-BATCHES = (1, 7, 64)
+BATCH_SIZES = (1, 7, 64)
 SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
 
 
-@dataclass(frozen=True)
-class ProofCheck:
-    """One attempt at refutation: what was looked at, what was found, whether it held."""
+class ProofCheck(Result):
+    """One check of a file."""
 
-    name: str
-    found: str
-    held: bool
-    limit: str = ""
+    name: str = Field(description="Name of the check.")
+    result: str = Field(serialization_alias="found", description="Its result in words; in JSON `found`.")
+    passed: bool = Field(serialization_alias="held", description="Whether it passed; in JSON `held`.")
+    limit: str = Field(default="", description="The limit that it is held to, if there is one.")
 
 
 class ProofReport(Result):
-    """All that was tried against one file. What could not be measured is NaN, in JSON null."""
+    """The checks of one file and their numbers. What could not be measured is NaN, in JSON null."""
 
     provider: str = Field(description="ONNX Runtime's execution provider.")
     tolerance: float = Field(default=nan, description="Largest max_rel_diff that passes.")
@@ -68,17 +67,21 @@ class ProofReport(Result):
     @computed_field(description="Whether all checks passed.")  # type: ignore[prop-decorator]
     @property
     def validated(self) -> bool:
-        """Whether everything held."""
-        return bool(self.checks) and all(check.held for check in self.checks)
+        """Return whether all checks passed."""
+        return bool(self.checks) and not self.failed_checks
 
     @property
-    def refuted_by(self) -> list[ProofCheck]:
-        """What did not hold."""
-        return [check for check in self.checks if not check.held]
+    def failed_checks(self) -> list[ProofCheck]:
+        """Return the checks that failed."""
+        return [check for check in self.checks if not check.passed]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers that were measured, as the metadata of the file keeps them."""
+        return {name: value for name, value in self.model_dump(exclude={"checks"}).items() if value == value}
 
 
 class ValidationResult(ProofReport):
-    """A file's proof on this machine; without its checkpoint it was put against its own metadata alone."""
+    """The verification of a file on this machine; without its checkpoint, against its metadata alone."""
 
     onnx: Place = Field(description="The file.")
     precision: Precision = Field(description="fp32, fp16 or int8.")
@@ -90,181 +93,187 @@ class ValidationResult(ProofReport):
     @computed_field(description="Whether all checks passed on a GPU.")  # type: ignore[prop-decorator]
     @property
     def cuda_validated(self) -> bool:
-        """Whether everything held, and not on a CPU."""
+        """Return whether all checks passed on a GPU."""
         return self.provider != runtime.CPU and self.validated
-
-
-class Proof(ProofReport):
-    """A report while it is being made."""
-
-    model_config = ConfigDict(frozen=False)
-
-    def attempt(self, name: str, check: Callable[[], tuple[str, bool]], limit: str = "") -> None:
-        """Add a check; one that raises did not hold."""
-        try:
-            found, held = check()
-        except Exception as error:  # whatever ONNX or ONNX Runtime raise on a faulty file refutes it
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            found, held = lines[0][:300], False
-        self.checks.append(ProofCheck(name, found, held, limit))
-
-    def summary(self) -> dict[str, Any]:
-        """Its numbers, without those that could not be measured, as the file itself then holds them."""
-        return {name: value for name, value in self.model_dump(exclude={"checks"}).items() if value == value}
 
 
 @dataclass(frozen=True)
 class ProofThresholds:
-    """What a file is held to beside its own word; None where nothing is known.
+    """The limits of a verification, and what is known about the file from elsewhere; None for what is not known.
 
     Args:
         provider: ONNX Runtime's name of the execution provider.
-        opset: The operator set that was asked for.
-        tolerance: Largest max |difference| / max |logit|; by default as in `LIMITS`.
-        max_accuracy_drop: Share of the images, from 0 to 1, that it may get wrong more often than the checkpoint.
-        recorded_accuracy: What training measured on the same images.
-        said_accuracy: What the file says of its own accuracy on the same images.
+        opset: The opset that was asked for.
+        tolerance: Largest max |difference| / max |logit|; by default as in `TOLERANCES`.
+        max_accuracy_drop: Largest drop of the accuracy, from 0 to 1, compared to the checkpoint.
+        training_accuracy: The accuracy that training measured on the same images.
+        metadata_accuracy: The accuracy on the same images in the file's metadata.
     """
 
     provider: str
     opset: int | None = None
     tolerance: float | None = None
     max_accuracy_drop: float = 0.005
-    recorded_accuracy: float | None = None
-    said_accuracy: float | None = None
+    training_accuracy: float | None = None
+    metadata_accuracy: float | None = None
 
 
-def prove(file: Path, reference: Reference | None, shown: ValidationImages | None, demands: ProofThresholds) -> Proof:
-    """Try everything against an exported file.
+class ProofDraft(ProofReport):
+    """A report to which checks are still added."""
+
+    model_config = ConfigDict(frozen=False)
+
+    def add(self, name: str, result: str, passed: bool, limit: str = "") -> None:
+        """Add the result of a check."""
+        self.checks.append(ProofCheck(name=name, result=result, passed=passed, limit=limit))
+
+    def run(self, name: str, check: Callable[[], tuple[str, bool]], limit: str = "") -> None:
+        """Run a check and add its result; one that raises has failed."""
+        try:
+            result, passed = check()
+        except Exception as error:  # ONNX and ONNX Runtime raise errors of any kind on a faulty file
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            result, passed = lines[0][:300], False
+        self.add(name, result, passed, limit)
+
+
+def verify_file(
+    file: Path, reference: Reference | None, images: ValidationImages | None, thresholds: ProofThresholds
+) -> ProofReport:
+    """Run all checks on an exported file.
 
     Args:
         file: The ONNX file.
-        reference: The checkpoint that it was made of; without it, the file is put against its own word only.
-        shown: The validation images; without them only random pixels are shown.
-        demands: What it is held to.
+        reference: The checkpoint that it was exported from; without it, the file is checked against its metadata only.
+        images: The validation images; without them only random pixels are used.
+        thresholds: The limits.
     """
-    proof = Proof(provider=demands.provider)
+    draft = ProofDraft(provider=thresholds.provider)
     try:
         model, metadata = untrusted.scan(file)
-        session = runtime.load(file, demands.provider)
+        session = runtime.create_session(file, thresholds.provider)
     except UserError as error:
-        proof.checks.append(ProofCheck("file", str(error), False))
-        return proof
-    classifier = Classifier.of(metadata, session)
-    proof.nodes_by_provider = session.nodes_by_provider
-    limits = LIMITS[metadata.precision]
-    proof.tolerance = demands.tolerance or limits.largest[demands.provider]
-    proof.attempt("file", lambda: check_file(file, model, metadata, demands.opset))
-    proof.attempt("nodes", lambda: _check_nodes(session))
+        draft.add("file", str(error), False)
+        return ProofReport(**dict(draft))
+    classifier = Classifier.from_session(metadata, session)
+    draft.nodes_by_provider = session.nodes_by_provider
+    draft.tolerance = thresholds.tolerance or TOLERANCES[metadata.precision].largest[thresholds.provider]
+    draft.run("file", lambda: check_graph(file, model, metadata, thresholds.opset))
+    draft.run("nodes", lambda: _check_nodes(session))
     if reference is not None:
-        proof.attempt("metadata", lambda: check_content(metadata, reference.checkpoint))
+        draft.run("metadata", lambda: check_metadata(metadata, reference.checkpoint))
     if metadata.input == "raw":
-        proof.attempt("resize and crop", lambda: compare_resizing(file, demands.provider, metadata, shown), "2 levels")
-    proof.largest_batch = largest_batch(model, classifier.frame)
+        draft.run("resize and crop", lambda: check_resizing(file, thresholds.provider, metadata, images), "2 levels")
+    draft.largest_batch = largest_batch(model, classifier.crop)
     if reference is not None:
-        _try_batches(proof, classifier, reference, shown)
-    if shown is not None:
-        _show_all(proof, classifier, reference, shown, demands)
-    return proof
+        _check_batch_sizes(draft, classifier, reference, images)
+    if images is not None:
+        _check_validation_set(draft, classifier, reference, images, thresholds)
+    return ProofReport(**dict(draft))
 
 
-def _try_batches(proof: Proof, classifier: Classifier, reference: Reference, shown: ValidationImages | None) -> None:
-    """Random and real pixels in batches of several sizes; the largest one repeats what fewer images gave."""
-    frame, limit = classifier.frame, f"{proof.tolerance:.0e}"
-    batches = sorted({*BATCHES, proof.largest_batch})
-    named = ", ".join(map(str, batches))
+def _check_nodes(session: runtime.OnnxSession) -> tuple[str, bool]:
+    """Check that all nodes run on the provider that was asked for."""
+    name = session.provider.removesuffix("ExecutionProvider")
+    if misplaced := session.misplaced_nodes:
+        nodes = ", ".join(f"{node.operator} {node.name}" for node in misplaced[:5])
+        more = f" and {len(misplaced) - 5} more" if len(misplaced) > 5 else ""
+        on = ", ".join(sorted({node.provider.removesuffix("ExecutionProvider") for node in misplaced}))
+        return f"{name} requested, {len(misplaced)} nodes on {on}: {nodes}{more}", False
+    own = session.nodes_by_provider.get(session.provider, 0)
+    rest = "" if own == len(session.nodes) else "; the others compute shapes"
+    return f"{own} of {len(session.nodes)} on {name}{rest}", own > 0
 
-    def within(pixels: np.ndarray) -> tuple[str, bool]:
-        expected = _expected(classifier, reference, pixels)
+
+def _check_batch_sizes(
+    draft: ProofDraft, classifier: Classifier, reference: Reference, images: ValidationImages | None
+) -> None:
+    """Compare outputs for random and real pixels in batches of several sizes; the largest one repeats the images."""
+    crop, limit = classifier.crop, f"{draft.tolerance:.0e}"
+    sizes = sorted({*BATCH_SIZES, draft.largest_batch})
+    listed = ", ".join(map(str, sizes))
+
+    def compare(pixels: np.ndarray) -> tuple[str, bool]:
+        expected = _expected_outputs(classifier, reference, pixels)
         worst = 0.0
-        for batch in batches:
-            rows = np.arange(batch) % len(pixels)
-            pair = Comparison(expected[rows], classifier.run(pixels[rows]).astype(np.float64))
-            if not pair.finite:
-                return f"not finite at batch size {batch}", False
-            worst = max(worst, pair.max_rel)
-        return f"{worst:.1e} (batch {named})", worst <= proof.tolerance
+        for size in sizes:
+            rows = np.arange(size) % len(pixels)
+            comparison = Comparison(expected[rows], classifier.run(pixels[rows]).astype(np.float64))
+            if not comparison.finite:
+                return f"not finite at batch size {size}", False
+            worst = max(worst, comparison.max_rel)
+        return f"{worst:.1e} (batch {listed})", worst <= draft.tolerance
 
-    proof.attempt("random pixels", lambda: within(noise(max(BATCHES), frame)), limit)
-    if shown is not None:
-        proof.attempt("real images", lambda: within(shown.first(max(BATCHES), frame)), limit)
+    draft.run("random pixels", lambda: compare(random_pixels(max(BATCH_SIZES), crop)), limit)
+    if images is not None:
+        draft.run("real images", lambda: compare(images.first(max(BATCH_SIZES), crop)), limit)
 
 
-def _expected(classifier: Classifier, reference: Reference, pixels: np.ndarray) -> np.ndarray:
+def _expected_outputs(classifier: Classifier, reference: Reference, pixels: np.ndarray) -> np.ndarray:
     logits = reference.logits(pixels)
     return softmax(logits) if classifier.metadata.output == "probabilities" else logits
 
 
-def _show_all(
-    proof: Proof, classifier: Classifier, reference: Reference | None, shown: ValidationImages, demands: ProofThresholds
+def _check_validation_set(
+    draft: ProofDraft,
+    classifier: Classifier,
+    reference: Reference | None,
+    images: ValidationImages,
+    thresholds: ProofThresholds,
 ) -> None:
-    """The validation set, through both pipelines."""
+    """Compute the outputs of both pipelines for the validation set, and check them."""
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     try:
-        for pixels, labels in shown.batches(classifier.frame):
-            found = classifier.run(pixels).astype(np.float64)
-            parts.append((_expected(classifier, reference, pixels) if reference else found, found, labels))
-    except Exception as error:  # as above: the file is refuted, not the validator broken
-        proof.checks.append(ProofCheck("validation set", str(error).splitlines()[0][:300], False))
+        for pixels, labels in images.batches(classifier.crop):
+            outputs = classifier.run(pixels).astype(np.float64)
+            parts.append((_expected_outputs(classifier, reference, pixels) if reference else outputs, outputs, labels))
+    except Exception as error:  # as in `ProofDraft.run`
+        draft.add("validation set", str(error).splitlines()[0][:300], False)
         return
-    expected, found, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    proof.images = len(labels)
-    probable = classifier.metadata.output == "probabilities"
-    proof.val_accuracy_onnx = accuracy(found, labels)
-    if np.isfinite(found).all():
-        proof.calibration_error_onnx = calibration_error(found if probable else softmax(found), labels)
-    if demands.said_accuracy is not None:
-        apart = abs(proof.val_accuracy_onnx - demands.said_accuracy)
-        held, limit = apart <= SAME_ACCURACY, percent(SAME_ACCURACY, 1)
-        proof.checks.append(ProofCheck("accuracy as in metadata", f"differs by {percent(apart)}", held, limit))
+    expected, outputs, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    draft.images = len(labels)
+    are_probabilities, finite = classifier.metadata.output == "probabilities", bool(np.isfinite(outputs).all())
+    draft.val_accuracy_onnx = top1_accuracy(outputs, labels)
+    if finite:
+        draft.calibration_error_onnx = calibration_error(outputs if are_probabilities else softmax(outputs), labels)
+    if thresholds.metadata_accuracy is not None:
+        compared = _compare_accuracy(draft.val_accuracy_onnx, thresholds.metadata_accuracy)
+        draft.add("accuracy as in metadata", *compared)
     if reference is None:
-        finite = bool(np.isfinite(found).all())
-        proof.checks.append(ProofCheck("outputs", "finite" if finite else "not finite", finite))
+        draft.add("outputs", "finite" if finite else "not finite", finite)
         return
-    proof.val_accuracy_torch = accuracy(expected, labels)
-    proof.calibration_error_torch = calibration_error(expected if probable else softmax(expected), labels)
-    _judge(proof, Comparison(expected, found), classifier.metadata, demands)
+    draft.val_accuracy_torch = top1_accuracy(expected, labels)
+    draft.calibration_error_torch = calibration_error(expected if are_probabilities else softmax(expected), labels)
+    _check_outputs(draft, Comparison(expected, outputs), classifier.metadata.precision, thresholds)
 
 
-def _judge(proof: Proof, whole: Comparison, metadata: ModelMetadata, demands: ProofThresholds) -> None:
-    limits = LIMITS[metadata.precision]
-    proof.max_abs_diff, proof.max_rel_diff = whole.max_abs, whole.max_rel
-    proof.top1_agreement = float(whole.agrees.mean())
+def _check_outputs(
+    draft: ProofDraft, comparison: Comparison, precision: Precision, thresholds: ProofThresholds
+) -> None:
+    """Check the differences between the outputs of both pipelines for the validation set."""
+    tolerances, finite, exact = TOLERANCES[precision], comparison.finite, precision == "fp32"
+    draft.max_abs_diff, draft.max_rel_diff = comparison.max_abs, comparison.max_rel
+    draft.top1_agreement = float(comparison.same_top1.mean())
 
-    def add(name: str, found: str, held: bool, limit: str = "") -> None:
-        proof.checks.append(ProofCheck(name, found if whole.finite else "not finite", held and whole.finite, limit))
+    def add(name: str, result: str, passed: bool, limit: str = "") -> None:
+        draft.add(name, result if finite else "not finite", passed and finite, limit)
 
-    add(
-        "validation set",
-        f"{whole.max_rel:.1e} ({proof.images:,} images)",
-        whole.max_rel <= proof.tolerance,
-        f"{proof.tolerance:.0e}",
-    )
-    if metadata.precision != "fp32":
-        add("mean difference", f"{whole.mean_rel:.1e}", whole.mean_rel <= limits.mean, f"{limits.mean:.0e}")
-    exact = metadata.precision == "fp32"
-    rounding = min(whole.max_rel, proof.tolerance) if exact else min(whole.mean_rel, limits.mean)
-    counted = whole.agrees | whole.ties(rounding * whole.scale)
-    needed = "" if limits.agreement == 1 else percent(limits.agreement, 1)
-    add("top-1 agreement", percent(proof.top1_agreement), float(counted.mean()) >= limits.agreement, needed)
-    drop, allowed = proof.val_accuracy_torch - proof.val_accuracy_onnx, demands.max_accuracy_drop
+    difference = f"{comparison.max_rel:.1e} ({draft.images:,} images)"
+    add("validation set", difference, comparison.max_rel <= draft.tolerance, f"{draft.tolerance:.0e}")
+    if not exact:
+        mean = comparison.mean_rel
+        add("mean difference", f"{mean:.1e}", mean <= tolerances.mean, f"{tolerances.mean:.0e}")
+    rounding = min(comparison.max_rel, draft.tolerance) if exact else min(comparison.mean_rel, tolerances.mean)
+    agreement = float((comparison.same_top1 | comparison.near_ties(rounding * comparison.scale)).mean())
+    limit = "" if tolerances.agreement == 1 else percent(tolerances.agreement, 1)
+    add("top-1 agreement", percent(draft.top1_agreement), agreement >= tolerances.agreement, limit)
+    drop, allowed = draft.val_accuracy_torch - draft.val_accuracy_onnx, thresholds.max_accuracy_drop
     # Not (drop > allowed): accuracies of NaN would pass.
     add("accuracy", f"{0 - drop * 100:+.2f} points", drop <= allowed + 1e-12, f"-{100 * allowed:g} points")
-    if demands.recorded_accuracy is not None:
-        apart = abs(proof.val_accuracy_torch - demands.recorded_accuracy)
-        add(
-            "accuracy as in training", f"differs by {percent(apart)}", apart <= SAME_ACCURACY, percent(SAME_ACCURACY, 1)
-        )
+    if thresholds.training_accuracy is not None:
+        add("accuracy as in training", *_compare_accuracy(draft.val_accuracy_torch, thresholds.training_accuracy))
 
 
-def _check_nodes(session: runtime.OnnxSession) -> tuple[str, bool]:
-    where = session.provider.removesuffix("ExecutionProvider")
-    elsewhere = session.elsewhere
-    if elsewhere:
-        named = ", ".join(f"{node.operator} {node.name}" for node in elsewhere[:5])
-        more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
-        on = ", ".join(sorted({node.provider.removesuffix("ExecutionProvider") for node in elsewhere}))
-        return f"{where} requested, {len(elsewhere)} nodes on {on}: {named}{more}", False
-    own = session.nodes_by_provider.get(session.provider, 0)
-    rest = "" if own == len(session.nodes) else "; the others compute shapes"
-    return f"{own} of {len(session.nodes)} on {where}{rest}", own > 0
+def _compare_accuracy(measured: float, recorded: float) -> tuple[str, bool, str]:
+    difference = abs(measured - recorded)
+    return f"differs by {percent(difference)}", difference <= SAME_ACCURACY, percent(SAME_ACCURACY, 1)

@@ -1,4 +1,7 @@
-"""What a checkpoint says of images: our own preprocessing, then torch in float64, whose rounding is nobody's."""
+"""Reference outputs, with which those of exported files are compared: our own preprocessing, then torch in float64.
+
+The comparison itself is in `checks` and `proof`.
+"""
 
 import hashlib
 from collections import OrderedDict
@@ -9,11 +12,11 @@ import torch
 from resnet_ops.training.checkpoint import Checkpoint
 
 CHUNK_PIXELS = {"cpu": 2 * 224 * 224, "cuda": 64 * 224 * 224}  # at a time; larger ones only wait for memory
-REMEMBERED_BYTES = 64 * 2**20
+CACHE_BYTES = 64 * 2**20
 
 
 class Reference:
-    """The network of a checkpoint, as it was read from disk, and what it has said before."""
+    """The network of a checkpoint in torch, with a cache of its latest outputs."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -22,28 +25,26 @@ class Reference:
         network = self.info.build_network()
         network.load_state_dict(checkpoint.model)
         self.network = network.double().eval().to(self.device)
-        self._said: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """Logits (N, classes) float64 of pixels (N, H, W, C) uint8, larger ones being cut from the centre."""
+        """Return logits (N, classes) float64 of pixels (N, H, W, C) uint8; larger images are centre-cropped."""
         chunk = max(1, CHUNK_PIXELS[self.device.type] // (self.info.height * self.info.width))
         parts = [self._logits(pixels[start : start + chunk]) for start in range(0, len(pixels), chunk)]
         return np.concatenate(parts)
 
     def _logits(self, pixels: np.ndarray) -> np.ndarray:
         key = hashlib.sha1(pixels.tobytes() + str(pixels.shape).encode(), usedforsecurity=False).digest()
-        if (known := self._said.get(key)) is not None:
-            return known
-        top, left = (
-            round((have - want) / 2)
-            for have, want in zip(pixels.shape[1:3], (self.info.height, self.info.width), strict=True)
-        )
-        cut = pixels[:, top : top + self.info.height, left : left + self.info.width]
-        x = torch.from_numpy(np.ascontiguousarray(cut)).to(self.device).double()
+        if (cached := self._cache.get(key)) is not None:
+            return cached
+        height, width = self.info.height, self.info.width
+        top, left = round((pixels.shape[1] - height) / 2), round((pixels.shape[2] - width) / 2)
+        cropped = np.ascontiguousarray(pixels[:, top : top + height, left : left + width])
+        x = torch.from_numpy(cropped).to(self.device).double()
         mean, std = (torch.tensor(v, dtype=torch.float64, device=self.device) for v in (self.info.mean, self.info.std))
         with torch.inference_mode():
-            found: np.ndarray = self.network(((x / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()).cpu().numpy()
-        self._said[key] = found
-        while sum(part.nbytes for part in self._said.values()) > REMEMBERED_BYTES:
-            self._said.popitem(last=False)
-        return found
+            logits: np.ndarray = self.network(((x / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()).cpu().numpy()
+        self._cache[key] = logits
+        while sum(part.nbytes for part in self._cache.values()) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return logits

@@ -1,14 +1,14 @@
-"""ONNX Runtime sessions that run where they were asked to, or not at all.
+"""ONNX Runtime sessions that run on the execution provider that was asked for, or not at all.
 
-Left to itself ONNX Runtime falls back to the CPU and says so on stderr at most. Here the
-fallback is off, the libraries are looked for by name, and the provider of every node is read
-back.
+By default ONNX Runtime falls back to the CPU, with a warning on stderr at most. Here the fallback is off, the libraries
+are searched by name, and the provider of every node is read back. What files compute is in `classifier`.
 """
 
 import contextlib
 import ctypes
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import onnxruntime as ort
 from resnet_ops.errors import WORK_FAILED, UserError
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the distribution that brings it
+CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the package that has it
     "libcuda.so.1": "the NVIDIA driver",
     "libcudart.so.13": "nvidia-cuda-runtime",
     "libcublas.so.13": "nvidia-cublas",
@@ -32,12 +32,12 @@ CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the distribut
 TENSORRT_LIBRARIES = {"libnvinfer.so.10": "'tensorrt-cu13<11'", "libnvonnxparser.so.10": "'tensorrt-cu13<11'"}
 # TF32 rounds the inputs of a convolution to 10 bits: an error of 4e-4, as large as that of a wrong checkpoint.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-PREPROCESSING = "preprocess/"  # how the names of nodes begin that make the input of raw pixels
+PREPROCESSING_PREFIX = "preprocess/"  # of the names of nodes that preprocess raw pixels
 
 
 @dataclass(frozen=True)
 class GraphNode:
-    """A node of the graph, and where ONNX Runtime runs it."""
+    """A node of a graph, and the provider that runs it."""
 
     name: str
     operator: str
@@ -46,7 +46,7 @@ class GraphNode:
 
 @dataclass(frozen=True)
 class OnnxSession:
-    """A loaded model."""
+    """A model loaded in ONNX Runtime, with the provider of each node."""
 
     session: Any
     provider: str
@@ -54,37 +54,34 @@ class OnnxSession:
     nodes: tuple[GraphNode, ...]
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """What the file gives, (N, classes) float32, for its input: (N, C, H, W) float32 or (N, H, W, C) uint8.
+        """Return the output (N, classes) float32 for an input (N, C, H, W) float32, or (N, H, W, C) uint8 if raw.
 
         Raises:
-            UserError: ONNX Runtime left the provider while running.
+            UserError: ONNX Runtime fell back to another provider while running.
         """
-        found: np.ndarray = self.session.run(None, {self.session.get_inputs()[0].name: x})[0]
+        output: np.ndarray = self.session.run(None, {self.session.get_inputs()[0].name: x})[0]
         if self.session.get_providers()[0] != self.provider:
             raise UserError(f"ONNX Runtime fell back from {self.provider} while running.", exit_code=WORK_FAILED)
-        return found
+        return output
 
     @property
     def nodes_by_provider(self) -> dict[str, int]:
-        """How many nodes run where."""
-        found: dict[str, int] = {}
-        for node in self.nodes:
-            found[node.provider] = found.get(node.provider, 0) + 1
-        return found
+        """Return the number of nodes that each provider runs."""
+        return dict(Counter(node.provider for node in self.nodes))
 
     @property
-    def elsewhere(self) -> tuple[GraphNode, ...]:
-        """Nodes that do not run where they were asked to.
+    def misplaced_nodes(self) -> tuple[GraphNode, ...]:
+        """Return the nodes that run on another provider than the one asked for.
 
-        Of a file that takes raw pixels, the CPU may compute sizes and where to cut, as it does for every provider: a
-        few numbers. TensorRT may leave nodes to CUDA.
+        In a file that takes raw pixels the CPU may compute the sizes and offsets of the crop, as it does for every
+        provider: a few numbers. TensorRT may leave nodes to CUDA.
         """
         allowed = {self.provider, CUDA} if self.provider == TENSORRT else {self.provider}
-        return tuple(n for n in self.nodes if n.provider not in allowed and not n.name.startswith(PREPROCESSING))
+        return tuple(n for n in self.nodes if n.provider not in allowed and not n.name.startswith(PREPROCESSING_PREFIX))
 
 
 def has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU, asked of the driver alone."""
+    """Return whether the driver sees an NVIDIA GPU; torch is not needed."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -94,8 +91,8 @@ def has_gpu() -> bool:
 
 
 def missing_cuda_libraries(libraries: Mapping[str, str] = CUDA_LIBRARIES) -> dict[str, str]:
-    """The libraries that cannot be loaded, after all installed ones were."""
-    with quiet():
+    """Return the libraries that cannot be loaded, each with the package that has it."""
+    with suppress_output():
         ort.preload_dlls()
     missing = {}
     for library, origin in libraries.items():
@@ -106,18 +103,18 @@ def missing_cuda_libraries(libraries: Mapping[str, str] = CUDA_LIBRARIES) -> dic
     return missing
 
 
-def choose_provider(wanted: str) -> str:
-    """ONNX Runtime's name for 'cuda', 'tensorrt', 'cpu' or 'auto' (CUDA where there is a GPU).
+def resolve_provider(name: str) -> str:
+    """Return ONNX Runtime's name of 'cuda', 'tensorrt', 'cpu' or 'auto' (CUDA if there is a GPU).
 
     Raises:
-        UserError: CUDA cannot be used though it was asked for, or though there is a GPU: the CPU
-            must not stand in for it unasked.
+        UserError: CUDA cannot be used though it was asked for, or though there is a GPU: the CPU is never used
+            silently in its place.
     """
-    if wanted == "cpu" or (wanted == "auto" and not has_gpu()):
+    if name == "cpu" or (name == "auto" and not has_gpu()):
         return CPU
     if not has_gpu():
         raise UserError("This machine has no NVIDIA GPU.", "Use --provider cpu.", WORK_FAILED)
-    tensorrt = wanted == "tensorrt"
+    tensorrt = name == "tensorrt"
     if missing := missing_cuda_libraries(CUDA_LIBRARIES | (TENSORRT_LIBRARIES if tensorrt else {})):
         packages = " ".join(sorted(set(missing.values())))
         raise UserError(
@@ -128,27 +125,29 @@ def choose_provider(wanted: str) -> str:
     return TENSORRT if tensorrt else CUDA
 
 
-def load(model: Path | bytes, provider: str, cuda: Mapping[str, str] = CUDA_OPTIONS, threads: int = 0) -> OnnxSession:
-    """Load a file, or one's content, on `provider`, with no way back to the CPU.
+def create_session(
+    model: Path | bytes, provider: str, cuda_options: Mapping[str, str] = CUDA_OPTIONS, threads: int = 0
+) -> OnnxSession:
+    """Load a model on a provider, without fallback to the CPU.
 
     Args:
-        model: The file.
-        provider: ONNX Runtime's name of it.
-        cuda: Options of the CUDA provider; by default those of a proof, in true fp32.
+        model: The file, or its content.
+        provider: ONNX Runtime's name of the execution provider.
+        cuda_options: Of the CUDA provider; by default those of a verification, in true fp32.
         threads: On the CPU; 0 for as many as there are cores.
 
     Raises:
-        UserError: The file is not one that ONNX Runtime can run, or not there.
+        UserError: The file is missing, or ONNX Runtime cannot run it.
     """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.intra_op_num_threads = threads
-    on_cuda = (CUDA, dict(cuda))
-    providers: list[Any] = [CPU] if provider == CPU else [on_cuda] if provider == CUDA else [TENSORRT, on_cuda]
-    name, given = (model.name, str(model)) if isinstance(model, Path) else ("the model", model)
+    cuda = (CUDA, dict(cuda_options))
+    providers: list[Any] = [CPU] if provider == CPU else [cuda] if provider == CUDA else [TENSORRT, cuda]
+    name, path_or_bytes = (model.name, str(model)) if isinstance(model, Path) else ("the model", model)
     try:
-        with quiet():
-            session = ort.InferenceSession(given, options, providers=providers, enable_fallback=0)
+        with suppress_output():
+            session = ort.InferenceSession(path_or_bytes, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise UserError(
             f"ONNX Runtime cannot load {name} on {provider}: {str(error).splitlines()[0]}", exit_code=WORK_FAILED
@@ -164,19 +163,19 @@ def load(model: Path | bytes, provider: str, cuda: Mapping[str, str] = CUDA_OPTI
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep ONNX Runtime's own words off stdout and stderr; every failure comes as an exception too."""
+def suppress_output() -> Iterator[None]:
+    """Suppress what ONNX Runtime itself writes to stdout and stderr; every failure is an exception as well."""
     ort.set_default_logger_severity(4)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 1)
+        os.dup2(devnull, 2)
         yield
     finally:
         for number, copy in zip((1, 2), saved, strict=True):
             os.dup2(copy, number)
             os.close(copy)
-        os.close(nowhere)
+        os.close(devnull)

@@ -1,7 +1,7 @@
-"""ONNX files of unknown origin: looked through before anything runs them, and tried in a process of their own.
+"""Checks of ONNX files of unknown origin, before they are used: of their content, and by a run in a sandbox process.
 
-A protobuf can be cut off, lie about the sizes of its tensors, point to files elsewhere on the disk, or make ONNX
-Runtime crash; whoever sends one must get one line back, not a traceback.
+A protobuf can be truncated, lie about the sizes of its tensors, point to files elsewhere on the disk, or make ONNX
+Runtime crash; the user must get one line then, not a traceback. The program in the sandbox is `sandbox`.
 """
 
 import math
@@ -17,35 +17,35 @@ from resnet_ops import formatting
 from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import ModelMetadata
 
-LARGEST_BYTES = 2**31 - 1  # what protobuf can read
-TRIAL_S = 60.0
-STANDARD = ("", "ai.onnx")
+MAX_FILE_BYTES = 2**31 - 1  # what protobuf can read
+SANDBOX_TIMEOUT_S = 60.0
+STANDARD_DOMAINS = ("", "ai.onnx")
 
 
-def open_file(path: Path) -> ModelMetadata:
-    """Look through the ONNX file at `path`, and try it on the CPU in a process of its own (0.6 s).
+def check_file(path: Path) -> ModelMetadata:
+    """Scan an ONNX file, run it once on the CPU in a sandbox process (0.6 s), and return its metadata.
 
     Raises:
-        UserError: It is not there, damaged, too large, not of `resnet-ops export`, or does what no export of ours does:
-            operators of others, control flow, weights outside of its folder.
+        UserError: It is missing, damaged, too large, not of `resnet-ops export`, or has what no export of ours has:
+            custom operators, control flow, weights outside of its folder.
     """
     _, metadata = scan(path)
-    _try(path)
+    _run_in_sandbox(path)
     return metadata
 
 
 def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
-    """Read and check without running anything.
+    """Read an ONNX file and check its content without running it.
 
     Raises:
-        UserError: As `open_file`.
+        UserError: As `check_file`.
     """
     try:
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             what = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}.", "Give an ONNX file, such as runs/NAME/export/model.onnx.")
-        if size > LARGEST_BYTES:
+        if size > MAX_FILE_BYTES:
             raise UserError(
                 f"{path} has {formatting.size(size)}, more than an ONNX file can have.", "Give an ONNX file."
             )
@@ -59,24 +59,24 @@ def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
         raise _damaged(path, "it is not ONNX, or truncated") from None
     if not model.graph.node or not model.graph.input or not model.graph.output:
         raise _damaged(path, "it contains no graph")
-    for fault in _faults(path, model):
+    for fault in _graph_faults(path, model):
         raise fault
     try:
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        properties = {entry.key: entry.value for entry in model.metadata_props}
     except ValueError:
         raise _damaged(path, "its metadata is not text") from None
-    return model, ModelMetadata.read(path.name, metadata)
+    return model, ModelMetadata.parse(path.name, properties)
 
 
 def _damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path} is damaged: {why}.", "Export it again.")
 
 
-def _faults(path: Path, model: onnx.ModelProto) -> Iterator[UserError]:
-    others = {e.domain for e in model.opset_import} | {n.domain for n in model.graph.node}
-    if foreign := sorted(others - set(STANDARD)):
+def _graph_faults(path: Path, model: onnx.ModelProto) -> Iterator[UserError]:
+    domains = {e.domain for e in model.opset_import} | {n.domain for n in model.graph.node}
+    if custom := sorted(domains - set(STANDARD_DOMAINS)):
         yield UserError(
-            f"{path} uses operators of {', '.join(foreign)[:200]}.", "Only standard ONNX operators are supported."
+            f"{path} uses operators of {', '.join(custom)[:200]}.", "Only standard ONNX operators are supported."
         )
     if len(model.functions) or any(
         a.HasField("g") or len(a.graphs) for node in model.graph.node for a in node.attribute
@@ -87,28 +87,28 @@ def _faults(path: Path, model: onnx.ModelProto) -> Iterator[UserError]:
     tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t"))]
     for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            yield from _outside(path, tensor)
-        elif why := _lies(tensor):
-            yield _damaged(path, f"tensor {tensor.name[:100]!r} {why}")
+            yield from _external_data_faults(path, tensor)
+        elif fault := _tensor_fault(tensor):
+            yield _damaged(path, f"tensor {tensor.name[:100]!r} {fault}")
 
 
-def _lies(tensor: onnx.TensorProto) -> str:
-    """Whether a tensor holds something else than its shape says."""
+def _tensor_fault(tensor: onnx.TensorProto) -> str:
+    """Return how the content of a tensor differs from its shape and type, or ''."""
     if any(side < 0 for side in tensor.dims):
         return "has a negative size"
     try:
-        item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        item_bytes = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError, TypeError):
         return "has an unknown type"
-    numbers = math.prod(tensor.dims)
+    items = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):
-        return "" if len(tensor.raw_data) == numbers * item else "does not match its shape"
+        return "" if len(tensor.raw_data) == items * item_bytes else "does not match its shape"
     fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
-    return "" if sum(map(len, fields)) == numbers else "does not match its shape"
+    return "" if sum(map(len, fields)) == items else "does not match its shape"
 
 
-def _outside(path: Path, tensor: onnx.TensorProto) -> Iterator[UserError]:
-    """Weights in another file must lie in the same folder, as a file of its own: ONNX Runtime follows hard links."""
+def _external_data_faults(path: Path, tensor: onnx.TensorProto) -> Iterator[UserError]:
+    """Check that weights in another file are in the same folder and no link: ONNX Runtime follows hard links, too."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     file = path.parent / location
     if not location or Path(location).name != location:
@@ -119,17 +119,19 @@ def _outside(path: Path, tensor: onnx.TensorProto) -> Iterator[UserError]:
         yield UserError(f"{path} keeps weights in a symbolic link, {location}.", "Replace it by a copy.")
 
 
-def _try(path: Path) -> None:
-    """Load it and run it once where a crash or a hang hurts nobody.
+def _run_in_sandbox(path: Path) -> None:
+    """Load and run a file once in another process, which may crash or hang.
 
     Raises:
-        UserError: It does not work.
+        UserError: It did, or the file cannot be run.
     """
     command = [sys.executable, "-m", "resnet_ops.export.sandbox", str(path.absolute())]
     try:
-        ended = subprocess.run(command, capture_output=True, timeout=TRIAL_S, check=False)  # noqa: S603
+        ended = subprocess.run(command, capture_output=True, timeout=SANDBOX_TIMEOUT_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise UserError(f"{path} did not finish one image within {TRIAL_S:.0f} s.", "The file is refused.") from None
+        raise UserError(
+            f"{path} did not finish one image within {SANDBOX_TIMEOUT_S:.0f} s.", "The file is refused."
+        ) from None
     if ended.returncode == 0:
         return
     lines = ended.stderr.decode(errors="replace").strip().splitlines()

@@ -1,6 +1,6 @@
-"""Weights that were trained elsewhere: a state dict under torchvision's or timm's names, as a checkpoint of ours.
+"""Reading of weights trained elsewhere: a state dict with torchvision's or timm's names becomes a `Checkpoint`.
 
-Pickles are loaded with `weights_only`: what is in them is tensors, or they are refused.
+Pickles are loaded with `weights_only`: one that contains more than tensors is refused.
 """
 
 import hashlib
@@ -21,26 +21,26 @@ from resnet_ops.models import Architecture, Shortcut, build, parse_name
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, is_pickle
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NESTS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state", "model_state_dict")
-WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")  # of DDP, torch.compile, Lightning
-STORED = 256 / 224  # what the paper and torchvision resize to, as a multiple of what they cut
+NESTED_KEYS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state", "model_state_dict")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # of DDP, torch.compile, Lightning
+RESIZE_RATIO = 256 / 224  # of the size that the paper and torchvision resize to, to that of the crop
 
 
 def read(path: Path, config: ExportConfig) -> Checkpoint:
-    """Read weights, and find out what network they are of.
+    """Read weights and infer the number of classes, the channels and the shortcut of their network.
 
     Raises:
-        UserError: They cannot be read, or are not those of `config.model`.
+        UserError: They cannot be read, or do not belong to `config.model`.
     """
     assert config.model is not None
     architecture = parse_name(config.model)
     content = _content(path)
-    tensors = _unwrapped(_tensors(path, content))
+    tensors = _state_dict(_load(path, content))
     for name in ("conv1.weight", "fc.weight"):
         if name not in tensors or tensors[name].dim() != (4 if name[0] == "c" else 2):
-            found = ", ".join(sorted(tensors)[:3]) or "none"
+            names = ", ".join(sorted(tensors)[:3]) or "none"
             raise UserError(
-                f"{path} contains no {name} of a residual network.", f"It contains {len(tensors)} tensors: {found}..."
+                f"{path} contains no {name} of a residual network.", f"It contains {len(tensors)} tensors: {names}..."
             )
     channels, classes = tensors["conv1.weight"].shape[1], tensors["fc.weight"].shape[0]
     if channels not in (1, 3):
@@ -59,8 +59,8 @@ def _content(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _tensors(path: Path, content: bytes) -> Any:
-    """Whatever is in the file, tensors somewhere in it."""
+def _load(path: Path, content: bytes) -> Any:
+    """Load safetensors or a pickle: a state dict, or a nest of dicts that contains one."""
     try:
         if not is_pickle(content):
             return parse_tensors(content)
@@ -74,45 +74,49 @@ def _tensors(path: Path, content: bytes) -> Any:
     except (SafetensorError, RuntimeError, ValueError, KeyError, EOFError, OSError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} is damaged, or contains no weights ({reason}).") from None
-    except Exception as error:  # what torch's reader raises on damaged pickles is of any kind
+    except Exception as error:  # torch raises errors of any kind on damaged pickles
         raise UserError(f"{path} is damaged, or contains no weights ({type(error).__name__}).") from None
 
 
-def _unwrapped(found: Any) -> dict[str, Tensor]:
-    """The state dict, out of what trainers put around it."""
-    for _ in range(len(NESTS)):
-        nest = next((n for n in NESTS if isinstance(found, dict) and isinstance(found.get(n), dict)), None)
-        if nest is None:
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """Extract the state dict: out of the dicts that trainers nest it in, without their prefixes, in float32."""
+    for _ in range(len(NESTED_KEYS)):
+        key = next((k for k in NESTED_KEYS if isinstance(content, dict) and isinstance(content.get(k), dict)), None)
+        if key is None:
             break
-        found = found[nest]
-    if not isinstance(found, dict):
+        content = content[key]
+    if not isinstance(content, dict):
         return {}
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    while prefix := next((w for w in WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), None):
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    while prefix := next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return {name: v.detach().float() if v.is_floating_point() else v.detach() for name, v in tensors.items()}
 
 
 def _check(path: Path, tensors: dict[str, Tensor], network: torch.nn.Module) -> None:
-    """Compare names and shapes with the network's; counters that old files lack are added to `tensors`."""
+    """Check names and shapes against the network's, and add the counters that old files lack to `tensors`.
+
+    Raises:
+        UserError: They differ.
+    """
     expected = network.state_dict()
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
             tensors.setdefault(name, value)
-    kind = getattr(network, "architecture", None)
-    what = kind.name if isinstance(kind, Architecture) else "the network"
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        lacking = f"{len(missing)} missing such as {missing[0]}" if missing else "none missing"
+    architecture = getattr(network, "architecture", None)
+    model = architecture.name if isinstance(architecture, Architecture) else "the network"
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        absent = f"{len(missing)} missing such as {missing[0]}" if missing else "none missing"
         raise UserError(
-            f"{path} does not contain the weights of {what}: {lacking}, {len(extra)} unexpected"
-            + (f" such as {extra[0][:100]}." if extra else "."),
+            f"{path} does not contain the weights of {model}: {absent}, {len(unexpected)} unexpected"
+            + (f" such as {unexpected[0][:100]}." if unexpected else "."),
             "Check --model. Variants with other stems or blocks than the paper's are not supported.",
         )
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
             raise UserError(
-                f"{path} does not contain the weights of {what}: {name} has shape {tuple(tensors[name].shape)}, not "
+                f"{path} does not contain the weights of {model}: {name} has shape {tuple(tensors[name].shape)}, not "
                 f"{tuple(value.shape)}.",
                 "Check --model.",
             )
@@ -130,7 +134,7 @@ def _info(
         channels=channels,
         height=side,
         width=side,
-        stored=round(side * STORED) if imagenet else None,
+        stored=round(side * RESIZE_RATIO) if imagenet else None,
         mean=_numbers("mean", config.mean, channels, IMAGENET_MEAN),
         std=_numbers("std", config.std, channels, IMAGENET_STD),
         data="unknown",
@@ -163,13 +167,13 @@ def _class_names(file: Path | None, classes: int) -> tuple[str, ...]:
     return names
 
 
-def _numbers(name: str, typed: str | None, channels: int, usual: tuple[float, ...]) -> tuple[float, ...]:
-    if typed is None and channels != len(usual):
+def _numbers(name: str, typed: str | None, channels: int, default: tuple[float, ...]) -> tuple[float, ...]:
+    if typed is None and channels != len(default):
         raise UserError(
             "The weights belong to a network for grey images, which have no standard mean and standard deviation.",
             "Give those used in training: --mean 0.5 --std 0.25",
         )
-    numbers = tuple(float(number) for number in typed.split(",")) if typed else usual
+    numbers = tuple(float(number) for number in typed.split(",")) if typed else default
     if len(numbers) != channels or (name == "std" and min(numbers) <= 0):
         raise UserError(f"--{name} {typed} must be one number above 0 for each of {channels} channels.")
     return numbers

@@ -1,1 +1,1 @@
-"""An exported file as a service: images come by HTTP and are classified in batches."""
+"""An exported file as an HTTP service on Ray Serve, which classifies images in batches."""

@@ -1,4 +1,7 @@
-"""The service as HTTP: which paths there are, what goes in and comes out, and how it is refused."""
+"""The HTTP side of the service: paths, responses and errors, and the deployment class that Ray Serve replicates.
+
+Decoding and batching are in `service`.
+"""
 
 from typing import Annotated, Any
 
@@ -9,40 +12,43 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import resnet_ops
-from resnet_ops.serving.service import BUSY, InferenceService, RefusedError
+from resnet_ops.export import runtime
+from resnet_ops.export.classifier import Classifier
+from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.serving.service import BUSY, InferenceService, RefusedError, ServiceLimits
 
 IMAGE = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
 
 
 class RankedClass(BaseModel):
-    """A class, and how likely it is that the image shows it."""
+    """A class and its probability."""
 
     name: Annotated[str, Field(serialization_alias="class")]
     probability: float
 
 
 class Classification(BaseModel):
-    """What an image shows, the likeliest class first."""
+    """The most likely classes of an image, the most likely first."""
 
     top: list[RankedClass]
     model: str
 
 
 class Refusal(BaseModel):
-    """Why there is no answer."""
+    """The reason why a request was refused."""
 
     error: str
 
 
 class Health(BaseModel):
-    """Whether images are taken, and how many are in hand."""
+    """The state of a replica, and the number of requests in progress."""
 
     status: str
     waiting: int
 
 
 class ModelInfo(BaseModel):
-    """What is served: the file's network, its classes, what it was trained on and what its proof found."""
+    """The served file: its network, classes, data set and verification."""
 
     file: str
     model: str
@@ -56,8 +62,36 @@ class ModelInfo(BaseModel):
     made_by: str
 
 
-def build(service: InferenceService) -> FastAPI:
-    """The paths of a service."""
+class Replica:
+    """A copy of the service, which Ray Serve creates on any machine.
+
+    Args:
+        content: A list of one reference to the file's bytes; Serve would fetch one outside of a list anew each time.
+        metadata: The file's metadata.
+        name: The file's name.
+        provider: 'cpu', 'cuda' or 'tensorrt'.
+        limits: Of requests and batches.
+        threads: Number of threads that decode, and that compute on a CPU.
+    """
+
+    def __init__(
+        self, content: list[Any], metadata: ModelMetadata, name: str, provider: str, limits: ServiceLimits, threads: int
+    ) -> None:
+        import ray
+
+        (reference,) = content
+        resolved = runtime.resolve_provider(provider)
+        session = runtime.create_session(ray.get(reference), resolved, threads=threads)
+        classifier = Classifier.from_session(metadata, session)
+        self.service = InferenceService(name, classifier, limits, threads)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the app; the name is Ray Serve's."""
+        return build_app(self.service)
+
+
+def build_app(service: InferenceService) -> FastAPI:
+    """Return the HTTP app of a service."""
     refusals: dict[int | str, dict[str, Any]] = {code: {"model": Refusal} for code in (400, 408, 413, 415, 422, 503)}
     metadata = service.metadata
     app = FastAPI(
@@ -70,20 +104,19 @@ def build(service: InferenceService) -> FastAPI:
     async def classify(
         request: Request, top: Annotated[int, Query(ge=1, description="Classes to name, at most all.")] = 5
     ) -> Classification:
-        """Say what an image shows. The body is the image itself: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."""
-        found = await service.classify(request.stream(), request.headers, top)
-        return Classification(
-            top=[RankedClass(name=name, probability=share) for name, share in found], model=metadata.model
-        )
+        """Classify an image. The body is the image itself: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."""
+        ranked = await service.classify(request.stream(), request.headers, top)
+        classes = [RankedClass(name=name, probability=probability) for name, probability in ranked]
+        return Classification(top=classes, model=metadata.model)
 
     @app.get("/health")
     async def health() -> Health:
-        """Say that images are taken."""
+        """Return the state of the service."""
         return Health(status="ok", waiting=service.waiting)
 
     @app.get("/")
     async def about() -> ModelInfo:
-        """Say what is served."""
+        """Return what is served."""
         return ModelInfo(
             file=service.name,
             model=metadata.model,
@@ -97,12 +130,12 @@ def build(service: InferenceService) -> FastAPI:
             made_by=metadata.made_by,
         )
 
-    _say_why(app)
+    _add_error_handlers(app)
     return app
 
 
-def _say_why(app: FastAPI) -> None:
-    """Whatever is refused is refused alike: `{"error": "why"}`."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Let every error be of the same form: `{"error": "reason"}`."""
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
@@ -110,7 +143,7 @@ def _say_why(app: FastAPI) -> None:
         return JSONResponse({"error": error.reason}, error.status, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 422)
 

@@ -1,4 +1,4 @@
-"""What a service is: every option with its default, its limits and its one-line description, as in `config.py`."""
+"""The options of `resnet-ops serve`, as fields of a config."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from resnet_ops.options import Positive, option
 
 
 class ServeConfig(ConnectionConfig, UseConfig):
-    """Which file is served, where, and within which limits."""
+    """The options of a service: the file, the address, the limits, the cluster."""
 
     host: Annotated[
         str,

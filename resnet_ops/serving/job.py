@@ -1,4 +1,7 @@
-"""The whole of `resnet-ops serve`: the file is read, Ray Serve started with it, and ended when it is time."""
+"""The whole of `resnet-ops serve`: read the file, start Ray Serve with it, and shut it down gracefully.
+
+Where it runs is in `place`, what it answers in `app` and `service`.
+"""
 
 import contextlib
 import logging
@@ -22,11 +25,11 @@ from resnet_ops.serving.config import ServeConfig
 from resnet_ops.serving.service import ServiceLimits
 
 APPLICATION = "resnet-ops"
-DRAIN_S = 30.0  # for the requests that are in hand
+DRAIN_S = 30.0  # for the requests in progress
 LISTEN_S = 30.0
-TOGETHER_S = 0.2  # within which a signal to a whole group of processes has reached all of them
-LOOK_S = 1.0  # how often it is looked whether the service is still there
-PRIVATE_LOGS = {"enable_access_log": False, "log_level": "WARNING"}  # who asked what is nobody's to keep
+GROUP_SIGNAL_S = 0.2  # until a signal to a process group has reached all of its processes
+POLL_S = 1.0
+LOGGING = {"enable_access_log": False, "log_level": "WARNING"}  # requests are private
 
 
 class ServeResult(Result):
@@ -44,59 +47,60 @@ class ServeResult(Result):
     metadata: ModelMetadata = Field(exclude=True, description="The file's metadata.")
 
     def watch(self) -> None:
-        """Return when the user stops it.
+        """Wait until the user stops it.
 
         Raises:
-            UserError: Ray was ended, perhaps along with this process: who asked then has no answer.
+            UserError: The service was stopped from elsewhere, or Ray was, perhaps by the same signal as this process:
+                then requests in progress were not answered.
         """
         from ray import serve
 
         try:
             while True:
-                time.sleep(LOOK_S)
-                _refuse_ifstarted_ray_is_gone()
+                time.sleep(POLL_S)
+                _refuse_if_ray_is_gone()
                 if APPLICATION not in serve.status().applications:
                     raise UserError("The service was stopped from elsewhere.", exit_code=WORK_FAILED)
         except KeyboardInterrupt:
-            time.sleep(TOGETHER_S)
-            _refuse_ifstarted_ray_is_gone()
+            time.sleep(GROUP_SIGNAL_S)
+            _refuse_if_ray_is_gone()
 
 
 @contextlib.contextmanager
-def start_service(config: ServeConfig, warn: Callable[[str], None]) -> Iterator[ServeResult]:
-    """Serve a file for the length of a `with` block; then the requests in hand are answered.
+def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> Iterator[ServeResult]:
+    """Serve a file during a `with` block; at its end requests in progress are still answered.
 
     Args:
-        config: What is served, and how.
-        warn: Is told what is being done.
+        config: The options.
+        on_progress: Called with what is being done.
 
     Raises:
         UserError: The file cannot be used, the port is taken, or it does not fit on the cluster.
     """
-    warn("opening the file")
-    metadata = untrusted.open_file(config.file)
-    content = _whole(config.file)
-    address = place.address(config)
-    port = place.free_port(config.host, config.port)
-    warn("starting Ray")
-    with place.cluster(address, config.provider):
+    on_progress("opening the file")
+    metadata = untrusted.check_file(config.file)
+    content = _read_single_file(config.file)
+    address = place.resolve_address(config)
+    port = place.find_free_port(config.host, config.port)
+    on_progress("starting Ray")
+    with place.connect_to_cluster(address, config.provider):
         import ray
         from ray import serve
 
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of every step
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it logs every step
         place.check_no_other_service()
-        provider = place.provider(address, config.provider)
-        each = place.resources_per_replica(config.replicas, provider)
-        threads = max(1, int(each["num_cpus"]))
+        provider = place.choose_provider(address, config.provider)
+        resources = place.resources_per_replica(config.replicas, provider)
+        threads = max(1, int(resources["num_cpus"]))
         # By reference, or Serve would keep a copy for every version of the deployment in its own records.
-        kept = ray.put(content)
-        deployment = _deployment(config, each)
-        application = deployment.bind([kept], metadata, config.file.name, provider, _limits(config), threads)
-        warn("starting the service")
+        reference = ray.put(content)
+        deployment = _deployment(config, resources)
+        application = deployment.bind([reference], metadata, config.file.name, provider, _limits(config), threads)
+        on_progress("starting the service")
         try:
-            serve.start(http_options={"host": config.host, "port": port}, logging_config=PRIVATE_LOGS)
+            serve.start(http_options={"host": config.host, "port": port}, logging_config=LOGGING)
             _run(application)
-            urls = place.urls(config.host, port)
+            urls = place.service_urls(config.host, port)
             _wait_for_answer(urls[0])
             yield ServeResult(
                 url=urls[0],
@@ -111,7 +115,7 @@ def start_service(config: ServeConfig, warn: Callable[[str], None]) -> Iterator[
             )
         finally:
             if not started_ray_is_gone():  # Ray would wait a minute for itself, and then end this process
-                # The application first: Serve as a whole would not wait for the requests in hand.
+                # The application first: Serve as a whole would not wait for requests in progress.
                 serve.delete(APPLICATION)
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
@@ -126,17 +130,17 @@ def _limits(config: ServeConfig) -> ServiceLimits:
     )
 
 
-def _deployment(config: ServeConfig, each: dict[str, float]) -> Any:
+def _deployment(config: ServeConfig, resources: dict[str, float]) -> Any:
     from ray import serve
 
-    from resnet_ops.serving.replica import Replica
+    from resnet_ops.serving.app import Replica
 
     return serve.deployment(
         serve.ingress()(Replica),
         name="Classifier",
         num_replicas=config.replicas,
-        ray_actor_options=each,
-        # A replica turns away by itself what it has no room for, in words; these are for what comes faster than that.
+        ray_actor_options=resources,
+        # A replica itself refuses requests beyond its limit, with a reason; these are for those that come faster.
         max_ongoing_requests=config.max_waiting + 100,
         max_queued_requests=config.max_waiting,
         graceful_shutdown_wait_loop_s=0.1,
@@ -149,12 +153,12 @@ def _run(application: Any) -> None:
     from ray import serve
 
     try:
-        serve.run(application, name=APPLICATION, logging_config=PRIVATE_LOGS)
+        serve.run(application, name=APPLICATION, logging_config=LOGGING)
     except RuntimeError as error:
         raise UserError(f"The service did not start: {_reason(error)}.", exit_code=WORK_FAILED) from error
 
 
-def _refuse_ifstarted_ray_is_gone() -> None:
+def _refuse_if_ray_is_gone() -> None:
     if started_ray_is_gone():
         raise UserError(
             "Ray was stopped before the service, so requests in progress were not answered.",
@@ -163,8 +167,8 @@ def _refuse_ifstarted_ray_is_gone() -> None:
         )
 
 
-def _whole(file: Path) -> bytes:
-    """The file's bytes, which go to the machines that serve it.
+def _read_single_file(file: Path) -> bytes:
+    """Read the file's bytes, which are sent to the machines that serve it.
 
     Raises:
         UserError: Its weights are in another file.
@@ -178,25 +182,25 @@ def _whole(file: Path) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """The last words of a replica's traceback."""
+    """Return the last line of a replica's traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
 
 
 def _wait_for_answer(url: str) -> None:
-    """Ask until it answers.
+    """Wait until the service answers at `url`.
 
     Raises:
-        UserError: It does not.
+        UserError: It does not within `LISTEN_S`.
     """
-    until = time.monotonic() + LISTEN_S
+    deadline = time.monotonic() + LISTEN_S
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
             with direct.open(f"{url}/health", timeout=LISTEN_S):
                 return
         except (urllib.error.URLError, OSError) as error:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise UserError(
                     f"Nothing answers at {url} ({error}).",
                     "On a cluster use an address that all nodes have: --host 0.0.0.0.",

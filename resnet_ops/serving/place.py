@@ -1,4 +1,7 @@
-"""Where a service runs and listens: which cluster, what of it each replica gets, which port."""
+"""Where a service runs and listens: the cluster, the resources of each replica, host and port.
+
+Starting the service is in `job`.
+"""
 
 import errno
 import socket
@@ -13,75 +16,75 @@ from resnet_ops.orchestration.placement import survey
 from resnet_ops.orchestration.ray_internals import serve_is_running
 from resnet_ops.serving.config import ServeConfig
 
-EVERY = ("0.0.0.0", "::")  # noqa: S104
+ANY_HOST = ("0.0.0.0", "::")  # noqa: S104
 
 
-def address(config: ServeConfig) -> str:
-    """Which cluster is meant: 'local', 'auto', or an address.
+def resolve_address(config: ServeConfig) -> str:
+    """Return the cluster to serve on: 'local', 'auto', or an address.
 
     Raises:
-        UserError: It is a job server's.
+        UserError: It is the address of a job server.
     """
-    named = address_of(config)
-    if is_job_server(named):
+    address = address_of(config)
+    if is_job_server(address):
         raise UserError(
-            f"--cluster {named} is a job server; a service needs the cluster itself.",
+            f"--cluster {address} is a job server; a service needs the cluster itself.",
             "Give the cluster's address: HOST:6379.",
         )
-    return named
+    return address
 
 
-def free_port(host: str, port: int) -> int:
-    """The port to listen on, found free here.
+def find_free_port(host: str, port: int) -> int:
+    """Return `port` if it is free on this machine, or for 0 any free one.
 
     Raises:
         UserError: It is taken, or `host` is no address of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(address)
-            return int(tried.getsockname()[1])
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            return int(listener.getsockname()[1])
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(
                 f"Port {port} of {host} is taken.", "Choose another --port, or 0 for any free one."
             ) from None
-        why = (error.strerror or str(error)).lower()
-        raise UserError(f"--host {host} --port {port} cannot be listened on ({why}).", "Choose another.") from None
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"--host {host} --port {port} cannot be listened on ({reason}).", "Choose another.") from None
 
 
-def cluster(address: str, provider: str) -> AbstractContextManager[None]:
-    """The cluster, for the length of a `with` block; here, with what `provider` needs.
+def connect_to_cluster(address: str, provider: str) -> AbstractContextManager[None]:
+    """Connect to the cluster during a `with` block; for 'local' start Ray here, with GPUs if `provider` needs them.
 
     Raises:
-        UserError: There is none, or here `provider` cannot be used.
+        UserError: There is no cluster, or `provider` cannot be used here.
     """
     if address != LOCAL:
         return connected(address)
     gpus = 0
-    if runtime.choose_provider(provider) != runtime.CPU:
+    if runtime.resolve_provider(provider) != runtime.CPU:
         import torch
 
         gpus = torch.cuda.device_count()
     return local_ray(cores(), gpus)
 
 
-def provider(address: str, wanted: str) -> str:
-    """'cpu', 'cuda' or 'tensorrt', whatever the replicas run on; 'auto' is CUDA where the cluster has GPUs."""
-    if wanted != "auto":
-        return wanted
+def choose_provider(address: str, provider: str) -> str:
+    """Return 'cpu', 'cuda' or 'tensorrt' for the replicas; 'auto' is CUDA if the cluster has GPUs."""
+    if provider != "auto":
+        return provider
     if address == LOCAL:
-        return "cpu" if runtime.choose_provider("auto") == runtime.CPU else "cuda"
+        return "cpu" if runtime.resolve_provider("auto") == runtime.CPU else "cuda"
     return "cuda" if any(node.gpus for node in survey()) else "cpu"
 
 
 def resources_per_replica(replicas: int, provider: str) -> dict[str, float]:
-    """What Ray reserves for each replica: a GPU, or an even share of the cores.
+    """Return the resources that Ray reserves for each replica: a GPU, or an even share of the cores.
 
     Raises:
-        UserError: Nothing of it is free.
+        UserError: None is free.
     """
     nodes = survey()
     if provider != "cpu":
@@ -94,15 +97,15 @@ def resources_per_replica(replicas: int, provider: str) -> dict[str, float]:
     cpus = [node.free_cpus for node in nodes if node.free_cpus >= 1]
     if not cpus:
         raise UserError("No CPU core is free to serve on.", "See what uses them: resnet-ops cluster status.")
-    each = min(cpus) / -(-replicas // len(cpus))
-    return {"num_cpus": int(each) if each >= 1 else int(1000 * each) / 1000}
+    share = min(cpus) / -(-replicas // len(cpus))
+    return {"num_cpus": int(share) if share >= 1 else int(1000 * share) / 1000}
 
 
 def check_no_other_service() -> None:
-    """Serve listens where it was first told to, whatever it is told later; and ending ours would end theirs.
+    """Check that Serve is not running: it listens only where it was first told to, and stopping it would stop both.
 
     Raises:
-        UserError: Serve runs on this cluster.
+        UserError: Serve is running on this cluster.
     """
     if serve_is_running():
         raise UserError(
@@ -111,15 +114,15 @@ def check_no_other_service() -> None:
         )
 
 
-def urls(host: str, port: int) -> tuple[str, ...]:
-    """Where the service listens: at `host`, or where that stands for every address at each machine's own."""
+def service_urls(host: str, port: int) -> tuple[str, ...]:
+    """Return the URLs of the service: at `host`, or if that means any address, at that of each machine."""
     from ray import serve
 
     hosts = [host]
-    if host in EVERY:
-        listening = serve.status().proxies
+    if host in ANY_HOST:
+        proxies = serve.status().proxies
         import ray
 
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        hosts = [node["NodeManagerAddress"] for node in nodes if node["NodeID"] in listening]
+        hosts = [node["NodeManagerAddress"] for node in nodes if node["NodeID"] in proxies]
     return tuple(f"http://[{each}]:{port}" if ":" in each else f"http://{each}:{port}" for each in hosts)

@@ -1,4 +1,4 @@
-"""One network, exported once for all tests."""
+"""Fixtures: one network, exported once for all tests."""
 
 import onnx
 import pytest
@@ -7,7 +7,7 @@ from resnet_ops.export import checks
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.reference import Reference
 from resnet_ops.training.checkpoint import Checkpoint
-from tests.export.made import make_checkpoint, make_model, make_shown
+from tests.export.samples import make_checkpoint, make_images, make_model
 
 
 @pytest.fixture(scope="session")
@@ -31,11 +31,11 @@ def raw_model(checkpoint: Checkpoint) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="session")
-def shown() -> ValidationImages:
-    return make_shown((47, 53))
+def images() -> ValidationImages:
+    return make_images((47, 53))
 
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest batch that fits takes seconds each time; `test_export` lets it be."""
-    monkeypatch.setattr(checks, "LARGEST_BATCH", 128)
+    """Limit the largest batch, which takes seconds each time; `test_export` does not."""
+    monkeypatch.setattr(checks, "MAX_BATCH", 128)

@@ -1,6 +1,6 @@
-"""Opens damaged files, each in a process of its own: `python -m tests.export.fuzzing GOOD KIND COUNT`, JSON on stdout.
+"""The program that opens damaged files: `python -m tests.export.fuzzing GOOD KIND COUNT`, JSON on stdout.
 
-Forked from this one, which has imported all there is, a process takes a hundredth of a second.
+Each is opened in a process of its own. Forked from this one, which has imported everything, it takes 10 ms.
 """
 
 import json
@@ -24,9 +24,9 @@ PATIENCE_S = 30
 
 
 def mutants(content: bytes, count: int) -> list[bytes]:
-    """Cut off, bytes changed, runs of bytes deleted, doubled, exchanged or blanked; many of them near the start."""
+    """Return copies that are truncated, or have bytes changed, deleted, doubled or blanked, many near the start."""
     rng = np.random.default_rng(0)
-    made = []
+    damaged = []
     for number in range(count):
         data = bytearray(content)
         reach = len(data) if number % 3 else min(len(data), 4000)
@@ -47,12 +47,12 @@ def mutants(content: bytes, count: int) -> list[bytes]:
             data[at] ^= 1 << int(rng.integers(8))
         else:
             data[at : at + 8] = b"\xff" * min(8, len(data) - at)
-        made.append(bytes(data))
-    return made
+        damaged.append(bytes(data))
+    return damaged
 
 
 def ending(work: Callable[[], object]) -> str:
-    """How a process that does this ends: 'done', 'refused', 'signal 11', 'hang', or the exception that got away."""
+    """Return how a process that does this ends: 'done', 'refused', 'signal 11', 'hang', or an exception."""
     out, into = os.pipe()
     child = os.fork()
     if child == 0:
@@ -60,37 +60,37 @@ def ending(work: Callable[[], object]) -> str:
         signal.alarm(PATIENCE_S)
         try:
             work()
-            said = "done"
+            outcome = "done"
         except UserError as error:
-            said = "refused" if "\n" not in str(error) else f"several lines: {error!r}"
+            outcome = "refused" if "\n" not in str(error) else f"several lines: {error!r}"
         except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(into, said[:2000].encode())
+            outcome = f"{type(error).__name__}: {error}"
+        os.write(into, outcome[:2000].encode())
         os._exit(0)
     os.close(into)
-    said = b""
+    outcome = b""
     while part := os.read(out, 4096):
-        said += part
+        outcome += part
     os.close(out)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         return "hang" if number == signal.SIGALRM else f"signal {number}"
-    return said.decode()
+    return outcome.decode()
 
 
 def use_onnx(path: Path) -> str:
-    """What becomes of a file that `predict` is given: looked through, tried, and only then loaded here."""
-    looked = ending(lambda: untrusted.scan(path))
-    if looked != "done":
-        return looked
+    """Use a file as `predict` does: scanned, run in the sandbox, and only then loaded here."""
+    scanned = ending(lambda: untrusted.scan(path))
+    if scanned != "done":
+        return scanned
     if ending(lambda: sandbox.main(str(path))) != "done":  # whatever happens there is one line to the user
         return "refused"
 
     def use() -> None:
         _, metadata = untrusted.scan(path)
-        classifier = Classifier.of(metadata, runtime.load(path, runtime.CPU, threads=1))
-        classifier.classify(np.zeros((2, *classifier.frame.shape), np.uint8))
+        classifier = Classifier.from_session(metadata, runtime.create_session(path, runtime.CPU, threads=1))
+        classifier.classify(np.zeros((2, *classifier.crop.shape), np.uint8))
 
     return ending(use)
 

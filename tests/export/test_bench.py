@@ -1,4 +1,4 @@
-"""What `bench` reports adds up, and whoever cannot run is a line that says why."""
+"""The numbers of `bench` add up, and a backend that cannot run is a row with the reason."""
 
 import os
 import signal
@@ -13,22 +13,22 @@ import torch
 
 from resnet_ops.export import bench, runtime, untrusted
 from resnet_ops.export.bench import Measurement
-from resnet_ops.export.bench_worker import BenchCandidate, candidates
+from resnet_ops.export.bench_worker import BenchCandidate, list_candidates
 from tests.conftest import DigitFiles, Ended
 
 Cli = Callable[..., Ended]
 
 
 class Dying(BenchCandidate):
-    """As a contender that takes all the memory is ended."""
+    """A candidate that is killed, as one that takes all the memory is."""
 
     def prepare(self, batch: int) -> Callable[[], object]:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
-def everyone(file: Path, provider: str = runtime.CPU) -> list[BenchCandidate]:
-    return candidates(file, untrusted.open_file(file), provider, compiled=False)
+def bench_candidates(file: Path, provider: str = runtime.CPU) -> list[BenchCandidate]:
+    return list_candidates(file, untrusted.check_file(file), provider, compiled=False)
 
 
 def test_every_batch_size_has_its_lines_and_they_add_up(cli: Cli, digit_files: DigitFiles) -> None:
@@ -58,7 +58,7 @@ def test_all_compute_the_same_network(digit_files: DigitFiles, given: str, monke
         return network
 
     monkeypatch.setattr("resnet_ops.models.build", with_weights)
-    ort, *torchs = everyone(getattr(digit_files, given))
+    ort, *torchs = bench_candidates(getattr(digit_files, given))
     expected = np.asarray(ort.prepare(5)())
     assert expected.shape == (5, 10)
     assert len(torchs) == 2
@@ -67,7 +67,7 @@ def test_all_compute_the_same_network(digit_files: DigitFiles, given: str, monke
 
 
 def test_of_eager_the_faster_format_is_what_others_are_compared_with(digit_files: DigitFiles) -> None:
-    ort, nchw, last = everyone(digit_files.normalized)
+    ort, nchw, last = bench_candidates(digit_files.normalized)
     tf32 = replace(ort, arithmetic="tf32")
     fast, slow, other = ((s,) for s in ([0.1, 0.1, 0.2], [0.4], [0.05]))
     rows = list(
@@ -80,7 +80,7 @@ def test_of_eager_the_faster_format_is_what_others_are_compared_with(digit_files
             ]
         )
     )
-    assert [(row.measured.contender.name, row.ratio) for row in rows] == [
+    assert [(row.name, row.ratio) for row in rows] == [
         ("ONNX Runtime", pytest.approx(2)),
         ("ONNX Runtime", None),  # torch was not measured in this arithmetic
         ("torch eager, channels_last", 1),
@@ -91,11 +91,11 @@ def test_of_eager_the_faster_format_is_what_others_are_compared_with(digit_files
 def test_p99_is_no_more_than_a_hundredth_of_the_calls_exceed(
     digit_files: DigitFiles, calls: list[float], p99: float
 ) -> None:
-    one = Measurement(everyone(digit_files.normalized)[0], 1, (tuple(calls),))
+    one = Measurement(bench_candidates(digit_files.normalized)[0], 1, (tuple(calls),))
     assert one.p99_ms == pytest.approx(1e3 * p99)
 
 
-def test_who_cannot_run_is_a_line_with_the_reason(cli: Cli, digit_files: DigitFiles, tmp_path: Path) -> None:
+def test_a_backend_that_cannot_run_is_a_row_with_the_reason(cli: Cli, digit_files: DigitFiles, tmp_path: Path) -> None:
     model = onnx.load(digit_files.normalized)
     for entry in model.metadata_props:
         if entry.key == "model":
@@ -109,8 +109,8 @@ def test_who_cannot_run_is_a_line_with_the_reason(cli: Cli, digit_files: DigitFi
     assert all("mystery9" in row["error"] for row in torchs)
 
 
-def test_one_that_is_killed_takes_nobody_with_it(digit_files: DigitFiles) -> None:
-    ort = everyone(digit_files.normalized)[0]
+def test_a_killed_backend_does_not_affect_the_others(digit_files: DigitFiles) -> None:
+    ort = bench_candidates(digit_files.normalized)[0]
     dying = Dying(**{**vars(ort), "name": "dying"})
     killed, fine = bench.measure([dying, ort], 4, 0.1)
     assert "killed (signal 9)" in killed.error

@@ -15,18 +15,18 @@ from torchvision.transforms import v2
 from resnet_ops.export import graph, runtime, untrusted
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.inputs import ValidationImages
-from resnet_ops.export.proof import ProofThresholds, prove
+from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.reference import Reference
 from resnet_ops.training.checkpoint import Checkpoint
-from tests.export.made import MEAN, OPSET, STD, copy, finish, make_checkpoint, make_model, make_shown, proof_of
+from tests.export.samples import MEAN, OPSET, STD, copy, finish, make_checkpoint, make_images, make_model, verify_model
 
 
 @pytest.mark.parametrize("opset", [pytest.param(20, marks=pytest.mark.slow), 23])
 def test_the_opset_is_the_one_asked_for(
-    opset: int, checkpoint: Checkpoint, reference: Reference, shown: ValidationImages, tmp_path: Path
+    opset: int, checkpoint: Checkpoint, reference: Reference, images: ValidationImages, tmp_path: Path
 ) -> None:
     model = finish(graph.to_onnx(checkpoint.info, checkpoint.model, opset), checkpoint, raw=True)
-    assert proof_of(model, reference, shown, tmp_path, opset=opset).validated
+    assert verify_model(model, reference, images, tmp_path, opset=opset).validated
 
 
 def test_exporting_twice_gives_the_same_bytes_without_paths(
@@ -48,12 +48,12 @@ def test_the_exporter_says_nothing_where_stdout_is_read(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_file_tells_all_that_is_needed_to_use_it(model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_the_metadata_holds_all_that_is_needed_to_use_the_file(model: onnx.ModelProto, tmp_path: Path) -> None:
     graph.write(model, tmp_path / "m.onnx")
     session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
-    told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["class_names"]) == list("abcdefghij")
-    steps = json.loads(told["preprocessing"])
+    properties = session.get_modelmeta().custom_metadata_map
+    assert json.loads(properties["class_names"]) == list("abcdefghij")
+    steps = json.loads(properties["preprocessing"])
     assert (steps["mean"], steps["std"], steps["color"], steps["layout"]) == (list(MEAN), list(STD), "RGB", "NCHW")
     assert (steps["resize"], steps["height"], steps["width"]) == ([33, 33], 32, 32)
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
@@ -62,17 +62,19 @@ def test_the_file_tells_all_that_is_needed_to_use_it(model: onnx.ModelProto, tmp
 
 def test_raw_pixels_become_what_torchvision_makes_of_them(raw_model: onnx.ModelProto, tmp_path: Path) -> None:
     """Of photos' sizes: resized to 40, cut to 32 and normalised by torchvision, pixels and logits are the same."""
-    made = make_checkpoint(tmp_path / "c.safetensors", "resnet8", stored=40)
-    model = make_model(made, raw=True)
+    resized = make_checkpoint(tmp_path / "c.safetensors", "resnet8", stored=40)
+    model = make_model(resized, raw=True)
     shape = ["batch", 3, 32, 32]
     model.graph.output.append(onnx.helper.make_tensor_value_info("normalized", onnx.TensorProto.FLOAT, shape))
-    session = runtime.load(model.SerializeToString(), runtime.CPU).session
+    session = runtime.create_session(model.SerializeToString(), runtime.CPU).session
     transform = v2.Compose(
         [v2.Resize(40), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     )
-    network = made.info.build_network().eval()
-    network.load_state_dict(made.model)
-    for image in make_shown((96, 144), count=3).of_own_size(3, 3) + make_shown((57, 41), count=3).of_own_size(3, 3):
+    network = resized.info.build_network().eval()
+    network.load_state_dict(resized.model)
+    for image in make_images((96, 144), count=3).at_original_size(3, 3) + make_images(
+        (57, 41), count=3
+    ).at_original_size(3, 3):
         logits, normalized = session.run(None, {"images": image[None]})
         theirs = transform(Image.fromarray(image))
         # One level of 255 is 0.016 normalised; two implementations round a few pixels apart.
@@ -83,27 +85,29 @@ def test_raw_pixels_become_what_torchvision_makes_of_them(raw_model: onnx.ModelP
         assert np.abs(logits - expected).max() < 1e-2 * np.abs(expected).max()
 
 
-def test_the_proof_is_put_into_the_file_behind_what_was_proven(model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_the_report_is_appended_to_the_verified_file(model: onnx.ModelProto, tmp_path: Path) -> None:
     graph.write(model, tmp_path / "m.onnx")
-    proven = (tmp_path / "m.onnx").read_bytes()
-    (tmp_path / "m.onnx").write_bytes(proven + graph.added({"validation": json.dumps({"validated": True})}))
-    found, metadata = untrusted.scan(tmp_path / "m.onnx")
+    verified = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(
+        verified + graph.serialize_metadata({"validation": json.dumps({"validated": True})})
+    )
+    extended, metadata = untrusted.scan(tmp_path / "m.onnx")
     assert metadata.validation == {"validated": True}
-    assert found.graph == model.graph
+    assert extended.graph == model.graph
     Classifier(tmp_path / "m.onnx", "cpu")
 
 
 def test_weights_beyond_the_limit_of_one_file_go_beside_it(
     model: onnx.ModelProto,
     reference: Reference,
-    shown: ValidationImages,
+    images: ValidationImages,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(graph, "ONE_FILE_BYTES", 100_000)
-    proof = proof_of(copy(model), reference, shown, tmp_path)
-    assert proof.validated, proof.refuted_by
+    report = verify_model(copy(model), reference, images, tmp_path)
+    assert report.validated, report.failed_checks
     assert (tmp_path / "m.onnx").stat().st_size < 100_000 < (tmp_path / "m.onnx.data").stat().st_size
     (tmp_path / "m.onnx.data").unlink()
-    (refuted,) = prove(tmp_path / "m.onnx", reference, shown, ProofThresholds(runtime.CPU, OPSET)).refuted_by
-    assert "needs m.onnx.data, which is missing next to it" in refuted.found
+    (refuted,) = verify_file(tmp_path / "m.onnx", reference, images, ProofThresholds(runtime.CPU, OPSET)).failed_checks
+    assert "needs m.onnx.data, which is missing next to it" in refuted.result

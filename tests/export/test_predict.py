@@ -1,4 +1,4 @@
-"""What `predict` says is what the network says, image by image; what is broken is named and stops nobody."""
+"""`predict` gives the outputs of the network for each image; broken images have an error and the rest goes on."""
 
 import shutil
 from collections.abc import Callable
@@ -31,15 +31,17 @@ def in_torch(files: DigitFiles, paths: list[Path]) -> np.ndarray:
 def test_every_image_gets_the_networks_answer_in_the_order_people_count(
     cli: Cli, digit_files: DigitFiles, digit_images: list[Path], given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "AHEAD_BYTES", 8 * 8 * 64)  # so that they do not all fit at once
+    monkeypatch.setattr(library, "MAX_DECODED_BYTES", 8 * 8 * 64)  # so that they do not all fit at once
     folder = digit_images[0].parents[1]
     ended = cli("predict", getattr(digit_files, given), folder, digit_images[7], "--top", 99, "--json")
     assert ended.code == 0, ended.err
     rows = ended.json["predictions"]
     assert [row["path"] for row in rows] == list(map(str, digit_images))
     names = digit_files.checkpoint.info.class_names
-    found = np.array([[{t["class"]: t["probability"] for t in row["top"]}[name] for name in names] for row in rows])
-    np.testing.assert_allclose(found, in_torch(digit_files, digit_images), atol=1e-5)
+    probabilities = np.array(
+        [[{t["class"]: t["probability"] for t in row["top"]}[name] for name in names] for row in rows]
+    )
+    np.testing.assert_allclose(probabilities, in_torch(digit_files, digit_images), atol=1e-5)
     assert all(len(row["top"]) == 10 for row in rows)
     assert all(row["top"] == sorted(row["top"], key=lambda t: -t["probability"]) for row in rows)
 
@@ -78,10 +80,10 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(
         assert rows[name]["top"][0]["class"] == alone["top"][0]["class"]
         assert rows[name]["top"][0]["probability"] == pytest.approx(alone["top"][0]["probability"], abs=1e-6)
     assert ended.json["failed"] == 3
-    shown = cli("predict", digit_files.normalized, tmp_path)
-    assert shown.code == 1
-    assert "it is empty" in shown.out
-    assert shown.err.splitlines()[-1].startswith("error: 2 of 4")
+    printed = cli("predict", digit_files.normalized, tmp_path)
+    assert printed.code == 1
+    assert "it is empty" in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: 2 of 4")
 
 
 def test_a_wrong_request_is_one_line(
@@ -110,11 +112,11 @@ def test_images_are_read_as_they_are_needed(
     digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first answer comes before the last images are opened: those may as well be gone."""
-    monkeypatch.setattr(library, "AHEAD_BYTES", 8 * 8 * 64)
+    monkeypatch.setattr(library, "MAX_DECODED_BYTES", 8 * 8 * 64)
     paths = [tmp_path / f"{index}.png" for index in range(5 * library.CHUNK)]
     for path in paths:
         shutil.copy(digit_images[0], path)
-    answers = library.each_of(Classifier(digit_files.normalized, "cpu"), paths, 1)
+    answers = library.classify_files(Classifier(digit_files.normalized, "cpu"), paths, 1)
     first = next(answers)
     paths[-1].unlink()
     *_, last = answers

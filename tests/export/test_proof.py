@@ -1,4 +1,4 @@
-"""The validator is validated: planted faults are refuted, each by the check that is there for it."""
+"""The verification is verified: planted faults are found, each by the check that is meant for it."""
 
 import json
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph, precision, runtime
-from resnet_ops.export.classifier import normalised
+from resnet_ops.export.classifier import normalise_pixels
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import Preprocessing
-from resnet_ops.export.proof import ProofThresholds, prove
+from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.reference import Reference
 from resnet_ops.training.checkpoint import Checkpoint
-from tests.export.made import MEAN, OPSET, change, copy, finish, make_checkpoint, make_model, proof_of
+from tests.export.samples import MEAN, OPSET, change, copy, finish, make_checkpoint, make_model, verify_model
 
 Fault = Callable[[onnx.ModelProto], None]
 
@@ -38,9 +38,11 @@ def change_steps(model: onnx.ModelProto, **update: object) -> None:
 def change_nodes(model: onnx.ModelProto, operator: str, **attributes: object) -> None:
     for node in model.graph.node:
         if node.op_type == operator:
-            kept = [a for a in node.attribute if a.name not in attributes]
+            others = [a for a in node.attribute if a.name not in attributes]
             del node.attribute[:]
-            node.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in attributes.items())])
+            node.attribute.extend(
+                [*others, *(helper.make_attribute(name, value) for name, value in attributes.items())]
+            )
 
 
 def every_weight(model: onnx.ModelProto, new: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -148,7 +150,7 @@ def another_networks_name(model: onnx.ModelProto) -> None:
 
 
 def probabilities_said_to_be_logits(model: onnx.ModelProto) -> None:
-    graph.give_probabilities(model)
+    graph.append_softmax(model)
 
 
 def a_dynamic_operator_of_others(model: onnx.ModelProto) -> None:
@@ -240,20 +242,20 @@ def test_a_planted_fault_is_refuted(
     model: onnx.ModelProto,
     raw_model: onnx.ModelProto,
     reference: Reference,
-    shown: ValidationImages,
+    images: ValidationImages,
     tmp_path: Path,
 ) -> None:
     faulty = copy(raw_model if fault in RAW_FAULTS else model)
     fault(faulty)
-    proof = proof_of(faulty, reference, shown, tmp_path)
-    assert not proof.validated
+    report = verify_model(faulty, reference, images, tmp_path)
+    assert not report.validated
     by = (FAULTS | RAW_FAULTS)[fault]
-    assert by in [check.name for check in proof.refuted_by], proof.refuted_by
-    assert all("\n" not in check.found for check in proof.checks)
+    assert by in [check.name for check in report.failed_checks], report.failed_checks
+    assert all("\n" not in check.result for check in report.checks)
 
 
 def test_batchnorm_in_training_mode_is_refuted(
-    model: onnx.ModelProto, reference: Reference, shown: ValidationImages, tmp_path: Path
+    model: onnx.ModelProto, reference: Reference, images: ValidationImages, tmp_path: Path
 ) -> None:
     """What a forgotten eval() makes: a BatchNorm, not folded, that uses the batch's own statistics."""
     faulty = copy(model)
@@ -267,34 +269,34 @@ def test_batchnorm_in_training_mode_is_refuted(
     nodes.insert(
         first + 1, helper.make_node("BatchNormalization", inputs, [out, "new_mean", "new_var"], training_mode=1)
     )
-    refuted = {check.name: check.found for check in proof_of(faulty, reference, shown, tmp_path).refuted_by}
+    refuted = {check.name: check.result for check in verify_model(faulty, reference, images, tmp_path).failed_checks}
     assert "BatchNorm not folded" in refuted["file"]
     assert "validation set" in refuted
 
 
 def test_another_epochs_weights_are_refuted(
-    model: onnx.ModelProto, checkpoint: Checkpoint, shown: ValidationImages, tmp_path: Path
+    model: onnx.ModelProto, checkpoint: Checkpoint, images: ValidationImages, tmp_path: Path
 ) -> None:
     """A stale file, and one that says that it is of the checkpoint that it is not of."""
     other = make_checkpoint(tmp_path / "other.safetensors", "resnet20", stored=33, seed=1)
-    stale = proof_of(model, Reference(other), shown, tmp_path)
-    found = {check.name: check.found for check in stale.refuted_by}
-    assert "another checkpoint" in found["metadata"]
+    stale = verify_model(model, Reference(other), images, tmp_path)
+    refuted = {check.name: check.result for check in stale.failed_checks}
+    assert "another checkpoint" in refuted["metadata"]
     lying = finish(copy(model), other)
-    refuted = [check.name for check in proof_of(lying, Reference(other), shown, tmp_path).refuted_by]
+    refuted = [check.name for check in verify_model(lying, Reference(other), images, tmp_path).failed_checks]
     assert "validation set" in refuted
     assert "metadata" not in refuted
 
 
 def test_another_accuracy_than_in_training_is_refuted(
-    model: onnx.ModelProto, reference: Reference, shown: ValidationImages, tmp_path: Path
+    model: onnx.ModelProto, reference: Reference, images: ValidationImages, tmp_path: Path
 ) -> None:
-    proof = proof_of(model, reference, shown, tmp_path, recorded_accuracy=0.99)
-    assert [check.name for check in proof.refuted_by] == ["accuracy as in training"]
+    report = verify_model(model, reference, images, tmp_path, training_accuracy=0.99)
+    assert [check.name for check in report.failed_checks] == ["accuracy as in training"]
 
 
 def test_half_precision_that_overflows_is_refuted(
-    model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, shown: ValidationImages, tmp_path: Path
+    model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, images: ValidationImages, tmp_path: Path
 ) -> None:
     """Values of 1e6 between two layers: nothing in fp32, infinite in fp16. Ours keeps those nodes in fp32."""
     huge = copy(model)
@@ -303,85 +305,88 @@ def test_half_precision_that_overflows_is_refuted(
     bias = next(n.input[2] for n in huge.graph.node if n.op_type == "Conv" and n.input[1] == "layer1.0.conv1.weight")
     change(huge, bias, lambda b: b * large)
     change(huge, "layer1.0.conv2.weight", lambda w: w / large)
-    assert proof_of(huge, reference, shown, tmp_path).validated
+    assert verify_model(huge, reference, images, tmp_path).validated
     naive = finish(convert_float_to_float16(copy(huge), keep_io_types=True), checkpoint, precision="fp16")
-    precision._sort(naive)
-    refuted = [check.name for check in proof_of(naive, reference, shown, tmp_path).refuted_by]
+    precision._sort_nodes(naive)
+    refuted = [check.name for check in verify_model(naive, reference, images, tmp_path).failed_checks]
     assert "validation set" in refuted
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    made, kept = precision.to_fp16(copy(huge), normalised(shown.first(32, steps.frame), steps))
-    assert "in fp32" in kept
-    proof = proof_of(finish(made, checkpoint, precision="fp16"), reference, shown, tmp_path)
-    assert proof.validated, proof.refuted_by
+    converted, choice = precision.to_fp16(copy(huge), normalise_pixels(images.first(32, steps.crop), steps))
+    assert "in fp32" in choice
+    report = verify_model(finish(converted, checkpoint, precision="fp16"), reference, images, tmp_path)
+    assert report.validated, report.failed_checks
 
 
-def test_eight_bits_without_calibration_are_refuted(
-    model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, shown: ValidationImages, tmp_path: Path
+def test_int8_without_calibration_are_refuted(
+    model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, images: ValidationImages, tmp_path: Path
 ) -> None:
     """Ranges of black images for images of all colours."""
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    good = normalised(shown.first(64, steps.frame), steps)
-    made, candidates = precision.to_int8(copy(model), good, runtime.CPU)
+    good = normalise_pixels(images.first(64, steps.crop), steps)
+    quantized, candidates = precision.to_int8(copy(model), good, runtime.CPU)
     assert sum(candidate.chosen for candidate in candidates) == 1
-    proof = proof_of(finish(made, checkpoint, precision="int8"), reference, shown, tmp_path, max_accuracy_drop=0.1)
-    assert proof.validated, proof.refuted_by
-    blind = precision._quantized
-    black = normalised(np.zeros((32, *steps.frame.shape), np.uint8), steps)
+    report = verify_model(
+        finish(quantized, checkpoint, precision="int8"), reference, images, tmp_path, max_accuracy_drop=0.1
+    )
+    assert report.validated, report.failed_checks
+    black = normalise_pixels(np.zeros((32, *steps.crop.shape), np.uint8), steps)
     graph.write(model, tmp_path / "fp32.onnx")
-    faulty = blind(tmp_path / "fp32.onnx", tmp_path / "q.onnx", black, precision.METHODS[0][0], "u8s8")
-    proof = proof_of(finish(faulty, checkpoint, precision="int8"), reference, shown, tmp_path, max_accuracy_drop=0.1)
-    assert "mean difference" in [check.name for check in proof.refuted_by], proof.checks
+    faulty = precision._quantize(tmp_path / "fp32.onnx", tmp_path / "q.onnx", black, precision.METHODS[0][0], "u8s8")
+    report = verify_model(
+        finish(faulty, checkpoint, precision="int8"), reference, images, tmp_path, max_accuracy_drop=0.1
+    )
+    assert "mean difference" in [check.name for check in report.failed_checks], report.checks
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x0a" * 50])
 def test_a_file_that_is_not_onnx_is_refuted(
-    content: bytes, reference: Reference, shown: ValidationImages, tmp_path: Path
+    content: bytes, reference: Reference, images: ValidationImages, tmp_path: Path
 ) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
-    proof = prove(tmp_path / "m.onnx", reference, shown, ProofThresholds(runtime.CPU, OPSET))
-    assert [check.name for check in proof.refuted_by] == ["file"]
+    report = verify_file(tmp_path / "m.onnx", reference, images, ProofThresholds(runtime.CPU, OPSET))
+    assert [check.name for check in report.failed_checks] == ["file"]
 
 
 @pytest.mark.skipif(runtime.has_gpu(), reason="says what happens where there is no GPU")
 def test_cuda_is_refused_where_there_is_none(model: onnx.ModelProto, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no NVIDIA GPU"):
-        runtime.choose_provider("cuda")
-    assert runtime.choose_provider("auto") == runtime.CPU
+        runtime.resolve_provider("cuda")
+    assert runtime.resolve_provider("auto") == runtime.CPU
     graph.write(model, tmp_path / "m.onnx")
     with pytest.raises(UserError, match="CUDAExecutionProvider"):  # no silent fallback to the CPU
-        runtime.load(tmp_path / "m.onnx", runtime.CUDA)
+        runtime.create_session(tmp_path / "m.onnx", runtime.CUDA)
 
 
-def test_nodes_that_are_not_where_they_should_be_are_named(
+def test_misplaced_nodes_are_named(
     model: onnx.ModelProto,
     reference: Reference,
-    shown: ValidationImages,
+    images: ValidationImages,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A session as ONNX Runtime makes it where CUDA lacks three kernels."""
-    load = runtime.load
+    create_session = runtime.create_session
 
-    def three_elsewhere(*given: object) -> runtime.OnnxSession:
-        made = load(*given)  # type: ignore[arg-type]
-        moved = [runtime.GraphNode(node.name, node.operator, "AnotherExecutionProvider") for node in made.nodes[:3]]
-        return runtime.OnnxSession(made.session, made.provider, made.metadata, (*moved, *made.nodes[3:]))
+    def three_misplaced(*arguments: object) -> runtime.OnnxSession:
+        session = create_session(*arguments)  # type: ignore[arg-type]
+        moved = [runtime.GraphNode(node.name, node.operator, "AnotherExecutionProvider") for node in session.nodes[:3]]
+        return runtime.OnnxSession(session.session, session.provider, session.metadata, (*moved, *session.nodes[3:]))
 
-    monkeypatch.setattr(runtime, "load", three_elsewhere)
-    (refuted,) = proof_of(model, reference, shown, tmp_path).refuted_by
+    monkeypatch.setattr(runtime, "create_session", three_misplaced)
+    (refuted,) = verify_model(model, reference, images, tmp_path).failed_checks
     assert refuted.name == "nodes"
-    assert refuted.found.startswith("CPU requested, 3 nodes on Another: ")
+    assert refuted.result.startswith("CPU requested, 3 nodes on Another: ")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not runtime.has_gpu(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("raw", [False, True])
 def test_every_node_runs_on_cuda(
-    raw: bool, checkpoint: Checkpoint, reference: Reference, shown: ValidationImages, tmp_path: Path
+    raw: bool, checkpoint: Checkpoint, reference: Reference, images: ValidationImages, tmp_path: Path
 ) -> None:
-    proof = proof_of(
-        make_model(checkpoint, raw=raw), reference, shown, tmp_path, provider=runtime.choose_provider("cuda")
+    report = verify_model(
+        make_model(checkpoint, raw=raw), reference, images, tmp_path, provider=runtime.resolve_provider("cuda")
     )
-    assert proof.validated, proof.refuted_by
+    assert report.validated, report.failed_checks
     if not raw:
-        assert set(proof.nodes_by_provider) == {runtime.CUDA}
+        assert set(report.nodes_by_provider) == {runtime.CUDA}

@@ -1,4 +1,4 @@
-"""Files of strangers: one line for each thing that is wrong, and nothing of theirs is run before it was tried."""
+"""Untrusted files: one line for each fault, and nothing is run outside of the sandbox before it ran there."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import graph, untrusted
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.conftest import Ended
-from tests.export.made import copy, make_checkpoint, make_model
+from tests.export.samples import copy, make_checkpoint, make_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,18 +32,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def files(small: Checkpoint) -> dict[str, Path]:
     """Good files of each kind."""
     folder = small.path.parent
-    made = {
+    paths = {
         "normalized": folder / "normalized.onnx",
         "raw": folder / "raw.onnx",
         "checkpoint": small.path,
         "safetensors": folder / "weights.safetensors",
         "pickle": folder / "weights.pth",
     }
-    graph.write(make_model(small), made["normalized"])
-    graph.write(make_model(small, raw=True), made["raw"])
-    safetensors.torch.save_file(small.model, made["safetensors"])
-    torch.save({"state_dict": small.model}, made["pickle"])
-    return made
+    graph.write(make_model(small), paths["normalized"])
+    graph.write(make_model(small, raw=True), paths["raw"])
+    safetensors.torch.save_file(small.model, paths["safetensors"])
+    torch.save({"state_dict": small.model}, paths["pickle"])
+    return paths
 
 
 DAMAGED = [
@@ -75,7 +75,7 @@ def test_damaged_files_are_refused_or_used_and_nothing_else(
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as refused:
-        untrusted.open_file(path)
+        untrusted.check_file(path)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -120,7 +120,7 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("location", "said"),
+    ("location", "message"),
     [
         ("../secret", "keeps weights outside its folder"),
         ("/etc/hostname", "keeps weights outside its folder"),
@@ -129,7 +129,9 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
         ("none", "is missing next to it"),
     ],
 )
-def test_weights_elsewhere_are_not_followed(location: str, said: str, files: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_elsewhere_are_not_followed(
+    location: str, message: str, files: dict[str, Path], tmp_path: Path
+) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
     (tmp_path / "secret").write_bytes(bytes(2**20))
@@ -143,7 +145,7 @@ def test_weights_elsewhere_are_not_followed(location: str, said: str, files: dic
         entry = tensor.external_data.add()
         entry.key, entry.value = "location", location
 
-    assert said in refusal(broken(files, point, inner))
+    assert message in refusal(broken(files, point, inner))
 
 
 def test_a_command_says_it_and_ends(cli: Callable[..., Ended], files: dict[str, Path], tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from tests.conftest import Ended
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
-    made = torchvision.models.resnet18(num_classes=3)
-    made.train()
+    network = torchvision.models.resnet18(num_classes=3)
+    network.train()
     with torch.no_grad():
-        made(torch.randn(8, 3, 64, 64))
-    return made.eval()
+        network(torch.randn(8, 3, 64, 64))
+    return network.eval()
 
 
 def config(path: Path, **options: Any) -> ExportConfig:
@@ -46,13 +46,13 @@ WRAPPED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 @pytest.mark.parametrize("way", WRAPPED)
 def test_they_are_found_in_what_trainers_save(way: str, network: nn.Module, tmp_path: Path) -> None:
     torch.save(WRAPPED[way](network.state_dict()), tmp_path / "w.pth")
-    found = weights.read(tmp_path / "w.pth", config(tmp_path / "w.pth"))
-    ours = found.info.build_network().eval()
-    ours.load_state_dict(found.model)
+    checkpoint = weights.read(tmp_path / "w.pth", config(tmp_path / "w.pth"))
+    ours = checkpoint.info.build_network().eval()
+    ours.load_state_dict(checkpoint.model)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), network(x), atol=2e-2 if way == "half" else 1e-5, rtol=1e-3)
-    assert (found.info.shortcut, found.info.stored) == ("B", 73)
+    assert (checkpoint.info.shortcut, checkpoint.info.stored) == ("B", 73)
 
 
 def refusal(path: Path, **options: Any) -> str:

@@ -1,4 +1,4 @@
-"""A real service under load, fed with faults, and ended while it works: each answer is the one `predict` gives."""
+"""A real service under load, with faulty requests, and stopped while it works: each answer is that of `predict`."""
 
 import http.client
 import io
@@ -28,11 +28,11 @@ WAITING = 12
 @dataclass(frozen=True)
 class Service:
     process: "subprocess.Popen[str]"
-    told: dict[str, Any]
+    result: dict[str, Any]
 
     @property
     def port(self) -> int:
-        return int(self.told["url"].rpartition(":")[2])
+        return int(self.result["url"].rpartition(":")[2])
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -79,7 +79,7 @@ def service(digit_files: DigitFiles) -> Iterator[Service]:
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG that says it is so large, and holds next to nothing."""
+    """Return a PNG whose header says that it is this large, with hardly any pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -105,14 +105,14 @@ def postscript() -> bytes:
 def test_under_load_every_answer_is_that_of_predict(
     service: Service, cli: Cli, digit_files: DigitFiles, digit_images: list[Path]
 ) -> None:
-    told = cli("predict", digit_files.normalized, *digit_images, "--top", 3, "--json").json["predictions"]
+    rows = cli("predict", digit_files.normalized, *digit_images, "--top", 3, "--json").json["predictions"]
     faults = {b"": 400, b"not an image": 400, digit_images[0].read_bytes()[:-40]: 400, noise(190): 413}
     requests = [path.read_bytes() for path in digit_images] * 3
     for index, fault in enumerate(list(faults) * 15):
         requests.insert(index * 10, fault)
     with ThreadPoolExecutor(WAITING) as pool:
         answers = list(pool.map(lambda image: service.classify(image, "?top=3"), requests))
-    expected = {path.read_bytes(): row["top"] for path, row in zip(digit_images, told, strict=True)}
+    expected = {path.read_bytes(): row["top"] for path, row in zip(digit_images, rows, strict=True)}
     for image, (status, answer) in zip(requests, answers, strict=True):
         if image in faults:
             assert status == faults[image]
@@ -128,7 +128,7 @@ def test_under_load_every_answer_is_that_of_predict(
 
 def test_what_is_wrong_is_refused_in_words(service: Service, digit_images: list[Path]) -> None:
     good = digit_images[0].read_bytes()
-    for image, query, headers, status, words in [
+    for image, query, headers, expected, words in [
         (b"", "", {}, 400, "empty"),
         (b"not an image", "", {}, 400, "not an image"),
         (good[:-40], "", {}, 400, "cannot be decoded"),
@@ -140,15 +140,15 @@ def test_what_is_wrong_is_refused_in_words(service: Service, digit_images: list[
         (png(101, 100), "", {}, 413, "10,000 pixels; this one has 101 x 100"),
         (png(60_000, 60_000), "", {}, 413, "10,000 pixels; this one has more"),
     ]:
-        found, answer = service.classify(image, query, **headers)
-        assert (found, list(answer)) == (status, ["error"]), answer
+        status, answer = service.classify(image, query, **headers)
+        assert (status, list(answer)) == (expected, ["error"]), answer
         assert words in answer["error"]
     assert service.ask("GET", "/classify")[0] == 405
-    found, answer = service.ask("GET", "/nowhere")
-    assert found == 404
+    status, answer = service.ask("GET", "/nowhere")
+    assert status == 404
     assert "POST /classify" in answer["error"]
-    found, answer = service.classify(good, "?top=99")
-    assert (found, len(answer["top"])) == (200, 10)
+    status, answer = service.classify(good, "?top=99")
+    assert (status, len(answer["top"])) == (200, 10)
 
 
 def test_an_upload_that_does_not_say_how_long_it_is_is_cut_off_too(service: Service) -> None:
@@ -171,17 +171,17 @@ def test_it_says_how_it_is_and_what_it_serves(service: Service, digit_files: Dig
     assert "requestBody" in api["paths"]["/classify"]["post"]
 
 
-def test_more_than_it_takes_on_are_told_to_come_again(service: Service, digit_images: list[Path]) -> None:
+def test_requests_beyond_the_limit_are_told_to_try_again(service: Service, digit_images: list[Path]) -> None:
     images = [path.read_bytes() for path in digit_images[:WAITING]]
-    begun = [service.begin(image) for image in images]
+    started = [service.begin(image) for image in images]
     wait_for(lambda: service.ask("GET", "/health")[1]["waiting"] == WAITING)
     status, answer = service.classify(images[0])
     assert (status, "try again" in answer["error"]) == (503, True)
-    assert {finish(sending, image)[0] for sending, image in zip(begun, images, strict=True)} == {200}
+    assert {finish(sending, image)[0] for sending, image in zip(started, images, strict=True)} == {200}
     assert service.classify(images[0])[0] == 200
 
 
-def test_who_gives_up_leaves_no_place_taken(service: Service, digit_images: list[Path]) -> None:
+def test_an_aborted_request_frees_its_place(service: Service, digit_images: list[Path]) -> None:
     image = digit_images[0].read_bytes()
     for sending in [service.begin(image) for _ in range(WAITING)]:
         sending.close()
@@ -192,14 +192,14 @@ def test_who_gives_up_leaves_no_place_taken(service: Service, digit_images: list
 def test_ended_it_answers_what_it_has_in_hand_and_leaves_no_process(service: Service, digit_images: list[Path]) -> None:
     """The last test: it ends the service."""
     images = [path.read_bytes() for path in digit_images[:8]]
-    begun = [service.begin(image) for image in images]
+    started = [service.begin(image) for image in images]
     wait_for(lambda: service.ask("GET", "/health")[1]["waiting"] == len(images))
     processes = below(service.process.pid)
     assert len(processes) > 4
     service.process.send_signal(signal.SIGTERM)
     wait_for(lambda: service.classify(images[0])[0] != 200)  # no more are taken
     assert service.process.poll() is None
-    for sending, image in zip(begun, images, strict=True):
+    for sending, image in zip(started, images, strict=True):
         status, answer = finish(sending, image)
         assert (status, len(answer["top"])) == (200, 1)
     out, err = service.process.communicate(timeout=60)
@@ -228,13 +228,13 @@ def test_a_wrong_request_is_one_line(cli: Cli, digit_files: DigitFiles, tmp_path
 
 
 def below(pid: int) -> set[int]:
-    """The processes that a process has begun, and those that they have."""
+    """The processes that a process has started, and those that they have."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    found = {
+    processes = {
         int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
     }
     assert children.exists()
-    return found | {each for child in found for each in below(child)}
+    return processes | {each for child in processes for each in below(child)}
 
 
 def alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints, images and files for the tests of exports, made in a moment."""
+"""Small checkpoints, images and models for the tests of exports."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from PIL import Image
 from resnet_ops.export import graph, runtime
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
-from resnet_ops.export.proof import Proof, ProofThresholds, prove
+from resnet_ops.export.proof import ProofReport, ProofThresholds, verify_file
 from resnet_ops.export.reference import Reference
 from resnet_ops.models import build
 from resnet_ops.records import Epoch
@@ -38,7 +38,7 @@ def make_checkpoint(
     stored: int | None = None,
     seed: int = 0,
 ) -> Checkpoint:
-    """A network with weights and BatchNorm statistics that say something, saved and read back."""
+    """Save and read back the checkpoint of a network with random weights and BatchNorm statistics."""
     torch.manual_seed(seed)
     network = build(model, num_classes=CLASSES, in_channels=channels, shortcut=shortcut)  # type: ignore[arg-type]
     network.train()
@@ -63,8 +63,8 @@ def make_checkpoint(
     return checkpoints.read(path)
 
 
-class Drawn:
-    """Images in memory, stored as PNG."""
+class InMemoryImages:
+    """Encoded images in memory, as PNG."""
 
     units = None
 
@@ -80,14 +80,14 @@ class Drawn:
 
 
 def png(image: np.ndarray) -> bytes:
-    """An image (H, W, C) uint8 as a PNG file."""
-    written = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(written, "PNG")
-    return written.getvalue()
+    """Encode an image (H, W, C) uint8 as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "PNG")
+    return file.getvalue()
 
 
-def make_shown(size: tuple[int, int] = (32, 32), channels: int = 3, count: int = 100) -> ValidationImages:
-    """Coarse images, coloured so that red and blue differ, brighter on the left."""
+def make_images(size: tuple[int, int] = (32, 32), channels: int = 3, count: int = 100) -> ValidationImages:
+    """Return coarse images, coloured so that red and blue differ, brighter on the left."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(count):
@@ -95,16 +95,16 @@ def make_shown(size: tuple[int, int] = (32, 32), channels: int = 3, count: int =
         pixels = np.asarray(coarse)[:, :, :channels] * np.linspace(1, 0.3, channels)
         images.append((pixels * np.linspace(1, 0.5, size[1])[:, None]).astype(np.uint8))
     labels = rng.integers(0, CLASSES, count)
-    return ValidationImages(Drawn(images, labels), np.arange(count), labels)
+    return ValidationImages(InMemoryImages(images, labels), np.arange(count), labels)
 
 
-def inside_of(checkpoint: Checkpoint, **update: object) -> ModelMetadata:
-    """What a file of `checkpoint` says of itself."""
+def metadata_of(checkpoint: Checkpoint, **update: object) -> ModelMetadata:
+    """Return the metadata of an export of `checkpoint`."""
     info = checkpoint.info
-    given = update.get("input", "normalized")
+    input_format = update.get("input", "normalized")
     values: dict[str, object] = {
         "class_names": info.class_names,
-        "preprocessing": Preprocessing.of(info, given),  # type: ignore[arg-type]
+        "preprocessing": Preprocessing.of(info, input_format),  # type: ignore[arg-type]
         "model": info.model,
         "shortcut": info.shortcut,
         "data": info.data,
@@ -117,7 +117,7 @@ def inside_of(checkpoint: Checkpoint, **update: object) -> ModelMetadata:
 
 
 def make_model(checkpoint: Checkpoint, raw: bool = False, softmax: bool = False) -> onnx.ModelProto:
-    """The graph of a checkpoint in fp32, described."""
+    """Export a checkpoint to fp32, with metadata."""
     model = graph.to_onnx(checkpoint.info, checkpoint.model, OPSET)
     return finish(model, checkpoint, raw=raw, softmax=softmax)
 
@@ -129,25 +129,25 @@ def finish(
     softmax: bool = False,
     **update: object,
 ) -> onnx.ModelProto:
-    """What an export adds to a graph."""
-    metadata = inside_of(
+    """Add what an export adds to a graph: preprocessing, softmax, metadata."""
+    metadata = metadata_of(
         checkpoint,
         input="raw" if raw else "normalized",
         output="probabilities" if softmax else "logits",
         **update,
     )
     if raw:
-        graph.take_raw_pixels(model, metadata.preprocessing)
+        graph.prepend_preprocessing(model, metadata.preprocessing)
     if softmax:
-        graph.give_probabilities(model)
-    graph.describe(model, metadata)
+        graph.append_softmax(model)
+    graph.set_metadata(model, metadata)
     return model
 
 
 def copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    return made
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied
 
 
 def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -159,11 +159,11 @@ def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.nda
     raise AssertionError(f"no {name} among {[t.name for t in model.graph.initializer]}")
 
 
-def proof_of(
-    model: onnx.ModelProto, reference: Reference, shown: ValidationImages | None, folder: Path, **demands: object
-) -> Proof:
-    """Write a graph and try to refute it."""
+def verify_model(
+    model: onnx.ModelProto, reference: Reference, images: ValidationImages | None, folder: Path, **thresholds: object
+) -> ProofReport:
+    """Write a model to a file and verify it."""
     file = folder / "m.onnx"
     graph.write(model, file)
-    wanted: dict[str, object] = {"provider": runtime.CPU, "opset": OPSET}
-    return prove(file, reference, shown, ProofThresholds(**(wanted | demands)))  # type: ignore[arg-type]
+    defaults: dict[str, object] = {"provider": runtime.CPU, "opset": OPSET}
+    return verify_file(file, reference, images, ProofThresholds(**(defaults | thresholds)))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Fifty honest exports: networks of all families, depths, shortcuts, sizes and forms are proven."""
+"""Fifty valid exports pass: networks of all families, depths, shortcuts, sizes and precisions."""
 
 import itertools
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from resnet_ops.export import graph, precision, runtime
-from resnet_ops.export.classifier import normalised
+from resnet_ops.export.classifier import normalise_pixels
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.reference import Reference
-from tests.export.made import OPSET, finish, make_checkpoint, make_shown, proof_of
+from tests.export.samples import OPSET, finish, make_checkpoint, make_images, verify_model
 
 SMALL = [
     (name, shortcut, size, channels, raw)
@@ -35,38 +35,40 @@ def test_they_are_fifty() -> None:
     assert len(SMALL) + len(LARGE) + len(FORMS) == 50
 
 
-# Each takes seconds. Some of all kinds are looked at each time, the others by `make test-chaos`.
+# Each takes seconds. Some of all kinds are checked each time, the others by `make test-chaos`.
 CHECKED = [
     one if index % 7 == 0 else pytest.param(*one, marks=pytest.mark.slow) for index, one in enumerate([*SMALL, *LARGE])
 ]
 
 
 @pytest.mark.parametrize(("name", "shortcut", "size", "channels", "raw"), CHECKED)
-def test_a_sound_export_is_proven(
+def test_a_valid_export_passes(
     name: str, shortcut: str | None, size: tuple[int, int], channels: int, raw: bool, tmp_path: Path
 ) -> None:
     square = size[0] == size[1] and raw
-    made = make_checkpoint(
+    checkpoint = make_checkpoint(
         tmp_path / "c.safetensors", name, size, channels, shortcut=shortcut, stored=size[0] + 5 if square else None
     )
-    model = finish(graph.to_onnx(made.info, made.model, OPSET), made, raw=raw, softmax=raw and channels == 1)
-    proof = proof_of(model, Reference(made), make_shown((size[0] + 9, size[1] + 4), channels, 20), tmp_path)
-    assert proof.validated, proof.refuted_by
-    assert proof.max_rel_diff < 5e-6
-    assert proof.images == 20
-    assert proof.nodes_by_provider == {runtime.CPU: len(model.graph.node)}
+    model = finish(
+        graph.to_onnx(checkpoint.info, checkpoint.model, OPSET), checkpoint, raw=raw, softmax=raw and channels == 1
+    )
+    report = verify_model(model, Reference(checkpoint), make_images((size[0] + 9, size[1] + 4), channels, 20), tmp_path)
+    assert report.validated, report.failed_checks
+    assert report.max_rel_diff < 5e-6
+    assert report.images == 20
+    assert report.nodes_by_provider == {runtime.CPU: len(model.graph.node)}
 
 
 @pytest.mark.parametrize(("name", "form", "raw"), FORMS)
-def test_in_fewer_bits_too(name: str, form: str, raw: bool, tmp_path: Path) -> None:
-    made = make_checkpoint(tmp_path / "c.safetensors", name, (16, 16), 3)
-    shown = make_shown((16, 16), 3, 60)
-    steps = Preprocessing.of(made.info, "normalized")
-    x = normalised(shown.first(60, steps.frame), steps)
-    model = graph.to_onnx(made.info, made.model, OPSET)
+def test_lower_precisions_pass_too(name: str, form: str, raw: bool, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", name, (16, 16), 3)
+    images = make_images((16, 16), 3, 60)
+    steps = Preprocessing.of(checkpoint.info, "normalized")
+    x = normalise_pixels(images.first(60, steps.crop), steps)
+    model = graph.to_onnx(checkpoint.info, checkpoint.model, OPSET)
     model = precision.to_fp16(model, x)[0] if form == "fp16" else precision.to_int8(model, x, runtime.CPU)[0]
-    model = finish(model, made, raw=raw, precision=form)
-    # Untrained networks are never sure: of 60 images of noise some change sides in 8 bits.
-    proof = proof_of(model, Reference(made), shown, tmp_path, max_accuracy_drop=0.2)
-    assert [c for c in proof.refuted_by if form == "fp16" or c.name != "top-1 agreement"] == []
-    assert proof.max_rel_diff > 1e-6
+    model = finish(model, checkpoint, raw=raw, precision=form)
+    # Untrained networks are never sure: of 60 images of noise some change sides in int8.
+    report = verify_model(model, Reference(checkpoint), images, tmp_path, max_accuracy_drop=0.2)
+    assert [c for c in report.failed_checks if form == "fp16" or c.name != "top-1 agreement"] == []
+    assert report.max_rel_diff > 1e-6
