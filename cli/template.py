@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 import typer
 from rich.markup import escape
 
+from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import templates
 from resnet_ops.orchestration.templates import ClusterValues, Kind, TemplateResult
 
@@ -19,7 +20,17 @@ resnet-ops cluster template compose -o mine  # a cluster of containers on this m
 """
 
 
-@options_of(ClusterValues)
+# The options of `train` that the files hold, in the order in which they are written there.
+TRAIN_OPTIONS = ("max_failures", "checkpoint_every", "model", "data", "epochs")
+
+
+class TemplateTrainConfig(TrainConfig):
+    """A training on a new cluster, which also saves within epochs: such a cluster is more likely to go."""
+
+    checkpoint_every: Annotated[str | None, TrainConfig.model_fields["checkpoint_every"]] = "10m"
+
+
+@options_of(ClusterValues, (TemplateTrainConfig, TRAIN_OPTIONS))
 def template(
     kind: Annotated[
         Kind, typer.Argument(metavar="KIND", help=f"How to create the cluster: {', '.join(get_args(Kind))}.")
@@ -35,7 +46,8 @@ def template(
     """
     shown = Output(json)
     values = options.make(ClusterValues)
-    _show(shown, templates.write(kind, values, output))
+    train = options.make(TemplateTrainConfig)
+    _show(shown, templates.write(kind, values, {name: getattr(train, name) for name in TRAIN_OPTIONS}, output))
 
 
 def _show(output: Output, written: TemplateResult) -> None:

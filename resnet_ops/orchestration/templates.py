@@ -1,7 +1,8 @@
 """Ready-to-edit files for getting a Ray cluster elsewhere: KubeRay, Slurm, `ray up` on a cloud, Compose.
 
 The texts are Jinja templates in cluster/, installed as resnet_ops.cluster; this module has the one set of
-values that all of them are made from, and writes the files. It starts nothing.
+values that all of them are made from, and writes the files. What is trained there is said by options of
+`resnet-ops train`, as the caller gives them. It starts nothing.
 """
 
 import json
@@ -10,13 +11,14 @@ import re
 import shlex
 import sys
 import textwrap
+from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from resnet_ops.config import NodeRange, TrainConfig
+from resnet_ops.config import NodeRange
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import Place
 from resnet_ops.options import Config, Positive, option
@@ -85,13 +87,13 @@ class ClusterValues(Config):
 
     name: Annotated[str, option("Name of the cluster, of the job and of the run.", panel="Machines")] = "resnet-ops"
     nodes: Annotated[
-        str,
+        NodeRange,
         option(
             "Number of machines; MIN:MAX for a cluster that scales up and down.",
             panel="Machines",
             metavar="N or MIN:MAX",
         ),
-    ] = "2"
+    ] = NodeRange(2, 2)
     gpus_per_node: Annotated[int, option("GPUs per machine; 0 trains on CPUs.", panel="Machines", ge=0)] = 0
     cpus_per_node: Annotated[Positive, option("CPU cores per machine.", panel="Machines")] = 4
     memory_gib: Annotated[int, option("Memory per machine in GiB.", panel="Machines", ge=4)] = 16
@@ -133,24 +135,6 @@ class ClusterValues(Config):
         ),
     ] = None
 
-    model: Annotated[str, option("Network, as in train.", panel="Training")] = TrainConfig.default("model")
-    data: Annotated[str, option("Dataset, as in train: digits, or a path on the shared storage.", panel="Training")] = (
-        TrainConfig.default("data")
-    )
-    epochs: Annotated[Positive, option("Training epochs.", panel="Training")] = TrainConfig.default("epochs")
-    max_failures: Annotated[
-        int,
-        option("Failed workers and machines that a job recovers from before giving up.", panel="Training", ge=0),
-    ] = TrainConfig.default("max_failures")
-    checkpoint_every: Annotated[
-        str,
-        option(
-            "Also save a checkpoint within epochs, as in train: every so many steps, or every interval.",
-            panel="Training",
-            metavar="INTERVAL",
-        ),
-    ] = "10m"
-
     namespace: Annotated[str, option("Kubernetes namespace.", panel="KubeRay")] = "default"
     retries: Annotated[
         int, option("New clusters to retry with, resuming the run, if the job fails.", panel="KubeRay", ge=0)
@@ -187,15 +171,6 @@ class ClusterValues(Config):
         ),
     ] = None
 
-    @field_validator("nodes", "checkpoint_every")
-    @classmethod
-    def _as_in_train(cls, value: str, info: ValidationInfo) -> str:
-        try:
-            TrainConfig.model_validate({info.field_name: value})
-        except ValidationError as error:
-            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-        return value
-
     @field_validator("name", "namespace")
     @classmethod
     def _kubernetes_takes_it(cls, name: str, info: ValidationInfo) -> str:
@@ -230,12 +205,6 @@ class ClusterValues(Config):
             raise ValueError("must be HOST:/PATH")
         return export
 
-    @property
-    def node_range(self) -> tuple[int, int]:
-        """The fewest and the most machines."""
-        nodes = NodeRange.parse(self.nodes)
-        return nodes.fewest, nodes.most
-
 
 class TemplateResult(Result):
     """What was written, and what to do with it."""
@@ -247,8 +216,13 @@ class TemplateResult(Result):
     next_steps: tuple[str, ...] = Field(description="Commands to go on with.")
 
 
-def render(kind: Kind, values: ClusterValues) -> dict[str, str]:
-    """Make the texts of the files for `kind`, by file name.
+def render(kind: Kind, values: ClusterValues, train: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of the files for `kind`, by file name.
+
+    Args:
+        kind: How the cluster is created.
+        values: What its files are made from.
+        train: Options of `resnet-ops train` to train on it with, by their field names.
 
     Raises:
         UserError: A value means nothing to this kind, or does not go with another.
@@ -265,17 +239,17 @@ def render(kind: Kind, values: ClusterValues) -> dict[str, str]:
         keep_trailing_newline=True,
     )
     environment.filters |= {"sh": lambda value: shlex.quote(str(value)), "quoted": lambda value: json.dumps(str(value))}
-    context = _context(kind, values)
+    context = _context(kind, values) | {"train": train}
     return {file: environment.get_template(name).render(context) for file, name in FILES[kind].items()}
 
 
-def write(kind: Kind, values: ClusterValues, directory: Path) -> TemplateResult:
-    """Write the files for `kind` into `directory`, which is made if need be.
+def write(kind: Kind, values: ClusterValues, train: Mapping[str, Any], directory: Path) -> TemplateResult:
+    """Write the files that `render` returns into `directory`, which is created if need be.
 
     Raises:
         UserError: One of them is there already (nothing is written then), or cannot be written.
     """
-    texts = render(kind, values)
+    texts = render(kind, values, train)
     directory = directory.absolute()
     for name in texts:
         if (directory / name).exists():
@@ -323,7 +297,6 @@ def _refuse_what_would_be_ignored(kind: Kind, values: ClusterValues) -> None:
 
 def _context(kind: Kind, values: ClusterValues) -> dict[str, Any]:
     """The values, and what follows from them."""
-    fewest, most = values.node_range
     shm_gib = values.shm_gib or values.memory_gib // 2
     region = values.region or REGIONS.get(kind, "")
     versions = {name: metadata.version(name).partition("+")[0] for name in ("resnet-ops", "ray", "torch")}
@@ -334,8 +307,8 @@ def _context(kind: Kind, values: ClusterValues) -> dict[str, Any]:
         "kind": kind,
         "versions": versions,
         "python_tag": "py" + "".join(platform.python_version_tuple()[:2]),
-        "min_nodes": fewest,
-        "max_nodes": most,
+        "min_nodes": values.nodes.fewest,
+        "max_nodes": values.nodes.most,
         "shm_gib": shm_gib,
         # Ray's object store lies in /dev/shm, and so do the batches that data loaders pass on.
         "object_store_bytes": shm_gib * 2**30 * 6 // 10,

@@ -20,6 +20,7 @@ import pytest
 from resnet_ops.orchestration import templates
 from resnet_ops.orchestration.templates import ClusterValues
 from tests.cluster.slurm import Slurm, slurm
+from tests.cluster.test_templates import TRAINED
 from tests.conftest import COMMAND
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -93,7 +94,8 @@ def write(cluster: Slurm, folder: Path, **values: Any) -> tuple[Path, Path]:
     """Write the script, and return it and the storage."""
     storage = cluster.folder / "storage"
     small: dict[str, Any] = {"cpus_per_node": 1, "memory_gib": 4, "shm_gib": 1, "storage_path": storage}
-    written = templates.write("slurm", ClusterValues.of(**small | values), folder / str(values["name"]))
+    trained = {name: values.pop(name, usual) for name, usual in TRAINED.items()}
+    written = templates.write("slurm", ClusterValues.of(**small | values), trained, folder / str(values["name"]))
     return written.files[0], storage
 
 

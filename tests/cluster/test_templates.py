@@ -32,11 +32,13 @@ SIZES = {
     "gpus": {"nodes": "4", "gpus_per_node": 8, "cpus_per_node": 96, "memory_gib": 512, "shm_gib": 200},
     "elastic": {"nodes": "2:5", "gpus_per_node": 4},
 }
+TRAINED = {"max_failures": 3, "checkpoint_every": "10m", "model": "resnet20", "data": "digits", "epochs": 30}
 SIZE = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 
 
 def rendered(kind: Kind, **values: Any) -> dict[str, str]:
-    return templates.render(kind, ClusterValues.of(**values))
+    trained = {name: values.pop(name, usual) for name, usual in TRAINED.items()}
+    return templates.render(kind, ClusterValues.of(**values), trained)
 
 
 def documents(text: str) -> list[dict[str, Any]]:
@@ -121,8 +123,8 @@ def test_the_check_notices_what_kuberay_would_not_know(
 @SIZE
 def test_kuberay_means_what_was_asked(size: dict[str, Any]) -> None:
     values = ClusterValues.of(name="mine", namespace="lab", retries=5, time_limit="12h", **size)
-    fewest, most = values.node_range
-    texts = templates.render("kuberay", values)
+    fewest, most = values.nodes.fewest, values.nodes.most
+    texts = templates.render("kuberay", values, TRAINED)
     cluster, job = ray_documents(texts)
     script, _ = documents(texts["rayjob.yaml"])
     (claim,) = documents(texts["storage.yaml"])
@@ -167,7 +169,7 @@ def test_ray_up_takes_it(kind: Kind, size: dict[str, Any]) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     values = ClusterValues.of(**size)
-    (config,) = documents(templates.render(kind, values)["cluster.yaml"])
+    (config,) = documents(templates.render(kind, values, TRAINED)["cluster.yaml"])
     with (Path(inspect.getfile(validate_config)).parents[1] / "ray-schema.json").open() as file:
         jsonschema.validate(config, json.load(file))
     whole = prepare_config(copy.deepcopy(config))
@@ -175,7 +177,7 @@ def test_ray_up_takes_it(kind: Kind, size: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError, match="max_worker"):
         validate_config(prepare_config({**config, "max_worker": 3}))
     worker, head = (whole["available_node_types"][name] for name in ("worker", "head"))
-    assert (worker["min_workers"], worker["max_workers"]) == values.node_range
+    assert (worker["min_workers"], worker["max_workers"]) == (values.nodes.fewest, values.nodes.most)
     assert worker["resources"].get("GPU", 0) == values.gpus_per_node
     assert head["resources"] == {"CPU": 0}
     assert "--env RAY_AUTH_MODE=token" in whole["docker"]["run_options"]
@@ -196,8 +198,8 @@ def compose() -> jsonschema.Draft7Validator:
 @SIZE
 def test_compose_takes_it(compose: jsonschema.Draft7Validator, size: dict[str, Any]) -> None:
     values = ClusterValues.of(**size)
-    fewest, most = values.node_range
-    (file,) = documents(templates.render("compose", values)["compose.yaml"])
+    fewest, most = values.nodes.fewest, values.nodes.most
+    (file,) = documents(templates.render("compose", values, TRAINED)["compose.yaml"])
     compose.validate(file)
     services = file["services"]
     workers = {name: service for name, service in services.items() if name != "head"}
@@ -226,8 +228,8 @@ def test_compose_takes_it(compose: jsonschema.Draft7Validator, size: dict[str, A
 @SIZE
 def test_slurm_asks_for_what_was_asked(size: dict[str, Any]) -> None:
     values = ClusterValues.of(partition="gpu", account="lab", time_limit="90m", **size)
-    fewest, most = values.node_range
-    script = templates.render("slurm", values)["train.sbatch"]
+    fewest, most = values.nodes.fewest, values.nodes.most
+    script = templates.render("slurm", values, TRAINED)["train.sbatch"]
     asked = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", script, re.MULTILINE))
     assert asked["nodes"] == (f"{fewest}-{most}" if most > fewest else str(fewest))
     assert asked["cpus-per-task"] == str(values.cpus_per_node)
@@ -330,7 +332,7 @@ def test_every_value_reaches_a_file_or_is_refused(kind: Kind) -> None:
         "instance_type": "other.large", "machine_image": "other", "nfs_export": "other:/x", "model": "plain20",
         "data": "/other", "epochs": 77, "max_failures": 77, "checkpoint_every": "77s",
     }  # fmt: skip
-    assert set(other) == set(ClusterValues.model_fields)
+    assert set(other) == {*ClusterValues.model_fields, *TRAINED}
     plain = rendered(kind)
     for name, value in other.items():
         if kind in ONLY.get(name, set(KINDS)):
@@ -446,12 +448,16 @@ def test_what_else_is_refused(cli: Cli, tmp_path: Path) -> None:
 def test_its_options_are_shown(cli: Cli) -> None:
     shown = cli("cluster", "template", "--help")
     assert shown.code == 0
-    for name in ClusterValues.model_fields:
+    for name in (*ClusterValues.model_fields, *TRAINED):
         assert f"--{name.replace('_', '-')}" in shown.out
     group = cli("cluster", "--help")
     assert "template" in group.out
     bare = cli("cluster")
     assert (bare.code, bare.out, bare.err) == (0, group.out, "")
+    template = sys.modules["resnet_ops.cli.template"]
+    train = template.TemplateTrainConfig.of()
+    assert {name: getattr(train, name) for name in template.TRAIN_OPTIONS} == TRAINED
+    assert tuple(TRAINED) == template.TRAIN_OPTIONS  # in the order in which files hold them
 
 
 @pytest.mark.parametrize("arguments", [["cluster", "--help"], ["cluster", "template", "--help"]])
