@@ -15,8 +15,8 @@ from rich.text import Text
 
 from resnet_ops.formatting import percent
 from resnet_ops.options import as_options
-from resnet_ops.orchestration.allocation import Pool
-from resnet_ops.orchestration.milestones import tell_submitter
+from resnet_ops.orchestration.allocation import TrialSlots
+from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
@@ -59,7 +59,7 @@ class Screen(Observer):
         self.record = record
         data, workers = record.data, "worker" if record.world_size == 1 else "workers"
         options = " ".join(as_options(record.config.unusual()))
-        tell_submitter("created")
+        report_milestone("created")
         err.print(
             f"[bold]{record.config.model}[/] ({record.parameters:,} parameters) on [bold]{escape(data.name)}[/]: "
             f"{data.train_images:,} training and {data.val_images:,} validation images of {data.width}x{data.height}, "
@@ -136,14 +136,14 @@ class SearchScreen(SearchObserver):
     def progress(self, progress: dict[str, Any]) -> None:
         self.stage = str(progress.get("stage", ""))
 
-    def search_begun(self, search: Search, record: SearchRecord, pool: Pool) -> None:
+    def search_begun(self, search: Search, record: SearchRecord, pool: TrialSlots) -> None:
         """Say what is searched, where."""
         self.search, self.record, self.stage = search, record, "Starting Ray"
         config, data = record.config, record.data
         searched = ", ".join(f"{name} {_values(values)}" for name, values in record.space.searched.items())
         stops = "" if config.scheduler == "none" else f", {config.scheduler}"
-        at_once = min(pool.at_once, record.planned, config.max_concurrent or pool.at_once)
-        tell_submitter("created")
+        at_once = min(pool.max_concurrent, record.planned, config.max_concurrent or pool.max_concurrent)
+        report_milestone("created")
         err.print(
             f"[bold]{record.planned} trials[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
             f"{data.val_images:,} validation images), up to {record.epochs} epochs each: {escape(searched)}; "

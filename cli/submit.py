@@ -23,7 +23,7 @@ from resnet_ops.config import DATA_SETS, TrainConfig
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.options import RUN_NAME, as_typed
-from resnet_ops.orchestration.milestones import SUBMITTER, milestone, tell_submitter
+from resnet_ops.orchestration.job_protocol import SUBMITTER, parse_milestone, report_milestone
 from resnet_ops.tracking.tracker import settings
 
 from .console import Output, err
@@ -102,11 +102,11 @@ class _Attempt:
 
     def follow(self) -> "Job":
         """Submit the job and show its log, until it has ended."""
-        from resnet_ops.orchestration.jobs import Log, new_id
+        from resnet_ops.orchestration.jobs import JobLog, new_job_id
 
-        self.job_id, self.said, self._ending = new_id(str(self.config.name)), None, False
+        self.job_id, self.said, self._ending = new_job_id(str(self.config.name)), None, False
         arguments = self.arguments(self.config, self.resume)
-        log, submitted, asked = Log(self.job_id), False, False
+        log, submitted, asked = JobLog(self.job_id), False, False
         with _sigterm():
             while True:
                 try:
@@ -117,7 +117,7 @@ class _Attempt:
                             f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True
                         )
                     if self.stopping and not asked:
-                        self.server.ask_to_stop(self.job_id)
+                        self.server.request_stop(self.job_id)
                         asked = True
                     job = self.server.follow(log, self._show)
                     self._let_go()
@@ -140,7 +140,7 @@ class _Attempt:
         # Ray's own, and long; it writes them into the same log, with nothing but their words to tell them by.
         if line.startswith("Running entrypoint for job ") or line.endswith("Runtime env is setting up."):
             return
-        if (reached := milestone(line)) is not None:
+        if (reached := parse_milestone(line)) is not None:
             self.resume = self.resume or reached == "created"
             self._ending = reached == "ending"
             return
@@ -289,11 +289,11 @@ def begin_as_job() -> None:
     """On the cluster: take Ctrl-C as usual, and say what differs from where the job was submitted."""
     # A head node that was started in the background ignores it, and what it starts inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from resnet_ops.orchestration.jobs import differences, versions
+    from resnet_ops.orchestration.jobs import version_differences, versions
 
-    tell_submitter("begun")
+    report_milestone("begun")
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     err.print(f"resnet-ops has begun on {escape(socket.gethostname())}: {found}", soft_wrap=True)
-    differing = differences(os.environ.get(SUBMITTER, ""))
+    differing = version_differences(os.environ.get(SUBMITTER, ""))
     if differing:
         err.print(f"[yellow]note:[/] This cluster has {escape(', '.join(differing))}.", soft_wrap=True)

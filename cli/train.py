@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
-from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
+from resnet_ops.orchestration.connect import LOCAL, cluster_address, import_ray
 from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check
@@ -55,7 +55,8 @@ def train(
         with importing():
             from resnet_ops.training import job
 
-            if address_of(config, config.nodes.most) == LOCAL:  # else it is imported later, while the cluster is asked
+            # Otherwise Ray is imported later, while the cluster is being asked.
+            if cluster_address(config, config.nodes.most) == LOCAL:
                 began = cpu_snapshot()
                 import_ray()
                 yield_cores(began)

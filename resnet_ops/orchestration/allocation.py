@@ -1,6 +1,6 @@
 """From a configuration to a place to work: which cluster, does it fit, does it have to wait.
 
-`placed` finds room for one job, `pooled` for many small ones at once: the trials of a search.
+`placed` finds room for one job, `allocate_trials` for many small ones at once: the trials of a search.
 """
 
 import contextlib
@@ -12,23 +12,23 @@ from typing import TypeVar
 from resnet_ops.config import ClusterConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import ray_internals
-from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray, set_patience
+from resnet_ops.orchestration.connect import LOCAL, cluster_address, connected, local_ray, set_hang_timeouts
 from resnet_ops.orchestration.placement import (
     Device,
     Layout,
     Node,
     NoRoomError,
     Request,
-    choose,
     choose_device,
-    refuse,
-    survey,
+    explain_refusal,
+    place_workers,
+    read_nodes,
     this_node,
 )
 
 AUTOSCALER_WAIT_S = RECOVER_S = 600.0  # for machines, at the start or after a loss, where --wait does not say
 GRACE_S = 10.0
-LOOK_INTERVAL_S = 0.3
+POLL_INTERVAL_S = 0.3
 Warn = Callable[[str], None]
 T = TypeVar("T")
 
@@ -47,48 +47,50 @@ class Placement:
         return self.local and self.layout.workers == 1
 
     @property
-    def elsewhere(self) -> list[Node]:
+    def remote_nodes(self) -> list[Node]:
         """The machines of a cluster that it goes to; none where it stays on this one."""
-        return [] if self.local else [node for node, _ in self.layout.on]
+        return [] if self.local else [node for node, _ in self.layout.assignments]
 
-    def ray(self) -> contextlib.AbstractContextManager[None]:
+    def start_ray(self) -> contextlib.AbstractContextManager[None]:
         """Ray to run the workers on; of this machine's own it is started only now, when all else is checked."""
         if not self.local:
             return contextlib.nullcontext()
-        ((node, workers),) = self.layout.on
+        ((node, workers),) = self.layout.assignments
         gpus = workers if self.layout.device == "cuda" else 0
         return local_ray(max(workers, int(node.cpus)), gpus)
 
 
 @contextlib.contextmanager
-def placed(config: ClusterConfig, warn: Warn) -> Iterator[Placement]:
+def allocate(config: ClusterConfig, warn: Warn) -> Iterator[Placement]:
     """Find a place for a job, and be connected to it for the length of a `with` block.
 
     Raises:
         NoRoomError: It does not fit, or did not in the time that it may wait.
         UserError: The cluster cannot be reached.
     """
-    set_patience(config.hang_timeout)
-    address = address_of(config, config.nodes.most)
+    set_hang_timeouts(config.hang_timeout)
+    address = cluster_address(config, config.nodes.most)
     if address == LOCAL:
         node = this_node()
         request = Request.of(config, choose_device(config, [node], "here"))
-        layout = choose([node], request)
+        layout = place_workers([node], request)
         if layout is None:
-            raise _refuse_here(node, request)
+            raise _explain_local_refusal(node, request)
         yield Placement(request, layout, local=True)
         return
-    with _connected_or_too_small(config, address):
-        nodes = survey(only_answering=True)
+    with _connect(config, address):
+        nodes = read_nodes(only_responsive=True)
         request = Request.of(config, choose_device(config, nodes, "on this cluster"))
-        with _growing(request, nodes) as autoscales:
-            layout = choose(nodes, request) or wait_for_room(lambda: _chosen(request), config, warn, autoscales)
+        with _request_scaling(request, nodes) as autoscales:
+            layout = place_workers(nodes, request) or wait_for_room(
+                lambda: _place_or_refuse(request), config, warn, autoscales
+            )
             yield Placement(request, layout, local=False)
 
 
-def _refuse_here(node: Node, request: Request) -> NoRoomError:
+def _explain_local_refusal(node: Node, request: Request) -> NoRoomError:
     if request.fewest > 1:
-        return refuse([node], request, "this machine alone")
+        return explain_refusal([node], request, "this machine alone")
     option, unit, has = (
         ("--gpus-per-node", "GPU", node.gpus)
         if request.device == "cuda"
@@ -101,7 +103,7 @@ def _refuse_here(node: Node, request: Request) -> NoRoomError:
 
 
 @contextlib.contextmanager
-def _connected_or_too_small(config: ClusterConfig, address: str) -> Iterator[None]:
+def _connect(config: ClusterConfig, address: str) -> Iterator[None]:
     """A job for many machines, no cluster named and none here: that is one machine, and too few."""
     with contextlib.ExitStack() as stack:
         try:
@@ -113,26 +115,26 @@ def _connected_or_too_small(config: ClusterConfig, address: str) -> Iterator[Non
         yield
 
 
-def _chosen(request: Request) -> Layout:
-    nodes = survey(only_answering=True)
-    layout = choose(nodes, request)
+def _place_or_refuse(request: Request) -> Layout:
+    nodes = read_nodes(only_responsive=True)
+    layout = place_workers(nodes, request)
     if layout is None:
-        raise refuse(nodes, request)
+        raise explain_refusal(nodes, request)
     return layout
 
 
 @dataclass(frozen=True)
-class Share:
+class TrialResources:
     """What each trial gets, as a user asked for it; None where we are to choose."""
 
     cpus: int | None = None
     gpus: float | None = None
     nodes: int = 1
-    machines: int | None = None  # to spread trials over; by default all there are
+    total_nodes: int | None = None  # to spread trials over; by default all there are
 
 
 @dataclass(frozen=True)
-class Pool:
+class TrialSlots:
     """Where trials run: the machines, each trial's part of them, and how many run at once."""
 
     nodes: tuple[Node, ...]
@@ -140,10 +142,10 @@ class Pool:
     device: Device
     cpus: int
     gpus: float
-    at_once: int
+    max_concurrent: int
 
     @property
-    def elsewhere(self) -> list[Node]:
+    def remote_nodes(self) -> list[Node]:
         """The machines of a cluster; none where it is this one alone."""
         return [] if self.local else list(self.nodes)
 
@@ -152,7 +154,7 @@ class Pool:
         """What Ray Tune reserves for a trial on one machine."""
         return {"cpu": self.cpus} | ({"gpu": self.gpus} if self.gpus else {})
 
-    def ray(self) -> contextlib.AbstractContextManager[None]:
+    def start_ray(self) -> contextlib.AbstractContextManager[None]:
         """Ray to run them on; of this machine's own it is started only now, when all else is checked."""
         if not self.local:
             return contextlib.nullcontext()
@@ -160,60 +162,63 @@ class Pool:
 
 
 @contextlib.contextmanager
-def pooled(config: ClusterConfig, share: Share, warn: Warn) -> Iterator[Pool]:
+def allocate_trials(config: ClusterConfig, resources: TrialResources, warn: Warn) -> Iterator[TrialSlots]:
     """Find room for trials, and be connected to it for the length of a `with` block.
 
     Raises:
         NoRoomError: Not one trial will ever fit.
         UserError: The cluster cannot be reached.
     """
-    set_patience(config.hang_timeout)
-    address = address_of(config, max(share.nodes, share.machines or 1))
+    set_hang_timeouts(config.hang_timeout)
+    address = cluster_address(config, max(resources.nodes, resources.total_nodes or 1))
     if address == LOCAL:
-        yield _pool(config, share, [this_node()], local=True)
+        yield _find_slots(config, resources, [this_node()], local=True)
         return
     with connected(address):
         yield wait_for_room(
-            lambda: _pool(config, share, survey(only_answering=True), local=False), config, warn, has_autoscaler()
+            lambda: _find_slots(config, resources, read_nodes(only_responsive=True), local=False),
+            config,
+            warn,
+            has_autoscaler(),
         )
 
 
-def _pool(config: ClusterConfig, share: Share, nodes: list[Node], local: bool) -> Pool:
+def _find_slots(config: ClusterConfig, resources: TrialResources, nodes: list[Node], local: bool) -> TrialSlots:
     where = "this machine" if local else "this cluster"
     device = choose_device(config, nodes, "here" if local else "on this cluster")
-    if device == "cpu" and share.gpus:
+    if device == "cpu" and resources.gpus:
         raise NoRoomError(
-            f"--gpus-per-trial {share.gpus:g}: {where} has no usable GPU.",
+            f"--gpus-per-trial {resources.gpus:g}: {where} has no usable GPU.",
             "Remove it to search on CPUs, or check with resnet-ops doctor.",
             tuple(nodes),
         )
-    if share.nodes > 1:
-        request = replace(Request.of(config, device), fewest=share.nodes, most=share.nodes)
-        at_once = _layouts(nodes, request)
-        if not at_once:
-            raise refuse(nodes, request, where, "--nodes-per-trial")
-        return Pool(tuple(nodes), local, device, 0, 0, at_once)
-    gpus = (share.gpus or 1.0) if device == "cuda" else 0.0
-    cpus = share.cpus or 1
-    fitting = sorted((_fitting(node, cpus, gpus) for node in nodes), reverse=True)
+    if resources.nodes > 1:
+        request = replace(Request.of(config, device), fewest=resources.nodes, most=resources.nodes)
+        max_concurrent = _count_layouts(nodes, request)
+        if not max_concurrent:
+            raise explain_refusal(nodes, request, where, "--nodes-per-trial")
+        return TrialSlots(tuple(nodes), local, device, 0, 0, max_concurrent)
+    gpus = (resources.gpus or 1.0) if device == "cuda" else 0.0
+    cpus = resources.cpus or 1
+    fitting = sorted((_trials_on(node, cpus, gpus) for node in nodes), reverse=True)
     able = sum(count > 0 for count in fitting)
     if able:
-        if able < (share.machines or 1):
+        if able < (resources.total_nodes or 1):
             raise NoRoomError(
-                f"--nodes {share.machines} needs {share.machines} nodes with room for a trial; {where} has {able}.",
+                f"--nodes {resources.total_nodes} needs {resources.total_nodes} nodes with room for a trial; {where} has {able}.",
                 f"Use --nodes {able}, or add nodes: resnet-ops cluster template.",
                 tuple(nodes),
             )
-        at_once = sum(fitting[: share.machines])
+        max_concurrent = sum(fitting[: resources.total_nodes])
     else:
         needs = f"{cpus} CPU core{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPUs" if gpus else "")
         most = max((node.cpus for node in nodes), default=0)
         remedy = f"Use --cpus-per-trial {most:g}" if most < cpus else f"Use fewer than {gpus:g} GPUs"
         raise NoRoomError(f"A trial needs {needs} on one node; {where} has no such node.", f"{remedy}.", tuple(nodes))
-    return Pool(tuple(nodes), local, device, cpus, gpus, at_once)
+    return TrialSlots(tuple(nodes), local, device, cpus, gpus, max_concurrent)
 
 
-def _fitting(node: Node, cpus: int, gpus: float) -> int:
+def _trials_on(node: Node, cpus: int, gpus: float) -> int:
     by_cpus = int(node.cpus / cpus)
     if not gpus:
         return by_cpus
@@ -221,18 +226,18 @@ def _fitting(node: Node, cpus: int, gpus: float) -> int:
     return min(by_cpus, on_gpus)
 
 
-def _layouts(nodes: list[Node], request: Request) -> int:
+def _count_layouts(nodes: list[Node], request: Request) -> int:
     """How often a job on several machines fits on all of them, were they empty."""
     left = [replace(node, free_cpus=node.cpus, free_gpus=node.gpus) for node in nodes]
     count = 0
-    while layout := choose(left, request):
-        left = [_less(node, layout) for node in left]
+    while layout := place_workers(left, request):
+        left = [_subtract(node, layout) for node in left]
         count += 1
     return count
 
 
-def _less(node: Node, layout: Layout) -> Node:
-    workers = sum(count for taken, count in layout.on if taken.id == node.id)
+def _subtract(node: Node, layout: Layout) -> Node:
+    workers = sum(count for taken, count in layout.assignments if taken.id == node.id)
     gpus = workers if layout.device == "cuda" else 0
     return replace(node, free_cpus=node.free_cpus - workers * layout.cpus, free_gpus=node.free_gpus - gpus)
 
@@ -243,21 +248,21 @@ def wait_for_room(look: Callable[[], T], config: ClusterConfig, warn: Warn, auto
     Raises:
         NoRoomError: There is none in that time.
     """
-    patience = Patience((AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait, warn)
+    timer = RetryTimer((AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait, warn)
     while True:
         try:
             return look()
         except NoRoomError as refusal:
-            patience.wait(refusal)
+            timer.wait(refusal)
 
 
-class Patience:
+class RetryTimer:
     """How long room is waited for, between one look and the next."""
 
     def __init__(self, wait_s: float, warn: Warn) -> None:
         self.wait_s, self.warn = wait_s, warn
         self.since: float | None = None
-        self.told = ""
+        self.message = ""
 
     def wait(self, refusal: NoRoomError) -> None:
         """Wait until the next look is due, and say what is missing where that has changed.
@@ -271,10 +276,10 @@ class Patience:
         wait_s = max(self.wait_s, GRACE_S) if refusal.busy else self.wait_s
         if now - self.since >= wait_s:
             raise refusal
-        if self.told != refusal.missing:
-            self.told = refusal.missing
-            self.warn(f"{self.told}; waiting up to {wait_s:.0f} s.")
-        time.sleep(LOOK_INTERVAL_S)
+        if self.message != refusal.missing:
+            self.message = refusal.missing
+            self.warn(f"{self.message}; waiting up to {wait_s:.0f} s.")
+        time.sleep(POLL_INTERVAL_S)
 
     def renew(self) -> None:
         """There was room; what is waited for next is given the whole time again."""
@@ -291,7 +296,7 @@ def has_autoscaler() -> bool:
 
 
 @contextlib.contextmanager
-def _growing(request: Request, nodes: Iterable[Node]) -> Iterator[bool]:
+def _request_scaling(request: Request, nodes: Iterable[Node]) -> Iterator[bool]:
     """Ask an autoscaler, if there is one, for as many machines as the job may take, until it ends.
 
     Yields:

@@ -13,7 +13,7 @@ from typing import Any
 from resnet_ops.config import ConnectionConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import ray_internals
-from resnet_ops.orchestration.packaging import shippable_code
+from resnet_ops.orchestration.packaging import copy_package
 
 # Set before Ray is imported, for it reads them then; what the user has set stays.
 SETTINGS = {
@@ -29,23 +29,23 @@ SETTINGS = {
 
 
 LOCAL, AUTO = "local", "auto"
-REACH_S = 3.0
+REACH_TIMEOUT_S = 3.0
 
 
-def address_of(config: ConnectionConfig, nodes: int = 1) -> str:
+def cluster_address(config: ConnectionConfig, nodes: int = 1) -> str:
     """Which cluster is meant by who asks for up to so many machines: 'local', 'auto', or an address."""
     if config.cluster is not None:
         return config.cluster
     return AUTO if os.environ.get("RAY_ADDRESS") or nodes > 1 else LOCAL
 
 
-def set_patience(hang_timeout: float) -> None:
+def set_hang_timeouts(hang_timeout: float) -> None:
     """Let Ray find hanging workers as soon as we do; its own times are 10 minutes and never. To be called first."""
     for timeout in ("WORKER_HEALTH_CHECK", "COLLECTIVE"):
         os.environ[f"RAY_TRAIN_{timeout}_TIMEOUT_S"] = str(hang_timeout)
 
 
-def ask_nccl(hang_timeout: float) -> None:
+def enable_nccl_hang_detector(hang_timeout: float) -> None:
     """Have Ray ask NCCL too whether its ranks still agree; where that cannot be, Ray says so and goes without."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
     os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
@@ -92,8 +92,8 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = find(address)
-    _take_token_if_asked(address)
+    address = resolve_address(address)
+    _set_up_token(address)
     try:
         try:
             _init(address=address, ship=ray_internals.JOB_CONFIG_VARIABLE not in os.environ)
@@ -115,7 +115,7 @@ def _init(ship: bool = False, **options: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:
         if ship:
-            options["runtime_env"] = {"py_modules": [str(shippable_code(Path(folder)))]}
+            options["runtime_env"] = {"py_modules": [str(copy_package(Path(folder)))]}
         # Workers look for modules in the directory that this is called from, before all others: another resnet_ops
         # that lies here would be taken for the one that runs.
         elsewhere = contextlib.nullcontext() if options["address"] == LOCAL else contextlib.chdir(folder)
@@ -125,7 +125,7 @@ def _init(ship: bool = False, **options: Any) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def find(address: str) -> str:
+def resolve_address(address: str) -> str:
     """Turn 'auto' or an address into host:port.
 
     Raises:
@@ -152,7 +152,7 @@ def find(address: str) -> str:
     raise UserError(f"--cluster {address} is not an address.", "Addresses look like 10.0.0.1:6379 or http://HEAD:8265.")
 
 
-def _take_token_if_asked(address: str) -> None:
+def _set_up_token(address: str) -> None:
     """Use a token where the cluster asks for one, and none where it does not.
 
     Ray by itself goes by what lies on this machine's disk. With a token that the cluster does not
@@ -166,7 +166,7 @@ def _take_token_if_asked(address: str) -> None:
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # Ray's own certificates; it tells what is wrong
         ray_internals.enable_token()
         return
-    answer = ray_internals.ask_for_cluster_id(address, (), REACH_S)
+    answer = ray_internals.ask_for_cluster_id(address, (), REACH_TIMEOUT_S)
     if answer == grpc.StatusCode.OK:
         ray_internals.disable_token()
         return
@@ -178,7 +178,7 @@ def _take_token_if_asked(address: str) -> None:
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         del os.environ["RAY_AUTH_MODE"]
     headers = ray_internals.token_headers()
-    if not headers or ray_internals.ask_for_cluster_id(address, headers, REACH_S) != grpc.StatusCode.OK:
+    if not headers or ray_internals.ask_for_cluster_id(address, headers, REACH_TIMEOUT_S) != grpc.StatusCode.OK:
         raise UserError(
             f"The Ray cluster at {address} requires a token, but "
             + ("the one here does not match." if headers else "there is none here."),

@@ -20,8 +20,17 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration import cluster_kv
-from resnet_ops.orchestration.allocation import Patience
-from resnet_ops.orchestration.placement import NODE_LABEL, Layout, Node, NoRoomError, Request, choose, refuse, survey
+from resnet_ops.orchestration.allocation import RetryTimer
+from resnet_ops.orchestration.placement import (
+    NODE_LABEL,
+    Layout,
+    Node,
+    NoRoomError,
+    Request,
+    explain_refusal,
+    place_workers,
+    read_nodes,
+)
 from resnet_ops.orchestration.ray_internals import (
     CollectiveTimeoutError,
     DatasetsCallback,
@@ -61,7 +70,7 @@ class PeerLostError(Exception):
 DEAD = (RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 
 
-class NodeUnfitError(Exception):
+class UnusableNodeError(Exception):
     """A machine does not see the run's folder, or sees other images; `node` is its id."""
 
     def __init__(self, node: str, why: str) -> None:
@@ -76,7 +85,7 @@ class RegroupError(Exception):
     """Every worker has stopped at a checkpoint, for more machines are there now."""
 
 
-LOST = (*DEAD, CollectiveTimeoutError, PeerLostError, NodeUnfitError)
+LOST = (*DEAD, CollectiveTimeoutError, PeerLostError, UnusableNodeError)
 
 
 class ElasticTorchTrainer(TorchTrainer):
@@ -168,7 +177,7 @@ class PinnedScalingPolicy(ScalingPolicy):
 
     def __init__(self, scaling: ScalingConfig, request: Request, recover_s: float, log_event: LogEvent) -> None:
         super().__init__(scaling)
-        self.request, self.patience = request, Patience(recover_s, log_event)
+        self.request, self.timer = request, RetryTimer(recover_s, log_event)
         self.context: Any = None
         self.ours: dict[str, int] = {}  # workers on machines; Ray ends them only after it asked where the next ones go
         self.next: dict[str, int] = {}
@@ -197,16 +206,16 @@ class PinnedScalingPolicy(ScalingPolicy):
             NoRoomError: There was none for too long.
         """
         nodes = usable_nodes()
-        layout = choose(nodes, self.request, self.ours)
+        layout = place_workers(nodes, self.request, self.ours)
         if layout is None:
             try:
-                self.patience.wait(refuse(nodes, self.request))
+                self.timer.wait(explain_refusal(nodes, self.request))
             except NoRoomError as refusal:
                 raise refusal.copy_with(exit_code=WORK_FAILED) from None
             return NoopDecision()
-        self.patience.renew()
-        self.ours, self.next = {}, {node.id: workers for node, workers in layout.on}
-        self.context.scaling_config.label_selector = layout.selectors
+        self.timer.renew()
+        self.ours, self.next = {}, {node.id: workers for node, workers in layout.assignments}
+        self.context.scaling_config.label_selector = layout.label_selectors
         return ResizeDecision(num_workers=layout.workers, resources_per_worker=layout.resources)
 
     def make_decision_for_running_worker_group(
@@ -225,10 +234,10 @@ class WorkerLossPolicy(FailurePolicy):
     """Begins again after the loss of workers, `max_failures` times, and after nothing else."""
 
     def __init__(
-        self, max_failures: int, log_event: LogEvent, leave_out: Callable[[str], None] = cluster_kv.exclude_node
+        self, max_failures: int, log_event: LogEvent, exclude_node: Callable[[str], None] = cluster_kv.exclude_node
     ) -> None:
         super().__init__(FailureConfig(max_failures=max_failures))
-        self.left, self.log_event, self.leave_out = max_failures, log_event, leave_out
+        self.left, self.log_event, self.exclude_node = max_failures, log_event, exclude_node
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE."""
@@ -248,9 +257,9 @@ class WorkerLossPolicy(FailurePolicy):
                 return FailureDecision.RETRY
             if not all(isinstance(failure, LOST) for failure in failures.values()):
                 return FailureDecision.RAISE
-            if found := [failure for failure in failures.values() if isinstance(failure, NodeUnfitError)]:
+            if found := [failure for failure in failures.values() if isinstance(failure, UnusableNodeError)]:
                 for node in {failure.node for failure in found}:
-                    self.leave_out(node)
+                    self.exclude_node(node)
                 self.log_event(f"Excluded: {found[0].why}")
                 return FailureDecision.RETRY
             lost = describe_losses(failures)
@@ -264,10 +273,10 @@ class WorkerLossPolicy(FailurePolicy):
 def usable_nodes() -> list[Node]:
     """The machines that answer, but for those that this job has left out."""
     excluded = cluster_kv.excluded_nodes()
-    return [node for node in survey(only_answering=True) if node.id not in excluded]
+    return [node for node in read_nodes(only_responsive=True) if node.id not in excluded]
 
 
-def is_about_a_peer(error: BaseException) -> bool:
+def is_peer_error(error: BaseException) -> bool:
     """Whether a worker's error says that another one is gone or silent."""
     return any(word in str(error) for word in PEER_WORDS)
 
@@ -276,7 +285,7 @@ def failed_to_start(error: BaseException) -> bool:
     """Whether workers were lost while they were started, or could not reach each other."""
     if isinstance(error, WorkerGroupStartupFailedError | RayActorError):
         return True
-    return isinstance(error, RayTaskError | RuntimeError) and is_about_a_peer(error)
+    return isinstance(error, RayTaskError | RuntimeError) and is_peer_error(error)
 
 
 def describe_losses(failures: Mapping[int, BaseException]) -> str:
@@ -290,7 +299,7 @@ def describe_losses(failures: Mapping[int, BaseException]) -> str:
     return f"a peer of worker {ranks} ({_reason(failures[min(failures)])})"
 
 
-def explain(error: TrainingFailedError) -> BaseException:
+def explain_failure(error: TrainingFailedError) -> BaseException:
     """What a user should hear of a failure: our own word if there is one, else the worker's end."""
     if isinstance(error, ControllerError):
         failure = error.controller_failure

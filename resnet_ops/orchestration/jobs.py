@@ -20,8 +20,8 @@ from pydantic import ConfigDict, Field
 import resnet_ops
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
 from resnet_ops.orchestration.job_client import UnreachableError, connect, explain_errors
-from resnet_ops.orchestration.milestones import SUBMITTER, milestone
-from resnet_ops.orchestration.packaging import shippable_code
+from resnet_ops.orchestration.job_protocol import SUBMITTER, parse_milestone
+from resnet_ops.orchestration.packaging import copy_package
 from resnet_ops.orchestration.ray_internals import server_version
 from resnet_ops.results import Moment, Result
 
@@ -93,7 +93,7 @@ class JobServer:
                 submission_id=job_id,
                 metadata={RUN: run, VERSION: resnet_ops.__version__},
                 runtime_env={
-                    "py_modules": [str(shippable_code(Path(folder)))],
+                    "py_modules": [str(copy_package(Path(folder)))],
                     "env_vars": (environment or {})
                     | {
                         # Read by the job's supervisor (2.60). A driver that joined Ray dies of SIGTERM at once.
@@ -141,7 +141,7 @@ class JobServer:
             did_you_mean(name, known) or "List the jobs with: resnet-ops jobs list",
         )
 
-    def ask_to_stop(self, job_id: str) -> None:
+    def request_stop(self, job_id: str) -> None:
         """Have the job interrupted; it saves what it has and ends some seconds later.
 
         Ray sends the signal once. A command that is just being started does not get it where the
@@ -150,7 +150,7 @@ class JobServer:
         """
         deadline = time.monotonic() + BEGINS_WITHIN_S
         while time.monotonic() < deadline and not (job := self.job(job_id)).is_over:
-            if job.run is None or "begun" in map(milestone, self.log(job_id).splitlines()):
+            if job.run is None or "begun" in map(parse_milestone, self.log(job_id).splitlines()):
                 break
             time.sleep(0.5)
         with explain_errors(self.address):
@@ -162,7 +162,7 @@ class JobServer:
         Raises:
             UserError: It has not ended after `timeout_s`.
         """
-        self.ask_to_stop(job_id)
+        self.request_stop(job_id)
         deadline = time.monotonic() + timeout_s
         while not (job := self.job(job_id)).is_over:
             if time.monotonic() > deadline:
@@ -179,7 +179,7 @@ class JobServer:
         with explain_errors(self.address):
             return str(self._client.get_job_logs(job_id))
 
-    def follow(self, log: "Log", on_line: Callable[[str], None], patience_s: float = 120) -> Job:
+    def follow(self, log: "JobLog", on_line: Callable[[str], None], patience_s: float = 120) -> Job:
         """Give every line of a job's log to `on_line` as it comes, until the job has ended.
 
         A connection that breaks is made anew, and the log goes on where it was. Called again
@@ -207,7 +207,7 @@ class JobServer:
                     ) from None
             time.sleep(1)
 
-    def _rest(self, log: "Log") -> str:
+    def _rest(self, log: "JobLog") -> str:
         """What a job that has ended wrote and was not sent, for a connection breaks without a word; or nothing."""
         give_up_at = time.monotonic() + REST_S
         while True:
@@ -220,7 +220,7 @@ class JobServer:
             except UserError:  # the machine that has it is gone
                 return ""
 
-    async def _follow(self, log: "Log", on_line: Callable[[str], None]) -> None:
+    async def _follow(self, log: "JobLog", on_line: Callable[[str], None]) -> None:
         """Read the log from its beginning, passing over what is known, until the server closes it."""
         pieces: AsyncIterator[str] = self._client.tail_job_logs(log.job_id)
         known = log.characters
@@ -240,7 +240,7 @@ class JobServer:
             log.add(new, on_line)
 
 
-class Log:
+class JobLog:
     """How much of a job's log has been read. The server always sends it from the beginning."""
 
     def __init__(self, job_id: str) -> None:
@@ -264,7 +264,7 @@ class Log:
             self._rest = ""
 
 
-def new_id(run: str) -> str:
+def new_job_id(run: str) -> str:
     """An id for a job of this run."""
     return f"resnet-ops-{run}-{secrets.token_hex(3)}"
 
@@ -280,7 +280,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(submitter: str) -> list[str]:
+def version_differences(submitter: str) -> list[str]:
     """In what the versions here differ from the submitter's, as the job received them."""
     theirs = dict(pair.split("=", 1) for pair in submitter.split(",") if "=" in pair)
     return [

@@ -28,7 +28,7 @@ from pydantic import Field
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.options import Config, Positive, option
 from resnet_ops.orchestration import process_tree
-from resnet_ops.orchestration.connect import AUTO, find
+from resnet_ops.orchestration.connect import AUTO, resolve_address
 from resnet_ops.orchestration.ray_internals import address_file
 from resnet_ops.results import Result
 
@@ -164,7 +164,7 @@ def _up(cluster: LocalCluster) -> UpResult:
 def _is_found(cluster: LocalCluster) -> bool:
     """Whether 'auto' finds this cluster from here, and not another one."""
     with contextlib.suppress(UserError):
-        return find(AUTO) == cluster.address
+        return resolve_address(AUTO) == cluster.address
     return False
 
 

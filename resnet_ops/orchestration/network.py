@@ -29,11 +29,11 @@ class GlooInterfaceConfig(TorchConfig):
 
 class _Backend(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(settle_interface)
+        worker_group.execute(set_gloo_interface)
         super().on_start(worker_group, backend_config)
 
 
-def settle_interface() -> None:
+def set_gloo_interface() -> None:
     """Tell gloo in this process the interface of this machine's address, unless the user has named one."""
     name = interface_of(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
     if name is not None:

@@ -16,7 +16,7 @@ from resnet_ops.errors import UserError
 PARTS = ("cli", "cluster")
 
 
-def shippable_code(into: Path) -> Path:
+def copy_package(into: Path) -> Path:
     """Copy this resnet-ops to `into`/resnet_ops, in the shape of a wheel, and return that folder.
 
     It is meant for Ray's `runtime_env={"py_modules": [folder]}`, which goes before what is
@@ -34,7 +34,7 @@ def shippable_code(into: Path) -> Path:
     return target
 
 
-def fingerprint_of_code() -> str:
+def code_fingerprint() -> str:
     """SHA-256 of the library, the command line left out: what it computes is the same where this is."""
     digest = hashlib.sha256()
     root = _folders()[""]

@@ -33,9 +33,9 @@ class Node:
     free_gpus: float
 
     def __str__(self) -> str:
-        parts = [_amount(self.free_cpus, self.cpus, "CPU")]
+        parts = [_format_amount(self.free_cpus, self.cpus, "CPU")]
         if self.gpus:
-            parts.insert(0, _amount(self.free_gpus, self.gpus, "GPU"))
+            parts.insert(0, _format_amount(self.free_gpus, self.gpus, "GPU"))
         return f"{self.name}: {', '.join(parts)}"
 
 
@@ -93,13 +93,13 @@ class Layout:
     """Workers on machines: (node, workers) pairs, and the cores of each worker."""
 
     device: Device
-    on: tuple[tuple[Node, int], ...]
+    assignments: tuple[tuple[Node, int], ...]
     cpus: float
 
     @property
     def workers(self) -> int:
         """Workers on all machines together."""
-        return sum(count for _, count in self.on)
+        return sum(count for _, count in self.assignments)
 
     @property
     def resources(self) -> dict[str, float]:
@@ -107,9 +107,9 @@ class Layout:
         return {"CPU": self.cpus} | ({"GPU": 1} if self.device == "cuda" else {})
 
     @property
-    def selectors(self) -> list[dict[str, str]]:
+    def label_selectors(self) -> list[dict[str, str]]:
         """For each worker the label of the machine it belongs on: distinct machines, surely."""
-        return [{NODE_LABEL: node.id} for node, count in self.on for _ in range(count)]
+        return [{NODE_LABEL: node.id} for node, count in self.assignments for _ in range(count)]
 
 
 class NoRoomError(UserError):
@@ -126,7 +126,7 @@ class NoRoomError(UserError):
         self.details["nodes"] = [vars(node) for node in nodes]
 
 
-def choose(nodes: Iterable[Node], request: Request, ours: Mapping[str, int] | None = None) -> Layout | None:
+def place_workers(nodes: Iterable[Node], request: Request, ours: Mapping[str, int] | None = None) -> Layout | None:
     """Lay a job out on the machines that have room for it now, as many as it may take.
 
     Args:
@@ -155,16 +155,16 @@ def choose(nodes: Iterable[Node], request: Request, ours: Mapping[str, int] | No
     return Layout(request.device, tuple((node, request.workers_on(node)) for node in chosen), cores)
 
 
-def refuse(
+def explain_refusal(
     nodes: Iterable[Node], request: Request, where: str = "this cluster", option: str = "--nodes"
 ) -> NoRoomError:
     """Say why `choose` found no room for what `option` asks: what was asked for, what is there, what to do."""
     nodes = tuple(nodes)
     able = [node for node in nodes if request.workers_on(node)]
-    needs = _needs(request)
+    needs = _describe_needs(request)
     each = f"a node with {needs}" if request.fewest == 1 else f"{request.fewest} nodes with {needs} each"
-    there = "; ".join(map(str, nodes[:6])) + ("; ..." if len(nodes) > 6 else "") or "none"
-    cause = f"{option} {_range(request)} needs {each}; {where} has {len(able)} ({there})."
+    inventory = "; ".join(map(str, nodes[:6])) + ("; ..." if len(nodes) > 6 else "") or "none"
+    cause = f"{option} {_format_range(request)} needs {each}; {where} has {len(able)} ({inventory})."
     if len(able) >= request.fewest:
         busy = len(able) - request.fewest + 1
         remedy = f"Some are busy (at least {busy} must become free): use --wait 600, or request fewer resources."
@@ -184,10 +184,10 @@ def refuse(
 
 def this_node() -> Node:
     """This machine, as a cluster of one."""
-    return Node("", socket.gethostname(), cores(), gpus(), cores(), gpus())
+    return Node("", socket.gethostname(), cores(), count_gpus(), cores(), count_gpus())
 
 
-def gpus() -> int:
+def count_gpus() -> int:
     """CUDA devices that this process may use."""
     import torch
 
@@ -214,24 +214,26 @@ def choose_device(config: JobConfig, nodes: Iterable[Node], where: str) -> Devic
     return "cpu"
 
 
-def survey(only_answering: bool = False) -> list[Node]:
+def read_nodes(only_responsive: bool = False) -> list[Node]:
     """The living machines of the cluster that this process is connected to.
 
     Args:
-        only_answering: Knock at each. Ray takes up to half a minute to call a machine dead.
+        only_responsive: Knock at each. Ray takes up to half a minute to call a machine dead.
     """
     import ray
 
     free = available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if only_answering:
+    if only_responsive:
         with ThreadPoolExecutor(32) as pool:
-            alive = [node for node, answers in zip(alive, pool.map(_answers, alive), strict=True) if answers]
+            alive = [node for node, answers in zip(alive, pool.map(_responds, alive), strict=True) if answers]
     hosts = [node["NodeManagerHostname"] for node in alive]
-    return [_read(node, free.get(node["NodeID"], {}), hosts.count(node["NodeManagerHostname"]) > 1) for node in alive]
+    return [
+        _read_node(node, free.get(node["NodeID"], {}), hosts.count(node["NodeManagerHostname"]) > 1) for node in alive
+    ]
 
 
-def _answers(node: dict[str, Any]) -> bool:
+def _responds(node: dict[str, Any]) -> bool:
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_S).close()
     except OSError:
@@ -239,7 +241,7 @@ def _answers(node: dict[str, Any]) -> bool:
     return True
 
 
-def _read(node: dict[str, Any], free: Mapping[str, float], shares_its_host: bool) -> Node:
+def _read_node(node: dict[str, Any], free: Mapping[str, float], shares_its_host: bool) -> Node:
     has = node["Resources"]
     suffix = f"/{node['NodeID'][:6]}" if shares_its_host else ""
     named = node["NodeName"] not in ("", node["NodeManagerAddress"])  # Ray's default is the address
@@ -253,18 +255,18 @@ def _read(node: dict[str, Any], free: Mapping[str, float], shares_its_host: bool
     )
 
 
-def _needs(request: Request) -> str:
+def _describe_needs(request: Request) -> str:
     if request.device == "cuda":
         return f"{request.workers} GPUs" if (request.workers or 1) > 1 else "a GPU"
     count = (request.workers or 1) * (request.cpus or 1)
     return f"{count:g} CPU cores" if count > 1 else "a CPU core"
 
 
-def _range(request: Request) -> str:
+def _format_range(request: Request) -> str:
     return f"{request.fewest}:{request.most}" if request.elastic else str(request.fewest)
 
 
-def _amount(free: float, total: float, unit: str) -> str:
+def _format_amount(free: float, total: float, unit: str) -> str:
     if free < total:
         return f"{free:g} of {total:g} {unit}s free"
     return f"{total:g} {unit}" + ("" if total == 1 else "s")

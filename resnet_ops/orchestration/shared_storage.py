@@ -19,7 +19,7 @@ DRIVER = "driver"
 
 
 @contextmanager
-def ask_nodes(
+def probe_nodes(
     nodes: Sequence[Node], folder: Path, look: Callable[..., Any], *arguments: Any
 ) -> Iterator[Callable[[], dict[Node, Any]]]:
     """Have every machine write into `folder` and look at something, while this process does other things.

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, computed_field
 
-from resnet_ops.orchestration.connect import connected, find
-from resnet_ops.orchestration.placement import Device, Node, Request, choose, survey
+from resnet_ops.orchestration.connect import connected, resolve_address
+from resnet_ops.orchestration.placement import Device, Node, Request, place_workers, read_nodes
 from resnet_ops.orchestration.ray_internals import UNEXPECTED_TERMINATION, job_table
 from resnet_ops.results import Result
 
@@ -85,13 +85,13 @@ def read_status(address: str) -> ClusterStatus:
     Raises:
         UserError: There is none, it cannot be reached, or it does not let us in.
     """
-    address = find(address)
+    address = resolve_address(address)
     with connected(address):
         import ray
 
         rows = ray.nodes()  # type: ignore[no-untyped-call]
-        alive = {node.id: node for node in survey()}
-        answering = {node.id for node in survey(only_answering=True)}
+        alive = {node.id: node for node in read_nodes()}
+        answering = {node.id for node in read_nodes(only_responsive=True)}
         seen = [
             _see(row, alive, answering) for row in rows if row["Alive"] or row["DeathReason"] == UNEXPECTED_TERMINATION
         ]
@@ -139,15 +139,17 @@ def largest_job(nodes: Iterable[Node]) -> LargestJob | None:
     nodes = tuple(nodes)
     fits = []
     for gpus in range(1, int(max((node.gpus for node in nodes), default=0)) + 1):
-        layout = choose(nodes, Request("cuda", 1, len(nodes), gpus))
+        layout = place_workers(nodes, Request("cuda", 1, len(nodes), gpus))
         if layout is not None:
-            fits.append(LargestJob(device="cuda", nodes=len(layout.on), workers_per_node=gpus))
+            fits.append(LargestJob(device="cuda", nodes=len(layout.assignments), workers_per_node=gpus))
     if fits:
         return max(fits, key=lambda fit: (fit.nodes * fit.workers_per_node, fit.workers_per_node))
-    layout = choose(nodes, Request("cpu", 1, len(nodes))) if nodes else None
+    layout = place_workers(nodes, Request("cpu", 1, len(nodes))) if nodes else None
     if layout is None:
         return None
-    return LargestJob(device="cpu", nodes=len(layout.on), workers_per_node=layout.workers // len(layout.on))
+    return LargestJob(
+        device="cpu", nodes=len(layout.assignments), workers_per_node=layout.workers // len(layout.assignments)
+    )
 
 
 def _count(number: int, what: str) -> str:

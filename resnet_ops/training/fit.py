@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.orchestration.allocation import RECOVER_S, Placement
-from resnet_ops.orchestration.connect import ask_nccl, import_ray
+from resnet_ops.orchestration.connect import enable_nccl_hang_detector, import_ray
 from resnet_ops.runs import EventKind, Run, RunRecord
 
 if TYPE_CHECKING:
@@ -45,10 +45,11 @@ def fit(
             scaling_config=ScalingConfig(num_workers=0, use_gpu=placement.layout.device == "cuda"),
             run_config=scratch,
         )
-        with placement.ray() if record.config.stream == "on" else contextlib.nullcontext():  # for Ray Data's tasks
+        # Ray Data's tasks need it.
+        with placement.start_ray() if record.config.stream == "on" else contextlib.nullcontext():
             return _outcome(trainer.fit())
     try:
-        with placement.ray():
+        with placement.start_ray():
             return _fit_on_ray(run, record, placement, scratch, halt or threading.Event())
     finally:
         with contextlib.suppress(OSError, UserError):
@@ -60,13 +61,13 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from resnet_ops.orchestration import cluster_kv
-    from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer, explain
+    from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer, explain_failure
     from resnet_ops.orchestration.network import GlooInterfaceConfig
     from resnet_ops.training.worker import WorkerTask, run_worker
 
     config = record.config
     if placement.layout.device == "cuda":
-        ask_nccl(config.hang_timeout)
+        enable_nccl_hang_detector(config.hang_timeout)
     begun = len(run.events())
     while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[begun:])) >= 0:
         cluster_kv.release_placement_group(str(run.path))  # which one whose controller was lost still has
@@ -93,7 +94,7 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
                     trainer.stop()
                     raise
         except TrainingFailedError as error:
-            raise explain(error) from error
+            raise explain_failure(error) from error
         except RayActorError as error:  # Ray's controller itself
             reason = str(error).splitlines()[0][:200]
             run.log_event(f"Lost: the job's controller ({reason}). Starting another one.", "loss")

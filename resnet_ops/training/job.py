@@ -21,7 +21,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.data.sources import NAMED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.allocation import Placement, placed
+from resnet_ops.orchestration.allocation import Placement, allocate
 from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.results import Result
 from resnet_ops.runs import Best, DataRecord, Run, RunRecord, Status
@@ -89,8 +89,8 @@ def train(
     observer, started_at = observer or Observer(), started_at or time.time()
     tracker.check(config.track)
     config = config.model_copy(update=absolute_paths(config))  # machines have other working directories
-    with placed(config, observer.warn) as placement:
-        with check_every_node(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
+    with allocate(config, observer.warn) as placement:
+        with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
             asked = config
             source, config = check_training(asked, placement.layout.device)
             compare(source.record.fingerprint)
@@ -150,8 +150,8 @@ def resume(
         config = record.config.model_copy(update=changes or {})
         config = config.model_copy(update=absolute_paths(config))
         tracker.check(config.track)
-        with placed(config, observer.warn) as placement:
-            with check_every_node(placement.elsewhere, run.path, config) as compare:
+        with allocate(config, observer.warn) as placement:
+            with check_every_node(placement.remote_nodes, run.path, config) as compare:
                 source, _ = check_training(config, placement.layout.device)
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:

@@ -25,13 +25,13 @@ from resnet_ops import files
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.orchestration.elastic_trainer import (
-    NodeUnfitError,
     PeerLostError,
     RegroupError,
-    is_about_a_peer,
+    UnusableNodeError,
+    is_peer_error,
     usable_nodes,
 )
-from resnet_ops.orchestration.placement import Request, choose, survey
+from resnet_ops.orchestration.placement import Request, place_workers, read_nodes
 from resnet_ops.runs import BadImage, Run, RunRecord
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.session import TrainingSession
@@ -73,7 +73,7 @@ def run_worker(job: WorkerTask) -> Outcome:
 
     Raises:
         UserError: The loss diverged, or the device's memory or the disk is full.
-        NodeUnfitError: The run directory or its images are not to be seen from this machine.
+        UnusableNodeError: The run directory or its images are not to be seen from this machine.
         PeerLostError: Another worker is gone or silent.
         RegroupError: More machines are there; all is saved.
     """
@@ -97,13 +97,13 @@ def run_worker(job: WorkerTask) -> Outcome:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"torch.compile failed: {reason}", "Remove --compile.", WORK_FAILED) from error
-        if world.size > 1 and (isinstance(error, dist.DistError) or is_about_a_peer(error)):
+        if world.size > 1 and (isinstance(error, dist.DistError) or is_peer_error(error)):
             raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise
 
 
-def _unfit(why: str) -> NodeUnfitError:
-    return NodeUnfitError(ray.get_runtime_context().get_node_id(), why)
+def _unfit(why: str) -> UnusableNodeError:
+    return UnusableNodeError(ray.get_runtime_context().get_node_id(), why)
 
 
 def _open_the_same(record: RunRecord) -> Source:
@@ -120,7 +120,7 @@ def _open_the_same(record: RunRecord) -> Source:
 
 def _share_of_this_machine(request: Request | None) -> int:
     here = ray.get_runtime_context().get_node_id()
-    (node,) = (node for node in survey() if node.id == here)
+    (node,) = (node for node in read_nodes() if node.id == here)
     assert request is not None
     return max(1, int(request.cores_on(node)))
 
@@ -193,7 +193,7 @@ class ElasticGroup:
             return False
         larger = False
         if self.world.rank == 0:
-            layout = choose(usable_nodes(), self.request, self.ours)
+            layout = place_workers(usable_nodes(), self.request, self.ours)
             larger = layout is not None and layout.workers > self.world.size
         return bool(self.world.agree(float(larger)))
 

@@ -22,8 +22,8 @@ from resnet_ops.config import JobConfig, TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.options import as_typed
-from resnet_ops.orchestration.allocation import Pool, Share, pooled
-from resnet_ops.orchestration.packaging import fingerprint_of_code
+from resnet_ops.orchestration.allocation import TrialResources, TrialSlots, allocate_trials
+from resnet_ops.orchestration.packaging import code_fingerprint
 from resnet_ops.recipes.reading import configure
 from resnet_ops.results import Result
 from resnet_ops.runs import Best, Run, Status
@@ -120,7 +120,7 @@ def search_space(
     check(base.track)
     base = base.model_copy(update=absolute_paths(base))
     settled = _settled(config, base)
-    with pooled(base, _share(config, purpose.machines), observer.warn) as pool:
+    with allocate_trials(base, _trial_resources(config, purpose.machines), observer.warn) as pool:
         base, data = check_search(space, base, pool, observer)
         planned = planned_trials(config, space)
         run = runs.create(base.runs_dir, base.name, f"{purpose.command.split()[-1]}-{data.name}", overwrite)
@@ -135,7 +135,7 @@ def search_space(
                 epochs=base.epochs,
                 planned=planned,
                 created=datetime.now(UTC),
-                code=fingerprint_of_code(),
+                code=code_fingerprint(),
                 versions=runs.versions(),
                 command=purpose.command,
                 machines=purpose.machines,
@@ -182,7 +182,7 @@ def resume(
         check(base.track)
         base = base.model_copy(update=absolute_paths(base))
         config = _settled(config.model_copy(update={"given": config.given | changes}), base)
-        with pooled(base, _share(config, machines), observer.warn) as pool:
+        with allocate_trials(base, _trial_resources(config, machines), observer.warn) as pool:
             if pool.device != record.device:
                 raise UserError(f"{name} was searched on {record.device}, not on {pool.device}.", "Start a new search.")
             base, data = check_search(space, base, pool, observer)
@@ -196,8 +196,8 @@ def resume(
             return _execute(search, record, pool, observer, started_at, purpose)
 
 
-def _share(config: TuneConfig, machines: int | None) -> Share:
-    return Share(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial, machines)
+def _trial_resources(config: TuneConfig, machines: int | None) -> TrialResources:
+    return TrialResources(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial, machines)
 
 
 def _settled(config: TuneConfig, base: TrainConfig) -> TuneConfig:
@@ -210,7 +210,12 @@ def _settled(config: TuneConfig, base: TrainConfig) -> TuneConfig:
 
 
 def _execute(
-    search: Search, record: SearchRecord, pool: Pool, observer: SearchObserver, started_at: float, purpose: SearchKind
+    search: Search,
+    record: SearchRecord,
+    pool: TrialSlots,
+    observer: SearchObserver,
+    started_at: float,
+    purpose: SearchKind,
 ) -> TuneResult:
     from resnet_ops.tuning.runner import TrialLog
 
@@ -271,14 +276,14 @@ def _tell(search: Search, observer: SearchObserver, what: str) -> None:
     observer.warn(what)
 
 
-def _search(search: Search, record: SearchRecord, pool: Pool, board: Any, purpose: SearchKind) -> None:
+def _search(search: Search, record: SearchRecord, pool: TrialSlots, board: Any, purpose: SearchKind) -> None:
     """Have Ray Tune search.
 
     Raises:
         KeyboardInterrupt: The user stopped it.
         PausedError: A disk is full.
     """
-    with pool.ray():
+    with pool.start_ray():
         from resnet_ops.tuning.runner import run_trials
 
         with _scratch(search.run) as scratch, ThreadPoolExecutor(1, "tune") as thread:

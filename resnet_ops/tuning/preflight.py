@@ -5,8 +5,8 @@ from typing import Any
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.allocation import Pool
-from resnet_ops.orchestration.packaging import fingerprint_of_code
+from resnet_ops.orchestration.allocation import TrialSlots
+from resnet_ops.orchestration.packaging import code_fingerprint
 from resnet_ops.runs import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
@@ -38,7 +38,7 @@ def refuse_other_code(record: SearchRecord) -> None:
     differs = [
         f"{n} was {record.versions.get(n)}, now {now.get(n)}" for n in CODE if now.get(n) != record.versions.get(n)
     ]
-    if not differs and fingerprint_of_code() != record.code:
+    if not differs and code_fingerprint() != record.code:
         differs = ["the code of resnet-ops"]
     if differs:
         raise UserError(
@@ -48,7 +48,7 @@ def refuse_other_code(record: SearchRecord) -> None:
 
 
 def check_search(
-    space: Space, base: TrainConfig, pool: Pool, observer: SearchObserver
+    space: Space, base: TrainConfig, pool: TrialSlots, observer: SearchObserver
 ) -> tuple[TrainConfig, DataRecord]:
     """Check every network against the images; settle what depends on them, and decode them here once.
 
@@ -58,7 +58,7 @@ def check_search(
     if base.auto_batch:
         raise UserError("--auto-batch finds a batch size for one network, but a search has many.", "Use --batch-size.")
     source = None
-    with preflight.check_every_node(pool.elsewhere, base.runs_dir.absolute(), base) as compare:
+    with preflight.check_every_node(pool.remote_nodes, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):
             base = base.model_copy(update={"model": model})
             source, settled = preflight.check_training(base, pool.device, source)

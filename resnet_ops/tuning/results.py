@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from resnet_ops import files, runs
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
-from resnet_ops.orchestration.allocation import Pool
+from resnet_ops.orchestration.allocation import TrialSlots
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.runs import DataRecord, Run
 from resnet_ops.significance import is_tied, standard_error
@@ -192,7 +192,7 @@ def find(runs_dir: Path, name: str) -> Search:
 class SearchObserver(Observer):
     """Told what a search does, from a thread of its own; does nothing, for others to override."""
 
-    def search_begun(self, search: Search, record: SearchRecord, pool: Pool) -> None:
+    def search_begun(self, search: Search, record: SearchRecord, pool: TrialSlots) -> None:
         """The request was found sound, and the directory is there."""
 
     def trial_changed(self, trial: Trial) -> None:

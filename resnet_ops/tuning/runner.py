@@ -15,7 +15,7 @@ from ray.tune.stopper import Stopper
 from resnet_ops import files
 from resnet_ops.errors import PausedError
 from resnet_ops.models import parse_name
-from resnet_ops.orchestration.allocation import Pool
+from resnet_ops.orchestration.allocation import TrialSlots
 from resnet_ops.runs import Best
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
@@ -141,7 +141,7 @@ class TrialLog:
 def run_trials(
     search: Search,
     record: SearchRecord,
-    pool: Pool,
+    pool: TrialSlots,
     board: TrialLog,
     scratch: Path,
     at_end: Callable[[TrainingSession], None] | None = None,
@@ -160,7 +160,7 @@ def run_trials(
     config, space, seed = record.config, record.space, record.config.given.get("seed", 0)
     random.seed(seed)  # PBT takes Python's own
     before = [board.trials[number].options for number in sorted(board.trials)]
-    at_once = min(config.max_concurrent or pool.at_once, pool.at_once, record.planned)
+    at_once = min(config.max_concurrent or pool.max_concurrent, pool.max_concurrent, record.planned)
     chooser, described, samples = parts.algorithm(config, space, seed, before, at_once)
     task = TrialTask(
         trials=str(search.trials_dir),

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_ops.config import ClusterConfig
 from resnet_ops.orchestration.allocation import wait_for_room
-from resnet_ops.orchestration.placement import Node, NoRoomError, Request, refuse
+from resnet_ops.orchestration.placement import Node, NoRoomError, Request, explain_refusal
 
 TWO = Request("cpu", 2, 2)
 
@@ -23,7 +23,7 @@ class Looks:
 
     def __call__(self) -> str:
         for nodes in self.found:
-            raise refuse(nodes, TWO)
+            raise explain_refusal(nodes, TWO)
         return "room"
 
 

@@ -7,11 +7,11 @@ from ray.train.v2.api.exceptions import ControllerError, NCCLHangError, WorkerGr
 
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.orchestration.elastic_trainer import (
-    NodeUnfitError,
     PeerLostError,
     RegroupError,
+    UnusableNodeError,
     WorkerLossPolicy,
-    explain,
+    explain_failure,
 )
 from resnet_ops.orchestration.ray_internals import (
     FailureDecision,
@@ -47,7 +47,7 @@ def test_losses_are_survived_and_counted() -> None:
         assert len(told) == 1
         assert told[0].startswith("Lost: ")
         assert policy.make_decision(error) == RAISE
-        ended = explain(error)
+        ended = explain_failure(error)
         assert isinstance(ended, PausedError)
         assert "--max-failures" in ended.remedy
 
@@ -56,12 +56,12 @@ def test_what_will_happen_again_is_raised_as_it_is() -> None:
     for own in (UserError("diverged"), ZeroDivisionError("a fault of ours")):
         error = group(SILENT, own)
         assert decide(error)[:2] == (RAISE, [])
-        assert explain(error) is own
+        assert explain_failure(error) is own
 
 
 def test_a_machine_that_sees_other_things_is_left_out_uncounted() -> None:
     left_out: list[str] = []
-    error = group(NodeUnfitError("node-7", "b does not see /runs/x"), NodeUnfitError("node-7", "likewise"))
+    error = group(UnusableNodeError("node-7", "b does not see /runs/x"), UnusableNodeError("node-7", "likewise"))
     decision, told, policy = decide(error, losses=0, left_out=left_out)
     assert decision == RETRY
     assert told == ["Excluded: b does not see /runs/x"]
@@ -81,7 +81,7 @@ def test_workers_that_do_not_start_are_lost_and_a_broken_controller_is_not() -> 
         error = ControllerError(failure)
         assert decide(error)[0] == RETRY
         assert decide(error, losses=0)[0] == RAISE
-        assert isinstance(explain(error), PausedError)
+        assert isinstance(explain_failure(error), PausedError)
     broken = ControllerError(KeyError("x"))
     assert decide(broken)[0] == RAISE
-    assert explain(broken) is broken.controller_failure
+    assert explain_failure(broken) is broken.controller_failure

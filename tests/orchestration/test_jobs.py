@@ -19,8 +19,8 @@ from resnet_ops.cli.arguments import train_arguments
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import jobs
 from resnet_ops.orchestration.job_client import UnreachableError
-from resnet_ops.orchestration.milestones import milestone
-from resnet_ops.orchestration.packaging import shippable_code
+from resnet_ops.orchestration.job_protocol import parse_milestone
+from resnet_ops.orchestration.packaging import copy_package
 from resnet_ops.recipes.reading import configure
 from tests.conftest import Ended
 from tests.integration.test_cli import refused
@@ -151,7 +151,7 @@ def test_a_recipes_file_stays_where_it_is(tmp_path: Path) -> None:
 
 
 def test_the_shipped_code_is_the_installed_one_whole(tmp_path: Path) -> None:
-    folder = shippable_code(tmp_path)
+    folder = copy_package(tmp_path)
     root = Path(__file__).parents[2]
     assert folder.name == "resnet_ops"
     for part, source in {"": "resnet_ops", "cli": "cli", "cluster": "cluster"}.items():
@@ -190,8 +190,8 @@ def test_a_job_says_what_differs_where_it_runs() -> None:
         ).stderr
 
     mark, begun = says().splitlines()
-    assert milestone(mark) == "begun"
-    assert milestone(begun) is None
+    assert parse_milestone(mark) == "begun"
+    assert parse_milestone(begun) is None
     assert begun.startswith("resnet-ops started on ")
     _, _, line = says(Ray="2.1.0", Python="3.99").splitlines()
     assert "(submitted from 2.1.0)" in line
@@ -249,7 +249,7 @@ class WithoutLogs(jobs.JobServer):
     def __init__(self) -> None:
         self.address, self.asked = "http://head:8265", 0
 
-    async def _follow(self, log: jobs.Log, on_line: Callable[[str], None]) -> None:
+    async def _follow(self, log: jobs.JobLog, on_line: Callable[[str], None]) -> None:
         log.add("a line\nhalf a", on_line)
 
     def job(self, job_id: str) -> jobs.Job:
@@ -263,7 +263,7 @@ class WithoutLogs(jobs.JobServer):
 def test_a_job_that_has_ended_is_told_though_its_log_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "REST_S", 0.5)
     server, lines = WithoutLogs(), list[str]()
-    assert server.follow(jobs.Log("j"), lines.append).status == "SUCCEEDED"
+    assert server.follow(jobs.JobLog("j"), lines.append).status == "SUCCEEDED"
     assert lines == ["a line", "half a"]
     assert server.asked > 1
 

@@ -14,14 +14,14 @@ KEY = "resnet_ops_milestone"
 Milestone = Literal["begun", "created", "ending"]
 
 
-def tell_submitter(reached: Milestone) -> None:
+def report_milestone(reached: Milestone) -> None:
     """Write a line for who submitted this process's job; nothing where it is none."""
     if SUBMITTER in os.environ:
         sys.stderr.write(json.dumps({KEY: reached}) + "\n")
         sys.stderr.flush()
 
 
-def milestone(line: str) -> Milestone | None:
+def parse_milestone(line: str) -> Milestone | None:
     """Return the milestone that a line of a log tells of, or None where the line is another."""
     try:
         told = json.loads(line) if line.startswith("{") else {}
