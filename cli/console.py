@@ -20,7 +20,7 @@ from rich.text import Text
 
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.job_protocol import report_milestone
-from resnet_ops.orchestration.placement import Node
+from resnet_ops.orchestration.nodes import Node
 from resnet_ops.results import Result
 
 

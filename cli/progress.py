@@ -15,8 +15,8 @@ from rich.text import Text
 
 from resnet_ops.formatting import percent
 from resnet_ops.options import as_options
-from resnet_ops.orchestration.allocation import TrialSlots
 from resnet_ops.orchestration.job_protocol import report_milestone
+from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.runs import Epoch, Run, RunRecord
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial

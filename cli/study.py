@@ -26,7 +26,7 @@ from .startup import importing, process_started_at
 from .submit import submit
 
 if TYPE_CHECKING:
-    from resnet_ops.orchestration.allocation import TrialSlots
+    from resnet_ops.orchestration.trial_slots import TrialSlots
     from resnet_ops.study.results import StudyResult
     from resnet_ops.tuning.results import Search, SearchRecord
 

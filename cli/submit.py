@@ -289,10 +289,10 @@ def begin_as_job() -> None:
     """On the cluster: take Ctrl-C as usual, and say what differs from where the job was submitted."""
     # A head node that was started in the background ignores it, and what it starts inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from resnet_ops.orchestration.jobs import version_differences, versions
+    from resnet_ops.orchestration.job_protocol import installed_versions, version_differences
 
     report_milestone("begun")
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    found = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
     err.print(f"resnet-ops has begun on {escape(socket.gethostname())}: {found}", soft_wrap=True)
     differing = version_differences(os.environ.get(SUBMITTER, ""))
     if differing:

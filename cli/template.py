@@ -8,7 +8,8 @@ from rich.markup import escape
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.templates import ClusterValues, Kind, TemplateResult
+from resnet_ops.orchestration.cluster_values import ClusterValues, Kind
+from resnet_ops.orchestration.templates import TemplateResult
 
 from .console import Output, short
 from .options import Debug, Json, Options, options_of

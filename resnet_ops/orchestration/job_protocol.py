@@ -1,31 +1,54 @@
-"""How a job's command tells who submitted it where it stands: lines of JSON in its log, among those for people.
+"""Messages between a submitted job and its submitter: milestones in the job's log, versions in its environment.
 
-Apart from `jobs`, for a command writes them without the client that reads them.
+The client that submits jobs is in `jobs`; a job that reports to it does not need it.
 """
 
 import json
 import os
+import platform
 import sys
+from importlib import metadata
 from typing import Literal
 
-SUBMITTER = "RESNET_OPS_SUBMITTER"  # set for a job: versions where it was submitted, for it to compare
-KEY = "resnet_ops_milestone"
-# The command runs; its run is there, and can be resumed; what follows is also in the object that it ends with.
+SUBMITTER = "RESNET_OPS_SUBMITTER"  # environment variable of a job: the versions that it was submitted with
+KEY = "resnet_ops_milestone"  # of a line of JSON in the log, among those for people
+# The command runs; its run exists and can be resumed; only the result, as JSON, is still to come.
 Milestone = Literal["begun", "created", "ending"]
 
 
-def report_milestone(reached: Milestone) -> None:
-    """Write a line for who submitted this process's job; nothing where it is none."""
+def report_milestone(milestone: Milestone) -> None:
+    """Report a milestone to the submitter, if this process runs as a submitted job."""
     if SUBMITTER in os.environ:
-        sys.stderr.write(json.dumps({KEY: reached}) + "\n")
+        sys.stderr.write(json.dumps({KEY: milestone}) + "\n")
         sys.stderr.flush()
 
 
 def parse_milestone(line: str) -> Milestone | None:
-    """Return the milestone that a line of a log tells of, or None where the line is another."""
+    """Return the milestone that a line of a job's log reports, or None if it is another line."""
     try:
-        told = json.loads(line) if line.startswith("{") else {}
+        record = json.loads(line) if line.startswith("{") else {}
     except ValueError:
         return None
-    reached: Milestone | None = told.get(KEY)
-    return reached
+    milestone: Milestone | None = record.get(KEY)
+    return milestone
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions that should be the same where a job is submitted and where it runs."""
+    versions = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for name, distribution in {"Ray": "ray", "torch": "torch"}.items():
+        try:
+            versions[name] = metadata.version(distribution).split("+")[0]  # without +cpu or +cu126
+        except metadata.PackageNotFoundError:
+            versions[name] = "none"
+    return versions
+
+
+def version_differences(submitter: str) -> list[str]:
+    """Return a phrase for each version here that differs from the submitter's, as the job received them."""
+    submitted = dict(pair.split("=", 1) for pair in submitter.split(",") if "=" in pair)
+    return [
+        f"{name} {version} (submitted from {submitted[name]})"
+        for name, version in installed_versions().items()
+        if name in submitted and submitted[name] != version
+    ]

@@ -9,7 +9,7 @@ from resnet_ops.export import runtime
 from resnet_ops.machine import cores
 from resnet_ops.orchestration.connect import LOCAL, cluster_address, connected, local_ray
 from resnet_ops.orchestration.job_client import is_job_server
-from resnet_ops.orchestration.placement import read_nodes
+from resnet_ops.orchestration.nodes import read_nodes
 from resnet_ops.orchestration.ray_internals import serve_is_running
 from resnet_ops.serving.config import ServeConfig
 

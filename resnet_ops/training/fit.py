@@ -61,8 +61,9 @@ def _fit_on_ray(run: Run, record: RunRecord, placement: Placement, scratch: Any,
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from resnet_ops.orchestration import cluster_kv
-    from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer, explain_failure
+    from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer
     from resnet_ops.orchestration.network import GlooInterfaceConfig
+    from resnet_ops.orchestration.worker_loss import explain_failure
     from resnet_ops.training.worker import WorkerTask, run_worker
 
     config = record.config

@@ -16,7 +16,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
-from resnet_ops.orchestration.placement import Node
+from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.shared_storage import probe_nodes
 from resnet_ops.runs import DataRecord
 from resnet_ops.training.observer import Observer

@@ -24,14 +24,10 @@ import torch.distributed as dist
 from resnet_ops import files
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.orchestration.elastic_trainer import (
-    PeerLostError,
-    RegroupError,
-    UnusableNodeError,
-    is_peer_error,
-    usable_nodes,
-)
-from resnet_ops.orchestration.placement import Request, place_workers, read_nodes
+from resnet_ops.orchestration.elastic_trainer import usable_nodes
+from resnet_ops.orchestration.nodes import read_nodes
+from resnet_ops.orchestration.placement import Request, place_workers
+from resnet_ops.orchestration.worker_loss import PeerLostError, RegroupError, UnusableNodeError, is_peer_error
 from resnet_ops.runs import BadImage, Run, RunRecord
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.session import TrainingSession

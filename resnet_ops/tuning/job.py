@@ -22,8 +22,8 @@ from resnet_ops.config import JobConfig, TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.options import as_typed
-from resnet_ops.orchestration.allocation import TrialResources, TrialSlots, allocate_trials
 from resnet_ops.orchestration.packaging import code_fingerprint
+from resnet_ops.orchestration.trial_slots import TrialResources, TrialSlots, allocate_trials
 from resnet_ops.recipes.reading import configure
 from resnet_ops.results import Result
 from resnet_ops.runs import Best, Run, Status

@@ -5,8 +5,8 @@ from typing import Any
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.allocation import TrialSlots
 from resnet_ops.orchestration.packaging import code_fingerprint
+from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.runs import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from resnet_ops import files, runs
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
-from resnet_ops.orchestration.allocation import TrialSlots
 from resnet_ops.orchestration.placement import Device
+from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.runs import DataRecord, Run
 from resnet_ops.significance import is_tied, standard_error
 from resnet_ops.training.observer import Observer

@@ -15,7 +15,7 @@ from ray.tune.stopper import Stopper
 from resnet_ops import files
 from resnet_ops.errors import PausedError
 from resnet_ops.models import parse_name
-from resnet_ops.orchestration.allocation import TrialSlots
+from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.runs import Best
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints

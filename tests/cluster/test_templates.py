@@ -19,7 +19,8 @@ import yaml
 
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.templates import FILES, ONLY, ClusterValues, Kind
+from resnet_ops.orchestration.cluster_values import KINDS_OF_OPTION, ClusterValues, Kind
+from resnet_ops.orchestration.templates import FILES
 from tests.conftest import Ended
 
 Cli = Callable[..., Ended]
@@ -335,7 +336,7 @@ def test_every_value_reaches_a_file_or_is_refused(kind: Kind) -> None:
     assert set(other) == {*ClusterValues.model_fields, *TRAINED}
     plain = rendered(kind)
     for name, value in other.items():
-        if kind in ONLY.get(name, set(KINDS)):
+        if kind in KINDS_OF_OPTION.get(name, set(KINDS)):
             assert rendered(kind, **{name: value}) != plain, name
         else:
             with pytest.raises(UserError, match=f"--{name.replace('_', '-')} does not apply to {kind}"):
