@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_ops.errors import INTERRUPTED, UserError
-from resnet_ops.orchestration.milestones import tell_submitter
+from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.results import Result
 
 if TYPE_CHECKING:
-    from resnet_ops.orchestration.placement import Node
+    from resnet_ops.orchestration.nodes import Node
 
 
 class WordConsole(Console):
@@ -94,7 +94,7 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
     status = "interrupted" if exit_code == INTERRUPTED else "error"
     color = "\x1b[1;31m{}\x1b[0m" if err.is_terminal and not err.no_color else "{}"
     if as_json:
-        tell_submitter("ending")
+        report_milestone("ending")
     # Not through rich, which would wrap the line and take [brackets] for markup.
     sys.stderr.write(f"{color.format(status)}: {' '.join(f'{cause} {remedy}'.split())}\n")
     if as_json:

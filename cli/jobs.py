@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from resnet_ops.orchestration.milestones import milestone
+from resnet_ops.orchestration.job_protocol import parse_milestone
 
 from .console import Output, ago, err, table
 from .help import Command, Group
@@ -95,13 +95,13 @@ def logs(
     job = server.find(name)
 
     def show(line: str) -> None:
-        if milestone(line) is None:
+        if parse_milestone(line) is None:
             output.out.out(line, highlight=False)
 
     if follow and not job.is_over:
-        from resnet_ops.orchestration.jobs import Log
+        from resnet_ops.orchestration.jobs import JobLog
 
-        job = server.follow(Log(job.id), show)
+        job = server.follow(JobLog(job.id), show)
     else:
         for line in server.log(job.id).splitlines():
             show(line)

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from resnet_ops.formatting import percent
 from resnet_ops.options import as_options
-from resnet_ops.orchestration.allocation import Pool
-from resnet_ops.orchestration.milestones import tell_submitter
+from resnet_ops.orchestration.job_protocol import report_milestone
+from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.records import Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.observer import Observer
@@ -60,7 +60,7 @@ class TrainingProgress(Observer):
         self.record = record
         data, workers = record.data, "worker" if record.world_size == 1 else "workers"
         options = " ".join(as_options(record.config.unusual()))
-        tell_submitter("created")
+        report_milestone("created")
         err.print(
             f"[bold]{record.config.model}[/] ({record.parameters:,} parameters) on [bold]{escape(data.name)}[/]: "
             f"{data.train_images:,} training and {data.val_images:,} validation images of {data.width}x{data.height}, "
@@ -137,14 +137,14 @@ class SearchProgress(SearchObserver):
     def progress(self, progress: dict[str, Any]) -> None:
         self.stage = str(progress.get("stage", ""))
 
-    def search_started(self, search: Search, record: SearchRecord, slots: Pool) -> None:
+    def search_started(self, search: Search, record: SearchRecord, slots: TrialSlots) -> None:
         """Show the search space and the resources."""
         self.search, self.record, self.stage = search, record, "Starting Ray"
         config, data = record.config, record.data
         searched = ", ".join(f"{name} {_values(values)}" for name, values in record.space.searched.items())
         stops = "" if config.scheduler == "none" else f", {config.scheduler}"
-        at_once = min(slots.at_once, record.planned, config.max_concurrent or slots.at_once)
-        tell_submitter("created")
+        at_once = min(slots.max_concurrent, record.planned, config.max_concurrent or slots.max_concurrent)
+        report_milestone("created")
         err.print(
             f"[bold]{record.planned} trials[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
             f"{data.val_images:,} validation images), up to {record.epochs} epochs each: {escape(searched)}; "

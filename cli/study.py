@@ -12,7 +12,7 @@ from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.files import to_path
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_client import is_job_server
-from resnet_ops.orchestration.milestones import tell_submitter
+from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import StudyConfig
 from resnet_ops.tracking.tracker import check_service
@@ -26,7 +26,7 @@ from .startup import importing, process_started_at
 from .submit import submit
 
 if TYPE_CHECKING:
-    from resnet_ops.orchestration.allocation import Pool
+    from resnet_ops.orchestration.trial_slots import TrialSlots
     from resnet_ops.study.results import StudyResult
     from resnet_ops.tuning.results import Search, SearchRecord
 
@@ -104,14 +104,14 @@ class StudyProgress(SearchProgress):
         super().__init__()
         self.config = config
 
-    def search_started(self, search: "Search", record: "SearchRecord", slots: "Pool") -> None:
+    def search_started(self, search: "Search", record: "SearchRecord", slots: "TrialSlots") -> None:
         """Show the networks and the resources."""
         self.search, self.record, self.stage = search, record, "Starting Ray"
         data, points = record.data, record.space.points
         networks = ", ".join(dict.fromkeys(_label(point) for point in points))
         seeds = len({point["seed"] for point in points})
-        at_once = min(slots.at_once, record.planned, record.config.max_concurrent or slots.at_once)
-        tell_submitter("created")
+        at_once = min(slots.max_concurrent, record.planned, record.config.max_concurrent or slots.max_concurrent)
+        report_milestone("created")
         err.print(
             f"[bold]{record.planned} trainings[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
             f"{data.val_images:,} validation images), {record.epochs} epochs each: {networks}; "

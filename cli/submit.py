@@ -23,7 +23,7 @@ from resnet_ops.config import DATA_SETS, TrainConfig
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.options import RUN_NAME, as_typed
-from resnet_ops.orchestration.milestones import SUBMITTER, milestone, tell_submitter
+from resnet_ops.orchestration.job_protocol import SUBMITTER, parse_milestone, report_milestone
 from resnet_ops.tracking.tracker import service_environment
 
 from .console import Output, err, warn
@@ -102,11 +102,11 @@ class _Submission:
 
     def follow(self) -> "Job":
         """Submit the job and show its log, until it has ended."""
-        from resnet_ops.orchestration.jobs import Log, new_id
+        from resnet_ops.orchestration.jobs import JobLog, new_job_id
 
-        self.job_id, self.answer, self._ending = new_id(str(self.config.name)), None, False
+        self.job_id, self.answer, self._ending = new_job_id(str(self.config.name)), None, False
         arguments = self.arguments(self.config, self.resume)
-        log, submitted, stop_requested = Log(self.job_id), False, False
+        log, submitted, stop_requested = JobLog(self.job_id), False, False
         with _sigterm():
             while True:
                 try:
@@ -117,7 +117,7 @@ class _Submission:
                             f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True
                         )
                     if self.stopping and not stop_requested:
-                        self.server.ask_to_stop(self.job_id)
+                        self.server.request_stop(self.job_id)
                         stop_requested = True
                     job = self.server.follow(log, self._show)
                     self._show_held_back()
@@ -142,7 +142,7 @@ class _Submission:
         # Ray's own messages, in the same log and only recognisable by their text.
         if line.startswith("Running entrypoint for job ") or line.endswith("Runtime env is setting up."):
             return
-        if (reached := milestone(line)) is not None:
+        if (reached := parse_milestone(line)) is not None:
             self.resume = self.resume or reached == "created"
             self._ending = reached == "ending"
             return
@@ -229,7 +229,7 @@ def _write(line: str) -> None:
 
 
 def _ask_whether_to_stop() -> bool:
-    """Ask on a terminal whether to stop the job; elsewhere, and for a second Ctrl-C, detach."""
+    """Ask on a terminal whether to stop the job; remote_nodes, and for a second Ctrl-C, detach."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     sys.stderr.write("\nDetach (the job keeps running) or stop it? [d/s] (d) ")
@@ -288,14 +288,14 @@ def _new_name(config: TrainConfig) -> str:
 
 
 def begin_as_job() -> None:
-    """Prepare a job's process: handle Ctrl-C, and show how versions differ from those of the submitter."""
+    """Prepare a job's process: handle Ctrl-C, and show how installed_versions differ from those of the submitter."""
     # A head node that was started in the background ignores SIGINT, and so do the processes it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from resnet_ops.orchestration.jobs import differences, versions
+    from resnet_ops.orchestration.job_protocol import installed_versions, version_differences
 
-    tell_submitter("begun")
-    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    report_milestone("begun")
+    installed = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
     err.print(f"resnet-ops has begun on {escape(socket.gethostname())}: {installed}", soft_wrap=True)
-    differing = differences(os.environ.get(SUBMITTER, ""))
+    differing = version_differences(os.environ.get(SUBMITTER, ""))
     if differing:
         warn(f"This cluster has {', '.join(differing)}.")

@@ -8,7 +8,8 @@ from rich.markup import escape
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.templates import ClusterValues, Kind, TemplateResult
+from resnet_ops.orchestration.cluster_values import ClusterValues, Kind
+from resnet_ops.orchestration.templates import TemplateResult
 
 from .console import Output, short
 from .options import Debug, Json, Options, options_of
@@ -19,11 +20,18 @@ resnet-ops cluster template kuberay -o mine --nodes 2:8 --gpus-per-node 1  # sca
 resnet-ops cluster template compose -o mine  # a cluster of containers on this machine
 """
 
-TRAIN = ("max_failures", "checkpoint_every", "model", "data", "epochs")
-CHECKPOINT_EVERY = "10m"
+
+# The options of `train` that the files hold, in the order in which they are written there.
+TRAIN_OPTIONS = ("max_failures", "checkpoint_every", "model", "data", "epochs")
 
 
-@options_of(ClusterValues, (TrainConfig, TRAIN))
+class TemplateTrainConfig(TrainConfig):
+    """A training on a new cluster, which also saves within epochs: such a cluster is more likely to go."""
+
+    checkpoint_every: Annotated[str | None, TrainConfig.model_fields["checkpoint_every"]] = "10m"
+
+
+@options_of(ClusterValues, (TemplateTrainConfig, TRAIN_OPTIONS))
 def template(
     kind: Annotated[
         Kind, typer.Argument(metavar="KIND", help=f"How to create the cluster: {', '.join(get_args(Kind))}.")
@@ -35,14 +43,12 @@ def template(
 ) -> None:
     """Write configuration files that create a Ray cluster and train on it, ready to edit.
 
-    Nothing is started. Checkpoints are saved every 10 minutes unless --checkpoint-every says otherwise. The files use
-    the versions of Ray, Python and resnet-ops that are installed here.
+    Nothing is started. The files use the versions of Ray, Python and resnet-ops that are installed here.
     """
     shown = Output(json)
     values = options.make(ClusterValues)
-    trained = TrainConfig.of(**{"checkpoint_every": CHECKPOINT_EVERY} | options.typed(TrainConfig))
-    train = {name: getattr(trained, name) for name in TRAIN}
-    _show(shown, templates.write(kind, values, train, output))
+    train = options.make(TemplateTrainConfig)
+    _show(shown, templates.write(kind, values, {name: getattr(train, name) for name in TRAIN_OPTIONS}, output))
 
 
 def _show(output: Output, written: TemplateResult) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
-from resnet_ops.orchestration.connect import LOCAL, address_of, import_ray
+from resnet_ops.orchestration.connect import LOCAL, cluster_address, import_ray
 from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check_service
@@ -55,7 +55,7 @@ def train(
         with importing():
             from resnet_ops.training import job
 
-            if address_of(config, config.nodes.most) == LOCAL:  # else imported while a cluster is contacted
+            if cluster_address(config, config.nodes.most) == LOCAL:  # else imported while a cluster is contacted
                 began = cpu_times()
                 import_ray()
                 yield_cores(began)

@@ -5,7 +5,8 @@ import pickle
 import pytest
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.orchestration.placement import Node, NoRoomError
+from resnet_ops.orchestration.nodes import Node
+from resnet_ops.orchestration.placement import NoRoomError
 from resnet_ops.training.checkpoint import PickledFileError
 
 NODES = (Node("a", "a", 2, 0, 1, 0), Node("b", "b", 2, 0, 2, 0))

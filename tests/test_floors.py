@@ -64,6 +64,18 @@ def test_imports_go_down_only(room: str) -> None:
         assert not climbing, f"{file.relative_to(ROOT)} imports {climbing}"
 
 
+def test_orchestration_knows_where_work_runs_and_not_what_it_is() -> None:
+    known = {"ConnectionConfig", "JobConfig", "ClusterConfig", "NodeRange"}
+    for file in (ROOT / "resnet_ops" / "orchestration").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            assert "resnet_ops.config" not in modules, file.name
+            if isinstance(node, ast.ImportFrom) and node.module in ("resnet_ops", "resnet_ops.config"):
+                found = {a.name for a in node.names}
+                assert "config" not in found, file.name
+                assert node.module == "resnet_ops" or found <= known, f"{file.name} imports {found - known}"
+
+
 def test_every_room_has_its_floor() -> None:
     rooms = {p.stem for p in (ROOT / "resnet_ops").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert rooms - {"__init__", "__main__"} == set(FLOORS)  # which name what is in the others

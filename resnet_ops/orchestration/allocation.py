@@ -1,41 +1,38 @@
-"""From a configuration to a place to work: which cluster, does it fit, does it have to wait.
+"""Allocation of nodes to a job: which cluster it runs on, whether it fits there, how long to wait until it does.
 
-`placed` finds room for one job, `pooled` for many small ones at once: the trials of a search.
+For many small jobs at once, the trials of a search, see `trial_slots`.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import ray_internals
-from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray, set_patience
+from resnet_ops.orchestration.connect import LOCAL, cluster_address, connected, local_ray, set_hang_timeouts
+from resnet_ops.orchestration.nodes import Node, read_nodes, this_node
 from resnet_ops.orchestration.placement import (
-    Device,
     Layout,
-    Node,
     NoRoomError,
     Request,
-    choose,
     choose_device,
-    refuse,
-    survey,
-    this_node,
+    explain_refusal,
+    place_workers,
 )
 
-AUTOSCALER_WAIT_S = RECOVER_S = 600.0  # for machines, at the start or after a loss, where --wait does not say
+AUTOSCALER_WAIT_S = RECOVER_S = 600.0  # to wait for nodes at the start or after a loss, unless --wait is given
 GRACE_S = 10.0
-LOOK_INTERVAL_S = 0.3
+POLL_INTERVAL_S = 0.3
 Warn = Callable[[str], None]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a job goes: on this machine alone, or on the cluster that this process is part of."""
+    """Nodes that a job runs on: this machine alone, or some of the cluster that this process is connected to."""
 
     request: Request
     layout: Layout
@@ -43,52 +40,54 @@ class Placement:
 
     @property
     def in_process(self) -> bool:
-        """Whether the one worker is this very process: 2 s from the shell to its first step instead of 15."""
+        """Return whether the only worker is this process: 2 s from the shell to its first step instead of 15."""
         return self.local and self.layout.workers == 1
 
     @property
-    def elsewhere(self) -> list[Node]:
-        """The machines of a cluster that it goes to; none where it stays on this one."""
-        return [] if self.local else [node for node, _ in self.layout.on]
+    def remote_nodes(self) -> list[Node]:
+        """Return the nodes of the cluster that it runs on; none if it runs on this machine."""
+        return [] if self.local else [node for node, _ in self.layout.assignments]
 
-    def ray(self) -> contextlib.AbstractContextManager[None]:
-        """Ray to run the workers on; of this machine's own it is started only now, when all else is checked."""
+    def start_ray(self) -> contextlib.AbstractContextManager[None]:
+        """Start Ray for workers on this machine, once all else is checked; a cluster is connected to already."""
         if not self.local:
             return contextlib.nullcontext()
-        ((node, workers),) = self.layout.on
+        ((node, workers),) = self.layout.assignments
         gpus = workers if self.layout.device == "cuda" else 0
         return local_ray(max(workers, int(node.cpus)), gpus)
 
 
 @contextlib.contextmanager
-def placed(config: ClusterConfig, warn: Warn) -> Iterator[Placement]:
-    """Find a place for a job, and be connected to it for the length of a `with` block.
+def allocate(config: ClusterConfig, warn: Warn) -> Iterator[Placement]:
+    """Find room for a job, and stay connected to the cluster for the length of a `with` block.
 
     Raises:
-        NoRoomError: It does not fit, or did not in the time that it may wait.
+        NoRoomError: It does not fit, or did not within the time to wait.
         UserError: The cluster cannot be reached.
     """
-    set_patience(config.hang_timeout)
-    address = address_of(config, config.nodes.most)
+    set_hang_timeouts(config.hang_timeout)
+    address = cluster_address(config, config.nodes.most)
     if address == LOCAL:
         node = this_node()
         request = Request.of(config, choose_device(config, [node], "here"))
-        layout = choose([node], request)
+        layout = place_workers([node], request)
         if layout is None:
-            raise _refuse_here(node, request)
+            raise _explain_local_refusal(node, request)
         yield Placement(request, layout, local=True)
         return
-    with _connected_or_too_small(config, address):
-        nodes = survey(only_answering=True)
+    with _connect(config, address):
+        nodes = read_nodes(only_responsive=True)
         request = Request.of(config, choose_device(config, nodes, "on this cluster"))
-        with _growing(request, nodes) as autoscales:
-            layout = choose(nodes, request) or wait_for_room(lambda: _chosen(request), config, warn, autoscales)
+        with _request_scaling(request, nodes) as autoscales:
+            layout = place_workers(nodes, request) or wait_for_room(
+                lambda: _place_or_refuse(request), config, warn, autoscales
+            )
             yield Placement(request, layout, local=False)
 
 
-def _refuse_here(node: Node, request: Request) -> NoRoomError:
+def _explain_local_refusal(node: Node, request: Request) -> NoRoomError:
     if request.fewest > 1:
-        return refuse([node], request, "this machine alone")
+        return explain_refusal([node], request, "this machine alone")
     option, unit, has = (
         ("--gpus-per-node", "GPU", node.gpus)
         if request.device == "cuda"
@@ -101,8 +100,8 @@ def _refuse_here(node: Node, request: Request) -> NoRoomError:
 
 
 @contextlib.contextmanager
-def _connected_or_too_small(config: ClusterConfig, address: str) -> Iterator[None]:
-    """A job for many machines, no cluster named and none here: that is one machine, and too few."""
+def _connect(config: ClusterConfig, address: str) -> Iterator[None]:
+    """Connect to a cluster; if none was named and none runs here, a job for several nodes has too few."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(connected(address))
@@ -113,186 +112,76 @@ def _connected_or_too_small(config: ClusterConfig, address: str) -> Iterator[Non
         yield
 
 
-def _chosen(request: Request) -> Layout:
-    nodes = survey(only_answering=True)
-    layout = choose(nodes, request)
+def _place_or_refuse(request: Request) -> Layout:
+    nodes = read_nodes(only_responsive=True)
+    layout = place_workers(nodes, request)
     if layout is None:
-        raise refuse(nodes, request)
+        raise explain_refusal(nodes, request)
     return layout
 
 
-@dataclass(frozen=True)
-class Share:
-    """What each trial gets, as a user asked for it; None where we are to choose."""
+def wait_for_room(attempt: Callable[[], T], config: ClusterConfig, warn: Warn, autoscales: bool) -> T:
+    """Return what `attempt` returns, repeating it while it raises NoRoomError.
 
-    cpus: int | None = None
-    gpus: float | None = None
-    nodes: int = 1
-    machines: int | None = None  # to spread trials over; by default all there are
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Where trials run: the machines, each trial's part of them, and how many run at once."""
-
-    nodes: tuple[Node, ...]
-    local: bool
-    device: Device
-    cpus: int
-    gpus: float
-    at_once: int
-
-    @property
-    def elsewhere(self) -> list[Node]:
-        """The machines of a cluster; none where it is this one alone."""
-        return [] if self.local else list(self.nodes)
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """What Ray Tune reserves for a trial on one machine."""
-        return {"cpu": self.cpus} | ({"gpu": self.gpus} if self.gpus else {})
-
-    def ray(self) -> contextlib.AbstractContextManager[None]:
-        """Ray to run them on; of this machine's own it is started only now, when all else is checked."""
-        if not self.local:
-            return contextlib.nullcontext()
-        return local_ray(int(self.nodes[0].cpus), int(self.nodes[0].gpus))
-
-
-@contextlib.contextmanager
-def pooled(config: ClusterConfig, share: Share, warn: Warn) -> Iterator[Pool]:
-    """Find room for trials, and be connected to it for the length of a `with` block.
+    Args:
+        attempt: Allocates the room.
+        config: Its `wait` limits the time, which by default is 10 minutes with an autoscaler and none without.
+        warn: Receives what is missing, whenever that changes.
+        autoscales: Whether an autoscaler may add nodes.
 
     Raises:
-        NoRoomError: Not one trial will ever fit.
-        UserError: The cluster cannot be reached.
+        NoRoomError: There was no room in that time.
     """
-    set_patience(config.hang_timeout)
-    address = address_of(config, max(share.nodes, share.machines or 1))
-    if address == LOCAL:
-        yield _pool(config, share, [this_node()], local=True)
-        return
-    with connected(address):
-        yield wait_for_room(
-            lambda: _pool(config, share, survey(only_answering=True), local=False), config, warn, has_autoscaler()
-        )
-
-
-def _pool(config: ClusterConfig, share: Share, nodes: list[Node], local: bool) -> Pool:
-    where = "this machine" if local else "this cluster"
-    device = choose_device(config, nodes, "here" if local else "on this cluster")
-    if device == "cpu" and share.gpus:
-        raise NoRoomError(
-            f"--gpus-per-trial {share.gpus:g}: {where} has no usable GPU.",
-            "Remove it to search on CPUs, or check with resnet-ops doctor.",
-            tuple(nodes),
-        )
-    if share.nodes > 1:
-        request = replace(Request.of(config, device), fewest=share.nodes, most=share.nodes)
-        at_once = _layouts(nodes, request)
-        if not at_once:
-            raise refuse(nodes, request, where, "--nodes-per-trial")
-        return Pool(tuple(nodes), local, device, 0, 0, at_once)
-    gpus = (share.gpus or 1.0) if device == "cuda" else 0.0
-    cpus = share.cpus or 1
-    fitting = sorted((_fitting(node, cpus, gpus) for node in nodes), reverse=True)
-    able = sum(count > 0 for count in fitting)
-    if able:
-        if able < (share.machines or 1):
-            raise NoRoomError(
-                f"--nodes {share.machines} needs {share.machines} nodes with room for a trial; {where} has {able}.",
-                f"Use --nodes {able}, or add nodes: resnet-ops cluster template.",
-                tuple(nodes),
-            )
-        at_once = sum(fitting[: share.machines])
-    else:
-        needs = f"{cpus} CPU core{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPUs" if gpus else "")
-        most = max((node.cpus for node in nodes), default=0)
-        remedy = f"Use --cpus-per-trial {most:g}" if most < cpus else f"Use fewer than {gpus:g} GPUs"
-        raise NoRoomError(f"A trial needs {needs} on one node; {where} has none.", f"{remedy}.", tuple(nodes))
-    return Pool(tuple(nodes), local, device, cpus, gpus, at_once)
-
-
-def _fitting(node: Node, cpus: int, gpus: float) -> int:
-    by_cpus = int(node.cpus / cpus)
-    if not gpus:
-        return by_cpus
-    on_gpus = int(node.gpus / gpus) if gpus >= 1 else int(node.gpus) * int(1 / gpus + 1e-9)
-    return min(by_cpus, on_gpus)
-
-
-def _layouts(nodes: list[Node], request: Request) -> int:
-    """How often a job on several machines fits on all of them, were they empty."""
-    left = [replace(node, free_cpus=node.cpus, free_gpus=node.gpus) for node in nodes]
-    count = 0
-    while layout := choose(left, request):
-        left = [_less(node, layout) for node in left]
-        count += 1
-    return count
-
-
-def _less(node: Node, layout: Layout) -> Node:
-    workers = sum(count for taken, count in layout.on if taken.id == node.id)
-    gpus = workers if layout.device == "cuda" else 0
-    return replace(node, free_cpus=node.free_cpus - workers * layout.cpus, free_gpus=node.free_gpus - gpus)
-
-
-def wait_for_room(look: Callable[[], T], config: ClusterConfig, warn: Warn, autoscales: bool) -> T:
-    """Return what `look` finds, once it finds room: at once, or within the time that --wait or an autoscaler is given.
-
-    Raises:
-        NoRoomError: There is none in that time.
-    """
-    patience = Patience((AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait, warn)
+    timer = RetryTimer((AUTOSCALER_WAIT_S if autoscales else 0.0) if config.wait is None else config.wait, warn)
     while True:
         try:
-            return look()
+            return attempt()
         except NoRoomError as refusal:
-            patience.wait(refusal)
+            timer.wait(refusal)
 
 
-class Patience:
-    """How long room is waited for, between one look and the next."""
+class RetryTimer:
+    """Waits between attempts to allocate room, up to a limit, and reports what is missing."""
 
     def __init__(self, wait_s: float, warn: Warn) -> None:
         self.wait_s, self.warn = wait_s, warn
-        self.since: float | None = None
-        self.told = ""
+        self.started_at: float | None = None
+        self.last_message = ""
 
     def wait(self, refusal: NoRoomError) -> None:
-        """Wait until the next look is due, and say what is missing where that has changed.
+        """Wait until the next attempt is due, and report what is missing if that has changed.
 
         Raises:
-            NoRoomError: It was waited for long enough.
+            NoRoomError: The time is over.
         """
         now = time.monotonic()
-        self.since = self.since or now
-        # Machines that are merely busy may be so with a job that was killed a moment ago.
+        self.started_at = self.started_at or now
+        # Nodes that are only busy may be so with a job that was killed a moment ago.
         wait_s = max(self.wait_s, GRACE_S) if refusal.busy else self.wait_s
-        if now - self.since >= wait_s:
+        if now - self.started_at >= wait_s:
             raise refusal
-        if self.told != refusal.missing:
-            self.told = refusal.missing
-            self.warn(f"{self.told}; waiting up to {wait_s:.0f} s.")
-        time.sleep(LOOK_INTERVAL_S)
+        if self.last_message != refusal.missing:
+            self.last_message = refusal.missing
+            self.warn(f"{self.last_message}; waiting up to {wait_s:.0f} s.")
+        time.sleep(POLL_INTERVAL_S)
 
-    def renew(self) -> None:
-        """There was room; what is waited for next is given the whole time again."""
-        self.since = None
+    def reset(self) -> None:
+        """Give the next wait the whole time again, after an attempt that succeeded."""
+        self.started_at = None
 
 
 def has_autoscaler() -> bool:
-    """Whether something may add machines to the cluster that this process is connected to.
+    """Return whether an autoscaler may add nodes to the cluster that this process is connected to.
 
-    Every cluster's head runs Ray's monitor, which reports machines by their type; where nobody has
-    defined types it makes one up for each machine.
+    Every cluster's head runs Ray's monitor, which reports nodes by their type; if no types are defined it makes
+    one up for each node.
     """
     return any(name and not name.startswith("node_") for name in ray_internals.node_types())
 
 
 @contextlib.contextmanager
-def _growing(request: Request, nodes: Iterable[Node]) -> Iterator[bool]:
-    """Ask an autoscaler, if there is one, for as many machines as the job may take, until it ends.
+def _request_scaling(request: Request, nodes: Iterable[Node]) -> Iterator[bool]:
+    """Ask an autoscaler, if there is one, for as many nodes as the job may use, until it ends.
 
     Yields:
         Whether there is one.
@@ -303,12 +192,12 @@ def _growing(request: Request, nodes: Iterable[Node]) -> Iterator[bool]:
     if not autoscales:
         yield False
         return
-    able = [node for node in nodes if request.workers_on(node)]
-    workers = request.workers or (max((request.workers_on(node) for node in able), default=1))
-    cores = request.cpus or min((request.cores_on(node) for node in able), default=1)
+    usable = [node for node in nodes if request.workers_on(node)]
+    workers = request.workers or (max((request.workers_on(node) for node in usable), default=1))
+    cores = request.cpus or min((request.cores_on(node) for node in usable), default=1)
     bundle = {"CPU": int(cores * workers) or 1} | ({"GPU": workers} if request.device == "cuda" else {})
     request_resources(bundles=[bundle] * request.most)
     try:
         yield True
     finally:
-        request_resources(bundles=[])  # or they are kept, and paid for, when the job is long over
+        request_resources(bundles=[])  # or Ray keeps the nodes, and someone pays, after the job has ended

@@ -1,4 +1,7 @@
-"""What a cluster remembers for a job while its head lives: the room that was given, the machines that are left out."""
+"""State of a job in the key-value store of the cluster's head: its placement group and its excluded nodes.
+
+It lasts as long as the head node does.
+"""
 
 from typing import Any
 
@@ -8,47 +11,47 @@ NAMESPACE = "resnet-ops"
 
 
 class PlacementGroupRecorder(WorkerGroupCallback):
-    """Writes down which room a run's workers were given.
+    """Records the placement group that reserves the resources of a run's workers.
 
-    Ray gives it back when the job's controller ends, or, where that is killed, when the whole process that began it
-    does. A search outlives its trials: one whose driver was lost must free its own room before it goes on.
+    Ray releases it when the job's controller ends or, if that is killed, when the process that started it ends. A
+    search outlives its trials: a trial whose driver was lost must release its own before it resumes.
     """
 
     def __init__(self, run: str) -> None:
         self.run = run
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Remember it, in place of what the run had before."""
-        room = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        kv_put(_room(self.run), room.id.hex().encode(), NAMESPACE)
+        """Record it, in place of the one that the run had before."""
+        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        kv_put(_placement_group_key(self.run), group.id.hex().encode(), NAMESPACE)
 
 
 def release_placement_group(run: str) -> None:
-    """Give back the room that a run's workers were given last, if they still have it."""
+    """Release the placement group that was last recorded for a run, if it still exists."""
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    held = kv_get(_room(run), NAMESPACE)
-    if held:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(held.decode()))))
-        kv_del(_room(run), NAMESPACE)
+    group_id = kv_get(_placement_group_key(run), NAMESPACE)
+    if group_id:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id.decode()))))
+        kv_del(_placement_group_key(run), NAMESPACE)
 
 
 def exclude_node(node: str) -> None:
-    """Leave out a machine, by its id, for the rest of this process's job."""
-    kv_put(_unfit() + node, b"", NAMESPACE)
+    """Exclude a node, by its id, for the rest of this process's Ray job."""
+    kv_put(_excluded_prefix() + node, b"", NAMESPACE)
 
 
 def excluded_nodes() -> set[str]:
-    """Return the ids of the machines left out so far."""
-    return {key.removeprefix(_unfit()) for key in kv_list(_unfit(), NAMESPACE)}
+    """Return the ids of the nodes excluded so far."""
+    return {key.removeprefix(_excluded_prefix()) for key in kv_list(_excluded_prefix(), NAMESPACE)}
 
 
-def _room(run: str) -> str:
-    return f"room/{run}"
+def _placement_group_key(run: str) -> str:
+    return f"placement_group/{run}"
 
 
-def _unfit() -> str:
+def _excluded_prefix() -> str:
     import ray
 
-    return f"unfit/{ray.get_runtime_context().get_job_id()}/"
+    return f"excluded/{ray.get_runtime_context().get_job_id()}/"

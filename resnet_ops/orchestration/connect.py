@@ -1,4 +1,7 @@
-"""A Ray cluster to work on: one of this process's own, on this machine, or one that is there already."""
+"""Connections to Ray: to a running cluster, or to a Ray that this process starts on this machine.
+
+How a cluster's job server is reached from outside is in `job_client`.
+"""
 
 import contextlib
 import logging
@@ -13,47 +16,47 @@ from typing import Any
 from resnet_ops.cluster_config import ConnectionConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import ray_internals
-from resnet_ops.orchestration.packaging import shippable_code
+from resnet_ops.orchestration.packaging import copy_package
 
-# Set before Ray is imported, for it reads them then; what the user has set stays.
+# Set before Ray is imported, which reads them then; a value that the user has set stays.
 SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # polls for results; at Ray's 2 s a run ends 4 s late
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # room that was just seen to be there is given at once, or is gone
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine, and it warns at each start
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the directory that relative paths are meant from
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about it
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that reads on once Ray is shut down would start another one, for 20 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # interval of polling for results; with Ray's 2 s a run ends 4 s late
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # room that was free a moment ago is given at once, or was taken
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # not needed, and it warns at each start
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the directory that relative paths start from
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; silences a warning about it
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that uses Ray after its shutdown would start another one, in 20 s
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
 
 
 LOCAL, AUTO = "local", "auto"
-REACH_S = 3.0
+REACH_TIMEOUT_S = 3.0
 
 
-def address_of(config: ConnectionConfig, nodes: int = 1) -> str:
-    """Which cluster is meant by who asks for up to so many machines: 'local', 'auto', or an address."""
+def cluster_address(config: ConnectionConfig, nodes: int = 1) -> str:
+    """Return the cluster that a job on up to so many nodes uses: 'local', 'auto', or an address."""
     if config.cluster is not None:
         return config.cluster
     return AUTO if os.environ.get("RAY_ADDRESS") or nodes > 1 else LOCAL
 
 
-def set_patience(hang_timeout: float) -> None:
-    """Let Ray find hanging workers as soon as we do; its own times are 10 minutes and never. To be called first."""
+def set_hang_timeouts(hang_timeout: float) -> None:
+    """Set when Ray takes workers for hanging, instead of after 10 minutes or never; before Ray is imported."""
     for timeout in ("WORKER_HEALTH_CHECK", "COLLECTIVE"):
         os.environ[f"RAY_TRAIN_{timeout}_TIMEOUT_S"] = str(hang_timeout)
 
 
-def ask_nccl(hang_timeout: float) -> None:
-    """Have Ray ask NCCL too whether its ranks still agree; where that cannot be, Ray says so and goes without."""
+def enable_nccl_hang_detector(hang_timeout: float) -> None:
+    """Have Ray ask NCCL too whether its ranks still make progress; if NCCL cannot tell, Ray warns and does without."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
     os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
     os.environ.setdefault("RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S", str(hang_timeout))
 
 
 def import_ray() -> None:
-    """Import Ray, with its settings settled first and its running commentary off; its errors stay."""
+    """Import Ray with our settings, logging errors only."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ray_internals.silence_worker_logs()
@@ -62,7 +65,7 @@ def import_ray() -> None:
 
 @contextlib.contextmanager
 def local_ray(cpus: int, gpus: int) -> Iterator[None]:
-    """Start Ray on this machine for the length of a `with` block, or use the one that runs in this process."""
+    """Start Ray on this machine for the length of a `with` block, or use the one that this process has started."""
     import_ray()
     import ray
 
@@ -78,13 +81,13 @@ def local_ray(cpus: int, gpus: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Be part of a running cluster for the length of a `with` block, or of the one this process is in already.
+    """Connect to a running cluster for the length of a `with` block, or use the connection of this process.
 
     Args:
         address: 'auto' (RAY_ADDRESS, or the cluster that runs on this machine) or host:port.
 
     Raises:
-        UserError: There is none, it cannot be reached, or it does not let us in.
+        UserError: There is none, it cannot be reached, or it refuses the connection.
     """
     import_ray()
     import ray
@@ -92,8 +95,8 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = find(address)
-    _take_token_if_asked(address)
+    address = resolve_address(address)
+    _set_up_token(address)
     try:
         try:
             _init(address=address, ship=ray_internals.JOB_CONFIG_VARIABLE not in os.environ)
@@ -109,27 +112,29 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _init(ship: bool = False, **options: Any) -> None:
-    """ray.init, quiet, with this resnet-ops sent to every machine if it is to be shipped."""
+    """Call ray.init without its logs; `ship` sends this resnet-ops to every node."""
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:
         if ship:
-            options["runtime_env"] = {"py_modules": [str(shippable_code(Path(folder)))]}
-        # Workers look for modules in the directory that this is called from, before all others: another resnet_ops
-        # that lies here would be taken for the one that runs.
-        elsewhere = contextlib.nullcontext() if options["address"] == LOCAL else contextlib.chdir(folder)
-        with elsewhere:
+            options["runtime_env"] = {"py_modules": [str(copy_package(Path(folder)))]}
+        # Workers import from the directory that this is called in before any other: a resnet_ops/ in it would take
+        # precedence over the one that runs.
+        working_directory = contextlib.nullcontext() if options["address"] == LOCAL else contextlib.chdir(folder)
+        with working_directory:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    if threading.current_thread() is threading.main_thread():  # Ray takes SIGTERM for itself, and exits at once
+    if (
+        threading.current_thread() is threading.main_thread()
+    ):  # Ray replaces the handler of SIGTERM by one that exits at once
         signal.signal(signal.SIGTERM, before)
 
 
-def find(address: str) -> str:
+def resolve_address(address: str) -> str:
     """Turn 'auto' or an address into host:port.
 
     Raises:
-        UserError: No cluster runs here and none is named, or the address is none.
+        UserError: No cluster runs here and none is named, or the address is invalid.
     """
     if address.startswith("ray://"):
         raise UserError(
@@ -138,11 +143,11 @@ def find(address: str) -> str:
         )
     import_ray()
     try:
-        found = ray_internals.bootstrap_address(address)
+        resolved = ray_internals.bootstrap_address(address)
     except (ValueError, OSError):
-        found = None
-    if found:
-        return found
+        resolved = None
+    if resolved:
+        return resolved
     if address == AUTO:
         raise UserError(
             "No Ray cluster is running on this machine, and RAY_ADDRESS is not set.",
@@ -152,33 +157,33 @@ def find(address: str) -> str:
     raise UserError(f"--cluster {address} is not an address.", "Addresses look like 10.0.0.1:6379 or http://HEAD:8265.")
 
 
-def _take_token_if_asked(address: str) -> None:
-    """Use a token where the cluster asks for one, and none where it does not.
+def _set_up_token(address: str) -> None:
+    """Use the token on this machine if the cluster requires one, and none if it does not.
 
-    Ray by itself goes by what lies on this machine's disk. With a token that the cluster does not
-    know of it connects, and is then taken for dead, for it turns the cluster's own calls away.
+    Ray by itself uses a token if there is one on this machine's disk. With one that the cluster does not use it
+    connects, rejects the cluster's calls, and is then taken for dead.
 
     Raises:
-        UserError: Nothing answers, or a token is asked for and there is none, or another one.
+        UserError: Nothing answers, or a token is required and there is none here or a wrong one.
     """
     import grpc
 
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # Ray's own certificates; it tells what is wrong
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):  # Ray's own certificates; its errors are clear
         ray_internals.enable_token()
         return
-    answer = ray_internals.ask_for_cluster_id(address, (), REACH_S)
-    if answer == grpc.StatusCode.OK:
+    status = ray_internals.ask_for_cluster_id(address, (), REACH_TIMEOUT_S)
+    if status == grpc.StatusCode.OK:
         ray_internals.disable_token()
         return
-    if answer != grpc.StatusCode.UNAUTHENTICATED:
+    if status != grpc.StatusCode.UNAUTHENTICATED:
         raise UserError(
-            f"No Ray cluster answers at {address} ({answer.name.lower().replace('_', ' ')}).",
+            f"No Ray cluster answers at {address} ({status.name.lower().replace('_', ' ')}).",
             "Check that it is running and reachable; from outside, submit a job: --cluster http://HEAD:8265.",
         )
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         del os.environ["RAY_AUTH_MODE"]
     headers = ray_internals.token_headers()
-    if not headers or ray_internals.ask_for_cluster_id(address, headers, REACH_S) != grpc.StatusCode.OK:
+    if not headers or ray_internals.ask_for_cluster_id(address, headers, REACH_TIMEOUT_S) != grpc.StatusCode.OK:
         raise UserError(
             f"The Ray cluster at {address} requires a token, but "
             + ("the one here does not match." if headers else "there is none here."),

@@ -1,7 +1,7 @@
-"""A connection to a Ray cluster's job server, or a sentence that says why there is none.
+"""Connections to a Ray cluster's job server, with errors that name the cause and the remedy.
 
-Ray's own client ends in tracebacks of four libraries; here each becomes a `UserError`. What is
-done with the connection is in `jobs`.
+Ray's own client raises exceptions of four libraries; here each becomes a `UserError`. What is done with a connection
+is in `jobs`.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ from resnet_ops.orchestration.connect import import_ray
 from resnet_ops.orchestration.ray_internals import job_client_class
 
 LOCAL = "http://127.0.0.1:8265"
-TIMEOUT_S = (10, 60)  # to connect, and for an answer; Ray's client would wait for ever
+TIMEOUT_S = (10, 60)  # to connect, and for a response; Ray's client would wait for ever
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
 class UnreachableError(UserError):
-    """The job server does not answer. It may in a moment, and the job may be well."""
+    """The job server does not respond; it may do so again soon, and the job may still be running."""
 
 
 def is_job_server(cluster: str | None) -> bool:
-    """Whether `--cluster` names a job server rather than a cluster to join."""
+    """Return whether `--cluster` names a job server rather than a cluster to connect to."""
     return cluster is not None and cluster.lower().startswith(("http://", "https://"))
 
 
 def default_address() -> str:
-    """The job server to ask when none is named: Ray's environment variables, else this machine's."""
+    """Return the default job server: that of Ray's environment variables, or else this machine's."""
     for variable in (ADDRESS_VARIABLE, "RAY_ADDRESS"):
         if is_job_server(os.environ.get(variable)):
             return os.environ[variable]
@@ -42,7 +42,7 @@ def check_address(address: str) -> str:
     """Return the job server's address in the form that Ray's client takes.
 
     Raises:
-        UserError: It is no address, or holds a password or token, which is then not repeated.
+        UserError: It is no address, or contains a password or token, which is then not repeated.
     """
     if "://" not in address:
         address = f"http://{address}"
@@ -52,8 +52,8 @@ def check_address(address: str) -> str:
     except ValueError:
         host = None
     if host is None or not is_job_server(address):
-        shown = "The job server's address" if "@" in address or "?" in address else f"--cluster {address}"
-        raise UserError(f"{shown} is not a job server's address.", f"Addresses look like {LOCAL}.")
+        named = "The job server's address" if "@" in address or "?" in address else f"--cluster {address}"
+        raise UserError(f"{named} is not a job server's address.", f"Addresses look like {LOCAL}.")
     if parts.username is not None or parts.query or parts.fragment:
         raise UserError(
             f"--cluster {parts.scheme}://{host}... contains more than an address, perhaps a secret.",
@@ -63,23 +63,23 @@ def check_address(address: str) -> str:
 
 
 def connect(address: str) -> Any:
-    """Connect to the job server at `address`; returns Ray's JobSubmissionClient.
+    """Connect to the job server at `address`, and return Ray's JobSubmissionClient.
 
     Raises:
-        UserError: The address is wrong, the token is, or what answers is no job server or too old.
-        UnreachableError: Nothing answers.
+        UserError: The address or the token is wrong, or what responds is no job server or too old.
+        UnreachableError: Nothing responds.
     """
     address = check_address(address)
     headers = _token_header()
     import_ray()
     client_class = job_client_class(TIMEOUT_S)
-    # The variables win over the argument there (2.60); what was asked for here must win.
+    # In Ray 2.60 the variables take precedence over the argument; the argument must.
     with explain_errors(address), _environment(ADDRESS_VARIABLE, address):
         return client_class(address, headers=headers)
 
 
 def _token_header() -> dict[str, str]:
-    """The token, as a header of the client: Ray would read it only with RAY_AUTH_MODE=token set before its import."""
+    """Return the header with the token; Ray would read it only if RAY_AUTH_MODE=token was set before its import."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return {}
     token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
@@ -94,7 +94,7 @@ def _token_header() -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise UserError(f"The token in {file} cannot be read: {reason}.", _TOKEN) from None
-    if any(not "!" <= character <= "~" for character in token):  # http's own complaint would print it
+    if any(not "!" <= character <= "~" for character in token):  # the error of http.client would print it
         raise UserError("The cluster's token contains invalid characters.", _TOKEN)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -114,62 +114,61 @@ def explain_errors(address: str) -> Iterator[None]:
 
     try:
         yield
-    except AuthenticationError as error:  # of one class whether a token is missing or wrong: its words tell
-        raise _refused(address, 401 if "Authentication required" in str(error) else 403) from None
+    except AuthenticationError as error:  # only its text says whether a token is missing or wrong
+        raise _token_error(address, 401 if "Authentication required" in str(error) else 403) from None
     except WSServerHandshakeError as error:
         if error.status in (401, 403):
-            raise _refused(address, error.status) from None
+            raise _token_error(address, error.status) from None
         if error.status == 404:
-            raise _answered(address, "status code 404: The job does not exist") from None
-        raise _unreachable(address, error) from error
+            raise _server_error(address, "status code 404: The job does not exist") from None
+        raise _unreachable_error(address, error) from error
     except (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError, ClientError) as error:
-        raise _unreachable(address, error) from error
+        raise _unreachable_error(address, error) from error
     except (requests.RequestException, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise _no_job_server(address) from error
+        raise _no_job_server_error(address) from error
     except RuntimeError as error:
-        raise _answered(address, str(error)) from error
+        raise _server_error(address, str(error)) from error
 
 
-def _refused(address: str, status: int) -> UserError:
+def _token_error(address: str, status: int) -> UserError:
     sent = "requires a token, but none was sent" if status == 401 else "rejected the token"
     return UserError(f"The Ray cluster at {address} {sent} (HTTP {status}).", _TOKEN)
 
 
-def _unreachable(address: str, error: BaseException) -> UserError:
+def _unreachable_error(address: str, error: BaseException) -> UserError:
     causes = [error]
     while (deeper := causes[-1].__context__ or causes[-1].__cause__) and deeper not in causes:
         causes.append(deeper)
-    text = " ".join(map(str, causes))  # urllib3 and aiohttp wrap the system's errors; often only words come through
+    text = " ".join(map(str, causes))  # urllib3 and aiohttp wrap the system's errors; often only their text is left
     host, port = urlsplit(address).hostname, urlsplit(address).port or 8265
     if any(isinstance(cause, socket.gaierror) for cause in causes) or "resolve" in text:
-        why = f"host {host} is unknown"
+        reason = f"host {host} is unknown"
     elif "SSL" in text or "CERTIFICATE" in text:
-        why = "the TLS connection failed; Ray itself uses http, not https"
+        reason = "the TLS connection failed; Ray itself uses http, not https"
     elif "timed out" in text:
-        why = "the connection timed out"
+        reason = "the connection timed out"
     elif "refused" in text:
-        why = "nothing is listening there"
+        reason = "nothing is listening there"
     else:
-        why = "the connection failed"
+        reason = "the connection failed"
     return UnreachableError(
-        f"No Ray job server can be reached at {address}: {why}.",
+        f"No Ray job server can be reached at {address}: {reason}.",
         f"Check that the cluster is running. In Kubernetes: kubectl port-forward service/HEAD-SERVICE {port}:8265; "
-        "behind "
-        f"ssh: ssh -L {port}:localhost:8265 HEAD. Then use --cluster http://127.0.0.1:{port}.",
+        f"behind ssh: ssh -L {port}:localhost:8265 HEAD. Then use --cluster http://127.0.0.1:{port}.",
     )
 
 
-def _no_job_server(address: str) -> UserError:
+def _no_job_server_error(address: str) -> UserError:
     return UserError(
         f"The server at {address} is not a Ray job server.",
         "Use the address of the head node's dashboard (port 8265 by default), not of its GCS (6379).",
     )
 
 
-def _answered(address: str, text: str) -> UserError:
-    """The server's own words, where Ray's client passes them on as a RuntimeError."""
+def _server_error(address: str, text: str) -> UserError:
+    """Return the error for a response of the server, which Ray's client passes on as the text of a RuntimeError."""
     if "status code 404" in text and "does not exist" in text:
         return UserError(
             f"The cluster at {address} does not know the job, or no longer.",
@@ -177,15 +176,15 @@ def _answered(address: str, text: str) -> UserError:
             WORK_FAILED,
         )
     if "returned 404" in text:
-        return _no_job_server(address)
+        return _no_job_server_error(address)
     if "is running on the cluster" in text:
         version = text.removeprefix("Ray version ").split()[0]
         return UserError(f"The cluster at {address} runs Ray {version}, which is too old.", "Update it.")
-    # The log's connection was cut; or a proxy's words for silence behind it.
+    # The log's connection was cut, or a proxy reports that there is no response from the server.
     if "WebSocket" in text or any(f"status code {code}" in text for code in (502, 503, 504)):
-        return _unreachable(address, TimeoutError("timed out"))
+        return _unreachable_error(address, TimeoutError("timed out"))
     lines = text.strip().rstrip(".").splitlines() or [""]
-    last = lines[-1].strip() if "Traceback" in text else lines[0]  # of a traceback, what it ends in
+    last = lines[-1].strip() if "Traceback" in text else lines[0]  # of a traceback, the exception
     return UserError(f"The Ray job server at {address} failed: {last[:300]}.", "See its dashboard.log.", WORK_FAILED)
 
 

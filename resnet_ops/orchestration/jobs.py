@@ -1,17 +1,15 @@
 """Jobs of resnet-ops on a Ray cluster: submit one, follow its log to the end, list and stop them.
 
-How the job server is reached is in `jobserver`; what people see of it, in the command line.
+How the job server is reached is in `job_client`.
 """
 
 import asyncio
-import platform
 import secrets
 import shlex
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +18,23 @@ from pydantic import ConfigDict, Field
 import resnet_ops
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
 from resnet_ops.orchestration.job_client import UnreachableError, connect, explain_errors
-from resnet_ops.orchestration.milestones import SUBMITTER, milestone
-from resnet_ops.orchestration.packaging import shippable_code
+from resnet_ops.orchestration.job_protocol import SUBMITTER, installed_versions, parse_milestone
+from resnet_ops.orchestration.packaging import copy_package
 from resnet_ops.orchestration.ray_internals import server_version
 from resnet_ops.results import Moment, Result
 
-OLDEST_RAY = (2, 60)  # what the shipped code is written for
-STOP_GRACE_S = 60  # from the signal to SIGKILL: for a step, and a checkpoint on a slow disk
-BEGINS_WITHIN_S = 60
-REST_S = 30.0  # to wait for the end of a log where the server is there and the log is not
+OLDEST_RAY = (2, 60)  # that the shipped code works with
+STOP_GRACE_S = 60  # from the signal to SIGKILL: time for a step and for a checkpoint on a slow disk
+START_TIMEOUT_S = 60
+LOG_TIMEOUT_S = 30.0  # to wait for the end of a log that the server does not get from its node
 RUN, VERSION = "resnet_ops_run", "resnet_ops_version"  # keys of a job's metadata
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
-# A driver that ends by itself does so with one of these; any other was killed, by a signal or with its machine.
+# Exit codes of a driver that ended by itself; with any other it was killed, by a signal or with its node.
 OWN_EXITS = {0, 1, 2, 130}
 
 
 class Job(Result):
-    """One job as the server knows it."""
+    """One job, as the server reports it."""
 
     id: str = Field(serialization_alias="job_id", description="Its id; in JSON `job_id`.")
     run: str | None = Field(description="Name of its run; null where it is not one of resnet-ops.")
@@ -52,7 +50,7 @@ class Job(Result):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has ended."""
         return self.status in ENDED
 
 
@@ -64,7 +62,7 @@ class JobList(Result):
 
 
 class SubmittedResult(Result):
-    """What a command that ran as a job has printed with `--json`, and the job's id."""
+    """The JSON result of a command that ran as a job, and the job's id."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -72,10 +70,10 @@ class SubmittedResult(Result):
 
 
 class JobServer:
-    """A cluster's job server, connected.
+    """A connection to a cluster's job server.
 
     Raises:
-        UserError: It cannot be reached, or refuses; so does every method, any time.
+        UserError: It cannot be reached or refuses the connection; every method may raise this too.
     """
 
     def __init__(self, address: str) -> None:
@@ -83,23 +81,23 @@ class JobServer:
         self.address: str = self._client.get_address()
 
     def submit(self, job_id: str, arguments: list[str], run: str, environment: dict[str, str] | None = None) -> None:
-        """Submit `resnet-ops` with these arguments, run by the code in hand, in the cluster's environment and this."""
+        """Submit `resnet-ops` with these arguments, run by this code in the cluster's environment and `environment`."""
         self._check_version()
         with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, explain_errors(self.address):
             self._client.submit_job(
-                # exec: or a shell would stand between the signals and the command. The safe path: or a
-                # resnet_ops/ in the directory that the cluster was started in would go before what is shipped.
+                # Without exec a shell would receive the signals. Without the safe path a resnet_ops/ in the directory
+                # that the cluster was started in would take precedence over the shipped one.
                 entrypoint=f"PYTHONSAFEPATH=1 exec python -m resnet_ops.cli.main {shlex.join(arguments)}",
                 submission_id=job_id,
                 metadata={RUN: run, VERSION: resnet_ops.__version__},
                 runtime_env={
-                    "py_modules": [str(shippable_code(Path(folder)))],
+                    "py_modules": [str(copy_package(Path(folder)))],
                     "env_vars": (environment or {})
                     | {
-                        # Read by the job's supervisor (2.60). A driver that joined Ray dies of SIGTERM at once.
+                        # Read by the job's supervisor (2.60). SIGTERM ends a driver that uses Ray at once.
                         "RAY_JOB_STOP_SIGNAL": "SIGINT",
                         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
-                        SUBMITTER: ",".join(f"{name}={version}" for name, version in versions().items()),
+                        SUBMITTER: ",".join(f"{name}={version}" for name, version in installed_versions().items()),
                     },
                 },
             )
@@ -115,21 +113,21 @@ class JobServer:
             )
 
     def jobs(self) -> list[Job]:
-        """All jobs that were submitted to the cluster, the newest first."""
+        """Return all jobs that were submitted to the cluster, the newest first."""
         with explain_errors(self.address):
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
-        return sorted(found, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC), reverse=True)
+            jobs = [_read_job(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(jobs, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC), reverse=True)
 
     def job(self, job_id: str) -> Job:
-        """What became of a job."""
+        """Return the job as it is now."""
         with explain_errors(self.address):
-            return _job(self._client.get_job_info(job_id))
+            return _read_job(self._client.get_job_info(job_id))
 
     def find(self, name: str) -> Job:
-        """The job with this id, or the newest one of the run of this name.
+        """Return the job with this id, or the newest job of the run of this name.
 
         Raises:
-            UserError: There is none; names the nearest.
+            UserError: There is none; names a similar one.
         """
         jobs = self.jobs()
         for job in jobs:
@@ -141,16 +139,16 @@ class JobServer:
             did_you_mean(name, known) or "List the jobs with: resnet-ops jobs list",
         )
 
-    def ask_to_stop(self, job_id: str) -> None:
-        """Have the job interrupted; it saves what it has and ends some seconds later.
+    def request_stop(self, job_id: str) -> None:
+        """Interrupt the job; it saves a checkpoint and ends some seconds later.
 
-        Ray sends the signal once. A command that is just being started does not get it where the
-        head node was started with SIGINT ignored, as shells do in the background, and would run on
-        to its end: so this waits until ours has said that it has begun.
+        Ray sends the signal once. If the head node was started with SIGINT ignored, as shells start background
+        processes, a command that is still starting does not receive it and would run on: so this waits until the
+        command has reported that it has started.
         """
-        deadline = time.monotonic() + BEGINS_WITHIN_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and not (job := self.job(job_id)).is_over:
-            if job.run is None or "begun" in map(milestone, self.log(job_id).splitlines()):
+            if job.run is None or "begun" in map(parse_milestone, self.log(job_id).splitlines()):
                 break
             time.sleep(0.5)
         with explain_errors(self.address):
@@ -162,7 +160,7 @@ class JobServer:
         Raises:
             UserError: It has not ended after `timeout_s`.
         """
-        self.ask_to_stop(job_id)
+        self.request_stop(job_id)
         deadline = time.monotonic() + timeout_s
         while not (job := self.job(job_id)).is_over:
             if time.monotonic() > deadline:
@@ -175,41 +173,42 @@ class JobServer:
         return job
 
     def log(self, job_id: str) -> str:
-        """The job's log so far: its stdout and stderr, in one."""
+        """Return the job's log so far, its stdout and stderr together."""
         with explain_errors(self.address):
             return str(self._client.get_job_logs(job_id))
 
-    def follow(self, log: "Log", on_line: Callable[[str], None], patience_s: float = 120) -> Job:
-        """Give every line of a job's log to `on_line` as it comes, until the job has ended.
+    def follow(self, log: "JobLog", on_line: Callable[[str], None], timeout_s: float = 120) -> Job:
+        """Call `on_line` with every line of a job's log as it arrives, until the job has ended.
 
-        A connection that breaks is made anew, and the log goes on where it was. Called again
-        with the same `log`, e.g. after a Ctrl-C, this goes on too.
+        If the connection breaks, it reconnects and continues where it was. Called again with the same `log`, e.g.
+        after a Ctrl-C, it continues too.
 
         Raises:
-            UserError: The server did not answer for `patience_s`.
+            UserError: The server did not respond for `timeout_s`.
         """
         while True:
             try:
                 asyncio.run(self._follow(log, on_line))
                 job = self.job(log.job_id)
-                log.heard_at = time.monotonic()
+                log.last_contact = time.monotonic()
                 if job.is_over:
-                    if not job.died:  # the machine may be gone: one would wait, for nothing
-                        log.add(self._rest(log), on_line)
+                    if not job.died:  # its node may be gone, and the log with it
+                        log.add(self._read_rest(log), on_line)
                     log.end(on_line)
                     return job
             except UnreachableError as error:
-                if time.monotonic() - log.heard_at > patience_s:
+                if time.monotonic() - log.last_contact > timeout_s:
                     raise error.copy_with(
                         cause=f"{error.cause} Job {log.job_id} may still be running.",
-                        remedy=f"Once the cluster is reachable: resnet-ops jobs logs {log.job_id} --cluster {self.address}",
+                        remedy="Once the cluster is reachable: "
+                        f"resnet-ops jobs logs {log.job_id} --cluster {self.address}",
                         exit_code=WORK_FAILED,
                     ) from None
             time.sleep(1)
 
-    def _rest(self, log: "Log") -> str:
-        """What a job that has ended wrote and was not sent, for a connection breaks without a word; or nothing."""
-        give_up_at = time.monotonic() + REST_S
+    def _read_rest(self, log: "JobLog") -> str:
+        """Return the end of a log that was not received, as connections break silently; '' if it is unavailable."""
+        give_up_at = time.monotonic() + LOG_TIMEOUT_S
         while True:
             try:
                 return self.log(log.job_id)[log.characters :]
@@ -217,80 +216,59 @@ class JobServer:
                 if time.monotonic() > give_up_at:
                     return ""
                 time.sleep(1)
-            except UserError:  # the machine that has it is gone
+            except UserError:  # its node is gone
                 return ""
 
-    async def _follow(self, log: "Log", on_line: Callable[[str], None]) -> None:
-        """Read the log from its beginning, passing over what is known, until the server closes it."""
+    async def _follow(self, log: "JobLog", on_line: Callable[[str], None]) -> None:
+        """Read the log from its beginning, skipping what was read before, until the server closes it."""
         pieces: AsyncIterator[str] = self._client.tail_job_logs(log.job_id)
-        known = log.characters
+        to_skip = log.characters
         while True:
-            coming = asyncio.ensure_future(anext(pieces, None))
-            # A connection that is cut without a word stays silent for ever, so the silence is questioned.
-            while not (await asyncio.wait({coming}, timeout=15))[0]:
+            pending = asyncio.ensure_future(anext(pieces, None))
+            # A connection that broke silently never delivers anything, so ask whether the job is still running.
+            while not (await asyncio.wait({pending}, timeout=15))[0]:
                 if (await asyncio.to_thread(self.job, log.job_id)).is_over:
                     return
-                log.heard_at = time.monotonic()
+                log.last_contact = time.monotonic()
             with explain_errors(self.address):
-                piece = coming.result()
+                piece = pending.result()
             if piece is None:
                 return
-            new = piece[known:]
-            known = max(0, known - len(piece))
+            new = piece[to_skip:]
+            to_skip = max(0, to_skip - len(piece))
             log.add(new, on_line)
 
 
-class Log:
-    """How much of a job's log has been read. The server always sends it from the beginning."""
+class JobLog:
+    """Position in a job's log, which the server always sends from the beginning."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         self.characters = 0
-        self.heard_at = time.monotonic()
-        self._rest = ""  # a line that has not ended yet
+        self.last_contact = time.monotonic()
+        self._partial_line = ""
 
     def add(self, piece: str, on_line: Callable[[str], None]) -> None:
-        """Take in the next piece."""
+        """Add the next piece, and call `on_line` for each line that is complete."""
         self.characters += len(piece)
-        self.heard_at = time.monotonic()
-        *lines, self._rest = (self._rest + piece).split("\n")
+        self.last_contact = time.monotonic()
+        *lines, self._partial_line = (self._partial_line + piece).split("\n")
         for line in lines:
             on_line(line)
 
     def end(self, on_line: Callable[[str], None]) -> None:
-        """Nothing more comes."""
-        if self._rest:
-            on_line(self._rest)
-            self._rest = ""
+        """Call `on_line` with the last line, if it did not end with a newline."""
+        if self._partial_line:
+            on_line(self._partial_line)
+            self._partial_line = ""
 
 
-def new_id(run: str) -> str:
-    """An id for a job of this run."""
+def new_job_id(run: str) -> str:
+    """Return an id for a job of this run."""
     return f"resnet-ops-{run}-{secrets.token_hex(3)}"
 
 
-def versions() -> dict[str, str]:
-    """What has to agree where a job is submitted and where it runs."""
-    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
-    for name, distribution in {"Ray": "ray", "torch": "torch"}.items():
-        try:
-            found[name] = metadata.version(distribution).split("+")[0]  # built for CPU or CUDA: no matter
-        except metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
-
-
-def differences(submitter: str) -> list[str]:
-    """In what the versions here differ from the submitter's, as the job received them."""
-    theirs = dict(pair.split("=", 1) for pair in submitter.split(",") if "=" in pair)
-    return [
-        f"{name} {version} (submitted from {theirs[name]})"
-        for name, version in versions().items()
-        if name in theirs and theirs[name] != version
-    ]
-
-
-def _job(details: Any) -> Job:
+def _read_job(details: Any) -> Job:
     code = details.driver_exit_code
     # Ray's JobErrorType, or its name: servers send the one or the other.
     lost = "SUPERVISOR_ACTOR_DIED" in str(details.error_type) or "SUPERVISOR_ACTOR_UNKNOWN" in str(details.error_type)
@@ -302,11 +280,11 @@ def _job(details: Any) -> Job:
         message=details.message or "",
         entrypoint=details.entrypoint,
         exit_code=code,
-        started=_moment(details.start_time),
-        ended=_moment(details.end_time),
+        started=_timestamp(details.start_time),
+        ended=_timestamp(details.end_time),
         died=status == "FAILED" and (lost if code is None else code not in OWN_EXITS and code not in range(126, 128)),
     )
 
 
-def _moment(milliseconds: int | None) -> datetime | None:
+def _timestamp(milliseconds: int | None) -> datetime | None:
     return None if not milliseconds else datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,16 +1,13 @@
-"""A Ray cluster of several nodes on this one machine, to try things on; it outlives the command that starts it.
+"""A Ray cluster of several nodes on this machine, for testing; it keeps running after the command that starts it.
 
-Each node is a raylet that claims some cores. The head is one more that claims none: it coordinates,
-so that `--nodes N` fits a cluster of N. All they write lies in one folder of the user's own, and a
-mark in their environment tells their processes, and those they start, from everybody else's:
-process ids are used again, and `ray stop` would end every cluster of the machine.
+Each node is a raylet that claims some cores; the head node claims none, so that `--nodes N` fits a cluster of N. All
+that they write is in one folder. Their processes, and those that they start, are known by a marker in their
+environment: process ids are reused, and `ray stop` would end every cluster on the machine. Its files outside that
+folder are in `local_state`.
 """
 
 import contextlib
-import fcntl
-import json
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -18,8 +15,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,26 +25,35 @@ from pydantic import Field
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.options import Config, Positive, option
 from resnet_ops.orchestration import process_tree
-from resnet_ops.orchestration.connect import AUTO, find
-from resnet_ops.orchestration.ray_internals import address_file
+from resnet_ops.orchestration.connect import AUTO, resolve_address
+from resnet_ops.orchestration.local_state import (
+    MARKER_VARIABLE,
+    LocalCluster,
+    ensure_token,
+    lock_state,
+    publish_address,
+    read_state,
+    state_file,
+    withdraw_address,
+    write_state,
+)
 from resnet_ops.results import Result
 
-MARK = "RESNET_OPS_LOCAL_CLUSTER"
-DASHBOARD_PORT = 8265  # Ray's own, where nobody has it
-OBJECT_STORE_BYTES = 100_000_000  # training passes nothing through it; Ray wants 75 MB
+DASHBOARD_PORT = 8265  # Ray's default, if it is free
+OBJECT_STORE_BYTES = 100_000_000  # training does not use it; Ray's minimum is 75 MB
 START_S = 120.0
-LOOK_INTERVAL_S = 0.05
-# Ports are found by the system: given none, every node wants 52365 for its agent, tries for 3.5 s, and goes on
-# without, and takes 10002 to 19999 for its workers. Nobody reads what log monitors would pass on.
+POLL_INTERVAL_S = 0.05
+# Ports are chosen by the system: by default every node tries 52365 for its agent for 3.5 s, then does without, and uses
+# 10002 to 19999 for its workers. Log monitors are not needed.
 EVERY_NODE = (
     "--num-gpus=0", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
     "--include-log-monitor=False", "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}",
 )  # fmt: skip
-LogEvent = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 
 
 class LocalConfig(Config):
-    """What to start."""
+    """Size of the local cluster."""
 
     nodes: Annotated[int, option("Number of nodes, not counting the head node.", ge=1, le=64)] = 2
     cpus_per_node: Annotated[
@@ -55,25 +61,8 @@ class LocalConfig(Config):
     ] = 1
 
 
-@dataclass(frozen=True)
-class LocalCluster:
-    """A cluster on this machine, as its state file holds it; `address` is '' until it is up."""
-
-    mark: str
-    folder: str
-    nodes: int
-    cpus_per_node: int
-    address: str = ""
-    dashboard: str = ""
-    address_before: str = ""  # the cluster that 'auto' found before this one
-
-    def processes(self) -> list[int]:
-        """The ids of its living processes."""
-        return process_tree.find_processes(f"{MARK}={self.mark}")
-
-
 class UpResult(Result):
-    """A local cluster that is up."""
+    """The local cluster that was started."""
 
     address: str = Field(description="HOST:PORT of the head.")
     dashboard: str = Field(description="URL of the dashboard and of the job server.")
@@ -84,68 +73,61 @@ class UpResult(Result):
 
 
 class DownResult(Result):
-    """A local cluster that was ended."""
+    """The local cluster that was stopped, if there was one."""
 
     ended: bool = Field(description="Whether there was one.")
     address: str | None = Field(description="HOST:PORT that its head had.")
     nodes: int | None = Field(description="Nodes that it had to train on.")
 
 
-def state_file() -> Path:
-    """Where it is remembered which cluster runs: one for each user."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "resnet-ops" / "local-cluster.json"
-
-
-def up(config: LocalConfig, log_event: LogEvent) -> UpResult:
-    """Start a cluster; if that fails or is interrupted, nothing stays.
+def up(config: LocalConfig, report_progress: ReportProgress) -> UpResult:
+    """Start a cluster; if that fails or is interrupted, nothing of it remains.
 
     Args:
-        config: What to start.
-        log_event: Told what is being waited for.
+        config: Size of the cluster.
+        report_progress: Called with what is being waited for.
 
     Raises:
-        UserError: One runs already, or a node did not come up.
+        UserError: One is running already, or a node did not start.
     """
-    with _alone():
-        old = _read()
+    with lock_state():
+        old = read_state()
         if old is not None and old.processes():
             raise UserError(
                 f"A local cluster of {old.nodes} nodes is already running ({old.address or 'partly started'}).",
                 "Use it, or stop it first: resnet-ops cluster down.",
             )
         if old is not None:
-            _end(old)  # the machine was started anew, or somebody has killed it: its folder is left
-        _ensure_token()
+            _remove(old)  # it ended with the machine or was killed, and left its folder
+        ensure_token()
         # Not in TMPDIR: the path of a socket may have 107 characters, and Ray adds 68.
         folder = tempfile.mkdtemp(prefix="resnet-ops-", dir="/tmp")
         cluster = LocalCluster(uuid.uuid4().hex, folder, config.nodes, config.cpus_per_node)
         try:
-            _write(cluster)  # first of all, so that `down` finds what a killed `up` has started
-            cluster = _start(cluster, log_event)
+            write_state(cluster)  # first, so that `down` finds what a killed `up` has started
+            cluster = _start(cluster, report_progress)
         except BaseException:
-            _end(cluster)
+            _remove(cluster)
             raise
-        return _up(cluster)
+        return _up_result(cluster)
 
 
 def down() -> DownResult:
-    """End the cluster, if there is one, and remove all it left.
+    """Stop the cluster, if there is one, and remove all its files.
 
     Raises:
-        UserError: A process of it cannot be killed.
+        UserError: One of its processes cannot be killed.
     """
-    with _alone():
-        cluster = _read()
-        if cluster is not None:
-            _end(cluster)
+    with lock_state():
+        cluster = read_state()
         if cluster is None:
             return DownResult(ended=False, address=None, nodes=None)
+        _remove(cluster)
         return DownResult(ended=True, address=cluster.address, nodes=cluster.nodes)
 
 
-def _up(cluster: LocalCluster) -> UpResult:
-    place = "" if _is_found(cluster) else f" --cluster {cluster.address}"
+def _up_result(cluster: LocalCluster) -> UpResult:
+    option = "" if _is_default(cluster) else f" --cluster {cluster.address}"
     return UpResult(
         address=cluster.address,
         dashboard=cluster.dashboard,
@@ -153,50 +135,50 @@ def _up(cluster: LocalCluster) -> UpResult:
         cpus_per_node=cluster.cpus_per_node,
         folder=cluster.folder,
         next_steps=(
-            f"resnet-ops train --nodes {cluster.nodes}{place}",
+            f"resnet-ops train --nodes {cluster.nodes}{option}",
             f"resnet-ops train --nodes {cluster.nodes} --cluster {cluster.dashboard}",
-            f"resnet-ops cluster status{place}",
+            f"resnet-ops cluster status{option}",
             "resnet-ops cluster down",
         ),
     )
 
 
-def _is_found(cluster: LocalCluster) -> bool:
-    """Whether 'auto' finds this cluster from here, and not another one."""
+def _is_default(cluster: LocalCluster) -> bool:
+    """Return whether 'auto' finds this cluster here, rather than another one."""
     with contextlib.suppress(UserError):
-        return find(AUTO) == cluster.address
+        return resolve_address(AUTO) == cluster.address
     return False
 
 
-def _start(cluster: LocalCluster, log_event: LogEvent) -> LocalCluster:
-    log_event("Starting the head")
+def _start(cluster: LocalCluster, report_progress: ReportProgress) -> LocalCluster:
+    report_progress("Starting the head")
     dashboard_port = _free_port(DASHBOARD_PORT)
-    head = _begin(
+    head = _start_node(
         cluster,
         "head",
         "--head",
         "--port=0",
         "--num-cpus=0",
-        "--no-monitor",  # of an autoscaler, which has nothing to scale
+        "--no-monitor",  # no autoscaler: there is nothing to scale
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}",
     )
-    _finish(cluster, {"head": head})
+    _wait_until_started(cluster, {"head": head})
     address = Path(cluster.folder, "head", "ray_current_cluster").read_text().strip()
     cluster = replace(cluster, address=address, dashboard=f"http://127.0.0.1:{dashboard_port}")
-    log_event(f"Starting {cluster.nodes} nodes")
+    report_progress(f"Starting {cluster.nodes} nodes")
     names = [f"node-{number}" for number in range(1, cluster.nodes + 1)]
     options = (f"--address={address}", f"--num-cpus={cluster.cpus_per_node}")
-    _finish(cluster, {name: _begin(cluster, name, *options) for name in names})
-    cluster = replace(cluster, address_before=_announce(address))
-    _write(cluster)
+    _wait_until_started(cluster, {name: _start_node(cluster, name, *options) for name in names})
+    cluster = replace(cluster, address_before=publish_address(address))
+    write_state(cluster)
     return cluster
 
 
-def _begin(cluster: LocalCluster, name: str, *options: str) -> "subprocess.Popen[bytes]":
-    """Run `ray start`, which leaves once the node is up; in a session of its own, which no terminal's end reaches."""
+def _start_node(cluster: LocalCluster, name: str, *options: str) -> "subprocess.Popen[bytes]":
+    """Run `ray start`, which exits once the node is up, in a session of its own that outlives the terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
-        MARK: cluster.mark,
+        MARKER_VARIABLE: cluster.mark,
         "RAY_AUTH_MODE": "token",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_START_HOOK": f"{__name__}.without_client_server",
@@ -213,11 +195,11 @@ def _begin(cluster: LocalCluster, name: str, *options: str) -> "subprocess.Popen
 
 
 def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001
-    """Called within `ray start`, which has no option for it: no door for Ray Client, which nothing here uses."""
+    """Disable the Ray Client server, for which `ray start` has no option; a hook that it calls."""
     parameters.ray_client_server_port = None
 
 
-def _finish(cluster: LocalCluster, starting: dict[str, "subprocess.Popen[bytes]"]) -> None:
+def _wait_until_started(cluster: LocalCluster, starting: dict[str, "subprocess.Popen[bytes]"]) -> None:
     deadline = time.monotonic() + START_S
     while starting:
         for name, process in list(starting.items()):
@@ -225,23 +207,23 @@ def _finish(cluster: LocalCluster, starting: dict[str, "subprocess.Popen[bytes]"
             if code == 0:
                 del starting[name]
             elif code is not None or time.monotonic() > deadline:
-                words = [line for line in _log(cluster, name).read_text(errors="replace").splitlines() if line.strip()]
-                why = words[-1].strip()[:300] if words else f"exit code {code}"
+                lines = [line for line in _log(cluster, name).read_text(errors="replace").splitlines() if line.strip()]
+                reason = lines[-1].strip()[:300] if lines else f"exit code {code}"
                 late = "" if code is not None else f" within {START_S:.0f} s"
                 raise UserError(
-                    f"{name} of the local cluster did not start{late}: {why}",
+                    f"{name} of the local cluster did not start{late}: {reason}",
                     "Check this machine with resnet-ops doctor, or use fewer --nodes.",
                     WORK_FAILED,
                 )
-        time.sleep(LOOK_INTERVAL_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
-def _free_port(wanted: int) -> int:
-    """A port of 127.0.0.1 that nobody listens on: `wanted` if it is one, else any."""
+def _free_port(preferred: int) -> int:
+    """Return a free port of 127.0.0.1: `preferred`, if it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind(("127.0.0.1", preferred))
         except OSError:
             probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -251,94 +233,16 @@ def _log(cluster: LocalCluster, name: str) -> Path:
     return Path(cluster.folder, f"{name}.log")
 
 
-def _end(cluster: LocalCluster) -> None:
-    """Kill what carries the cluster's mark, and remove its traces; what is gone already is no mistake."""
-    left = process_tree.end_processes(f"{MARK}={cluster.mark}")
-    if left:
+def _remove(cluster: LocalCluster) -> None:
+    """End the cluster's processes and remove its files, as far as they still exist."""
+    remaining = process_tree.end_processes(f"{MARKER_VARIABLE}={cluster.mark}")
+    if remaining:
         raise UserError(
-            f"Processes of the local cluster cannot be killed: {', '.join(map(str, left))}.",
+            f"Processes of the local cluster cannot be killed: {', '.join(map(str, remaining))}.",
             "They are waiting for a disk or a device; try again later.",
             WORK_FAILED,
         )
     if cluster.address:
-        _withdraw(cluster)
+        withdraw_address(cluster)
     shutil.rmtree(cluster.folder, ignore_errors=True)
     state_file().unlink(missing_ok=True)
-
-
-def _announce(address: str) -> str:
-    """Be the cluster that 'auto' finds, and Ray's own tools; returns the one they found before."""
-    file = address_file()
-    with contextlib.suppress(OSError):  # another user's: 'auto' then still finds this one if it is the only one
-        if not file.parent.exists():
-            file.parent.mkdir(parents=True)
-            file.parent.chmod(0o1777)  # other users' clusters go there too
-        before = file.read_text().strip() if file.exists() else ""
-        file.write_text(address)
-        return before
-    return ""
-
-
-def _withdraw(cluster: LocalCluster) -> None:
-    file = address_file()
-    with contextlib.suppress(OSError):
-        if file.read_text().strip() != cluster.address:
-            return
-        if cluster.address_before:
-            file.write_text(cluster.address_before)
-        else:
-            file.unlink()
-
-
-def _ensure_token() -> None:
-    """Have a token where Ray looks for it: whoever has none could run anything on this cluster as this user.
-
-    Raises:
-        UserError: One is named that is not there.
-    """
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if named and not Path(named).is_file():
-        raise UserError(f"RAY_AUTH_TOKEN_PATH is set to {named}, which does not exist.", "Correct it, or unset it.")
-    file = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    if file.is_file() and file.read_text().strip():
-        return
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    file.chmod(0o600)
-    file.write_text(secrets.token_hex(32))
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Let one command at a time change what runs."""
-    file = state_file().with_suffix(".lock")
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("Another `resnet-ops cluster up` or `down` is running.", "Wait for it to finish.") from None
-        yield
-
-
-def _read() -> LocalCluster | None:
-    try:
-        return LocalCluster(**json.loads(state_file().read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{state_file()} cannot be read ({error}).", "Check for a local cluster with `ps`, then remove the file."
-        ) from None
-
-
-def _write(cluster: LocalCluster) -> None:
-    file = state_file()
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w") as new:
-        json.dump(asdict(cluster), new, indent=2)
-        new.flush()
-        os.fsync(new.fileno())
-    temporary.replace(file)

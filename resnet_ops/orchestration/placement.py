@@ -1,60 +1,37 @@
-"""Does it fit, and where: machines and what is free on them in, workers on each of them out.
+"""Placement of a job's workers on nodes: whether it fits, where each worker goes, and why not.
 
-Pure arithmetic over `Node`s, the same for this machine alone, for a cluster that is only being
-asked about, and for one that has just lost a machine. Ray's own answer to a job that does not
-fit is to wait for ever and not to say for what.
+Arithmetic over `Node`s only, the same for this machine, for a cluster, and for one that has just lost a node. Ray
+waits for ever for room for a job that does not fit, and does not say what is missing.
 """
 
-import socket
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from resnet_ops.cluster_config import ClusterConfig, JobConfig
 from resnet_ops.errors import UserError
-from resnet_ops.machine import cores
-from resnet_ops.orchestration.ray_internals import available_resources_per_node
+from resnet_ops.orchestration.nodes import Node
 
 Device = Literal["cpu", "cuda"]
 NODE_LABEL = "ray.io/node-id"
-ANSWER_S = 1.0
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of a cluster: what it has, and what of it nobody uses now."""
-
-    id: str
-    name: str
-    cpus: float
-    gpus: float
-    free_cpus: float
-    free_gpus: float
-
-    def __str__(self) -> str:
-        parts = [_amount(self.free_cpus, self.cpus, "CPU")]
-        if self.gpus:
-            parts.insert(0, _amount(self.free_gpus, self.gpus, "GPU"))
-        return f"{self.name}: {', '.join(parts)}"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks of a cluster."""
+    """Resources that a job requests of a cluster."""
 
     device: Device
-    fewest: int  # machines
+    fewest: int  # nodes
     most: int
     workers: int | None = None  # on each machine; by default one a GPU, or one on its CPUs
     cpus: float | None = None  # cores of a worker; by default its share of the machine's
 
     @classmethod
     def of(cls, config: ClusterConfig, device: Device) -> "Request":
-        """Read a request out of a configuration.
+        """Create the request of a configuration.
 
         Raises:
-            UserError: It asks for GPUs and means to train on CPUs, or the other way round.
+            UserError: It requests GPUs for a training on CPUs, or the other way round.
         """
         if device == "cpu" and config.gpus_per_node is not None:
             raise UserError(
@@ -71,17 +48,17 @@ class Request:
 
     @property
     def elastic(self) -> bool:
-        """Whether the number of machines may change."""
+        """Return whether the number of nodes may change."""
         return self.fewest < self.most
 
     def workers_on(self, node: Node) -> int:
-        """Workers that `node` would get if nobody else used it; 0 where it cannot hold them."""
+        """Return how many workers `node` gets if it is free; 0 if it is too small."""
         if self.device == "cuda":
             return (self.workers or int(node.gpus)) if node.gpus >= (self.workers or 1) else 0
         return (self.workers or 1) if node.cpus >= (self.workers or 1) else 0
 
     def cores_on(self, node: Node) -> float:
-        """Cores for each worker on `node`: what was asked for, or an even share."""
+        """Return the cores of each worker on `node`: as requested, or an even share."""
         if self.cpus is not None:
             return self.cpus
         share = node.cpus / max(self.workers_on(node), 1)
@@ -90,32 +67,32 @@ class Request:
 
 @dataclass(frozen=True)
 class Layout:
-    """Workers on machines: (node, workers) pairs, and the cores of each worker."""
+    """Assignment of workers to nodes: (node, number of workers) pairs, and the cores of each worker."""
 
     device: Device
-    on: tuple[tuple[Node, int], ...]
+    assignments: tuple[tuple[Node, int], ...]
     cpus: float
 
     @property
     def workers(self) -> int:
-        """Workers on all machines together."""
-        return sum(count for _, count in self.on)
+        """Return the number of workers on all nodes."""
+        return sum(count for _, count in self.assignments)
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray reserves for each worker."""
+        """Return what Ray reserves for each worker."""
         return {"CPU": self.cpus} | ({"GPU": 1} if self.device == "cuda" else {})
 
     @property
-    def selectors(self) -> list[dict[str, str]]:
-        """For each worker the label of the machine it belongs on: distinct machines, surely."""
-        return [{NODE_LABEL: node.id} for node, count in self.on for _ in range(count)]
+    def label_selectors(self) -> list[dict[str, str]]:
+        """Return, for each worker, the label of the node that it is pinned to."""
+        return [{NODE_LABEL: node.id} for node, count in self.assignments for _ in range(count)]
 
 
 class NoRoomError(UserError):
-    """A job does not fit; `nodes` are the machines there are.
+    """A job does not fit on `nodes`.
 
-    `missing` says so in a few words, to those who wait, and `busy` whether there are machines enough, but not free.
+    `missing` describes it in a few words, while waiting; `busy` says that there are enough nodes, but not enough free.
     """
 
     def __init__(self, cause: str, remedy: str, nodes: tuple[Node, ...] = (), exit_code: int = 2) -> None:
@@ -126,79 +103,76 @@ class NoRoomError(UserError):
         self.details["nodes"] = [vars(node) for node in nodes]
 
 
-def choose(nodes: Iterable[Node], request: Request, ours: Mapping[str, int] | None = None) -> Layout | None:
-    """Lay a job out on the machines that have room for it now, as many as it may take.
+def place_workers(
+    nodes: Iterable[Node], request: Request, own_workers: Mapping[str, int] | None = None
+) -> Layout | None:
+    """Place a job's workers on the nodes that have room for them now, on as many as it may use.
 
     Args:
-        nodes: Machines that are alive.
-        request: What the job asks for.
-        ours: Workers that the job itself has on machines (by id): their room counts as free.
+        nodes: Nodes that are alive.
+        request: What the job requests.
+        own_workers: Workers that the job already has, by node id; their resources count as free.
 
     Returns:
-        None where fewer machines have room than the job needs.
+        The layout, or None if fewer nodes have room than the job needs.
     """
-    able = [node for node in nodes if request.workers_on(node)]
-    # Machines without GPUs first for a job that needs none, then the emptiest; the id makes it repeatable.
-    able.sort(key=lambda n: (n.gpus if request.device == "cpu" else 0, -n.free_gpus, -n.free_cpus, n.id))
-    chosen: list[Node] = []
-    for node in able:
-        cores = min([request.cores_on(n) for n in [*chosen, node]])
-        count, held = request.workers_on(node), (ours or {}).get(node.id, 0)
-        has_cores = node.free_cpus + held * cores + 1e-6 >= count * cores
-        if has_cores and (request.device == "cpu" or node.free_gpus + held >= count):
-            chosen.append(node)
-        if len(chosen) == request.most:
+    usable = [node for node in nodes if request.workers_on(node)]
+    # Nodes without GPUs first if the job needs none, then those with the most free; the id makes it repeatable.
+    usable.sort(key=lambda n: (n.gpus if request.device == "cpu" else 0, -n.free_gpus, -n.free_cpus, n.id))
+    selected: list[Node] = []
+    for node in usable:
+        cores = min([request.cores_on(n) for n in [*selected, node]])
+        count, own = request.workers_on(node), (own_workers or {}).get(node.id, 0)
+        has_cores = node.free_cpus + own * cores + 1e-6 >= count * cores
+        if has_cores and (request.device == "cpu" or node.free_gpus + own >= count):
+            selected.append(node)
+        if len(selected) == request.most:
             break
-    if len(chosen) < request.fewest:
+    if len(selected) < request.fewest:
         return None
-    cores = min(request.cores_on(node) for node in chosen)
-    return Layout(request.device, tuple((node, request.workers_on(node)) for node in chosen), cores)
+    cores = min(request.cores_on(node) for node in selected)
+    return Layout(request.device, tuple((node, request.workers_on(node)) for node in selected), cores)
 
 
-def refuse(
-    nodes: Iterable[Node], request: Request, where: str = "this cluster", option: str = "--nodes"
+def explain_refusal(
+    nodes: Iterable[Node], request: Request, location: str = "this cluster", option: str = "--nodes"
 ) -> NoRoomError:
-    """Say why `choose` found no room for what `option` asks: what was asked for, what is there, what to do."""
+    """Return the error for a job that `place_workers` found no room for: the request, the nodes, what to do.
+
+    Args:
+        nodes: The nodes of the cluster.
+        request: What the job requests.
+        location: What to call the cluster.
+        option: The option that the number of nodes was given with.
+    """
     nodes = tuple(nodes)
-    able = [node for node in nodes if request.workers_on(node)]
-    needs = _needs(request)
+    usable = [node for node in nodes if request.workers_on(node)]
+    needs = _describe_needs(request)
     each = f"a node with {needs}" if request.fewest == 1 else f"{request.fewest} nodes with {needs} each"
-    there = "; ".join(map(str, nodes[:6])) + ("; ..." if len(nodes) > 6 else "") or "none"
-    cause = f"{option} {_range(request)} needs {each}; {where} has {len(able)} ({there})."
-    if len(able) >= request.fewest:
-        busy = len(able) - request.fewest + 1
+    inventory = "; ".join(map(str, nodes[:6])) + ("; ..." if len(nodes) > 6 else "") or "none"
+    cause = f"{option} {_format_range(request)} needs {each}; {location} has {len(usable)} ({inventory})."
+    if len(usable) >= request.fewest:
+        busy = len(usable) - request.fewest + 1
         remedy = f"Some are busy (at least {busy} must become free): use --wait 600, or request fewer resources."
         if request.device == "cpu" and request.cpus is None:
             remedy += " --cpus-per-worker reduces the cores of each worker."
-    elif able:
-        remedy = f"Use {option} {len(able)}, or add nodes: resnet-ops cluster template."
+    elif usable:
+        remedy = f"Use {option} {len(usable)}, or add nodes: resnet-ops cluster template."
     else:
         remedy = "Request fewer resources per node, or add nodes: resnet-ops cluster template."
     refusal = NoRoomError(cause, remedy, nodes)
-    refusal.busy = len(able) >= request.fewest
-    refusal.missing = f"{min(len(able), request.fewest)} of {request.fewest} nodes up" + (
+    refusal.busy = len(usable) >= request.fewest
+    refusal.missing = f"{min(len(usable), request.fewest)} of {request.fewest} nodes up" + (
         ", some of them busy" if refusal.busy else ""
     )
     return refusal
 
 
-def this_node() -> Node:
-    """This machine, as a cluster of one."""
-    return Node("", socket.gethostname(), cores(), gpus(), cores(), gpus())
-
-
-def gpus() -> int:
-    """CUDA devices that this process may use."""
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def choose_device(config: JobConfig, nodes: Iterable[Node], where: str) -> Device:
-    """The device to train on: GPUs where there are any, unless CPUs are asked for.
+def choose_device(config: JobConfig, nodes: Iterable[Node], location: str) -> Device:
+    """Return the device to train on: GPUs if there are any, unless CPUs are requested.
 
     Raises:
-        NoRoomError: GPUs are asked for, and there are none.
+        NoRoomError: GPUs are requested, and there are none.
     """
     nodes = tuple(nodes)
     if config.device == "cpu":
@@ -207,64 +181,19 @@ def choose_device(config: JobConfig, nodes: Iterable[Node], where: str) -> Devic
         return "cuda"
     if config.device == "cuda":
         raise NoRoomError(
-            f"--device cuda: no usable CUDA GPU {where}.",
+            f"--device cuda: no usable CUDA GPU {location}.",
             "Check with resnet-ops doctor, or train with --device cpu.",
             nodes,
         )
     return "cpu"
 
 
-def survey(only_answering: bool = False) -> list[Node]:
-    """The living machines of the cluster that this process is connected to.
-
-    Args:
-        only_answering: Knock at each. Ray takes up to half a minute to call a machine dead.
-    """
-    import ray
-
-    free = available_resources_per_node()
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if only_answering:
-        with ThreadPoolExecutor(32) as pool:
-            alive = [node for node, answers in zip(alive, pool.map(_answers, alive), strict=True) if answers]
-    hosts = [node["NodeManagerHostname"] for node in alive]
-    return [_read(node, free.get(node["NodeID"], {}), hosts.count(node["NodeManagerHostname"]) > 1) for node in alive]
-
-
-def _answers(node: dict[str, Any]) -> bool:
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def _read(node: dict[str, Any], free: Mapping[str, float], shares_its_host: bool) -> Node:
-    has = node["Resources"]
-    suffix = f"/{node['NodeID'][:6]}" if shares_its_host else ""
-    named = node["NodeName"] not in ("", node["NodeManagerAddress"])  # Ray's default is the address
-    return Node(
-        id=node["NodeID"],
-        name=node["NodeName"] if named else node["NodeManagerHostname"] + suffix,
-        cpus=has.get("CPU", 0),
-        gpus=has.get("GPU", 0),
-        free_cpus=free.get("CPU", 0),
-        free_gpus=free.get("GPU", 0),
-    )
-
-
-def _needs(request: Request) -> str:
+def _describe_needs(request: Request) -> str:
     if request.device == "cuda":
         return f"{request.workers} GPUs" if (request.workers or 1) > 1 else "a GPU"
     count = (request.workers or 1) * (request.cpus or 1)
     return f"{count:g} CPU cores" if count > 1 else "a CPU core"
 
 
-def _range(request: Request) -> str:
+def _format_range(request: Request) -> str:
     return f"{request.fewest}:{request.most}" if request.elastic else str(request.fewest)
-
-
-def _amount(free: float, total: float, unit: str) -> str:
-    if free < total:
-        return f"{free:g} of {total:g} {unit}s free"
-    return f"{total:g} {unit}" + ("" if total == 1 else "s")

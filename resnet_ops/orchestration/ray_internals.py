@@ -1,7 +1,7 @@
-"""The private parts of Ray that are used here, each with its reason; no other file imports or touches one.
+"""The private parts of Ray that are used here, each with its reason; no other file uses one.
 
-Ray may change any of them without notice: tests/orchestration/test_ray_internals.py says which. Nothing of Ray is
-imported until a function is called or, of Ray Train's classes, one is asked for.
+Ray may change any of them without notice: tests/orchestration/test_ray_internals.py shows which. Nothing of Ray is
+imported until a function is called or one of Ray Train's classes is accessed.
 """
 
 import json
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 _EXCEPTIONS = "ray.train.v2._internal.exceptions"
 _FAILURES = "ray.train.v2._internal.execution.failure_handling"
 _SCALING = "ray.train.v2._internal.execution.scaling_policy"
-# Where Ray Train's parts lie; above once more, for mypy. To import them takes a second, and the last one torch.
+# The modules of Ray Train's parts; once more than above, which is for mypy: importing them takes a second, and torch.
 TRAIN = {
-    # Where workers go and which losses they survive is ours to say; a public TorchTrainer has no place to say it.
+    # To replace where workers run and which losses they survive; the public TorchTrainer has no parameter for it.
     "TrainController": "ray.train.v2._internal.execution.controller",
     "RunningState": "ray.train.v2._internal.execution.controller.state",
     "ScalingPolicy": _SCALING,
@@ -49,26 +49,26 @@ TRAIN = {
     "ResizeDecision": _SCALING,
     "FailurePolicy": _FAILURES,
     "FailureDecision": _FAILURES,
-    # What a controller started by us must hand on to its workers, as Ray's own does.
+    # Environment variables that a controller must pass on to its workers.
     "get_env_vars_to_propagate": "ray.train.v2._internal.constants",
-    # Losses of workers and of their room: what may be tried again is known by these classes alone.
+    # Losses of workers and of their resources: only these classes tell what may be retried.
     "CollectiveTimeoutError": _EXCEPTIONS,
     "WorkerGroupStartupFailedError": _EXCEPTIONS,
     "WorkerGroupStartupTimeoutError": _EXCEPTIONS,
     "WorkerHealthCheckFailedError": _EXCEPTIONS,
     "WorkerHealthCheckTimeoutError": _EXCEPTIONS,
-    # Tells which placement group the workers were given; users' callbacks are not told.
+    # Receives the workers' placement group; public callbacks do not.
     "WorkerGroupCallback": "ray.train.v2._internal.execution.callback",
-    # To be left out, by their classes: they start actors that are not needed, for which each start waits.
+    # To be left out: they start actors that are not needed, and each start waits for them.
     "DatasetsCallback": "ray.train.v2._internal.callbacks.datasets",
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
-    # Sets up the process group; something is to be done on the workers just before.
+    # Sets up the process group; gloo's interface is to be set on the workers before that.
     "TorchBackend": "ray.train.torch.config",
 }
 
-# Set by the job server for the commands that it runs: their code was shipped already.
+# Set by the job server for the commands that it runs; their code has been shipped.
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-# The 'DeathReason' in ray.nodes() of a machine that was lost; others were sent away, by an autoscaler for one.
+# The 'DeathReason' in ray.nodes() of a node that was lost; others were removed, for example by an autoscaler.
 UNEXPECTED_TERMINATION = 2
 
 
@@ -81,7 +81,7 @@ def __getattr__(name: str) -> Any:
 def silence_worker_logs() -> None:
     """Drop what Ray prints of other processes' logs.
 
-    A machine's last words, with 20 lines of its log, go to stderr whatever the logging is set to.
+    When a node dies, it prints 20 lines of its log to stderr, whatever the log level.
     """
     from ray._private import worker
 
@@ -89,31 +89,31 @@ def silence_worker_logs() -> None:
 
 
 def bootstrap_address(address: str) -> str | None:
-    """Return the host:port that 'auto' or an address stands for, or None where there is no cluster.
+    """Return the host:port that 'auto' or an address stands for, or None if there is no cluster.
 
-    It has to be known before ray.init is called, which only then finds it out.
+    It is needed before ray.init, which would resolve it.
 
     Raises:
         ValueError: It is no address.
-        OSError: Its host is not known.
+        OSError: Its host is unknown.
     """
     from ray._private.services import canonicalize_bootstrap_address
 
-    found: str | None = canonicalize_bootstrap_address(address)
-    return found
+    resolved: str | None = canonicalize_bootstrap_address(address)
+    return resolved
 
 
 def address_file() -> Path:
-    """Return the file that names the cluster that 'auto' means, which must be as it was once ours has ended."""
+    """Return the file with the address of the cluster that 'auto' finds; it is restored when a local cluster ends."""
     from ray._common.utils import get_ray_address_file
 
     return Path(get_ray_address_file(None))
 
 
 def ask_for_cluster_id(address: str, headers: tuple[tuple[str, str], ...], timeout_s: float) -> Any:
-    """Return the grpc.StatusCode of a cluster's answer to the question for its id, which needs only to be let in.
+    """Return the grpc.StatusCode of a cluster's response to a request for its id, which needs only a valid token.
 
-    ray.init does not tell a cluster that is down from one that asks for another token.
+    ray.init does not tell a cluster that is down from one that requires another token.
     """
     import grpc
 
@@ -127,14 +127,14 @@ def ask_for_cluster_id(address: str, headers: tuple[tuple[str, str], ...], timeo
 
 
 def enable_token() -> bool:
-    """Use the token that lies on this machine, and return whether there is one; ray.init does so without a word."""
+    """Use the token on this machine, as ray.init does, and return whether there is one."""
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     return bool(maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
 
 
 def disable_token() -> None:
-    """Use no token, though one lies on this machine; the variable alone is not read again once Ray is imported."""
+    """Use no token, even if there is one on this machine; once Ray is imported, it does not read the variable again."""
     from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -142,7 +142,7 @@ def disable_token() -> None:
 
 
 def token_headers() -> tuple[tuple[str, str], ...]:
-    """Use the token that lies on this machine, and return the headers that carry it; none where there is none."""
+    """Use the token on this machine, and return the headers that carry it; () if there is none."""
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
 
     loader = AuthenticationTokenLoader.instance()
@@ -152,7 +152,7 @@ def token_headers() -> tuple[tuple[str, str], ...]:
 
 
 def available_resources_per_node() -> dict[str, dict[str, float]]:
-    """Return what is free on each machine, by its id; the public readers add the machines up."""
+    """Return the free resources of each node, by its id; the public functions return their sum."""
     from ray._private.state import state
 
     free: dict[str, dict[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]
@@ -160,7 +160,7 @@ def available_resources_per_node() -> dict[str, dict[str, float]]:
 
 
 def job_table() -> list[dict[str, Any]]:
-    """Return the drivers that are or were connected; the public list needs the dashboard, which may be off."""
+    """Return the drivers that are or were connected; the public function needs the dashboard, which may be off."""
     from ray._private.state import state
 
     jobs: list[dict[str, Any]] = state.job_table()  # type: ignore[no-untyped-call]
@@ -168,9 +168,9 @@ def job_table() -> list[dict[str, Any]]:
 
 
 def node_types() -> set[str]:
-    """Return the types of machines that the cluster's monitor reports.
+    """Return the node types that the cluster's monitor reports.
 
-    Whether there is an autoscaler is told only by its types.
+    Only they tell whether there is an autoscaler.
     """
     import ray
     from ray.autoscaler.v2.sdk import get_cluster_status
@@ -185,11 +185,11 @@ def node_types() -> set[str]:
     return types
 
 
-# The key-value store of the cluster's head: it outlives every process of a job, and an actor would need room.
+# The key-value store of the cluster's head: it outlives every process of a job, and unlike an actor needs no resources.
 
 
 def kv_get(key: str, namespace: str | None = None) -> bytes | None:
-    """Return what is kept under `key`, or None."""
+    """Return the value of `key`, or None."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     value: bytes | None = _internal_kv_get(key, namespace=namespace)
@@ -197,30 +197,30 @@ def kv_get(key: str, namespace: str | None = None) -> bytes | None:
 
 
 def kv_put(key: str, value: bytes, namespace: str) -> None:
-    """Keep `value` under `key`, in place of what was there."""
+    """Set the value of `key`, replacing an earlier one."""
     from ray.experimental.internal_kv import _internal_kv_put
 
     _internal_kv_put(key, value, True, namespace=namespace)
 
 
 def kv_list(prefix: str, namespace: str) -> list[str]:
-    """Return the keys that begin with `prefix`."""
+    """Return the keys that start with `prefix`."""
     from ray.experimental.internal_kv import _internal_kv_list
 
     return [key.decode() for key in _internal_kv_list(prefix, namespace=namespace)]
 
 
 def kv_del(key: str, namespace: str) -> None:
-    """Forget `key`."""
+    """Delete `key`."""
     from ray.experimental.internal_kv import _internal_kv_del
 
     _internal_kv_del(key, namespace=namespace)
 
 
 def started_ray_is_gone() -> bool:
-    """Return whether a part of the Ray that was started by this process has ended.
+    """Return whether a process of the Ray that this process started has ended.
 
-    To shut Ray Serve down would then take a minute, and end this process.
+    Shutting Ray Serve down would then take a minute, and end this process.
     """
     from ray._private import worker
 
@@ -229,7 +229,7 @@ def started_ray_is_gone() -> bool:
 
 
 def serve_is_running() -> bool:
-    """Return whether Ray Serve runs on the cluster; serve.status() does not tell an idle one from none."""
+    """Return whether Ray Serve runs on the cluster; serve.status() does not tell an idle Ray Serve from none."""
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
@@ -241,10 +241,10 @@ def serve_is_running() -> bool:
 
 
 def job_client_class(timeout_s: tuple[float, float]) -> Any:
-    """Return a JobSubmissionClient that is quiet, and gives up after `timeout_s` to connect and to be answered."""
+    """Return a JobSubmissionClient without its logs, and with timeouts to connect and for a response."""
     from ray.job_submission import JobSubmissionClient
 
-    # They announce each upload and each end of a log, at levels of their own.
+    # They log each upload and each end of a log, at levels of their own.
     for module in ("dashboard_sdk", "job.sdk"):
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
 
@@ -256,5 +256,5 @@ def job_client_class(timeout_s: tuple[float, float]) -> Any:
 
 
 def server_version(client: Any) -> str:
-    """Return the version of Ray that the job server runs, which the client keeps to itself; '' where it did not."""
+    """Return the version of Ray that the job server runs, a private attribute of the client; '' if it has none."""
     return str(getattr(client, "_server_ray_version", None) or "")

@@ -1,7 +1,7 @@
-"""Asks every machine of a job before it begins: do you see what the others write, do you see the images?
+"""Check, before a job starts, that all its nodes share the run's folder, and run a function on each of them.
 
-A folder that only one machine sees shows itself hours later, at the first checkpoint or at the
-first resume. Here every machine writes a word into it, and reads everybody else's.
+A folder that only one node sees is otherwise noticed hours later, at the first checkpoint or the first resume. Here
+every node writes a marker file into it and reads those of all others.
 """
 
 import secrets
@@ -12,74 +12,73 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.errors import BAD_REQUEST, PausedError, UserError
-from resnet_ops.orchestration.placement import Node
+from resnet_ops.orchestration.nodes import Node
 
-PATIENCE_S = 120.0
+RESPONSE_TIMEOUT_S = 120.0
 DRIVER = "driver"
 
 
 @contextmanager
-def ask_nodes(
-    nodes: Sequence[Node], folder: Path, look: Callable[..., Any], *arguments: Any
+def probe_nodes(
+    nodes: Sequence[Node], folder: Path, probe: Callable[..., Any], *arguments: Any
 ) -> Iterator[Callable[[], dict[Node, Any]]]:
-    """Have every machine write into `folder` and look at something, while this process does other things.
+    """Have every node write into `folder` and call `probe`, while this process does other things.
 
     Args:
-        nodes: The machines.
-        folder: Where the run is to be written.
-        look: What to call on each machine.
-        arguments: What to call it with.
+        nodes: The nodes of the job.
+        folder: Folder that the run is to be written to.
+        probe: Function to call on each node.
+        arguments: Its arguments.
 
     Yields:
-        A function that waits until every machine has read what all others wrote, and returns what
-        each one's look gave. It raises UserError where a machine does not see the folder as the
-        others do, does not answer, or found something wrong; names it, and what to do.
+        A function that waits until every node has read what all others wrote, and returns the result of each node's
+        probe. It raises UserError if a node does not share the folder, does not respond, or its probe raises one.
     """
     files.check_reachable(folder)
-    place = folder / f".seen-by-{secrets.token_hex(4)}"
+    markers = folder / f".seen-by-{secrets.token_hex(4)}"
     try:
-        files.make_folder(place)
-        write_marker(place, DRIVER)
+        files.make_folder(markers)
+        write_marker(markers, DRIVER)
     except OSError as error:
-        raise _unwritable(folder, error.strerror) from None
+        raise _not_writable(folder, error.strerror) from None
     except PausedError as error:
         raise error.copy_with(exit_code=BAD_REQUEST) from None
     try:
-        first = _start(nodes, write_and_read, folder, place, look, arguments)
+        pending = _start_tasks(nodes, write_marker_and_probe, folder, markers, probe, arguments)
 
         def finish() -> dict[Node, Any]:
-            answers = _collect(first)
-            wanted = {DRIVER, *(node.id for node in nodes)}
-            for node, words in _collect(_start(nodes, read_markers, place)).items():
-                if missing := wanted - words:
-                    writers = sorted("this machine" if m == DRIVER else _name(nodes, m) for m in missing)
-                    raise _unseen(folder, f"{node.name} does not see files written there by {', '.join(writers)}")
-            return answers
+            results = _collect(pending)
+            expected = {DRIVER, *(node.id for node in nodes)}
+            for node, visible in _collect(_start_tasks(nodes, read_markers, markers)).items():
+                if missing := expected - visible:
+                    writers = sorted("this machine" if m == DRIVER else _node_name(nodes, m) for m in missing)
+                    raise _not_shared(folder, f"{node.name} does not see files written there by {', '.join(writers)}")
+            return results
 
         yield finish
     finally:
         with suppress(OSError, UserError):
-            files.remove_tree(place)
+            files.remove_tree(markers)
 
 
-def _start(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) -> dict[Node, Any]:
+def _start_tasks(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) -> dict[Node, Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    there = {node: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes}
-    return {node: remote.options(scheduling_strategy=where).remote(*arguments) for node, where in there.items()}
+    strategies = {node: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes}
+    return {node: remote.options(scheduling_strategy=s).remote(*arguments) for node, s in strategies.items()}
 
 
 def _collect(pending: dict[Node, Any]) -> dict[Node, Any]:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    ray.wait(list(pending.values()), num_returns=len(pending), timeout=PATIENCE_S)
-    answers = {}
-    for node, answer in pending.items():
+    ray.wait(list(pending.values()), num_returns=len(pending), timeout=RESPONSE_TIMEOUT_S)
+    results = {}
+    for node, task in pending.items():
         try:
-            answers[node] = ray.get(answer, timeout=0.1)
+            results[node] = ray.get(task, timeout=0.1)
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause.copy_with(cause=f"On {node.name}: {error.cause.cause}") from error
@@ -87,49 +86,49 @@ def _collect(pending: dict[Node, Any]) -> dict[Node, Any]:
         except RayError as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"{node.name} did not answer when asked to check its disk ({reason}).") from error
-    return answers
+    return results
 
 
-def write_and_read(folder: Path, place: Path, look: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """On a machine: write its id, if what the driver wrote is to be seen, and look."""
+def write_marker_and_probe(folder: Path, markers: Path, probe: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Write this node's marker, if the driver's is visible, and call `probe`; runs on each node."""
     import ray
 
     try:
-        if DRIVER not in read_markers(place):
-            raise _unseen(folder, "files written by the driver are not visible")
-        write_marker(place, ray.get_runtime_context().get_node_id())
+        if DRIVER not in read_markers(markers):
+            raise _not_shared(folder, "files written by the driver are not visible")
+        write_marker(markers, ray.get_runtime_context().get_node_id())
     except OSError as error:
-        raise _unseen(folder, f"it cannot be read ({error.strerror})") from None
+        raise _not_shared(folder, f"it cannot be read ({error.strerror})") from None
     except PausedError as error:
         raise error.copy_with(exit_code=BAD_REQUEST) from None
-    return look(*arguments)
+    return probe(*arguments)
 
 
-def write_marker(place: Path, word: str) -> None:
-    """Write a file called `word`, down to the disk."""
-    files.write_atomically(place / word, word.encode())
+def write_marker(markers: Path, writer: str) -> None:
+    """Write a file named after its writer, down to the disk."""
+    files.write_atomically(markers / writer, writer.encode())
 
 
-def read_markers(place: Path) -> set[str]:
-    """Whose words are to be read here."""
-    words = set()
-    for file in files.listed(place):
-        with suppress(FileNotFoundError):  # a temporary one, which has just got its name
+def read_markers(markers: Path) -> set[str]:
+    """Return the writers whose markers are visible on this node."""
+    writers = set()
+    for file in files.listed(markers):
+        with suppress(FileNotFoundError):  # a temporary file that was renamed just now
             if files.read(file) == file.name.encode():
-                words.add(file.name)
-    return words
+                writers.add(file.name)
+    return writers
 
 
-def _name(nodes: Sequence[Node], id_: str) -> str:
+def _node_name(nodes: Sequence[Node], id_: str) -> str:
     return next(node.name for node in nodes if node.id == id_)
 
 
-def _unwritable(folder: Path, reason: str | None) -> UserError:
+def _not_writable(folder: Path, reason: str | None) -> UserError:
     return UserError(f"The run cannot be written to {folder}: {reason}.", "Choose another folder with --runs-dir.")
 
 
-def _unseen(folder: Path, what: str) -> UserError:
+def _not_shared(folder: Path, reason: str) -> UserError:
     return UserError(
-        f"{folder} is not the same folder on every node: {what}.",
+        f"{folder} is not the same folder on every node: {reason}.",
         "Mount one shared folder (NFS, a volume) at that path on all nodes, or use --runs-dir s3://... or gs://...",
     )

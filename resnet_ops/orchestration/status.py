@@ -1,20 +1,21 @@
-"""What a cluster has, what of it is free, and the largest job that would fit on it now."""
+"""The status of a cluster: its nodes, their free resources, and the largest job that fits on it now."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, computed_field
 
-from resnet_ops.orchestration.connect import connected, find
-from resnet_ops.orchestration.placement import Device, Node, Request, choose, survey
+from resnet_ops.orchestration.connect import connected, resolve_address
+from resnet_ops.orchestration.nodes import Node, read_nodes
+from resnet_ops.orchestration.placement import Device, Request, place_workers
 from resnet_ops.orchestration.ray_internals import UNEXPECTED_TERMINATION, job_table
 from resnet_ops.results import Result
 
-State = Literal["alive", "not answering", "gone"]
+NodeState = Literal["alive", "not answering", "gone"]
 
 
 class NodeStatus(Result):
-    """A machine of a cluster; one that is gone has nothing."""
+    """A node of a cluster; one that is gone has no resources."""
 
     id: str = Field(description="Ray's id of it.")
     name: str
@@ -23,16 +24,16 @@ class NodeStatus(Result):
     free_cpus: float = Field(description="CPU cores that nobody uses now.")
     free_gpus: float
     address: str = Field(description="IP address.")
-    state: State
+    state: NodeState
 
     @property
     def node(self) -> Node:
-        """What work is placed on."""
+        """Return it as a node that work can be placed on."""
         return Node(self.id, self.name, self.cpus, self.gpus, self.free_cpus, self.free_gpus)
 
 
 class Totals(Result):
-    """What the machines have together that work can be sent to."""
+    """Resources of all nodes that are alive."""
 
     nodes: int
     cpus: float
@@ -51,7 +52,7 @@ class LargestJob(Result):
     @computed_field(description="What to type after `resnet-ops train`.")  # type: ignore[prop-decorator]
     @property
     def options(self) -> str:
-        """What to type."""
+        """Return the options of `resnet-ops train` for this job."""
         gpus = f" --gpus-per-node {self.workers_per_node}" if self.device == "cuda" else ""
         return f"--nodes {self.nodes}{gpus}"
 
@@ -62,7 +63,7 @@ class LargestJob(Result):
 
 
 class Driver(Result):
-    """A `resnet-ops` command that works on the cluster."""
+    """A `resnet-ops` command that uses the cluster."""
 
     command: str = Field(description="Its command line.")
     host: str = Field(description="The machine that it runs on.")
@@ -80,75 +81,79 @@ class ClusterStatus(Result):
 
 
 def read_status(address: str) -> ClusterStatus:
-    """Look at the cluster at `address` ('auto' or host:port).
+    """Return the status of the cluster at `address` ('auto' or host:port).
 
     Raises:
-        UserError: There is none, it cannot be reached, or it does not let us in.
+        UserError: There is none, it cannot be reached, or it refuses the connection.
     """
-    address = find(address)
+    address = resolve_address(address)
     with connected(address):
         import ray
 
         rows = ray.nodes()  # type: ignore[no-untyped-call]
-        alive = {node.id: node for node in survey()}
-        answering = {node.id for node in survey(only_answering=True)}
-        seen = [
-            _see(row, alive, answering) for row in rows if row["Alive"] or row["DeathReason"] == UNEXPECTED_TERMINATION
+        alive = {node.id: node for node in read_nodes()}
+        responsive = {node.id for node in read_nodes(only_responsive=True)}
+        nodes = [
+            _node_status(row, alive, responsive)
+            for row in rows
+            if row["Alive"] or row["DeathReason"] == UNEXPECTED_TERMINATION
         ]
-        living = [one.node for one in seen if one.state == "alive"]
+        usable = [node.node for node in nodes if node.state == "alive"]
         return ClusterStatus(
             address=address,
-            nodes=tuple(sorted(seen, key=lambda one: (one.state, one.name))),
-            totals=_totals(living),
-            fits=largest_job(living),
+            nodes=tuple(sorted(nodes, key=lambda node: (node.state, node.name))),
+            totals=_totals(usable),
+            fits=largest_job(usable),
             running=_drivers(),
         )
 
 
-def _see(row: dict[str, Any], alive: dict[str, Node], answering: set[str]) -> NodeStatus:
+def _node_status(row: dict[str, Any], alive: dict[str, Node], responsive: set[str]) -> NodeStatus:
     node = alive.get(row["NodeID"])
-    state: State = "gone" if node is None else "alive" if node.id in answering else "not answering"
+    state: NodeState = "gone" if node is None else "alive" if node.id in responsive else "not answering"
     node = node or Node(row["NodeID"], row["NodeName"], 0, 0, 0, 0)
     return NodeStatus(**vars(node), address=row["NodeManagerAddress"], state=state)
 
 
-def _totals(living: list[Node]) -> Totals:
+def _totals(nodes: list[Node]) -> Totals:
     return Totals(
-        nodes=len(living),
-        cpus=sum(node.cpus for node in living),
-        gpus=sum(node.gpus for node in living),
-        free_cpus=sum(node.free_cpus for node in living),
-        free_gpus=sum(node.free_gpus for node in living),
+        nodes=len(nodes),
+        cpus=sum(node.cpus for node in nodes),
+        gpus=sum(node.gpus for node in nodes),
+        free_cpus=sum(node.free_cpus for node in nodes),
+        free_gpus=sum(node.free_gpus for node in nodes),
     )
 
 
 def _drivers() -> tuple[Driver, ...]:
-    """Our own programs that are connected to the cluster, but for this one."""
+    """Return the commands of resnet-ops that are connected to the cluster, except this one."""
     import ray
 
-    mine = ray.get_runtime_context().get_job_id()
+    own_job = ray.get_runtime_context().get_job_id()
     return tuple(
         Driver(command=job["Entrypoint"], host=job["DriverIPAddress"], started=job["StartTime"] / 1000)
         for job in job_table()
-        if not job["IsDead"] and job["JobID"] != mine and "resnet-ops" in job["Entrypoint"]
+        if not job["IsDead"] and job["JobID"] != own_job and "resnet-ops" in job["Entrypoint"]
     )
 
 
 def largest_job(nodes: Iterable[Node]) -> LargestJob | None:
-    """The largest job that there is room for: most GPUs, else most CPU machines; None where there is no room."""
+    """Return the largest job that fits now: with most GPUs, else on most CPU nodes; None if none fits."""
     nodes = tuple(nodes)
-    fits = []
+    gpu_jobs = []
     for gpus in range(1, int(max((node.gpus for node in nodes), default=0)) + 1):
-        layout = choose(nodes, Request("cuda", 1, len(nodes), gpus))
+        layout = place_workers(nodes, Request("cuda", 1, len(nodes), gpus))
         if layout is not None:
-            fits.append(LargestJob(device="cuda", nodes=len(layout.on), workers_per_node=gpus))
-    if fits:
-        return max(fits, key=lambda fit: (fit.nodes * fit.workers_per_node, fit.workers_per_node))
-    layout = choose(nodes, Request("cpu", 1, len(nodes))) if nodes else None
+            gpu_jobs.append(LargestJob(device="cuda", nodes=len(layout.assignments), workers_per_node=gpus))
+    if gpu_jobs:
+        return max(gpu_jobs, key=lambda job: (job.nodes * job.workers_per_node, job.workers_per_node))
+    layout = place_workers(nodes, Request("cpu", 1, len(nodes))) if nodes else None
     if layout is None:
         return None
-    return LargestJob(device="cpu", nodes=len(layout.on), workers_per_node=layout.workers // len(layout.on))
+    return LargestJob(
+        device="cpu", nodes=len(layout.assignments), workers_per_node=layout.workers // len(layout.assignments)
+    )
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,30 +1,26 @@
-"""Ready-to-edit files for getting a Ray cluster elsewhere: KubeRay, Slurm, `ray up` on a cloud, Compose.
+"""Ready-to-edit files that create a Ray cluster and train on it: KubeRay, Slurm, `ray up` on a cloud, Compose.
 
-The texts are Jinja templates in cluster/, installed as resnet_ops.cluster; this module has the one set of
-values that all of them are made from, and writes the files. What is trained there, options of `resnet-ops train`,
-is for others to say. It starts nothing.
+They are rendered from the Jinja templates in cluster/, installed as resnet_ops.cluster, with `cluster_values` and
+options of `resnet-ops train` that the caller gives. Nothing is started.
 """
 
 import json
 import platform
-import re
 import shlex
 import sys
 import textwrap
 from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from resnet_ops.cluster_config import NodeRange
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import Place
-from resnet_ops.options import Config, Positive, option
+from resnet_ops.orchestration.cluster_values import KINDS_OF_OPTION, ClusterValues, Kind
 from resnet_ops.results import Result
 
-Kind = Literal["kuberay", "slurm", "aws", "gcp", "compose"]
 FILL_IN = "FILL-IN"
 
 # Each kind's files, and the template that each is made from.
@@ -52,24 +48,6 @@ FILES: dict[Kind, dict[str, str]] = {
         "Dockerfile": "docker/Dockerfile.j2",
     },
 }
-# The options that mean something to some kinds only; given to another, they are refused rather than ignored.
-ONLY: dict[str, set[Kind]] = {
-    "image": {"kuberay", "aws", "gcp", "compose"},
-    "namespace": {"kuberay"},
-    "storage_class": {"kuberay"},
-    "storage_gib": {"kuberay"},
-    "retries": {"kuberay"},
-    "time_limit": {"kuberay", "slurm"},
-    "partition": {"slurm"},
-    "account": {"slurm"},
-    "environment": {"slurm"},
-    "region": {"aws", "gcp"},
-    "zone": {"aws", "gcp"},
-    "project": {"gcp"},
-    "instance_type": {"aws", "gcp"},
-    "machine_image": {"aws", "gcp"},
-    "nfs_export": {"aws", "gcp"},
-}
 # Machines by their number of GPUs (all of them L4). The first two have 4 vCPUs and 16 GiB, the defaults below.
 INSTANCE_TYPES = {
     "aws": {0: "m5.xlarge", 1: "g6.xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"},
@@ -78,136 +56,9 @@ INSTANCE_TYPES = {
 REGIONS = {"aws": "us-west-2", "gcp": "us-west1"}
 SECONDS = {"m": 60, "h": 3600, "d": 86400}
 
-# What may stand unquoted in a manifest, in a shell and after '#SBATCH'.
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,:/@-]*$")]
-
-
-class ClusterValues(Config):
-    """What a cluster's files are made from; the same for every kind."""
-
-    name: Annotated[str, option("Name of the cluster, of the job and of the run.", panel="Machines")] = "resnet-ops"
-    nodes: Annotated[
-        NodeRange,
-        option(
-            "Number of machines; MIN:MAX for a cluster that scales up and down.",
-            panel="Machines",
-            metavar="N or MIN:MAX",
-        ),
-    ] = NodeRange(2, 2)
-    gpus_per_node: Annotated[int, option("GPUs per machine; 0 trains on CPUs.", panel="Machines", ge=0)] = 0
-    cpus_per_node: Annotated[Positive, option("CPU cores per machine.", panel="Machines")] = 4
-    memory_gib: Annotated[int, option("Memory per machine in GiB.", panel="Machines", ge=4)] = 16
-    shm_gib: Annotated[
-        Positive | None,
-        option("Shared memory (/dev/shm) per machine in GiB; by default half of its memory.", panel="Machines"),
-    ] = None
-    image: Annotated[
-        Word | None,
-        option("Container image; by default resnet-ops:VERSION, built from the Dockerfile.", panel="Machines"),
-    ] = None
-    time_limit: Annotated[
-        str,
-        option("Time limit of a job, such as 90m, 12h, 2d.", panel="Machines", pattern=r"^[1-9]\d{0,4}[mhd]$"),
-    ] = "1d"
-    storage_path: Annotated[
-        Path | None,
-        option(
-            "Path of the shared storage, the same on each machine, for runs and data; by default /mnt/resnet-ops, on "
-            "Slurm ~/resnet-ops.",
-            panel="Shared storage",
-        ),
-    ] = None
-    storage_class: Annotated[
-        Word | None,
-        option(
-            "Kubernetes storage class that supports ReadWriteMany volumes; by default that of the cluster.",
-            panel="Shared storage",
-        ),
-    ] = None
-    storage_gib: Annotated[
-        Positive, option("Size of the shared volume in GiB (Kubernetes).", panel="Shared storage")
-    ] = 100
-    nfs_export: Annotated[
-        Word | None,
-        option(
-            "NFS export to mount, HOST:/PATH, from EFS, Filestore or an NFS server (AWS and GCP).",
-            panel="Shared storage",
-        ),
-    ] = None
-
-    namespace: Annotated[str, option("Kubernetes namespace.", panel="KubeRay")] = "default"
-    retries: Annotated[
-        int, option("New clusters to retry with, resuming the run, if the job fails.", panel="KubeRay", ge=0)
-    ] = 3
-    partition: Annotated[Word | None, option("Slurm partition; by default that of the site.", panel="Slurm")] = None
-    account: Annotated[Word | None, option("Slurm account to charge; by default yours.", panel="Slurm")] = None
-    environment: Annotated[
-        Path | None,
-        option(
-            "Virtual environment with resnet-ops, at a path that all machines see; by default this one.",
-            panel="Slurm",
-        ),
-    ] = None
-    region: Annotated[
-        Word | None,
-        option("Region; by default us-west-2 on AWS, us-west1 on GCP.", panel="AWS and GCP"),
-    ] = None
-    zone: Annotated[
-        Word | None, option("Availability zone; by default the region's first, 'a'.", panel="AWS and GCP")
-    ] = None
-    project: Annotated[Word | None, option("Google Cloud project to bill.", panel="AWS and GCP")] = None
-    instance_type: Annotated[
-        Word | None,
-        option(
-            "Instance type of the workers; by default one with as many L4 GPUs as --gpus-per-node.",
-            panel="AWS and GCP",
-        ),
-    ] = None
-    machine_image: Annotated[
-        Word | None,
-        option(
-            "Virtual machine image with Docker and, for GPUs, the NVIDIA driver and container toolkit.",
-            panel="AWS and GCP",
-        ),
-    ] = None
-
-    @field_validator("name", "namespace")
-    @classmethod
-    def _kubernetes_takes_it(cls, name: str, info: ValidationInfo) -> str:
-        # RFC 1123. KubeRay appends to a RayJob's name, and takes 47 characters at most (MaxRayJobNameLength).
-        longest = 47 if info.field_name == "name" else 63
-        if re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) is None or len(name) > longest:
-            raise ValueError(
-                f"must be lower-case letters, digits and '-', at most {longest}, with a letter or digit at both ends"
-            )
-        return name
-
-    @field_validator("storage_path", "environment")
-    @classmethod
-    def _path_is_plain(cls, path: Path | None) -> Path | None:
-        # It goes into mounts, SRC:DST, where nothing can be quoted.
-        if path is not None and re.fullmatch(r"/[A-Za-z0-9._/-]*[A-Za-z0-9._-]", str(path)) is None:
-            raise ValueError("must be an absolute path of letters, digits, '.', '_', '-' and '/'")
-        return path
-
-    @field_validator("shm_gib")
-    @classmethod
-    def _shm_is_part_of_memory(cls, shm: int | None, info: ValidationInfo) -> int | None:
-        memory = info.data.get("memory_gib")
-        if shm is not None and memory is not None and shm >= memory:
-            raise ValueError(f"must be less than the machine's memory, {memory} GiB")
-        return shm
-
-    @field_validator("nfs_export")
-    @classmethod
-    def _export_is_host_and_path(cls, export: str | None) -> str | None:
-        if export is not None and ":/" not in export:
-            raise ValueError("must be HOST:/PATH")
-        return export
-
 
 class TemplateResult(Result):
-    """What was written, and what to do with it."""
+    """The files that were written, and what to do with them."""
 
     kind: Kind = Field(description="How the cluster is made.")
     directory: Place = Field(description="Folder of the files.")
@@ -217,23 +68,23 @@ class TemplateResult(Result):
 
 
 def render(kind: Kind, values: ClusterValues, train: Mapping[str, Any]) -> dict[str, str]:
-    """Make the texts of the files for `kind`, by file name.
+    """Return the texts of the files for `kind`, by file name.
 
     Args:
-        kind: How the cluster is made.
-        values: What it is made of.
-        train: Options of `resnet-ops train` to train on it with, by name.
+        kind: How the cluster is created.
+        values: What its files are made from.
+        train: Options of `resnet-ops train` to train on it with, by their field names.
 
     Raises:
         UserError: A value means nothing to this kind, or does not go with another.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    _refuse_what_would_be_ignored(kind, values)
+    _refuse_ignored_options(kind, values)
     environment = Environment(
         loader=FunctionLoader(_template),
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701  # shell and YAML, not HTML; they have quoting of their own
+        autoescape=False,  # noqa: S701  # shell and YAML, not HTML; quoted by filters
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -244,7 +95,7 @@ def render(kind: Kind, values: ClusterValues, train: Mapping[str, Any]) -> dict[
 
 
 def write(kind: Kind, values: ClusterValues, train: Mapping[str, Any], directory: Path) -> TemplateResult:
-    """Write the files for `kind`, as of `render`, into `directory`, which is made if need be.
+    """Write the files that `render` returns into `directory`, which is created if need be.
 
     Raises:
         UserError: One of them is there already (nothing is written then), or cannot be written.
@@ -286,17 +137,17 @@ def _template(name: str) -> str:
     return resources.files("resnet_ops.cluster").joinpath(*name.split("/")).read_text("utf-8")
 
 
-def _refuse_what_would_be_ignored(kind: Kind, values: ClusterValues) -> None:
-    for name, kinds in ONLY.items():
+def _refuse_ignored_options(kind: Kind, values: ClusterValues) -> None:
+    for name, kinds in KINDS_OF_OPTION.items():
         if kind not in kinds and getattr(values, name) != ClusterValues.default(name):
-            named = [known for known in get_args(Kind) if known in kinds]
+            supported = [each for each in get_args(Kind) if each in kinds]
             raise UserError(
-                f"--{name.replace('_', '-')} does not apply to {kind}.", f"It applies to {', '.join(named)}."
+                f"--{name.replace('_', '-')} does not apply to {kind}.", f"It applies to {', '.join(supported)}."
             )
 
 
 def _context(kind: Kind, values: ClusterValues) -> dict[str, Any]:
-    """The values, and what follows from them."""
+    """Return the variables of the templates: the values, and what follows from them."""
     shm_gib = values.shm_gib or values.memory_gib // 2
     region = values.region or REGIONS.get(kind, "")
     versions = {name: metadata.version(name).partition("+")[0] for name in ("resnet-ops", "ray", "torch")}
@@ -310,7 +161,7 @@ def _context(kind: Kind, values: ClusterValues) -> dict[str, Any]:
         "min_nodes": values.nodes.fewest,
         "max_nodes": values.nodes.most,
         "shm_gib": shm_gib,
-        # Ray's object store lies in /dev/shm, and so do the batches that data loaders pass on.
+        # /dev/shm holds Ray's object store, and the batches of data loaders.
         "object_store_bytes": shm_gib * 2**30 * 6 // 10,
         "image": values.image or f"resnet-ops:{versions['resnet-ops'].replace('+', '-')}",
         "image_to_push": values.image or f"{FILL_IN}-REGISTRY/resnet-ops:{versions['resnet-ops']}",

@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime
 from resnet_ops.machine import cores
-from resnet_ops.orchestration.connect import LOCAL, address_of, connected, local_ray
+from resnet_ops.orchestration.connect import LOCAL, cluster_address, connected, local_ray
 from resnet_ops.orchestration.job_client import is_job_server
-from resnet_ops.orchestration.placement import survey
+from resnet_ops.orchestration.nodes import read_nodes
 from resnet_ops.orchestration.ray_internals import serve_is_running
 from resnet_ops.serving.config import ServeConfig
 
@@ -25,7 +25,7 @@ def resolve_address(config: ServeConfig) -> str:
     Raises:
         UserError: It is the address of a job server.
     """
-    address = address_of(config)
+    address = cluster_address(config)
     if is_job_server(address):
         raise UserError(
             f"--cluster {address} is a job server; a service needs the cluster itself.",
@@ -77,7 +77,7 @@ def choose_provider(address: str, provider: str) -> str:
         return provider
     if address == LOCAL:
         return "cpu" if runtime.resolve_provider("auto") == runtime.CPU else "cuda"
-    return "cuda" if any(node.gpus for node in survey()) else "cpu"
+    return "cuda" if any(node.gpus for node in read_nodes()) else "cpu"
 
 
 def resources_per_replica(replicas: int, provider: str) -> dict[str, float]:
@@ -86,7 +86,7 @@ def resources_per_replica(replicas: int, provider: str) -> dict[str, float]:
     Raises:
         UserError: None is free.
     """
-    nodes = survey()
+    nodes = read_nodes()
     if provider != "cpu":
         gpus = sum(int(node.free_gpus) for node in nodes)
         if not gpus:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from resnet_ops.orchestration.connect import ask_nccl, import_ray
+from resnet_ops.orchestration.connect import enable_nccl_hang_detector, import_ray
 
 import_ray()  # with its settings, before anything else imports it
 
@@ -21,8 +21,9 @@ from resnet_ops.data.sources import Source  # noqa: E402
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError  # noqa: E402
 from resnet_ops.orchestration import cluster_kv  # noqa: E402
 from resnet_ops.orchestration.allocation import RECOVER_S, Placement  # noqa: E402
-from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer, explain  # noqa: E402
+from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer  # noqa: E402
 from resnet_ops.orchestration.network import GlooInterfaceConfig  # noqa: E402
+from resnet_ops.orchestration.worker_loss import explain_failure  # noqa: E402
 from resnet_ops.records import RunRecord  # noqa: E402
 from resnet_ops.runs import Run  # noqa: E402
 from resnet_ops.training.worker import WorkerResult, WorkerTask  # noqa: E402
@@ -56,10 +57,12 @@ def fit(
             scaling_config=ScalingConfig(num_workers=0, use_gpu=placement.layout.device == "cuda"),
             run_config=scratch,
         )
-        with placement.ray() if record.config.stream == "on" else contextlib.nullcontext():  # for Ray Data's tasks
+        with (
+            placement.start_ray() if record.config.stream == "on" else contextlib.nullcontext()
+        ):  # for Ray Data's tasks
             return _value(trainer.fit())
     try:
-        with placement.ray():
+        with placement.start_ray():
             return _fit_on_ray(worker, run, record, placement, scratch, halt or threading.Event())
     finally:
         with contextlib.suppress(OSError, UserError):
@@ -71,7 +74,7 @@ def _fit_on_ray(
 ) -> WorkerResult:
     config = record.config
     if placement.layout.device == "cuda":
-        ask_nccl(config.hang_timeout)
+        enable_nccl_hang_detector(config.hang_timeout)
     first_event = len(run.events())
     while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[first_event:])) >= 0:
         cluster_kv.release_placement_group(str(run.path))  # still held where the controller was lost
@@ -96,7 +99,7 @@ def _fit_on_ray(
                     trainer.stop()
                     raise
         except TrainingFailedError as error:
-            raise explain(error) from error
+            raise explain_failure(error) from error
         except RayActorError as error:  # Ray's controller itself
             reason = str(error).splitlines()[0][:200]
             run.log_event(f"Lost: the job's controller ({reason}). Starting another one.", "loss")

@@ -22,7 +22,7 @@ from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.data.sources import MAX_LISTED
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
-from resnet_ops.orchestration.allocation import placed
+from resnet_ops.orchestration.allocation import allocate
 from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.records import Best, DataRecord, RunRecord, Status
 from resnet_ops.results import Result
@@ -42,7 +42,7 @@ from resnet_ops.training.preflight import (
 if TYPE_CHECKING:
     from resnet_ops.training.worker import WorkerResult
 
-# torch is imported by what is imported in the functions below: only once the job is placed, while its nodes are being
+# torch is imported by what is imported in the functions below: only once the job is allocate, while its nodes are being
 # asked. A job that does not fit is refused within 2 s.
 
 
@@ -94,8 +94,8 @@ def train(
     observer, started_at = observer or Observer(), started_at or time.time()
     tracker.check_service(config.track)
     config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
-    with placed(config, observer.warn) as placement:
-        with check_every_node(placement.elsewhere, config.runs_dir.absolute(), config) as compare:
+    with allocate(config, observer.warn) as placement:
+        with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
             requested = config
             source, config = check_training(requested, placement.layout.device)
             compare(source.record.fingerprint)
@@ -162,8 +162,8 @@ def resume(
         config = record.config.model_copy(update=changes or {})
         config = config.model_copy(update=absolute_paths(config))
         tracker.check_service(config.track)
-        with placed(config, observer.warn) as placement:
-            with check_every_node(placement.elsewhere, run.path, config) as compare:
+        with allocate(config, observer.warn) as placement:
+            with check_every_node(placement.remote_nodes, run.path, config) as compare:
                 source, _ = check_training(config, placement.layout.device)
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:

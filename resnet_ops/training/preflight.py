@@ -14,8 +14,8 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
-from resnet_ops.orchestration.placement import Node
-from resnet_ops.orchestration.shared_storage import ask_nodes
+from resnet_ops.orchestration.nodes import Node
+from resnet_ops.orchestration.shared_storage import probe_nodes
 from resnet_ops.records import DataRecord
 from resnet_ops.training.observer import Observer
 
@@ -157,7 +157,7 @@ def check_every_node(nodes: Sequence[Node], folder: Path, config: DataConfig) ->
     if not nodes:
         yield lambda _: None
         return
-    with ask_nodes(nodes, folder, fingerprint_of, config) as answers:
+    with probe_nodes(nodes, folder, fingerprint_of, config) as answers:
 
         def compare(fingerprint: str) -> None:
             for node, seen_there in answers().items():

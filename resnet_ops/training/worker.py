@@ -26,14 +26,10 @@ import torch.distributed as dist
 from resnet_ops import files
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.orchestration.elastic_trainer import (
-    NodeUnfitError,
-    PeerLostError,
-    RegroupError,
-    is_about_a_peer,
-    usable_nodes,
-)
-from resnet_ops.orchestration.placement import Request, choose, survey
+from resnet_ops.orchestration.elastic_trainer import usable_nodes
+from resnet_ops.orchestration.nodes import read_nodes
+from resnet_ops.orchestration.placement import Request, place_workers
+from resnet_ops.orchestration.worker_loss import PeerLostError, RegroupError, UnusableNodeError, is_peer_error
 from resnet_ops.records import BadImage, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.distributed import ProcessGroup
@@ -79,7 +75,7 @@ def run_worker(task: WorkerTask) -> WorkerResult:
 
     Raises:
         UserError: The loss diverged, or the device's memory or the disk is full.
-        NodeUnfitError: The run directory or its images cannot be read on this node.
+        UnusableNodeError: The run directory or its images cannot be read on this node.
         PeerLostError: Another worker is lost or does not answer.
         RegroupError: More nodes are available; all is saved.
     """
@@ -123,13 +119,13 @@ def _explained_errors(batch_size: int, group: ProcessGroup, device: torch.device
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"torch.compile failed: {reason}", "Remove --compile.", WORK_FAILED) from error
-        if group.size > 1 and (isinstance(error, dist.DistError) or is_about_a_peer(error)):
+        if group.size > 1 and (isinstance(error, dist.DistError) or is_peer_error(error)):
             raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise
 
 
-def _unfit(reason: str) -> NodeUnfitError:
-    return NodeUnfitError(ray.get_runtime_context().get_node_id(), reason)
+def _unfit(reason: str) -> UnusableNodeError:
+    return UnusableNodeError(ray.get_runtime_context().get_node_id(), reason)
 
 
 def _open_the_same(record: RunRecord) -> Source:
@@ -147,7 +143,7 @@ def _open_the_same(record: RunRecord) -> Source:
 def _cores_per_worker(request: Request | None) -> int:
     """Return this worker's share of its node's cores."""
     node_id = ray.get_runtime_context().get_node_id()
-    (node,) = (node for node in survey() if node.id == node_id)
+    (node,) = (node for node in read_nodes() if node.id == node_id)
     assert request is not None
     return max(1, int(request.cores_on(node)))
 
@@ -197,7 +193,7 @@ class ElasticGroup:
             return False
         larger = False
         if self.group.rank == 0:
-            layout = choose(usable_nodes(), self.request, self.workers_on)
+            layout = place_workers(usable_nodes(), self.request, self.workers_on)
             larger = layout is not None and layout.workers > self.group.size
         return bool(self.group.agree(float(larger)))
 

@@ -22,8 +22,8 @@ from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
 from resnet_ops.options import as_typed
-from resnet_ops.orchestration.allocation import Pool, Share, pooled
-from resnet_ops.orchestration.packaging import fingerprint_of_code
+from resnet_ops.orchestration.packaging import code_fingerprint
+from resnet_ops.orchestration.trial_slots import TrialResources, TrialSlots, allocate_trials
 from resnet_ops.recipes.reading import configure
 from resnet_ops.results import Result
 from resnet_ops.runs import Run
@@ -123,7 +123,7 @@ def search_space(
     check_service(base.track)
     base = base.model_copy(update=absolute_paths(base))
     stored = _stored_config(config, base)
-    with pooled(base, _resources(config, kind.machines), observer.warn) as slots:
+    with allocate_trials(base, _resources(config, kind.machines), observer.warn) as slots:
         base, data = check_search(space, base, slots, observer)
         planned = planned_trials(config, space)
         run = runs.create(base.runs_dir, base.name, f"{kind.command.split()[-1]}-{data.name}", overwrite)
@@ -138,7 +138,7 @@ def search_space(
                 epochs=base.epochs,
                 planned=planned,
                 created=datetime.now(UTC),
-                code=fingerprint_of_code(),
+                code=code_fingerprint(),
                 versions=versions(),
                 command=kind.command,
                 machines=kind.machines,
@@ -185,7 +185,7 @@ def resume(
         check_service(base.track)
         base = base.model_copy(update=absolute_paths(base))
         config = _stored_config(config.model_copy(update={"given": config.given | changes}), base)
-        with pooled(base, _resources(config, machines), observer.warn) as slots:
+        with allocate_trials(base, _resources(config, machines), observer.warn) as slots:
             if slots.device != record.device:
                 raise UserError(
                     f"{name} was searched on {record.device}, not on {slots.device}.", "Start a new search."
@@ -201,8 +201,8 @@ def resume(
             return _execute(search, record, slots, observer, started_at, kind)
 
 
-def _resources(config: TuneConfig, machines: int | None) -> Share:
-    return Share(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial, machines)
+def _resources(config: TuneConfig, machines: int | None) -> TrialResources:
+    return TrialResources(config.cpus_per_trial, config.gpus_per_trial, config.nodes_per_trial, machines)
 
 
 def _stored_config(config: TuneConfig, base: TrainConfig) -> TuneConfig:
@@ -215,7 +215,12 @@ def _stored_config(config: TuneConfig, base: TrainConfig) -> TuneConfig:
 
 
 def _execute(
-    search: Search, record: SearchRecord, slots: Pool, observer: SearchObserver, started_at: float, kind: SearchKind
+    search: Search,
+    record: SearchRecord,
+    slots: TrialSlots,
+    observer: SearchObserver,
+    started_at: float,
+    kind: SearchKind,
 ) -> TuneResult:
     from resnet_ops.tuning.runner import run_trials
     from resnet_ops.tuning.trial_log import TrialLog

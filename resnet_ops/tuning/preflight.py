@@ -8,15 +8,15 @@ from typing import Any
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.machine import versions
-from resnet_ops.orchestration.allocation import Pool
-from resnet_ops.orchestration.packaging import fingerprint_of_code
+from resnet_ops.orchestration.packaging import code_fingerprint
+from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.records import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
 from resnet_ops.tuning.space import Choices, Space, train_options
 
-COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or choose differently
+COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or place_workers differently
 
 
 def planned_trials(config: TuneConfig, space: Space) -> int:
@@ -43,7 +43,7 @@ def refuse_other_code(record: SearchRecord) -> None:
         for name in COMPARED_VERSIONS
         if now.get(name) != before.get(name)
     ]
-    if not changes and fingerprint_of_code() != record.code:
+    if not changes and code_fingerprint() != record.code:
         changes = ["the code of resnet-ops"]
     if changes:
         raise UserError(
@@ -53,7 +53,7 @@ def refuse_other_code(record: SearchRecord) -> None:
 
 
 def check_search(
-    space: Space, base: TrainConfig, slots: Pool, observer: SearchObserver
+    space: Space, base: TrainConfig, slots: TrialSlots, observer: SearchObserver
 ) -> tuple[TrainConfig, DataRecord]:
     """Check every network against the images, set the options that depend on them, and decode them here once.
 
@@ -63,7 +63,7 @@ def check_search(
     if base.auto_batch:
         raise UserError("--auto-batch finds a batch size for one network, but a search has many.", "Use --batch-size.")
     source = None
-    with preflight.check_every_node(slots.elsewhere, base.runs_dir.absolute(), base) as compare:
+    with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):
             base = base.model_copy(update={"model": model})
             source, settled = preflight.check_training(base, slots.device, source)

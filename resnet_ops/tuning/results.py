@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from resnet_ops import files, runs
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
-from resnet_ops.orchestration.allocation import Pool
 from resnet_ops.orchestration.placement import Device
+from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.records import DataRecord
 from resnet_ops.runs import Run
 from resnet_ops.significance import is_tied, standard_error
@@ -197,7 +197,7 @@ def find_search(runs_dir: Path, name: str) -> Search:
 class SearchObserver(Observer):
     """Receives the progress of a search, from a thread of its own; does nothing unless overridden."""
 
-    def search_started(self, search: Search, record: SearchRecord, slots: Pool) -> None:
+    def search_started(self, search: Search, record: SearchRecord, slots: TrialSlots) -> None:
         """Receive a search whose request is valid and whose directory exists."""
 
     def trial_changed(self, trial: Trial) -> None:

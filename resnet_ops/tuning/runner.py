@@ -19,14 +19,14 @@ from ray.tune.stopper import Stopper
 
 from resnet_ops import files
 from resnet_ops.errors import PausedError, UserError
-from resnet_ops.orchestration.allocation import Pool
+from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, build_scheduler, build_search, trial_number
 from resnet_ops.tuning.trial import TrialTask, TrialWorker
 from resnet_ops.tuning.trial_log import TrialLog
 
 
-def run_trials(log: TrialLog, slots: Pool, at_end: Callable[[TrainingSession], None] | None = None) -> None:
+def run_trials(log: TrialLog, slots: TrialSlots, at_end: Callable[[TrainingSession], None] | None = None) -> None:
     """Run the search to its end, or until the log's `stop` is set; `at_end` as in `TrialTask`.
 
     Raises:
@@ -35,7 +35,7 @@ def run_trials(log: TrialLog, slots: Pool, at_end: Callable[[TrainingSession], N
     """
     scratch = log.search.run.path / "ray"
     try:
-        with slots.ray(), ThreadPoolExecutor(1, "tune") as thread:
+        with slots.start_ray(), ThreadPoolExecutor(1, "tune") as thread:
             # In a thread: on the main thread Ray would take Ctrl-C for itself.
             fitting: Future[Any] = thread.submit(lambda: _tuner(log, slots, scratch, at_end).fit())
             try:
@@ -51,7 +51,9 @@ def run_trials(log: TrialLog, slots: Pool, at_end: Callable[[TrainingSession], N
         raise PausedError(log.pause_reason)
 
 
-def _tuner(log: TrialLog, slots: Pool, scratch: Path, at_end: Callable[[TrainingSession], None] | None) -> tune.Tuner:
+def _tuner(
+    log: TrialLog, slots: TrialSlots, scratch: Path, at_end: Callable[[TrainingSession], None] | None
+) -> tune.Tuner:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints to stdout at any verbosity
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # its own CSV, JSON and TensorBoard files
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # of its state, which nobody will read
@@ -62,7 +64,7 @@ def _tuner(log: TrialLog, slots: Pool, scratch: Path, at_end: Callable[[Training
     config, seed = record.config, record.config.given.get("seed", 0)
     random.seed(seed)  # PBT draws from Python's own generator
     previous_points = [log.trials[number].options for number in sorted(log.trials)]
-    max_concurrent = min(config.max_concurrent or slots.at_once, slots.at_once, record.planned)
+    max_concurrent = min(config.max_concurrent or slots.max_concurrent, slots.max_concurrent, record.planned)
     algorithm, param_space, num_samples = build_search(config, record.space, seed, previous_points, max_concurrent)
     task = TrialTask(
         trials=str(log.search.trials_dir),

@@ -1,4 +1,4 @@
-"""Machines on this machine: each with its own network, address, name, processes and mounts; root only.
+"""Simulated machines: each with its own network, address, name, processes and mounts; root only.
 
 Linux namespaces make them, `unshare` opens them and a first process holds them open. The switch
 between them lives in one too, so that nothing of this machine's own network is touched, and all of
@@ -23,19 +23,19 @@ REAP = "trap : TERM; while :; do sleep 3600 & wait; done"  # a machine's first p
 PORT = 6379
 
 
-def why_not() -> str:
-    """Why this machine cannot hold others, or ''."""
+def missing_requirement() -> str:
+    """Return why this machine cannot simulate others, or ''."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
         return f"not installed: {', '.join(missing)}; on Debian: apt-get install iproute2 util-linux"
     if os.geteuid() != 0:
         return "only root may make network namespaces"
-    tried = subprocess.run(
+    attempt = subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc", "ip", "link", "add", "try", "type",
          "bridge"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return f"no network namespaces here: {tried.stderr.strip()}" if tried.returncode else ""
+    return f"no network namespaces here: {attempt.stderr.strip()}" if attempt.returncode else ""
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Machines:
             )
 
     def environment(self, machine: Machine) -> dict[str, str]:
-        """What programs see there: Ray's files and token are the machine's, not this user's."""
+        """Return the environment of its programs, with Ray's files and token of the machine, not of this user."""
         rest = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return rest | {
             "RAY_TMPDIR": str(machine.folder),
@@ -140,7 +140,7 @@ class Machines:
         return done.stdout
 
     def bytes_sent(self, machine: Machine) -> int:
-        """What has left a machine over the network since it was switched on."""
+        """Return the bytes that a machine has sent over the network since it was switched on."""
         lines = Path(f"/proc/{machine.pid}/net/dev").read_text().splitlines()
         (line,) = (line for line in lines if line.strip().startswith("eth0:"))
         return int(line.partition(":")[2].split()[8])
@@ -166,8 +166,8 @@ class Machines:
         shutil.rmtree(machine.folder)
         self.boot(machine, without=without)
 
-    def seen(self, path: Path) -> Path:
-        """Where this test finds what the machines call `path`: it does not share their disk by itself."""
+    def host_path(self, path: Path) -> Path:
+        """Return the path under which this test sees the machines' `path`, whose disk it does not share by itself."""
         return Path(f"/proc/{self.switch.pid}/root{path}")
 
     def mount_small(self, machine: Machine, folder: Path, size: str) -> None:
@@ -238,10 +238,10 @@ def _let_go(machine: Machine) -> None:
 def machines(count: int) -> Iterator[Machines]:
     """Switch on `count` machines with Ray on them, for the length of a `with` block."""
     folder = Path(tempfile.mkdtemp(prefix="m-", dir="/tmp"))  # short: paths of sockets may have 107 characters
-    made = Machines(count, folder)
+    simulated = Machines(count, folder)
     try:
-        made.start()
-        yield made
+        simulated.start()
+        yield simulated
     finally:
-        made.stop()
+        simulated.stop()
         shutil.rmtree(folder, ignore_errors=True)

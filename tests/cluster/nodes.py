@@ -29,13 +29,13 @@ class Nodes:
         self.cluster.wait_for_nodes()
 
     def add(self) -> None:
-        """One more node."""
+        """Add a node."""
         self.living.append(self.cluster.add_node(**NODE))
 
     def workers(self) -> dict[int, Node]:
-        """The processes of training workers, and the nodes that they are on."""
+        """Return the processes of training workers, and the nodes that they are on."""
         raylets = {node.all_processes["raylet"][0].process.pid: node for node in self.living}
-        found = {}
+        workers = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 title, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
@@ -43,16 +43,16 @@ class Nodes:
                 continue
             raylet = re.search(rb"\0RAY_RAYLET_PID=(\d+)\0", environment)
             if b"RayTrainWorker" in title and raylet and int(raylet[1]) in raylets:
-                found[int(folder.name)] = raylets[int(raylet[1])]
-        return found
+                workers[int(folder.name)] = raylets[int(raylet[1])]
+        return workers
 
     def kill(self, node: Node) -> None:
-        """SIGKILL to a node's raylet; its workers notice."""
+        """Kill a node's raylet; its workers notice."""
         self.living.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
-        """End it all."""
+        """Shut the cluster down."""
         self.cluster.shutdown()
 
 
@@ -66,22 +66,22 @@ class Training:
         self.start(*self.options)
 
     def start(self, *options: object) -> None:
-        """Begin, or go on."""
+        """Start, or resume."""
         with self.log.open("a") as log:
             self.process = subprocess.Popen([*COMMAND, "train", *map(str, options)], stdout=log, stderr=log)
 
     def again(self) -> None:
-        """Begin anew, as the first time."""
+        """Start anew, as the first time."""
         self.start(*self.options)
 
     def resume(self, *options: object) -> None:
-        """Go on with the run."""
+        """Resume the run."""
         self.start("--resume", self.run.name, "--runs-dir", self.run.path.parent, *options)
 
     def progress(self) -> tuple[int, int]:
-        """Epoch and step in hand; (0, 0) before the first."""
-        told, _ = self.run.read_progress()
-        return (told["epoch"], told["step"]) if told and "epoch" in told else (0, 0)
+        """Return the current epoch and step; (0, 0) before the first."""
+        progress, _ = self.run.read_progress()
+        return (progress["epoch"], progress["step"]) if progress and "epoch" in progress else (0, 0)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float = 90) -> None:
         """Wait for something to come true while it trains."""
@@ -100,19 +100,19 @@ class Training:
         return self.process.wait(timeout_s)
 
     def kill(self) -> None:
-        """SIGKILL to the driver; its workers notice, and go."""
+        """Kill the driver; its workers notice, and end."""
         self.process.kill()
         self.process.wait()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """All tensors of the last checkpoint."""
+        """Return all tensors of the last checkpoint."""
         last = checkpoints.read(checkpoints.saved_checkpoints(self.run)[0])
         assert last.info.epoch == self.run.read_as_written().config.epochs
         return last.model | {f"optimizer/{name}": value for name, value in last.optimizer.items()}
 
 
-def assert_same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """Two states are the same, bit for bit."""
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].numpy().tobytes() == other[name].numpy().tobytes(), name
+def assert_same_bytes(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Assert that two states are the same, bit for bit."""
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].numpy().tobytes() == second[name].numpy().tobytes(), name

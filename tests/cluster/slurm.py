@@ -68,7 +68,7 @@ class Slurm:
         return self.run("sbatch", "--parsable", *options, script)
 
     def state(self, job: str) -> dict[str, str]:
-        """What Slurm says of a job, field by field."""
+        """Return Slurm's record of a job, field by field."""
         return dict(field.split("=", 1) for field in self.run("scontrol", "show", "job", job).split() if "=" in field)
 
     def wait(self, job: str, *states: str, seconds: float = 180) -> dict[str, str]:
@@ -106,36 +106,36 @@ def slurm(count: int, cpus: int) -> Iterator[Slurm]:
         (folder / "slurm.conf").write_text(text)
         # Any devices will do: Slurm counts them, and so does Ray where it is told how many there are.
         (folder / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in DEVICES))
-        made = Slurm(folder)
+        cluster = Slurm(folder)
         munge = [
             f"--{kind}={folder}/munge.{kind.split('-')[0]}" for kind in ("socket", "key-file", "log-file", "pid-file")
         ]
         munge.append(f"--seed-file={folder}/munge.seed")
-        daemons.enter_context(_daemon(made, "munged", "--foreground", "--force", *munge))
-        _until((folder / "munge.socket").exists, made)
-        daemons.enter_context(_daemon(made, "slurmctld", "-D"))
+        daemons.enter_context(_daemon(cluster, "munged", "--foreground", "--force", *munge))
+        _until((folder / "munge.socket").exists, cluster)
+        daemons.enter_context(_daemon(cluster, "slurmctld", "-D"))
         for i in range(1, count + 1):
             (folder / f"spool-n{i}").mkdir()
-            daemons.enter_context(_daemon(made, "slurmd", "-D", "-N", f"n{i}"))
-        _until(lambda: made.run("sinfo", "--noheader", "--format=%T %D") == f"idle {count}", made)
-        yield made
-        for job in made.run("squeue", "--noheader", "--format=%i").split():
-            made.run("scancel", "--signal=KILL", "--full", job)
+            daemons.enter_context(_daemon(cluster, "slurmd", "-D", "-N", f"n{i}"))
+        _until(lambda: cluster.run("sinfo", "--noheader", "--format=%T %D") == f"idle {count}", cluster)
+        yield cluster
+        for job in cluster.run("squeue", "--noheader", "--format=%i").split():
+            cluster.run("scancel", "--signal=KILL", "--full", job)
 
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 @contextlib.contextmanager
-def _daemon(made: Slurm, *command: str) -> Iterator[None]:
-    with (made.folder / f"{command[0]}-{command[-1].rpartition('/')[2]}.out.log").open("w") as log:
-        process = subprocess.Popen(command, env=made.environment, stdout=log, stderr=log)
+def _daemon(cluster: Slurm, *command: str) -> Iterator[None]:
+    with (cluster.folder / f"{command[0]}-{command[-1].rpartition('/')[2]}.out.log").open("w") as log:
+        process = subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log)
     try:
         yield
     finally:
@@ -147,11 +147,11 @@ def _daemon(made: Slurm, *command: str) -> Iterator[None]:
             process.wait()
 
 
-def _until(true: Callable[[], bool], made: Slurm, seconds: float = 30) -> None:
+def _until(true: Callable[[], bool], cluster: Slurm, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(AssertionError):
             if true():
                 return
-        assert time.monotonic() < end, made.logs()
+        assert time.monotonic() < end, cluster.logs()
         time.sleep(0.2)

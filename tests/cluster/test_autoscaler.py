@@ -1,4 +1,4 @@
-"""Whether a cluster may grow is read off a real autoscaler, and off a cluster that has none."""
+"""Detection of an autoscaler: on a cluster that has a real one, and on one that has none."""
 
 import json
 import os
@@ -66,13 +66,13 @@ def test_a_cluster_that_may_grow_is_waited_for(tmp_path: Path, autoscales: bool)
         while True:  # until the head is up, and its monitor has looked around
             process = subprocess.Popen(train, stderr=subprocess.PIPE, text=True)
             assert process.stderr is not None
-            said = ""
+            output = ""
             for line in process.stderr:  # the first ones may be of a head that is not up yet, or a table of its nodes
-                said += line
+                output += line
                 if expected in line:
                     break
             process.kill()
             process.communicate()
-            if expected in said:
+            if expected in output:
                 break
-            assert time.monotonic() < deadline, said
+            assert time.monotonic() < deadline, output

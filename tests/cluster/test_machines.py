@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resnet_ops.runs import Run
-from tests.cluster.namespaces import Machines, machines, why_not
+from tests.cluster.namespaces import Machines, machines, missing_requirement
 from tests.conftest import COMMAND
 from tests.integration.test_train import assert_same_bytes, weights
 
@@ -21,10 +21,10 @@ SECONDS = 240
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Machines]:
     """A head and three machines of one core each."""
-    if reason := why_not():
+    if reason := missing_requirement():
         pytest.skip(reason)
-    with machines(4) as made:
-        yield made
+    with machines(4) as simulated:
+        yield simulated
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def begin(cluster: Machines, name: str, *options: object) -> "subprocess.Popen[s
 
 
 def ended(process: "subprocess.Popen[str]", code: int = 0) -> tuple[dict[str, Any], str]:
-    """The result, and what was said, of a job that ends with `code`."""
+    """Return the result and the messages of a job that ends with `code`."""
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == code, err
     assert "Traceback" not in err
@@ -60,7 +60,7 @@ def until(true: Callable[[], bool], process: "subprocess.Popen[str]", seconds: f
 
 
 def trains(cluster: Machines, name: str) -> tuple["subprocess.Popen[str]", Run]:
-    """A job that has begun, and has a while to go."""
+    """Return a job that has started and will run for a while."""
     process, run = begin(cluster, name, "--checkpoint-every", 5), Run(cluster.folder / "runs" / name)
     until(lambda: len(run.epochs()) >= 3, process)
     assert len(run.epochs()) < EPOCHS / 2
@@ -130,10 +130,10 @@ def test_a_newcomer_that_does_not_see_the_run_is_left_out_once(cluster: Machines
     until(lambda: len(run.epochs()) >= 2, process)
     cluster.replace(newcomer, without=runs)
     ended(process)
-    told = [event.what for event in run.events()]
-    assert told[0].startswith("More nodes are available")
-    assert told[1].startswith(f"Excluded: {newcomer.name} does not see {run.path}")
-    assert len(told) == 2  # it is not asked again at every epoch
+    messages = [event.what for event in run.events()]
+    assert messages[0].startswith("More nodes are available")
+    assert messages[1].startswith(f"Excluded: {newcomer.name} does not see {run.path}")
+    assert len(messages) == 2  # it is not asked again at every epoch
     assert [(epoch.epoch, epoch.world_size) for epoch in run.epochs()] == [(n, 2) for n in range(1, 61)]
     cluster.replace(newcomer)
 
@@ -158,4 +158,4 @@ def test_a_full_disk_where_checkpoints_are_written_is_told_and_survived(cluster:
     cluster.resize(cluster.switch, cluster.disk, "64m")
     resume = [*COMMAND, "train", "--resume", "full", "--runs-dir", str(cluster.disk), "--json"]
     ended(cluster.run(cluster.all[0], resume, cwd=str(cluster.folder)))
-    assert_undisturbed(Run(cluster.seen(cluster.disk / "full")), undisturbed)
+    assert_undisturbed(Run(cluster.host_path(cluster.disk / "full")), undisturbed)

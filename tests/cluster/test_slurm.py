@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.templates import ClusterValues
+from resnet_ops.orchestration.cluster_values import ClusterValues
 from tests.cluster.slurm import Slurm, slurm
 from tests.cluster.test_templates import TRAINED
 from tests.conftest import COMMAND
@@ -47,9 +47,9 @@ def where():
     names = "SLURM_JOB_ID", "SLURMD_NODENAME", "SLURM_STEP_GPUS"
     return ray.get_runtime_context().get_node_id(), *(os.environ.get(name, "") for name in names)
 
-seen = ray.get([where.remote() for _ in range(nodes)])
+tasks = ray.get([where.remote() for _ in range(nodes)])
 record = {
-    "argv": sys.argv[1:], "seen": seen, "status": "finished", "pid": os.getpid(),
+    "argv": sys.argv[1:], "tasks": tasks, "status": "finished", "pid": os.getpid(),
     "nodes": [{k: n[k] for k in ("NodeID", "NodeManagerAddress", "NodeManagerPort", "Resources")} for n in ray.nodes()],
 }
 if name.startswith("long") and "--resume" not in options:
@@ -69,12 +69,12 @@ if name.startswith("fail"):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Slurm]:
-    with slurm(count=3, cpus=4) as made:
-        yield made
+    with slurm(count=3, cpus=4) as cluster:
+        yield cluster
 
 
 def environment_with(resnet_ops: str, folder: Path) -> Path:
-    """What looks like a virtual environment: this one's Python and Ray, and a resnet-ops to choose."""
+    """Return a stand-in for a virtual environment: this one's Python and Ray, and a chosen resnet-ops."""
     ray = f"{sys.executable} -c 'from ray.scripts.scripts import main; main()'"
     (folder / "bin").mkdir(parents=True)
     for name, command in {"python": sys.executable, "ray": ray, "resnet-ops": resnet_ops}.items():
@@ -100,8 +100,8 @@ def write(cluster: Slurm, folder: Path, **values: Any) -> tuple[Path, Path]:
 
 
 def record(storage: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((storage / "runs" / name / "run.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((storage / "runs" / name / "run.json").read_text())
+    return content
 
 
 def until(true: Any, seconds: float = 90) -> None:
@@ -119,7 +119,7 @@ def umask() -> int:
 
 def processes_of(job: str) -> dict[int, tuple[str, str]]:
     """Command lines and environments of all processes that have the job's ID in their environment."""
-    found = {}
+    processes = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             environment = (process / "environ").read_bytes().decode(errors="replace")
@@ -127,8 +127,8 @@ def processes_of(job: str) -> dict[int, tuple[str, str]]:
         except OSError:
             continue
         if f"\0SLURM_JOB_ID={job}\0" in f"\0{environment}" and int(process.name) != os.getpid():
-            found[int(process.name)] = (line, environment)
-    return found
+            processes[int(process.name)] = (line, environment)
+    return processes
 
 
 def folders_of(job: str) -> set[Path]:
@@ -151,14 +151,14 @@ def test_each_slurm_node_becomes_one_ray_node(
     job = cluster.submit(script)
     state = cluster.wait(job, "COMPLETED", "FAILED")
     assert state["JobState"] == "COMPLETED", cluster.logs()
-    found = record(storage, f"spread-{nodes}")
-    assert len(found["nodes"]) == nodes
-    assert len({node["NodeManagerPort"] for node in found["nodes"]}) == nodes
-    assert {node["Resources"]["CPU"] for node in found["nodes"]} == {1}
-    assert {node["Resources"].get("GPU", 0) for node in found["nodes"]} == {gpus}
-    assert {devices for _, _, _, devices in found["seen"]} == ({"0,1"} if gpus else {""})
-    assert {name for _, _, name, _ in found["seen"]} == {f"n{i}" for i in range(1, nodes + 1)}
-    assert "--cluster" in found["argv"]
+    result = record(storage, f"spread-{nodes}")
+    assert len(result["nodes"]) == nodes
+    assert len({node["NodeManagerPort"] for node in result["nodes"]}) == nodes
+    assert {node["Resources"]["CPU"] for node in result["nodes"]} == {1}
+    assert {node["Resources"].get("GPU", 0) for node in result["nodes"]} == {gpus}
+    assert {devices for _, _, _, devices in result["tasks"]} == ({"0,1"} if gpus else {""})
+    assert {name for _, _, name, _ in result["tasks"]} == {f"n{i}" for i in range(1, nodes + 1)}
+    assert "--cluster" in result["argv"]
     # The run is for whom the user's umask lets see it; only the job's own folder is closed.
     assert stat.S_IMODE((storage / "runs" / f"spread-{nodes}").stat().st_mode) == 0o777 & ~umask()
     until(lambda: left_nothing(job), 20)
@@ -176,9 +176,9 @@ def test_two_jobs_share_the_hosts_and_do_not_meet(cluster: Slurm, stand_in: Path
     until(lambda: all((storage / "runs" / name / "run.json").exists() for name in names))
     ids = []
     for name in names:
-        found = record(storage, name)
-        assert {job for _, job, _, _ in found["seen"]} == {jobs[name]}
-        ids += [node["NodeID"] for node in found["nodes"]]
+        result = record(storage, name)
+        assert {job for _, job, _, _ in result["tasks"]} == {jobs[name]}
+        ids += [node["NodeID"] for node in result["nodes"]]
     assert len(set(ids)) == 4
 
     # The token: in a file of the user's own, in no command line and no environment.
@@ -197,15 +197,17 @@ def test_two_jobs_share_the_hosts_and_do_not_meet(cluster: Slurm, stand_in: Path
         assert not any(token in text for text in texts)
 
     folders = {name: folders_of(job) for name, job in jobs.items()}
-    assert [len(found) for found in folders.values()] == [2, 2]
-    assert {stat.S_IMODE(folder.stat().st_mode) for found in folders.values() for folder in found} == {0o700}
+    assert [len(job_folders) for job_folders in folders.values()] == [2, 2]
+    assert {stat.S_IMODE(folder.stat().st_mode) for job_folders in folders.values() for folder in job_folders} == {
+        0o700
+    }
     cluster.run("scancel", jobs["long-a-2"])
     cluster.wait(jobs["long-a-2"], "CANCELLED")
     until(lambda: left_nothing(jobs["long-a-2"]), 20)
     assert not left_nothing(jobs["long-b-2"])
     cluster.run("scancel", jobs["long-b-2"])
     until(lambda: left_nothing(jobs["long-b-2"]), 20)
-    assert not [folder for found in folders.values() for folder in found if folder.exists()]
+    assert not [folder for job_folders in folders.values() for folder in job_folders if folder.exists()]
 
 
 def test_nobody_without_the_token_gets_in(cluster: Slurm, stand_in: Path, tmp_path: Path) -> None:
@@ -245,10 +247,10 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(cluster: Slurm, stan
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
     state = cluster.wait(job, "COMPLETED", "FAILED")
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
-    found = record(storage, "long-again-2")
-    assert found["status"] == "finished"
-    assert found["argv"][:3] == ["train", "--resume", "long-again-2"]
-    assert len(found["nodes"]) == 2
+    result = record(storage, "long-again-2")
+    assert result["status"] == "finished"
+    assert result["argv"][:3] == ["train", "--resume", "long-again-2"]
+    assert len(result["nodes"]) == 2
 
 
 def test_a_run_that_fails_fails_the_job(cluster: Slurm, stand_in: Path, tmp_path: Path) -> None:
@@ -276,5 +278,5 @@ def test_resnet_ops_itself_trains_on_two_nodes(cluster: Slurm, tmp_path: Path) -
     )
     state = cluster.wait(cluster.submit(script), "COMPLETED", "FAILED", seconds=400)
     assert state["JobState"] == "COMPLETED", cluster.logs()
-    found = record(storage, "real")
-    assert (found["status"], found["world_size"]) == ("finished", 2)
+    result = record(storage, "real")
+    assert (result["status"], result["world_size"]) == ("finished", 2)

@@ -35,12 +35,12 @@ def test_a_job_that_does_not_fit_is_refused(nodes: Nodes, cli: Callable[..., End
         assert not list(tmp_path.iterdir())
         return ended.err.splitlines()[-1]
 
-    told = refused("--nodes", 5)
-    assert "--nodes 5 needs 5 nodes with a CPU core each; this cluster has 4" in told
-    assert "Use --nodes 4, or add nodes: resnet-ops cluster template" in told
-    assert "1 CPU" in told
-    told = refused("--nodes", 2, "--workers-per-node", 2)
-    assert "2 nodes with 2 CPU cores each; this cluster has 0" in told
+    message = refused("--nodes", 5)
+    assert "--nodes 5 needs 5 nodes with a CPU core each; this cluster has 4" in message
+    assert "Use --nodes 4, or add nodes: resnet-ops cluster template" in message
+    assert "1 CPU" in message
+    message = refused("--nodes", 2, "--workers-per-node", 2)
+    assert "2 nodes with 2 CPU cores each; this cluster has 0" in message
     assert "no usable CUDA GPU" in refused("--device", "cuda")
     assert "no GPUs available" in refused("--gpus-per-node", 2)
 
@@ -64,11 +64,11 @@ def test_trials_on_two_machines_each_more_than_fit_at_once(nodes: Nodes, tmp_pat
         "--lr", "0.1,1e-6,2e-6,0.05", "--epochs", 4, "--grace", 1, "--runs-dir", tmp_path, "--name", "s", "--json",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    by_rate = {trial["lr"]: trial for trial in told["trials"]}
+    result = json.loads(ended.stdout)
+    by_rate = {trial["lr"]: trial for trial in result["trials"]}
     assert len(by_rate) == 4
     assert by_rate[0.1]["status"] == "finished"
-    assert {trial["status"] for trial in told["trials"]} <= {"finished", "stopped"}
+    assert {trial["status"] for trial in result["trials"]} <= {"finished", "stopped"}
     assert "stopped" in {by_rate[1e-6]["status"], by_rate[2e-6]["status"]}
     search = Search(Run(tmp_path / "s"))
     for trial in search.trials():

@@ -1,4 +1,4 @@
-"""What the templates become: well-formed, complete, and what their own tools' schemas allow."""
+"""Rendered templates: well-formed, complete, and valid by the schemas of their own tools."""
 
 import copy
 import gzip
@@ -19,7 +19,8 @@ import yaml
 
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.templates import FILES, ONLY, ClusterValues, Kind
+from resnet_ops.orchestration.cluster_values import KINDS_OF_OPTION, ClusterValues, Kind
+from resnet_ops.orchestration.templates import FILES
 from tests.conftest import Ended
 
 Cli = Callable[..., Ended]
@@ -59,25 +60,25 @@ def pruned(node: Any) -> Any:
         return [pruned(item) for item in node]
     if not isinstance(node, dict):
         return node
-    made = {key: pruned(value) for key, value in node.items() if key != "properties"}
+    result = {key: pruned(value) for key, value in node.items() if key != "properties"}
     if node.get("x-kubernetes-int-or-string"):
-        made["type"] = ["integer", "string"]
-    if node.get("nullable") and isinstance(made.get("type"), str):
-        made["type"] = [made["type"], "null"]
+        result["type"] = ["integer", "string"]
+    if node.get("nullable") and isinstance(result.get("type"), str):
+        result["type"] = [result["type"], "null"]
     if "properties" in node:
-        made["properties"] = {name: pruned(value) for name, value in node["properties"].items()}
+        result["properties"] = {name: pruned(value) for name, value in node["properties"].items()}
         if not node.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in node:
-            made["additionalProperties"] = False
-    return made
+            result["additionalProperties"] = False
+    return result
 
 
 @pytest.fixture(scope="module")
 def kuberay() -> dict[str, jsonschema.Draft7Validator]:
-    found = schema("kuberay-crds.json.gz")
-    for resource in found.values():
+    resources = schema("kuberay-crds.json.gz")
+    for resource in resources.values():
         # The API server itself looks after these; a resource's schema says only that they are there.
         resource["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    return {kind: jsonschema.Draft7Validator(pruned(resource)) for kind, resource in found.items()}
+    return {kind: jsonschema.Draft7Validator(pruned(resource)) for kind, resource in resources.items()}
 
 
 def ray_documents(texts: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -87,9 +88,9 @@ def ray_documents(texts: dict[str, str]) -> Iterator[dict[str, Any]]:
 
 @SIZE
 def test_kuberay_knows_every_field(kuberay: dict[str, jsonschema.Draft7Validator], size: dict[str, Any]) -> None:
-    found = list(ray_documents(rendered("kuberay", **size)))
-    assert [d["kind"] for d in found] == ["RayCluster", "RayJob"]
-    for document in found:
+    resources = list(ray_documents(rendered("kuberay", **size)))
+    assert [d["kind"] for d in resources] == ["RayCluster", "RayJob"]
+    for document in resources:
         kuberay[document["kind"]].validate(document)
 
 
@@ -230,32 +231,32 @@ def test_slurm_asks_for_what_was_asked(size: dict[str, Any]) -> None:
     values = ClusterValues.of(partition="gpu", account="lab", time_limit="90m", **size)
     fewest, most = values.nodes.fewest, values.nodes.most
     script = templates.render("slurm", values, TRAINED)["train.sbatch"]
-    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", script, re.MULTILINE))
-    assert asked["nodes"] == (f"{fewest}-{most}" if most > fewest else str(fewest))
-    assert asked["cpus-per-task"] == str(values.cpus_per_node)
-    assert asked["mem"] == f"{values.memory_gib}G"
-    assert asked.get("gpus-per-node") == (str(values.gpus_per_node) if values.gpus_per_node else None)
-    assert (asked["partition"], asked["account"], asked["time"]) == ("gpu", "lab", "90")
-    assert "requeue" in asked
-    assert ("no-kill" in asked) == (most > fewest)
+    directives = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", script, re.MULTILINE))
+    assert directives["nodes"] == (f"{fewest}-{most}" if most > fewest else str(fewest))
+    assert directives["cpus-per-task"] == str(values.cpus_per_node)
+    assert directives["mem"] == f"{values.memory_gib}G"
+    assert directives.get("gpus-per-node") == (str(values.gpus_per_node) if values.gpus_per_node else None)
+    assert (directives["partition"], directives["account"], directives["time"]) == ("gpu", "lab", "90")
+    assert "requeue" in directives
+    assert ("no-kill" in directives) == (most > fewest)
     assert f"ENVIRONMENT={sys.prefix}\n" in script
 
 
 def scripts(kind: Kind, **values: Any) -> dict[str, str]:
     texts = rendered(kind, **values)
-    found = {name: text for name, text in texts.items() if text.startswith("#!")}
+    by_name = {name: text for name, text in texts.items() if text.startswith("#!")}
     if kind == "kuberay":
-        found["in the ConfigMap"] = "#!/usr/bin/env bash\n" + documents(texts["rayjob.yaml"])[0]["data"]["train.sh"]
-    return found
+        by_name["in the ConfigMap"] = "#!/usr/bin/env bash\n" + documents(texts["rayjob.yaml"])[0]["data"]["train.sh"]
+    return by_name
 
 
 @SIZE
 @pytest.mark.parametrize("kind", KINDS)
 def test_scripts_are_sound(kind: Kind, size: dict[str, Any], tmp_path: Path) -> None:
-    found = scripts(kind, **size)
-    assert len(found) == 1
+    texts = scripts(kind, **size)
+    assert len(texts) == 1
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin")
-    for text in found.values():
+    for text in texts.values():
         file = tmp_path / "script"
         file.write_text(text)
         for command in (["bash", "-n"], [shellcheck or "bash", *([] if shellcheck else ["-n"])]):
@@ -264,26 +265,26 @@ def test_scripts_are_sound(kind: Kind, size: dict[str, Any], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "slurm"])
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_run_begins_once_and_then_goes_on(kind: Kind, begun: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_run_begins_once_and_then_goes_on(kind: Kind, exists: bool, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     data = "/data/it's $HOME.parquet"  # what a shell would take apart
     (text,) = scripts(kind, name="mine", nodes="2:3", gpus_per_node=4, storage_path=storage, data=data).values()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "resnet-ops").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "bin" / "resnet-ops").chmod(0o755)
-    if begun:
+    if exists:
         (storage / "runs" / "mine").mkdir(parents=True)
         (storage / "runs" / "mine" / "run.json").touch()
-    said = subprocess.run(
+    arguments = subprocess.run(
         ["bash", "-c", text],
         env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    if begun:
-        assert said == ["train", "--resume", "mine", "--runs-dir", f"{storage}/runs"]
+    if exists:
+        assert arguments == ["train", "--resume", "mine", "--runs-dir", f"{storage}/runs"]
     else:
-        assert "--resume" not in said
-        options = dict(zip(said[1::2], said[2::2], strict=True))
+        assert "--resume" not in arguments
+        options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
         assert options.items() >= {
             "--name": "mine", "--runs-dir": f"{storage}/runs", "--cluster": "auto", "--nodes": "2:3",
             "--gpus-per-node": "4", "--data": data, "--checkpoint-every": "10m", "--max-failures": "3",
@@ -291,12 +292,12 @@ def test_a_run_begins_once_and_then_goes_on(kind: Kind, begun: bool, tmp_path: P
 
 
 def test_the_command_that_is_trained_with_exists(cli: Cli) -> None:
-    shown = cli("train", "--help").out
+    page = cli("train", "--help").out
     for kind in KINDS:
         for text in scripts(kind, gpus_per_node=1).values():
             body = text[text.index("train=(") : text.index("\nfi\n")]
             for option in set(re.findall(r"(?<= )--[a-z-]+", body)):
-                assert option in shown, option
+                assert option in page, option
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -317,8 +318,8 @@ def test_versions_are_those_installed_here(kind: Kind, monkeypatch: pytest.Monke
 def test_no_template_holds_a_version(kind: Kind) -> None:
     for name in FILES[kind].values():
         text = templates._template(name)
-        found = re.findall(r"(?<![\d.])\d+\.\d+\.\d+(?![\d.])", re.sub(r"KubeRay operator, [\d.]+", "", text))
-        assert not found, f"{name}: {found}"
+        others = re.findall(r"(?<![\d.])\d+\.\d+\.\d+(?![\d.])", re.sub(r"KubeRay operator, [\d.]+", "", text))
+        assert not others, f"{name}: {others}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -335,7 +336,7 @@ def test_every_value_reaches_a_file_or_is_refused(kind: Kind) -> None:
     assert set(other) == {*ClusterValues.model_fields, *TRAINED}
     plain = rendered(kind)
     for name, value in other.items():
-        if kind in ONLY.get(name, set(KINDS)):
+        if kind in KINDS_OF_OPTION.get(name, set(KINDS)):
             assert rendered(kind, **{name: value}) != plain, name
         else:
             with pytest.raises(UserError, match=f"--{name.replace('_', '-')} does not apply to {kind}"):
@@ -446,14 +447,18 @@ def test_what_else_is_refused(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_its_options_are_shown(cli: Cli) -> None:
-    shown = cli("cluster", "template", "--help")
-    assert shown.code == 0
+    page = cli("cluster", "template", "--help")
+    assert page.code == 0
     for name in (*ClusterValues.model_fields, *TRAINED):
-        assert f"--{name.replace('_', '-')} " in shown.out
+        assert f"--{name.replace('_', '-')}" in page.out
     group = cli("cluster", "--help")
     assert "template" in group.out
     bare = cli("cluster")
     assert (bare.code, bare.out, bare.err) == (0, group.out, "")
+    template = sys.modules["resnet_ops.cli.template"]
+    train = template.TemplateTrainConfig.of()
+    assert {name: getattr(train, name) for name in template.TRAIN_OPTIONS} == TRAINED
+    assert tuple(TRAINED) == template.TRAIN_OPTIONS  # in the order in which files hold them
 
 
 @pytest.mark.parametrize("arguments", [["cluster", "--help"], ["cluster", "template", "--help"]])

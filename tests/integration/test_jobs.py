@@ -189,7 +189,7 @@ def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Ca
 def last_line_of_a_log_closed_early(cluster: Cluster, job_id: str) -> str:
     """What is heard last of a job that has ended, where the connection is cut after the log's first line."""
     code = (
-        "from resnet_ops.orchestration.jobs import JobServer, Log\n"
+        "from resnet_ops.orchestration.jobs import JobServer, JobLog\n"
         f"server = JobServer('{cluster.address}')\n"
         "tail = server._client.tail_job_logs\n"
         "async def cut(job_id):\n"
@@ -198,7 +198,7 @@ def last_line_of_a_log_closed_early(cluster: Cluster, job_id: str) -> str:
         "        return\n"
         "server._client.tail_job_logs = cut\n"
         "lines = []\n"
-        f"server.follow(Log('{job_id}'), lines.append)\n"
+        f"server.follow(JobLog('{job_id}'), lines.append)\n"
         "print(lines[-1])\n"
     )
     return subprocess.check_output([sys.executable, "-c", code], env=cluster.env, text=True)

@@ -18,7 +18,7 @@ print(ray.is_initialized())
 
 def test_what_still_reads_when_ray_is_shut_down_starts_no_other() -> None:
     ended = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60, check=True)
-    imported, told, started = ended.stdout.splitlines()
+    imported, message, started = ended.stdout.splitlines()
     assert imported == "set()"
-    assert "Ray has not been started yet" in told
+    assert "Ray has not been started yet" in message
     assert started == "False"

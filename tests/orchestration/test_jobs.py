@@ -1,4 +1,4 @@
-"""What needs no cluster: the command that a job runs, the code that it is shipped, and addresses that lead nowhere."""
+"""Jobs without a cluster: the command that a job runs, the code that it is shipped, and addresses that lead nowhere."""
 
 import filecmp
 import shlex
@@ -17,10 +17,10 @@ import typer
 from resnet_ops.cli.arguments import train_arguments
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.orchestration import jobs
+from resnet_ops.orchestration import job_protocol, jobs
 from resnet_ops.orchestration.job_client import UnreachableError
-from resnet_ops.orchestration.milestones import milestone
-from resnet_ops.orchestration.packaging import shippable_code
+from resnet_ops.orchestration.job_protocol import parse_milestone
+from resnet_ops.orchestration.packaging import copy_package
 from resnet_ops.recipes.reading import configure
 from tests.conftest import Ended
 from tests.integration.test_cli import refused
@@ -88,7 +88,7 @@ EVERY_OPTION = TrainConfig.of(
 
 
 def parsed(arguments: list[str]) -> dict[str, Any]:
-    """What the command line makes of these arguments."""
+    """Return the parameters that the command line parses from these arguments."""
     (script,) = entry_points(group="console_scripts", name="resnet-ops")
     group = typer.main.get_command(script.load().__globals__["app"])
     train: Any = group.commands["train"]  # type: ignore[attr-defined]
@@ -103,10 +103,10 @@ def test_help(cli: Cli) -> None:
     assert not top.err
     for name in ("list", "logs", "stop"):
         assert name in top.out
-        shown = cli("jobs", name, "--help")
-        assert shown.code == 0
+        page = cli("jobs", name, "--help")
+        assert page.code == 0
         for word in ("--cluster", "--json", "--debug", "RAY_API_SERVER_ADDRESS", "resnet-ops jobs logs mine"):
-            assert word in shown.out
+            assert word in page.out
 
 
 @pytest.mark.parametrize("field", TrainConfig.model_fields)
@@ -151,7 +151,7 @@ def test_a_recipes_file_stays_where_it_is(tmp_path: Path) -> None:
 
 
 def test_the_shipped_code_is_the_installed_one_whole(tmp_path: Path) -> None:
-    folder = shippable_code(tmp_path)
+    folder = copy_package(tmp_path)
     root = Path(__file__).parents[2]
     assert folder.name == "resnet_ops"
     for part, source in {"": "resnet_ops", "cli": "cli", "cluster": "cluster"}.items():
@@ -179,8 +179,8 @@ def test_the_shipped_code_is_the_installed_one_whole(tmp_path: Path) -> None:
 
 def test_a_job_says_what_differs_where_it_runs() -> None:
     def says(**changed: str) -> str:
-        versions = {**jobs.versions(), **changed}
-        env = {jobs.SUBMITTER: ",".join(f"{name}={version}" for name, version in versions.items())}
+        versions = {**job_protocol.installed_versions(), **changed}
+        env = {job_protocol.SUBMITTER: ",".join(f"{name}={version}" for name, version in versions.items())}
         return subprocess.run(
             [sys.executable, "-m", "resnet_ops.cli.main", "--version"],
             env=env,
@@ -189,13 +189,13 @@ def test_a_job_says_what_differs_where_it_runs() -> None:
             check=True,
         ).stderr
 
-    mark, begun = says().splitlines()
-    assert milestone(mark) == "begun"
-    assert milestone(begun) is None
-    assert begun.startswith("resnet-ops started on ")
+    milestone_line, started = says().splitlines()
+    assert parse_milestone(milestone_line) == "begun"
+    assert parse_milestone(started) is None
+    assert started.startswith("resnet-ops started on ")
     _, _, line = says(Ray="2.1.0", Python="3.99").splitlines()
     assert "(submitted from 2.1.0)" in line
-    assert f"Python {jobs.versions()['Python']} (submitted from 3.99)" in line
+    assert f"Python {job_protocol.installed_versions()['Python']} (submitted from 3.99)" in line
     assert "torch" not in line
 
 
@@ -247,32 +247,42 @@ class WithoutLogs(jobs.JobServer):
     """A server that is there while the machine, or the proxy, that has its logs is not."""
 
     def __init__(self) -> None:
-        self.address, self.asked = "http://head:8265", 0
+        self.address, self.requests = "http://head:8265", 0
 
-    async def _follow(self, log: jobs.Log, on_line: Callable[[str], None]) -> None:
+    async def _follow(self, log: jobs.JobLog, on_line: Callable[[str], None]) -> None:
         log.add("a line\nhalf a", on_line)
 
     def job(self, job_id: str) -> jobs.Job:
-        return jobs.Job(job_id, "my-run", "SUCCEEDED", "", "", 0, None, None, died=False)
+        return jobs.Job(
+            id=job_id,
+            run="my-run",
+            status="SUCCEEDED",
+            message="",
+            entrypoint="",
+            exit_code=0,
+            started=None,
+            ended=None,
+            died=False,
+        )
 
     def log(self, job_id: str) -> str:
-        self.asked += 1
+        self.requests += 1
         raise UnreachableError(f"The logs of {job_id} do not come.", "")
 
 
 def test_a_job_that_has_ended_is_told_though_its_log_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "REST_S", 0.5)
+    monkeypatch.setattr(jobs, "LOG_TIMEOUT_S", 0.5)
     server, lines = WithoutLogs(), list[str]()
-    assert server.follow(jobs.Log("j"), lines.append).status == "SUCCEEDED"
+    assert server.follow(jobs.JobLog("j"), lines.append).status == "SUCCEEDED"
     assert lines == ["a line", "half a"]
-    assert server.asked > 1
+    assert server.requests > 1
 
 
 def test_nothing_answers(cli: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    for asked in (("jobs", "list"), ("jobs", "logs", "x"), ("jobs", "stop", "x"), ("train", "--runs-dir", "/shared")):
-        ended = cli(*asked, "--cluster", f"http://127.0.0.1:{port}")
+    for command in (("jobs", "list"), ("jobs", "logs", "x"), ("jobs", "stop", "x"), ("train", "--runs-dir", "/shared")):
+        ended = cli(*command, "--cluster", f"http://127.0.0.1:{port}")
         refused(
             ended, f"http://127.0.0.1:{port}: nothing is listening there", "kubectl port-forward", f"ssh -L {port}:"
         )
@@ -290,10 +300,10 @@ def test_nothing_answers(cli: Cli) -> None:
     ],
 )
 def test_a_secret_in_an_address_is_refused_and_not_repeated(cli: Cli, address: str) -> None:
-    asked = [("jobs", "list", "--json")]
+    commands = [("jobs", "list", "--json")]
     if "://" in address:
-        asked.append(("train", "--runs-dir", "/shared", "--json"))
-    for arguments in asked:
+        commands.append(("train", "--runs-dir", "/shared", "--json"))
+    for arguments in commands:
         ended = cli(*arguments, "--cluster", address)
         assert ended.code == 2
         assert "s3cret" not in ended.out + ended.err

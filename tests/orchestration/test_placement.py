@@ -1,4 +1,4 @@
-"""Laying jobs out on machines: distinct ones, none asked for more than it has free."""
+"""Laying jobs out on machines: distinct ones, none assigned more than it has free."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.placement import Node, Request, choose, choose_device, refuse
+from resnet_ops.orchestration.nodes import Node
+from resnet_ops.orchestration.placement import Request, choose_device, explain_refusal, place_workers
 
 
 def node(
@@ -25,49 +26,51 @@ def request(nodes: str, device: str = "cuda", **options: object) -> Request:
 
 
 def test_each_machine_gets_a_worker_for_each_gpu_and_each_worker_its_share_of_the_cores() -> None:
-    layout = choose(FOUR, request("4"))
+    layout = place_workers(FOUR, request("4"))
     assert layout is not None
     assert (layout.workers, layout.resources) == (32, {"CPU": 8, "GPU": 1})
-    assert [selector["ray.io/node-id"] for selector in layout.selectors] == [name for name in "abcd" for _ in range(8)]
-    some = choose(FOUR, request("2", gpus_per_node=4, cpus_per_worker=2))
+    assert [selector["ray.io/node-id"] for selector in layout.label_selectors] == [
+        name for name in "abcd" for _ in range(8)
+    ]
+    some = place_workers(FOUR, request("2", gpus_per_node=4, cpus_per_worker=2))
     assert some is not None
     assert (some.workers, some.resources) == (8, {"CPU": 2, "GPU": 1})
-    assert len({node.id for node, _ in some.on}) == 2
+    assert len({node.id for node, _ in some.assignments}) == 2
 
 
 def test_machines_may_differ() -> None:
-    layout = choose([node("a", 64, 8), node("b", 16, 4)], request("2"))
+    layout = place_workers([node("a", 64, 8), node("b", 16, 4)], request("2"))
     assert layout is not None
-    assert sorted(workers for _, workers in layout.on) == [4, 8]
+    assert sorted(workers for _, workers in layout.assignments) == [4, 8]
     assert layout.resources["CPU"] == 4  # the smaller share: Ray gives every worker the same
 
 
 def test_cpu_jobs_take_whole_machines_and_spare_those_with_gpus() -> None:
-    layout = choose([*FOUR, node("e", 8), node("f", 4)], request("2", "cpu"))
+    layout = place_workers([*FOUR, node("e", 8), node("f", 4)], request("2", "cpu"))
     assert layout is not None
-    assert {node.id for node, _ in layout.on} == {"e", "f"}
+    assert {node.id for node, _ in layout.assignments} == {"e", "f"}
     assert (layout.workers, layout.resources) == (2, {"CPU": 4})
 
 
 def test_busy_machines_are_passed_over_and_ones_own_workers_do_not_count() -> None:
     nodes = [node("a", 4, free_cpus=0), node("b", 4), node("c", 4, free_cpus=2)]
-    assert choose(nodes, request("2", "cpu")) is None
-    mine = choose(nodes, request("2", "cpu"), {"a": 1})
-    assert mine is not None
-    assert {node.id for node, _ in mine.on} == {"a", "b"}
-    fewer = choose(nodes, request("2", "cpu", cpus_per_worker=2))
+    assert place_workers(nodes, request("2", "cpu")) is None
+    own = place_workers(nodes, request("2", "cpu"), {"a": 1})
+    assert own is not None
+    assert {node.id for node, _ in own.assignments} == {"a", "b"}
+    fewer = place_workers(nodes, request("2", "cpu", cpus_per_worker=2))
     assert fewer is not None
-    assert {node.id for node, _ in fewer.on} == {"b", "c"}
+    assert {node.id for node, _ in fewer.assignments} == {"b", "c"}
 
 
 def test_an_elastic_job_takes_what_there_is() -> None:
-    for there, expected in ((1, None), (2, 2), (3, 3), (4, 3)):
-        layout = choose(FOUR[:there], request("2:3"))
-        assert (layout and len(layout.on)) == expected
+    for count, expected in ((1, None), (2, 2), (3, 3), (4, 3)):
+        layout = place_workers(FOUR[:count], request("2:3"))
+        assert (layout and len(layout.assignments)) == expected
 
 
 @pytest.mark.parametrize(
-    ("nodes", "asked", "words"),
+    ("nodes", "job", "words"),
     [
         (FOUR, request("5"), ["--nodes 5 needs 5 nodes with a GPU each", "has 4", "Use --nodes 4"]),
         (FOUR, request("2:9", gpus_per_node=16), ["--nodes 2:9", "16 GPUs", "has 0", "cluster template"]),
@@ -78,10 +81,10 @@ def test_an_elastic_job_takes_what_there_is() -> None:
     ids=["few", "small", "busy", "busy_cpus", "nothing"],
 )
 def test_a_refusal_says_what_was_asked_what_is_there_and_what_to_do(
-    nodes: list[Node], asked: Request, words: list[str]
+    nodes: list[Node], job: Request, words: list[str]
 ) -> None:
-    assert choose(nodes, asked) is None
-    refusal = refuse(nodes, asked)
+    assert place_workers(nodes, job) is None
+    refusal = explain_refusal(nodes, job)
     assert refusal.nodes == tuple(nodes)
     for word in words:
         assert word in str(refusal), str(refusal)
@@ -116,15 +119,15 @@ clusters = st.lists(st.tuples(amounts, amounts, amounts, amounts), max_size=6).m
 def test_whatever_is_chosen_fits(
     nodes: list[Node], fewest: int, more: int, device: str, workers: int | None, cpus: int | None
 ) -> None:
-    asked = Request(device, fewest, fewest + more, workers, cpus)  # type: ignore[arg-type]
-    layout = choose(nodes, asked)
+    job = Request(device, fewest, fewest + more, workers, cpus)  # type: ignore[arg-type]
+    layout = place_workers(nodes, job)
     if layout is None:
-        one = Request(device, 1, 1, workers, cpus)  # type: ignore[arg-type]
-        assert sum(choose([n], one) is not None for n in nodes) < fewest
+        smallest = Request(device, 1, 1, workers, cpus)  # type: ignore[arg-type]
+        assert sum(place_workers([n], smallest) is not None for n in nodes) < fewest
         return
-    assert fewest <= len(layout.on) <= fewest + more
-    assert len({n.id for n, _ in layout.on}) == len(layout.on)
-    for n, count in layout.on:
+    assert fewest <= len(layout.assignments) <= fewest + more
+    assert len({n.id for n, _ in layout.assignments}) == len(layout.assignments)
+    for n, count in layout.assignments:
         assert count >= 1
         assert count * layout.cpus <= n.free_cpus + 1e-6
         if device == "cuda":

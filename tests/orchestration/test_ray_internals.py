@@ -77,8 +77,10 @@ def part(name: str) -> Any:
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_what_is_called_takes_what_it_took(name: str) -> None:
-    found = " ".join(inspect.signature(part(name)).parameters)
-    assert found == SIGNATURES[name], f"Ray {ray.__version__}: {name} takes ({found}), it took ({SIGNATURES[name]})"
+    parameters = " ".join(inspect.signature(part(name)).parameters)
+    assert parameters == SIGNATURES[name], (
+        f"Ray {ray.__version__}: {name} takes ({parameters}), it took ({SIGNATURES[name]})"
+    )
 
 
 @pytest.mark.parametrize("name", ray_internals.TRAIN)
@@ -90,14 +92,14 @@ def test_parts_of_ray_train_are_where_they_were(name: str) -> None:
 
 
 def test_what_mypy_sees_of_ray_train_is_what_there_is() -> None:
-    (seen,) = (
+    (block,) = (
         node
         for node in ast.parse(Path(ray_internals.__file__).read_text()).body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
     imported = {
         alias.name.removeprefix("_"): node.module
-        for node in ast.walk(seen)
+        for node in ast.walk(block)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
@@ -170,17 +172,17 @@ def test_what_is_replaced_or_read_of_rays_worker_is_there() -> None:
 def test_a_job_client_is_quiet_and_does_not_wait_for_ever(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = part(f"ray.dashboard.modules.{module}:logger")
     assert logger.name == f"ray.dashboard.modules.{module}"
-    asked: dict[str, Any] = {}
+    sent: dict[str, Any] = {}
 
     def request(*_: object, **options: Any) -> None:
-        asked.update(options)
+        sent.update(options)
         raise ConnectionError
 
     monkeypatch.setattr("requests.request", request)
     with pytest.raises(ConnectionError):
         ray_internals.job_client_class((3, 4))("http://127.0.0.1:1", headers={"Authorization": "x"})
-    assert asked["timeout"] == (3, 4)
-    assert asked["headers"] == {"Authorization": "x"}
+    assert sent["timeout"] == (3, 4)
+    assert sent["headers"] == {"Authorization": "x"}
     assert not logger.isEnabledFor(30)
 
 
@@ -200,9 +202,9 @@ def test_a_cluster_tells_what_is_asked_of_it() -> None:
     free = ray_internals.available_resources_per_node()
     assert set(free) == {node["NodeID"] for node in ray.nodes()}
     assert all(isinstance(amount, float) for amounts in free.values() for amount in amounts.values())
-    (mine,) = (job for job in ray_internals.job_table() if job["JobID"] == context.get_job_id())
-    assert not mine["IsDead"]
-    assert {"Entrypoint", "DriverIPAddress", "StartTime"} <= set(mine)
+    (job,) = (each for each in ray_internals.job_table() if each["JobID"] == context.get_job_id())
+    assert not job["IsDead"]
+    assert {"Entrypoint", "DriverIPAddress", "StartTime"} <= set(job)
     types = ray_internals.node_types()
     assert all(name.startswith("node_") for name in types), f"without an autoscaler the types are {types}"
     assert not ray_internals.started_ray_is_gone()
@@ -216,13 +218,13 @@ def test_a_cluster_tells_what_is_asked_of_it() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_what_is_kept_is_found_replaced_and_forgotten() -> None:
-    one, other = "test_ray_internals/1", "test_ray_internals/2"
-    for key, value in ((one, b"a"), (other, b""), (one, b"b")):
+    first, second = "test_ray_internals/1", "test_ray_internals/2"
+    for key, value in ((first, b"a"), (second, b""), (first, b"b")):
         ray_internals.kv_put(key, value, "resnet-ops")
-    assert sorted(ray_internals.kv_list("test_ray_internals/", "resnet-ops")) == [one, other]
-    assert ray_internals.kv_get(one, "resnet-ops") == b"b"
-    assert ray_internals.kv_get(one) is None
-    for key in (one, other):
+    assert sorted(ray_internals.kv_list("test_ray_internals/", "resnet-ops")) == [first, second]
+    assert ray_internals.kv_get(first, "resnet-ops") == b"b"
+    assert ray_internals.kv_get(first) is None
+    for key in (first, second):
         ray_internals.kv_del(key, "resnet-ops")
     assert ray_internals.kv_list("test_ray_internals/", "resnet-ops") == []
-    assert ray_internals.kv_get(one, "resnet-ops") is None
+    assert ray_internals.kv_get(first, "resnet-ops") is None

@@ -7,7 +7,7 @@ import torch
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.orchestration.allocation import placed
+from resnet_ops.orchestration.allocation import allocate
 from resnet_ops.records import DataRecord
 from resnet_ops.training import job, memory
 
@@ -44,7 +44,7 @@ def test_the_largest_power_of_two_that_fits(
     image = memory.memory_per_image(config, record, CPU)
     stored = (train_images + 100) * 3 * 32**2 * options.get("workers_per_node", 1)
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(stored + 1000.5 * image))
-    with placed(config, lambda _: None) as placement:
+    with allocate(config, lambda _: None) as placement:
         chosen, why = memory.largest_batch(config, record, placement)
         assert chosen == expected
         assert f"chose {expected:,} images per step" in why

@@ -1,4 +1,4 @@
-"""The options that all trials share, from whichever option, recipe or record."""
+"""What all trials share, wherever it was said."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def test_where_trials_run_is_an_option_of_the_search() -> None:
     assert config.train_options == {"device": "cpu", "wait": 5.0, "epochs": 3}
 
 
-def test_older_searches_have_where_they_run_among_the_options_of_train() -> None:
+def test_searches_that_were_begun_before_have_it_among_the_options_of_train() -> None:
     config = TuneConfig.model_validate_json('{"depths": "8", "given": {"device": "cpu", "max_failures": 1, "lr": 0.1}}')
     assert config.train_options == {"device": "cpu", "max_failures": 1, "lr": 0.1}
     assert config.model_copy(update={"max_failures": 2}).train_options["max_failures"] == 2
@@ -26,7 +26,7 @@ def test_a_recipe_says_where_trials_run_unless_the_search_does(tmp_path: Path) -
     assert (base.device, base.wait) == ("cpu", 5)
 
 
-def test_the_fields_say_what_may_change_on_resume() -> None:
+def test_what_may_change_is_said_by_the_fields() -> None:
     where = {"device", "cluster", "wait", "max_failures", "data_root", "cache_dir", "track"}
     for config in (TuneConfig, StudyConfig):
         assert where | {"nodes"} <= config.changeable_on_resume()

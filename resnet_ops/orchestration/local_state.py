@@ -1,0 +1,130 @@
+"""Files of the local cluster outside its own folder: its state file, the token and Ray's address file.
+
+It is started and stopped by `local`.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from resnet_ops.errors import UserError
+from resnet_ops.orchestration import process_tree
+from resnet_ops.orchestration.ray_internals import address_file
+
+# Set for the processes of the cluster, and inherited by those that they start.
+MARKER_VARIABLE = "RESNET_OPS_LOCAL_CLUSTER"
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """The state file of a cluster on this machine; `address` is '' until the cluster is up."""
+
+    mark: str
+    folder: str
+    nodes: int
+    cpus_per_node: int
+    address: str = ""
+    dashboard: str = ""
+    address_before: str = ""  # that Ray's address file held before
+
+    def processes(self) -> list[int]:
+        """Return the ids of its running processes."""
+        return process_tree.find_processes(f"{MARKER_VARIABLE}={self.mark}")
+
+
+def state_file() -> Path:
+    """Return the path of the state file: one for each user."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "resnet-ops" / "local-cluster.json"
+
+
+def publish_address(address: str) -> str:
+    """Make this the cluster that 'auto' and Ray's own tools find; return the address of the previous one, or ''."""
+    file = address_file()
+    with contextlib.suppress(OSError):  # another user's; 'auto' then still finds this cluster if it is the only one
+        if not file.parent.exists():
+            file.parent.mkdir(parents=True)
+            file.parent.chmod(0o1777)  # other users' clusters write there too
+        before = file.read_text().strip() if file.exists() else ""
+        file.write_text(address)
+        return before
+    return ""
+
+
+def withdraw_address(cluster: LocalCluster) -> None:
+    """Restore Ray's address file, unless another cluster has replaced the address since."""
+    file = address_file()
+    with contextlib.suppress(OSError):
+        if file.read_text().strip() != cluster.address:
+            return
+        if cluster.address_before:
+            file.write_text(cluster.address_before)
+        else:
+            file.unlink()
+
+
+def ensure_token() -> None:
+    """Create a token where Ray expects it, if there is none: without it others could run code as this user.
+
+    Raises:
+        UserError: RAY_AUTH_TOKEN_PATH is set to a file that does not exist.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    configured = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if configured and not Path(configured).is_file():
+        raise UserError(
+            f"RAY_AUTH_TOKEN_PATH is set to {configured}, which does not exist.", "Correct it, or unset it."
+        )
+    file = Path(configured) if configured else Path.home() / ".ray" / "auth_token"
+    if file.is_file() and file.read_text().strip():
+        return
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.chmod(0o600)
+    file.write_text(secrets.token_hex(32))
+
+
+@contextlib.contextmanager
+def lock_state() -> Iterator[None]:
+    """Hold the lock that lets one command at a time start or stop the cluster."""
+    file = state_file().with_suffix(".lock")
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("Another `resnet-ops cluster up` or `down` is running.", "Wait for it to finish.") from None
+        yield
+
+
+def read_state() -> LocalCluster | None:
+    """Return the cluster of the state file, or None if there is none.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        return LocalCluster(**json.loads(state_file().read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{state_file()} cannot be read ({error}).", "Check for a local cluster with `ps`, then remove the file."
+        ) from None
+
+
+def write_state(cluster: LocalCluster) -> None:
+    """Replace the state file, down to the disk."""
+    file = state_file()
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("w") as new:
+        json.dump(asdict(cluster), new, indent=2)
+        new.flush()
+        os.fsync(new.fileno())
+    temporary.replace(file)
