@@ -45,10 +45,10 @@ def template(
 
     Nothing is started. The files use the versions of Ray, Python and resnet-ops that are installed here.
     """
-    shown = Output(json)
+    result_output = Output(json)
     values = options.make(ClusterValues)
     train = options.make(TemplateTrainConfig)
-    _show(shown, templates.write(kind, values, {name: getattr(train, name) for name in TRAIN_OPTIONS}, output))
+    _show(result_output, templates.write(kind, values, {name: getattr(train, name) for name in TRAIN_OPTIONS}, output))
 
 
 def _show(output: Output, written: TemplateResult) -> None:

@@ -111,9 +111,7 @@ def _find_slots(config: ClusterConfig, resources: TrialResources, nodes: list[No
         needs = f"{cpus} CPU core{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPUs" if gpus else "")
         most = max((node.cpus for node in nodes), default=0)
         remedy = f"Use --cpus-per-trial {most:g}" if most < cpus else f"Use fewer than {gpus:g} GPUs"
-        raise NoRoomError(
-            f"A trial needs {needs} on one node; {location} has no such node.", f"{remedy}.", tuple(nodes)
-        )
+        raise NoRoomError(f"A trial needs {needs} on one node; {location} has none.", f"{remedy}.", tuple(nodes))
     return TrialSlots(tuple(nodes), local, device, cpus, gpus, max_concurrent)
 
 

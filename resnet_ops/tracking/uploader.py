@@ -26,7 +26,7 @@ class ServiceRun(Protocol):
 
     @property
     def location(self) -> str:
-        """Where the service shows the run: an address or a folder."""
+        """The address or folder where the service shows the run."""
 
     def log_epochs(self, epochs: Sequence[Epoch], first: int) -> None:
         """Log the epochs from index `first` on; those before are logged already."""

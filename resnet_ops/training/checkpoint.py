@@ -1,10 +1,10 @@
-"""Checkpoints: one safetensors file each, that says of itself what it is and whether it is whole.
+"""Checkpoints: one safetensors file each, with its own metadata and checksum.
 
 The file's metadata holds a `CheckpointInfo` (network, classes, preprocessing, metrics) and a
 SHA-256 of that and of every tensor. Tensors are named `model/...`, `optimizer/PARAMETER/...`,
 `trained/...` where `model/` is their average over time, and, within an epoch, `workers/...`: a
-row for each worker of what is not the same on all of them. Nothing is ever unpickled: a pickle
-can run code when it is read.
+row for each worker of what differs between them. Nothing is ever unpickled: a pickle can run code
+when it is loaded.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ STATISTICS = ("statistics", "averaged")  # of BatchNorm, in the network and in i
 
 
 class CheckpointInfo(BaseModel):
-    """What a network is and how its images are prepared: enough to use it with no other file."""
+    """A network and its preprocessing: all that is needed to use the weights, with no other file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,7 +62,7 @@ class CheckpointInfo(BaseModel):
 
     @property
     def file_name(self) -> str:
-        """What its file is called: in the order of their names, checkpoints are in the order of time."""
+        """The name of its file; in the order of their names, checkpoints are in the order of time."""
         within = f"{self.epoch + 1:04d}-step-{self.step:06d}"
         return f"epoch-{within if self.step else format(self.epoch, '04d')}.safetensors"
 
@@ -87,7 +87,7 @@ class CheckpointInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read from disk and found whole."""
+    """A checkpoint that was read and is intact."""
 
     path: Path
     info: CheckpointInfo
@@ -99,7 +99,7 @@ class Checkpoint:
 
 
 class PickledFileError(UserError):
-    """A file is a pickle, which is not read."""
+    """A file is a pickle, which could run code when it is loaded."""
 
 
 def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
@@ -114,9 +114,9 @@ def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
 
 
 def collect(trainer: Trainer) -> dict[str, Tensor]:
-    """Copy to the CPU all that is needed to go on, under the names of the file.
+    """Copy to the CPU all that is needed to resume, under the names of the file.
 
-    To be called by every worker at once. Each gets the same, but for BatchNorm's statistics in
+    Collective: every worker must call it. Each gets the same, except BatchNorm's statistics in
     `model/`, which within an epoch are its own.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in trainer.network.named_parameters()}
@@ -147,7 +147,7 @@ def read(path: Path) -> Checkpoint:
         content = files.read(path)
     except FileNotFoundError:
         raise UserError(f"{path} cannot be read: it does not exist.", exit_code=WORK_FAILED) from None
-    except OSError as error:  # which says nothing of the checkpoint
+    except OSError as error:  # the checkpoint may well be intact
         raise PausedError(f"{path} cannot be read: {error.strerror}.", "Check the disk.", WORK_FAILED) from None
     if is_pickle(content):
         raise PickledFileError(
@@ -168,16 +168,16 @@ def read(path: Path) -> Checkpoint:
 
 
 def is_pickle(content: bytes) -> bool:
-    """Whether a file is Python's pickle, or torch's archive of one, by how it begins."""
+    """Return whether a file is a pickle, or torch's archive of one, by its first bytes."""
     return content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @torch.no_grad()
 def restore(checkpoint: Checkpoint, trainer: Trainer) -> None:
-    """Put a worker where the checkpoint was taken.
+    """Restore a worker from a checkpoint.
 
-    With as many workers as then, each goes on exactly as it would have. With more or fewer, what
-    the old ones had is shared out: the mean of BatchNorm's statistics, an even part of the totals.
+    With as many workers as then, each continues exactly as it would have. With more or fewer, the
+    old ones' state is shared out: the mean of BatchNorm's statistics, an even part of the totals.
     """
     network, optimizer, group = trainer.network, trainer.optimizer, trainer.group
     trainer.eval_network.load_state_dict(checkpoint.model)
@@ -200,7 +200,7 @@ def restore(checkpoint: Checkpoint, trainer: Trainer) -> None:
 
 
 class CheckpointStore:
-    """The checkpoints of a run: writes them, deletes all but the best and the last, finds the latest intact one.
+    """The checkpoints of a run: saves them, deletes all but the best and the last, finds the latest intact one.
 
     An epoch is saved in the order checkpoint, best/, metrics.jsonl: wherever a crash falls,
     `rewind` brings the three together again.
@@ -214,7 +214,7 @@ class CheckpointStore:
         self.best: tuple[float, float] | None = None
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """Find the last checkpoint that is whole, and say why each later one was set aside."""
+        """Return the latest intact checkpoint, and why each later one was set aside."""
         refused: list[str] = []
         latest: Checkpoint | None = None
         for path in saved_checkpoints(self.run):
@@ -231,20 +231,20 @@ class CheckpointStore:
         return latest, refused
 
     def rewind(self, latest: Checkpoint | None) -> None:
-        """Make metrics.jsonl and best/ agree with the checkpoint to go on from."""
+        """Make metrics.jsonl and best/ agree with the checkpoint to resume from."""
         last = latest.info.metrics if latest else None
         done = [epoch for epoch in self.run.epochs() if last and epoch.epoch < last.epoch]
         self.run.write_epochs([*done, last] if last else [])
         with contextlib.suppress(UserError):  # nothing whole yet
-            found, _ = read_best(self.run)
-            candidates = [found, *([latest] if latest and not latest.info.step else [])]
+            best, _ = read_best(self.run)
+            candidates = [best, *([latest] if latest and not latest.info.step else [])]
             winner = max(candidates, key=lambda c: score(c.info.validated))
             if winner.path != best_file(self.run):
                 self._publish(winner.info, winner.model)
             self.best = score(winner.info.validated)
 
     def save(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
-        """Save what `collect` gave, and delete what is neither among the best nor the last."""
+        """Save the tensors of `collect`, and delete checkpoints that are neither among the best nor the last."""
         path = self.run.checkpoints / info.file_name
         save(path, info, tensors)
         self._keep(path, info)
@@ -272,29 +272,29 @@ class CheckpointStore:
 
 
 def score(metrics: Epoch) -> tuple[float, float]:
-    """What 'best' means: validation accuracy, then the smaller validation loss."""
+    """Return the key that 'best' is the largest of: validation accuracy, then the smaller validation loss."""
     return metrics.val_accuracy, -metrics.val_loss
 
 
 def saved_checkpoints(run: Run) -> list[Path]:
-    """The files in checkpoints/, the last one first."""
-    found = [path for path in files.listed(run.checkpoints) if fnmatch(path.name, "epoch-*.safetensors")]
-    return sorted(found, key=lambda path: path.name, reverse=True)
+    """Return the files in checkpoints/, the last one first."""
+    checkpoints = [path for path in files.listed(run.checkpoints) if fnmatch(path.name, "epoch-*.safetensors")]
+    return sorted(checkpoints, key=lambda path: path.name, reverse=True)
 
 
 def best_file(run: Run) -> Path:
-    """Where the best weights lie."""
+    """Return the file of the best weights."""
     return run.best / "model.safetensors"
 
 
 def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
-    """Read the best weights, or, where they are damaged, the best whole checkpoint.
+    """Read the best weights, or, where they are damaged, the best intact checkpoint.
 
     Returns:
-        The checkpoint, and why each better one was passed over.
+        The checkpoint, and why each better one was skipped.
 
     Raises:
-        UserError: None is whole, or one is a pickle: that did not get there by accident.
+        UserError: None is intact, or one is a pickle, which does not get there by accident.
     """
     refused: list[str] = []
     whole: list[Checkpoint] = []

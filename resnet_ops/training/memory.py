@@ -21,10 +21,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -> tuple[int, str]:
-    """The largest power of two of images a step that fits, and why.
+    """Return the largest power of two of images per step that fits, and why.
 
     Raises:
-        UserError: The job does not run on this machine, whose memory it is that is measured, or not one image fits.
+        UserError: The job does not run on this machine, whose memory is measured, or not even one image fits.
     """
     if not placement.local:
         raise UserError(
@@ -46,7 +46,7 @@ def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -
 
 
 def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device) -> float:
-    """Bytes that one more image takes in a forward and a backward pass."""
+    """Return the bytes that one more image takes in a forward and a backward pass."""
     network = models.build(
         config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
     ).to(device)
@@ -57,12 +57,12 @@ def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device
 
 
 def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch.device, precision: str) -> int:
-    """Of a forward and a backward pass: as allocated on CUDA; on a CPU what is kept in between, and worked on."""
-    kept: dict[int, int] = {}
+    """Return the peak bytes of a forward and a backward pass; on CPUs computed from what is saved between them."""
+    saved_bytes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()  # once, though two layers keep it
+        saved_bytes[storage.data_ptr()] = storage.nbytes()  # once, though two layers keep it
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
@@ -76,11 +76,11 @@ def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # The backward pass works on the gradients of a layer's output and input, and on a copy in another layout.
-    return sum(kept.values()) + 3 * max(kept.values())
+    return sum(saved_bytes.values()) + 3 * max(saved_bytes.values())
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can be had of a device's memory now."""
+    """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text().splitlines()

@@ -1,4 +1,7 @@
-"""Who is told what a training job does. Apart from `job`, so that a screen is up before torch is."""
+"""Follows a run's directory and reports its progress.
+
+Apart from `job`, so that a screen is up before torch is imported.
+"""
 
 import contextlib
 import threading
@@ -11,50 +14,52 @@ from resnet_ops.runs import Run
 
 
 class Observer:
-    """Told what a job does, from a thread of its own; does nothing, for others to override."""
+    """Receives the progress of a job, from a thread of its own; does nothing itself."""
 
     def run_created(self, run: Run, record: RunRecord) -> None:
-        """The request was found sound, and the run directory is there."""
+        """Called when the checks have passed and the run directory exists."""
 
     def warn(self, message: str) -> None:
-        """Something the user should know, e.g. that a damaged checkpoint was passed over."""
+        """Called with what the user should know, such as a damaged checkpoint that was skipped."""
 
     def progress(self, progress: dict[str, Any]) -> None:
-        """progress.json changed."""
+        """Called when progress.json has changed."""
 
     def epoch_done(self, epoch: Epoch) -> None:
-        """An epoch was trained, validated and saved."""
+        """Called when an epoch has been trained, validated and saved."""
 
 
 @contextlib.contextmanager
 def follow(run: Run, observer: Observer, tracked: Callable[[Run], None]) -> Iterator[None]:
-    """Tell the observer what appears in the run directory, wherever the workers are, and have `tracked` look at it."""
+    """Report what appears in the run directory, wherever its workers are; call `tracked` for each epoch."""
     done = threading.Event()
 
-    def look() -> None:
-        told, changed, noticed = len(run.epochs()), 0, len(run.events())
+    def poll() -> None:
+        reported, changed, warned = len(run.epochs()), 0, len(run.events())
         last = False
-        while not last:  # one look more once it is done, for what came since
+        while not last:  # once more when it is done, for what came since
             last = done.wait(run.interval_s)
-            for event in run.events()[noticed:]:
+            for event in run.events()[warned:]:
                 observer.warn(event.what)
-                noticed += 1
+                warned += 1
             progress, changed = run.read_progress(changed)
             if progress is not None:
                 observer.progress(progress)
             elif not last:
                 continue
             epochs = run.epochs()
-            for epoch in epochs[told:]:
+            for epoch in epochs[reported:]:
                 observer.epoch_done(epoch)
                 tracked(run)
-            told = len(epochs)
+            reported = len(epochs)
 
-    def look_while_someone_reads() -> None:
-        with contextlib.suppress(BrokenPipeError, PausedError):  # terminal or bucket gone; the work goes on
-            look()
+    def poll_while_someone_reads() -> None:
+        with contextlib.suppress(
+            BrokenPipeError, PausedError
+        ):  # the terminal or the bucket is gone; training continues
+            poll()
 
-    thread = threading.Thread(target=look_while_someone_reads, name="follow", daemon=True)
+    thread = threading.Thread(target=poll_while_someone_reads, name="follow", daemon=True)
     thread.start()
     try:
         yield

@@ -42,7 +42,7 @@ EXIT_CODE = 86  # of a worker that the watchdog ends, to be told apart in Ray's 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker is to train.
+    """The work of one worker.
 
     Args:
         run: The run directory, a path or a URL.
@@ -59,7 +59,7 @@ class WorkerTask:
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """What a worker hands back.
+    """The result of one worker.
 
     Args:
         steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
@@ -81,7 +81,7 @@ def run_worker(task: WorkerTask) -> WorkerResult:
     """
     run = Run(files.to_path(task.run))
     if not files.is_file(run.record_file):
-        raise _unfit(f"{socket.gethostname()} does not see {run.path}, written by the job's driver")
+        raise _unusable_node(f"{socket.gethostname()} does not see {run.path}, written by the job's driver")
     record = run.read_as_written()
     torch.set_num_threads(task.threads or _cores_per_worker(task.request))
     context = ray.train.get_context()
@@ -124,7 +124,7 @@ def _explained_errors(batch_size: int, group: ProcessGroup, device: torch.device
         raise
 
 
-def _unfit(reason: str) -> UnusableNodeError:
+def _unusable_node(reason: str) -> UnusableNodeError:
     return UnusableNodeError(ray.get_runtime_context().get_node_id(), reason)
 
 
@@ -134,9 +134,9 @@ def _open_the_same(record: RunRecord) -> Source:
     try:
         source = open_source(record.config)
     except UserError as error:
-        raise _unfit(f"{host}: {error.cause}") from error
+        raise _unusable_node(f"{host}: {error.cause}") from error
     if source.record.fingerprint != record.data.fingerprint:
-        raise _unfit(f"the images in {data} on {host} differ from those the run started with")
+        raise _unusable_node(f"the images in {data} on {host} differ from those the run started with")
     return source
 
 

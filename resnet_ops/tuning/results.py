@@ -79,7 +79,7 @@ class Trial(BaseModel):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it finished, was stopped or failed."""
+        """True where it finished, was stopped or failed."""
         return self.status != "running"
 
     @property
@@ -101,7 +101,7 @@ class Search:
 
     @property
     def exists(self) -> bool:
-        """Whether the run is a search."""
+        """True where the run is a search."""
         return files.is_file(self.record_file)
 
     def read(self) -> SearchRecord:

@@ -47,7 +47,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched, by its name in a point, and the values that all points share.
+    """A search space: choices and ranges by option, and the values that all points share.
 
     Where there are `points`, those are the trials, in their order, and nothing else is searched.
     """
