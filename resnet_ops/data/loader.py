@@ -14,8 +14,8 @@ from torch import Tensor
 
 from resnet_ops.data import sampling
 from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
-from resnet_ops.data.cache import ImageArray
 from resnet_ops.data.dataset import SPLITS
+from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import Source
 from resnet_ops.runs import BadImage
 

@@ -153,9 +153,9 @@ def decode_all(encoded: EncodedImages, options: DecodeOptions, out: np.ndarray |
             raise broken_image_error(BadImage(name=encoded.name(row), reason=reason))
     check_broken_share(encoded, options.class_names, reasons)
     good = np.delete(np.arange(len(labels)), list(reasons))
-    for position, row in enumerate(good):
-        if position != row:
-            pixels[position] = pixels[row]
+    for position, source in enumerate(good):
+        if position != source:
+            pixels[position] = pixels[source]
     bad = tuple(BadImage(name=encoded.name(row), reason=reason) for row, reason in reasons.items())
     return DecodedImages(ImageArray(pixels[: len(good)], labels[good]), counts, np.array(digests, "S32")[good], bad)
 
