@@ -338,7 +338,7 @@ def changing(server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.M
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def error_line(cli: Cli, *arguments: object) -> str:
+def refusal(cli: Cli, *arguments: object) -> str:
     """The one line that a refused command says, within seconds."""
     s3fs.S3FileSystem.clear_instance_cache()
     began = time.monotonic()
@@ -353,25 +353,25 @@ def error_line(cli: Cli, *arguments: object) -> str:
 def test_what_is_wrong_with_a_bucket_is_said(cli: Cli, changing: pytest.MonkeyPatch) -> None:
     there = ("--runs-dir", "s3://bucket/x")
     for order in (("runs",), ("train",), ("train", "--resume", "mine"), ("export", "mine", "--onnx")):
-        assert "there is no bucket 'missing'" in error_line(cli, *order, "--runs-dir", "s3://missing/x")
-    assert "There is no run called 'mine' in s3://bucket/x" in error_line(cli, "train", "--resume", "mine", *there)
+        assert "there is no bucket 'missing'" in refusal(cli, *order, "--runs-dir", "s3://missing/x")
+    assert "There is no run called 'mine' in s3://bucket/x" in refusal(cli, "train", "--resume", "mine", *there)
     with serving(Forbidding) as address, changing.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", address)
-        assert "s3://bucket/x cannot be reached: Access Denied. Check" in error_line(cli, "runs", *there)
+        assert "s3://bucket/x cannot be reached: Access Denied. Check" in refusal(cli, "runs", *there)
     with serving(ReadOnly) as address, changing.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", address)
-        assert "/.lock cannot be reached: Access Denied. Check" in error_line(
+        assert "/.lock cannot be reached: Access Denied. Check" in refusal(
             cli, "train", "--model", "resnet8", *there
         )
     with changing.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        assert "Could not connect to the endpoint" in error_line(cli, "runs", *there)
+        assert "Could not connect to the endpoint" in refusal(cli, "runs", *there)
     with changing.context() as patch:
         patch.delenv("AWS_ACCESS_KEY_ID")
         patch.delenv("AWS_SECRET_ACCESS_KEY")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("HOME", "/nowhere")
-        line = error_line(cli, "runs", *there)
+        line = refusal(cli, "runs", *there)
         assert "Unable to locate credentials" in line
         assert "AWS_PROFILE" in line
 
