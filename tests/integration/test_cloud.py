@@ -360,9 +360,7 @@ def test_what_is_wrong_with_a_bucket_is_said(cli: Cli, changing: pytest.MonkeyPa
         assert "s3://bucket/x cannot be reached: Access Denied. Check" in refusal(cli, "runs", *there)
     with serving(ReadOnly) as address, changing.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", address)
-        assert "/.lock cannot be reached: Access Denied. Check" in refusal(
-            cli, "train", "--model", "resnet8", *there
-        )
+        assert "/.lock cannot be reached: Access Denied. Check" in refusal(cli, "train", "--model", "resnet8", *there)
     with changing.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         assert "Could not connect to the endpoint" in refusal(cli, "runs", *there)
