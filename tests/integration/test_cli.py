@@ -18,7 +18,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.machine import cores
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
-from tests.data.test_sources import noise, write
+from tests.data.made import noise, write
 
 Cli = Callable[..., Ended]
 
