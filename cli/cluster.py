@@ -17,6 +17,35 @@ from .help import Command, Group
 from .options import Debug, Json, Options, options_of
 from .startup import importing
 
+UP_EXAMPLES = """
+resnet-ops cluster up --nodes 4  # then: resnet-ops train --nodes 4
+resnet-ops cluster down
+"""
+
+
+@options_of(LocalConfig)
+def up(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """Start a Ray cluster of several nodes on this machine, for testing; it runs until `cluster down`.
+
+    Access needs the token in ~/.ray/auth_token, which is created if there is none.
+    """
+    output = Output(json)
+    config = options.make(LocalConfig)
+    nodes, cpus_per_node = config.nodes, config.cpus_per_node
+    with err.status("Starting", spinner="dots") as status:
+        cluster = local.up(config, lambda step: status.update(escape(step)))
+    output.show(
+        f"[bold green]Running:[/] {nodes} {'node' if nodes == 1 else 'nodes'} with {cpus_per_node} CPU each, and a "
+        "head node",
+        f"  address    {cluster.address}",
+        f"  dashboard  {cluster.dashboard} (from this machine only)",
+        "Next steps:",
+        f"  {cluster.next_steps[0]}",
+        f"  {cluster.next_steps[1]}  as a submitted job",
+        *(f"  {step}" for step in cluster.next_steps[2:]),
+    )
+    output.end(cluster)
+
 
 def status(
     cluster: Annotated[
@@ -52,36 +81,6 @@ def _show(output: Output, status: ClusterStatus) -> None:
         f"[bold]Fits now:[/] resnet-ops train {status.fits}" if status.fits else "[yellow]Nothing fits now.[/]",
     )
     output.end(status)
-
-
-UP_EXAMPLES = """
-resnet-ops cluster up --nodes 4  # then: resnet-ops train --nodes 4
-resnet-ops cluster down
-"""
-
-
-@options_of(LocalConfig)
-def up(options: Options, json: Json = False, debug: Debug = False) -> None:
-    """Start a Ray cluster of several nodes on this machine, for testing; it runs until `cluster down`.
-
-    Access needs the token in ~/.ray/auth_token, which is created if there is none.
-    """
-    output = Output(json)
-    config = options.make(LocalConfig)
-    nodes, cpus_per_node = config.nodes, config.cpus_per_node
-    with err.status("Starting", spinner="dots") as status:
-        cluster = local.up(config, lambda step: status.update(escape(step)))
-    output.show(
-        f"[bold green]Running:[/] {nodes} {'node' if nodes == 1 else 'nodes'} with {cpus_per_node} CPU each, and a "
-        "head node",
-        f"  address    {cluster.address}",
-        f"  dashboard  {cluster.dashboard} (from this machine only)",
-        "Next steps:",
-        f"  {cluster.next_steps[0]}",
-        f"  {cluster.next_steps[1]}  as a submitted job",
-        *(f"  {step}" for step in cluster.next_steps[2:]),
-    )
-    output.end(cluster)
 
 
 def down(json: Json = False, debug: Debug = False) -> None:

@@ -19,11 +19,11 @@ def record(**update: object) -> RunRecord:
         name="x", fingerprint="0", class_names=("a", "b"), train_images=1, val_images=1, channels=1, height=8, width=8
     )
     now = datetime.now(UTC)
-    made = RunRecord(
+    base = RunRecord(
         name="r", status="running", created=now, updated=now, config=TrainConfig(), data=data, parameters=1,
         world_size=1, device="cpu", host="h", versions={},
     )  # fmt: skip
-    return made.model_copy(update=update)
+    return base.model_copy(update=update)
 
 
 def epoch(number: int) -> Epoch:
@@ -34,8 +34,8 @@ def epoch(number: int) -> Epoch:
 
 
 def test_names_count_up_until_one_is_free(tmp_path: Path) -> None:
-    made = [runs.create(tmp_path, None, "resnet20-digits", overwrite=False).name for _ in range(3)]
-    assert made == ["resnet20-digits", "resnet20-digits-2", "resnet20-digits-3"]
+    names = [runs.create(tmp_path, None, "resnet20-digits", overwrite=False).name for _ in range(3)]
+    assert names == ["resnet20-digits", "resnet20-digits-2", "resnet20-digits-3"]
 
 
 def test_a_taken_name_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -77,16 +77,16 @@ def test_from_images_to_answers(
 
     images = tmp_path / "images"
     images.mkdir()
-    shown = open_source(str(where)).load("val")
+    val_images = open_source(str(where)).load("val")
     for number in range(40):
-        pixels = shown.pixels[number]
+        pixels = val_images.pixels[number]
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(images / f"{number}.png")
     answers = {}
     for form, file in files.items():
-        told = done("predict", file, images, "--top", 1).json["predictions"]
-        answers[form] = [one["top"][0]["class"] for one in told]
+        predictions = done("predict", file, images, "--top", 1).json["predictions"]
+        answers[form] = [prediction["top"][0]["class"] for prediction in predictions]
     names = open_source(str(where)).record.class_names
-    right = sum(a == names[label] for a, label in zip(answers["fp32", "raw"], shown.labels, strict=False))
+    right = sum(a == names[label] for a, label in zip(answers["fp32", "raw"], val_images.labels, strict=False))
     assert right / 40 == pytest.approx(best, abs=0.25)
     if data == "digits" and ("fp32", "normalized") in answers:
         assert answers["fp32", "raw"] == answers["fp32", "normalized"]
@@ -109,11 +109,11 @@ def served(file: Path, images: list[Path]) -> list[str]:
     try:
         assert service.stdout is not None
         url = json.loads(service.stdout.readline())["url"]
-        found = []
+        classes = []
         for image in images:
             with urllib.request.urlopen(f"{url}/classify?top=1", image.read_bytes(), timeout=30) as answer:
-                found.append(json.load(answer)["top"][0]["class"])
-        return found
+                classes.append(json.load(answer)["top"][0]["class"])
+        return classes
     finally:
         service.send_signal(signal.SIGINT)
         service.communicate(timeout=60)

@@ -69,9 +69,9 @@ def place(server: None, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def run(place: str) -> Run:
     """A run whose record says that it is being trained."""
-    made = runs.create(to_path(place), "mine", "", overwrite=False)
-    made.write(record(status="running"))
-    return made
+    run = runs.create(to_path(place), "mine", "", overwrite=False)
+    run.write(record(status="running"))
+    return run
 
 
 def keys(run: Run) -> list[str]:
@@ -117,14 +117,14 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: s
     refuted = cli("export", f"{place}/killed", "--onnx", "--tolerance", "1e-12")
     assert refuted.code == 1
     assert files.read(to_path(exported.json["onnx"])) == onnx  # the proven one stays
-    kept = [f"checkpoints/{path.name}" for path in sorted(whole.checkpoints.iterdir())]
+    checkpoints = [f"checkpoints/{path.name}" for path in sorted(whole.checkpoints.iterdir())]
     events = [key for key in keys(killed) if key.startswith("tensorboard/")]
     (tmp_path / "tensorboard").mkdir()
     for key in events:
         (tmp_path / key).write_bytes(files.read(killed.path / key))
     assert read_curves(tmp_path / "tensorboard") == curves(killed.epochs())
     assert keys(killed) == [
-        "best/model.json", "best/model.safetensors", *kept, "export/model.onnx", "export/model.onnx.json",
+        "best/model.json", "best/model.safetensors", *checkpoints, "export/model.onnx", "export/model.onnx.json",
         "export/model.onnx.rejected", "export/model.onnx.rejected.json", "metrics.jsonl", "progress.json", "run.json",
         *events,
     ]  # fmt: skip
@@ -338,7 +338,7 @@ def changing(server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.M
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def told(cli: Cli, *arguments: object) -> str:
+def refusal(cli: Cli, *arguments: object) -> str:
     """The one line that a refused command says, within seconds."""
     s3fs.S3FileSystem.clear_instance_cache()
     began = time.monotonic()
@@ -353,23 +353,23 @@ def told(cli: Cli, *arguments: object) -> str:
 def test_what_is_wrong_with_a_bucket_is_said(cli: Cli, changing: pytest.MonkeyPatch) -> None:
     there = ("--runs-dir", "s3://bucket/x")
     for order in (("runs",), ("train",), ("train", "--resume", "mine"), ("export", "mine", "--onnx")):
-        assert "there is no bucket 'missing'" in told(cli, *order, "--runs-dir", "s3://missing/x")
-    assert "There is no run called 'mine' in s3://bucket/x" in told(cli, "train", "--resume", "mine", *there)
+        assert "there is no bucket 'missing'" in refusal(cli, *order, "--runs-dir", "s3://missing/x")
+    assert "There is no run called 'mine' in s3://bucket/x" in refusal(cli, "train", "--resume", "mine", *there)
     with serving(Forbidding) as address, changing.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", address)
-        assert "s3://bucket/x cannot be reached: Access Denied. Check" in told(cli, "runs", *there)
+        assert "s3://bucket/x cannot be reached: Access Denied. Check" in refusal(cli, "runs", *there)
     with serving(ReadOnly) as address, changing.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", address)
-        assert "/.lock cannot be reached: Access Denied. Check" in told(cli, "train", "--model", "resnet8", *there)
+        assert "/.lock cannot be reached: Access Denied. Check" in refusal(cli, "train", "--model", "resnet8", *there)
     with changing.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        assert "Could not connect to the endpoint" in told(cli, "runs", *there)
+        assert "Could not connect to the endpoint" in refusal(cli, "runs", *there)
     with changing.context() as patch:
         patch.delenv("AWS_ACCESS_KEY_ID")
         patch.delenv("AWS_SECRET_ACCESS_KEY")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("HOME", "/nowhere")
-        line = told(cli, "runs", *there)
+        line = refusal(cli, "runs", *there)
         assert "Unable to locate credentials" in line
         assert "AWS_PROFILE" in line
 

@@ -35,18 +35,18 @@ def keys(value: Any, path: str = "") -> Keys:
         else []
     )
     kind = "object" if isinstance(value, dict) else "list" if isinstance(value, list) else NAMES[type(value)]
-    found: Keys = {path: kind}
+    found_keys: Keys = {path: kind}
     for name, item in inner:
         for key, kinds in keys(item, name).items():
-            found[key] = " or ".join(sorted({*found.get(key, kinds).split(" or "), *kinds.split(" or ")}))
-    return found
+            found_keys[key] = " or ".join(sorted({*found_keys.get(key, kinds).split(" or "), *kinds.split(" or ")}))
+    return found_keys
 
 
-def compare(told: dict[str, Any]) -> None:
-    """Hold what commands say now against what they said then."""
+def compare(results: dict[str, Any]) -> None:
+    """Compare the results of commands with the recorded keys."""
     recorded: dict[str, Keys] = json.loads(FILE.read_text())
-    for name, said in told.items():
-        now = keys(said)
+    for name, result in results.items():
+        now = keys(result)
         assert {key: now.get(key) for key in recorded[name]} == recorded[name], name
 
 
@@ -57,36 +57,36 @@ def test_commands_on_this_machine(
     write_class_folders(tmp_path / "images", shades({"cat": 220, "dog": 60}, 12, (16, 12)))
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"no image")
     Path("runs").mkdir()
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
-    def say(name: str, *arguments: object, code: int = 0) -> dict[str, Any]:
+    def record(name: str, *arguments: object, code: int = 0) -> dict[str, Any]:
         ended = cli(*arguments, "--json")
         assert ended.code == code, ended.err
-        told[name] = ended.json
+        results[name] = ended.json
         return ended.json
 
     quick = ("--epochs", 1, "--cpus-per-trial", 1)
-    say("train", "train", "--model", "resnet8", "--epochs", 1, "--name", "a")
-    say("train --resume", "train", "--resume", "a")
-    exported = say("export", "export", trained.run.path, "--onnx", "--out", "model.onnx")
-    say("export refuted", "export", trained.run.path, "--onnx", "--precision", "int8", "--tolerance", 1e-12,
+    record("train", "train", "--model", "resnet8", "--epochs", 1, "--name", "a")
+    record("train --resume", "train", "--resume", "a")
+    exported = record("export", "export", trained.run.path, "--onnx", "--out", "model.onnx")
+    record("export refuted", "export", trained.run.path, "--onnx", "--precision", "int8", "--tolerance", 1e-12,
         "--out", "int8.onnx", code=1)  # fmt: skip
-    say("validate", "validate", exported["onnx"], "--checkpoint", trained.run.path)
-    say("validate alone", "validate", exported["onnx"])
-    say("predict", "predict", "model.onnx", "images", "--top", 2, code=1)
-    say("bench", "bench", "model.onnx", "--batch", 1, "--seconds", 0.05, "--no-compile")
-    say("data check", "data", "check", "digits")
-    say("data check of a folder", "data", "check", "images", "--contact-sheet", "sheet.png", code=1)
-    say("runs", "runs")
-    say("report", "report", "a", "-o", "report.html")
-    say("recipes", "recipes")
-    say("recipes fast", "recipes", "fast")
-    say("cluster template", "cluster", "template", "slurm", "-o", "slurm")
-    say("doctor", "doctor")
-    say("error", "train", "--lr", -1, code=2)
-    say("tune", "tune", *quick, "--trials", 2, "--depths", 8, "--refit", "--name", "b")
-    say("study", "study", "degradation", *quick, "--depths", 8, "--seeds", 1, "--name", "c")
-    compare(told)
+    record("validate", "validate", exported["onnx"], "--checkpoint", trained.run.path)
+    record("validate alone", "validate", exported["onnx"])
+    record("predict", "predict", "model.onnx", "images", "--top", 2, code=1)
+    record("bench", "bench", "model.onnx", "--batch", 1, "--seconds", 0.05, "--no-compile")
+    record("data check", "data", "check", "digits")
+    record("data check of a folder", "data", "check", "images", "--contact-sheet", "sheet.png", code=1)
+    record("runs", "runs")
+    record("report", "report", "a", "-o", "report.html")
+    record("recipes", "recipes")
+    record("recipes fast", "recipes", "fast")
+    record("cluster template", "cluster", "template", "slurm", "-o", "slurm")
+    record("doctor", "doctor")
+    record("error", "train", "--lr", -1, code=2)
+    record("tune", "tune", *quick, "--trials", 2, "--depths", 8, "--refit", "--name", "b")
+    record("study", "study", "degradation", *quick, "--depths", 8, "--seeds", 1, "--name", "c")
+    compare(results)
 
 
 @pytest.fixture
@@ -100,25 +100,25 @@ def home(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def test_commands_on_a_cluster(home: dict[str, str], tmp_path: Path) -> None:
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
-    def say(name: str, *arguments: object) -> dict[str, Any]:
+    def record(name: str, *arguments: object) -> dict[str, Any]:
         ended = command(*arguments, "--json", env=home, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
-        told[name] = json.loads(ended.stdout.splitlines()[-1])
-        return told[name]
+        results[name] = json.loads(ended.stdout.splitlines()[-1])
+        return results[name]
 
-    up = say("cluster up", "cluster", "up", "--nodes", 1)
+    up = record("cluster up", "cluster", "up", "--nodes", 1)
     server = ("--cluster", up["dashboard"])
-    say("cluster status", "cluster", "status")
-    sent = say("train as a job", "train", "--model", "resnet8", "--epochs", 1, "--name", "a", "--runs-dir",
+    record("cluster status", "cluster", "status")
+    sent = record("train as a job", "train", "--model", "resnet8", "--epochs", 1, "--name", "a", "--runs-dir",
                tmp_path / "runs", *server)  # fmt: skip
-    say("jobs list", "jobs", "list", *server)
-    say("jobs logs", "jobs", "logs", sent["job_id"], *server)
-    say("jobs stop", "jobs", "stop", sent["job_id"], *server)
-    say("cluster down", "cluster", "down")
-    say("cluster down again", "cluster", "down")
-    compare(told)
+    record("jobs list", "jobs", "list", *server)
+    record("jobs logs", "jobs", "logs", sent["job_id"], *server)
+    record("jobs stop", "jobs", "stop", sent["job_id"], *server)
+    record("cluster down", "cluster", "down")
+    record("cluster down again", "cluster", "down")
+    compare(results)
 
 
 def test_serve(trained: job.TrainResult, cli: Callable[..., Ended], tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_serve(trained: job.TrainResult, cli: Callable[..., Ended], tmp_path: Pa
     serving = subprocess.Popen([*COMMAND, "serve", file, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
     try:
         assert serving.stdout is not None
-        told = json.loads(serving.stdout.readline())
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", told["url"])
+        result = json.loads(serving.stdout.readline())
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", result["url"])
     finally:
         serving.send_signal(signal.SIGINT)
         serving.wait(60)
-    compare({"serve": told})
+    compare({"serve": result})
