@@ -295,7 +295,7 @@ def begin_as_job() -> None:
 
     report_milestone("begun")
     installed = ", ".join(f"{name} {version}" for name, version in installed_versions().items())
-    err.print(f"resnet-ops has begun on {escape(socket.gethostname())}: {installed}", soft_wrap=True)
+    err.print(f"resnet-ops started on {escape(socket.gethostname())}: {installed}", soft_wrap=True)
     differing = version_differences(os.environ.get(SUBMITTER, ""))
     if differing:
         warn(f"This cluster has {', '.join(differing)}.")

@@ -92,7 +92,7 @@ def test_aliases_and_the_environment() -> None:
     ("typed", "message"),
     [
         (["--kind", "on"], "--kind cannot be 'on'. Did you mean one?"),
-        (["--nodes", "4:2"], "--nodes must have its smaller number first"),
+        (["--nodes", "4:2"], "--nodes must have the smaller number first"),
         (["--count", "0"], "--count should be greater than or equal to 1"),
     ],
 )

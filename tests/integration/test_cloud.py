@@ -231,7 +231,7 @@ def lease(age_s: float) -> Lease:
 def test_a_lease_that_ran_out_is_anybodys(run: Run) -> None:
     run.lock_file.write_bytes(lease(age_s=locks.EXPIRE_S - 20).model_dump_json().encode())
     assert run.read().status == "running"
-    with pytest.raises(UserError, match=r"on elsewhere\).*free in (19|20) s"), run.lock():
+    with pytest.raises(UserError, match=r"on elsewhere\).*expires in (19|20) s"), run.lock():
         pass
     run.lock_file.write_bytes(lease(age_s=locks.EXPIRE_S + 1).model_dump_json().encode())
     assert run.read().status == "interrupted"

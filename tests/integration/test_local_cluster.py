@@ -160,7 +160,7 @@ def test_down_ends_this_cluster_and_nothing_else(home: dict[str, str], up: dict[
     assert traces(up["folder"])
     ended = command("cluster", "down", "--json", env=home)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == {"ended": True, "address": up["address"]}
+    assert json.loads(ended.stdout) == {"ended": True, "address": up["address"], "nodes": 2}
     assert traces(up["folder"]) == []
     assert not Path(up["folder"]).exists()
     assert not Path(home["RAY_TMPDIR"], "ray", "ray_current_cluster").exists()

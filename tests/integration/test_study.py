@@ -137,7 +137,7 @@ def test_shortcuts_are_compared(cli: Callable[..., Ended], tmp_path: Path) -> No
         (("degradation", "--depths", "8,21"), ("--depths: resnet21 is not a valid depth",)),
         (("degradation", "--options", "A"), ("--options selects shortcuts",)),
         (("degradation", "--depths", "18,34"), ("34 needs images of at least 32x32",)),
-        (("degradation", "--nodes", "2", "--cluster", "local"), ("--nodes 2 needs 2 machines", "this machine has 1")),
+        (("degradation", "--nodes", "2", "--cluster", "local"), ("--nodes 2 needs 2 nodes", "this machine has 1")),
         (("responses", "--cpus-per-trial", "64"), ("A trial needs 64 CPU cores on one node",)),
         (("degradation", "--resume", "nothing"), ("There is no run called 'nothing'",)),
         (("degradation", "--resume", "nothing", "--seeds", "3"), ("--seeds cannot be changed",)),

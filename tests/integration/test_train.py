@@ -312,7 +312,7 @@ def test_training_that_the_disk_stops_is_paused(tracked: bool, tmp_path: Path) -
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # too little for a checkpoint
     try:
-        with pytest.raises(PausedError, match="No checkpoint was saved yet") as stopped:
+        with pytest.raises(PausedError, match="No checkpoint has been saved yet") as stopped:
             job.train(TrainConfig.of(model="resnet8", epochs=1, runs_dir=tmp_path, name="x"), tracked=tracked)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -302,7 +302,7 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
         (("--lr", "1:0.1"), ("--lr: the range 1:0.1 is inverted",)),
         (("--cpus-per-trial", "64"), ("A trial needs 64 CPU cores on one node; this machine has none",)),
         (("--gpus-per-trial", "0.5", "--device", "cpu"), ("--gpus-per-trial 0.5: this machine has no usable GPU",)),
-        (("--nodes-per-trial", "2", "--cluster", "local"), ("--nodes-per-trial 2 needs 2 machines",)),
+        (("--nodes-per-trial", "2", "--cluster", "local"), ("--nodes-per-trial 2 needs 2 nodes",)),
         (("--resume", "nothing"), ("There is no run called 'nothing'",)),
         (("--resume", "nothing", "--trials", "3"), ("--trials cannot be changed",)),
         (("--trials", "0"), ("--trials",)),

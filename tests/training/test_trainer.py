@@ -248,9 +248,9 @@ def test_torchs_compiler_is_not_imported_to_train(optimizer: str, tmp_path: Path
     """It would take each worker 1 s."""
     code = (
         "import sys, torch\nfrom pathlib import Path\n"
-        "from resnet_ops.config import TrainConfig\nfrom resnet_ops.training import job, prepare\n"
+        "from resnet_ops.config import TrainConfig\nfrom resnet_ops.training import build, job\n"
         f"kind = torch.optim.{optimizer}\n"
-        "prepare._optimizer = lambda _, network: prepare.without_dynamo(kind)(network.parameters(), lr=0.01)\n"
+        "build._optimizer = lambda _, network: build.without_dynamo(kind)(network.parameters(), lr=0.01)\n"
         f"job.train(TrainConfig.of(model='resnet8', epochs=1, runs_dir=Path({str(tmp_path)!r})))\n"
         "print('torch._dynamo' in sys.modules)"
     )

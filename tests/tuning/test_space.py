@@ -57,7 +57,7 @@ def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_
         (("epochs=10,20",), "epochs is the same for all trials"),
         (("schedule=steps,stairs",), "schedule=steps,stairs cannot be 'stairs'"),
         (("batch_size=64,64",), "contains a duplicate"),
-        (("accumulate=1,200",), "accumulate=1,200: --accumulate 200 cuts a batch of 128 into more parts"),
+        (("accumulate=1,200",), "accumulate=1,200: --accumulate 200 splits a batch of 128 images into more"),
         (("lr",), "'lr' is not OPTION=VALUES"),
         (("depths=8", "lr=0.1"), "Nothing to search"),
     ],
