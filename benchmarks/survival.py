@@ -185,7 +185,7 @@ def checkpoint_cost() -> float:
     from resnet_ops.data.augment import Augmentation
     from resnet_ops.data.loader import DeviceImages, Loader
     from resnet_ops.models import build
-    from resnet_ops.records import DataRecord
+    from resnet_ops.run_records import DataRecord
     from resnet_ops.runs import Run
     from resnet_ops.training import checkpoint as checkpoints
     from resnet_ops.training.build import build_trainer

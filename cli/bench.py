@@ -6,8 +6,8 @@ from rich.markup import escape
 
 from resnet_ops.export.config import BenchConfig
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, table
-from .options import Debug, Json, Options, options_of
 from .startup import importing
 
 if TYPE_CHECKING:

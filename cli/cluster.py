@@ -12,9 +12,9 @@ from resnet_ops.orchestration.local import LocalConfig
 from resnet_ops.orchestration.status import ClusterStatus, read_status
 
 from . import template
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, ago, err, node_table
 from .help import Command, Group
-from .options import Debug, Json, Options, options_of
 from .startup import importing
 
 UP_EXAMPLES = """

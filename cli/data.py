@@ -13,9 +13,9 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.formatting import size
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, short, table
 from .help import Command, Group
-from .options import Debug, Json, Options, options_of
 
 if TYPE_CHECKING:
     from resnet_ops.data.audit import DataReport

@@ -6,8 +6,8 @@ from rich.markup import escape
 from resnet_ops.config import RunsConfig
 from resnet_ops.errors import WORK_FAILED
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, table
-from .options import Debug, Json, Options, options_of
 from .startup import importing
 
 MARKS = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "broken": "[bold red]broken[/]"}

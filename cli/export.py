@@ -9,8 +9,8 @@ from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.formatting import percent, size
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, short, table, warn
-from .options import Debug, Json, Options, options_of
 from .proof_table import refuse, show_proof
 from .startup import importing, process_started_at
 

@@ -9,9 +9,9 @@ from rich.markup import escape
 
 from resnet_ops.orchestration.job_protocol import parse_milestone
 
+from .config_options import Debug, Json
 from .console import Output, ago, err, table
 from .help import Command, Group
-from .options import Debug, Json
 from .startup import importing
 
 if TYPE_CHECKING:

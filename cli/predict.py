@@ -9,8 +9,8 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.config import PredictConfig
 from resnet_ops.formatting import percent
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, report_error, table
-from .options import Debug, Json, Options, options_of
 from .startup import importing, process_started_at
 
 if TYPE_CHECKING:

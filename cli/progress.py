@@ -13,11 +13,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from resnet_ops.config_base import as_options
 from resnet_ops.formatting import percent
-from resnet_ops.options import as_options
 from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.orchestration.trial_slots import TrialSlots
-from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial

@@ -6,8 +6,8 @@ import typer
 
 from resnet_ops.recipes import reading
 
+from .config_options import Debug, Json
 from .console import Output, table
-from .options import Debug, Json
 
 EXAMPLES = """
 resnet-ops recipes fast > mine.toml  # a copy to edit

@@ -11,8 +11,8 @@ from resnet_ops import runs as library
 from resnet_ops.config import RunsConfig
 from resnet_ops.runs import Run
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, short, table, warn
-from .options import Debug, Json, Options, options_of
 from .startup import importing, process_started_at
 
 EXAMPLES = """

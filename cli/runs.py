@@ -4,8 +4,8 @@ from resnet_ops import runs as library
 from resnet_ops.config import RunsConfig
 from resnet_ops.formatting import percent
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, ago, table, warn
-from .options import Debug, Json, Options, options_of
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
 

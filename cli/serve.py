@@ -6,8 +6,8 @@ from resnet_ops.errors import INTERRUPTED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.serving.config import ServeConfig
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, err
-from .options import Debug, Json, Options, options_of
 from .startup import importing
 
 if TYPE_CHECKING:

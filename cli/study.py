@@ -18,9 +18,9 @@ from resnet_ops.study.config import StudyConfig
 from resnet_ops.tracking.tracker import check_service
 from resnet_ops.tuning.results import Trial
 
-from .arguments import tune_arguments
+from .config_options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
 from .console import Output, err, short, table
-from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
+from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import importing, process_started_at
 from .submit import submit

@@ -1,4 +1,4 @@
-"""Jobs of `--cluster http://...`: submitted, followed, and submitted again if lost. arguments.py makes their commands.
+"""Jobs of `--cluster http://...`: submitted, followed, and resubmitted if lost; job_arguments.py makes their commands.
 
 The job's log is shown as it is written. Ctrl-C asks whether to detach or to stop the job.
 """
@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from rich.markup import escape
 
 from resnet_ops.config import DATA_SETS, TrainConfig
+from resnet_ops.config_base import RUN_NAME, as_typed
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
-from resnet_ops.options import RUN_NAME, as_typed
 from resnet_ops.orchestration.job_protocol import SUBMITTER, parse_milestone, report_milestone
 from resnet_ops.tracking.tracker import service_environment
 

@@ -8,11 +8,11 @@ from rich.markup import escape
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.cluster_values import ClusterValues, Kind
+from resnet_ops.orchestration.template_values import ClusterValues, Kind
 from resnet_ops.orchestration.templates import TemplateResult
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, short
-from .options import Debug, Json, Options, options_of
 
 EXAMPLES = """
 resnet-ops cluster template slurm -o mine --nodes 4 --gpus-per-node 8 --partition gpu  # submit it with sbatch

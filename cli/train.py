@@ -10,9 +10,9 @@ from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check_service
 
-from .arguments import train_arguments
+from .config_options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
 from .console import Output, short
-from .options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
+from .job_arguments import train_arguments
 from .progress import TrainingProgress
 from .startup import cpu_times, importing, process_started_at, yield_cores
 from .submit import submit

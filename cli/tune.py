@@ -13,9 +13,7 @@ from resnet_ops.tracking.tracker import check_service
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import TRAIN_OPTIONS, read_space, read_space_file
 
-from .arguments import tune_arguments
-from .console import Output, short, table
-from .options import (
+from .config_options import (
     Debug,
     Json,
     Options,
@@ -26,6 +24,8 @@ from .options import (
     runs_dir_option,
     shared_by_trials,
 )
+from .console import Output, short, table
+from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import importing, process_started_at
 from .submit import submit

@@ -4,8 +4,8 @@ from rich.markup import escape
 
 from resnet_ops.export.config import ValidateConfig
 
+from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, short, warn
-from .options import Debug, Json, Options, options_of
 from .proof_table import refuse, show_proof
 from .startup import importing, process_started_at
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic_core import core_schema
 
-from resnet_ops.options import Config, Positive, option
+from resnet_ops.config_base import Config, Positive, option
 
 
 @dataclass(frozen=True)

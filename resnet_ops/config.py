@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from resnet_ops.cluster_config import ClusterConfig
+from resnet_ops.config_base import Config, Positive, check_run_name, option
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
-from resnet_ops.options import Config, Positive, check_run_name, option
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
 IMAGE_DEFAULTS = ("crop_padding", "flip")  # options whose defaults depend on the images

@@ -13,7 +13,7 @@
              tune.json       only where the run is the best of a search, whose trials lie in trials/ (tuning/results.py)
 
 It lies on a disk or in a bucket (files.py), and is locked by one process at a time (locks.py). Each file is whole after
-a crash: the old content or the new. What the files contain is in records.py; nothing here knows torch.
+a crash: the old content or the new. What the files contain is in run_records.py; nothing here knows torch.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from resnet_ops import files, locks
+from resnet_ops.config_base import check_run_name
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.options import check_run_name
-from resnet_ops.records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
+from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
 
 Line = TypeVar("Line", bound=BaseModel)
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s

@@ -13,24 +13,35 @@ import resnet_ops
 
 ROOT = Path(__file__).parents[1]
 # Each room, and the rooms below it that it may look into.
-BASE = {"errors", "formatting", "machine", "files", "options", "cluster_config", "config", "results", "records", "runs"}
+BASE = {
+    "errors",
+    "formatting",
+    "machine",
+    "files",
+    "config_base",
+    "cluster_config",
+    "config",
+    "results",
+    "run_records",
+    "runs",
+}
 FLOORS = {
     "errors": set(),
     "machine": set(),
     "formatting": set(),
     "files": {"errors", "formatting"},
     "locks": {"errors", "files"},
-    "options": {"errors"},
+    "config_base": {"errors"},
     "significance": set(),
     "results": set(),
-    "cluster_config": {"options"},
-    "config": {"errors", "files", "options", "cluster_config"},
-    "records": {"files", "config", "results"},
-    "runs": {"errors", "files", "locks", "options", "records"},
-    "recipes": {"errors", "options", "config", "results"},
+    "cluster_config": {"config_base"},
+    "config": {"errors", "files", "config_base", "cluster_config"},
+    "run_records": {"files", "config", "results"},
+    "runs": {"errors", "files", "locks", "config_base", "run_records"},
+    "recipes": {"errors", "config_base", "config", "results"},
     "models": {"errors"},
     "data": BASE | {"locks"},
-    "orchestration": {"errors", "machine", "files", "options", "cluster_config", "results"},
+    "orchestration": {"errors", "machine", "files", "config_base", "cluster_config", "results"},
     "tracking": BASE,
     "training": BASE | {"models", "data", "orchestration", "tracking"},
     "tuning": BASE | {"significance", "recipes", "models", "data", "orchestration", "tracking", "training"},

@@ -10,7 +10,7 @@ import pytest
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.records import DataRecord, Epoch, RunRecord
+from resnet_ops.run_records import DataRecord, Epoch, RunRecord
 from resnet_ops.runs import Run
 
 

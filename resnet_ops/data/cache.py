@@ -27,7 +27,7 @@ from resnet_ops import files, formatting, locks
 from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, broken_image_error, decode_all
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
-from resnet_ops.records import BadImage
+from resnet_ops.run_records import BadImage
 
 PIXELS, LABELS, DIGESTS, INDEX = "pixels.npy", "labels.npy", "digests.npy", "index.json"
 

@@ -1,6 +1,6 @@
 """Draw a contact sheet: examples of each class as one picture, a row per class.
 
-Knows pixels and text only; the examples are collected in survey.py.
+Knows pixels and text only; the examples are collected in image_statistics.py.
 """
 
 from collections.abc import Sequence

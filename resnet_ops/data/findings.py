@@ -1,6 +1,6 @@
 """Find what is wrong with images and their labels, from a survey of all of them and the files on disk.
 
-The survey is taken in survey.py, the report composed in audit.py.
+The survey is taken in image_statistics.py, the report composed in audit.py.
 """
 
 import shutil
@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.data.dataset import SPLITS, EncodedImages, image_count
+from resnet_ops.data.image_statistics import Survey
 from resnet_ops.data.sources import MAX_LISTED
-from resnet_ops.data.survey import Survey
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 

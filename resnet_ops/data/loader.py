@@ -17,7 +17,7 @@ from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
 from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import Source
-from resnet_ops.records import BadImage
+from resnet_ops.run_records import BadImage
 
 EVAL_BATCH = 500
 

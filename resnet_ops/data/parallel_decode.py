@@ -17,7 +17,7 @@ from resnet_ops.data.dataset import EncodedImages, digest
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
-from resnet_ops.records import BadImage
+from resnet_ops.run_records import BadImage
 
 T = TypeVar("T")
 

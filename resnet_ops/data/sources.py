@@ -34,7 +34,7 @@ from resnet_ops.data.listing import File
 from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, decode_all, hash_all
 from resnet_ops.errors import UserError
 from resnet_ops.machine import memory_bytes
-from resnet_ops.records import DataRecord
+from resnet_ops.run_records import DataRecord
 
 HEADERS_READ = 64  # images whose headers decide the size and the channels of all
 MAX_NATIVE_SIDE = 64  # images of one size are not resized up to this side

@@ -30,7 +30,7 @@ from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.data.parallel_decode import DecodeOptions, broken_image_error, check_broken_share
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
-from resnet_ops.records import BadImage
+from resnet_ops.run_records import BadImage
 
 PIECE_BYTES = 16 * 2**20  # of decoded images that a task returns: 85 at 224x224, half a second of work
 PIECE_IMAGES = 1024  # at most, where they are small

@@ -1,10 +1,9 @@
-"""Single checks of an exported file: its graph, its metadata, its resizing, and how its outputs compare with torch's.
+"""Single checks of an exported file: its graph, its metadata, its resizing, the largest batch that fits.
 
-Which of them are run, on which images and within which limits, is in `proof`.
+Which of them are run, and on which images, is in `proof`; how far outputs may differ is in `tolerances`.
 """
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,32 +25,6 @@ MEMORY_SHARE = 0.25  # of the free memory that the largest batch may take, all i
 RESIZED_IMAGES = 16
 MAX_LEVELS, MEAN_LEVELS = 2, 0.05  # Pillow rounds twice, once for each direction
 RELATIVE_SIZES = ((1.0, 1.0), (1.0, 1.3), (0.6, 0.5), (2.13, 3.07), (4.5, 1.7), (7.9, 8.1))  # to what is covered
-CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """The largest differences between a file of some precision and its checkpoint that pass.
-
-    Args:
-        largest: Max |difference| / max |logit|, by provider.
-        mean: Mean |difference| / max |logit|.
-        agreement: Share of images with the same top class, not counting near ties.
-    """
-
-    largest: dict[str, float]
-    mean: float
-    agreement: float
-
-
-TOLERANCES: dict[Precision, Tolerances] = {
-    # 20 times a clean export, 40 times less than the smallest fault (TF32, half precision). GPUs sum in another order.
-    "fp32": Tolerances({runtime.CPU: 1e-5, runtime.CUDA: 1e-4, runtime.TENSORRT: 1e-3}, 1e-5, 1.0),
-    # Weights and activations have 11 bits: 2.3e-3 was measured. One layer's overflow is infinite, or far beyond.
-    "fp16": Tolerances(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 1e-2), 2e-3, 0.995),
-    # int8: single logits of single images move by 15 %, the mean by 0.5 %. Without calibration it is above 5 %.
-    "int8": Tolerances(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 0.5), 2e-2, 0.97),
-}
 
 
 def check_graph(file: Path, model: onnx.ModelProto, metadata: ModelMetadata, opset: int | None) -> tuple[str, bool]:
@@ -163,62 +136,3 @@ def largest_batch(model: onnx.ModelProto, crop: CropSpec) -> int:
     image_bytes = activation_bytes_per_image(model) + 8 * int(np.prod(crop.shape))
     fitting = max(1, min(MAX_BATCH, int(MEMORY_SHARE * free_bytes(device) / image_bytes)))
     return 1 << (fitting.bit_length() - 1)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The outputs of torch and of the file for the same images, (N, classes) float64."""
-
-    torch: np.ndarray
-    onnx: np.ndarray
-
-    @property
-    def finite(self) -> bool:
-        """Return whether both sides are free of NaN and infinity: NaN passes most comparisons."""
-        return bool(np.isfinite(self.torch).all() and np.isfinite(self.onnx).all())
-
-    @property
-    def scale(self) -> float:
-        """Return the largest |logit|."""
-        return max(float(np.abs(self.torch).max()), 1e-12)
-
-    @property
-    def max_abs(self) -> float:
-        """Return the largest |difference|."""
-        return float(np.abs(self.torch - self.onnx).max())
-
-    @property
-    def max_rel(self) -> float:
-        """Return the largest |difference|, as a share of the largest |logit|."""
-        return self.max_abs / self.scale
-
-    @property
-    def mean_rel(self) -> float:
-        """Return the mean |difference|, as a share of the largest |logit|."""
-        return float(np.abs(self.torch - self.onnx).mean()) / self.scale
-
-    @property
-    def same_top1(self) -> np.ndarray:
-        """Return for which images the top classes are the same, (N,) bool."""
-        return np.asarray(self.torch.argmax(1) == self.onnx.argmax(1))
-
-    def near_ties(self, rounding: float) -> np.ndarray:
-        """Return for which images, (N,) bool, errors of `rounding` can exchange the two largest logits."""
-        if self.torch.shape[1] < 2:
-            return np.ones(len(self.torch), bool)
-        top = np.partition(self.torch, -2, axis=1)
-        return np.asarray(top[:, -1] - top[:, -2] <= 2 * rounding)
-
-
-def top1_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the top-1 accuracy, from 0 to 1, of scores (N, classes) for labels (N,)."""
-    return float((scores.argmax(1) == labels).mean())
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the expected calibration error (Guo et al. 2017): |confidence - accuracy|, over bins of confidence."""
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-    gaps = np.bincount(bins, confidence - correct, CONFIDENCE_BINS)
-    return float(np.abs(gaps).sum() / len(labels))

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import field_validator
 
 from resnet_ops.config import RunsConfig
-from resnet_ops.options import Config, Positive, option
+from resnet_ops.config_base import Config, Positive, option
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 LARGEST_BATCH = 65_536

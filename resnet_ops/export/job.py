@@ -14,6 +14,7 @@ import onnx
 from pydantic import Field
 
 from resnet_ops import files
+from resnet_ops.config_base import as_typed
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import graph, inputs, precision, runtime, untrusted
@@ -26,7 +27,6 @@ from resnet_ops.export.proof import ProofReport, ProofThresholds, ValidationResu
 from resnet_ops.export.reference import Reference
 from resnet_ops.files import Place, write_atomically
 from resnet_ops.machine import versions
-from resnet_ops.options import as_typed
 from resnet_ops.training.checkpoint import Checkpoint
 
 

@@ -16,20 +16,12 @@ from pydantic import ConfigDict, Field, computed_field
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
-from resnet_ops.export.checks import (
-    TOLERANCES,
-    Comparison,
-    calibration_error,
-    check_graph,
-    check_metadata,
-    check_resizing,
-    largest_batch,
-    top1_accuracy,
-)
+from resnet_ops.export.checks import check_graph, check_metadata, check_resizing, largest_batch
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.inputs import ValidationImages, random_pixels
 from resnet_ops.export.metadata import Input, ModelMetadata, Precision
 from resnet_ops.export.reference import Reference
+from resnet_ops.export.tolerances import TOLERANCES, Comparison, calibration_error, top1_accuracy
 from resnet_ops.files import Place
 from resnet_ops.formatting import percent
 from resnet_ops.results import Result

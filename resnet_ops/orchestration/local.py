@@ -22,8 +22,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from resnet_ops.config_base import Config, Positive, option
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.options import Config, Positive, option
 from resnet_ops.orchestration import process_tree
 from resnet_ops.orchestration.connect import AUTO, resolve_address
 from resnet_ops.orchestration.local_state import (

@@ -1,6 +1,6 @@
 """Ready-to-edit files that create a Ray cluster and train on it: KubeRay, Slurm, `ray up` on a cloud, Compose.
 
-They are rendered from the Jinja templates in cluster/, installed as resnet_ops.cluster, with `cluster_values` and
+They are rendered from the Jinja templates in cluster/, installed as resnet_ops.cluster, with `template_values` and
 options of `resnet-ops train` that the caller gives. Nothing is started.
 """
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import Place
-from resnet_ops.orchestration.cluster_values import KINDS_OF_OPTION, ClusterValues, Kind
+from resnet_ops.orchestration.template_values import KINDS_OF_OPTION, ClusterValues, Kind
 from resnet_ops.results import Result
 
 FILL_IN = "FILL-IN"

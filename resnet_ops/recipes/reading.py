@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from resnet_ops.config import Recipe, TrainConfig
+from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.options import explain
 from resnet_ops.results import Result
 
 FOLDER = Path(__file__).parent

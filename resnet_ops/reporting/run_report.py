@@ -17,12 +17,12 @@ from pydantic import Field
 from resnet_ops import files
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import percent
-from resnet_ops.records import Epoch, RunRecord, Status
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.page import Picture
 from resnet_ops.reporting.predictions import Predictions, per_class, predict, thumbnails
 from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
+from resnet_ops.run_records import Epoch, RunRecord, Status
 from resnet_ops.runs import Run
 from resnet_ops.significance import differs, standard_error, standard_error_of_difference
 

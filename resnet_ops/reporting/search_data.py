@@ -8,7 +8,7 @@ from typing import Any
 
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
-from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.significance import differs, standard_error
 from resnet_ops.tuning.results import Search, SearchRecord, SelectedTrial, Trial, TrialStatus, select_trial
 

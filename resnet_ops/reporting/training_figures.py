@@ -11,9 +11,9 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 
 from resnet_ops.formatting import percent
-from resnet_ops.records import Epoch
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
+from resnet_ops.run_records import Epoch
 
 WIDTH = 8.4
 THIN, THICK = 1.0, 2.2

@@ -3,8 +3,8 @@
 from typing import Annotated
 
 from resnet_ops.cluster_config import ConnectionConfig
+from resnet_ops.config_base import Positive, option
 from resnet_ops.export.config import LARGEST_BATCH, UseConfig
-from resnet_ops.options import Positive, option
 
 
 class ServeConfig(ConnectionConfig, UseConfig):

@@ -20,7 +20,7 @@ from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.files import Place
 from resnet_ops.orchestration.ray_internals import started_ray_is_gone
 from resnet_ops.results import Result
-from resnet_ops.serving import place
+from resnet_ops.serving import location
 from resnet_ops.serving.config import ServeConfig
 from resnet_ops.serving.service import ServiceLimits
 
@@ -80,17 +80,17 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
     on_progress("opening the file")
     metadata = untrusted.check_file(config.file)
     content = _read_single_file(config.file)
-    address = place.resolve_address(config)
-    port = place.find_free_port(config.host, config.port)
+    address = location.resolve_address(config)
+    port = location.find_free_port(config.host, config.port)
     on_progress("starting Ray")
-    with place.connect_to_cluster(address, config.provider):
+    with location.connect_to_cluster(address, config.provider):
         import ray
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it logs every step
-        place.check_no_other_service()
-        provider = place.choose_provider(address, config.provider)
-        resources = place.resources_per_replica(config.replicas, provider)
+        location.check_no_other_service()
+        provider = location.choose_provider(address, config.provider)
+        resources = location.resources_per_replica(config.replicas, provider)
         threads = max(1, int(resources["num_cpus"]))
         # By reference, or Serve would keep a copy for every version of the deployment in its own records.
         reference = ray.put(content)
@@ -100,7 +100,7 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
         try:
             serve.start(http_options={"host": config.host, "port": port}, logging_config=LOGGING)
             _run(application)
-            urls = place.service_urls(config.host, port)
+            urls = location.service_urls(config.host, port)
             _wait_for_answer(urls[0])
             yield ServeResult(
                 url=urls[0],

@@ -5,7 +5,7 @@ Which trainings follow from them is in `plan`.
 
 from typing import Annotated, Literal
 
-from resnet_ops.options import Positive, option
+from resnet_ops.config_base import Positive, option
 from resnet_ops.tuning.config import TrialsConfig
 
 Study = Literal["degradation", "responses", "shortcuts"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from resnet_ops import files
 from resnet_ops.models import BasicBlock, Bottleneck, ResNet, build, zero_init_residual
-from resnet_ops.records import RunRecord
+from resnet_ops.run_records import RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.study.results import Layer, Layers
 from resnet_ops.training.session import TrainingSession

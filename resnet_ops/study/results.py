@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.records import DataRecord, Epoch
 from resnet_ops.results import Result
+from resnet_ops.run_records import DataRecord, Epoch
 from resnet_ops.study.config import Study
 from resnet_ops.tuning.results import TrialStatus
 

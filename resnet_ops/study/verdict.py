@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import get_args
 
 from resnet_ops.formatting import percent
-from resnet_ops.records import DataRecord
 from resnet_ops.reporting.study_figures import When
+from resnet_ops.run_records import DataRecord
 from resnet_ops.significance import OVER_SEEDS, differs
 from resnet_ops.study.results import KINDS, Network, NetworkGroup, NetworkKind, Spread
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import (
     best_tags,

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.config_base import as_typed
 from resnet_ops.errors import UserError
-from resnet_ops.options import as_typed
-from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 
 SERVICE_NAMES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
-from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import end_times_s, error_line, hyperparameters, scalars
 

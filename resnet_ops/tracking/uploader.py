@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from resnet_ops import files
-from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import SERVICE_NAMES, error_line, full_name
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.errors import UserError
-from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import best_tags, error_line, full_name, hyperparameters, scalars, search_name, tags
 

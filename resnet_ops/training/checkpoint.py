@@ -26,7 +26,7 @@ from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
-from resnet_ops.records import Epoch
+from resnet_ops.run_records import Epoch
 from resnet_ops.runs import Run
 from resnet_ops.training.distributed import set_statistics, statistics
 from resnet_ops.training.trainer import Trainer

@@ -24,8 +24,8 @@ from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.allocation import allocate
 from resnet_ops.orchestration.placement import Device, NoRoomError
-from resnet_ops.records import Best, DataRecord, RunRecord, Status
 from resnet_ops.results import Result
+from resnet_ops.run_records import Best, DataRecord, RunRecord, Status
 from resnet_ops.runs import Run
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
@@ -106,7 +106,7 @@ def train(
         parameters = count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         with run.lock():
-            from resnet_ops.training.fit import fit
+            from resnet_ops.training.launch import launch_workers
             from resnet_ops.training.worker import run_worker
 
             layout = placement.layout
@@ -114,7 +114,7 @@ def train(
             observer.run_created(run, record)
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
-                    result = fit(run_worker, run, record, source, placement, halt)
+                    result = launch_workers(run_worker, run, record, source, placement, halt)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
 
@@ -171,7 +171,7 @@ def resume(
                     f"The images in {config.data} differ from those {name} was trained on.",
                     "Restore them, or train a new run.",
                 )
-            from resnet_ops.training.fit import fit
+            from resnet_ops.training.launch import launch_workers
             from resnet_ops.training.worker import run_worker
 
             layout = placement.layout
@@ -194,7 +194,7 @@ def resume(
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
                     _report_resume_point(run, observer)
-                    result = fit(run_worker, run, record, source, placement, halt)
+                    result = launch_workers(run_worker, run, record, source, placement, halt)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
 

@@ -12,7 +12,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.orchestration.allocation import Placement
-from resnet_ops.records import DataRecord
+from resnet_ops.run_records import DataRecord
 from resnet_ops.training.trainer import autocast
 
 SHARE = 0.8  # of the free memory that a batch may take

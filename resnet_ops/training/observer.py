@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from resnet_ops.errors import PausedError
-from resnet_ops.records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 
 

@@ -16,7 +16,7 @@ from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.shared_storage import probe_nodes
-from resnet_ops.records import DataRecord
+from resnet_ops.run_records import DataRecord
 from resnet_ops.training.observer import Observer
 
 OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check_training` settles alike for every network

@@ -18,7 +18,7 @@ from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import open_loader
 from resnet_ops.data.sources import Source
 from resnet_ops.models import build
-from resnet_ops.records import BadImage, Epoch, RunRecord
+from resnet_ops.run_records import BadImage, Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoint_files
 from resnet_ops.training.build import build_trainer

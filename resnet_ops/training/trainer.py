@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.records import Epoch
+from resnet_ops.run_records import Epoch
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.schedule import learning_rate

@@ -30,7 +30,7 @@ from resnet_ops.orchestration.elastic_trainer import usable_nodes
 from resnet_ops.orchestration.nodes import read_nodes
 from resnet_ops.orchestration.placement import Request, place_workers
 from resnet_ops.orchestration.worker_loss import PeerLostError, RegroupError, UnusableNodeError, is_peer_error
-from resnet_ops.records import BadImage, RunRecord
+from resnet_ops.run_records import BadImage, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.session import TrainingSession

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from resnet_ops.cluster_config import JobConfig
 from resnet_ops.config import TrainConfig
-from resnet_ops.options import Positive, option
+from resnet_ops.config_base import Positive, option
 
 
 class TrialsConfig(JobConfig):

@@ -18,10 +18,10 @@ from pydantic import Field
 from resnet_ops import files, runs
 from resnet_ops.cluster_config import JobConfig
 from resnet_ops.config import TrainConfig
+from resnet_ops.config_base import as_typed
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
-from resnet_ops.options import as_typed
 from resnet_ops.orchestration.packaging import code_fingerprint
 from resnet_ops.orchestration.trial_slots import TrialResources, TrialSlots, allocate_trials
 from resnet_ops.recipes.reading import configure

@@ -10,7 +10,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.packaging import code_fingerprint
 from resnet_ops.orchestration.trial_slots import TrialSlots
-from resnet_ops.records import DataRecord
+from resnet_ops.run_records import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord

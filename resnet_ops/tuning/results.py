@@ -23,7 +23,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.orchestration.trial_slots import TrialSlots
-from resnet_ops.records import DataRecord
+from resnet_ops.run_records import DataRecord
 from resnet_ops.runs import Run
 from resnet_ops.significance import is_tied, standard_error
 from resnet_ops.training.observer import Observer

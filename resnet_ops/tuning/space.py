@@ -13,8 +13,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from resnet_ops.config import NetworkConfig, Recipe, TrainConfig
+from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.options import explain
 from resnet_ops.tuning.config import TuneConfig
 
 Value = str | int | float | bool

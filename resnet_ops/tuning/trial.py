@@ -24,7 +24,7 @@ from resnet_ops.errors import INTERRUPTED, PausedError, UserError
 from resnet_ops.orchestration import cluster_kv
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
-from resnet_ops.records import DataRecord, Epoch, RunRecord
+from resnet_ops.run_records import DataRecord, Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.models import parse_name
-from resnet_ops.records import Best, Status
+from resnet_ops.run_records import Best, Status
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, SelectedTrial, Trial, select_trial

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.cluster_values import ClusterValues
+from resnet_ops.orchestration.template_values import ClusterValues
 from tests.cluster.slurm import Slurm, slurm
 from tests.cluster.test_templates import TRAINED
 from tests.conftest import COMMAND

@@ -19,7 +19,7 @@ import yaml
 
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import templates
-from resnet_ops.orchestration.cluster_values import KINDS_OF_OPTION, ClusterValues, Kind
+from resnet_ops.orchestration.template_values import KINDS_OF_OPTION, ClusterValues, Kind
 from resnet_ops.orchestration.templates import FILES
 from tests.conftest import Ended
 

@@ -16,7 +16,7 @@ from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.proof import ProofReport, ProofThresholds, verify_file
 from resnet_ops.export.reference import Reference
 from resnet_ops.models import build
-from resnet_ops.records import Epoch
+from resnet_ops.run_records import Epoch
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from resnet_ops.cli.arguments import tune_arguments
+from resnet_ops.cli.job_arguments import tune_arguments
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import typer
-from resnet_ops.cli.arguments import train_arguments
+from resnet_ops.cli.job_arguments import train_arguments
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.orchestration import job_protocol, jobs

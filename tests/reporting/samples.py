@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops.machine import versions
-from resnet_ops.records import DataRecord, Epoch
+from resnet_ops.run_records import DataRecord, Epoch
 from resnet_ops.runs import Run
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import Search, SearchRecord, Trial

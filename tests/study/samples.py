@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from resnet_ops.records import DataRecord
+from resnet_ops.run_records import DataRecord
 from resnet_ops.study.results import Layer, Layers, Network, group_networks
 from tests.reporting import samples
 

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.records import Epoch
+from resnet_ops.run_records import Epoch
 from resnet_ops.runs import Run
 from resnet_ops.tracking.tracker import service_environment
 from resnet_ops.tracking.uploader import TrackedRun

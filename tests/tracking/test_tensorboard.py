@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from resnet_ops.records import Epoch
+from resnet_ops.run_records import Epoch
 from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import scalars
 from resnet_ops.tracking.tensorboard import FOLDER, EventFile

@@ -8,7 +8,7 @@ import torch
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration.allocation import allocate
-from resnet_ops.records import DataRecord
+from resnet_ops.run_records import DataRecord
 from resnet_ops.training import job, memory
 
 CPU = torch.device("cpu")

@@ -1,6 +1,6 @@
 """Options of commands, made from the fields of their configurations, and the few that are no fields, such as --json.
 
-What an option is, its field declares with `resnet_ops.options.option`.
+What an option is, its field declares with `resnet_ops.config_base.option`.
 """
 
 import functools
@@ -14,8 +14,8 @@ import typer
 from pydantic import PlainValidator
 from pydantic.fields import FieldInfo
 
+from resnet_ops.config_base import Config, Declaration, declarations
 from resnet_ops.errors import UserError
-from resnet_ops.options import Config, Declaration, declarations
 
 from .console import short
 
@@ -65,7 +65,7 @@ def shared_by_trials(config: type[Config]) -> Part:
 
 
 def options_of(*configs: type[Config] | Part, arguments: Collection[str] = ()) -> Callable[[Command], Command]:
-    """Give a command the options that its configurations declare (`resnet_ops.options.option`).
+    """Give a command the options that its configurations declare (`resnet_ops.config_base.option`).
 
     They take the place of the command's parameter `options`, which receives them; advanced ones come last. A field
     without a default is a positional argument.

@@ -1,6 +1,6 @@
 """Configurations and the declaration of their fields as options: validated once, errors naming options as typed.
 
-The configurations themselves are elsewhere; how the command line makes options of their fields is in cli/options.py.
+The configurations themselves are elsewhere; cli/config_options.py makes options of their fields.
 """
 
 import re

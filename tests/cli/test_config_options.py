@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import typer
-from resnet_ops.cli.options import Json, Options, options_of, refuse_changes, shared_by_trials
+from resnet_ops.cli.config_options import Json, Options, options_of, refuse_changes, shared_by_trials
 from typer.testing import CliRunner
 
 from resnet_ops.cluster_config import NodeRange
+from resnet_ops.config_base import Config, Positive, option
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
-from resnet_ops.options import Config, Positive, option
 
 
 class Base(Config):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.options import as_options
+from resnet_ops.config_base import as_options
 
 
 def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from resnet_ops.cluster_config import NodeRange
-from resnet_ops.options import Config, Positive, option
+from resnet_ops.config_base import Config, Positive, option
 
 Kind = Literal["kuberay", "slurm", "aws", "gcp", "compose"]
 # Options that apply to some kinds only; for another kind they are refused rather than ignored.

@@ -24,7 +24,7 @@ from resnet_ops.orchestration.allocation import RECOVER_S, Placement  # noqa: E4
 from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer  # noqa: E402
 from resnet_ops.orchestration.network import GlooInterfaceConfig  # noqa: E402
 from resnet_ops.orchestration.worker_loss import explain_failure  # noqa: E402
-from resnet_ops.records import RunRecord  # noqa: E402
+from resnet_ops.run_records import RunRecord  # noqa: E402
 from resnet_ops.runs import Run  # noqa: E402
 from resnet_ops.training.worker import WorkerResult, WorkerTask  # noqa: E402
 
@@ -33,7 +33,7 @@ NCCL_GRACE_S = 30  # on top of --hang-timeout: the watchdog knows more about a h
 TrainFunction = Callable[[WorkerTask], WorkerResult]
 
 
-def fit(
+def launch_workers(
     worker: TrainFunction,
     run: Run,
     record: RunRecord,
@@ -63,13 +63,13 @@ def fit(
             return _value(trainer.fit())
     try:
         with placement.start_ray():
-            return _fit_on_ray(worker, run, record, placement, scratch, halt or threading.Event())
+            return _launch_on_ray(worker, run, record, placement, scratch, halt or threading.Event())
     finally:
         with contextlib.suppress(OSError, UserError):
             files.remove_tree(run.path / "ray")
 
 
-def _fit_on_ray(
+def _launch_on_ray(
     worker: TrainFunction, run: Run, record: RunRecord, placement: Placement, scratch: RunConfig, halt: threading.Event
 ) -> WorkerResult:
     config = record.config
