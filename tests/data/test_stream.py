@@ -261,4 +261,4 @@ def test_what_does_not_fit_is_streamed_and_the_check_reports_it(folder: Path, mo
         assert report.decoded_bytes == train_bytes + 30 * 16 * 16 * 3
         assert report.streamed == (how == "on") == (report.cache is None)
         (memory_finding,) = (finding for finding in report.findings if finding.name == "memory")
-        assert (memory_finding.state, "Streamed" in memory_finding.summary) == (state, how == "on")
+        assert (memory_finding.state, "streaming" in memory_finding.summary) == (state, how == "on")
