@@ -92,7 +92,8 @@ def _find_slots(config: ClusterConfig, resources: TrialResources, nodes: list[No
         request = replace(Request.of(config, device), fewest=resources.nodes, most=resources.nodes)
         max_concurrent = _count_layouts(nodes, request)
         if not max_concurrent:
-            raise explain_refusal(nodes, request, location, "--nodes-per-trial")
+            refusal = explain_refusal(nodes, request, location, "--nodes-per-trial")
+            raise NoRoomError(refusal.cause, refusal.remedy, refusal.nodes)  # not busy: they were counted as free
         return TrialSlots(tuple(nodes), local, device, 0, 0, max_concurrent)
     gpus = (resources.gpus or 1.0) if device == "cuda" else 0.0
     cpus = resources.cpus or 1

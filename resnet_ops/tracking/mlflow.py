@@ -32,6 +32,8 @@ class MLflowRun:
         # Logging is retried after the next epoch, so a server that is down need not be waited for here.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # Where a run ends, it would print its address on stdout, into the progress bar and beside the JSON result.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
         for logger in ("mlflow", "alembic"):  # which announce a new database in the midst of the progress bar

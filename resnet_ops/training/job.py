@@ -42,8 +42,8 @@ from resnet_ops.training.preflight import (
 if TYPE_CHECKING:
     from resnet_ops.training.worker import WorkerResult
 
-# torch is imported by what is imported in the functions below: only once the job is allocate, while its nodes are being
-# asked. A job that does not fit is refused within 2 s.
+# torch is imported by what is imported in the functions below: only once the job is allocated, while its nodes are
+# being asked. A job that does not fit is refused within 2 s.
 
 
 class TrainResult(Result):
@@ -106,14 +106,14 @@ def train(
         parameters = count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         with run.lock():
-            from resnet_ops.training.launch import launch_workers
-            from resnet_ops.training.worker import run_worker
-
             layout = placement.layout
             record = begin(run, config, source.record, parameters, layout.workers, layout.device)
             observer.run_created(run, record)
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
+                    from resnet_ops.training.launch import launch_workers
+                    from resnet_ops.training.worker import run_worker
+
                     result = launch_workers(run_worker, run, record, source, placement, halt)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
@@ -159,7 +159,8 @@ def resume(
                 with Tracker(record.config.track, observer.warn, resume_command) as own_tracker:
                     own_tracker.update(run)  # for what could not be logged then
             return _result(run, record, (), started_at)
-        config = record.config.model_copy(update=changes or {})
+        changed = TrainConfig.of(**(changes or {}))  # model_copy does not validate
+        config = record.config.model_copy(update={name: getattr(changed, name) for name in changes or {}})
         config = config.model_copy(update=absolute_paths(config))
         tracker.check_service(config.track)
         with allocate(config, observer.warn) as placement:
@@ -171,9 +172,6 @@ def resume(
                     f"The images in {config.data} differ from those {name} was trained on.",
                     "Restore them, or train a new run.",
                 )
-            from resnet_ops.training.launch import launch_workers
-            from resnet_ops.training.worker import run_worker
-
             layout = placement.layout
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:
@@ -193,6 +191,9 @@ def resume(
             observer.run_created(run, record)
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
+                    from resnet_ops.training.launch import launch_workers
+                    from resnet_ops.training.worker import run_worker
+
                     _report_resume_point(run, observer)
                     result = launch_workers(run_worker, run, record, source, placement, halt)
                 record = _finish(run, record, result)

@@ -146,8 +146,9 @@ class TrainingSession:
         )
         trainer = build_trainer(config, network, loader, group, device)
         checkpoints = CheckpointStore(run, config.num_to_keep)
-        schedule = SaveSchedule(group, *config.checkpoint_interval)
-        return cls(run, record, trainer, checkpoints, _resume(trainer, checkpoints), schedule)
+        metrics = _resume(trainer, checkpoints)
+        schedule = SaveSchedule(group, *config.checkpoint_interval)  # last, as its clock starts
+        return cls(run, record, trainer, checkpoints, metrics, schedule)
 
     @property
     def bad_images(self) -> tuple[BadImage, ...]:

@@ -16,7 +16,7 @@ from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
 from resnet_ops.tuning.space import Choices, Space, train_options
 
-COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or place_workers differently
+COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or search differently
 
 
 def planned_trials(config: TuneConfig, space: Space) -> int:

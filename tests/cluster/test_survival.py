@@ -112,7 +112,7 @@ def test_a_trial_on_two_machines_that_is_stopped_from_outside_has_not_failed(nod
         os.kill(worker, signal.SIGKILL)
     _, err = started.communicate(timeout=120)
     assert started.returncode == 1, err
-    assert "It is one more than --max-failures allows. Then: resnet-ops tune --resume p" in err
+    assert "This exceeds --max-failures. Then resume with: resnet-ops tune --resume p" in err
     assert "train --resume" not in err
     assert "failed" not in {trial.status for trial in search.trials()}
     ended = command("tune", "--resume", "p", *place)

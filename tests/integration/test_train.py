@@ -317,4 +317,4 @@ def test_training_that_the_disk_stops_is_paused(tracked: bool, tmp_path: Path) -
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert stopped.value.exit_code == WORK_FAILED
-    assert ("go on with: resnet-ops train --resume x" in stopped.value.remedy) == tracked
+    assert ("resume with: resnet-ops train --resume x" in stopped.value.remedy) == tracked

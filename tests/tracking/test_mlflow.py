@@ -94,6 +94,7 @@ def test_server_and_training_are_killed_and_every_epoch_is_there_once(server: Se
     run.write(stopped.model_copy(update={"config": stopped.config.model_copy(update={"epochs": done + 3})}))
     resumed = command("train", "--resume", "r", "--runs-dir", run.path.parent, env=environment)
     assert resumed.returncode == 0, resumed.stderr
+    assert server.uri not in resumed.stdout  # which is for the result; MLflow itself would print there
 
     client = MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("resnet-ops")
