@@ -1,6 +1,6 @@
 """The whole of `resnet-ops serve`: read the file, start Ray Serve with it, and shut it down gracefully.
 
-Where it runs is in `place`, what it answers in `app` and `service`.
+Where it runs is in `location`, what it answers in `app` and `service`.
 """
 
 import contextlib
