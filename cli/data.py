@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from resnet_ops.config import DataConfig, ImagesConfig
+from resnet_ops.config_base import option
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.formatting import size
@@ -38,8 +39,14 @@ def root(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+class CheckedImagesConfig(ImagesConfig):
+    """The images to check, which must be given."""
+
+    data: str = option(str(ImagesConfig.model_fields["data"].description))
+
+
 @app.command("check", cls=Command, epilog=EXAMPLES)
-@options_of(ImagesConfig, arguments=["data"])
+@options_of(CheckedImagesConfig)
 def check(
     options: Options,
     contact_sheet: Annotated[
@@ -59,7 +66,7 @@ def check(
     colours, too little disk space. Warnings exit with 1 only with --strict, notes never do.
     """
     output = Output(json)
-    config = DataConfig.of(**options.typed(ImagesConfig))
+    config = DataConfig.of(**options.typed(CheckedImagesConfig))
     _check_file(contact_sheet)
     with _progress() as progress:
         task = progress.add_task("Looking for images", total=None)
