@@ -63,7 +63,7 @@ def check(
     decoded and would be skipped, or the same image has two labels. Whatever makes
     results worse or less reliable is a warning: validation images that are also used
     for training, duplicates, classes with very few images, blank images, lost
-    colours, too little disk space. Warnings exit with 1 only with --strict, notes never do.
+    colors, too little disk space. Warnings exit with 1 only with --strict, notes never do.
     """
     output = Output(json)
     config = DataConfig.of(**options.typed(CheckedImagesConfig))
@@ -155,9 +155,9 @@ def _facts(report: "DataReport") -> Any:
         facts.add_row("sizes", text)
     facts.add_row("formats", _counts(report.formats))
     facts.add_row("modes", _counts(report.modes))
-    colour = "grey" if report.channels == 1 else "colour"
+    color = "grey" if report.channels == 1 else "color"
     crop = f", cropped from {report.stored}x{report.stored}" if report.stored else ", not resized"
-    facts.add_row("network input", f"{report.width}x{report.height} {colour}{crop}")
+    facts.add_row("network input", f"{report.width}x{report.height} {color}{crop}")
     facts.add_row("mean", ", ".join(f"{mean:.4f}" for mean in report.mean))
     facts.add_row("std", ", ".join(f"{std:.4f}" for std in report.std))
     storage = "streamed" if report.streamed else f"kept in {escape(str(report.cache or 'memory'))}"

@@ -139,7 +139,7 @@ class _Submission:
 
     def _show(self, line: str) -> None:
         """Show one line, except the JSON object at the end and the error before it, which are shown as our own."""
-        # Ray's own messages, in the same log and only recognisable by their text.
+        # Ray's own messages, in the same log and only recognizable by their text.
         if line.startswith("Running entrypoint for job ") or line.endswith("Runtime env is setting up."):
             return
         if (reached := parse_milestone(line)) is not None:

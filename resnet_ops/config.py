@@ -258,11 +258,11 @@ class Recipe(Config):
         ),
     ] = 0.0
 
-    zero_init_residual: Annotated[bool, option("Zero-initialise each block's last BatchNorm.", advanced="model")] = (
+    zero_init_residual: Annotated[bool, option("Zero-initialize each block's last BatchNorm.", advanced="model")] = (
         False
     )
     sync_batchnorm: Annotated[
-        bool, option("Synchronise BatchNorm statistics across workers (GPUs only).", advanced="model")
+        bool, option("Synchronize BatchNorm statistics across workers (GPUs only).", advanced="model")
     ] = False
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],

@@ -156,7 +156,7 @@ class Source:
         """
         train = self.encoded("train")
         rows = sample(len(train.labels), train.row_groups)
-        # Labelled as one class: that all images of a class are broken cannot be concluded from a sample.
+        # Labeled as one class: that all images of a class are broken cannot be concluded from a sample.
         images = Subset(train, rows, np.zeros(len(rows), np.int64))
         return decode_all(images, self.decode_options("train")).counts
 
