@@ -1,4 +1,4 @@
-"""Check a data set before training: count its images, measure them, and report all problems at once.
+"""Check a dataset before training: count its images, measure them, and report all problems at once.
 
 Nothing is decoded into the cache, and damaged files do not end it. Single problems are found in findings.py.
 """
@@ -44,9 +44,9 @@ class ClassImages(Result):
 
 
 class DataReport(Result):
-    """The contents of a data set and its problems."""
+    """The contents of a dataset and its problems."""
 
-    data: str = Field(description="The data set, as it was asked for.")
+    data: str = Field(description="The dataset, as it was asked for.")
     fit: bool = Field(description="Whether there is no error; with --strict no warning either.")
     name: str = Field(description="Of the data.")
     fingerprint: str | None = Field(description="As a run's record has it; null where training refuses the data.")
@@ -96,7 +96,7 @@ def check_data(
     """Read every image once and report what there is and what is wrong with it.
 
     Args:
-        config: The data set; a string is `DataConfig.data`.
+        config: The dataset; a string is `DataConfig.data`.
         on_progress: Called now and then with the number of images read so far, and of all.
         choose_examples: Given the labels (N,) of the images under --data, returns the rows (n,) to keep as examples.
         strict: Whether warnings too make the data unfit.
@@ -108,7 +108,7 @@ def check_data(
     data = discover(config)
     names, labels = merge_classes(data)
     if not len(labels):
-        raise UserError(f"--data {config.data} contains no images.", "Choose a data set that contains images.")
+        raise UserError(f"--data {config.data} contains no images.", "Choose a dataset that contains images.")
     source, refused = _source_or_reason(config, data)
     height, width, channels, stored = _network_size(config, data, source)
     crop = CropSpec((stored or height, stored or width), stored or height, stored or width, channels)

@@ -124,7 +124,7 @@ def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generato
 
 
 def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator: torch.Generator) -> Tensor:
-    """Crop 8 to 100 % of each image, 3:4 to 4:3, resize it, mirror half of them (Szegedy et al. 2014).
+    """Crop 8 to 100% of each image, 3:4 to 4:3, resize it, mirror half of them (Szegedy et al. 2014).
 
     Resizes as torchvision does by default: bilinear, with antialiasing.
 

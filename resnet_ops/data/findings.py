@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """All images of a data set.
+    """All images of a dataset.
 
     Args:
         parts: The images, in this order.

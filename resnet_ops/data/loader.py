@@ -106,7 +106,7 @@ class DeviceImages:
 
 @dataclass(frozen=True)
 class Loader:
-    """Both splits of a data set for one rank: yields augmented and normalized batches on its device."""
+    """Both splits of a dataset for one rank: yields augmented and normalized batches on its device."""
 
     train: SplitImages
     val: SplitImages

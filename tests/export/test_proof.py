@@ -66,7 +66,7 @@ def pixels_to_255(model: onnx.ModelProto) -> None:
     change_steps(model, scale=1)
 
 
-def another_data_sets_normalization(model: onnx.ModelProto) -> None:
+def another_datasets_normalization(model: onnx.ModelProto) -> None:
     change_steps(model, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
 
@@ -162,7 +162,7 @@ FAULTS: dict[Fault, str] = {
     swapped_channels: "validation set",
     missing_normalization: "validation set",
     pixels_to_255: "validation set",
-    another_data_sets_normalization: "validation set",
+    another_datasets_normalization: "validation set",
     swapped_means: "validation set",
     nan_weight: "validation set",
     infinite_bias: "random pixels",

@@ -71,7 +71,7 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
         (["--model", "rasnet20"], ["Unknown network 'rasnet20'", "Did you mean resnet20?"]),
         (["--model", "plain20", "--shortcut", "A"], ["plain20 is a plain network"]),
         (["--model", "resnet18"], ["at least 32x32 pixels", "8x8", "resnet20"]),
-        (["--data", "digit"], ["no data set of that name", "Did you mean digits?"]),
+        (["--data", "digit"], ["no dataset of that name", "Did you mean digits?"]),
         (["--data", "/nowhere/x"], ["no such path"]),
         (["--schedule", "one-cycl"], ["--schedule", "Did you mean one-cycle?", "steps"]),
         (["--shortcut", "D"], ["--shortcut", "Valid: A, B, C"]),
