@@ -229,7 +229,7 @@ def _write(line: str) -> None:
 
 
 def _ask_whether_to_stop() -> bool:
-    """Ask on a terminal whether to stop the job; remote_nodes, and for a second Ctrl-C, detach."""
+    """Ask on a terminal whether to stop the job; without one, or after a second Ctrl-C, detach."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     sys.stderr.write("\nDetach (the job keeps running) or stop it? [d/s] (d) ")
@@ -288,7 +288,7 @@ def _new_name(config: TrainConfig) -> str:
 
 
 def begin_as_job() -> None:
-    """Prepare a job's process: handle Ctrl-C, and show how installed_versions differ from those of the submitter."""
+    """Prepare a job's process: handle Ctrl-C, and show how the installed versions differ from the submitter's."""
     # A head node that was started in the background ignores SIGINT, and so do the processes it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from resnet_ops.orchestration.job_protocol import installed_versions, version_differences

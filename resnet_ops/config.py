@@ -289,7 +289,7 @@ class Recipe(Config):
         except (ValueError, ZeroDivisionError):
             shares = ()
         if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
-            raise ValueError("must be rising shares of the steps between 0 and 1, such as 0.5,0.75 or 1/3,2/3")
+            raise ValueError("must be increasing fractions of training between 0 and 1, such as 0.5,0.75 or 1/3,2/3")
         return milestones
 
     @model_validator(mode="after")
