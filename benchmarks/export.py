@@ -32,7 +32,7 @@ INT8_FLOORS = {("resnet20", 256): 1.8}  # over fp32
 BYTES_PER_IMAGE = 16 * 2**20  # of 224x224, for each of the four; 12 were measured
 ABOUT = """
 Exported files in ONNX Runtime on the CPU, beside the same networks in torch eager, in the faster of its two memory
-formats: normalised images in, logits out. Everyone computes in a process of its own on all cores, in turn. p99 of fewer
+formats: normalized images in, logits out. Everyone computes in a process of its own on all cores, in turn. p99 of fewer
 than 100 calls is the slowest. Memory: the most that the process had beyond the libraries. Ratio: images/s over torch
 eager's.
 """

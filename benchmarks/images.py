@@ -1,7 +1,7 @@
 """Images for benchmarks: a part of CIFAR-10, or made up, the same ones for every peer.
 
 A folder gets `train-0.parquet` and `test-0.parquet`, which resnet-ops reads, and `train.npz` and
-`test.npz`: the decoded arrays that torchvision's data sets have in memory, which peers read.
+`test.npz`: the decoded arrays that torchvision's datasets have in memory, which peers read.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python benchmarks/peers.py tutorial FOLDER METRICS --model resnet20 --batch-size 128 --epochs 3
 
 FOLDER is one that images.py made; METRICS gets images/s, an epoch a line. An epoch's clock starts
-when its first batch is there, which favours loops that start workers for each epoch, and stops
+when its first batch is there, which favors loops that start workers for each epoch, and stops
 when its last step is done. All validate after each epoch, outside of that clock.
 """
 
@@ -159,7 +159,7 @@ def tutorial(work: Work) -> None:
 
 def bare(work: Work) -> None:
     """The fastest plain loop: the step and the augmentation of resnet-ops, nothing watched, nothing kept."""
-    from resnet_ops.data.augment import crop_and_flip, normalise
+    from resnet_ops.data.augment import crop_and_flip, normalize
 
     torch.set_num_threads(cores())
     device, network = work.device, work.network().to(memory_format=torch.channels_last)
@@ -173,7 +173,7 @@ def bare(work: Work) -> None:
         order = torch.randperm(len(labels), generator=generator).to(device)
         for chosen in order[: steps * work.batch_size].split(work.batch_size):
             cropped = crop_and_flip(pixels[chosen], pixels.shape[1] // 8, True, generator)
-            yield normalise(cropped, MEAN, STD), labels[chosen]
+            yield normalize(cropped, MEAN, STD), labels[chosen]
 
     for _ in range(work.epochs):
         network.train()
@@ -184,7 +184,7 @@ def bare(work: Work) -> None:
             optimizer.step()
             optimizer.zero_grad()
         whole = zip(*(tensor.split(500) for tensor in validation), strict=True)
-        validate(network, ((normalise(x, MEAN, STD), y) for x, y in whole), device)
+        validate(network, ((normalize(x, MEAN, STD), y) for x, y in whole), device)
 
 
 def lightning(work: Work) -> None:
@@ -244,7 +244,7 @@ def timm(work: Work) -> None:
         )
         for dataset, training in zip(datasets, (True, False), strict=True)
     )  # fmt: skip
-    # Its default augmentation, resized crops with colour jitter, is dearer; the last one, to uint8, is its own.
+    # Its default augmentation, resized crops with color jitter, is dearer; the last one, to uint8, is its own.
     crop_and_flip = [transforms.RandomCrop(side, padding=side // 8), transforms.RandomHorizontalFlip()]
     datasets[0].transform = transforms.Compose([*crop_and_flip, datasets[0].transform.transforms[-1]])
     optimizer = create_optimizer_v2(network, opt="sgd", lr=LR, weight_decay=WEIGHT_DECAY, momentum=MOMENTUM)

@@ -1,8 +1,8 @@
-"""Images/s of one core that pads, crops, mirrors and normalises: PIL, torchvision's tensors, resnet-ops.
+"""Images/s of one core that pads, crops, mirrors and normalizes: PIL, torchvision's tensors, resnet-ops.
 
     python benchmarks/pipelines.py [--runs 5]
 
-From decoded uint8 images in memory to a normalised float batch; one thread, in turn. Writes
+From decoded uint8 images in memory to a normalized float batch; one thread, in turn. Writes
 benchmarks/results/pipelines.md and .json.
 """
 
@@ -19,13 +19,13 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from resnet_ops.data.augment import crop_and_flip, normalise
+from resnet_ops.data.augment import crop_and_flip, normalize
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PIL, V2, OURS = "PIL transforms, image by image", "torchvision v2 on tensors, image by image", "resnet-ops, by batch"
 BATCHES = {32: (128, 32), 224: (16, 16)}  # images in one, and how many: a measure should take about a second
 ABOUT = """
-Pad by an eighth and crop, mirror, normalise: from decoded uint8 images in memory to a float batch, on one thread.
+Pad by an eighth and crop, mirror, normalize: from decoded uint8 images in memory to a float batch, on one thread.
 Ratios: over the PIL transforms.
 """
 Pipeline = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ def pipelines(side: int) -> dict[str, Pipeline]:
     return {
         PIL: lambda x: torch.stack([by_pil(Image.fromarray(one)) for one in x.numpy()]),
         V2: lambda x: torch.stack([by_v2(one) for one in x.permute(0, 3, 1, 2)]),
-        OURS: lambda x: normalise(crop_and_flip(x, side // 8, True, generator), MEAN, STD),
+        OURS: lambda x: normalize(crop_and_flip(x, side // 8, True, generator), MEAN, STD),
     }
 
 

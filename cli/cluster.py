@@ -1,4 +1,4 @@
-"""`resnet-ops cluster`: starts and stops a local Ray cluster, and shows the machines of any cluster."""
+"""`resnet-ops cluster`: starts and stops a local Ray cluster, and shows the nodes of any cluster."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -57,7 +57,7 @@ def status(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the machines of a Ray cluster, their free resources, and the largest training that fits now."""
+    """Show the nodes of a Ray cluster, their free resources, and the largest training that fits now."""
     output = Output(json)
     with err.status("Asking the cluster", spinner="dots"), importing():
         result = read_status(cluster)
@@ -66,13 +66,13 @@ def status(
 
 def _show(output: Output, status: ClusterStatus) -> None:
     totals = status.totals
-    states = {machine.id: (machine.address, machine.state) for machine in status.nodes}
+    states = {node.id: (node.address, node.state) for node in status.nodes}
     amounts = [f"{totals.cpus:g} CPUs, {totals.free_cpus:g} free"]
     if totals.gpus:
         amounts.append(f"{totals.gpus:g} GPUs, {totals.free_gpus:g} free")
     output.show(
         f"[bold]{status.address}[/]",
-        node_table([machine.node for machine in status.nodes], states),
+        node_table([each.node for each in status.nodes], states),
         f"{totals.nodes} nodes alive: {'; '.join(amounts)}",
         *(
             f"  {escape(driver.command)} on {driver.host}, {ago(datetime.fromtimestamp(driver.started, UTC))}"

@@ -129,11 +129,11 @@ STATE_COLORS = {"alive": "green", "not answering": "bold red", "gone": "dim"}
 
 
 def node_table(nodes: Iterable["Node"], states: Mapping[str, tuple[str, str]] | None = None) -> Table:
-    """Return a table of machines.
+    """Return a table of nodes.
 
     Args:
-        nodes: The machines, a row each.
-        states: Address and state of each machine by its id, if known.
+        nodes: The nodes, a row each.
+        states: Address and state of each node by its id, if known.
     """
     nodes = tuple(nodes)
     gpus = any(node.gpus for node in nodes)

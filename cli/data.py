@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from resnet_ops.config import DataConfig, ImagesConfig
+from resnet_ops.config_base import option
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.formatting import size
@@ -38,8 +39,14 @@ def root(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+class CheckedImagesConfig(ImagesConfig):
+    """The images to check, which must be given."""
+
+    data: str = option(str(ImagesConfig.model_fields["data"].description))
+
+
 @app.command("check", cls=Command, epilog=EXAMPLES)
-@options_of(ImagesConfig, arguments=["data"])
+@options_of(CheckedImagesConfig)
 def check(
     options: Options,
     contact_sheet: Annotated[
@@ -56,10 +63,10 @@ def check(
     decoded and would be skipped, or the same image has two labels. Whatever makes
     results worse or less reliable is a warning: validation images that are also used
     for training, duplicates, classes with very few images, blank images, lost
-    colours, too little disk space. Warnings exit with 1 only with --strict, notes never do.
+    colors, too little disk space. Warnings exit with 1 only with --strict, notes never do.
     """
     output = Output(json)
-    config = DataConfig.of(**options.typed(ImagesConfig))
+    config = DataConfig.of(**options.typed(CheckedImagesConfig))
     _check_file(contact_sheet)
     with _progress() as progress:
         task = progress.add_task("Looking for images", total=None)
@@ -148,9 +155,9 @@ def _facts(report: "DataReport") -> Any:
         facts.add_row("sizes", text)
     facts.add_row("formats", _counts(report.formats))
     facts.add_row("modes", _counts(report.modes))
-    colour = "grey" if report.channels == 1 else "colour"
+    color = "grey" if report.channels == 1 else "color"
     crop = f", cropped from {report.stored}x{report.stored}" if report.stored else ", not resized"
-    facts.add_row("network input", f"{report.width}x{report.height} {colour}{crop}")
+    facts.add_row("network input", f"{report.width}x{report.height} {color}{crop}")
     facts.add_row("mean", ", ".join(f"{mean:.4f}" for mean in report.mean))
     facts.add_row("std", ", ".join(f"{std:.4f}" for std in report.std))
     storage = "streamed" if report.streamed else f"kept in {escape(str(report.cache or 'memory'))}"

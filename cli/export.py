@@ -69,7 +69,7 @@ def _show(output: Output, result: "ExportResult") -> None:
     if not result.validated:
         refuse(output, result, "Verification failed", f"The file is kept as {result.onnx} for inspection.")
     precision = "" if result.precision == "fp32" else f"{result.precision}, "
-    inputs = "pixels of any size" if result.input == "raw" else "normalised floats"
+    inputs = "pixels of any size" if result.input == "raw" else "normalized floats"
     properties = f"{precision}{size(result.size_bytes)}, opset {result.opset}, input: {inputs}"
     output.show(f"[bold green]Verified:[/] {escape(short(result.onnx))} ({properties})")
     output.end(result)

@@ -1,4 +1,4 @@
-"""The command lines of jobs: `resnet-ops` arguments that do on a cluster what was asked for here.
+"""The command lines of jobs: `resnet-ops` arguments that do on a cluster what was requested here.
 
 The jobs are submitted in submit.py.
 """

@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return WORK_FAILED
     except Exception as error:
-        message = f"Internal error: {type(error).__name__}: {error}"
+        message = f"Internal error: {type(error).__name__}: {error}".rstrip(".") + "."
         internal = UserError(message, "Show the traceback with --debug.", WORK_FAILED)
         report_error(error if debug else internal, WORK_FAILED, as_json, debug)
         return WORK_FAILED

@@ -139,7 +139,7 @@ class _Submission:
 
     def _show(self, line: str) -> None:
         """Show one line, except the JSON object at the end and the error before it, which are shown as our own."""
-        # Ray's own messages, in the same log and only recognisable by their text.
+        # Ray's own messages, in the same log and only recognizable by their text.
         if line.startswith("Running entrypoint for job ") or line.endswith("Runtime env is setting up."):
             return
         if (reached := parse_milestone(line)) is not None:
@@ -229,7 +229,7 @@ def _write(line: str) -> None:
 
 
 def _ask_whether_to_stop() -> bool:
-    """Ask on a terminal whether to stop the job; without one, and on a second Ctrl-C, detach."""
+    """Ask on a terminal whether to stop the job; without one, or after a second Ctrl-C, detach."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     sys.stderr.write("\nDetach (the job keeps running) or stop it? [d/s] (d) ")
@@ -288,7 +288,7 @@ def _new_name(config: TrainConfig) -> str:
 
 
 def begin_as_job() -> None:
-    """Prepare a job's process: handle Ctrl-C, and show which installed versions differ from the submitter's."""
+    """Prepare a job's process: handle Ctrl-C, and show how the installed versions differ from the submitter's."""
     # A head node that was started in the background ignores SIGINT, and so do the processes it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from resnet_ops.orchestration.job_protocol import installed_versions, version_differences

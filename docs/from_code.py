@@ -30,8 +30,8 @@ def _written(_app: Any, _page: str, source: list[str]) -> None:
     text = source[0]
     if COMMANDS in text:
         text = text.replace(COMMANDS, "\n".join(commands()))
-    text = RESULT.sub(lambda found: "\n".join(result(*found.groups())), text)
-    source[0] = FIELDS.sub(lambda found: "\n".join(fields(*found.groups())), text)
+    text = RESULT.sub(lambda match: "\n".join(result(*match.groups())), text)
+    source[0] = FIELDS.sub(lambda match: "\n".join(fields(*match.groups())), text)
 
 
 def commands() -> Iterator[str]:
@@ -44,8 +44,8 @@ def _command(name: str, command: Any) -> Iterator[str]:
     inner = getattr(command, "commands", {})
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     if name != "resnet-ops":
-        told = "OPTIONS" if not inner else "COMMAND"
-        usage = " ".join([name, *(_metavar(each) for each in arguments), f"[{told}]"])
+        rest = "OPTIONS" if not inner else "COMMAND"
+        usage = " ".join([name, *(_metavar(each) for each in arguments), f"[{rest}]"])
         yield from (f"## {name}", "", "```", usage, "```", "")
         yield from (markdown(inspect.cleandoc(command.help or "")), "")
         yield from _options(arguments, command)
@@ -121,9 +121,9 @@ def result(module: str, name: str) -> Iterator[str]:
     computed = {field: (info.return_type, info) for field, info in model.model_computed_fields.items()}
     yield from (f"| `{name}` | | |", "|---|---|---|")
     for field, (kind, info) in ({n: (i.annotation, i) for n, i in model.model_fields.items()} | computed).items():
-        told = markdown(info.description or "")
+        description = markdown(info.description or "")
         alone = " Not in JSON." if getattr(info, "exclude", None) else ""
-        yield f"| `{field}` | `{cell(_type(kind))}` | {cell(told)}{alone} |"
+        yield f"| `{field}` | `{cell(_type(kind))}` | {cell(description)}{alone} |"
 
 
 def _type(annotation: Any) -> str:
@@ -154,9 +154,9 @@ def _limits(info: Any) -> Iterator[str]:
     kinds = [each for each in get_args(info.annotation) if hasattr(each, "__metadata__")]  # Annotated[int, ...] | None
     for limit in [*info.metadata, *(each for kind in kinds for each in kind.__metadata__)]:
         for each in [limit, *getattr(limit, "metadata", ())]:
-            for word, told in LIMITS.items():
+            for word, sign in LIMITS.items():
                 if getattr(each, word, None) is not None:
-                    yield f"{told} {getattr(each, word)}"
+                    yield f"{sign} {getattr(each, word)}"
 
 
 def markdown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The configuration of where work runs: the Ray cluster, its machines, and how much of them is used.
+"""The configuration of where work runs: the Ray cluster, its nodes, and how much of them is used.
 
 Orchestration takes these and knows no larger ones; what runs there is configured in config.py and in the rooms' own.
 """
@@ -14,7 +14,7 @@ from resnet_ops.config_base import Config, Positive, option
 
 @dataclass(frozen=True)
 class NodeRange:
-    """The minimum and maximum number of machines, written as `4` or `2:4`, which fields accept as text."""
+    """The minimum and maximum number of nodes, written as `4` or `2:4`, which fields accept as text."""
 
     fewest: int
     most: int
@@ -24,7 +24,7 @@ class NodeRange:
         """Parse `4` or `2:4`.
 
         Raises:
-            ValueError: It is neither a number of machines nor a range with its smaller number first.
+            ValueError: It is neither a number of nodes nor a range with its smaller number first.
         """
         match = re.fullmatch(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?", text)
         if match is None:
@@ -53,8 +53,8 @@ class ConnectionConfig(Config):
         str | None,
         option(
             "Ray cluster: local (started for this run), auto (RAY_ADDRESS, or the one running on this machine), an "
-            "address, or (except for serve) http://HEAD:8265 to submit a job. By default local, but auto if "
-            "RAY_ADDRESS is set or --nodes needs more than this machine.",
+            "address, or http://HEAD:8265 to submit a job (not for serve). By default local, but auto if RAY_ADDRESS "
+            "is set or --nodes needs more than this machine.",
             panel="Cluster",
             changeable=True,
         ),
@@ -62,7 +62,7 @@ class ConnectionConfig(Config):
 
 
 class JobConfig(ConnectionConfig):
-    """The options of any job on a cluster: its device, and its patience when machines are missing or fail."""
+    """The options of any job on a cluster: its device, and its patience when nodes are missing or fail."""
 
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
@@ -71,7 +71,7 @@ class JobConfig(ConnectionConfig):
     wait: Annotated[
         float | None,
         option(
-            "Seconds to wait for missing or busy machines at the start (by default 600 if an autoscaler can add "
+            "Seconds to wait for missing or busy nodes at the start (by default 600 if an autoscaler can add "
             "them, else 0) and after a failure (by default 600).",
             advanced="cluster",
             changeable=True,
@@ -81,19 +81,17 @@ class JobConfig(ConnectionConfig):
     ] = None
     max_failures: Annotated[
         int,
-        option(
-            "Failed workers and machines to recover from before giving up.", advanced="cluster", changeable=True, ge=0
-        ),
+        option("Failed workers and nodes to recover from before giving up.", advanced="cluster", changeable=True, ge=0),
     ] = 3
 
 
 class ClusterConfig(JobConfig):
-    """The machines of one training run, and the workers, GPUs and cores used on each."""
+    """The nodes of one training run, and the workers, GPUs and cores used on each."""
 
     nodes: Annotated[
         NodeRange,
         option(
-            "Number of machines; MIN:MAX starts with MIN and scales up to MAX as machines come and go.",
+            "Number of nodes; MIN:MAX starts with MIN and scales up to MAX as nodes come and go.",
             panel="Cluster",
             metavar="N or MIN:MAX",
             changeable=True,
@@ -101,17 +99,15 @@ class ClusterConfig(JobConfig):
     ] = NodeRange(1, 1)
     gpus_per_node: Annotated[
         Positive | None,
-        option("GPUs per machine, one worker each; by default all.", panel="Cluster", changeable=True),
+        option("GPUs per node, one worker each; by default all.", panel="Cluster", changeable=True),
     ] = None
     workers_per_node: Annotated[
         Positive | None,
-        option("Workers per machine when training on CPUs.", advanced="cluster", changeable=True),
+        option("Workers per node when training on CPUs.", advanced="cluster", changeable=True),
     ] = None
     cpus_per_worker: Annotated[
         Positive | None,
-        option(
-            "CPU cores per worker; by default its share of the machine's cores.", advanced="cluster", changeable=True
-        ),
+        option("CPU cores per worker; by default its share of the node's cores.", advanced="cluster", changeable=True),
     ] = None
     hang_timeout: Annotated[
         float,

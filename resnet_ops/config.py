@@ -258,11 +258,11 @@ class Recipe(Config):
         ),
     ] = 0.0
 
-    zero_init_residual: Annotated[bool, option("Zero-initialise each block's last BatchNorm.", advanced="model")] = (
+    zero_init_residual: Annotated[bool, option("Zero-initialize each block's last BatchNorm.", advanced="model")] = (
         False
     )
     sync_batchnorm: Annotated[
-        bool, option("Synchronise BatchNorm statistics across workers (GPUs only).", advanced="model")
+        bool, option("Synchronize BatchNorm statistics across workers (GPUs only).", advanced="model")
     ] = False
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
@@ -289,7 +289,7 @@ class Recipe(Config):
         except (ValueError, ZeroDivisionError):
             shares = ()
         if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
-            raise ValueError("must be rising shares of the steps between 0 and 1, such as 0.5,0.75 or 1/3,2/3")
+            raise ValueError("must be increasing fractions of training between 0 and 1, such as 0.5,0.75 or 1/3,2/3")
         return milestones
 
     @model_validator(mode="after")

@@ -121,7 +121,7 @@ def explain(
         choices = cls.choices(name)
         remedy = f"{did_you_mean(str(typed), choices)} Valid: {', '.join(choices)}."
         return UserError(f"{option} cannot be {str(typed)!r}.", remedy)
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
     return UserError(f"{option} {message}; {str(typed)!r} was given.")
 
 

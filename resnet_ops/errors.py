@@ -26,7 +26,7 @@ class UserError(ValueError):
         # All three go to super() so that the error survives pickling between processes.
         super().__init__(cause, remedy, exit_code)
         self.cause = cause
-        self.remedy = remedy
+        self.remedy = remedy.strip()
         self.exit_code = exit_code
         self.details: dict[str, object] = {}
 
@@ -37,7 +37,7 @@ class UserError(ValueError):
         """Return this error with another text or exit code; its class and other attributes are the same."""
         other = copy.copy(self)
         other.cause = self.cause if cause is None else cause
-        other.remedy = self.remedy if remedy is None else remedy
+        other.remedy = self.remedy if remedy is None else remedy.strip()
         other.exit_code = self.exit_code if exit_code is None else exit_code
         other.args = (other.cause, other.remedy, *self.args[2:])
         other.details = dict(self.details)

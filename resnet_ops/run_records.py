@@ -123,7 +123,7 @@ class RunSummary(Result):
     status: Status
     reason: str = Field(description="Why it failed or was interrupted, if it was.")
     model: str = Field(description="Network, such as resnet20.")
-    data: str = Field(description="Name of the data set.")
+    data: str = Field(description="Name of the dataset.")
     epochs_done: int = Field(description="Epochs trained so far.")
     epochs: int = Field(description="Epochs to train.")
     best_val_accuracy: float | None = Field(description="Top-1 accuracy of the best epoch, 0 to 1.")

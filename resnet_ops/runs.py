@@ -245,7 +245,7 @@ def in_folder(runs_dir: Path) -> list[Run]:
 
 
 def summarize(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> RunList:
-    """Summarise all runs in `runs_dir`, the newest first; pass `warn` a message about each damaged one.
+    """Summarize all runs in `runs_dir`, the newest first; pass `warn` a message about each damaged one.
 
     Raises:
         UserError: It is in a bucket that is not there or cannot be reached.

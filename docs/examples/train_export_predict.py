@@ -46,6 +46,6 @@ classifier = Classifier(exported.onnx)
 probabilities = classifier.classify(classifier.read(*files))
 print(f"{files[0].name}, {Image.open(files[0]).size}: {classifier.top(probabilities[0], 3)}")
 
-# %% Or whole folders of files, however many.
-found = predict(PredictConfig(file=exported.onnx, images=(folder,), top=1))
-print(", ".join(f"{one.path.name}: {one.top[0].name}" for one in found.predictions))
+# %% Or whole folders of files.
+predicted = predict(PredictConfig(file=exported.onnx, images=(folder,), top=1))
+print(", ".join(f"{one.path.name}: {one.top[0].name}" for one in predicted.predictions))

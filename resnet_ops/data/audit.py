@@ -1,4 +1,4 @@
-"""Check a data set before training: count its images, measure them, and report all problems at once.
+"""Check a dataset before training: count its images, measure them, and report all problems at once.
 
 Nothing is decoded into the cache, and damaged files do not end it. Single problems are found in findings.py.
 """
@@ -44,9 +44,9 @@ class ClassImages(Result):
 
 
 class DataReport(Result):
-    """The contents of a data set and its problems."""
+    """The contents of a dataset and its problems."""
 
-    data: str = Field(description="The data set, as it was asked for.")
+    data: str = Field(description="The dataset, as it was given.")
     fit: bool = Field(description="Whether there is no error; with --strict no warning either.")
     name: str = Field(description="Of the data.")
     fingerprint: str | None = Field(description="As a run's record has it; null where training refuses the data.")
@@ -66,12 +66,12 @@ class DataReport(Result):
     std: tuple[float, ...] = Field(description="Their standard deviation likewise.")
     encoded_bytes: int = Field(description="Bytes of all images as they are stored.")
     decoded_bytes: int = Field(description="Bytes of all images decoded.")
-    streamed: bool = Field(description="Whether training decodes them anew in each epoch, for lack of memory.")
+    streamed: bool = Field(description="Whether training decodes them in every epoch, for lack of memory.")
     cache: Place | None = Field(description="The folder that decoded images are kept in, if they are.")
     broken: tuple[int, int] = Field(description="Training and validation images that cannot be decoded.")
     copies: tuple[int, int] = Field(description="Training and validation images that repeat another of their split.")
     in_both: int = Field(description="Validation images that are among the training images too.")
-    conflicting: int = Field(description="Images that are there under another label too.")
+    conflicting: int = Field(description="Images that also have another label.")
     passed_over: int = Field(description="Files that are not read.")
     refused: str = Field(description="Why training refuses the data, if it does.")
     images: tuple[int, int] = Field(description="Training and validation images.")
@@ -79,7 +79,7 @@ class DataReport(Result):
     findings: tuple[Finding, ...] = Field(description="All this in words: state, name, found, details.")
     contact_sheet: Place | None = Field(default=None, description="File of the contact sheet, if one was drawn.")
     examples: dict[str, tuple[np.ndarray, ...]] = Field(
-        exclude=True, description="Of some classes pixels (H, W, C) uint8 of some images, where these were asked for."
+        exclude=True, description="Of some classes pixels (H, W, C) uint8 of some images, if requested."
     )
 
     def having(self, *states: State) -> list[Finding]:
@@ -96,7 +96,7 @@ def check_data(
     """Read every image once and report what there is and what is wrong with it.
 
     Args:
-        config: The data set; a string is `DataConfig.data`.
+        config: The dataset; a string is `DataConfig.data`.
         on_progress: Called now and then with the number of images read so far, and of all.
         choose_examples: Given the labels (N,) of the images under --data, returns the rows (n,) to keep as examples.
         strict: Whether warnings too make the data unfit.
@@ -108,7 +108,7 @@ def check_data(
     data = discover(config)
     names, labels = merge_classes(data)
     if not len(labels):
-        raise UserError(f"--data {config.data} contains no images.", "Choose a data set that contains images.")
+        raise UserError(f"--data {config.data} contains no images.", "Choose a dataset that contains images.")
     source, refused = _source_or_reason(config, data)
     height, width, channels, stored = _network_size(config, data, source)
     crop = CropSpec((stored or height, stored or width), stored or height, stored or width, channels)

@@ -1,4 +1,4 @@
-"""Augment and normalise whole batches on the device, from uint8 pixels; batches are made in loader.py.
+"""Augment and normalize whole batches on the device, from uint8 pixels; batches are made in loader.py.
 
 Shapes: N images, H height, W width, C channels, S side of a training image, K classes. Batches
 come in as (N, H, W, C) and leave as (N, C, H, W) in channels_last memory, which on a CPU trains
@@ -63,7 +63,7 @@ class Augmentation:
     def __call__(
         self, x: Tensor, y: Tensor, mean: Sequence[float], std: Sequence[float], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Augment and normalise a batch.
+        """Augment and normalize a batch.
 
         Args:
             x: (N, H, W, C) uint8.
@@ -81,7 +81,7 @@ class Augmentation:
             x = random_resized_crop(x, size, self.flip, generator)
         elif self.crop_padding or self.flip or self.side not in (None, x.shape[1]):
             x = crop_and_flip(x, self.crop_padding, self.flip, generator, self.side)
-        x = normalise(x, mean, std)
+        x = normalize(x, mean, std)
         if self.cutout:
             x = cutout(x, self.cutout, generator)
         if self.mixup or self.cutmix:
@@ -124,7 +124,7 @@ def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generato
 
 
 def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator: torch.Generator) -> Tensor:
-    """Crop 8 to 100 % of each image, 3:4 to 4:3, resize it, mirror half of them (Szegedy et al. 2014).
+    """Crop 8 to 100% of each image, 3:4 to 4:3, resize it, mirror half of them (Szegedy et al. 2014).
 
     Resizes as torchvision does by default: bilinear, with antialiasing.
 
@@ -157,7 +157,7 @@ def _random_boxes(n: int, h: int, w: int, generator: torch.Generator) -> tuple[T
     fits = (wide > 0) & (wide <= w) & (high > 0) & (high <= h)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     none = ~fits.any(1)
-    # Where none fits, the largest box at the centre whose ratio is allowed.
+    # Where none fits, the largest box at the center whose ratio is allowed.
     heights = torch.where(none, min(h, round(w / RATIO[0])), high.gather(1, first)[:, 0])
     widths = torch.where(none, min(w, round(h * RATIO[1])), wide.gather(1, first)[:, 0])
     offset = torch.rand(2, n, dtype=torch.float64, generator=generator)
@@ -186,9 +186,9 @@ def resize_weights(starts: Tensor, lengths: Tensor, size: int, side: int) -> Ten
 
 
 def cutout(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Set a square of each image to 0, its mean once normalised, in place (DeVries and Taylor 2017).
+    """Set a square of each image to 0, its mean once normalized, in place (DeVries and Taylor 2017).
 
-    Its centre may be any pixel, so that part of it may lie outside.
+    Its center may be any pixel, so that part of it may lie outside.
 
     Args:
         x: (N, C, H, W) float.
@@ -247,7 +247,7 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
-def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Map pixels to `(x / 255 - mean) / std`.
 
     Args:
@@ -269,7 +269,7 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
 def pixel_statistics(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, on the scale 0 to 1; exact.
 
-    A constant channel has deviation 1, so that normalising it gives zeros.
+    A constant channel has deviation 1, so that normalizing it gives zeros.
 
     Args:
         counts: How often each value occurs in each channel, (C, 256).

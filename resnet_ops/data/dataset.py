@@ -1,4 +1,4 @@
-"""The form of every data set: encoded images that are read on demand, with labels, splits and a fingerprint.
+"""The form of every dataset: encoded images that are read on demand, with labels, splits and a fingerprint.
 
 Class folders and Parquet files are brought to it in discovery.py and parquet.py, and decoded in parallel_decode.py.
 """

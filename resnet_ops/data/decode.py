@@ -1,4 +1,4 @@
-"""Decode one image to pixels of the size and the colour mode that are asked for, and read its header.
+"""Decode one image to pixels of the size and the color mode that are asked for, and read its header.
 
 Decoding whole splits, and what happens to images that cannot be decoded, is in parallel_decode.py.
 """
@@ -30,7 +30,7 @@ class CropSpec:
     """Size and channels of decoded images, and how they are resized and cropped to it.
 
     An image of another size than `cover` (height, width) is resized to the smallest size that covers it, and cropped to
-    it at the centre; then `height` x `width` are cropped at the centre of that.
+    it at the center; then `height` x `width` are cropped at the center of that.
     """
 
     cover: tuple[int, int]
@@ -144,7 +144,7 @@ def _covering_size(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, 
 
 
 def _center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Crop at the centre, rounded as torchvision's CenterCrop does."""
+    """Crop at the center, rounded as torchvision's CenterCrop does."""
     if image.size == size:
         return image
     left, top = round((image.width - size[0]) / 2), round((image.height - size[1]) / 2)

@@ -1,4 +1,4 @@
-"""Discover the data set under a path or of a name: class folders, Parquet files, or one that torchvision downloads.
+"""Discover the dataset under a path or of a name: class folders, Parquet files, or one that torchvision downloads.
 
 Nothing is decoded here, and whether training can use the data is decided in sources.py.
 """
@@ -21,14 +21,14 @@ from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
 from resnet_ops.errors import UserError, did_you_mean
 
-EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}  # data sets that ship with this package
+EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}  # datasets that ship with this package
 TRAIN_FOLDER = "train"
 # torchvision's IMG_EXTENSIONS, and .gif, of which the first frame is taken.
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 
 
 def discover(config: DataConfig) -> DiscoveredData:
-    """Return the data set of `config`, whether training can use it or not.
+    """Return the dataset of `config`, whether training can use it or not.
 
     Raises:
         UserError: There are no images to read.
@@ -46,7 +46,7 @@ def discover(config: DataConfig) -> DiscoveredData:
 
 
 def absolute_paths(config: DataConfig) -> dict[str, object]:
-    """Return the options that name places, with absolute paths; names of data sets and URLs stay as they are."""
+    """Return the options that name places, with absolute paths; names of datasets and URLs stay as they are."""
     folders = {name: getattr(config, name) for name in ("data_root", "cache_dir")}
     return {
         "data": _absolute(config.data),
@@ -62,7 +62,7 @@ def _absolute(data: str) -> str:
 
 
 def _discover_one(data: str, option: str, config: DataConfig) -> DiscoveredData:
-    """Return the data set that `data`, the value of `option`, names."""
+    """Return the dataset that `data`, the value of `option`, names."""
     if data in EMBEDDED:
         return discover_parquet([EMBEDDED[data]], data, (None, None))
     if data in DATA_SETS:
@@ -83,8 +83,8 @@ def _discover_one(data: str, option: str, config: DataConfig) -> DiscoveredData:
             "Use a folder of Parquet files, or one with a subfolder of images per class.",
         )
     raise UserError(
-        f"{option} {data}: no such path, and no data set of that name.",
-        f"{did_you_mean(data, DATA_SETS)} Data sets by name: {', '.join(DATA_SETS)}.",
+        f"{option} {data}: no such path, and no dataset of that name.",
+        f"{did_you_mean(data, DATA_SETS)} Datasets by name: {', '.join(DATA_SETS)}.",
     )
 
 

@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """All images of a data set.
+    """All images of a dataset.
 
     Args:
         parts: The images, in this order.
@@ -158,21 +158,21 @@ def find_class_problems(table: ImageTable) -> Iterator[Finding]:
 
 
 def find_pixel_problems(table: ImageTable, channels: int) -> Iterator[Finding]:
-    """Find colours that are lost, and images of a single colour."""
+    """Find colors that are lost, and images of a single color."""
     survey, name = table.survey, table.name
     decodable = survey.decodable
-    if channels == 1 and (colour := np.flatnonzero(decodable & ~survey.grey)).size:
-        summary = f"{image_count(colour.size)} will be converted to grey, as the first images sampled are grey"
-        yield Finding("warning", "colours lost", summary, first_cases(map(name, colour.tolist())))
+    if channels == 1 and (color := np.flatnonzero(decodable & ~survey.grey)).size:
+        summary = f"{image_count(color.size)} will be converted to grey, as the first images sampled are grey"
+        yield Finding("warning", "colors lost", summary, first_cases(map(name, color.tolist())))
     if channels == 3 and (grey := int(survey.grey.sum())):
         yield Finding(
-            "note", "grey images", f"{image_count(grey)} in grey, {int((decodable & ~survey.grey).sum()):,} in colour"
+            "note", "grey images", f"{image_count(grey)} in grey, {int((decodable & ~survey.grey).sum()):,} in color"
         )
     if (blank := np.flatnonzero(decodable & survey.blank)).size:
         yield Finding(
             "warning",
             "blank images",
-            f"{image_count(blank.size)} of a single colour",
+            f"{image_count(blank.size)} of a single color",
             first_cases(map(name, blank.tolist())),
         )
 

@@ -73,7 +73,7 @@ def survey(
         on_progress: Called now and then with the number of images read so far.
     """
     first, no_sums = 0, np.zeros((2, crop.channels))
-    # In chunks of arrays: a million objects would take more memory than many a data set.
+    # In chunks of arrays: a million objects would take more memory than many a dataset.
     digests, lengths, sizes, grey, blank, sums = (list[np.ndarray]() for _ in range(6))
     formats, modes = Counter[str](), Counter[str]()
     broken: dict[int, str] = {}

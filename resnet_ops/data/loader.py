@@ -1,4 +1,4 @@
-"""Batches on the device, augmented and normalised: one rank's share of each.
+"""Batches on the device, augmented and normalized: one rank's share of each.
 
 The order and the augmentation of every step follow from (seed, epoch, step, rank) alone. No generator's state lives
 from step to step, so there is none to save and restore. Images that do not fit in memory are read in stream.py.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from resnet_ops.data import sampling
-from resnet_ops.data.augment import Augmentation, normalise, pixel_statistics
+from resnet_ops.data.augment import Augmentation, normalize, pixel_statistics
 from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import Source
@@ -106,7 +106,7 @@ class DeviceImages:
 
 @dataclass(frozen=True)
 class Loader:
-    """Both splits of a data set for one rank: yields augmented and normalised batches on its device."""
+    """Both splits of a dataset for one rank: yields augmented and normalized batches on its device."""
 
     train: SplitImages
     val: SplitImages
@@ -140,7 +140,7 @@ class Loader:
         """Yield this rank's share of the validation images, in order."""
         batches = self.val.sequential_batches(EVAL_BATCH, self.rank, self.world_size)
         for x, y in self.val.load_batches(batches, beat):
-            yield normalise(x, self.mean, self.std), y
+            yield normalize(x, self.mean, self.std), y
 
 
 def open_loader(

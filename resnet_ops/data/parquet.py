@@ -167,7 +167,7 @@ class RowGroup:
 class RowGroupCache:
     """The row groups that were read last, as rows are read in their order. A pickled copy is empty."""
 
-    SIZE = 2  # threads that work on neighbouring rows work on two groups at most
+    SIZE = 2  # threads that work on neighboring rows work on two groups at most
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -26,7 +26,7 @@ def rank_batches_by_row_group(
     images of a rank's i-th row group are spread at random over the positions i to i + `window`, whose order they take.
 
     So a batch is from about `window` row groups, and one is done with when `window` more have been begun. Images that
-    are neighbours in a file stay within one window of each other: where files are sorted by class, each class comes in
+    are neighbors in a file stay within one window of each other: where files are sorted by class, each class comes in
     a few places of an epoch only, unless a window holds many.
 
     Args:

@@ -1,4 +1,4 @@
-"""Open a data set for training: check that training can use it, describe it in a record, and decode its splits.
+"""Open a dataset for training: check that training can use it, describe it in a record, and decode its splits.
 
 `open_source` reads only labels and a few images, so that a wrong request fails at once; `Source.prepare` decodes what
 is not in the cache. Which images a path holds is in discovery.py. Nothing here knows torch.
@@ -47,7 +47,7 @@ MAX_LISTED = 20  # bad images that the record names
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that training can use; nothing of it is decoded before `load`, `decoded` or `prepare`.
+    """A dataset that training can use; nothing of it is decoded before `load`, `decoded` or `prepare`.
 
     Args:
         record: What a run's record says of it.
@@ -156,7 +156,7 @@ class Source:
         """
         train = self.encoded("train")
         rows = sample(len(train.labels), train.row_groups)
-        # Labelled as one class: that all images of a class are broken cannot be concluded from a sample.
+        # Labeled as one class: that all images of a class are broken cannot be concluded from a sample.
         images = Subset(train, rows, np.zeros(len(rows), np.int64))
         return decode_all(images, self.decode_options("train")).counts
 
@@ -180,10 +180,10 @@ class Source:
 
 
 def open_source(data: str | DataConfig) -> Source:
-    """Find a data set and check it without decoding it.
+    """Find a dataset and check it without decoding it.
 
     Args:
-        data: The data set; a string is `DataConfig.data`. Validation images are those of `val_data`, or the data's own
+        data: The dataset; a string is `DataConfig.data`. Validation images are those of `val_data`, or the data's own
             (a folder val/, files whose names start with validation, val or test), or else a fifth of
             each class, chosen by a hash of the images' bytes.
 
@@ -196,7 +196,7 @@ def open_source(data: str | DataConfig) -> Source:
 
 
 def make_source(config: DataConfig, data: DiscoveredData) -> Source:
-    """Check that training can use a data set and return its source.
+    """Check that training can use a dataset and return its source.
 
     Raises:
         UserError: See `open_source`.
@@ -210,7 +210,7 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         splits["val"] = match_classes(val, names, config.val_data or name)
     if not len(labels):
         raise UserError(
-            f"--data {name} contains no training images.", "Choose a data set that contains training images."
+            f"--data {name} contains no training images.", "Choose a dataset that contains training images."
         )
     for encoded in splits.values():
         check_label_range(name, encoded.labels, names)
@@ -288,5 +288,5 @@ def should_stream(config: DataConfig, train_bytes: int) -> bool:
 
 
 def fingerprint_of(config: DataConfig) -> str:
-    """Return the fingerprint of a data set as this machine sees it."""
+    """Return the fingerprint of a dataset as this machine sees it."""
     return open_source(config).record.fingerprint

@@ -69,7 +69,7 @@ class BenchCandidate:
     def _prepare_torch(self, batch: int) -> Call:
         import torch
 
-        from resnet_ops.data.augment import normalise
+        from resnet_ops.data.augment import normalize
         from resnet_ops.models import build
 
         metadata, steps = self.metadata, self.metadata.preprocessing
@@ -88,7 +88,7 @@ class BenchCandidate:
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             if metadata.input == "raw":
-                x = normalise(x[:, top : top + steps.height, left : left + steps.width], steps.mean, steps.std)
+                x = normalize(x[:, top : top + steps.height, left : left + steps.width], steps.mean, steps.std)
             logits: torch.Tensor = network(x.to(dtype=dtype, memory_format=memory_format))
             return logits.softmax(1) if metadata.output == "probabilities" else logits
 

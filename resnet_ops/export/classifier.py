@@ -79,7 +79,7 @@ class Classifier:
         """
         if self.metadata.input == "raw":
             return self.session.run(pixels)
-        return self.session.run(normalise_pixels(pixels, self.metadata.preprocessing))
+        return self.session.run(normalize_pixels(pixels, self.metadata.preprocessing))
 
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities of the classes, (N, classes) float32.
@@ -96,8 +96,8 @@ class Classifier:
         return [(self.metadata.class_names[index], float(probabilities[index])) for index in order]
 
 
-def normalise_pixels(pixels: np.ndarray, steps: Preprocessing) -> np.ndarray:
-    """Normalise pixels (N, H, W, C) uint8 as the metadata says: (N, C, H, W) float32."""
+def normalize_pixels(pixels: np.ndarray, steps: Preprocessing) -> np.ndarray:
+    """Normalize pixels (N, H, W, C) uint8 as the metadata says: (N, C, H, W) float32."""
     x: np.ndarray = pixels.astype(np.float32) * np.float32(steps.scale)
     x = (x - np.asarray(steps.mean, np.float32)) / np.asarray(steps.std, np.float32)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
@@ -193,7 +193,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     if not images:
         searched = ", ".join(map(str, paths))
         extensions = ", ".join(sorted(EXTENSIONS))
-        raise UserError(f"No images found in {searched}.", f"Recognised file extensions: {extensions}.")
+        raise UserError(f"No images found in {searched}.", f"Recognized file extensions: {extensions}.")
     return list(images)
 
 

@@ -27,7 +27,7 @@ ONE_FILE_BYTES = 2**31 - 2**27  # protobuf's limit is 2 GiB; the rest is for all
 def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) -> onnx.ModelProto:
     """Export a network, with BatchNorm folded and a dynamic batch size.
 
-    Its input `images` is (batch, C, H, W) float32, normalised; its output `logits` is (batch, classes) float32.
+    Its input `images` is (batch, C, H, W) float32, normalized; its output `logits` is (batch, classes) float32.
     The same weights give the same bytes, in any folder.
 
     Raises:
@@ -64,8 +64,8 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
 def prepend_preprocessing(model: onnx.ModelProto, steps: Preprocessing) -> None:
     """Let a graph preprocess raw pixels: its input `images` becomes (batch, height, width, C) uint8 of any size.
 
-    They are resized as little as makes them cover `steps.resize`, antialiased bilinear, cropped to the centre and
-    normalised. Sizes and offsets are computed as `resnet_ops.data.decode` does, in float64.
+    They are resized as little as makes them cover `steps.resize`, antialiased bilinear, cropped to the center and
+    normalized. Sizes and offsets are computed as `resnet_ops.data.decode` does, in float64.
     """
     graph = model.graph
     for node in graph.node:

@@ -108,16 +108,16 @@ def find_exported_checkpoint(file: Path, sha256: str) -> ResolvedCheckpoint | No
 def open_validation_data(
     config: ProofConfig, run: Run | None, info: CheckpointInfo | None, data: str
 ) -> tuple[Source | None, bool]:
-    """Open the data set to validate on.
+    """Open the dataset to validate on.
 
     Args:
         config: The options of the verification.
         run: The run that the checkpoint belongs to.
         info: The checkpoint's description.
-        data: The name of the data set that it was trained on.
+        data: The name of the dataset that it was trained on.
 
     Returns:
-        The data set, None if it is not known which, and whether it is the one of the training.
+        The dataset, None if it is not known which, and whether it is the one of the training.
 
     Raises:
         UserError: The images of the training are missing or have changed.
@@ -193,10 +193,10 @@ def random_pixels(images: int, crop: CropSpec) -> np.ndarray:
 def select_images(
     source: Source, split: Split, class_names: Sequence[str], limit: int | None = None, seed: int = 0
 ) -> ValidationImages:
-    """Select images of a data set, and map their labels to a network's classes by name.
+    """Select images of a dataset, and map their labels to a network's classes by name.
 
     Args:
-        source: The data set.
+        source: The dataset.
         split: The split of it.
         class_names: The network's classes.
         limit: The maximum number of images: of "val" evenly spread, of "train" drawn at random.

@@ -18,7 +18,7 @@ from resnet_ops.config_base import as_typed
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import graph, inputs, precision, runtime, untrusted
-from resnet_ops.export.classifier import Classifier, normalise_pixels
+from resnet_ops.export.classifier import Classifier, normalize_pixels
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import ResolvedCheckpoint, ValidationImages, Warn, random_pixels, select_images
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
@@ -118,12 +118,12 @@ def _build_model(
     if config.precision == "fp16":
         some = select_images(source, "train", info.class_names, precision.BATCH) if source else None
         pixels = _decode_all(some, steps) if some else random_pixels(precision.BATCH, steps.crop)
-        model, choice = precision.to_fp16(model, normalise_pixels(pixels, steps))
+        model, choice = precision.to_fp16(model, normalize_pixels(pixels, steps))
     elif config.precision == "int8":
         assert source is not None
         count = precision.CALIBRATION_IMAGES + precision.CHOICE_IMAGES
         pixels = _decode_all(select_images(source, "train", info.class_names, count), steps)
-        model, candidates = precision.to_int8(model, normalise_pixels(pixels, steps), provider)
+        model, candidates = precision.to_int8(model, normalize_pixels(pixels, steps), provider)
         chosen = next(candidate for candidate in candidates if candidate.chosen)
         choice = f"{chosen.form}, {chosen.method}, per channel, {len(pixels) // 2} training images"
     if config.input == "raw":

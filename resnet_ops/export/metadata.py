@@ -26,7 +26,7 @@ class Preprocessing(BaseModel):
     """The steps from raw pixels to the input of the network.
 
     An image is resized, as little as makes it cover `resize` (height, width), antialiased bilinear; `height` x `width`
-    are cut from its centre; then (pixel * scale - mean) / std. `layout` and `dtype` are those of the file's input: NCHW
+    are cut from its center; then (pixel * scale - mean) / std. `layout` and `dtype` are those of the file's input: NCHW
     float32 where the caller does all that, NHWC uint8 of any size where the file does it.
     """
 
@@ -62,7 +62,7 @@ class Preprocessing(BaseModel):
 
     @property
     def crop_offset(self) -> tuple[int, int]:
-        """Return top and left of the centre crop of an image of size `resize`, rounded as torchvision's CenterCrop."""
+        """Return top and left of the center crop of an image of size `resize`, rounded as torchvision's CenterCrop."""
         return round((self.resize[0] - self.height) / 2), round((self.resize[1] - self.width) / 2)
 
     @classmethod

@@ -92,7 +92,7 @@ def to_fp16(model: onnx.ModelProto, x: np.ndarray) -> tuple[onnx.ModelProto, str
 
 
 def _remove_cast_pairs(model: onnx.ModelProto) -> None:
-    """Remove the casts to fp16 and back that the converter puts between two neighbours in fp32."""
+    """Remove the casts to fp16 and back that the converter puts between two neighbors in fp32."""
     graph = model.graph
     target = {n.output[0]: n.attribute[0].i for n in graph.node if n.op_type == "Cast"}
     source = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}

@@ -28,7 +28,7 @@ class Reference:
         self._cache: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """Return logits (N, classes) float64 of pixels (N, H, W, C) uint8; larger images are centre-cropped."""
+        """Return logits (N, classes) float64 of pixels (N, H, W, C) uint8; larger images are center-cropped."""
         chunk = max(1, CHUNK_PIXELS[self.device.type] // (self.info.height * self.info.width))
         parts = [self._logits(pixels[start : start + chunk]) for start in range(0, len(pixels), chunk)]
         return np.concatenate(parts)

@@ -30,7 +30,7 @@ TOLERANCES: dict[Precision, Tolerances] = {
     "fp32": Tolerances({runtime.CPU: 1e-5, runtime.CUDA: 1e-4, runtime.TENSORRT: 1e-3}, 1e-5, 1.0),
     # Weights and activations have 11 bits: 2.3e-3 was measured. One layer's overflow is infinite, or far beyond.
     "fp16": Tolerances(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 1e-2), 2e-3, 0.995),
-    # int8: single logits of single images move by 15 %, the mean by 0.5 %. Without calibration it is above 5 %.
+    # int8: single logits of single images move by 15%, the mean by 0.5%. Without calibration it is above 5%.
     "int8": Tolerances(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 0.5), 2e-2, 0.97),
 }
 

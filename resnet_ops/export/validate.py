@@ -44,7 +44,7 @@ def validate_onnx(
         config, resolved.run if resolved else None, checkpoint.info if checkpoint else None, metadata.data
     )
     if source is None:
-        raise UserError(f"{file} has no data set in its metadata.", "Choose images to validate on: --data.")
+        raise UserError(f"{file} has no dataset in its metadata.", "Choose images to validate on: --data.")
     if checkpoint is None:
         warn("Its checkpoint was not found: compared with its metadata only, not with torch.")
     same_images = source.record.fingerprint == metadata.data_fingerprint and config.images is None

@@ -111,7 +111,7 @@ class ElasticTorchTrainer(TorchTrainer):
         """Return Ray's callbacks without two that start actors, and one that records the placement group.
 
         One actor asks the dashboard every second whether the job lives, though Ray cleans up by itself. The other
-        shares out Ray Data sets, of which there are none; each start would wait 1.8 s for it.
+        shares out Ray Datasets, of which there are none; each start would wait 1.8 s for it.
         """
         callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
         needed = [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]

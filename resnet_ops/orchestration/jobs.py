@@ -37,13 +37,13 @@ class Job(Result):
     """One job, as the server reports it."""
 
     id: str = Field(serialization_alias="job_id", description="Its id; in JSON `job_id`.")
-    run: str | None = Field(description="Name of its run; null where it is not one of resnet-ops.")
+    run: str | None = Field(description="Name of its run; null if it is not a job of resnet-ops.")
     status: str = Field(description="PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.")
     exit_code: int | None = Field(description="Of the command, once it has ended.")
     started: Moment | None
     ended: Moment | None
     entrypoint: str = Field(description="Its command line.")
-    message: str = Field(description="What Ray says of its status.")
+    message: str = Field(description="Ray's message on its status.")
     died: bool = Field(
         exclude=True, description="Whether its driver or supervisor was lost, which says nothing about the work itself."
     )

@@ -69,7 +69,7 @@ class UpResult(Result):
     nodes: int = Field(description="Nodes to train on.")
     cpus_per_node: int = Field(description="CPU cores that each claims.")
     folder: str = Field(description="Folder of all that it writes.")
-    next_steps: tuple[str, ...] = Field(description="Commands to go on with.")
+    next_steps: tuple[str, ...] = Field(description="Commands to run next.")
 
 
 class DownResult(Result):

@@ -21,7 +21,7 @@ class NodeStatus(Result):
     name: str
     cpus: float = Field(description="CPU cores that it offers.")
     gpus: float
-    free_cpus: float = Field(description="CPU cores that nobody uses now.")
+    free_cpus: float = Field(description="CPU cores that are free now.")
     free_gpus: float
     address: str = Field(description="IP address.")
     state: NodeState
@@ -43,10 +43,10 @@ class Totals(Result):
 
 
 class LargestJob(Result):
-    """The largest job: workers on each of so many machines."""
+    """The largest job: workers on each of so many nodes."""
 
     device: Device
-    nodes: int = Field(description="Machines.")
+    nodes: int = Field(description="Nodes.")
     workers_per_node: int = Field(description="Workers on each, one for each GPU.")
 
     @computed_field(description="What to type after `resnet-ops train`.")  # type: ignore[prop-decorator]
@@ -66,7 +66,7 @@ class Driver(Result):
     """A `resnet-ops` command that uses the cluster."""
 
     command: str = Field(description="Its command line.")
-    host: str = Field(description="The machine that it runs on.")
+    host: str = Field(description="The node that it runs on.")
     started: float = Field(description="Seconds since 1970.")
 
 
@@ -74,8 +74,8 @@ class ClusterStatus(Result):
     """A cluster as it is now."""
 
     address: str = Field(description="HOST:PORT.")
-    nodes: tuple[NodeStatus, ...] = Field(description="Its machines.")
-    totals: Totals = Field(description="What the living machines have together.")
+    nodes: tuple[NodeStatus, ...] = Field(description="Its nodes.")
+    totals: Totals = Field(description="The resources of all nodes that are alive.")
     fits: LargestJob | None = Field(description="The largest job that there is room for now.")
     running: tuple[Driver, ...] = Field(description="The commands that work on it.")
 

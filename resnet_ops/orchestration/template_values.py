@@ -40,34 +40,34 @@ Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,:/@-]*$")]
 class ClusterValues(Config):
     """Values that the files of a cluster are rendered with, the same for every kind."""
 
-    name: Annotated[str, option("Name of the cluster, of the job and of the run.", panel="Machines")] = "resnet-ops"
+    name: Annotated[str, option("Name of the cluster, of the job and of the run.", panel="Nodes")] = "resnet-ops"
     nodes: Annotated[
         NodeRange,
         option(
-            "Number of machines; MIN:MAX for a cluster that scales up and down.",
-            panel="Machines",
+            "Number of nodes; MIN:MAX for a cluster that scales up and down.",
+            panel="Nodes",
             metavar="N or MIN:MAX",
         ),
     ] = NodeRange(2, 2)
-    gpus_per_node: Annotated[int, option("GPUs per machine; 0 trains on CPUs.", panel="Machines", ge=0)] = 0
-    cpus_per_node: Annotated[Positive, option("CPU cores per machine.", panel="Machines")] = 4
-    memory_gib: Annotated[int, option("Memory per machine in GiB.", panel="Machines", ge=4)] = 16
+    gpus_per_node: Annotated[int, option("GPUs per node; 0 trains on CPUs.", panel="Nodes", ge=0)] = 0
+    cpus_per_node: Annotated[Positive, option("CPU cores per node.", panel="Nodes")] = 4
+    memory_gib: Annotated[int, option("Memory per node in GiB.", panel="Nodes", ge=4)] = 16
     shm_gib: Annotated[
         Positive | None,
-        option("Shared memory (/dev/shm) per machine in GiB; by default half of its memory.", panel="Machines"),
+        option("Shared memory (/dev/shm) per node in GiB; by default half of its memory.", panel="Nodes"),
     ] = None
     image: Annotated[
         Word | None,
-        option("Container image; by default resnet-ops:VERSION, built from the Dockerfile.", panel="Machines"),
+        option("Container image; by default resnet-ops:VERSION, built from the Dockerfile.", panel="Nodes"),
     ] = None
     time_limit: Annotated[
         str,
-        option("Time limit of a job, such as 90m, 12h, 2d.", panel="Machines", pattern=r"^[1-9]\d{0,4}[mhd]$"),
+        option("Time limit of a job, such as 90m, 12h, 2d.", panel="Nodes", pattern=r"^[1-9]\d{0,4}[mhd]$"),
     ] = "1d"
     storage_path: Annotated[
         Path | None,
         option(
-            "Path of the shared storage, the same on each machine, for runs and data; by default /mnt/resnet-ops, on "
+            "Path of the shared storage, the same on each node, for runs and data; by default /mnt/resnet-ops, on "
             "Slurm ~/resnet-ops.",
             panel="Shared storage",
         ),
@@ -99,7 +99,7 @@ class ClusterValues(Config):
     environment: Annotated[
         Path | None,
         option(
-            "Virtual environment with resnet-ops, at a path that all machines see; by default this one.",
+            "Virtual environment with resnet-ops, at a path that all nodes see; by default this one.",
             panel="Slurm",
         ),
     ] = None
@@ -150,7 +150,7 @@ class ClusterValues(Config):
     def _shm_is_part_of_memory(cls, shm: int | None, info: ValidationInfo) -> int | None:
         memory = info.data.get("memory_gib")
         if shm is not None and memory is not None and shm >= memory:
-            raise ValueError(f"must be less than the machine's memory, {memory} GiB")
+            raise ValueError(f"must be less than the node's memory, {memory} GiB")
         return shm
 
     @field_validator("nfs_export")

@@ -64,7 +64,7 @@ class TemplateResult(Result):
     directory: Place = Field(description="Folder of the files.")
     files: tuple[Place, ...] = Field(description="The files.")
     fill_in: tuple[str, ...] = Field(description="What is still to be filled in: FILE:LINE: ...")
-    next_steps: tuple[str, ...] = Field(description="Commands to go on with.")
+    next_steps: tuple[str, ...] = Field(description="Commands to run next.")
 
 
 def render(kind: Kind, values: ClusterValues, train: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnet_ops.data.augment import normalise
+from resnet_ops.data.augment import normalize
 from resnet_ops.data.decode import decode
 from resnet_ops.data.loader import EVAL_BATCH
 from resnet_ops.data.parallel_decode import decode_rows
@@ -87,7 +87,7 @@ def predict(run: Run) -> Predictions:
     parts: list[tuple[np.ndarray, ...]] = []
     for rows, images, labels in batches:
         with torch.inference_mode():
-            x = normalise(torch.from_numpy(images).to(device), info.mean, info.std)
+            x = normalize(torch.from_numpy(images).to(device), info.mean, info.std)
             probabilities = network(x).double().softmax(1).cpu().numpy()
         predicted = probabilities.argmax(1)
         n = np.arange(len(labels))

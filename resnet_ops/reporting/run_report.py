@@ -103,10 +103,10 @@ class ReportedRun(Result):
     model: str = Field(description="Network, such as resnet20.")
     epochs: int = Field(description="Epochs trained.")
     val_accuracy: float | None = Field(description="Top-1 accuracy of the best epoch, 0 to 1.")
-    val_accuracy_again: float | None = Field(description="That of the best weights on the same images, measured anew.")
+    val_accuracy_again: float | None = Field(description="That of the best weights on the same images, measured again.")
     mistakes: int | None = Field(description="Validation images that they get wrong.")
     images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
-    missing: str = Field(description="Why the images could not be classified anew, if they could not.")
+    missing: str = Field(description="Why the images could not be classified again, if they could not.")
 
 
 class ReportResult(Result):

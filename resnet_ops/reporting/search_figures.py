@@ -36,7 +36,7 @@ def pictures(data: SearchData) -> list[Picture]:
 
 
 def landscape(data: SearchData) -> Picture:
-    """Return the picture of depth against learning rate, with the error as colour."""
+    """Return the picture of depth against learning rate, with the error as color."""
     x, name = _x_option(data)
     label = {"lr": "learning rate", "": "trial"}.get(name, name.replace("_", " "))
     rows = "; ".join(
@@ -50,7 +50,7 @@ def landscape(data: SearchData) -> Picture:
     return Picture(
         "landscape",
         f"Depth and {label}" if name else "Trials by depth",
-        f"Each marker is a trial; its colour is the {ERROR} of its best epoch. In crowded rows, markers are spread out "
+        f"Each marker is a trial; its color is the {ERROR} of its best epoch. In crowded rows, markers are spread out "
         "within them. The ring marks the selected trial.",
         f"{len(data.trials)} trials. {rows or NONE_YET}",
         WIDTH,
@@ -71,7 +71,7 @@ def curves(data: SearchData) -> Picture:
     return Picture(
         "curves",
         "Learning curves",
-        f"The {ERROR} after each epoch, one colour per depth; the marker at the end of a line is the trial's status. "
+        f"The {ERROR} after each epoch, one color per depth; the marker at the end of a line is the trial's status. "
         "The thick line is the selected trial, the ring its best epoch.",
         f"First, middle and last epoch of the best trial of each depth: {rows or NONE_YET}",
         WIDTH,
@@ -111,7 +111,7 @@ def options(data: SearchData) -> Picture:
     return Picture(
         "options",
         "Other searched options",
-        f"The {ERROR} of each trial by option; colours are depths, as above. The ring marks the selected trial.",
+        f"The {ERROR} of each trial by option; colors are depths, as above. The ring marks the selected trial.",
         rows,
         WIDTH,
         0.5 + 2.3 * math.ceil(len(data.others) / 3),

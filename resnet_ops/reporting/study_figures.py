@@ -20,12 +20,12 @@ from resnet_ops.reporting.training_figures import KINDS, THICK, THIN, WIDTH, Net
 
 LINES = {"plain": (0, (3, 1.5)), "resnet": "solid"}
 When = Literal["initial", "trained"]
-WHEN: dict[When, str] = {"initial": "at initialisation", "trained": "after training"}
+WHEN: dict[When, str] = {"initial": "at initialization", "trained": "after training"}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A positive number of each layer of a network, (seeds, layers), at initialisation or after training."""
+    """A positive number of each layer of a network, (seeds, layers), at initialization or after training."""
 
     kind: str
     depth: int
@@ -39,7 +39,7 @@ class Profile:
 
 
 def norms(rows: Sequence[tuple[str, Sequence[Profile]]]) -> Picture:
-    """Return the picture of numbers by layer, at initialisation and after training, plain and residual.
+    """Return the picture of numbers by layer, at initialization and after training, plain and residual.
 
     Args:
         rows: The name of each number, and its values in each network.

@@ -1,8 +1,8 @@
-"""The style of every chart: colours, axes, number formats, and output as PNG and SVG. What a chart shows is not here.
+"""The style of every chart: colors, axes, number formats, and output as PNG and SVG. What a chart shows is not here.
 
-Each colour is a pair, for light and for dark pages; a chart is drawn in the light ones, and as SVG refers to them by
-name, so that it turns dark with its page. Categories have Okabe & Ito's colours (2008), depths steps of plasma, values
-viridis: all three can be distinguished by the colour-blind, and the last two in greyscale.
+Each color is a pair, for light and for dark pages; a chart is drawn in the light ones, and as SVG refers to them by
+name, so that it turns dark with its page. Categories have Okabe & Ito's colors (2008), depths steps of plasma, values
+viridis: all three can be distinguished by the color-blind, and the last two in greyscale.
 """
 
 import io
@@ -90,7 +90,7 @@ def figure(width: float, height: float) -> Figure:
 
 
 def step_colors(count: int) -> list[str]:
-    """Return colours for ordered values, such as depths, from dark to light."""
+    """Return colors for ordered values, such as depths, from dark to light."""
     return [COLORS[f"step{round(i * (STEPS - 1) / max(count - 1, 1))}"][0] for i in range(count)]
 
 
@@ -192,7 +192,7 @@ def whole_axis(axis: Axis, last: int, label: str, most: int = 7) -> None:
 
 
 def ordered_axis(axis: Axis, names: Sequence[object], label: str, most: int = 15) -> None:
-    """Set an axis to categories at 0, 1, 2...; of many, only some are labelled."""
+    """Set an axis to categories at 0, 1, 2...; of many, only some are labeled."""
     axis.set_label_text(label)
     stride = max(math.ceil(len(names) / most), 1)
     _ticks(axis, list(range(len(names)))[::stride], [shortened(str(name), 24) for name in names][::stride])
@@ -200,7 +200,7 @@ def ordered_axis(axis: Axis, names: Sequence[object], label: str, most: int = 15
 
 
 def error_norm(errors: Sequence[float], images: int) -> tuple[Normalize, list[float]]:
-    """Return the mapping of errors to colours, and the ticks of its colour bar; 0 has the first colour."""
+    """Return the mapping of errors to colors, and the ticks of its color bar; 0 has the first color."""
     floor = max(min(errors, default=0), 1 / images)
     high = max([*errors, floor * 1.5])
     if high < LOG_FROM * floor:
@@ -230,7 +230,7 @@ def to_png(chart: Figure, dpi: int = 160) -> bytes:
 
 
 def to_svg(chart: Figure, salt: str) -> str:
-    """Return the chart as an SVG element of a page, in the page's colours. `salt` differs for each chart of a page."""
+    """Return the chart as an SVG element of a page, in the page's colors. `salt` differs for each chart of a page."""
     content = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": salt}):
         chart.savefig(content, format="svg", transparent=True)
@@ -245,7 +245,7 @@ def to_svg(chart: Figure, salt: str) -> str:
 
 
 def to_svg_file(chart: Figure, salt: str) -> bytes:
-    """Return the chart as an SVG file, on white, in fixed colours; the same chart gives the same bytes."""
+    """Return the chart as an SVG file, on white, in fixed colors; the same chart gives the same bytes."""
     content = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": salt}):
         chart.savefig(content, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
@@ -253,7 +253,7 @@ def to_svg_file(chart: Figure, salt: str) -> bytes:
 
 
 def css() -> str:
-    """Return the style sheet that defines the colours by name, light and dark."""
+    """Return the style sheet that defines the colors by name, light and dark."""
     light, dark = (" ".join(f"--{name}: {pair[i]};" for name, pair in COLORS.items()) for i in (0, 1))
     return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
 

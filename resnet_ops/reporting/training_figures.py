@@ -113,7 +113,7 @@ def _degradation(networks: Sequence[NetworkCurves], images: int, log: bool, part
             numbers = np.arange(1, errors.shape[1] + 1)
             thick = width == THICK
             line: dict[str, Any] = {"color": colors[network.depth], "lw": width, "zorder": 4 if thick else 3}
-            if thick:  # markers distinguish depths where colours cannot
+            if thick:  # markers distinguish depths where colors cannot
                 stride = max(len(numbers) // 6, 1)
                 line |= {"marker": marks[network.depth], "ms": 6, "mec": style.INK, "mew": 0.5}
                 line |= {"markevery": (depths.index(network.depth) * stride // len(depths), stride)}

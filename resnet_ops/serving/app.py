@@ -48,7 +48,7 @@ class Health(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The served file: its network, classes, data set and verification."""
+    """The served file: its network, classes, dataset and verification."""
 
     file: str
     model: str

@@ -58,5 +58,5 @@ class StudyConfig(TrialsConfig):
         ),
     ] = None
     nodes: Annotated[
-        Positive | None, option("Machines of the cluster to use; by default all.", panel="Cluster", changeable=True)
+        Positive | None, option("Nodes of the cluster to use; by default all.", panel="Cluster", changeable=True)
     ] = None

@@ -1,4 +1,4 @@
-"""Measures the responses and gradients of a network's layers, at initialisation and after training.
+"""Measures the responses and gradients of a network's layers, at initialization and after training.
 
 He et al. 2015 show the standard deviations of the layers' responses (fig. 7), and argue that gradients do not vanish
 in plain networks with BatchNorm (sec. 4.1). Both are measured on one training batch, in training mode: BatchNorm
@@ -26,7 +26,7 @@ SIGNIFICANT_DIGITS = 5  # of the numbers in the file
 
 
 def record_layers(session: TrainingSession) -> None:
-    """Measure a network as it was initialised and as it is trained, and write `layers.json` into its run.
+    """Measure a network as it was initialized and as it is trained, and write `layers.json` into its run.
 
     Baselines, which have other layers, are not measured.
 
@@ -54,7 +54,7 @@ def read_layers(run: Run) -> Layers | None:
 
 
 def _initial_network(record: RunRecord) -> nn.Module:
-    """Return the network as it was initialised before its training."""
+    """Return the network as it was initialized before its training."""
     config, data = record.config, record.data
     torch.manual_seed(config.seed)
     network = build(

@@ -24,7 +24,7 @@ OPTIONS = "A,B,C"
 # back, have made it diverge in its first epoch.
 DEFAULTS = {"epochs": 12, "lr": 0.05}
 # A row of pixels cropped from an 8x8 digit is an eighth of it, and some digits become ambiguous. Uncropped, every
-# network that can be trained fits all but one or two, and the training error that remains is that of the optimisation.
+# network that can be trained fits all but one or two, and the training error that remains is that of the optimization.
 DIGITS_DEFAULTS = DEFAULTS | {"crop_padding": 0}
 # He et al. 2015, sec. 4.2: ResNet-110 begins with a tenth of the learning rate until it learns, about 400 steps.
 WARM_UP_FROM, WARM_UP = 110, {"warmup_steps": 400, "warmup": "constant"}

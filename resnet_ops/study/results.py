@@ -161,7 +161,7 @@ class StudyResult(Result):
     study: Study
     status: Literal["finished", "unfinished"]
     run_dir: str = Field(description="Folder of the study.")
-    data: DataRecord = Field(description="The data set.")
+    data: DataRecord = Field(description="The dataset.")
     device: str = Field(description="cpu or cuda.")
     training: dict[str, Any] = Field(description="Options that all trainings share.")
     rows: list[StudyRow] = Field(description="The networks.")

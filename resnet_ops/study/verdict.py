@@ -86,7 +86,7 @@ def gradients(groups: Sequence[NetworkGroup]) -> str:
     """Say how gradients in the first layers of the deepest networks compare with those in the last."""
     deepest = [max((g for g in groups if g.kind == kind), key=lambda g: g.depth, default=None) for kind in KINDS]
     sentences = []
-    moments: dict[When, str] = {"initial": "At initialisation", "trained": "After training"}
+    moments: dict[When, str] = {"initial": "At initialization", "trained": "After training"}
     for when, opening in moments.items():
         ratios = [(g.model, over_seeds(g, functools.partial(_gradient_ratio, when=when))) for g in deepest if g]
         results = [f"in {model} {_short(ratio)}, {_trend_of_gradients(ratio)}" for model, ratio in ratios if ratio]

@@ -53,7 +53,7 @@ class TrainResult(Result):
     run_dir: files.Place = Field(description="Folder of the run.")
     status: Status
     model: str = Field(description="Network, such as resnet20.")
-    data: str = Field(description="Name of the data set.")
+    data: str = Field(description="Name of the dataset.")
     epochs: int = Field(description="Epochs trained, those before a resume included.")
     world_size: int = Field(description="Number of workers.")
     device: str = Field(description="cpu or cuda.")

@@ -107,7 +107,7 @@ class TuneConfig(TrialsConfig):
     ] = None
     nodes_per_trial: Annotated[
         Positive,
-        option("Machines per trial; with more than one, each trial is a distributed training.", panel="Cluster"),
+        option("Nodes per trial; with more than one, each trial is a distributed training.", panel="Cluster"),
     ] = 1
     refit: Annotated[
         bool,

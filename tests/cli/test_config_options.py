@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import typer
+from resnet_ops.cli import main
 from resnet_ops.cli.config_options import Json, Options, options_of, refuse_changes, shared_by_trials
 from typer.testing import CliRunner
 
 from resnet_ops.cluster_config import NodeRange
 from resnet_ops.config_base import Config, Positive, option
-from resnet_ops.errors import UserError
+from resnet_ops.errors import BAD_REQUEST, UserError
 from resnet_ops.files import Place
 
 
@@ -159,3 +160,9 @@ def test_what_is_resumed_keeps_its_options() -> None:
         refuse_changes(options, "r", {"share"}, "search", ["a=1"])
     with pytest.raises(UserError, match="--files cannot be changed"):
         refuse_changes(options, "r", {"share"}, "run")
+
+
+def test_the_dataset_to_check_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """Although training has a default for it."""
+    assert main.run(["data", "check"]) == BAD_REQUEST
+    assert "Missing argument 'DATA'" in capsys.readouterr().err

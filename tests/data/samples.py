@@ -1,4 +1,4 @@
-"""Small images and data sets for tests: Parquet files and class folders."""
+"""Small images and datasets for tests: Parquet files and class folders."""
 
 import io
 import json

@@ -37,7 +37,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
 
 
-def test_palettes_with_transparency_keep_their_colours() -> None:
+def test_palettes_with_transparency_keep_their_colors() -> None:
     image = Image.fromarray(PLAIN).quantize(16)
     expected = np.asarray(image.convert("RGB"))
     with_bytes = encode(image, "PNG", transparency=bytes([0, 128] + [255] * 14))
@@ -54,7 +54,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
         assert np.abs(pixels - values / 257.0).max() <= 0.5
 
 
-def test_grey_and_black_and_white_become_colour_among_colours() -> None:
+def test_grey_and_black_and_white_become_color_among_colors() -> None:
     for mode in ("L", "1", "LA"):
         image = Image.fromarray(PLAIN).convert(mode)
         expected = np.asarray(image.convert("L"))

@@ -18,7 +18,7 @@ from tests.data.samples import noise, write_class_folders
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[[], Source]:
-    """Open the same small data set each time, with a cache of its own."""
+    """Open the same small dataset each time, with a cache of its own."""
     write_class_folders(tmp_path / "data" / "train", {"cat": noise(20), "dog": noise(20, seed=1)})
     write_class_folders(tmp_path / "data" / "val", {"cat": noise(3, seed=2), "dog": noise(3, seed=3)})
     return lambda: open_source(DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache"))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
-from resnet_ops.data.augment import Augmentation, crop_and_flip, normalise, pixel_statistics
+from resnet_ops.data.augment import Augmentation, crop_and_flip, normalize, pixel_statistics
 from resnet_ops.data.loader import DeviceImages, Loader
 
 
@@ -45,11 +45,11 @@ def test_every_crop_is_one_that_can_be_cut_by_hand(padding: int, flip: bool) -> 
     assert len(seen) > {0: 0, 1: 7, 4: 25}[padding]
 
 
-def test_normalising_is_torchvisions() -> None:
+def test_normalizing_is_torchvisions() -> None:
     x = pixels(3, 5, 7, 3)
     mean, std = (0.49, 0.48, 0.45), (0.2, 0.21, 0.26)
     theirs = reference.normalize(x.permute(0, 3, 1, 2).to(torch.float64) / 255, mean, std)
-    ours = normalise(x, mean, std)
+    ours = normalize(x, mean, std)
     assert ours.dtype == torch.float32
     assert ours.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-6)

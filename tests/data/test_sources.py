@@ -144,7 +144,7 @@ def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     assert first.record.fingerprint == same.record.fingerprint != other.record.fingerprint
 
 
-def test_greyscale_stays_grey_and_palettes_become_colour(tmp_path: Path) -> None:
+def test_greyscale_stays_grey_and_palettes_become_color(tmp_path: Path) -> None:
     grey = open_source(str(write_parquet(tmp_path / "grey.parquet", noise(10)[..., 0], [0, 1] * 5)))
     assert grey.record.channels == 1
     loaded = np.concatenate([grey.load("train").pixels, grey.load("val").pixels])[..., 0]

@@ -51,7 +51,7 @@ SHORTER = {
 # Stopped by Ctrl-C after an epoch, so that the line after it has something to go on with.
 STOPPED = r"resnet-ops (train --name my-run --epochs 100|train --resume my-run$)"
 WITHOUT_GPU = r"resnet-ops (?!cluster ).*(--gpus-per-(node|trial)|--provider cuda)"
-# Where readers have a folder, an address or a data set of their own.
+# Where readers have a folder, an address or a dataset of their own.
 PLACES = {
     r"(?<=[ =])(~|/data)?/imagenet\b": "{home}/imagenet",
     r"(?<=[ =])~/images\b": "{home}/images",

@@ -87,7 +87,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def make_images(size: tuple[int, int] = (32, 32), channels: int = 3, count: int = 100) -> ValidationImages:
-    """Return coarse images, coloured so that red and blue differ, brighter on the left."""
+    """Return coarse images, colored so that red and blue differ, brighter on the left."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(count):

@@ -61,7 +61,7 @@ def test_the_metadata_holds_all_that_is_needed_to_use_the_file(model: onnx.Model
 
 
 def test_raw_pixels_become_what_torchvision_makes_of_them(raw_model: onnx.ModelProto, tmp_path: Path) -> None:
-    """Of photos' sizes: resized to 40, cut to 32 and normalised by torchvision, pixels and logits are the same."""
+    """Of photos' sizes: resized to 40, cut to 32 and normalized by torchvision, pixels and logits are the same."""
     resized = make_checkpoint(tmp_path / "c.safetensors", "resnet8", stored=40)
     model = make_model(resized, raw=True)
     shape = ["batch", 3, 32, 32]
@@ -77,7 +77,7 @@ def test_raw_pixels_become_what_torchvision_makes_of_them(raw_model: onnx.ModelP
     ).at_original_size(3, 3):
         logits, normalized = session.run(None, {"images": image[None]})
         theirs = transform(Image.fromarray(image))
-        # One level of 255 is 0.016 normalised; two implementations round a few pixels apart.
+        # One level of 255 is 0.016 normalized; two implementations round a few pixels apart.
         assert np.abs(normalized[0] - theirs.numpy()).max() < 0.017
         assert np.abs(normalized[0] - theirs.numpy()).mean() < 3e-4
         with torch.inference_mode():

@@ -46,7 +46,7 @@ def test_every_image_gets_the_networks_answer_in_the_order_people_count(
     assert all(row["top"] == sorted(row["top"], key=lambda t: -t["probability"]) for row in rows)
 
 
-def test_an_image_of_any_size_and_colour_is_brought_to_the_networks(
+def test_an_image_of_any_size_and_color_is_brought_to_the_networks(
     cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
 ) -> None:
     large = Image.open(digit_images[3]).convert("RGB").resize((80, 80), Image.Resampling.BICUBIC)

@@ -12,7 +12,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph, precision, runtime
-from resnet_ops.export.classifier import normalise_pixels
+from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.proof import ProofThresholds, verify_file
@@ -58,7 +58,7 @@ def swapped_channels(model: onnx.ModelProto) -> None:
     change(model, "conv1.weight", lambda w: np.ascontiguousarray(w[:, ::-1]))  # trained on RGB, fed BGR
 
 
-def missing_normalisation(model: onnx.ModelProto) -> None:
+def missing_normalization(model: onnx.ModelProto) -> None:
     change_steps(model, mean=[0, 0, 0], std=[1, 1, 1])
 
 
@@ -66,7 +66,7 @@ def pixels_to_255(model: onnx.ModelProto) -> None:
     change_steps(model, scale=1)
 
 
-def another_data_sets_normalisation(model: onnx.ModelProto) -> None:
+def another_datasets_normalization(model: onnx.ModelProto) -> None:
     change_steps(model, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
 
@@ -160,9 +160,9 @@ def a_dynamic_operator_of_others(model: onnx.ModelProto) -> None:
 
 FAULTS: dict[Fault, str] = {
     swapped_channels: "validation set",
-    missing_normalisation: "validation set",
+    missing_normalization: "validation set",
     pixels_to_255: "validation set",
-    another_data_sets_normalisation: "validation set",
+    another_datasets_normalization: "validation set",
     swapped_means: "validation set",
     nan_weight: "validation set",
     infinite_bias: "random pixels",
@@ -311,7 +311,7 @@ def test_half_precision_that_overflows_is_refuted(
     refuted = [check.name for check in verify_model(naive, reference, images, tmp_path).failed_checks]
     assert "validation set" in refuted
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    converted, choice = precision.to_fp16(copy(huge), normalise_pixels(images.first(32, steps.crop), steps))
+    converted, choice = precision.to_fp16(copy(huge), normalize_pixels(images.first(32, steps.crop), steps))
     assert "in fp32" in choice
     report = verify_model(finish(converted, checkpoint, precision="fp16"), reference, images, tmp_path)
     assert report.validated, report.failed_checks
@@ -320,16 +320,16 @@ def test_half_precision_that_overflows_is_refuted(
 def test_int8_without_calibration_are_refuted(
     model: onnx.ModelProto, checkpoint: Checkpoint, reference: Reference, images: ValidationImages, tmp_path: Path
 ) -> None:
-    """Ranges of black images for images of all colours."""
+    """Ranges of black images for images of all colors."""
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    good = normalise_pixels(images.first(64, steps.crop), steps)
+    good = normalize_pixels(images.first(64, steps.crop), steps)
     quantized, candidates = precision.to_int8(copy(model), good, runtime.CPU)
     assert sum(candidate.chosen for candidate in candidates) == 1
     report = verify_model(
         finish(quantized, checkpoint, precision="int8"), reference, images, tmp_path, max_accuracy_drop=0.1
     )
     assert report.validated, report.failed_checks
-    black = normalise_pixels(np.zeros((32, *steps.crop.shape), np.uint8), steps)
+    black = normalize_pixels(np.zeros((32, *steps.crop.shape), np.uint8), steps)
     graph.write(model, tmp_path / "fp32.onnx")
     faulty = precision._quantize(tmp_path / "fp32.onnx", tmp_path / "q.onnx", black, precision.METHODS[0][0], "u8s8")
     report = verify_model(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from resnet_ops.export import graph, precision, runtime
-from resnet_ops.export.classifier import normalise_pixels
+from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.reference import Reference
 from tests.export.samples import OPSET, finish, make_checkpoint, make_images, verify_model
@@ -64,7 +64,7 @@ def test_lower_precisions_pass_too(name: str, form: str, raw: bool, tmp_path: Pa
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", name, (16, 16), 3)
     images = make_images((16, 16), 3, 60)
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    x = normalise_pixels(images.first(60, steps.crop), steps)
+    x = normalize_pixels(images.first(60, steps.crop), steps)
     model = graph.to_onnx(checkpoint.info, checkpoint.model, OPSET)
     model = precision.to_fp16(model, x)[0] if form == "fp16" else precision.to_int8(model, x, runtime.CPU)[0]
     model = finish(model, checkpoint, raw=raw, precision=form)

@@ -184,15 +184,15 @@ def test_a_bucket_that_vanishes_stops_a_run_in_one_line(server: None) -> None:
 
 def test_overwriting_leaves_nothing_of_the_old_and_all_of_the_others(run: Run) -> None:
     (run.best / "old").write_bytes(b"old")
-    neighbour = Run(run.path.with_name("mine-2"))
-    neighbour.write(record())
+    neighbor = Run(run.path.with_name("mine-2"))
+    neighbor.write(record())
     folder = run.path.parent
     with pytest.raises(UserError, match=r"Run mine exists already.*--overwrite"):
         runs.create(folder, "mine", "", overwrite=False)
     assert runs.create(folder, None, "mine", overwrite=False).name == "mine-3"
     runs.create(folder, "mine", "", overwrite=True)
     assert keys(run) == []
-    assert keys(neighbour) == ["run.json"]
+    assert keys(neighbor) == ["run.json"]
     (folder / "precious" / "thesis.tex").write_bytes(b"1")
     with pytest.raises(UserError, match="is not a run"):
         runs.create(folder, "precious", "", overwrite=True)

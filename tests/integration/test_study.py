@@ -70,7 +70,7 @@ def test_a_killed_study_goes_on_to_every_number(studied: tuple[Path, dict]) -> N
         (error,) = [n["val_error"] for n in told["networks"] if n["model"] == row["model"]]
         assert (row["seeds"], row["lost"], row["val_error"]["mean"]) == (1, 0, error)
     assert "One seed per network" in told["verdict"]
-    assert "At initialisation in plain14" in told["gradients"]
+    assert "At initialization in plain14" in told["gradients"]
     assert [Path(figure).name for figure in told["figures"]] == [
         "degradation.png", "degradation.svg", "norms.png", "norms.svg",
     ]  # fmt: skip

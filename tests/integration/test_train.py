@@ -178,14 +178,14 @@ def test_two_workers_end_in_the_same_bytes_again(ray_session: None, tmp_path: Pa
 
 
 def validation_error(checkpoint: checkpoints.Checkpoint) -> float:
-    from resnet_ops.data.augment import normalise
+    from resnet_ops.data.augment import normalize
     from resnet_ops.data.sources import open_source
 
     images = open_source("digits").load("val")
     network = checkpoint.info.build_network()
     network.load_state_dict(checkpoint.model)
     with torch.inference_mode():
-        logits = network.eval()(normalise(torch.from_numpy(images.pixels), checkpoint.info.mean, checkpoint.info.std))
+        logits = network.eval()(normalize(torch.from_numpy(images.pixels), checkpoint.info.mean, checkpoint.info.std))
     return float((logits.argmax(1).numpy() != images.labels).mean())
 
 

@@ -60,7 +60,7 @@ def test_the_page_has_the_selected_trial_and_the_reason(page: Page) -> None:
     assert "the highest accuracy of 3 trials" in page.text
 
 
-def test_marks_lie_where_trials_were_and_have_the_colours_of_their_errors(search: Search) -> None:
+def test_marks_lie_where_trials_were_and_have_the_colors_of_their_errors(search: Search) -> None:
     axes, bar = chart_of(search, "landscape").axes
     rows = {label.get_text(): at for at, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
     marks = {tuple(np.round(c.get_offsets()[0], 6)): c for c in axes.collections if len(c.get_facecolor())}
@@ -205,5 +205,5 @@ def test_a_browser_shows_it_in_light_and_dark(search: Search) -> None:
     assert light.console == dark.console == []
     assert light.pixels.mean() > 200
     assert dark.pixels.mean() < 80
-    for screenshot in (light, dark):  # the scale of colours ends in viridis' yellow, in both
+    for screenshot in (light, dark):  # the scale of colors ends in viridis' yellow, in both
         assert (np.abs(screenshot.pixels.astype(int) - (253, 231, 37)).max(axis=2) < 6).sum() > 20

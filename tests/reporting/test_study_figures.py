@@ -20,7 +20,7 @@ def test_norms_have_a_panel_for_each_kind_and_moment_and_the_same_scale_in_a_row
     picture = norms([("gradient", PROFILES), ("response", PROFILES)])
     chart = draw_chart(picture)
     titles = [axes.get_title() for axes in chart.axes[:4]]
-    assert titles == [f"{k}\n{w}" for w in ("at initialisation", "after training") for k in ("plain", "residual")]
+    assert titles == [f"{k}\n{w}" for w in ("at initialization", "after training") for k in ("plain", "residual")]
     assert [axes.lines[0].get_ydata().tolist() for axes in chart.axes[:4]] == [
         pytest.approx([10.0, 10.0, 1.0]),  # geometric over seeds
         pytest.approx([1.0, 2.0, 4.0]),
@@ -30,7 +30,7 @@ def test_norms_have_a_panel_for_each_kind_and_moment_and_the_same_scale_in_a_row
     assert len({axes.get_ylim() for axes in chart.axes[:4]}) == 1
     band = chart.axes[0].collections[0].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == pytest.approx((1.0, 100.0))
-    assert "plain8 at initialisation, gradient: 10 in the first layer, 1 in the last" in picture.alt
+    assert "plain8 at initialization, gradient: 10 in the first layer, 1 in the last" in picture.alt
 
 
 def test_responses_are_shown_in_order_and_by_size() -> None:
@@ -46,7 +46,7 @@ def test_responses_are_shown_in_order_and_by_size() -> None:
     assert len(draw_chart(responses(PROFILES[2:3], [])).axes) == 2  # plain networks have no branches
 
 
-def test_shortcuts_have_a_panel_a_depth_and_a_colour_an_option() -> None:
+def test_shortcuts_have_a_panel_a_depth_and_a_color_an_option() -> None:
     networks = [
         (option, NetworkCurves("resnet", depth, [samples.epochs([0.5, final])]))
         for depth, option, final in ((8, "A", 0.3), (8, "B", 0.2), (20, "A", 0.1))
@@ -60,7 +60,7 @@ def test_shortcuts_have_a_panel_a_depth_and_a_colour_an_option() -> None:
     assert thick[0][0].get_color() == thick[1][0].get_color() != thick[0][1].get_color()
 
 
-def test_files_are_the_same_each_time_and_in_colours_that_any_viewer_has() -> None:
+def test_files_are_the_same_each_time_and_in_colors_that_any_viewer_has() -> None:
     picture = responses(PROFILES[2:], PROFILES[3:])
     (png, svg), again = picture.to_files(), picture.to_files()
     assert (png, svg) == again

@@ -30,7 +30,7 @@ def test_degradation_has_means_and_the_spread_of_seeds() -> None:
     assert thin[0].get_ydata().tolist() == pytest.approx([0.35, 0.15, 0.075])  # training error, half of the other
     band = max(plain.collections, key=lambda c: c.get_alpha()).get_paths()[0].get_extents()
     assert (band.y0, band.y1) == pytest.approx((0.1, 0.8))
-    assert thick[1].get_color() == thick[2].get_color() != thick[0].get_color()  # a colour a depth
+    assert thick[1].get_color() == thick[2].get_color() != thick[0].get_color()  # a color a depth
     assert thick[1].get_marker() == thick[2].get_marker() != thick[0].get_marker()
     assert plain.get_ylim() == residual.get_ylim()
     assert plain.get_xlim() == residual.get_xlim()

@@ -83,7 +83,7 @@ def test_gradients_vanish_grow_or_neither() -> None:
         ]
     )
     text = verdict.gradients(groups)
-    assert "At initialisation in plain56 1e-06, vanishing; in resnet56 3, neither vanishing" in text
+    assert "At initialization in plain56 1e-06, vanishing; in resnet56 3, neither vanishing" in text
     grown = group_networks(seeds("plain56", [0.1, 0.1], [0.1, 0.1], layers=layers(1e6, 1.0)))
     assert "1e+06 (1e+06 to 1e+06), exploding" in verdict.gradients(grown)
     assert verdict.gradients(group_networks([network("plain20", 0.1, 0.1)])) == ""
