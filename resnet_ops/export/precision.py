@@ -30,6 +30,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime
 from resnet_ops.export.metadata import IMAGES
+from resnet_ops.machine import saturates_int8
 
 CALIBRATION_IMAGES, CHOICE_IMAGES = 512, 512
 BATCH = 32
@@ -235,6 +236,8 @@ def _quantize(prepared: Path, file: Path, x: np.ndarray, method: CalibrationMeth
         per_channel=True,
         activation_type=activations,
         weight_type=QuantType.QInt8,
+        # 7 bits: 8 saturate at int16 here, which moved the mean logit by 3.6 % where these move it by 0.4 % (ResNet-8).
+        reduce_range=activations == QuantType.QUInt8 and saturates_int8(),
         calibrate_method=method,
         extra_options=extra,
     )
