@@ -113,8 +113,8 @@ class StudyProgress(SearchProgress):
         at_once = min(slots.max_concurrent, record.planned, record.config.max_concurrent or slots.max_concurrent)
         report_milestone("created")
         err.print(
-            f"[bold]{record.planned} trainings[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
-            f"{data.val_images:,} validation images), {record.epochs} epochs each: {networks}; "
+            f"[bold]{record.planned} training runs[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training "
+            f"and {data.val_images:,} validation images), {record.epochs} epochs each: {networks}; "
             f"{seeds} seed{'s' if seeds > 1 else ''}; {at_once} at once on {slots.device}; "
             f"study [bold]{escape(search.run.name)}[/]",
             soft_wrap=True,

@@ -82,7 +82,7 @@ def resume(
         runs_dir: Folder that holds it.
         name: The study.
         study: Which study it is.
-        nodes: Machines to run the trainings on from now on.
+        nodes: Nodes to run on from now on.
         changes: Options of where it runs that differ from now on.
         observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.

@@ -104,7 +104,7 @@ def failures(networks: Sequence[Network]) -> str:
     sentences = []
     for model, count in Counter(network.model for network in failed).items():
         reasons = dict.fromkeys(network.reason.rstrip(".") for network in failed if network.model == model)
-        sentences.append(f"{count} of {total[model]} trainings of {model} failed: {'; '.join(reasons)}.")
+        sentences.append(f"{count} of {total[model]} training runs of {model} failed: {'; '.join(reasons)}.")
     return " ".join(sentences)
 
 

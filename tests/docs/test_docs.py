@@ -70,7 +70,7 @@ def test_what_is_done_from_python_works(tmp_path: Path, monkeypatch: pytest.Monk
     assert names["raw"].validated
     assert names["verified"].validated
     assert names["search"].best.val_accuracy > 0
-    assert names["found"].failed == 0
+    assert names["result"].failed == 0
     for name in resnet_ops.__all__:
         assert re.search(rf"\b{name}\b", (DOCS / "reference/python.md").read_text()), name
 
@@ -83,7 +83,7 @@ def test_the_example_trains_exports_and_predicts(
     names = runpy.run_path(str(DOCS / "examples/train_export_predict.py"))
     assert names["exported"].validated
     assert "PASS" in capsys.readouterr().out
-    assert names["found"].images == 10
+    assert names["predicted"].images == 10
 
 
 def test_pages_are_made_of_every_command_and_option() -> None:

@@ -62,7 +62,8 @@ def test_one_seed_and_failures_are_reported() -> None:
     assert [(g.model, len(g.networks), g.lost) for g in groups] == [("plain20", 1, 1), ("plain56", 1, 0)]
     assert "One seed per network" in verdict.degradation(groups, DATA)
     assert verdict.failures(networks) == (
-        "1 of 2 trainings of plain20 failed: The loss is inf. 1 of 1 trainings of plain110 failed: The loss is inf."
+        "1 of 2 training runs of plain20 failed: The loss is inf. "
+        "1 of 1 training runs of plain110 failed: The loss is inf."
     )
     assert verdict.failures(groups[1].networks) == ""
 
