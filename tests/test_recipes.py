@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_ops.config import Recipe
 from resnet_ops.errors import UserError
+from resnet_ops.recipe_config import Recipe
 from resnet_ops.recipes import reading
 from tests.conftest import Ended
 from tests.integration.test_cli import refused

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnet_ops.config import Recipe
+from resnet_ops.recipe_config import Recipe
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: Szegedy et al. 2014, torchvision
 ATTEMPTS = 10

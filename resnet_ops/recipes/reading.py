@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from resnet_ops.config import Recipe, TrainConfig
+from resnet_ops.config import TrainConfig
 from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.recipe_config import Recipe
 from resnet_ops.results import Result
 
 FOLDER = Path(__file__).parent

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from resnet_ops.config import IMAGE_DEFAULTS, DataConfig, TrainConfig
+from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
@@ -16,6 +16,7 @@ from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.shared_storage import probe_nodes
+from resnet_ops.recipe_config import IMAGE_DEFAULTS
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.observer import Observer
 

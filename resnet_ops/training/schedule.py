@@ -2,7 +2,8 @@
 
 import math
 
-from resnet_ops.config import TrainConfig, parse_milestones
+from resnet_ops.config import TrainConfig
+from resnet_ops.recipe_config import parse_milestones
 
 WARM_UP = 0.3  # share of the steps in which the cycle rises
 START = 1 / 25  # of the peak

@@ -12,9 +12,10 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from resnet_ops.config import NetworkConfig, Recipe, TrainConfig
+from resnet_ops.config import NetworkConfig, TrainConfig
 from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.recipe_config import Recipe
 from resnet_ops.tuning.config import TuneConfig
 
 Value = str | int | float | bool

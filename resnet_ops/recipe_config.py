@@ -1,0 +1,210 @@
+"""The options that a recipe may contain: how to train, on whatever data and wherever."""
+
+import functools
+from fractions import Fraction
+from typing import Annotated, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from resnet_ops.config_base import Config, Positive, option
+from resnet_ops.errors import UserError
+
+IMAGE_DEFAULTS = ("crop_padding", "flip")  # options whose defaults depend on the images
+
+
+class Recipe(Config):
+    """The hyperparameters of training, which a recipe holds: the same for any network, images and cluster."""
+
+    epochs: Annotated[Positive, option("Training epochs.", panel="Training", shared=True)] = 30
+    batch_size: Annotated[
+        Positive, option("Images per step (global batch size, over all workers).", panel="Training", shared=True)
+    ] = 128
+    auto_batch: Annotated[
+        bool,
+        option(
+            "Use the largest power of two that fits into 80% of the free memory as --batch-size; --lr is not scaled.",
+            advanced="performance",
+        ),
+    ] = False
+    accumulate: Annotated[
+        Positive,
+        option(
+            "Gradient accumulation steps: micro-batches that each worker splits its share of a batch into, to save "
+            "memory.",
+            advanced="performance",
+        ),
+    ] = 1
+
+    lr: Annotated[float, option("Peak learning rate.", panel="Training", gt=0, allow_inf_nan=False)] = 0.1
+    schedule: Annotated[
+        Literal["one-cycle", "steps", "cosine"],
+        option(
+            "Learning rate schedule: one-cycle (cosine up and down), steps (decay at --milestones) or cosine decay.",
+            advanced="learning rate schedule",
+        ),
+    ] = "one-cycle"
+    milestones: Annotated[
+        str,
+        option(
+            "Fractions of training after which the schedule 'steps' decays the learning rate, such as 0.5,0.75 or "
+            "1/3,2/3.",
+            advanced="learning rate schedule",
+        ),
+    ] = "0.5,0.75"
+    lr_decay: Annotated[
+        float,
+        option(
+            "Factor by which the schedule 'steps' multiplies the learning rate at each milestone.",
+            advanced="learning rate schedule",
+            gt=0,
+            le=1,
+        ),
+    ] = 0.1
+    warmup_steps: Annotated[
+        int,
+        option(
+            "Learning rate warm-up steps of the schedules 'steps' and 'cosine'; 'one-cycle' has its own warm-up.",
+            advanced="learning rate schedule",
+            ge=0,
+        ),
+    ] = 0
+    warmup: Annotated[
+        Literal["linear", "constant"],
+        option(
+            "Warm-up: linear increase to the peak, or constant at a tenth of it (ResNet-110 in the paper).",
+            advanced="learning rate schedule",
+        ),
+    ] = "linear"
+    momentum: Annotated[float, option("SGD momentum.", advanced="optimizer", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, option("Use Nesterov momentum.", advanced="optimizer")] = False
+    weight_decay: Annotated[
+        float, option("Weight decay (L2 penalty).", advanced="optimizer", ge=0, allow_inf_nan=False)
+    ] = 1e-4
+    norm_weight_decay: Annotated[
+        float | None,
+        option(
+            "Weight decay of BatchNorm parameters and biases; by default that of --weight-decay.",
+            advanced="optimizer",
+            ge=0,
+            allow_inf_nan=False,
+        ),
+    ] = None
+    label_smoothing: Annotated[float, option("Label smoothing (0: off).", advanced="optimizer", ge=0, lt=1)] = 0.0
+    clip_grad_norm: Annotated[
+        float, option("Clip gradients to this norm (0: off).", advanced="optimizer", ge=0, allow_inf_nan=False)
+    ] = 0.0
+    ema: Annotated[
+        float,
+        option(
+            "Decay of an exponential moving average (EMA) of the weights, such as 0.999, which is then validated, "
+            "saved and exported (0: off).",
+            advanced="optimizer",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+
+    crop_padding: Annotated[
+        int | None,
+        option(
+            "Data augmentation: pad by this many pixels, then crop at random (0: off); by default an eighth of the "
+            "image size.",
+            advanced="data augmentation",
+            ge=0,
+        ),
+    ] = None
+    flip: Annotated[
+        bool | None,
+        option("Random horizontal flip; by default on, except for digits.", advanced="data augmentation"),
+    ] = None
+    random_resized_crop: Annotated[
+        bool,
+        option(
+            "Crop a random 8% to 100% of the image, with an aspect ratio of 3:4 to 4:3, and resize it; instead of "
+            "--crop-padding.",
+            advanced="data augmentation",
+        ),
+    ] = False
+    cutout: Annotated[
+        int,
+        option("Cutout: size in pixels of a random square to blank (0: off).", advanced="data augmentation", ge=0),
+    ] = 0
+    mixup: Annotated[
+        float,
+        option(
+            "MixUp: alpha of the Beta distribution (0: off).",
+            advanced="data augmentation",
+            ge=0,
+            allow_inf_nan=False,
+        ),
+    ] = 0.0
+    cutmix: Annotated[
+        float,
+        option(
+            "CutMix: alpha of the Beta distribution (0: off); with --mixup, each batch gets one of the two.",
+            advanced="data augmentation",
+            ge=0,
+            allow_inf_nan=False,
+        ),
+    ] = 0.0
+
+    zero_init_residual: Annotated[bool, option("Zero-initialize each block's last BatchNorm.", advanced="model")] = (
+        False
+    )
+    sync_batchnorm: Annotated[
+        bool, option("Synchronize BatchNorm statistics across workers (GPUs only).", advanced="model")
+    ] = False
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        option(
+            "Training precision; bf16 is mixed precision (autocast). auto: bf16 on GPUs that support it, else fp32.",
+            advanced="performance",
+        ),
+    ] = "auto"
+    channels_last: Annotated[bool, option("Use the channels-last (NHWC) memory format.", advanced="performance")] = True
+    fused: Annotated[bool, option("Use the fused optimizer kernel.", advanced="performance")] = True
+    compile: Annotated[
+        Literal["off", "default", "reduce-overhead", "max-autotune"],
+        option(
+            "torch.compile mode; compiling delays the first step. reduce-overhead uses CUDA graphs.",
+            advanced="performance",
+        ),
+    ] = "off"
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_are_shares(cls, milestones: str) -> str:
+        try:
+            shares = parse_milestones(milestones)
+        except (ValueError, ZeroDivisionError):
+            shares = ()
+        if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
+            raise ValueError("must be increasing fractions of training between 0 and 1, such as 0.5,0.75 or 1/3,2/3")
+        return milestones
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> Self:
+        if self.accumulate > self.batch_size and not self.auto_batch:
+            raise UserError(
+                f"--accumulate {self.accumulate} splits a batch of {self.batch_size} images into more micro-batches "
+                "than images.",
+                f"Use at most {self.batch_size}.",
+            )
+        if self.warmup_steps and self.schedule == "one-cycle":
+            raise UserError(
+                f"--warmup-steps {self.warmup_steps}: the one-cycle schedule includes its own warm-up.",
+                "Remove it, or use --schedule steps or cosine.",
+            )
+        if self.nesterov and not self.momentum:
+            raise UserError("--nesterov needs a momentum.", "Use --momentum 0.9, or remove --nesterov.")
+        return self
+
+
+@functools.cache
+def parse_milestones(milestones: str) -> tuple[Fraction, ...]:
+    """Return the fractions written as `0.5,0.75` or `1/3,2/3`, exactly.
+
+    Raises:
+        ValueError, ZeroDivisionError: It is not a list of fractions.
+    """
+    return tuple(Fraction(share) for share in milestones.split(","))
