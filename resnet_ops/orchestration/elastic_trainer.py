@@ -1,20 +1,18 @@
-"""Ray Train's TorchTrainer with policies of our own for where workers run and which failures they survive.
+"""Ray Train's TorchTrainer with a policy of our own for where workers run.
 
 Ray at best spreads workers, and waits for ever for room; here each is pinned to a node that had room a moment ago,
-again after each failure. Ray restarts after any exception, even one that will recur; here only the loss of a worker or
-a node leads to a restart. What counts as a loss is in `worker_loss`.
+again after each failure. Which failures lead to a restart is decided in `worker_loss`.
 """
 
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.train.v2.api.callback import RayTrainCallback
-from ray.train.v2.api.config import FailureConfig, ScalingConfig
-from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from resnet_ops.errors import WORK_FAILED
@@ -24,8 +22,6 @@ from resnet_ops.orchestration.nodes import Node, read_nodes
 from resnet_ops.orchestration.placement import NODE_LABEL, Layout, NoRoomError, Request, explain_refusal, place_workers
 from resnet_ops.orchestration.ray_internals import (
     DatasetsCallback,
-    FailureDecision,
-    FailurePolicy,
     NoopDecision,
     PlacementGroupCleanerCallback,
     ResizeDecision,
@@ -33,19 +29,11 @@ from resnet_ops.orchestration.ray_internals import (
     ScalingDecision,
     ScalingPolicy,
     TrainController,
-    WorkerGroupStartupTimeoutError,
     get_env_vars_to_propagate,
 )
-from resnet_ops.orchestration.worker_loss import LOST, RegroupError, UnusableNodeError, describe_losses, failed_to_start
+from resnet_ops.orchestration.worker_loss import LogEvent, WorkerLossPolicy
 
 ABORT_S = 5.0
-
-
-class LogEvent(Protocol):
-    """Logs, in the controller's process, an event that the user should know of."""
-
-    def __call__(self, message: str, kind: Literal["note", "loss"] = "note", /) -> None:
-        """Log an event; losses are counted."""
 
 
 class ElasticTorchTrainer(TorchTrainer):
@@ -190,46 +178,6 @@ class PinnedScalingPolicy(ScalingPolicy):
 
     def _get_num_workers_for_resource_request(self) -> int:
         return self.scaling_config.max_workers
-
-
-class WorkerLossPolicy(FailurePolicy):
-    """Restarts after the loss of workers, at most `max_failures` times, and after no other failure."""
-
-    def __init__(
-        self, max_failures: int, log_event: LogEvent, exclude_node: Callable[[str], None] = cluster_kv.exclude_node
-    ) -> None:
-        super().__init__(FailureConfig(max_failures=max_failures))
-        self.left, self.log_event, self.exclude_node = max_failures, log_event, exclude_node
-
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Return RETRY for a loss that may be survived, otherwise RAISE."""
-        if isinstance(training_failed_error, PreemptionError):
-            return FailureDecision.RETRY
-        if isinstance(training_failed_error, ControllerError):
-            if isinstance(training_failed_error.controller_failure, WorkerGroupStartupTimeoutError):
-                return FailureDecision.RETRY  # the room was taken meanwhile: place the workers again
-            if not failed_to_start(training_failed_error.controller_failure):
-                return FailureDecision.RAISE
-            lost = "workers that had just been started"
-        else:
-            assert isinstance(training_failed_error, WorkerGroupError)
-            failures = training_failed_error.worker_failures
-            if any(isinstance(failure, RegroupError) for failure in failures.values()):
-                self.log_event("More nodes are available: resuming on them.")
-                return FailureDecision.RETRY
-            if not all(isinstance(failure, LOST) for failure in failures.values()):
-                return FailureDecision.RAISE
-            if unusable := [failure for failure in failures.values() if isinstance(failure, UnusableNodeError)]:
-                for node in {failure.node for failure in unusable}:
-                    self.exclude_node(node)
-                self.log_event(f"Excluded: {unusable[0].reason}")
-                return FailureDecision.RETRY
-            lost = describe_losses(failures)
-        self.left -= 1
-        if self.left < 0:
-            return FailureDecision.RAISE
-        self.log_event(f"Lost: {lost}. Resuming from the last checkpoint ({self.left} more failures allowed).", "loss")
-        return FailureDecision.RETRY
 
 
 def usable_nodes() -> list[Node]:

@@ -1,17 +1,24 @@
-"""Failures of workers: which of them are losses that training recovers from, and how they are described.
+"""Losses of workers: which failures they are, how many are survived, and how they are described.
 
-What is done about them is decided in `elastic_trainer`.
+Ray restarts workers after any exception, even one that will recur; here only the loss of a worker or a node leads to a
+restart. Where the workers then run is decided in `elastic_trainer`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
 
 from ray.exceptions import RayActorError, RayTaskError
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
+from resnet_ops.orchestration import cluster_kv
 from resnet_ops.orchestration.ray_internals import (
     CollectiveTimeoutError,
+    FailureDecision,
+    FailurePolicy,
     WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
@@ -19,6 +26,13 @@ from resnet_ops.orchestration.ray_internals import (
 # In torch's messages when another worker is gone or silent; gloo and NCCL have no exceptions of their own for it.
 PEER_WORDS = ("gloo", "Gloo", "NCCL", "Connection", "connection", "timed out", "Timed out", "Broken pipe")
 TOO_MANY = "This exceeds --max-failures."
+
+
+class LogEvent(Protocol):
+    """Logs, in the controller's process, an event that the user should know of."""
+
+    def __call__(self, message: str, kind: Literal["note", "loss"] = "note", /) -> None:
+        """Log an event; losses are counted."""
 
 
 class PeerLostError(Exception):
@@ -44,6 +58,46 @@ class RegroupError(Exception):
 
 
 LOST = (*DIED, CollectiveTimeoutError, PeerLostError, UnusableNodeError)
+
+
+class WorkerLossPolicy(FailurePolicy):
+    """Restarts after the loss of workers, at most `max_failures` times, and after no other failure."""
+
+    def __init__(
+        self, max_failures: int, log_event: LogEvent, exclude_node: Callable[[str], None] = cluster_kv.exclude_node
+    ) -> None:
+        super().__init__(FailureConfig(max_failures=max_failures))
+        self.left, self.log_event, self.exclude_node = max_failures, log_event, exclude_node
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Return RETRY for a loss that may be survived, otherwise RAISE."""
+        if isinstance(training_failed_error, PreemptionError):
+            return FailureDecision.RETRY
+        if isinstance(training_failed_error, ControllerError):
+            if isinstance(training_failed_error.controller_failure, WorkerGroupStartupTimeoutError):
+                return FailureDecision.RETRY  # the room was taken meanwhile: place the workers again
+            if not failed_to_start(training_failed_error.controller_failure):
+                return FailureDecision.RAISE
+            lost = "workers that had just been started"
+        else:
+            assert isinstance(training_failed_error, WorkerGroupError)
+            failures = training_failed_error.worker_failures
+            if any(isinstance(failure, RegroupError) for failure in failures.values()):
+                self.log_event("More nodes are available: resuming on them.")
+                return FailureDecision.RETRY
+            if not all(isinstance(failure, LOST) for failure in failures.values()):
+                return FailureDecision.RAISE
+            if unusable := [failure for failure in failures.values() if isinstance(failure, UnusableNodeError)]:
+                for node in {failure.node for failure in unusable}:
+                    self.exclude_node(node)
+                self.log_event(f"Excluded: {unusable[0].reason}")
+                return FailureDecision.RETRY
+            lost = describe_losses(failures)
+        self.left -= 1
+        if self.left < 0:
+            return FailureDecision.RAISE
+        self.log_event(f"Lost: {lost}. Resuming from the last checkpoint ({self.left} more failures allowed).", "loss")
+        return FailureDecision.RETRY
 
 
 def is_peer_error(error: BaseException) -> bool:

@@ -6,13 +6,18 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, NCCLHangError, WorkerGroupError
 
 from resnet_ops.errors import PausedError, UserError
-from resnet_ops.orchestration.elastic_trainer import WorkerLossPolicy
 from resnet_ops.orchestration.ray_internals import (
     FailureDecision,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
 )
-from resnet_ops.orchestration.worker_loss import PeerLostError, RegroupError, UnusableNodeError, explain_failure
+from resnet_ops.orchestration.worker_loss import (
+    PeerLostError,
+    RegroupError,
+    UnusableNodeError,
+    WorkerLossPolicy,
+    explain_failure,
+)
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 DIED, SILENT = ActorDiedError(), PeerLostError("Connection closed by peer")
