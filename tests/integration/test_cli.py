@@ -19,6 +19,7 @@ from resnet_ops.machine import cores
 from resnet_ops.training import job
 from tests.conftest import COMMAND, Ended, command
 from tests.data.samples import noise, write_parquet
+from tests.json_keys import assert_keys
 
 Cli = Callable[..., Ended]
 
@@ -250,6 +251,7 @@ def test_doctor_examines_by_doing(tmp_path: Path) -> None:
     ended = command("doctor", "--json", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     (line,) = ended.stdout.splitlines()
+    assert_keys("doctor", json.loads(line))
     findings = {finding["name"]: finding for finding in json.loads(line)["findings"]}
     assert findings["Ray"]["state"] == "ok"
     assert "ran a task" in findings["Ray"]["found"]

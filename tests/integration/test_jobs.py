@@ -23,6 +23,7 @@ import pytest
 
 from tests.conftest import COMMAND, Ended
 from tests.integration.test_cli import refused
+from tests.json_keys import assert_keys
 from tests.processes import descendants, parent_of
 from tests.waiting import wait_for
 
@@ -184,6 +185,10 @@ def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Ca
     assert job["status"] == "SUCCEEDED"
     assert job["run"] == told["name"]
     assert json.loads(last_line_of_a_log_closed_early(cluster, job["job_id"]))["run_dir"] == told["run_dir"]
+    assert_keys("train as a job", told)
+    assert_keys("jobs list", cluster.ask("jobs", "list", "--json").json | {"jobs": [job]})
+    for command in ("logs", "stop"):
+        assert_keys(f"jobs {command}", cluster.ask("jobs", command, job["job_id"], "--json").json)
 
 
 def last_line_of_a_log_closed_early(cluster: Cluster, job_id: str) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import COMMAND, command
+from tests.json_keys import assert_keys
 from tests.waiting import wait_for
 
 MARK = "RESNET_OPS_LOCAL_CLUSTER"
@@ -37,6 +38,7 @@ def up(home: dict[str, str]) -> dict[str, Any]:
     ended = command("cluster", "up", "--nodes", 2, "--json", env=home)
     assert ended.returncode == 0, ended.stderr
     result: dict[str, Any] = json.loads(ended.stdout)
+    assert_keys("cluster up", result)
     return result
 
 
@@ -86,6 +88,7 @@ def test_nobody_gets_in_without_the_token(home: dict[str, str], up: dict[str, An
 
 def test_status_shows_the_nodes_and_what_fits(home: dict[str, str], up: dict[str, Any]) -> None:
     seen = status(home)
+    assert_keys("cluster status", seen)
     assert seen["address"] == up["address"]
     assert [(n["name"], n["cpus"], n["free_cpus"], n["state"]) for n in seen["nodes"]] == [
         ("head", 0, 0, "alive"),
@@ -161,6 +164,7 @@ def test_down_ends_this_cluster_and_nothing_else(home: dict[str, str], up: dict[
     ended = command("cluster", "down", "--json", env=home)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == {"ended": True, "address": up["address"], "nodes": 2}
+    assert_keys("cluster down", json.loads(ended.stdout))
     assert traces(up["folder"]) == []
     assert not Path(up["folder"]).exists()
     assert not Path(home["RAY_TMPDIR"], "ray", "ray_current_cluster").exists()
@@ -169,6 +173,7 @@ def test_down_ends_this_cluster_and_nothing_else(home: dict[str, str], up: dict[
     bystander.wait()
     again = command("cluster", "down", "--json", env=home)
     assert (again.returncode, json.loads(again.stdout)["ended"]) == (0, False)
+    assert_keys("cluster down again", json.loads(again.stdout))
 
 
 def test_status_without_a_cluster_says_so(home: dict[str, str]) -> None:

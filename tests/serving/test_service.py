@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import COMMAND, DigitFiles, Ended
+from tests.json_keys import assert_keys
 from tests.waiting import wait_for
 
 Cli = Callable[..., Ended]
@@ -73,6 +74,7 @@ def service(digit_files: DigitFiles) -> Iterator[Service]:
     line = process.stdout.readline()
     if not line:
         pytest.fail(process.stderr.read())
+    assert_keys("serve", json.loads(line))
     yield Service(process, json.loads(line))
     process.terminate()
     process.wait(60)
