@@ -75,12 +75,17 @@ class UpdateThread:
         self.update = update
         self.condition = threading.Condition()
         self.pending: dict[Path, bool] = {}
+        self.ended: set[Path] = set()
         self.closed = False
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)  # one that hangs can be abandoned
 
     def put(self, run: Path, ended: bool) -> None:
-        """Enter a run that has changed; return at once."""
+        """Enter a run that has changed; return at once. Of one that has ended, late changes would open it again."""
         with self.condition:
+            if run in self.ended and not ended:
+                return
+            if ended:
+                self.ended.add(run)
             self.pending[run] = ended or self.pending.get(run, False)
             self.condition.notify()
 

@@ -1,4 +1,4 @@
-"""Keys of what commands print with `--json`; those of clusters, jobs, serve and doctor are asserted by their own tests."""
+"""Keys of what commands print with `--json`; those of clusters, jobs, serve and doctor are in their own tests."""
 
 from collections.abc import Callable
 from pathlib import Path
