@@ -1,1 +1,1 @@
-"""Training: `loop` is one process's work, `worker` what a cluster adds, `job` runs and follows it."""
+"""Training: `trainer` is the loop, `worker` one process of it, `job` the command that trains or resumes a run."""
