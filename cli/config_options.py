@@ -77,11 +77,12 @@ def options_of(*configs: type[Config] | Part, arguments: Collection[str] = ()) -
     owners: dict[str, type[Config]] = {}
     parameters: list[tuple[Declaration, inspect.Parameter]] = []
     for each in configs:
-        config, names = each if isinstance(each, tuple) else (each, declarations(each))
-        for name in names:
+        config = each[0] if isinstance(each, tuple) else each
+        declared = declarations(config)
+        for name in each[1] if isinstance(each, tuple) else declared:
             if name not in owners:
-                owners[name], declaration = config, declarations(config)[name]
-                parameters.append((declaration, _parameter(config, name, declaration, name in arguments)))
+                owners[name] = config
+                parameters.append((declared[name], _parameter(config, name, declared[name], name in arguments)))
 
     def rank(declared: tuple[Declaration, inspect.Parameter]) -> tuple[bool, int]:
         panel = declared[0].panel
