@@ -56,6 +56,5 @@ def report(
 
 
 def _find(runs_dir: Path, name: str) -> Run:
-    path = files.to_path(name).expanduser()
-    files.check_reachable(path)
-    return Run(path) if files.is_file(path / "run.json") else library.find(runs_dir, name)
+    files.check_reachable(files.to_path(name).expanduser())
+    return library.find_or_open(runs_dir, name)

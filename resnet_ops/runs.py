@@ -232,6 +232,16 @@ def find(runs_dir: Path, name: str) -> Run:
     return Run(runs_dir / check_run_name(name))
 
 
+def find_or_open(runs_dir: Path, name: str) -> Run:
+    """Return the run whose folder `name` is, or else the one that is called so.
+
+    Raises:
+        UserError: As `find`.
+    """
+    run = Run(files.to_path(name).expanduser())
+    return run if files.is_file(run.record_file) else find(runs_dir, name)
+
+
 def in_folder(runs_dir: Path) -> list[Run]:
     """Return all runs in `runs_dir`, the newest first.
 

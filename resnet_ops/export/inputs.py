@@ -80,7 +80,7 @@ def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
         is_run = files.is_file(owner.record_file)
         folder = owner.export if is_run else path.absolute().parent
         return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), owner if is_run else None, folder)
-    run = Run(path) if files.is_file(path / "run.json") else runs.find(runs_dir, name)
+    run = runs.find_or_open(runs_dir, name)
     run.read()
     checkpoint, refused = checkpoints.read_best(run)
     for reason in refused:
