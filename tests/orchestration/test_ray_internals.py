@@ -77,7 +77,8 @@ def part(name: str) -> Any:
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_what_is_called_takes_what_it_took(name: str) -> None:
-    parameters = " ".join(inspect.signature(part(name)).parameters)
+    # Ray adds _ray_trace_ctx to a class in place as soon as this process makes an actor of it.
+    parameters = " ".join(name for name in inspect.signature(part(name)).parameters if name != "_ray_trace_ctx")
     assert parameters == SIGNATURES[name], (
         f"Ray {ray.__version__}: {name} takes ({parameters}), it took ({SIGNATURES[name]})"
     )
