@@ -159,21 +159,24 @@ def tutorial(work: Work) -> None:
 
 def bare(work: Work) -> None:
     """The fastest plain loop: the step and the augmentation of resnet-ops, nothing watched, nothing kept."""
-    from resnet_ops.data.augment import crop_and_flip, normalize
+    from resnet_ops.data.augment import Augmentation, Normalizer
 
     torch.set_num_threads(cores())
     device, network = work.device, work.network().to(memory_format=torch.channels_last)
     splits = [tuple(torch.from_numpy(a).to(device) for a in work.arrays(split)) for split in ("train", "test")]
     (pixels, labels), validation = splits
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    generator = torch.Generator().manual_seed(0)
+    generator, normalizer = torch.Generator().manual_seed(0), Normalizer(MEAN, STD, device)
+    side = pixels.shape[1]
+    augmentation = Augmentation(side // 8, flip=True)
     steps = len(labels) // work.batch_size
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(labels), generator=generator).to(device)
         for chosen in order[: steps * work.batch_size].split(work.batch_size):
-            cropped = crop_and_flip(pixels[chosen], pixels.shape[1] // 8, True, generator)
-            yield normalize(cropped, MEAN, STD), labels[chosen]
+            draws = augmentation.draw(len(chosen), (side, side), generator)
+            sent = {name: drawn.to(device, non_blocking=True) for name, drawn in draws.items()}
+            yield augmentation(pixels[chosen], labels[chosen], sent, normalizer)
 
     for _ in range(work.epochs):
         network.train()
@@ -184,7 +187,7 @@ def bare(work: Work) -> None:
             optimizer.step()
             optimizer.zero_grad()
         whole = zip(*(tensor.split(500) for tensor in validation), strict=True)
-        validate(network, ((normalize(x, MEAN, STD), y) for x, y in whole), device)
+        validate(network, ((normalizer(x), y) for x, y in whole), device)
 
 
 def lightning(work: Work) -> None:

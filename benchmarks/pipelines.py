@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from resnet_ops.data.augment import crop_and_flip, normalize
+from resnet_ops.data.augment import Augmentation, Normalizer
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PIL, V2, OURS = "PIL transforms, image by image", "torchvision v2 on tensors, image by image", "resnet-ops, by batch"
@@ -50,11 +50,16 @@ def pipelines(side: int) -> dict[str, Pipeline]:
             v2.Normalize(MEAN, STD),
         ]
     )
-    generator = torch.Generator().manual_seed(0)
+    generator, labels = torch.Generator().manual_seed(0), torch.zeros(BATCHES[side][0], dtype=torch.int64)
+    augmentation, normalizer = Augmentation(side // 8, flip=True), Normalizer(MEAN, STD, torch.device("cpu"))
+
+    def ours(x: Tensor) -> Tensor:
+        return augmentation(x, labels[: len(x)], augmentation.draw(len(x), (side, side), generator), normalizer)[0]
+
     return {
         PIL: lambda x: torch.stack([by_pil(Image.fromarray(one)) for one in x.numpy()]),
         V2: lambda x: torch.stack([by_v2(one) for one in x.permute(0, 3, 1, 2)]),
-        OURS: lambda x: normalize(crop_and_flip(x, side // 8, True, generator), MEAN, STD),
+        OURS: ours,
     }
 
 

@@ -164,12 +164,28 @@ class Recipe(Config):
     channels_last: Annotated[bool, option("Use the channels-last (NHWC) memory format.", advanced="performance")] = True
     fused: Annotated[bool, option("Use the fused optimizer kernel.", advanced="performance")] = True
     compile: Annotated[
-        Literal["off", "default", "reduce-overhead", "max-autotune"],
+        Literal["off", "default", "max-autotune"],
+        option("torch.compile mode; compiling delays the first step.", advanced="performance"),
+    ] = "off"
+    cuda_graph: Annotated[
+        Literal["auto", "on", "off"],
         option(
-            "torch.compile mode; compiling delays the first step. reduce-overhead uses CUDA graphs.",
+            "Capture each step in a CUDA graph, so that the CPU only replays it; auto: where it can be.",
             advanced="performance",
         ),
-    ] = "off"
+    ] = "auto"
+    deterministic: Annotated[
+        bool,
+        option(
+            "On GPUs, use deterministic algorithms: the same seed gives the same weights to the bit, slower.",
+            advanced="performance",
+        ),
+    ] = False
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _graphs_are_captured_here(cls, mode: object) -> object:
+        return "default" if mode == "reduce-overhead" else mode  # of earlier versions
 
     @field_validator("milestones")
     @classmethod

@@ -2,12 +2,15 @@
 
 Shapes: N images, H height, W width, C channels, S side of a training image, K classes. Batches
 come in as (N, H, W, C) and leave as (N, C, H, W) in channels_last memory, which on a CPU trains
-1.25 times as fast as NCHW. Random numbers are drawn on the CPU: the same generator gives the same
-images on every device.
+1.25 times as fast as NCHW.
+
+Random numbers are drawn on the CPU, so that the same generator gives the same images on every device, and apart from
+the pixels: a batch's are a few small tensors of fixed shapes, which are drawn and sent for many batches at once. What
+is done to the pixels follows from tensors on the device alone, so that CUDA can capture it in a graph.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +22,7 @@ from resnet_ops.recipe_config import Recipe
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: Szegedy et al. 2014, torchvision
 ATTEMPTS = 10
+Draws = Mapping[str, Tensor]  # the random numbers of a batch, by name
 MAX_GATHER_PIXELS = 40 * 40  # of an image, up to which one gather of a batch is faster than a copy of each image
 
 
@@ -60,91 +64,148 @@ class Augmentation:
             side=side,
         )
 
-    def __call__(
-        self, x: Tensor, y: Tensor, mean: Sequence[float], std: Sequence[float], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, images: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
+        """Draw the random numbers of a batch.
+
+        Args:
+            images: N.
+            size: H and W of the images that come in.
+            generator: A CPU generator.
+
+        Returns:
+            CPU tensors, whose names and shapes depend on the augmentation and N alone.
+        """
+        draws: dict[str, Tensor] = {}
+        if self.random_resized_crop:
+            draws |= draw_boxes(images, *size, self.flip, generator)
+        elif self._crops(size):
+            draws |= draw_crops(images, size, self.output_size(size), self.crop_padding, self.flip, generator)
+        if self.cutout:
+            draws |= draw_squares(images, self.output_size(size), self.cutout, generator)
+        if self.mixup or self.cutmix:
+            draws |= draw_mixing(self.mixup, self.cutmix, self.output_size(size), generator)
+        return draws
+
+    def __call__(self, x: Tensor, y: Tensor, draws: Draws, normalizer: "Normalizer") -> tuple[Tensor, Tensor]:
         """Augment and normalize a batch.
 
         Args:
             x: (N, H, W, C) uint8.
             y: (N,) int64.
-            mean: Per channel, of pixels from 0 to 1.
-            std: Per channel, of the same scale.
-            generator: A CPU generator.
+            draws: The batch's random numbers, on the same device.
+            normalizer: That of the dataset.
 
         Returns:
             (N, C, S, S) float32, channels_last, and labels: (N,) int64, or (N, K) float32 where
             images are mixed.
         """
+        came_in = (x.shape[1], x.shape[2])
+        size = self.output_size(came_in)
         if self.random_resized_crop:
-            size = (self.side or x.shape[1], self.side or x.shape[2])
-            x = random_resized_crop(x, size, self.flip, generator)
-        elif self.crop_padding or self.flip or self.side not in (None, x.shape[1]):
-            x = crop_and_flip(x, self.crop_padding, self.flip, generator, self.side)
-        x = normalize(x, mean, std)
+            x = random_resized_crop(x, draws["boxes"], draws["mirrored"], size)
+        elif self._crops(came_in):
+            x = crop_and_flip(x, draws["corners"], draws["mirrored"], self.crop_padding, size)
+        x = normalizer(x)
         if self.cutout:
-            x = cutout(x, self.cutout, generator)
+            x = cutout(x, draws["squares"], self.cutout)
         if self.mixup or self.cutmix:
-            soft = F.one_hot(y, self.classes).to(x.dtype)
-            use_mixup = bool(self.mixup) and not (self.cutmix and torch.rand(1, generator=generator) < 0.5)
-            return mixup(x, soft, self.mixup, generator) if use_mixup else cutmix(x, soft, self.cutmix, generator)
+            return mix(x, F.one_hot(y, self.classes).to(x.dtype), draws)
         return x, y
 
+    def _crops(self, size: tuple[int, int]) -> bool:
+        return bool(self.crop_padding or self.flip or self.side not in (None, size[0]))
 
-def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generator, side: int | None = None) -> Tensor:
-    """Pad with black, crop at random, mirror half of the images (He et al. 2015, sec. 4.2).
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the augmented images, of those that come in."""
+        return size if self.side is None else (self.side, self.side)
+
+
+def draw_crops(
+    n: int, size: tuple[int, int], crop: tuple[int, int], padding: int, flip: bool, generator: torch.Generator
+) -> Draws:
+    """Draw the corners of random crops, and which of them are mirrored.
+
+    Args:
+        n: N.
+        size: H and W.
+        crop: Height and width of the crops, at most those of the images and their padding.
+        padding: Pixels added on each side.
+        flip: Whether to mirror half of the images.
+        generator: A CPU generator.
+
+    Returns:
+        `corners` (N, 2) int64, top and left in the padded images, and `mirrored` (N,) bool.
+    """
+    tops = torch.randint(0, size[0] - crop[0] + 2 * padding + 1, (n, 1), generator=generator)
+    lefts = torch.randint(0, size[1] - crop[1] + 2 * padding + 1, (n, 1), generator=generator)
+    mirrored = torch.rand(n, 1, generator=generator) < (0.5 if flip else 0.0)
+    return {"corners": torch.cat((tops, lefts), 1), "mirrored": mirrored[:, 0]}
+
+
+def crop_and_flip(x: Tensor, corners: Tensor, mirrored: Tensor, padding: int, size: tuple[int, int]) -> Tensor:
+    """Pad with black, crop, mirror some (He et al. 2015, sec. 4.2).
 
     Args:
         x: (N, H, W, C) uint8.
+        corners: (N, 2) int64, see `draw_crops`.
+        mirrored: (N,) bool.
         padding: Pixels added on each side.
-        flip: Whether to mirror.
-        generator: A CPU generator.
-        side: Pixels a side of the crops, at most those of `x` and its padding; None for the size of `x`.
+        size: Height and width of the crops.
 
     Returns:
-        (N, S, S, C) uint8, or (N, H, W, C) without `side`.
+        (N, *size, C) uint8.
     """
     n, h, w, c = x.shape
-    high, wide = side or h, side or w
-    tops = torch.randint(0, h - high + 2 * padding + 1, (n, 1), generator=generator)
-    lefts = torch.randint(0, w - wide + 2 * padding + 1, (n, 1), generator=generator)
-    mirrored = torch.rand(n, 1, generator=generator) < (0.5 if flip else 0.0)
+    high, wide = size
     padded = F.pad(x, (0, 0, padding, padding, padding, padding))
     if x.device.type == "cpu" and high * wide > MAX_GATHER_PIXELS:
-        draws = zip(padded, tops.flatten().tolist(), lefts.flatten().tolist(), mirrored.flatten().tolist(), strict=True)
-        crops = ((image[top : top + high, left : left + wide], mirror) for image, top, left, mirror in draws)
-        return torch.stack([crop.flip(1) if mirror else crop for crop, mirror in crops])
-    rows = torch.arange(high) + tops
-    columns = torch.where(mirrored, torch.arange(wide - 1, -1, -1), torch.arange(wide)) + lefts
+        crops = (
+            image[top : top + high, left : left + wide]
+            for image, (top, left) in zip(padded, corners.tolist(), strict=True)
+        )
+        return torch.stack(
+            [crop.flip(1) if mirror else crop for crop, mirror in zip(crops, mirrored.tolist(), strict=True)]
+        )
+    rows, columns = torch.arange(high, device=x.device), torch.arange(wide, device=x.device)
+    rows = rows + corners[:, :1]
+    columns = torch.where(mirrored[:, None], columns.flip(0), columns) + corners[:, 1:]
     stride = w + 2 * padding
-    first = torch.arange(n)[:, None, None] * ((h + 2 * padding) * stride)
+    first = torch.arange(n, device=x.device)[:, None, None] * ((h + 2 * padding) * stride)
     # One gather of whole pixels: 3 times as fast as indexing rows and columns, 94,000 images/s a core at 32x32.
     pixels = (first + rows[:, :, None] * stride + columns[:, None, :]).flatten()
-    return padded.view(-1, c).index_select(0, pixels.to(x.device, non_blocking=True)).view(n, high, wide, c)
+    return padded.view(-1, c).index_select(0, pixels).view(n, high, wide, c)
 
 
-def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator: torch.Generator) -> Tensor:
-    """Crop 8 to 100% of each image, 3:4 to 4:3, resize it, mirror half of them (Szegedy et al. 2014).
+def draw_boxes(n: int, h: int, w: int, flip: bool, generator: torch.Generator) -> Draws:
+    """Draw the boxes of random resized crops, 8 to 100% of each image, 3:4 to 4:3, and which of them are mirrored.
+
+    Returns:
+        `boxes` (N, 4) float32: top, left, height and width in pixels, and `mirrored` (N,) bool.
+    """
+    boxes = torch.stack(_random_boxes(n, h, w, generator), 1).to(torch.float32)
+    mirrored = torch.rand(n, 1, 1, generator=generator)[:, 0, 0] < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
+    return {"boxes": boxes, "mirrored": mirrored}
+
+
+def random_resized_crop(x: Tensor, boxes: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop boxes of images and resize them, mirror some (Szegedy et al. 2014).
 
     Resizes as torchvision does by default: bilinear, with antialiasing.
 
     Args:
         x: (N, H, W, C) uint8.
+        boxes: (N, 4) float32, see `draw_boxes`.
+        mirrored: (N,) bool.
         size: Height and width of the images returned.
-        flip: Whether to mirror.
-        generator: A CPU generator.
 
     Returns:
         (N, *size, C) float32, from 0 to 255.
     """
     n, h, w, c = x.shape
-    tops, lefts, heights, widths = _random_boxes(n, h, w, generator)
+    tops, lefts, heights, widths = boxes.to(torch.float64).unbind(1)
     down = resize_weights(tops, heights, h, size[0])
     across = resize_weights(lefts, widths, w, size[1])
-    if flip:
-        mirrored = torch.rand(n, 1, 1, generator=generator) < 0.5
-        across = torch.where(mirrored, across.flip(1), across)
-    down, across = down.to(x.device, non_blocking=True), across.to(x.device, non_blocking=True)
+    across = torch.where(mirrored[:, None, None], across.flip(1), across)
     rows = down.bmm(x.to(torch.float32).view(n, h, w * c)).view(n, size[0], w, c)
     return torch.einsum("nsw,nrwc->nrsc", across, rows).contiguous()
 
@@ -185,55 +246,76 @@ def resize_weights(starts: Tensor, lengths: Tensor, size: int, side: int) -> Ten
     return (weights / weights.sum(2, keepdim=True)).to(torch.float32)
 
 
-def cutout(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def draw_squares(n: int, size: tuple[int, int], side: int, generator: torch.Generator) -> Draws:
+    """Draw squares for `cutout`, whose centers may be any pixel, so that part of one may lie outside.
+
+    Returns:
+        `squares` (N, 2) int64: top and left.
+    """
+    corners = [torch.randint(0, length, (n, 1), generator=generator) - side // 2 for length in size]
+    return {"squares": torch.cat(corners, 1)}
+
+
+def cutout(x: Tensor, squares: Tensor, side: int) -> Tensor:
     """Set a square of each image to 0, its mean once normalized, in place (DeVries and Taylor 2017).
 
-    Its center may be any pixel, so that part of it may lie outside.
-
     Args:
         x: (N, C, H, W) float.
+        squares: (N, 2) int64, see `draw_squares`.
         side: Pixels a side of the square.
-        generator: A CPU generator.
     """
-    n, _, h, w = x.shape
-    tops = torch.randint(0, h, (n, 1), generator=generator) - side // 2
-    lefts = torch.randint(0, w, (n, 1), generator=generator) - side // 2
-    rows, columns = torch.arange(h) - tops, torch.arange(w) - lefts
-    rows, columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-    square = (rows[:, :, None] & columns[:, None, :]).to(x.device, non_blocking=True)
-    return x.masked_fill_(square[:, None], 0)
+    down, across = (_inside(x.shape[2 + axis], squares[:, axis : axis + 1], side) for axis in (0, 1))
+    return x.masked_fill_(down[:, None, :, None] & across[:, None, None, :], 0)
 
 
-def mixup(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Blend each image with the one before it in the batch (Zhang et al. 2017), as torchvision's MixUp.
+def _inside(length: int, starts: Tensor, size: Tensor | int) -> Tensor:
+    """Return which of `length` pixels are within ranges of `size` pixels, (N, length) of (N, 1)."""
+    offsets = torch.arange(length, device=starts.device) - starts
+    return (offsets >= 0) & (offsets < size)
+
+
+def draw_mixing(mixup: float, cutmix: float, size: tuple[int, int], generator: torch.Generator) -> Draws:
+    """Draw how a batch is mixed: by mixup (Zhang et al. 2017) or CutMix (Yun et al. 2019), with both by either.
+
+    As torchvision's MixUp and CutMix draw it.
+
+    Args:
+        mixup: Alpha of the distribution Beta(alpha, alpha) of the share of each image that is kept, or 0.
+        cutmix: Alpha of that of the area that is kept, or 0.
+        size: Height and width of the images.
+        generator: A CPU generator.
+
+    Returns:
+        `pixel_share` and `label_share` () float32, what is kept of each pixel and of the labels, and with CutMix
+        `pasted` (4,) int64, the box within which no pixel is kept: top, left, height and width.
+    """
+    if mixup and not (cutmix and torch.rand(1, generator=generator) < 0.5):
+        shares, box = [_beta(mixup, generator)] * 2, [0] * 4
+    else:
+        h, w = size
+        half = 0.5 * math.sqrt(1 - _beta(cutmix, generator))
+        column, row = (int(torch.randint(length, (1,), generator=generator)) for length in (w, h))
+        left, right = max(column - int(half * w), 0), min(column + int(half * w), w)
+        top, bottom = max(row - int(half * h), 0), min(row + int(half * h), h)
+        shares, box = [1.0, 1 - (right - left) * (bottom - top) / (w * h)], [top, left, bottom - top, right - left]
+    draws = dict(zip(("pixel_share", "label_share"), torch.tensor(shares, dtype=torch.float32), strict=True))
+    return draws | {"pasted": torch.tensor(box)} if cutmix else draws
+
+
+def mix(x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Mix each image with the one before it in the batch.
 
     Args:
         x: (N, C, H, W) float.
         y: (N, K) float: the share of each class.
-        alpha: Of the distribution Beta(alpha, alpha) that the batch's share is drawn from.
-        generator: A CPU generator.
+        draws: See `draw_mixing`.
     """
-    share = _beta(alpha, generator)
-    return _rolled(x).lerp_(x, share), _rolled(y).lerp_(y, share)
-
-
-def cutmix(x: Tensor, y: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Paste a box of the image before it into each image (Yun et al. 2019), as torchvision's CutMix.
-
-    Args:
-        x: (N, C, H, W) float; changed in place.
-        y: (N, K) float: the share of each class.
-        alpha: Of the distribution Beta(alpha, alpha) that the share kept is drawn from.
-        generator: A CPU generator.
-    """
-    h, w = x.shape[2:]
-    half = 0.5 * math.sqrt(1 - _beta(alpha, generator))
-    column, row = (int(torch.randint(size, (1,), generator=generator)) for size in (w, h))
-    left, right = max(column - int(half * w), 0), min(column + int(half * w), w)
-    top, bottom = max(row - int(half * h), 0), min(row + int(half * h), h)
-    box = (..., slice(top, bottom), slice(left, right))
-    x[box] = _rolled(x[box])
-    return x, _rolled(y).lerp_(y, 1 - (right - left) * (bottom - top) / (w * h))
+    kept = draws["pixel_share"]
+    if (box := draws.get("pasted")) is not None:
+        down, across = (_inside(x.shape[2 + axis], box[axis].view(1, 1), box[axis + 2]) for axis in (0, 1))
+        kept = kept.expand(x.shape[2:]).masked_fill(down.view(-1, 1) & across, 0)
+    # With the weights 0 and 1 lerp returns either side to the bit.
+    return _rolled(x).lerp_(x, kept), _rolled(y).lerp_(y, draws["label_share"])
 
 
 def _rolled(rows: Tensor) -> Tensor:
@@ -247,23 +329,41 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
-def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Map pixels to `(x / 255 - mean) / std`.
+class Normalizer:
+    """Maps pixels to `(x / 255 - mean) / std`; its constants are sent to the device once.
 
     Args:
-        x: (N, H, W, C) uint8, or float32, which is changed in place.
         mean: Per channel, of pixels from 0 to 1.
         std: Per channel, of the same scale.
-
-    Returns:
-        (N, C, H, W) float32, channels_last.
+        device: That of the pixels.
     """
-    n, h, w, c = x.shape
-    # Over whole rows of pixels: over the 1 or 3 channels alone it is 4 times as slow on a CPU.
-    scale = (torch.tensor(std, dtype=torch.float32, device=x.device) * 255).repeat(w)
-    shift = (torch.tensor(mean, dtype=torch.float32, device=x.device) * 255).repeat(w)
-    rows = x.reshape(n, h, w * c).to(torch.float32).sub_(shift).div_(scale)
-    return rows.view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        constants = torch.tensor([mean, std], dtype=torch.float32) * 255
+        self.shift, self.scale = constants.to(device)
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalize images.
+
+        Args:
+            x: (N, H, W, C) uint8, or float32, which is changed in place.
+
+        Returns:
+            (N, C, H, W) float32, channels_last.
+        """
+        n, h, w, c = x.shape
+        if w not in self._rows:
+            # Over whole rows of pixels: over the 1 or 3 channels alone it is 4 times as slow on a CPU.
+            self._rows[w] = (self.shift.repeat(w), self.scale.repeat(w))
+        shift, scale = self._rows[w]
+        rows = x.reshape(n, h, w * c).to(torch.float32).sub_(shift).div_(scale)
+        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalize images (N, H, W, C) as a `Normalizer` of these constants does."""
+    return Normalizer(mean, std, x.device)(x)
 
 
 def pixel_statistics(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

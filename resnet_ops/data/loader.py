@@ -4,8 +4,11 @@ The order and the augmentation of every step follow from (seed, epoch, step, ran
 from step to step, so there is none to save and restore. Images that do not fit in memory are read in stream.py.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice, repeat
 from typing import Protocol
 
 import numpy as np
@@ -13,17 +16,25 @@ import torch
 from torch import Tensor
 
 from resnet_ops.data import sampling
-from resnet_ops.data.augment import Augmentation, normalize, pixel_statistics
+from resnet_ops.data.augment import Augmentation, Draws, Normalizer, pixel_statistics
 from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import Source
 from resnet_ops.run_records import BadImage
 
 EVAL_BATCH = 500
+EVAL_BATCH_PIXELS = 2**21  # on a GPU, for which 500 small images are too few
+BLOCK_STEPS = 16  # whose random numbers are drawn and sent at once
+
+Images = tuple[Tensor, Tensor]  # pixels (n, H, W, C) uint8 and labels (n,) int64, on the device
 
 
 class SplitImages(Protocol):
     """One split that batches are taken from, in memory or streamed."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels (N,) int64, on the device."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,8 +50,8 @@ class SplitImages(Protocol):
     def sequential_batches(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
         """Return one rank's share of all rows, ascending, in batches."""
 
-    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pixels (n, H, W, C) uint8 and labels (n,) int64 of each batch of rows, on the device.
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Images]:
+        """Yield the images of each batch of rows.
 
         Where they are read meanwhile, `beat` is called as they come.
         """
@@ -68,6 +79,11 @@ class DeviceImages:
         return cls(pixels, torch.from_numpy(images.labels).to(device))
 
     @property
+    def on_device(self) -> bool:
+        """Whether the pixels are in the device's memory too."""
+        return self.pixels.device == self.labels.device
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
         return self.pixels.shape[1], self.pixels.shape[2]
@@ -78,30 +94,47 @@ class DeviceImages:
         return ()
 
     def shuffled_batches(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
-        """See `SplitImages.shuffled_batches`; the rows are on the device of the pixels."""
-        order = torch.randperm(len(self), generator=generator).to(self.pixels.device)
-        return sampling.rank_batches(order, batch_size, rank, world_size)
+        """See `SplitImages.shuffled_batches`."""
+        return sampling.rank_batches(torch.randperm(len(self), generator=generator), batch_size, rank, world_size)
 
     def sequential_batches(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
-        """See `SplitImages.sequential_batches`; the rows are on the device of the pixels."""
-        batches = sampling.sequential_batches(len(self), batch_size, rank, world_size)
-        return [rows.to(self.pixels.device) for rows in batches]
+        """See `SplitImages.sequential_batches`."""
+        return sampling.sequential_batches(len(self), batch_size, rank, world_size)
 
-    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
-        """See `SplitImages.load_batches`."""
-        return map(self.take, batches)
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Images]:  # noqa: ARG002
+        """See `SplitImages.load_batches`; the rows are on the CPU."""
+        return map(self._load, batches)
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pixels and labels of some images, on the device. `rows` (n,) int64 are on the device of the pixels."""
+    def take(self, rows: Tensor) -> Images:
+        """Gather images whose rows (n,) int64 are on the device, as the pixels are."""
+        return self.pixels.index_select(0, rows), self.labels.index_select(0, rows)
+
+    def _load(self, rows: Tensor) -> Images:
         device = self.labels.device
-        if self.pixels.device == device:
-            return self.pixels.index_select(0, rows), self.labels.index_select(0, rows)
+        if self.on_device:
+            return self.take(rows.to(device))
         picked = torch.empty((len(rows), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
         torch.index_select(self.pixels, 0, rows, out=picked)
         return picked.to(device, non_blocking=True), self.labels.index_select(0, rows.to(device, non_blocking=True))
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some steps of an epoch: what is known of them before their images are there.
+
+    Args:
+        columns: CPU tensors (steps, ...), one row for each step: its random numbers, and the `rows` of its images where
+            the step itself takes them.
+        images: The images of each step, or None for each where the step takes them.
+        steps: Their number.
+    """
+
+    columns: dict[str, Tensor]
+    images: Iterator[Images | None]
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -123,24 +156,68 @@ class Loader:
         """Steps per epoch; images that do not fill a last batch are left out of this epoch."""
         return len(self.train) // self.batch_size
 
-    def train_batches(
-        self, epoch: int, start: int = 0, beat: Callable[[], None] = lambda: None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this rank's share of each batch from step `start` on: (n, C, H, W) float32 and (n,) int64.
+    @property
+    def device(self) -> torch.device:
+        """The device of the batches."""
+        return self.train.labels.device
 
-        Labels are (n, classes) float32 where images are mixed. The ranks' shares of one batch are disjoint, make up the
-        batch, and differ in size by at most one. Where images are read meanwhile, `beat` is called as they come.
+    @property
+    def resident(self) -> DeviceImages | None:
+        """The training images, where a step can take its own by their rows on the device."""
+        return self.train if isinstance(self.train, DeviceImages) and self.train.on_device else None
+
+    @cached_property
+    def normalizer(self) -> Normalizer:
+        """Normalizes the dataset's pixels on the device."""
+        return Normalizer(self.mean, self.std, self.device)
+
+    def blocks(self, epoch: int, start: int = 0, beat: Callable[[], None] = lambda: None) -> Iterator[Block]:
+        """Yield the steps of an epoch from step `start` on, in blocks, for this rank.
+
+        The ranks' shares of one batch are disjoint, make up the batch, and differ in size by at most one. Where images
+        are read meanwhile, `beat` is called as they come.
         """
         batches = self.train.shuffled_batches(self.batch_size, self.rank, self.world_size, _generator(self.seed, epoch))
-        for step, (pixels, labels) in enumerate(self.train.load_batches(batches[start:], beat), start):
-            generator = _generator(self.seed, epoch, step + 1, self.rank)
-            yield self.augmentation(pixels, labels, self.mean, self.std, generator)
+        images = None if self.resident else self.train.load_batches(batches[start:], beat)
+        for first in range(start, len(batches), BLOCK_STEPS):
+            rows = batches[first : first + BLOCK_STEPS]
+            draws = [self._draw(epoch, step, len(each)) for step, each in enumerate(rows, first)]
+            columns = {name: torch.stack([each[name] for each in draws]) for name in draws[0]}
+            if images is None:
+                yield Block(columns | {"rows": torch.stack(rows)}, repeat(None, len(rows)), len(rows))
+            else:
+                yield Block(columns, islice(images, len(rows)), len(rows))
 
-    def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this rank's share of the validation images, in order."""
-        batches = self.val.sequential_batches(EVAL_BATCH, self.rank, self.world_size)
+    def _draw(self, epoch: int, step: int, images: int) -> Draws:
+        return self.augmentation.draw(images, self.train.size, _generator(self.seed, epoch, step + 1, self.rank))
+
+    def batch(self, inputs: Draws, images: Images | None) -> Images:
+        """Return the augmented batch of a step: (n, C, H, W) float32, and (n,) int64 or, mixed, (n, classes) float32.
+
+        Args:
+            inputs: The step's row of each column of its block, on the device.
+            images: Its images; None where they are taken here.
+        """
+        if images is None:
+            assert self.resident is not None
+            images = self.resident.take(inputs["rows"])
+        pixels, labels = images
+        return self.augmentation(pixels, labels, inputs, self.normalizer)
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Images]:
+        """Yield the augmented batches of an epoch from step `start` on."""
+        for block in self.blocks(epoch, start):
+            for step, images in enumerate(block.images):
+                yield self.batch({name: rows[step].to(self.device) for name, rows in block.columns.items()}, images)
+
+    def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[Images]:
+        """Yield this rank's share of the validation images, in order, normalized."""
+        batch_size = EVAL_BATCH
+        if self.device.type == "cuda":
+            batch_size = max(EVAL_BATCH, EVAL_BATCH_PIXELS // math.prod(self.val.size))
+        batches = self.val.sequential_batches(batch_size, self.rank, self.world_size)
         for x, y in self.val.load_batches(batches, beat):
-            yield normalize(x, self.mean, self.std), y
+            yield self.normalizer(x), y
 
 
 def open_loader(

@@ -1,6 +1,9 @@
 """Builds a worker's `Trainer`: network on its device, DistributedDataParallel, compiler, optimizer, EMA."""
 
+import contextlib
 import inspect
+import os
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
+from resnet_ops.errors import UserError
 from resnet_ops.models import zero_init_residual
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.ema import ExponentialMovingAverage
@@ -20,9 +24,18 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
 def build_trainer(
-    config: TrainConfig, network: nn.Module, loader: Loader, group: ProcessGroup, device: torch.device
+    config: TrainConfig,
+    network: nn.Module,
+    loader: Loader,
+    group: ProcessGroup,
+    device: torch.device,
+    log_event: Callable[[str], None] = lambda _: None,
 ) -> Trainer:
-    """Put a fresh network on the device, with its optimizer, ready for the first epoch."""
+    """Put a fresh network on the device, with its optimizer, ready for the first epoch.
+
+    Raises:
+        UserError: Steps have to be captured in a CUDA graph and cannot be.
+    """
     if config.zero_init_residual:
         zero_init_residual(network)
     network = network.to(device)
@@ -31,30 +44,102 @@ def build_trainer(
     if config.sync_batchnorm and group.size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     ema = ExponentialMovingAverage(network, config.ema) if config.ema else None
-    ddp = _distributed(config, network, device) if group.size > 1 and device.type == "cuda" else None
+    ddp = _distributed(config, network, device) if group.size > 1 and _overlaps(config, network, device) else None
     parallel: nn.Module = ddp or network
     if config.compile != "off":
-        parallel = cast("nn.Module", torch.compile(parallel, mode=config.compile))
+        # Its own CUDA graphs would be in the way of that of the whole step.
+        mode = "max-autotune-no-cudagraphs" if config.compile == "max-autotune" else config.compile
+        parallel = cast("nn.Module", torch.compile(parallel, mode=mode))
     totals = torch.zeros(2, dtype=torch.float64, device=device)
-    optimizer = _optimizer(config, network)
-    return Trainer(config, network, parallel, optimizer, loader, group, device, totals, ddp, ema)
+    optimizer = _optimizer(config, network, device)
+    obstacle = obstacle_to_capture(config, group, device, overlaps=ddp is not None)
+    return Trainer(
+        config, network, parallel, optimizer, loader, group, device, totals, ddp, ema, obstacle, log_event=log_event
+    )
+
+
+def obstacle_to_capture(config: TrainConfig, group: ProcessGroup, device: torch.device, overlaps: bool) -> str | None:
+    """Return why steps are not captured in a CUDA graph, in the middle of a sentence; None where they are.
+
+    Args:
+        config: The configuration.
+        group: The workers.
+        device: The device.
+        overlaps: Whether gradients are added up over workers during the backward pass.
+
+    Raises:
+        UserError: They have to be, and cannot.
+    """
+    if device.type != "cuda":
+        obstacle = "training runs on the CPU"
+    elif config.cuda_graph == "off":
+        return "--cuda-graph off"
+    elif not config.fused:
+        obstacle = "--no-fused: only the fused optimizer reads its learning rate on the GPU"
+    elif config.sync_batchnorm and group.size > 1:
+        obstacle = "--sync-batchnorm waits for the other workers within a step"
+    elif overlaps:
+        obstacle = "the gradients of this network are added up over the workers while others are still computed"
+    else:
+        return None
+    if config.cuda_graph == "on":
+        raise UserError(f"--cuda-graph on: {obstacle}.", "Use --cuda-graph auto.")
+    return obstacle
+
+
+@contextlib.contextmanager
+def cuda_algorithms(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Choose algorithms on CUDA for the length of a `with` block: deterministic ones where asked for, else the fastest.
+
+    The fastest are found by cuDNN with the first batch of each shape, and may differ from run to run.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    cudnn_before = cudnn.benchmark, cudnn.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not; read at its first use
+    torch.use_deterministic_algorithms(config.deterministic)
+    cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        cudnn.benchmark, cudnn.deterministic = cudnn_before
+
+
+def _overlaps(config: TrainConfig, network: nn.Module, device: torch.device) -> bool:
+    """Return whether gradients are added up over workers during the backward pass, rather than after it.
+
+    Not where they fit one bucket, of which nothing could overlap: then a step is captured in two parts around the sum.
+    Not with --deterministic, see `ProcessGroup.add_gradients`.
+    """
+    if device.type != "cuda" or config.deterministic:
+        return False
+    if config.sync_batchnorm or config.cuda_graph == "off" or not config.fused:
+        return True
+    return config.cuda_graph == "auto" and _gradients_mb(network) > LARGEST_BUCKET_MB
+
+
+def _gradients_mb(network: nn.Module) -> float:
+    return sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
 
 
 def _distributed(config: TrainConfig, network: nn.Module, device: torch.device) -> nn.parallel.DistributedDataParallel:
     """Wrap the network so that gradients are reduced over the workers while others are still computed."""
-    gradients_mb = sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
     return nn.parallel.DistributedDataParallel(
         network,
         device_ids=[device],
         broadcast_buffers=False,  # BatchNorm statistics are averaged once an epoch instead
         gradient_as_bucket_view=True,
-        bucket_cap_mb=min(max(gradients_mb / BUCKETS, SMALLEST_BUCKET_MB), LARGEST_BUCKET_MB),
+        bucket_cap_mb=min(max(_gradients_mb(network) / BUCKETS, SMALLEST_BUCKET_MB), LARGEST_BUCKET_MB),
         # The same layers in every step. torch knows it neither with no_sync nor with its compiler.
         static_graph=config.accumulate == 1 and config.compile == "off",
     )
 
 
-def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(config: TrainConfig, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     groups: Any = network.parameters()
     if config.norm_weight_decay is not None:  # BatchNorm's weights and all biases are the rows
         weights = [p for p in network.parameters() if p.dim() > 1]
@@ -62,7 +147,7 @@ def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer
         groups = [{"params": weights}, {"params": rows, "weight_decay": config.norm_weight_decay}]
     return without_dynamo(torch.optim.SGD)(
         groups,
-        lr=config.lr,
+        lr=torch.tensor(config.lr, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.nesterov,

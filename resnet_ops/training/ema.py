@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
@@ -21,13 +21,29 @@ class ExponentialMovingAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval()
         self.decay = decay
-        both = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
-        self.own, self.followed = zip(*[pair for pair in both if pair[0].is_floating_point()], strict=True)
+        own_values = self.network.state_dict(keep_vars=True).values()  # the parameters themselves, to be moved
+        both = list(zip(own_values, network.state_dict().values(), strict=True))
+        floats = [pair for pair in both if pair[0].is_floating_point()]
         self.own_counts, self.counts = zip(*[pair for pair in both if not pair[0].is_floating_point()], strict=True)
+        # Both in one row, so that an update is two kernels however many layers there are.
+        self.followed = [_row(value) for _, value in floats]
+        self.row = torch.cat([_row(own) for own, _ in floats])
+        self.latest = torch.empty_like(self.row)
+        for (own, _), part in zip(floats, self.row.split([len(row) for row in self.followed]), strict=True):
+            own.data = part.as_strided(own.shape, own.stride())
+
+    def decay_after(self, step: int) -> float:
+        """Return how much of the average is kept after step `step`, counted from 0 since the training began."""
+        return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Add the weights after step `step`, counted from 0 since the training began."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.own, self.followed, 1 - decay)
+    def update(self, share: Tensor) -> None:
+        """Add the network's weights with the given share ()."""
+        torch.cat(self.followed, out=self.latest)
+        self.row.lerp_(self.latest, share)
         torch._foreach_copy_(self.own_counts, self.counts)
+
+
+def _row(dense: Tensor) -> Tensor:
+    """Return the elements of a dense tensor in the order in which they are stored."""
+    return dense.detach().as_strided((dense.numel(),), (1,))

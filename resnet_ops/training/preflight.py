@@ -60,6 +60,8 @@ def check_training(config: TrainConfig, device: str, source: Source | None = Non
         raise UserError("--fit-all needs images of one size that fit into memory.", "Remove it.")
     if config.sync_batchnorm and device == "cpu":
         raise UserError("--sync-batchnorm needs GPUs: torch does not support it on CPUs.", "Remove it.")
+    if config.cuda_graph == "on" and device == "cpu":
+        raise UserError("--cuda-graph on needs a GPU.", "Use --cuda-graph auto.")
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
     update = {
         "model": architecture.name,

@@ -144,7 +144,7 @@ class TrainingSession:
             in_channels=record.data.channels,
             shortcut=config.shortcut,
         )
-        trainer = build_trainer(config, network, loader, group, device)
+        trainer = build_trainer(config, network, loader, group, device, run.log_event)
         checkpoints = CheckpointStore(run, config.num_to_keep)
         metrics = _resume(trainer, checkpoints)
         schedule = SaveSchedule(group, *config.checkpoint_interval)  # last, as its clock starts

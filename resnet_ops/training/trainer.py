@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.run_records import Epoch
+from resnet_ops.training.capture import Part, StepInputs, StepRunner
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.schedule import learning_rate
@@ -42,7 +43,7 @@ class Trainer:
     """One worker's training: its network, its data, and its position: epochs and steps done.
 
     `network` holds the weights; `parallel` is what is called on a batch: the same network,
-    DistributedDataParallel around it, or either compiled.
+    DistributedDataParallel around it, or either compiled. `obstacle` is why steps are not captured in a CUDA graph.
     """
 
     config: TrainConfig
@@ -55,9 +56,21 @@ class Trainer:
     totals: Tensor  # (2,) float64: this worker's sums of losses and errors in the current epoch
     ddp: nn.parallel.DistributedDataParallel | None = None  # where it reduces the gradients
     ema: ExponentialMovingAverage | None = None
+    obstacle: str | None = "training runs on the CPU"
     beat: Callable[[], None] = lambda: None  # a heartbeat, called at each batch
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the current epoch
+    log_event: Callable[[str], None] = lambda _: None
+    inputs: StepInputs = field(init=False)
+    step_runner: StepRunner = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inputs = StepInputs(self.device)
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        parts = [Part(self.compute_gradients), Part(self.update)]
+        if self.group.size > 1 and not self.ddp:
+            parts.insert(1, Part(self.add_gradients, capturable=False))
+        self.step_runner = StepRunner(parts, self.device, self.obstacle, self.config.cuda_graph == "on", self.log_event)
 
     def run(
         self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool] = lambda _: False
@@ -107,34 +120,50 @@ class Trainer:
         steps, batch_size = self.loader.steps, self.config.batch_size
         first_step, started = self.step, time.perf_counter()
         reported = started
-        for x, y in self.loader.train_batches(self.epoch, first_step, self.beat):
+        for block in self.loader.blocks(self.epoch, first_step, self.beat):
             done = self.epoch * steps + self.step
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = learning_rate(self.config, done, self.config.epochs * steps)
-            if drops:  # seeded by the step, like augmentation, so that a resumed run drops the same
-                torch.manual_seed(hash((self.config.seed, done, self.group.rank)))
-            self.compute_gradients(x, y)
-            if self.config.clip_grad_norm:
-                nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if self.ema:
-                self.ema.update(done)
-            self.step += 1
-            self.beat()
+            self.inputs.load(block.columns | self.schedules(range(done, done + block.steps)))
+            for images in block.images:
+                if drops:  # seeded by the step, like augmentation, so that a resumed run drops the same
+                    torch.manual_seed(hash((self.config.seed, self.epoch * steps + self.step, self.group.rank)))
+                self.inputs.receive(images)
+                self.step_runner()
+                self.step += 1
+                self.beat()
 
-            now = time.perf_counter()
-            if self.step in (first_step + 1, steps) or now - reported > PROGRESS_INTERVAL_S:
-                reported, images = now, (self.step - first_step) * batch_size
-                mean = MeanLoss.of(self.totals, self.step * len(y))  # of this worker's share
-                self.finite(mean.loss, self.step)
-                after_step(Progress(self.epoch + 1, self.step, steps, mean.loss, mean.error, images / (now - started)))
-            if self.step < steps and is_due(self.epoch * steps + self.step):
-                yield None
+                now = time.perf_counter()
+                if self.step in (first_step + 1, steps) or now - reported > PROGRESS_INTERVAL_S:
+                    mean = MeanLoss.of(self.totals, self.step * self.share)
+                    reported = time.perf_counter()
+                    self.finite(mean.loss, self.step)
+                    speed = (self.step - first_step) * batch_size / (reported - started)
+                    after_step(Progress(self.epoch + 1, self.step, steps, mean.loss, mean.error, speed))
+                if self.step < steps and is_due(self.epoch * steps + self.step):
+                    yield None
 
-    def compute_gradients(self, x: Tensor, y: Tensor) -> None:
-        """Run forward and backward on this worker's share, in micro-batches, and sum gradients over workers."""
-        config, micro_batches = self.config, min(self.config.accumulate, len(y))
+    @property
+    def share(self) -> int:
+        """Images of each batch that are this worker's."""
+        return len(range(self.group.rank, self.config.batch_size, self.group.size))
+
+    def schedules(self, steps: range) -> dict[str, Tensor]:
+        """Return what follows from the number of a step, for some steps, counted from 0 since the training began."""
+        total = self.config.epochs * self.loader.steps
+        rates = [learning_rate(self.config, step, total) for step in steps]
+        columns = {"learning_rate": torch.tensor(rates, dtype=self.learning_rate.dtype)}
+        if self.ema:
+            columns["ema_share"] = torch.tensor([1 - self.ema.decay_after(step) for step in steps])
+        return columns
+
+    def compute_gradients(self) -> None:
+        """Run forward and backward on this worker's share of the next batch, in micro-batches.
+
+        The first part of a step, which CUDA captures: all that it reads and writes stays where it is.
+        """
+        self.optimizer.zero_grad()
+        config = self.config
+        x, y = self.loader.batch(self.inputs.row(), self.inputs.images)
+        micro_batches = min(config.accumulate, len(y))
         parts = zip(x.tensor_split(micro_batches), y.tensor_split(micro_batches), strict=True)
         for index, (images, labels) in enumerate(parts, start=1):
             # Gradients are added up over the workers once, with the last micro-batch.
@@ -147,8 +176,21 @@ class Trainer:
                 (loss_sum * ((self.group.size if self.ddp else 1) / config.batch_size)).backward()
             classes = labels if labels.dim() == 1 else labels.argmax(1)
             self.totals += torch.stack((loss_sum.detach(), (logits.detach().argmax(1) != classes).sum()))
-        if self.group.size > 1 and not self.ddp:
-            self.group.add_gradients(self.network)
+
+    def add_gradients(self) -> None:
+        """Add the gradients up over all workers, where DistributedDataParallel does not."""
+        self.group.add_gradients(self.network)
+
+    def update(self) -> None:
+        """Update the weights and their average; the last part of a step, which CUDA captures."""
+        row = self.inputs.row()
+        self.learning_rate.copy_(row["learning_rate"])
+        if self.config.clip_grad_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad_norm)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(row["ema_share"])
+        self.inputs.advance()
 
     def logits(self, network: nn.Module, x: Tensor) -> Tensor:
         """Return the logits (n, classes) float32 of images (n, C, H, W)."""

@@ -26,12 +26,14 @@ import torch.distributed as dist
 from resnet_ops import files
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.formatting import size
 from resnet_ops.orchestration.elastic_trainer import usable_nodes
 from resnet_ops.orchestration.nodes import read_nodes
 from resnet_ops.orchestration.placement import Request, place_workers
 from resnet_ops.orchestration.worker_loss import PeerLostError, RegroupError, UnusableNodeError, is_peer_error
 from resnet_ops.run_records import BadImage, RunRecord
 from resnet_ops.runs import Run
+from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import Trainer
@@ -87,7 +89,7 @@ def run_worker(task: WorkerTask) -> WorkerResult:
     context = ray.train.get_context()
     group = ProcessGroup(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
-    with _explained_errors(record.config.batch_size, group, device):
+    with _explained_errors(record.config.batch_size, group, device), cuda_algorithms(record.config, device):
         if group.rank == 0:
             run.write_progress({"stage": f"Reading {record.config.data}"})
         session = TrainingSession.open(run, record, task.source or _open_the_same(record), group, device)
@@ -110,8 +112,10 @@ def _explained_errors(batch_size: int, group: ProcessGroup, device: torch.device
     try:
         yield
     except torch.OutOfMemoryError as error:
+        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))  # of a paragraph on torch's allocator
+        capacity = size(torch.cuda.get_device_properties(device).total_memory)
         raise UserError(
-            f"The memory of {device} is full: {str(error).splitlines()[0]}",
+            f"The memory of {device}, {capacity}, is full" + (f": {asked[1]} more are needed." if asked else "."),
             f"Try a --batch-size below {batch_size}.",
             exit_code=WORK_FAILED,
         ) from error
@@ -119,6 +123,11 @@ def _explained_errors(batch_size: int, group: ProcessGroup, device: torch.device
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"torch.compile failed: {reason}", "Remove --compile.", WORK_FAILED) from error
+        if unable := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
+            raise UserError(
+                f"--deterministic: {unable[1]}, which this network needs, is not deterministic on GPUs.",
+                "Remove --deterministic, or use another network.",
+            ) from error
         if group.size > 1 and (isinstance(error, dist.DistError) or is_peer_error(error)):
             raise PeerLostError(re.sub(r"\[/\S+\] ", "", str(error))[:200]) from error
         raise

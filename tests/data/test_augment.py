@@ -8,20 +8,29 @@ import torch
 from torchvision.transforms import RandomResizedCrop, v2
 
 from resnet_ops.data import augment
-from resnet_ops.data.augment import Augmentation
+from resnet_ops.data.augment import Augmentation, Normalizer
 from tests.data.test_loader import pixels
 
-MEAN, STD = (0.49, 0.48, 0.45), (0.2, 0.21, 0.26)
+NORMALIZER = Normalizer((0.49, 0.48, 0.45), (0.2, 0.21, 0.26), torch.device("cpu"))
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def crop_and_flip(
+    x: torch.Tensor, padding: int, flip: bool, source: torch.Generator, side: int | None = None
+) -> torch.Tensor:
+    size = (x.shape[1], x.shape[2])
+    crop = (side, side) if side else size
+    draws = augment.draw_crops(len(x), size, crop, padding, flip, source)
+    return augment.crop_and_flip(x, draws["corners"], draws["mirrored"], padding, crop)
+
+
 def test_a_smaller_crop_is_a_part_of_its_image() -> None:
     x = pixels(60, 9, 8, 3)
     seen = set()
-    for image, crop in zip(x, augment.crop_and_flip(x, 0, True, generator(), 5), strict=True):
+    for image, crop in zip(x, crop_and_flip(x, 0, True, generator(), 5), strict=True):
         matches = [
             (top, left, mirrored)
             for top in range(5)
@@ -38,7 +47,7 @@ def test_a_smaller_crop_is_a_part_of_its_image() -> None:
 def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def crops(gathered: int, padding: int, side: int | None) -> torch.Tensor:
         monkeypatch.setattr(augment, "MAX_GATHER_PIXELS", gathered)
-        return augment.crop_and_flip(x, padding, True, torch.Generator().manual_seed(3), side)
+        return crop_and_flip(x, padding, True, generator(3), side)
 
     for channels, padding, side in ((3, 4, None), (1, 0, 12), (3, 2, 20)):
         x = pixels(16, 22, 20, channels)
@@ -48,13 +57,16 @@ def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("h", "w", "size"), [(32, 32, (32, 32)), (48, 40, (28, 36)), (16, 16, (24, 24))])
 def test_resized_crops_are_torchvisions(h: int, w: int, size: tuple[int, int]) -> None:
     x = pixels(30, h, w, 3)
-    boxes = torch.stack(augment._random_boxes(30, h, w, generator())).T.long().tolist()
-    ours = augment.random_resized_crop(x, size, False, generator())
+    drawn = augment.draw_boxes(30, h, w, False, generator())
+    boxes = drawn["boxes"].long().tolist()
+    ours = augment.random_resized_crop(x, drawn["boxes"], drawn["mirrored"], size)
     assert ours.is_contiguous()
     for image, box, our in zip(x, boxes, ours, strict=True):
         their = v2.functional.resized_crop(image.permute(2, 0, 1).float(), *box, list(size), antialias=True)
         torch.testing.assert_close(our, their.permute(1, 2, 0), rtol=0, atol=2e-3)
-    mirrored = augment.random_resized_crop(x, size, True, generator())
+    drawn = augment.draw_boxes(30, h, w, True, generator())
+    assert drawn["boxes"].tolist() == boxes
+    mirrored = augment.random_resized_crop(x, drawn["boxes"], drawn["mirrored"], size)
     is_mirror = [torch.allclose(a, b.flip(1), atol=1e-3) for a, b in zip(mirrored, ours, strict=True)]
     is_same = [torch.allclose(a, b, atol=1e-3) for a, b in zip(mirrored, ours, strict=True)]
     assert all(a != b for a, b in zip(is_mirror, is_same, strict=True))
@@ -90,7 +102,7 @@ def test_where_no_part_fits_the_middle_is_taken(h: int, w: int) -> None:
 @pytest.mark.parametrize("side", [1, 4, 5, 9])
 def test_cutout_blanks_one_square(side: int) -> None:
     x = torch.ones(300, 3, 9, 12)
-    ours = augment.cutout(x.clone(), side, generator())
+    ours = augment.cutout(x.clone(), augment.draw_squares(300, (9, 12), side, generator())["squares"], side)
     candidates = set()
     for row in range(9):
         for column in range(12):
@@ -109,7 +121,7 @@ def test_cutout_blanks_one_square(side: int) -> None:
 def test_mixup_is_torchvisions() -> None:
     x, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 2, 1, 0])
     soft = torch.nn.functional.one_hot(labels, 4).float()
-    mixed, y = augment.mixup(x.clone(), soft, 0.4, generator())
+    mixed, y = augment.mix(x.clone(), soft, augment.draw_mixing(0.4, 0.0, (8, 8), generator()))
     share = float(y[1, 1])  # of image 1 of class 1, blended with image 0 of class 0
     params = {"labels": labels, "batch_size": 6, "lam": share}
     theirs = v2.MixUp(alpha=0.4, num_classes=4)
@@ -120,7 +132,7 @@ def test_mixup_is_torchvisions() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_cutmix_is_torchvisions(seed: int) -> None:
     x, labels = torch.arange(6.0)[:, None, None, None].expand(6, 3, 10, 14).contiguous(), torch.arange(6)
-    mixed, y = augment.cutmix(x.clone(), torch.eye(6), 1.0, generator(seed))
+    mixed, y = augment.mix(x.clone(), torch.eye(6), augment.draw_mixing(0.0, 1.0, (10, 14), generator(seed)))
     rows, columns = torch.nonzero(mixed[1, 0] == 0, as_tuple=True)  # where image 0 lies in image 1
     box = (0, 0, 0, 0)
     if len(rows):
@@ -146,7 +158,8 @@ def test_with_both_each_batch_is_blended_or_pasted() -> None:
     x = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 8, 8, 1).contiguous() * 40
     blended = 0
     for seed in range(40):
-        out, y = both(x, torch.arange(6), (0.0,), (1 / 255,), generator(seed))
+        draws = both.draw(6, (8, 8), generator(seed))
+        out, y = both(x, torch.arange(6), draws, Normalizer((0.0,), (1 / 255,), x.device))
         torch.testing.assert_close(y.sum(1), torch.ones(6))
         torch.testing.assert_close(out.mean((1, 2, 3)), y @ (torch.arange(6.0) * 40), atol=1e-3, rtol=0)
         blended += bool((out == out[:, :, :1, :1]).all() and 0 < y[1, 1] < 1)
@@ -165,11 +178,16 @@ def test_with_both_each_batch_is_blended_or_pasted() -> None:
 def test_the_same_generator_gives_the_same_batch(augmentation: Augmentation) -> None:
     x, y = pixels(20, 8, 8, 3), torch.arange(20) % 5
     before = x.clone()
-    one, labels = augmentation(x, y, MEAN, STD, generator())
-    again, same = augmentation(x, y, MEAN, STD, generator())
+    one, labels = augmentation(x, y, augmentation.draw(20, (8, 8), generator()), NORMALIZER)
+    again, same = augmentation(x, y, augmentation.draw(20, (8, 8), generator()), NORMALIZER)
     assert torch.equal(one, again)
     assert torch.equal(labels, same)
     assert torch.equal(x, before)  # the stored images
     assert one.shape == (20, 3, augmentation.side or 8, augmentation.side or 8)
     assert one.is_contiguous(memory_format=torch.channels_last)
-    assert not torch.equal(one, augmentation(x, y, MEAN, STD, generator(1))[0])
+    others = augmentation.draw(20, (8, 8), generator(1))
+    assert not torch.equal(one, augmentation(x, y, others, NORMALIZER)[0])
+    # What is drawn for many batches is kept in rows.
+    assert [(name, each.shape, each.dtype) for name, each in others.items()] == [
+        (name, each.shape, each.dtype) for name, each in augmentation.draw(20, (8, 8), generator(2)).items()
+    ]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
-from resnet_ops.data.augment import Augmentation, crop_and_flip, normalize, pixel_statistics
+from resnet_ops.data.augment import Augmentation, crop_and_flip, draw_crops, normalize, pixel_statistics
 from resnet_ops.data.loader import DeviceImages, Loader
 
 
@@ -27,7 +27,8 @@ def loader(n: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: in
 @pytest.mark.parametrize("flip", [False, True])
 def test_every_crop_is_one_that_can_be_cut_by_hand(padding: int, flip: bool) -> None:
     x = pixels(40, 6, 9, 3)
-    out = crop_and_flip(x, padding, flip, torch.Generator().manual_seed(1))
+    draws = draw_crops(40, (6, 9), (6, 9), padding, flip, torch.Generator().manual_seed(1))
+    out = crop_and_flip(x, draws["corners"], draws["mirrored"], padding, (6, 9))
     seen = set()
     for image, crop in zip(x, out, strict=True):
         padded = np.pad(image.numpy(), ((padding, padding), (padding, padding), (0, 0)))

@@ -110,11 +110,14 @@ def test_micro_batches_add_up_to_the_batch(digits: Loader, micro_batches: int, m
     ours = training(digits, accumulate=micro_batches, label_smoothing=0.2)
     ours.network.eval()  # BatchNorm sees each micro-batch for itself
     mixed = replace(digits, augmentation=Augmentation(mixup=mixup, classes=10))
-    x, y = next(iter(mixed.train_batches(0)))
+    ours.loader = mixed
+    block = next(mixed.blocks(0))
+    ours.inputs.load(block.columns)
+    x, y = next(mixed.train_batches(0))
     soft = y if mixup else nn.functional.one_hot(y, 10).float()
     loss = nn.functional.cross_entropy(ours.network(x), 0.8 * soft + 0.2 / 10)
     expected = torch.autograd.grad(loss, list(ours.network.parameters()))
-    ours.compute_gradients(x, y)
+    ours.compute_gradients()
     for parameter, gradient in zip(ours.network.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     assert ours.totals[0].item() == pytest.approx(128 * loss.item(), rel=1e-5)
@@ -250,7 +253,7 @@ def test_torchs_compiler_is_not_imported_to_train(optimizer: str, tmp_path: Path
         "import sys, torch\nfrom pathlib import Path\n"
         "from resnet_ops.config import TrainConfig\nfrom resnet_ops.training import build, job\n"
         f"kind = torch.optim.{optimizer}\n"
-        "build._optimizer = lambda _, network: build.without_dynamo(kind)(network.parameters(), lr=0.01)\n"
+        "build._optimizer = lambda _, network, device: build.without_dynamo(kind)(network.parameters(), lr=torch.tensor(0.01))\n"
         f"job.train(TrainConfig.of(model='resnet8', epochs=1, runs_dir=Path({str(tmp_path)!r})))\n"
         "print('torch._dynamo' in sys.modules)"
     )

@@ -1,0 +1,163 @@
+"""A step of training as CUDA graphs: captured once, then replayed at the cost of the kernels alone.
+
+A captured function reads and writes tensors at the addresses that they had then. So all that differs from step to step
+is in `StepInputs`, which stay where they are; on a CPU the very same function runs, uncaptured.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resnet_ops.errors import WORK_FAILED, UserError
+
+WARM_UP_STEPS = 4  # before the capture: they make handles, momentum and compiled kernels, and choose cuDNN's algorithms
+
+
+class StepInputs:
+    """What differs from step to step: a row in each of some columns, and images where a step does not take its own.
+
+    On CUDA columns and images are copied into tensors that stay in place.
+
+    Args:
+        device: That of the steps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.columns: dict[str, Tensor] = {}
+        self.images: tuple[Tensor, Tensor] | None = None
+        self.step = torch.zeros((), dtype=torch.int64, device=device)  # the row that is next
+        self.loaded: list[torch.cuda.Event] = []
+
+    def load(self, columns: Mapping[str, Tensor]) -> None:
+        """Send the columns (steps, ...) of the next steps, at most as many as those of the first call.
+
+        On CUDA wait until the GPU has begun with the columns sent before: it may be that far behind, and no farther.
+        """
+        if self.device.type == "cpu":
+            self.columns = dict(columns)
+        else:
+            for name, rows in columns.items():
+                if name not in self.columns:
+                    self.columns[name] = torch.empty_like(rows, device=self.device)
+                self.columns[name][: len(rows)].copy_(rows.pin_memory(), non_blocking=True)
+            if self.loaded:
+                self.loaded.pop().synchronize()
+            self.loaded.append(torch.cuda.Event())
+            self.loaded[-1].record()
+        self.step.zero_()
+
+    def receive(self, images: tuple[Tensor, Tensor] | None) -> None:
+        """Take in the images of the next step, on the device; None where it takes its own."""
+        if images is None or self.device.type == "cpu":
+            self.images = images
+            return
+        if self.images is None:
+            self.images = tuple(torch.empty_like(part) for part in images)  # type: ignore[assignment]
+            assert self.images is not None
+        for own, part in zip(self.images, images, strict=True):
+            own.copy_(part, non_blocking=True)
+
+    def row(self) -> dict[str, Tensor]:
+        """Return the row of the next step; part of what is captured."""
+        return {name: rows.index_select(0, self.step.view(1))[0] for name, rows in self.columns.items()}
+
+    def advance(self) -> None:
+        """Go on to the next row; part of what is captured."""
+        self.step += 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a step; one that waits for other processes is not captured."""
+
+    run: Callable[[], None]
+    capturable: bool = True
+
+
+class StepRunner:
+    """Runs a step, and replays it once it is captured.
+
+    The first steps run as they are. A step that cannot be captured after them goes on as it is, and why is logged.
+
+    Args:
+        parts: The step, in order.
+        device: Its device.
+        obstacle: Why it is not captured; None where it is to be.
+        required: Whether a step that cannot be captured is an error.
+        log_event: Called with the reason where it could not be captured.
+
+    Raises:
+        UserError: It could not be captured, and that is required.
+    """
+
+    def __init__(
+        self,
+        parts: Iterable[Part],
+        device: torch.device,
+        obstacle: str | None,
+        required: bool = False,
+        log_event: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.parts = tuple(parts)
+        self.why_not = obstacle
+        self.required, self.log_event = required, log_event
+        self.stream = torch.cuda.Stream(device) if obstacle is None else None
+        self.warm_up_steps = WARM_UP_STEPS
+        self.replays: list[Callable[[], None]] = []
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed by now."""
+        return bool(self.replays)
+
+    def __call__(self) -> None:
+        """Run the next step."""
+        if self.stream is not None and not self.captured:
+            if self.warm_up_steps:
+                self.warm_up_steps -= 1
+                self.stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(self.stream):
+                    self._run()
+                torch.cuda.current_stream().wait_stream(self.stream)
+                return
+            self._capture()
+        for replay in self.replays:
+            replay()
+        if not self.replays:
+            self._run()
+
+    def _run(self) -> None:
+        for part in self.parts:
+            part.run()
+
+    def _capture(self) -> None:
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails does not return to
+                self.replays = self._captured_parts()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.why_not = str(error).strip().splitlines()[0]
+            self.stream = None
+            if self.required:
+                raise UserError(
+                    f"--cuda-graph on: the step cannot be captured: {self.why_not}", "Use auto.", WORK_FAILED
+                ) from error
+            self.log_event(f"Steps are not captured in a CUDA graph: {self.why_not}")
+
+    def _captured_parts(self) -> list[Callable[[], None]]:
+        pool = torch.cuda.graph_pool_handle()
+        replays: list[Callable[[], None]] = []
+        for part in self.parts:
+            if not part.capturable:
+                replays.append(part.run)
+                continue
+            graph = torch.cuda.CUDAGraph()
+            # Other threads go on: they decode, send images and write checkpoints.
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                part.run()
+            replays.append(graph.replay)
+        return replays
