@@ -109,7 +109,8 @@ class Augmentation:
         if self.cutout:
             x = cutout(x, draws["squares"], self.cutout)
         if self.mixup or self.cutmix:
-            return mix(x, F.one_hot(y, self.classes).to(x.dtype), draws)
+            shares = (y[:, None] == torch.arange(self.classes, device=y.device)).to(x.dtype)
+            return mix(x, shares, draws)
         return x, y
 
     def _crops(self, size: tuple[int, int]) -> bool:

@@ -4,6 +4,7 @@ Knows run directories, not Ray; `trainer.py` is the training itself.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,7 +148,8 @@ class TrainingSession:
         trainer = build_trainer(config, network, loader, group, device, run.log_event)
         checkpoints = CheckpointStore(run, config.num_to_keep)
         metrics = _resume(trainer, checkpoints)
-        schedule = SaveSchedule(group, *config.checkpoint_interval)  # last, as its clock starts
+        # Last, as its clock starts.
+        schedule = SaveSchedule(group, *config.checkpoint_interval, clock=functools.partial(_clock, device))
         return cls(run, record, trainer, checkpoints, metrics, schedule)
 
     @property
@@ -205,6 +207,13 @@ class TrainingSession:
             metrics=self.metrics,
             step=self.trainer.step,
         )
+
+
+def _clock(device: torch.device) -> float:
+    """Return the seconds since some time at which all steps so far were done: a GPU is some behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
 
 
 def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> Epoch | None:

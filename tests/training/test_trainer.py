@@ -253,7 +253,8 @@ def test_torchs_compiler_is_not_imported_to_train(optimizer: str, tmp_path: Path
         "import sys, torch\nfrom pathlib import Path\n"
         "from resnet_ops.config import TrainConfig\nfrom resnet_ops.training import build, job\n"
         f"kind = torch.optim.{optimizer}\n"
-        "build._optimizer = lambda _, network, device: build.without_dynamo(kind)(network.parameters(), lr=torch.tensor(0.01))\n"
+        "optimizer = build.without_dynamo(kind)\n"
+        "build._optimizer = lambda _, network, device: optimizer(network.parameters(), lr=torch.tensor(0.01))\n"
         f"job.train(TrainConfig.of(model='resnet8', epochs=1, runs_dir=Path({str(tmp_path)!r})))\n"
         "print('torch._dynamo' in sys.modules)"
     )

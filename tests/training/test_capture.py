@@ -1,0 +1,156 @@
+"""A step that CUDA can capture: nothing of it waits for the device, and what differs from step to step stays in place.
+
+That it is captured, and replayed to the same bits, is shown on a GPU: see tests/gpu.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.data.augment import Augmentation
+from resnet_ops.data.loader import BLOCK_STEPS, DeviceImages, Loader
+from resnet_ops.models import build
+from resnet_ops.training.build import build_trainer, obstacle_to_capture
+from resnet_ops.training.capture import StepInputs
+from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.trainer import Trainer
+from tests.data.test_loader import pixels
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "crop": Augmentation(2, True),
+    "smaller": Augmentation(flip=True, side=12),
+    "resized": Augmentation(flip=True, random_resized_crop=True, side=12),
+    "cutout": Augmentation(cutout=4),
+    "mixup": Augmentation(mixup=0.4, classes=10),
+    "cutmix": Augmentation(2, cutmix=1.0, classes=10),
+    "all": Augmentation(2, True, cutout=4, mixup=0.4, cutmix=1.0, classes=10),
+}
+# Each reads a value of the device, sends one there, or has a result whose size depends on values.
+WAITING = {"_local_scalar_dense", "lift_fresh", "lift_fresh_copy", "nonzero", "equal", "masked_select"}
+
+
+def loader(augmentation: Augmentation, images: int = 64) -> Loader:
+    split = DeviceImages(pixels(images, 16, 16, 3), torch.arange(images) % 10)
+    return Loader(split, split, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 8, augmentation, 0)
+
+
+def trainer(augmentation: Augmentation, **options: object) -> Trainer:
+    config = TrainConfig.of(model="resnet8", epochs=2, batch_size=8, **options)
+    torch.manual_seed(0)
+    return build_trainer(config, build("resnet8", num_classes=10), loader(augmentation), ProcessGroup(), CPU)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_a_batch_is_made_on_the_gpu_alone(augmentation: Augmentation) -> None:
+    """Of tensors that claim to be on a GPU: torch refuses what would mix them with others, or read a value of one."""
+    columns = next(loader(augmentation).blocks(0)).columns
+    mode = FakeTensorMode()
+    with mode, CUDA:
+        images = DeviceImages(torch.empty(64, 16, 16, 3, dtype=torch.uint8), torch.empty(64, dtype=torch.int64))
+        there = Loader(images, images, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 8, augmentation, 0)
+        inputs = {name: torch.empty(rows.shape[1:], dtype=rows.dtype) for name, rows in columns.items()}
+        there.normalizer  # noqa: B018  (sent once)
+    with mode:
+        x, y = there.batch(inputs, None)
+    side = augmentation.side or 16
+    assert (x.device.type, x.shape) == ("cuda", (8, 3, side, side))
+    assert (y.device.type, len(y)) == ("cuda", 8)
+
+
+class Operators(TorchDispatchMode):
+    """Notes the names of torch's operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing() -> None:
+    ours = trainer(
+        AUGMENTATIONS["all"], ema=0.9, clip_grad_norm=1.0, accumulate=3, label_smoothing=0.1, nesterov=True,
+        norm_weight_decay=0.0,
+    )  # fmt: skip
+    block = next(ours.loader.blocks(0))
+    ours.inputs.load(block.columns | ours.schedules(range(block.steps)))
+    ours.step_runner()  # the first makes momentum and what else stays
+    with Operators() as seen:
+        ours.step_runner()
+    assert {"convolution", "convolution_backward", "_fused_sgd_", "lerp_"} <= seen.names
+    assert not seen.names & WAITING
+
+
+def test_what_a_step_changes_stays_where_it_is() -> None:
+    ours = trainer(AUGMENTATIONS["crop"], ema=0.9)
+
+    def places() -> list[int]:
+        state = [each["momentum_buffer"] for each in ours.optimizer.state.values()]
+        kept = [*ours.network.state_dict().values(), *ours.eval_network.state_dict().values(), *state]
+        return [tensor.data_ptr() for tensor in (*kept, ours.totals, ours.learning_rate, ours.inputs.step)]
+
+    before = None
+    for _ in ours.run(lambda _: None, lambda step: step in (1, 5)):
+        before = before or places()
+        assert places() == before
+    assert ours.epoch == 2
+
+
+def test_steps_are_loaded_in_blocks_from_any_step_on() -> None:
+    ours = loader(AUGMENTATIONS["all"], images=8 * (2 * BLOCK_STEPS + 3))
+    blocks = list(ours.blocks(1))
+    assert [block.steps for block in blocks] == [BLOCK_STEPS, BLOCK_STEPS, 3]
+    later = list(ours.blocks(1, start=BLOCK_STEPS - 1))
+    assert [block.steps for block in later] == [BLOCK_STEPS, 4]
+    inputs = StepInputs(CPU)
+    for start, each in ((0, blocks), (BLOCK_STEPS - 1, later)):
+        rows = []
+        for block in each:
+            inputs.load(block.columns)
+            for _ in range(block.steps):
+                rows.append(inputs.row())
+                inputs.advance()
+        whole = {name: torch.cat([block.columns[name] for block in blocks]) for name in rows[0]}
+        for step, row in enumerate(rows, start):
+            assert all(torch.equal(row[name], whole[name][step]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "overlaps", "obstacle"),
+    [
+        ({}, 1, False, None),
+        ({"cuda_graph": "on", "compile": "default", "accumulate": 4, "ema": 0.9}, 1, False, None),
+        ({"cuda_graph": "off"}, 1, False, "--cuda-graph off"),
+        ({"fused": False}, 1, False, "--no-fused"),
+        ({"sync_batchnorm": True}, 1, False, None),
+        ({"sync_batchnorm": True}, 2, True, "--sync-batchnorm"),
+        ({}, 2, False, None),
+        ({}, 2, True, "gradients"),
+    ],
+)
+def test_what_is_in_the_way_of_a_capture_is_said(
+    options: dict[str, object], workers: int, overlaps: bool, obstacle: str | None
+) -> None:
+    said = obstacle_to_capture(TrainConfig.of(**options), ProcessGroup(size=workers), CUDA, overlaps)
+    assert (said is None) if obstacle is None else (said or "").startswith(obstacle) or obstacle in (said or "")
+
+
+def test_on_a_cpu_a_capture_is_refused() -> None:
+    from resnet_ops.errors import UserError
+    from resnet_ops.training.preflight import check_training
+
+    with pytest.raises(UserError, match=r"--cuda-graph on needs a GPU.*auto"):
+        check_training(TrainConfig.of(cuda_graph="on"), "cpu")
+    assert "CPU" in (obstacle_to_capture(TrainConfig(), ProcessGroup(), CPU, False) or "")
+
+
+def test_a_run_of_an_earlier_version_is_compiled_without_its_graphs(tmp_path: Path) -> None:
+    assert TrainConfig.model_validate({"compile": "reduce-overhead", "runs_dir": tmp_path}).compile == "default"
