@@ -164,8 +164,12 @@ class Recipe(Config):
     channels_last: Annotated[bool, option("Use the channels-last (NHWC) memory format.", advanced="performance")] = True
     fused: Annotated[bool, option("Use the fused optimizer kernel.", advanced="performance")] = True
     compile: Annotated[
-        Literal["off", "default", "max-autotune"],
-        option("torch.compile mode; compiling delays the first step.", advanced="performance"),
+        Literal["off", "auto", "default", "max-autotune"],
+        option(
+            "torch.compile mode; compiling delays the first step. auto: in a long training on a GPU, compile after an "
+            "epoch, and keep what is faster.",
+            advanced="performance",
+        ),
     ] = "off"
     cuda_graph: Annotated[
         Literal["auto", "on", "off"],

@@ -15,7 +15,6 @@ SHORT_ON_PURPOSE: dict[str, str] = {
     "cli/runs.py": "one file for each command",
     "cli/validate.py": "one file for each command",
     "resnet_ops/__main__.py": "Python asks for it",
-    "resnet_ops/training/ema.py": "an optional part of the trainer, as schedule.py is",
     "resnet_ops/formatting.py": "below everything that prints numbers",
     "resnet_ops/results.py": "below everything that returns a result",
     "resnet_ops/significance.py": "the one rule, with its sources",

@@ -265,11 +265,11 @@ def cutout(x: Tensor, squares: Tensor, side: int) -> Tensor:
         squares: (N, 2) int64, see `draw_squares`.
         side: Pixels a side of the square.
     """
-    down, across = (_inside(x.shape[2 + axis], squares[:, axis : axis + 1], side) for axis in (0, 1))
+    down, across = (_in_range(x.shape[2 + axis], squares[:, axis : axis + 1], side) for axis in (0, 1))
     return x.masked_fill_(down[:, None, :, None] & across[:, None, None, :], 0)
 
 
-def _inside(length: int, starts: Tensor, size: Tensor | int) -> Tensor:
+def _in_range(length: int, starts: Tensor, size: Tensor | int) -> Tensor:
     """Return which of `length` pixels are within ranges of `size` pixels, (N, length) of (N, 1)."""
     offsets = torch.arange(length, device=starts.device) - starts
     return (offsets >= 0) & (offsets < size)
@@ -313,7 +313,7 @@ def mix(x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """
     kept = draws["pixel_share"]
     if (box := draws.get("pasted")) is not None:
-        down, across = (_inside(x.shape[2 + axis], box[axis].view(1, 1), box[axis + 2]) for axis in (0, 1))
+        down, across = (_in_range(x.shape[2 + axis], box[axis].view(1, 1), box[axis + 2]) for axis in (0, 1))
         kept = kept.expand(x.shape[2:]).masked_fill(down.view(-1, 1) & across, 0)
     # With the weights 0 and 1 lerp returns either side to the bit.
     return _rolled(x).lerp_(x, kept), _rolled(y).lerp_(y, draws["label_share"])

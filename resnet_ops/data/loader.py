@@ -80,7 +80,7 @@ class DeviceImages:
 
     @property
     def on_device(self) -> bool:
-        """Whether the pixels are in the device's memory too."""
+        """Return whether the pixels are in the device's memory too."""
         return self.pixels.device == self.labels.device
 
     @property

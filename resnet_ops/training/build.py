@@ -46,7 +46,7 @@ def build_trainer(
     ema = ExponentialMovingAverage(network, config.ema) if config.ema else None
     ddp = _distributed(config, network, device) if group.size > 1 and _overlaps(config, network, device) else None
     parallel: nn.Module = ddp or network
-    if config.compile != "off":
+    if config.compile not in ("off", "auto"):
         # Its own CUDA graphs would be in the way of that of the whole step.
         mode = "max-autotune-no-cudagraphs" if config.compile == "max-autotune" else config.compile
         parallel = cast("nn.Module", torch.compile(parallel, mode=mode))
@@ -135,7 +135,7 @@ def _distributed(config: TrainConfig, network: nn.Module, device: torch.device) 
         gradient_as_bucket_view=True,
         bucket_cap_mb=min(max(_gradients_mb(network) / BUCKETS, SMALLEST_BUCKET_MB), LARGEST_BUCKET_MB),
         # The same layers in every step. torch knows it neither with no_sync nor with its compiler.
-        static_graph=config.accumulate == 1 and config.compile == "off",
+        static_graph=config.accumulate == 1 and config.compile in ("off", "auto"),
     )
 
 

@@ -4,7 +4,7 @@ A captured function reads and writes tensors at the addresses that they had then
 is in `StepInputs`, which stay where they are; on a CPU the very same function runs, uncaptured.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ WARM_UP_STEPS = 4  # before the capture: they make handles, momentum and compile
 
 
 class StepInputs:
-    """What differs from step to step: a row in each of some columns, and images where a step does not take its own.
+    """Holds what differs from step to step: a row in each of some columns, and images where a step does not take its own.
 
     On CUDA columns and images are copied into tensors that stay in place.
 
@@ -83,60 +83,58 @@ class StepRunner:
     The first steps run as they are. A step that cannot be captured after them goes on as it is, and why is logged.
 
     Args:
-        parts: The step, in order.
-        device: Its device.
-        obstacle: Why it is not captured; None where it is to be.
+        device: That of the steps.
+        obstacle: Why they are not captured; None where they are to be.
         required: Whether a step that cannot be captured is an error.
         log_event: Called with the reason where it could not be captured.
-
-    Raises:
-        UserError: It could not be captured, and that is required.
     """
 
     def __init__(
         self,
-        parts: Iterable[Part],
         device: torch.device,
         obstacle: str | None,
         required: bool = False,
         log_event: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.parts = tuple(parts)
         self.why_not = obstacle
         self.required, self.log_event = required, log_event
         self.stream = torch.cuda.Stream(device) if obstacle is None else None
         self.warm_up_steps = WARM_UP_STEPS
-        self.replays: list[Callable[[], None]] = []
+        self.graphs: list[torch.cuda.CUDAGraph | None] = []
 
     @property
     def captured(self) -> bool:
-        """Whether steps are replayed by now."""
-        return bool(self.replays)
+        """Return whether steps are replayed by now."""
+        return bool(self.graphs)
 
-    def __call__(self) -> None:
-        """Run the next step."""
+    def __call__(self, parts: Sequence[Part]) -> None:
+        """Run the next step, of the same parts each time.
+
+        Raises:
+            UserError: It could not be captured, and that is required.
+        """
         if self.stream is not None and not self.captured:
             if self.warm_up_steps:
                 self.warm_up_steps -= 1
                 self.stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(self.stream):
-                    self._run()
+                    _run(parts)
                 torch.cuda.current_stream().wait_stream(self.stream)
                 return
-            self._capture()
-        for replay in self.replays:
-            replay()
-        if not self.replays:
-            self._run()
+            self._capture(parts, self.stream)
+        if not self.captured:
+            _run(parts)
+            return
+        for part, graph in zip(parts, self.graphs, strict=True):
+            if graph is None:
+                part.run()
+            else:
+                graph.replay()
 
-    def _run(self) -> None:
-        for part in self.parts:
-            part.run()
-
-    def _capture(self) -> None:
+    def _capture(self, parts: Sequence[Part], stream: torch.cuda.Stream) -> None:
         try:
             with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails does not return to
-                self.replays = self._captured_parts()
+                self.graphs = _captured(parts, stream)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -148,16 +146,21 @@ class StepRunner:
                 ) from error
             self.log_event(f"Steps are not captured in a CUDA graph: {self.why_not}")
 
-    def _captured_parts(self) -> list[Callable[[], None]]:
-        pool = torch.cuda.graph_pool_handle()
-        replays: list[Callable[[], None]] = []
-        for part in self.parts:
-            if not part.capturable:
-                replays.append(part.run)
-                continue
-            graph = torch.cuda.CUDAGraph()
+
+def _run(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.run()
+
+
+def _captured(parts: Sequence[Part], stream: torch.cuda.Stream) -> list[torch.cuda.CUDAGraph | None]:
+    """Return a graph of each part that is captured."""
+    pool = torch.cuda.graph_pool_handle()
+    graphs: list[torch.cuda.CUDAGraph | None] = []
+    for part in parts:
+        graph = torch.cuda.CUDAGraph() if part.capturable else None
+        if graph is not None:
             # Other threads go on: they decode, send images and write checkpoints.
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 part.run()
-            replays.append(graph.replay)
-        return replays
+        graphs.append(graph)
+    return graphs

@@ -19,7 +19,8 @@ from resnet_ops.data.loader import Loader
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.run_records import Epoch
 from resnet_ops.training.capture import Part, StepInputs, StepRunner
-from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.compile_trial import CompileTrial
+from resnet_ops.training.distributed import ProcessGroup, set_statistics, statistics
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.schedule import learning_rate
 
@@ -63,14 +64,18 @@ class Trainer:
     log_event: Callable[[str], None] = lambda _: None
     inputs: StepInputs = field(init=False)
     step_runner: StepRunner = field(init=False)
+    compile_trial: CompileTrial | None = field(init=False, default=None)
+    replayed_from: tuple[int, float] | None = field(init=False, default=None)  # step and time, in the current epoch
 
     def __post_init__(self) -> None:
         self.inputs = StepInputs(self.device)
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
-        parts = [Part(self.compute_gradients), Part(self.update)]
-        if self.group.size > 1 and not self.ddp:
-            parts.insert(1, Part(self.add_gradients, capturable=False))
-        self.step_runner = StepRunner(parts, self.device, self.obstacle, self.config.cuda_graph == "on", self.log_event)
+        self.step_runner = self._new_runner()
+        if self.config.compile == "auto" and self.obstacle is None and self.group.size == 1:
+            self.compile_trial = CompileTrial(self.rehearse, self.log_event)
+
+    def _new_runner(self) -> StepRunner:
+        return StepRunner(self.device, self.obstacle, self.config.cuda_graph == "on", self.log_event)
 
     def run(
         self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool] = lambda _: False
@@ -95,6 +100,8 @@ class Trainer:
             steps, batch_size = self.loader.steps, self.config.batch_size
             train = MeanLoss.of(self.group.add(self.totals), steps * batch_size)
             trained = time.perf_counter()
+            if self.compile_trial is not None:
+                self._settle_compiler(self.compile_trial, trained)
             for network in self.networks:
                 self.group.average_batchnorm(network)
             val = self.evaluate()
@@ -113,13 +120,37 @@ class Trainer:
                 world_size=self.group.size,
             )
 
+    def _settle_compiler(self, trial: CompileTrial, trained: float) -> None:
+        """Go on with the network that the trial decides on, after an epoch that ended at `trained`."""
+        if self.replayed_from is None:
+            return
+        first, since = self.replayed_from
+        steps, batch_size = self.loader.steps, self.config.batch_size
+        speed = (steps - first) * batch_size / (trained - since)
+        left_s = (self.config.epochs - self.epoch - 1) * steps * batch_size / max(speed, 1e-9)
+        change = trial.after_epoch(self.parallel, steps - first, speed, left_s)
+        if change is not None:
+            self.parallel = change
+            self.step_runner = self._new_runner()
+
+    def rehearse(self, network: nn.Module) -> None:
+        """Run a network of this training forward and backward on a batch of zeros; its statistics stay as they are."""
+        self.step_runner = self._new_runner()  # a graph keeps its memory
+        kept = statistics(self.network)
+        h, w = self.loader.augmentation.output_size(self.loader.train.size)
+        images = -(-self.share // self.config.accumulate)
+        x = torch.zeros(images, len(self.loader.mean), h, w, device=self.device)
+        self.logits(network, x.to(memory_format=torch.channels_last)).sum().backward()
+        self.optimizer.zero_grad()
+        set_statistics(self.network, kept)
+
     def train_epoch(self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool]) -> Iterator[None]:
         """Train the rest of an epoch, adding up loss and errors; yield where a save is due."""
         self.parallel.train()
         drops = any(isinstance(module, nn.Dropout) for module in self.network.modules())
         steps, batch_size = self.loader.steps, self.config.batch_size
         first_step, started = self.step, time.perf_counter()
-        reported = started
+        reported, self.replayed_from = started, None
         for block in self.loader.blocks(self.epoch, first_step, self.beat):
             done = self.epoch * steps + self.step
             self.inputs.load(block.columns | self.schedules(range(done, done + block.steps)))
@@ -127,7 +158,7 @@ class Trainer:
                 if drops:  # seeded by the step, like augmentation, so that a resumed run drops the same
                     torch.manual_seed(hash((self.config.seed, self.epoch * steps + self.step, self.group.rank)))
                 self.inputs.receive(images)
-                self.step_runner()
+                self.step_runner(self.parts)
                 self.step += 1
                 self.beat()
 
@@ -135,6 +166,8 @@ class Trainer:
                 if self.step in (first_step + 1, steps) or now - reported > PROGRESS_INTERVAL_S:
                     mean = MeanLoss.of(self.totals, self.step * self.share)
                     reported = time.perf_counter()
+                    if self.step_runner.captured and self.replayed_from is None:
+                        self.replayed_from = self.step, reported
                     self.finite(mean.loss, self.step)
                     speed = (self.step - first_step) * batch_size / (reported - started)
                     after_step(Progress(self.epoch + 1, self.step, steps, mean.loss, mean.error, speed))
@@ -145,6 +178,13 @@ class Trainer:
     def share(self) -> int:
         """Images of each batch that are this worker's."""
         return len(range(self.group.rank, self.config.batch_size, self.group.size))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """A step, in order."""
+        if self.group.size > 1 and not self.ddp:
+            return Part(self.compute_gradients), Part(self.add_gradients, capturable=False), Part(self.update)
+        return Part(self.compute_gradients), Part(self.update)
 
     def schedules(self, steps: range) -> dict[str, Tensor]:
         """Return what follows from the number of a step, for some steps, counted from 0 since the training began."""

@@ -3,10 +3,13 @@
 That it is captured, and replayed to the same bits, is shown on a GPU: see tests/gpu.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +19,7 @@ from resnet_ops.data.loader import BLOCK_STEPS, DeviceImages, Loader
 from resnet_ops.models import build
 from resnet_ops.training.build import build_trainer, obstacle_to_capture
 from resnet_ops.training.capture import StepInputs
+from resnet_ops.training.compile_trial import CompileTrial
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.trainer import Trainer
 from tests.data.test_loader import pixels
@@ -82,9 +86,9 @@ def test_a_step_waits_for_nothing() -> None:
     )  # fmt: skip
     block = next(ours.loader.blocks(0))
     ours.inputs.load(block.columns | ours.schedules(range(block.steps)))
-    ours.step_runner()  # the first makes momentum and what else stays
+    ours.step_runner(ours.parts)  # the first makes momentum and what else stays
     with Operators() as seen:
-        ours.step_runner()
+        ours.step_runner(ours.parts)
     assert {"convolution", "convolution_backward", "_fused_sgd_", "lerp_"} <= seen.names
     assert not seen.names & WAITING
 
@@ -154,3 +158,45 @@ def test_on_a_cpu_a_capture_is_refused() -> None:
 
 def test_a_run_of_an_earlier_version_is_compiled_without_its_graphs(tmp_path: Path) -> None:
     assert TrainConfig.model_validate({"compile": "reduce-overhead", "runs_dir": tmp_path}).compile == "default"
+
+
+def test_the_compiler_is_tried_where_training_is_long_enough_to_repay_it() -> None:
+    plain, events = nn.Linear(2, 2), []
+
+    def trial(rehearse: Callable[[nn.Module], None] = lambda _: None) -> CompileTrial:
+        return CompileTrial(rehearse, events.append)
+
+    short = trial()
+    assert short.after_epoch(plain, 100, 1000.0, remaining_s=300) is None
+    assert short.after_epoch(plain, 100, 1000.0, remaining_s=3000) is None  # settled
+    for compiled_speed, stays in ((1100.0, True), (900.0, False)):
+        long = trial()
+        assert long.after_epoch(plain, 3, 1.0, remaining_s=9e9) is None  # of too few steps to tell
+        compiled = long.after_epoch(plain, 100, 1000.0, remaining_s=3000)
+        assert isinstance(compiled, OptimizedModule)
+        assert long.after_epoch(compiled, 100, compiled_speed, remaining_s=3000) is (None if stays else plain)
+        assert long.after_epoch(compiled, 100, 1.0, remaining_s=3000) is None
+    assert events == [f"--compile auto: compiled, steps are 10% {word}." for word in ("faster", "slower")]
+
+
+def test_a_network_that_cannot_be_compiled_goes_on_as_it_is() -> None:
+    events: list[str] = []
+
+    def fails(network: nn.Module) -> None:
+        raise RuntimeError("no C compiler\nat ...")
+
+    assert CompileTrial(fails, events.append).after_epoch(nn.Linear(2, 2), 100, 1.0, remaining_s=9e9) is None
+    assert events == ["--compile auto: the network cannot be compiled here: no C compiler"]
+
+
+def test_a_rehearsal_changes_nothing() -> None:
+    ours = trainer(AUGMENTATIONS["resized"], compile="auto", accumulate=3)
+    assert ours.compile_trial is None  # on a CPU
+    before = {name: value.clone() for name, value in ours.network.state_dict().items()}
+    shapes = []
+    ours.network.register_forward_hook(lambda _module, inputs, _output: shapes.append(inputs[0].shape))
+    ours.rehearse(ours.network.train())
+    assert shapes == [(3, 3, 12, 12)]
+    assert all(parameter.grad is None for parameter in ours.network.parameters())
+    floats = {name: value for name, value in ours.network.state_dict().items() if value.is_floating_point()}
+    assert all(torch.equal(value, before[name]) for name, value in floats.items())
