@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnet_ops.data.resize import crop_and_resize
 from resnet_ops.recipe_config import Recipe
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: Szegedy et al. 2014, torchvision
@@ -126,8 +127,6 @@ def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generato
 def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator: torch.Generator) -> Tensor:
     """Crop 8 to 100% of each image, 3:4 to 4:3, resize it, mirror half of them (Szegedy et al. 2014).
 
-    Resizes as torchvision does by default: bilinear, with antialiasing.
-
     Args:
         x: (N, H, W, C) uint8.
         size: Height and width of the images returned.
@@ -135,22 +134,20 @@ def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator:
         generator: A CPU generator.
 
     Returns:
-        (N, *size, C) float32, from 0 to 255.
+        (N, *size, C) uint8.
     """
-    n, h, w, c = x.shape
-    tops, lefts, heights, widths = _random_boxes(n, h, w, generator)
-    down = resize_weights(tops, heights, h, size[0])
-    across = resize_weights(lefts, widths, w, size[1])
-    if flip:
-        mirrored = torch.rand(n, 1, 1, generator=generator) < 0.5
-        across = torch.where(mirrored, across.flip(1), across)
-    down, across = down.to(x.device, non_blocking=True), across.to(x.device, non_blocking=True)
-    rows = down.bmm(x.to(torch.float32).view(n, h, w * c)).view(n, size[0], w, c)
-    return torch.einsum("nsw,nrwc->nrsc", across, rows).contiguous()
+    n, h, w, _ = x.shape
+    boxes = _random_boxes(n, h, w, generator)
+    mirrored = torch.rand(n, generator=generator) < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
+    return crop_and_resize(x, boxes.to(x.device, non_blocking=True), mirrored.to(x.device, non_blocking=True), size)
 
 
-def _random_boxes(n: int, h: int, w: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw tops, lefts, heights and widths (N,) of random boxes, the first of ten that fits, as torchvision does."""
+def _random_boxes(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
+    """Draw random boxes of images, the first of ten that fits, as torchvision does.
+
+    Returns:
+        (N, 4) int32: tops, lefts, heights and widths.
+    """
     area = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*SCALE, generator=generator) * (h * w)
     ratio = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*map(math.log, RATIO), generator=generator).exp()
     wide, high = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
@@ -163,26 +160,7 @@ def _random_boxes(n: int, h: int, w: int, generator: torch.Generator) -> tuple[T
     offset = torch.rand(2, n, dtype=torch.float64, generator=generator)
     tops = torch.where(none, (h - heights) // 2, (offset[0] * (h - heights + 1)).floor())
     lefts = torch.where(none, (w - widths) // 2, (offset[1] * (w - widths + 1)).floor())
-    return tops, lefts, heights, widths
-
-
-def resize_weights(starts: Tensor, lengths: Tensor, size: int, side: int) -> Tensor:
-    """Return weights (N, S, size) that resize a range of each row of pixels to S: the triangle filter of Pillow.
-
-    Args:
-        starts: (N,) the first pixel of each range.
-        lengths: (N,) the number of its pixels.
-        size: Pixels in a row.
-        side: S.
-    """
-    scale = (lengths / side)[:, None, None]
-    support = scale.clamp(min=1)  # when downsizing, each new pixel is the mean of several
-    centers = (torch.arange(side)[:, None] + 0.5) * scale + starts[:, None, None]
-    pixels = torch.arange(size, dtype=torch.float64)
-    weights = (1 - (pixels + 0.5 - centers).abs() / support).clamp(min=0)
-    in_range = (pixels >= starts[:, None, None]) & (pixels < (starts + lengths)[:, None, None])
-    weights = weights * in_range
-    return (weights / weights.sum(2, keepdim=True)).to(torch.float32)
+    return torch.stack((tops, lefts, heights, widths), 1).to(torch.int32)
 
 
 def cutout(x: Tensor, side: int, generator: torch.Generator) -> Tensor:

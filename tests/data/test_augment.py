@@ -45,25 +45,19 @@ def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(crops(0, padding, side), crops(10**9, padding, side))
 
 
-@pytest.mark.parametrize(("h", "w", "size"), [(32, 32, (32, 32)), (48, 40, (28, 36)), (16, 16, (24, 24))])
-def test_resized_crops_are_torchvisions(h: int, w: int, size: tuple[int, int]) -> None:
-    x = pixels(30, h, w, 3)
-    boxes = torch.stack(augment._random_boxes(30, h, w, generator())).T.long().tolist()
-    ours = augment.random_resized_crop(x, size, False, generator())
-    assert ours.is_contiguous()
-    for image, box, our in zip(x, boxes, ours, strict=True):
-        their = v2.functional.resized_crop(image.permute(2, 0, 1).float(), *box, list(size), antialias=True)
-        torch.testing.assert_close(our, their.permute(1, 2, 0), rtol=0, atol=2e-3)
-    mirrored = augment.random_resized_crop(x, size, True, generator())
-    is_mirror = [torch.allclose(a, b.flip(1), atol=1e-3) for a, b in zip(mirrored, ours, strict=True)]
-    is_same = [torch.allclose(a, b, atol=1e-3) for a, b in zip(mirrored, ours, strict=True)]
-    assert all(a != b for a, b in zip(is_mirror, is_same, strict=True))
+def test_half_of_the_resized_crops_are_mirrored() -> None:
+    x = pixels(30, 48, 40, 3)
+    plain = augment.random_resized_crop(x, (28, 36), False, generator())
+    is_mirror = []
+    for image, mirrored in zip(plain, augment.random_resized_crop(x, (28, 36), True, generator()), strict=True):
+        is_mirror.append(torch.equal(mirrored, image.flip(1)))
+        assert is_mirror[-1] != torch.equal(mirrored, image)
     assert 5 < sum(is_mirror) < 25
 
 
 def test_parts_are_drawn_as_torchvision_draws_them() -> None:
     n, h, w = 4000, 64, 48
-    top, left, high, wide = (part.numpy() for part in augment._random_boxes(n, h, w, generator()))
+    top, left, high, wide = augment._random_boxes(n, h, w, generator()).numpy().T
     torch.manual_seed(0)
     image = torch.empty(3, h, w)
     params = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
@@ -82,7 +76,7 @@ def test_parts_are_drawn_as_torchvision_draws_them() -> None:
 
 @pytest.mark.parametrize(("h", "w"), [(10, 2000), (2000, 10)])
 def test_where_no_part_fits_the_middle_is_taken(h: int, w: int) -> None:
-    boxes = torch.stack(augment._random_boxes(20, h, w, generator())).T.long().tolist()
+    boxes = augment._random_boxes(20, h, w, generator()).tolist()
     assert tuple(boxes[0]) == RandomResizedCrop.get_params(torch.empty(3, h, w), [0.08, 1.0], [3 / 4, 4 / 3])
     assert boxes == boxes[:1] * 20
 
