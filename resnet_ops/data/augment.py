@@ -62,7 +62,13 @@ class Augmentation:
         )
 
     def __call__(
-        self, x: Tensor, y: Tensor, mean: Sequence[float], std: Sequence[float], generator: torch.Generator
+        self,
+        x: Tensor,
+        y: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        generator: torch.Generator,
+        aspects: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Augment and normalize a batch.
 
@@ -72,6 +78,7 @@ class Augmentation:
             mean: Per channel, of pixels from 0 to 1.
             std: Per channel, of the same scale.
             generator: A CPU generator.
+            aspects: (N,) float32, width / height of images that were resized to another; None where none were.
 
         Returns:
             (N, C, S, S) float32, channels_last, and labels: (N,) int64, or (N, K) float32 where
@@ -79,7 +86,7 @@ class Augmentation:
         """
         if self.random_resized_crop:
             size = (self.side or x.shape[1], self.side or x.shape[2])
-            x = random_resized_crop(x, size, self.flip, generator)
+            x = random_resized_crop(x, size, self.flip, generator, aspects)
         elif self.crop_padding or self.flip or self.side not in (None, x.shape[1]):
             x = crop_and_flip(x, self.crop_padding, self.flip, generator, self.side)
         x = normalize(x, mean, std)
@@ -124,7 +131,9 @@ def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generato
     return padded.view(-1, c).index_select(0, pixels.to(x.device, non_blocking=True)).view(n, high, wide, c)
 
 
-def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator: torch.Generator) -> Tensor:
+def random_resized_crop(
+    x: Tensor, size: tuple[int, int], flip: bool, generator: torch.Generator, aspects: Tensor | None = None
+) -> Tensor:
     """Crop 8 to 100% of each image, 3:4 to 4:3, resize it, mirror half of them (Szegedy et al. 2014).
 
     Args:
@@ -132,34 +141,58 @@ def random_resized_crop(x: Tensor, size: tuple[int, int], flip: bool, generator:
         size: Height and width of the images returned.
         flip: Whether to mirror.
         generator: A CPU generator.
+        aspects: (N,) float32, width / height of images that were resized to another; None where none were.
 
     Returns:
         (N, *size, C) uint8.
     """
     n, h, w, _ = x.shape
-    boxes = _random_boxes(n, h, w, generator)
+    draws = draw_boxes(n, generator)
     mirrored = torch.rand(n, generator=generator) < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
-    return crop_and_resize(x, boxes.to(x.device, non_blocking=True), mirrored.to(x.device, non_blocking=True), size)
+    shares, ratios, places, mirrored = (part.to(x.device, non_blocking=True) for part in (*draws, mirrored))
+    return crop_and_resize(x, fit_boxes(shares, ratios, places, h, w, aspects), mirrored, size)
 
 
-def _random_boxes(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
-    """Draw random boxes of images, the first of ten that fits, as torchvision does.
+def draw_boxes(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw what decides random boxes, whatever the size of the images.
+
+    Returns:
+        Shares of the area and aspect ratios (N, 10), and the top and left as shares of what the box leaves (N, 2), all
+        float64.
+    """
+    shares = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*SCALE, generator=generator)
+    ratios = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*map(math.log, RATIO), generator=generator).exp()
+    return shares, ratios, torch.rand(2, n, dtype=torch.float64, generator=generator).T
+
+
+def fit_boxes(shares: Tensor, ratios: Tensor, places: Tensor, h: int, w: int, aspects: Tensor | None = None) -> Tensor:
+    """Return the first of the boxes drawn that fits into each image, as torchvision does.
+
+    Where images were resized to another aspect ratio, the boxes are of the ratios drawn before that: what is cut out is
+    what would be cut out of the image as it was, but for rounding to a pixel. Nothing waits for the device.
+
+    Args:
+        shares: See `draw_boxes`.
+        ratios: See `draw_boxes`.
+        places: See `draw_boxes`.
+        h: Height of the images.
+        w: Width of the images.
+        aspects: (N,) float32, width / height of the images before they were resized; None where that is w / h.
 
     Returns:
         (N, 4) int32: tops, lefts, heights and widths.
     """
-    area = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*SCALE, generator=generator) * (h * w)
-    ratio = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*map(math.log, RATIO), generator=generator).exp()
+    squeezed = torch.ones_like(places[:, 0]) if aspects is None else aspects.to(torch.float64) / (w / h)
+    area, ratio = shares * (h * w), ratios / squeezed[:, None]
     wide, high = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (wide > 0) & (wide <= w) & (high > 0) & (high <= h)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     none = ~fits.any(1)
     # Where none fits, the largest box at the center whose ratio is allowed.
-    heights = torch.where(none, min(h, round(w / RATIO[0])), high.gather(1, first)[:, 0])
-    widths = torch.where(none, min(w, round(h * RATIO[1])), wide.gather(1, first)[:, 0])
-    offset = torch.rand(2, n, dtype=torch.float64, generator=generator)
-    tops = torch.where(none, (h - heights) // 2, (offset[0] * (h - heights + 1)).floor())
-    lefts = torch.where(none, (w - widths) // 2, (offset[1] * (w - widths + 1)).floor())
+    heights = torch.where(none, (w * squeezed / RATIO[0]).round().clamp(1, h), high.gather(1, first)[:, 0])
+    widths = torch.where(none, (h * RATIO[1] / squeezed).round().clamp(1, w), wide.gather(1, first)[:, 0])
+    tops = torch.where(none, (h - heights) // 2, (places[:, 0] * (h - heights + 1)).floor())
+    lefts = torch.where(none, (w - widths) // 2, (places[:, 1] * (w - widths + 1)).floor())
     return torch.stack((tops, lefts, heights, widths), 1).to(torch.int32)
 
 

@@ -5,8 +5,8 @@ from step to step, so there is none to save and restore. Images that do not fit 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,20 @@ from resnet_ops.data.sources import Source
 from resnet_ops.run_records import BadImage
 
 EVAL_BATCH = 500
+
+
+class Batch(NamedTuple):
+    """Images as they are stored.
+
+    Args:
+        pixels: (n, H, W, C) uint8.
+        labels: (n,) int64.
+        aspects: (n,) float32, width / height of each image before it was resized; None where no aspect ratio changed.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    aspects: Tensor | None = None
 
 
 class SplitImages(Protocol):
@@ -39,8 +53,8 @@ class SplitImages(Protocol):
     def sequential_batches(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
         """Return one rank's share of all rows, ascending, in batches."""
 
-    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pixels (n, H, W, C) uint8 and labels (n,) int64 of each batch of rows, on the device.
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Batch]:
+        """Yield each batch of rows, on the device.
 
         Where they are read meanwhile, `beat` is called as they come.
         """
@@ -50,7 +64,7 @@ class SplitImages(Protocol):
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """One split in memory: pixels (N, H, W, C) uint8, labels (N,) int64 in the device's memory.
+    """One split in memory: pixels (N, H, W, C) uint8, labels (N,) int64 and aspects (N,) float32 on the device.
 
     The pixels are there too, or, where they would take more than half of its free memory, on the host, and each batch
     is copied.
@@ -58,6 +72,7 @@ class DeviceImages:
 
     pixels: Tensor
     labels: Tensor
+    aspects: Tensor | None = None
 
     @classmethod
     def of(cls, images: ImageArray, device: torch.device) -> "DeviceImages":
@@ -65,7 +80,8 @@ class DeviceImages:
         pixels = torch.from_numpy(images.pixels)
         if device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
             pixels = pixels.to(device)
-        return cls(pixels, torch.from_numpy(images.labels).to(device))
+        aspects = None if images.aspects is None else torch.from_numpy(images.aspects).to(device)
+        return cls(pixels, torch.from_numpy(images.labels).to(device), aspects)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,18 +103,21 @@ class DeviceImages:
         batches = sampling.sequential_batches(len(self), batch_size, rank, world_size)
         return [rows.to(self.pixels.device) for rows in batches]
 
-    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Batch]:  # noqa: ARG002
         """See `SplitImages.load_batches`."""
         return map(self.take, batches)
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pixels and labels of some images, on the device. `rows` (n,) int64 are on the device of the pixels."""
+    def take(self, rows: Tensor) -> Batch:
+        """Return some images, on the device. `rows` (n,) int64 are on the device of the pixels."""
         device = self.labels.device
         if self.pixels.device == device:
-            return self.pixels.index_select(0, rows), self.labels.index_select(0, rows)
-        picked = torch.empty((len(rows), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
-        torch.index_select(self.pixels, 0, rows, out=picked)
-        return picked.to(device, non_blocking=True), self.labels.index_select(0, rows.to(device, non_blocking=True))
+            pixels = self.pixels.index_select(0, rows)
+        else:
+            picked = torch.empty((len(rows), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
+            torch.index_select(self.pixels, 0, rows, out=picked)
+            pixels, rows = picked.to(device, non_blocking=True), rows.to(device, non_blocking=True)
+        aspects = None if self.aspects is None else self.aspects.index_select(0, rows)
+        return Batch(pixels, self.labels.index_select(0, rows), aspects)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,14 +151,14 @@ class Loader:
         batch, and differ in size by at most one. Where images are read meanwhile, `beat` is called as they come.
         """
         batches = self.train.shuffled_batches(self.batch_size, self.rank, self.world_size, _generator(self.seed, epoch))
-        for step, (pixels, labels) in enumerate(self.train.load_batches(batches[start:], beat), start):
+        for step, (pixels, labels, aspects) in enumerate(self.train.load_batches(batches[start:], beat), start):
             generator = _generator(self.seed, epoch, step + 1, self.rank)
-            yield self.augmentation(pixels, labels, self.mean, self.std, generator)
+            yield self.augmentation(pixels, labels, self.mean, self.std, generator, aspects)
 
     def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's share of the validation images, in order."""
         batches = self.val.sequential_batches(EVAL_BATCH, self.rank, self.world_size)
-        for x, y in self.val.load_batches(batches, beat):
+        for x, y, _ in self.val.load_batches(batches, beat):
             yield normalize(x, self.mean, self.std), y
 
 
@@ -155,6 +174,7 @@ def open_loader(
     log_event: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """Decode a source onto the device, or stream it while training, as its configuration says."""
+    source = replace(source, whole=augmentation.random_resized_crop)
     if source.config.stream == "on":
         from resnet_ops.data.stream import StreamedImages  # imports Ray Data
 
