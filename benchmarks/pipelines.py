@@ -1,4 +1,4 @@
-"""Images/s of one core that pads, crops, mirrors and normalizes: PIL, torchvision's tensors, resnet-ops.
+"""Images/s of one core that crops, mirrors and normalizes: PIL, torchvision's tensors, resnet-ops.
 
     python benchmarks/pipelines.py [--runs 5]
 
@@ -24,48 +24,59 @@ from resnet_ops.data.augment import Augmentation, Normalizer
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PIL, V2, OURS = "PIL transforms, image by image", "torchvision v2 on tensors, image by image", "resnet-ops, by batch"
 BATCHES = {32: (128, 32), 224: (16, 16)}  # images in one, and how many: a measure should take about a second
+STORED, RESIZED = 256, 224  # sides of images that random resized crops are from, and of these crops
 ABOUT = """
-Pad by an eighth and crop, mirror, normalize: from decoded uint8 images in memory to a float batch, on one thread.
-Ratios: over the PIL transforms.
+Crop, mirror, normalize: from decoded uint8 images in memory to a float batch, on one thread. Crops are of images padded
+by an eighth, or random resized crops of 256x256 to 224x224. Ratios: over the PIL transforms.
 """
 Pipeline = Callable[[Tensor], Tensor]
 
 
-def pipelines(side: int) -> dict[str, Pipeline]:
+def padded_crops(side: int) -> dict[str, Pipeline]:
     """From (N, H, W, C) uint8 to (N, C, H, W) float32."""
-    crop = {"size": side, "padding": side // 8}
-    by_pil = transforms.Compose(
-        [
-            transforms.RandomCrop(**crop),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
-    by_v2 = v2.Compose(
-        [
-            v2.RandomCrop(**crop),
-            v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-        ]
-    )
-    generator, labels = torch.Generator().manual_seed(0), torch.zeros(BATCHES[side][0], dtype=torch.int64)
-    augmentation, normalizer = Augmentation(side // 8, flip=True), Normalizer(MEAN, STD, torch.device("cpu"))
-
-    def ours(x: Tensor) -> Tensor:
-        return augmentation(x, labels[: len(x)], augmentation.draw(len(x), (side, side), generator), normalizer)[0]
-
     return {
-        PIL: lambda x: torch.stack([by_pil(Image.fromarray(one)) for one in x.numpy()]),
-        V2: lambda x: torch.stack([by_v2(one) for one in x.permute(0, 3, 1, 2)]),
-        OURS: ours,
+        **by_torchvision(transforms.RandomCrop(side, side // 8), v2.RandomCrop(side, side // 8)),
+        OURS: by_batch(Augmentation(side // 8, flip=True)),
     }
 
 
-def images_per_second(pipeline: Pipeline, x: Tensor, batches: int) -> float:
+def resized_crops() -> dict[str, Pipeline]:
+    """From (N, H, W, C) uint8 to (N, C, S, S) float32."""
+    size = (RESIZED, RESIZED)
+    return {
+        **by_torchvision(transforms.RandomResizedCrop(size), v2.RandomResizedCrop(size)),
+        OURS: by_batch(Augmentation(flip=True, random_resized_crop=True, side=RESIZED)),
+    }
+
+
+def by_batch(augmentation: Augmentation) -> Pipeline:
+    """Augment and normalize batches as training does."""
+    generator, normalizer = torch.Generator().manual_seed(0), Normalizer(MEAN, STD, torch.device("cpu"))
+
+    def pipeline(x: Tensor) -> Tensor:
+        draws = augmentation.draw(len(x), (x.shape[1], x.shape[2]), generator)
+        return augmentation(x, torch.zeros(len(x), dtype=torch.int64), draws, normalizer)[0]
+
+    return pipeline
+
+
+def by_torchvision(pil_crop: torch.nn.Module, v2_crop: torch.nn.Module) -> dict[str, Pipeline]:
+    """Crop, mirror and normalize image by image."""
+    by_pil = transforms.Compose(
+        [pil_crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    )
+    by_v2 = v2.Compose(
+        [v2_crop, v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    )
+    return {
+        PIL: lambda x: torch.stack([by_pil(Image.fromarray(one)) for one in x.numpy()]),
+        V2: lambda x: torch.stack([by_v2(one) for one in x.permute(0, 3, 1, 2)]),
+    }
+
+
+def images_per_second(pipeline: Pipeline, x: Tensor, side: int, batches: int) -> float:
     """Of some batches after a first one."""
-    assert pipeline(x).shape == (len(x), 3, *x.shape[1:3])
+    assert pipeline(x).shape == (len(x), 3, side, side)
     started = time.perf_counter()
     for _ in range(batches):
         pipeline(x)
@@ -81,16 +92,20 @@ def main() -> None:
     torch.manual_seed(0)
     rows: list[Row] = []
     floors = []
-    for side, (batch, batches) in BATCHES.items():
-        x = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
+    for what, made, stored, side in (
+        *((f"{side}x{side}", padded_crops(side), side, side) for side in BATCHES),
+        (f"{STORED}x{STORED}, resized to {RESIZED}x{RESIZED}", resized_crops(), STORED, RESIZED),
+    ):
+        batch, batches = BATCHES[side]
+        x = torch.randint(0, 256, (batch, stored, stored, 3), dtype=torch.uint8)
         measures = {
-            name: partial(images_per_second, pipeline, x, batches * (5 if name == OURS else 1))
-            for name, pipeline in pipelines(side).items()
+            name: partial(images_per_second, pipeline, x, side, batches * (5 if name == OURS else 1))
+            for name, pipeline in made.items()
         }
         found = in_turn(measures, options.runs)
         rows += [
             {
-                "images": f"{side}x{side}, batch {batch}",
+                "images": f"{what}, batch {batch}",
                 "": name,
                 "images/s per core": statistics.median(rates),
                 "ratio": None if name == PIL else ratio(rates, found[PIL]),
@@ -100,6 +115,8 @@ def main() -> None:
         ]
         if side == 32:
             floors.append(Floor("resnet-ops over PIL at 32x32", 6, ratio(found[OURS], found[PIL])))
+        if stored != side:
+            floors.append(Floor("resnet-ops over torchvision v2, resized crops", 1, ratio(found[OURS], found[V2])))
     write("pipelines", "Data pipelines", ABOUT, rows, floors, options.runs, "torchvision", "pillow")
 
 

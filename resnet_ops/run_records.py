@@ -62,7 +62,8 @@ class DataRecord(BaseModel):
 
     `fingerprint` is a SHA-256 of what `fingerprint_of` says: the files' content, or, of much data, names and sizes.
     The network's input is `height` x `width`; where the images are larger or of differing sizes, training crops that
-    from squares with a side of `stored`. `bad_images` are left out, and not counted elsewhere; the first are named.
+    from squares with a side of `stored`, which hold the center of each image, or, for random resized crops, all of it,
+    squeezed. `bad_images` are left out, and not counted elsewhere; the first are named.
     Where images are streamed, bad ones are found during training: they are counted in the numbers of images, and others
     take their places; `mean` and `std` of the pixels are those of a sample.
     """

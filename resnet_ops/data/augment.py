@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resnet_ops.data.resize import crop_and_resize
 from resnet_ops.recipe_config import Recipe
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random resized crops: Szegedy et al. 2014, torchvision
@@ -77,7 +78,7 @@ class Augmentation:
         """
         draws: dict[str, Tensor] = {}
         if self.random_resized_crop:
-            draws |= draw_boxes(images, *size, self.flip, generator)
+            draws |= draw_boxes(images, self.flip, generator)
         elif self._crops(size):
             draws |= draw_crops(images, size, self.output_size(size), self.crop_padding, self.flip, generator)
         if self.cutout:
@@ -86,7 +87,9 @@ class Augmentation:
             draws |= draw_mixing(self.mixup, self.cutmix, self.output_size(size), generator)
         return draws
 
-    def __call__(self, x: Tensor, y: Tensor, draws: Draws, normalizer: "Normalizer") -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, y: Tensor, draws: Draws, normalizer: "Normalizer", aspects: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Augment and normalize a batch.
 
         Args:
@@ -94,6 +97,7 @@ class Augmentation:
             y: (N,) int64.
             draws: The batch's random numbers, on the same device.
             normalizer: That of the dataset.
+            aspects: (N,) float32, width / height of images that were resized to another; None where none were.
 
         Returns:
             (N, C, S, S) float32, channels_last, and labels: (N,) int64, or (N, K) float32 where
@@ -102,7 +106,7 @@ class Augmentation:
         came_in = (x.shape[1], x.shape[2])
         size = self.output_size(came_in)
         if self.random_resized_crop:
-            x = random_resized_crop(x, draws["boxes"], draws["mirrored"], size)
+            x = random_resized_crop(x, draws, size, aspects)
         elif self._crops(came_in):
             x = crop_and_flip(x, draws["corners"], draws["mirrored"], self.crop_padding, size)
         x = normalizer(x)
@@ -177,74 +181,64 @@ def crop_and_flip(x: Tensor, corners: Tensor, mirrored: Tensor, padding: int, si
     return padded.view(-1, c).index_select(0, pixels).view(n, high, wide, c)
 
 
-def draw_boxes(n: int, h: int, w: int, flip: bool, generator: torch.Generator) -> Draws:
-    """Draw the boxes of random resized crops, 8 to 100% of each image, 3:4 to 4:3, and which of them are mirrored.
+def draw_boxes(n: int, flip: bool, generator: torch.Generator) -> Draws:
+    """Draw what decides random boxes, whatever the size of the images, and which of them are mirrored.
 
     Returns:
-        `boxes` (N, 4) float32: top, left, height and width in pixels, and `mirrored` (N,) bool.
+        `shares` of the area and aspect `ratios` (N, 10), `places`, the top and left as shares of what the box leaves
+        (N, 2), all float64, and `mirrored` (N,) bool.
     """
-    boxes = torch.stack(_random_boxes(n, h, w, generator), 1).to(torch.float32)
-    mirrored = torch.rand(n, 1, 1, generator=generator)[:, 0, 0] < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
-    return {"boxes": boxes, "mirrored": mirrored}
+    shares = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*SCALE, generator=generator)
+    ratios = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*map(math.log, RATIO), generator=generator).exp()
+    places = torch.rand(2, n, dtype=torch.float64, generator=generator).T
+    mirrored = torch.rand(n, generator=generator) < 0.5 if flip else torch.zeros(n, dtype=torch.bool)
+    return {"shares": shares, "ratios": ratios, "places": places, "mirrored": mirrored}
 
 
-def random_resized_crop(x: Tensor, boxes: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop boxes of images and resize them, mirror some (Szegedy et al. 2014).
-
-    Resizes as torchvision does by default: bilinear, with antialiasing.
+def random_resized_crop(x: Tensor, draws: Draws, size: tuple[int, int], aspects: Tensor | None = None) -> Tensor:
+    """Crop 8 to 100% of each image, 3:4 to 4:3, resize it, mirror some (Szegedy et al. 2014).
 
     Args:
         x: (N, H, W, C) uint8.
-        boxes: (N, 4) float32, see `draw_boxes`.
-        mirrored: (N,) bool.
+        draws: See `draw_boxes`.
         size: Height and width of the images returned.
+        aspects: (N,) float32, width / height of images that were resized to another; None where none were.
 
     Returns:
-        (N, *size, C) float32, from 0 to 255.
+        (N, *size, C) uint8.
     """
-    n, h, w, c = x.shape
-    tops, lefts, heights, widths = boxes.to(torch.float64).unbind(1)
-    down = resize_weights(tops, heights, h, size[0])
-    across = resize_weights(lefts, widths, w, size[1])
-    across = torch.where(mirrored[:, None, None], across.flip(1), across)
-    rows = down.bmm(x.to(torch.float32).view(n, h, w * c)).view(n, size[0], w, c)
-    return torch.einsum("nsw,nrwc->nrsc", across, rows).contiguous()
+    boxes = fit_boxes(draws, x.shape[1], x.shape[2], aspects)
+    return crop_and_resize(x, boxes, draws["mirrored"], size)
 
 
-def _random_boxes(n: int, h: int, w: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw tops, lefts, heights and widths (N,) of random boxes, the first of ten that fits, as torchvision does."""
-    area = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*SCALE, generator=generator) * (h * w)
-    ratio = torch.empty(n, ATTEMPTS, dtype=torch.float64).uniform_(*map(math.log, RATIO), generator=generator).exp()
+def fit_boxes(draws: Draws, h: int, w: int, aspects: Tensor | None = None) -> Tensor:
+    """Return the first of the boxes drawn that fits into each image, as torchvision does.
+
+    Where images were resized to another aspect ratio, the boxes are of the ratios drawn before that: what is cut out is
+    what would be cut out of the image as it was, but for rounding to a pixel. Nothing waits for the device.
+
+    Args:
+        draws: See `draw_boxes`.
+        h: Height of the images.
+        w: Width of the images.
+        aspects: (N,) float32, width / height of the images before they were resized; None where that is w / h.
+
+    Returns:
+        (N, 4) int32: tops, lefts, heights and widths.
+    """
+    shares, ratios, places = draws["shares"], draws["ratios"], draws["places"]
+    squeezed = torch.ones_like(places[:, 0]) if aspects is None else aspects.to(torch.float64) / (w / h)
+    area, ratio = shares * (h * w), ratios / squeezed[:, None]
     wide, high = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (wide > 0) & (wide <= w) & (high > 0) & (high <= h)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     none = ~fits.any(1)
     # Where none fits, the largest box at the center whose ratio is allowed.
-    heights = torch.where(none, min(h, round(w / RATIO[0])), high.gather(1, first)[:, 0])
-    widths = torch.where(none, min(w, round(h * RATIO[1])), wide.gather(1, first)[:, 0])
-    offset = torch.rand(2, n, dtype=torch.float64, generator=generator)
-    tops = torch.where(none, (h - heights) // 2, (offset[0] * (h - heights + 1)).floor())
-    lefts = torch.where(none, (w - widths) // 2, (offset[1] * (w - widths + 1)).floor())
-    return tops, lefts, heights, widths
-
-
-def resize_weights(starts: Tensor, lengths: Tensor, size: int, side: int) -> Tensor:
-    """Return weights (N, S, size) that resize a range of each row of pixels to S: the triangle filter of Pillow.
-
-    Args:
-        starts: (N,) the first pixel of each range.
-        lengths: (N,) the number of its pixels.
-        size: Pixels in a row.
-        side: S.
-    """
-    scale = (lengths / side)[:, None, None]
-    support = scale.clamp(min=1)  # when downsizing, each new pixel is the mean of several
-    centers = (torch.arange(side)[:, None] + 0.5) * scale + starts[:, None, None]
-    pixels = torch.arange(size, dtype=torch.float64)
-    weights = (1 - (pixels + 0.5 - centers).abs() / support).clamp(min=0)
-    in_range = (pixels >= starts[:, None, None]) & (pixels < (starts + lengths)[:, None, None])
-    weights = weights * in_range
-    return (weights / weights.sum(2, keepdim=True)).to(torch.float32)
+    heights = torch.where(none, (w * squeezed / RATIO[0]).round().clamp(1, h), high.gather(1, first)[:, 0])
+    widths = torch.where(none, (h * RATIO[1] / squeezed).round().clamp(1, w), wide.gather(1, first)[:, 0])
+    tops = torch.where(none, (h - heights) // 2, (places[:, 0] * (h - heights + 1)).floor())
+    lefts = torch.where(none, (w - widths) // 2, (places[:, 1] * (w - widths + 1)).floor())
+    return torch.stack((tops, lefts, heights, widths), 1).to(torch.int32)
 
 
 def draw_squares(n: int, size: tuple[int, int], side: int, generator: torch.Generator) -> Draws:

@@ -2,6 +2,7 @@
 
     CACHE/images/KEY/pixels.npy   (N, H, W, C) uint8
                      labels.npy   (N,) int64
+                     aspects.npy  (N,) float32, width / height of each image, where that is not the pixels'
                      digests.npy  (N,) of 32 bytes: the SHA-256 of each image as it was stored
                      index.json   the rest of `DecodedImages`, and the size of each file
 
@@ -29,7 +30,7 @@ from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageA
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.run_records import BadImage
 
-PIXELS, LABELS, DIGESTS, INDEX = "pixels.npy", "labels.npy", "digests.npy", "index.json"
+PIXELS, LABELS, ASPECTS, DIGESTS, INDEX = "pixels.npy", "labels.npy", "aspects.npy", "digests.npy", "index.json"
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -117,9 +118,11 @@ def _write(folder: Path, encoded: EncodedImages, options: DecodeOptions) -> None
         if decoded.bad:
             _truncate(temporary / PIXELS, decoded.images.pixels.shape)
         np.save(temporary / LABELS, decoded.images.labels)
+        if decoded.images.aspects is not None:
+            np.save(temporary / ASPECTS, decoded.images.aspects)
         np.save(temporary / DIGESTS, decoded.digests)
         index = {
-            "bytes": {name: (temporary / name).stat().st_size for name in (PIXELS, LABELS, DIGESTS)},
+            "bytes": {file.name: file.stat().st_size for file in temporary.iterdir()},
             "counts": decoded.counts.tolist(),
             "bad": [bad.model_dump() for bad in decoded.bad],
         }
@@ -170,9 +173,10 @@ def _load(folder: Path) -> DecodedImages | None:
             return None
         pixels = np.load(folder / PIXELS, mmap_mode="c")  # never written to; torch warns of read-only arrays
         labels, digests = np.load(folder / LABELS), np.load(folder / DIGESTS)
+        aspects = np.load(folder / ASPECTS) if ASPECTS in index["bytes"] else None
         bad = tuple(BadImage(**image) for image in index["bad"])
         if not len(pixels) == len(labels) == len(digests) or pixels.dtype != np.uint8 or pixels.ndim != 4:
             return None
-        return DecodedImages(ImageArray(pixels, labels), np.array(index["counts"], np.int64), digests, bad)
+        return DecodedImages(ImageArray(pixels, labels, aspects), np.array(index["counts"], np.int64), digests, bad)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

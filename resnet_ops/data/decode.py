@@ -5,7 +5,7 @@ Decoding whole splits, and what happens to images that cannot be decoded, is in 
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -30,13 +30,15 @@ class CropSpec:
     """Size and channels of decoded images, and how they are resized and cropped to it.
 
     An image of another size than `cover` (height, width) is resized to the smallest size that covers it, and cropped to
-    it at the center; then `height` x `width` are cropped at the center of that.
+    it at the center; then `height` x `width` are cropped at the center of that. With `whole`, nothing is cropped: all
+    of the image is resized to `cover`, which then is `height` x `width`, whatever its aspect ratio is.
     """
 
     cover: tuple[int, int]
     height: int
     width: int
     channels: int
+    whole: bool = field(default=False, repr=False)  # the names of cached images are made of the rest's representation
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,7 +72,12 @@ def read_header(encoded: bytes | OSError) -> ImageHeader:
 
 
 def decode(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
-    """Decode one image to pixels (H, W, C) uint8, resized and cropped as `crop` says.
+    """Decode one image to pixels (H, W, C) uint8: see `decode_with_aspect`."""
+    return decode_with_aspect(encoded, crop)[0]
+
+
+def decode_with_aspect(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.ndarray, float]:
+    """Decode one image to pixels (H, W, C) uint8, resized and cropped as `crop` says, and its own width / height.
 
     JPEGs are decoded at the smallest of their built-in scales that suffices; the EXIF orientation is applied; of an
     animation the first frame is taken; 16-bit grey is scaled to 8 bits; transparency is dropped. Resizing is bilinear,
@@ -86,9 +93,11 @@ def decode(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
             target = cover[::-1] if _is_rotated(image) else cover
             image.draft(mode, _covering_size(image.size, target))
         image = _convert(_apply_orientation(image), mode)
+        aspect = image.width / image.height
         if image.size != cover:
-            image = _center_crop(image.resize(_covering_size(image.size, cover), Image.Resampling.BILINEAR), cover)
-        return np.asarray(_center_crop(image, (crop.width, crop.height))).reshape(crop.shape)
+            size = cover if crop.whole else _covering_size(image.size, cover)
+            image = _center_crop(image.resize(size, Image.Resampling.BILINEAR), cover)
+        return np.asarray(_center_crop(image, (crop.width, crop.height))).reshape(crop.shape), aspect
     except Exception as error:  # broken files make Pillow raise almost anything
         raise _decode_error(error) from None
 

@@ -6,10 +6,10 @@ from step to step, so there is none to save and restore. Images that do not fit 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, repeat
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,19 @@ EVAL_BATCH = 500
 EVAL_BATCH_PIXELS = 2**21  # on a GPU, for which 500 small images are too few
 BLOCK_STEPS = 16  # whose random numbers are drawn and sent at once
 
-Images = tuple[Tensor, Tensor]  # pixels (n, H, W, C) uint8 and labels (n,) int64, on the device
+
+class Batch(NamedTuple):
+    """Images as they are stored.
+
+    Args:
+        pixels: (n, H, W, C) uint8.
+        labels: (n,) int64.
+        aspects: (n,) float32, width / height of each image before it was resized; None where no aspect ratio changed.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    aspects: Tensor | None = None
 
 
 class SplitImages(Protocol):
@@ -50,8 +62,8 @@ class SplitImages(Protocol):
     def sequential_batches(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
         """Return one rank's share of all rows, ascending, in batches."""
 
-    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Images]:
-        """Yield the images of each batch of rows.
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Batch]:
+        """Yield each batch of rows, on the device.
 
         Where they are read meanwhile, `beat` is called as they come.
         """
@@ -61,7 +73,7 @@ class SplitImages(Protocol):
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """One split in memory: pixels (N, H, W, C) uint8, labels (N,) int64 in the device's memory.
+    """One split in memory: pixels (N, H, W, C) uint8, labels (N,) int64 and aspects (N,) float32 on the device.
 
     The pixels are there too, or, where they would take more than half of its free memory, on the host, and each batch
     is copied.
@@ -69,6 +81,7 @@ class DeviceImages:
 
     pixels: Tensor
     labels: Tensor
+    aspects: Tensor | None = None
 
     @classmethod
     def of(cls, images: ImageArray, device: torch.device) -> "DeviceImages":
@@ -76,7 +89,8 @@ class DeviceImages:
         pixels = torch.from_numpy(images.pixels)
         if device.type != "cuda" or pixels.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
             pixels = pixels.to(device)
-        return cls(pixels, torch.from_numpy(images.labels).to(device))
+        aspects = None if images.aspects is None else torch.from_numpy(images.aspects).to(device)
+        return cls(pixels, torch.from_numpy(images.labels).to(device), aspects)
 
     @property
     def on_device(self) -> bool:
@@ -101,21 +115,25 @@ class DeviceImages:
         """See `SplitImages.sequential_batches`."""
         return sampling.sequential_batches(len(self), batch_size, rank, world_size)
 
-    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Images]:  # noqa: ARG002
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Batch]:  # noqa: ARG002
         """See `SplitImages.load_batches`; the rows are on the CPU."""
         return map(self._load, batches)
 
-    def take(self, rows: Tensor) -> Images:
+    def take(self, rows: Tensor) -> Batch:
         """Gather images whose rows (n,) int64 are on the device, as the pixels are."""
-        return self.pixels.index_select(0, rows), self.labels.index_select(0, rows)
+        return self._labeled(self.pixels.index_select(0, rows), rows)
 
-    def _load(self, rows: Tensor) -> Images:
+    def _load(self, rows: Tensor) -> Batch:
         device = self.labels.device
         if self.on_device:
             return self.take(rows.to(device))
         picked = torch.empty((len(rows), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
         torch.index_select(self.pixels, 0, rows, out=picked)
-        return picked.to(device, non_blocking=True), self.labels.index_select(0, rows.to(device, non_blocking=True))
+        return self._labeled(picked.to(device, non_blocking=True), rows.to(device, non_blocking=True))
+
+    def _labeled(self, pixels: Tensor, rows: Tensor) -> Batch:
+        aspects = None if self.aspects is None else self.aspects.index_select(0, rows)
+        return Batch(pixels, self.labels.index_select(0, rows), aspects)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,7 +151,7 @@ class Block:
     """
 
     columns: dict[str, Tensor]
-    images: Iterator[Images | None]
+    images: Iterator[Batch | None]
     steps: int
 
 
@@ -191,7 +209,7 @@ class Loader:
     def _draw(self, epoch: int, step: int, images: int) -> Draws:
         return self.augmentation.draw(images, self.train.size, _generator(self.seed, epoch, step + 1, self.rank))
 
-    def batch(self, inputs: Draws, images: Images | None) -> Images:
+    def batch(self, inputs: Draws, images: Batch | None) -> tuple[Tensor, Tensor]:
         """Return the augmented batch of a step: (n, C, H, W) float32, and (n,) int64 or, mixed, (n, classes) float32.
 
         Args:
@@ -201,23 +219,22 @@ class Loader:
         if images is None:
             assert self.resident is not None
             images = self.resident.take(inputs["rows"])
-        pixels, labels = images
-        return self.augmentation(pixels, labels, inputs, self.normalizer)
+        return self.augmentation(images.pixels, images.labels, inputs, self.normalizer, images.aspects)
 
-    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Images]:
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the augmented batches of an epoch from step `start` on."""
         for block in self.blocks(epoch, start):
             for step, images in enumerate(block.images):
                 yield self.batch({name: rows[step].to(self.device) for name, rows in block.columns.items()}, images)
 
-    def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[Images]:
+    def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's share of the validation images, in order, normalized."""
         batch_size = EVAL_BATCH
         if self.device.type == "cuda":
             batch_size = max(EVAL_BATCH, EVAL_BATCH_PIXELS // math.prod(self.val.size))
         batches = self.val.sequential_batches(batch_size, self.rank, self.world_size)
-        for x, y in self.val.load_batches(batches, beat):
-            yield self.normalizer(x), y
+        for images in self.val.load_batches(batches, beat):
+            yield self.normalizer(images.pixels), images.labels
 
 
 def open_loader(
@@ -232,6 +249,7 @@ def open_loader(
     log_event: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """Decode a source onto the device, or stream it while training, as its configuration says."""
+    source = replace(source, whole=augmentation.random_resized_crop)
     if source.config.stream == "on":
         from resnet_ops.data.stream import StreamedImages  # imports Ray Data
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_ops.data.dataset import EncodedImages, digest
-from resnet_ops.data.decode import CropSpec, DecodeError, decode
+from resnet_ops.data.decode import CropSpec, DecodeError, decode, decode_with_aspect
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
 from resnet_ops.run_records import BadImage
@@ -42,10 +42,12 @@ class ImageArray:
     Args:
         pixels: (N, H, W, C) uint8.
         labels: (N,) int64.
+        aspects: (N,) float32, width / height of each image before it was resized; None where no aspect ratio changed.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
+    aspects: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,13 +130,14 @@ def decode_all(encoded: EncodedImages, options: DecodeOptions, out: np.ndarray |
     crop = options.crop
     labels, counts = encoded.labels, np.zeros((crop.channels, 256), np.int64)
     pixels = np.empty((len(labels), *crop.shape), np.uint8) if out is None else out
+    aspects = np.ones(len(labels), np.float32)
 
     def decode_chunk(rows: range) -> tuple[list[bytes], list[tuple[int, str]], np.ndarray]:
         images = encoded.read(rows)
         broken = []
         for row, image in zip(rows, images, strict=True):
             try:
-                pixels[row] = decode(image, crop)
+                pixels[row], aspects[row] = decode_with_aspect(image, crop)
             except DecodeError as error:
                 broken.append((row, str(error)))
         decoded = pixels[rows.start : rows.stop]
@@ -157,7 +160,8 @@ def decode_all(encoded: EncodedImages, options: DecodeOptions, out: np.ndarray |
         if position != good_row:
             pixels[position] = pixels[good_row]
     bad = tuple(BadImage(name=encoded.name(row), reason=reason) for row, reason in reasons.items())
-    return DecodedImages(ImageArray(pixels[: len(good)], labels[good]), counts, np.array(digests, "S32")[good], bad)
+    images = ImageArray(pixels[: len(good)], labels[good], aspects[good] if crop.whole else None)
+    return DecodedImages(images, counts, np.array(digests, "S32")[good], bad)
 
 
 def _value_counts(pixels: np.ndarray) -> np.ndarray:

@@ -55,6 +55,8 @@ class Source:
         splits: Its training images, and its validation images unless they are held out of the former.
         files: All its files, in order.
         notes: What the user should know.
+        whole: Whether training images that are resized are kept whole, for random resized crops, and not cut at the
+            center to a square.
     """
 
     record: DataRecord
@@ -62,6 +64,7 @@ class Source:
     splits: dict[Split, EncodedImages]
     files: tuple[File, ...]
     notes: tuple[str, ...] = ()
+    whole: bool = False
 
     @property
     def embedded(self) -> bool:
@@ -89,8 +92,9 @@ class Source:
         """Return size and channels of a split's decoded images; training images keep a margin to crop from."""
         data = self.record
         cover = (data.stored, data.stored) if data.stored else (data.height, data.width)
-        height, width = cover if split == "train" else (data.height, data.width)
-        return CropSpec(cover, height, width, data.channels)
+        if split == "train":
+            return CropSpec(cover, *cover, data.channels, self.whole and data.stored is not None)
+        return CropSpec(cover, data.height, data.width, data.channels)
 
     def decode_options(self, split: Split) -> DecodeOptions:
         """Return how a split is decoded."""
@@ -164,7 +168,7 @@ class Source:
         labels = [(split, hashlib.sha256(images.labels.tobytes()).hexdigest()) for split, images in self.splits.items()]
         crop = self.crop_spec(content) if content != "digests" else None
         # The class was called Frame when the first caches were written, which stay in use.
-        crop_text = crop and "Frame" + repr(crop).removeprefix("CropSpec")
+        crop_text = crop and "Frame" + repr(crop).removeprefix("CropSpec") + (" whole" if crop.whole else "")
         name = cache_key(
             content, self.record.fingerprint, crop_text, labels, self.config.image_column, self._modification_times
         )

@@ -26,7 +26,8 @@ from torch import Tensor
 from resnet_ops import files
 from resnet_ops.data import sampling
 from resnet_ops.data.dataset import EncodedImages, Split
-from resnet_ops.data.decode import CropSpec, DecodeError, decode
+from resnet_ops.data.decode import CropSpec, DecodeError, decode_with_aspect
+from resnet_ops.data.loader import Batch
 from resnet_ops.data.parallel_decode import DecodeOptions, broken_image_error, check_broken_share
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
@@ -119,8 +120,8 @@ class StreamedImages:
         contiguous = self._row_groups is not None
         return sampling.sequential_batches(len(self), batch_size, rank, world_size, contiguous)
 
-    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pixels and labels of each batch of rows, on the device; call `beat` at the start and with each piece.
+    def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Batch]:
+        """Yield each batch of rows, on the device; call `beat` at the start and with each piece.
 
         A timer's beat would hide a file server that no longer answers.
 
@@ -129,14 +130,14 @@ class StreamedImages:
             PausedError: The bucket is out of reach.
         """
         beat()
-        for pixels, rows in prefetch(self._assemble(batches, beat), BATCHES_AHEAD):
-            x, rows = (part.to(self.device, non_blocking=True) for part in (pixels, rows))
-            yield x, self.labels.index_select(0, rows)
+        for parts in prefetch(self._assemble(batches, beat), BATCHES_AHEAD):
+            pixels, rows, aspects = (part.to(self.device, non_blocking=True) for part in parts)
+            yield Batch(pixels, self.labels.index_select(0, rows), aspects if self.options.crop.whole else None)
 
-    def _assemble(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the pixels (n, H, W, C) of each batch, and the rows that they are of."""
+    def _assemble(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the pixels (n, H, W, C) of each batch, the rows that they are of, and the aspects of the images."""
         pieces = self._decode(np.concatenate([batch.numpy() for batch in batches]) if batches else np.empty(0, int))
-        decoded: dict[int, np.ndarray] = {}
+        decoded: dict[int, tuple[np.ndarray, float]] = {}
         if on_gpu := self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a new thread is on the first one, and would take memory of it
         for batch in batches:
@@ -149,13 +150,14 @@ class StreamedImages:
             rows = [row if row in decoded else _replacement(good, row) for row in rows]
             pixels = torch.zeros((len(rows), *self.options.crop.shape), dtype=torch.uint8, pin_memory=on_gpu)
             if good:
-                np.stack([decoded[row] for row in rows], out=pixels.numpy())
+                np.stack([decoded[row][0] for row in rows], out=pixels.numpy())
+            aspects = torch.tensor([decoded[row][1] if good else 1.0 for row in rows])
             for row in good:
                 del decoded[row]
-            yield pixels, torch.tensor(rows)
+            yield pixels, torch.tensor(rows), aspects
 
-    def _decode(self, rows: np.ndarray) -> Iterator[dict[int, np.ndarray]]:
-        """Yield the pixels of these rows, about in this order, some at a time; add the broken ones to `broken`."""
+    def _decode(self, rows: np.ndarray) -> Iterator[dict[int, tuple[np.ndarray, float]]]:
+        """Yield pixels and aspect of these rows, about in this order, some at a time; add broken ones to `broken`."""
         pieces = self._pieces(rows)
         data = ray.data.read_datasource(
             DecodedPieces(self._encoded_ref, self.options.crop, pieces),
@@ -174,12 +176,12 @@ class StreamedImages:
         try:
             for table in tables:
                 pixels = table.column("pixels").combine_chunks().to_numpy_ndarray()
-                piece, reasons = table.column("row").to_pylist(), table.column("reason").to_pylist()
+                piece, aspects, reasons = (table.column(name).to_pylist() for name in ("row", "aspect", "reason"))
                 self._add_broken(
                     {row: reason for row, reason in zip(piece, reasons, strict=True) if reason is not None}
                 )
                 # Copied, or one image would hold its whole piece in Ray's memory.
-                yield {row: pixels[i].copy() for i, row in enumerate(piece) if reasons[i] is None}
+                yield {row: (pixels[i].copy(), aspects[i]) for i, row in enumerate(piece) if reasons[i] is None}
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
 
@@ -233,17 +235,18 @@ class DecodedPieces(Datasource):
 
 
 def decode_piece(encoded: "ray.ObjectRef[EncodedImages]", crop: CropSpec, rows: np.ndarray) -> Iterator[pa.Table]:
-    """Read and decode some images; yield rows, pixels, and the reason where one cannot be decoded."""
-    pixels = np.zeros((len(rows), *crop.shape), np.uint8)
+    """Read and decode some images; yield rows, pixels, aspects, and the reason where one cannot be decoded."""
+    pixels, aspects = np.zeros((len(rows), *crop.shape), np.uint8), np.ones(len(rows), np.float32)
     reasons: list[str | None] = [None] * len(rows)
     for index, image in enumerate(_fetch(encoded).read(rows.tolist())):
         try:
-            pixels[index] = decode(image, crop)
+            pixels[index], aspects[index] = decode_with_aspect(image, crop)
         except DecodeError as error:
             reasons[index] = str(error)
     columns = {
         "row": rows,
         "pixels": pa.FixedShapeTensorArray.from_numpy_ndarray(pixels),
+        "aspect": aspects,
         "reason": pa.array(reasons, pa.string()),
     }
     yield pa.table(columns)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resnet_ops.data.loader import Batch
 from resnet_ops.errors import WORK_FAILED, UserError
 
 WARM_UP_STEPS = 4  # before the capture: they make handles, momentum and compiled kernels, and choose cuDNN's algorithms
 
 
 class StepInputs:
-    """Holds what differs from step to step: a row in each of some columns, and images where a step does not take its own.
+    """Holds what differs from step to step: a row of some columns, and images where a step does not take its own.
 
     On CUDA columns and images are copied into tensors that stay in place.
 
@@ -27,7 +28,7 @@ class StepInputs:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.columns: dict[str, Tensor] = {}
-        self.images: tuple[Tensor, Tensor] | None = None
+        self.images: Batch | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)  # the row that is next
         self.loaded: list[torch.cuda.Event] = []
 
@@ -49,16 +50,18 @@ class StepInputs:
             self.loaded[-1].record()
         self.step.zero_()
 
-    def receive(self, images: tuple[Tensor, Tensor] | None) -> None:
+    def receive(self, images: Batch | None) -> None:
         """Take in the images of the next step, on the device; None where it takes its own."""
         if images is None or self.device.type == "cpu":
             self.images = images
             return
         if self.images is None:
-            self.images = tuple(torch.empty_like(part) for part in images)  # type: ignore[assignment]
-            assert self.images is not None
+            pixels, labels, aspects = images
+            kept = None if aspects is None else torch.empty_like(aspects)
+            self.images = Batch(torch.empty_like(pixels), torch.empty_like(labels), kept)
         for own, part in zip(self.images, images, strict=True):
-            own.copy_(part, non_blocking=True)
+            if own is not None and part is not None:
+                own.copy_(part, non_blocking=True)
 
     def row(self) -> dict[str, Tensor]:
         """Return the row of the next step; part of what is captured."""

@@ -98,6 +98,7 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
 
     Of images that will be streamed, decode only a sample, for their mean and standard deviation.
     """
+    source = replace(source, whole=config.random_resized_crop)
     if config.stream == "on":
         return _sampled(source, observer)
     if not source.embedded:

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class TrialWorker(tune.Trainable):
     def setup(self, config: dict[str, Any], task: TrialTask) -> None:  # type: ignore[override]
         """Start the first trial."""
         self.task = task
-        self.sources: dict[DataConfig, Source] = {}
+        self.sources: dict[tuple[DataConfig, bool], Source] = {}
         torch.set_num_threads(task.threads)
         self._start_trial(config[POINT])
 
@@ -173,14 +173,15 @@ class TrialWorker(tune.Trainable):
     def _source(self, config: TrainConfig) -> Source:
         """Return the images: opened and decoded once per worker, on disk once per machine."""
         key = DataConfig(**{name: getattr(config, name) for name in DataConfig.model_fields})
-        if key not in self.sources:
-            source = open_source(config)
+        whole = config.random_resized_crop
+        if (key, whole) not in self.sources:
+            source = replace(open_source(config), whole=whole)
             if source.record.fingerprint != self.task.data.fingerprint:
                 raise UserError(f"The images in {config.data} differ from those the search started with.")
             if config.stream != "on":
                 source = source.prepare()
-            self.sources[key] = source
-        return self.sources[key]
+            self.sources[key, whole] = source
+        return self.sources[key, whole]
 
     def _train_epochs_on_nodes(self) -> Generator[Epoch]:
         """Yield every epoch of a trial on several machines: a job of Ray Train, read from the files that it writes."""

@@ -5,10 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 
-from resnet_ops.data import augment
+from resnet_ops.data import augment, resize
 from resnet_ops.data.augment import Augmentation, Normalizer
+from resnet_ops.data.decode import CropSpec, decode_with_aspect
+from tests.data.samples import encode_pixels
 from tests.data.test_loader import pixels
 
 NORMALIZER = Normalizer((0.49, 0.48, 0.45), (0.2, 0.21, 0.26), torch.device("cpu"))
@@ -54,28 +57,24 @@ def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(crops(0, padding, side), crops(10**9, padding, side))
 
 
-@pytest.mark.parametrize(("h", "w", "size"), [(32, 32, (32, 32)), (48, 40, (28, 36)), (16, 16, (24, 24))])
-def test_resized_crops_are_torchvisions(h: int, w: int, size: tuple[int, int]) -> None:
-    x = pixels(30, h, w, 3)
-    drawn = augment.draw_boxes(30, h, w, False, generator())
-    boxes = drawn["boxes"].long().tolist()
-    ours = augment.random_resized_crop(x, drawn["boxes"], drawn["mirrored"], size)
-    assert ours.is_contiguous()
-    for image, box, our in zip(x, boxes, ours, strict=True):
-        their = v2.functional.resized_crop(image.permute(2, 0, 1).float(), *box, list(size), antialias=True)
-        torch.testing.assert_close(our, their.permute(1, 2, 0), rtol=0, atol=2e-3)
-    drawn = augment.draw_boxes(30, h, w, True, generator())
-    assert drawn["boxes"].tolist() == boxes
-    mirrored = augment.random_resized_crop(x, drawn["boxes"], drawn["mirrored"], size)
-    is_mirror = [torch.allclose(a, b.flip(1), atol=1e-3) for a, b in zip(mirrored, ours, strict=True)]
-    is_same = [torch.allclose(a, b, atol=1e-3) for a, b in zip(mirrored, ours, strict=True)]
-    assert all(a != b for a, b in zip(is_mirror, is_same, strict=True))
+def test_half_of_the_resized_crops_are_mirrored() -> None:
+    x = pixels(30, 48, 40, 3)
+    plain = augment.random_resized_crop(x, augment.draw_boxes(30, False, generator()), (28, 36))
+    flipped = augment.random_resized_crop(x, augment.draw_boxes(30, True, generator()), (28, 36))
+    is_mirror = []
+    for image, mirrored in zip(plain, flipped, strict=True):
+        is_mirror.append(torch.equal(mirrored, image.flip(1)))
+        assert is_mirror[-1] != torch.equal(mirrored, image)
     assert 5 < sum(is_mirror) < 25
 
 
-def test_parts_are_drawn_as_torchvision_draws_them() -> None:
-    n, h, w = 4000, 64, 48
-    top, left, high, wide = (part.numpy() for part in augment._random_boxes(n, h, w, generator()))
+@pytest.mark.parametrize(("size", "stored"), [((64, 48), (64, 48)), ((640, 480), (256, 256))])
+def test_parts_are_drawn_as_torchvision_draws_them_in_the_image_as_it_was(
+    size: tuple[int, int], stored: tuple[int, int]
+) -> None:
+    n, (h, w) = 4000, size
+    boxes = augment.fit_boxes(augment.draw_boxes(n, False, generator()), *stored, torch.full((n,), w / h))
+    top, left, high, wide = boxes.numpy().T * np.array([h, w, h, w])[:, None] / np.array([*stored, *stored])[:, None]
     torch.manual_seed(0)
     image = torch.empty(3, h, w)
     params = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
@@ -94,9 +93,32 @@ def test_parts_are_drawn_as_torchvision_draws_them() -> None:
 
 @pytest.mark.parametrize(("h", "w"), [(10, 2000), (2000, 10)])
 def test_where_no_part_fits_the_middle_is_taken(h: int, w: int) -> None:
-    boxes = torch.stack(augment._random_boxes(20, h, w, generator())).T.long().tolist()
-    assert tuple(boxes[0]) == RandomResizedCrop.get_params(torch.empty(3, h, w), [0.08, 1.0], [3 / 4, 4 / 3])
-    assert boxes == boxes[:1] * 20
+    draws = augment.draw_boxes(20, False, generator())
+    boxes = augment.fit_boxes(draws, h, w).tolist()
+    expected = RandomResizedCrop.get_params(torch.empty(3, h, w), [0.08, 1.0], [3 / 4, 4 / 3])
+    assert boxes == [list(expected)] * 20
+    stored = augment.fit_boxes(draws, 256, 256, torch.full((20,), w / h)).tolist()
+    assert stored == stored[:1] * 20
+    for side, wanted, length in zip(stored[0], expected, (h, w, h, w), strict=True):
+        assert abs(side - wanted * 256 / length) <= 1.5  # rounded, and at least a pixel
+
+
+def test_boxes_of_images_kept_whole_show_what_torchvision_cuts_out_of_the_originals() -> None:
+    rough = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    photo = Image.fromarray(rough).resize((600, 400), Image.Resampling.BICUBIC)
+    stored, aspect = decode_with_aspect(encode_pixels(np.asarray(photo)), CropSpec((256, 256), 256, 256, 3, whole=True))
+    boxes = augment.fit_boxes(augment.draw_boxes(60, False, generator()), 256, 256, torch.full((60,), aspect))
+    ours = resize.crop_and_resize(
+        torch.from_numpy(stored.copy()).expand(60, -1, -1, -1), boxes, torch.zeros(60, dtype=torch.bool), (224, 224)
+    )
+    original = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
+    in_original = (boxes * torch.tensor([400, 600, 400, 600]) / 256).round().int().tolist()
+    for our, (top, left, high, wide) in zip(ours, in_original, strict=True):
+        assert high * wide / 240_000 == pytest.approx(0.54, abs=0.48)
+        assert 0.7 < wide / high < 1.4
+        their = v2.functional.resized_crop(original, top, left, high, wide, [224, 224], antialias=True)
+        assert (our.int() - their.permute(1, 2, 0).int()).abs().float().mean() < 2
+    assert min(left for _, left, _, _ in in_original) < 60  # outside of the square at the center
 
 
 @pytest.mark.parametrize("side", [1, 4, 5, 9])

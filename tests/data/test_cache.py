@@ -5,14 +5,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from resnet_ops.config import DataConfig
+from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.data.augment import Augmentation
+from resnet_ops.data.loader import DeviceImages, open_loader
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
+from resnet_ops.training.observer import Observer
+from resnet_ops.training.preflight import decode_images
 from tests.data.samples import noise, write_class_folders
 
 
@@ -49,6 +55,53 @@ def test_other_images_and_other_sizes_are_cached_apart(tmp_path: Path, opened: C
     larger = DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache", image_size=16)
     assert open_source(larger).load("train").pixels.shape == (40, 18, 18, 3)
     assert len(cached_files(tmp_path)) == 3
+
+
+def test_whole_images_are_cached_apart_with_their_aspect_ratios(tmp_path: Path) -> None:
+    wide = [np.repeat(image, 3, axis=1) for image in noise(12, 20)]
+    write_class_folders(tmp_path / "data", {"cat": wide, "dog": noise(6, 40)})
+    config = DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache", image_size=16)
+    cut, whole = open_source(config).prepare(), replace(open_source(config), whole=True).prepare()
+    assert cut.record == whole.record
+    assert len(cached_files(tmp_path)) == 3  # the validation images are the same
+    assert cut.load("train").aspects is None
+    images = whole.load("train")
+    assert images.aspects is not None
+    assert images.aspects.dtype == np.float32
+    square = images.labels == 1
+    assert np.array_equal(images.aspects, np.where(square, 1, 3))
+    assert np.array_equal(images.pixels[square], cut.load("train").pixels[square])
+    assert not np.array_equal(images.pixels[~square], cut.load("train").pixels[~square])
+    (file,) = (tmp_path / "cache").rglob("aspects.npy")
+    file.unlink()
+    again = replace(open_source(config), whole=True).load("train").aspects
+    assert again is not None
+    assert np.array_equal(again, images.aspects)
+
+
+def test_what_is_decoded_before_a_training_is_what_it_crops_at_random_from(tmp_path: Path) -> None:
+    images = [np.repeat(image, 3, axis=1) for image in noise(12, 20)]
+    write_class_folders(tmp_path / "data", {"cat": images, "dog": images[::-1]})
+    config = TrainConfig(
+        data=str(tmp_path / "data"), cache_dir=tmp_path / "cache", image_size=16, random_resized_crop=True
+    )
+    source = decode_images(open_source(config), config, Observer())
+    before = cached_files(tmp_path)
+    augmentation = Augmentation.of(config, 2, 16)
+    loader = open_loader(source, torch.device("cpu"), batch_size=8, augmentation=augmentation, seed=0)
+    assert cached_files(tmp_path) == before
+    assert next(iter(loader.train_batches(0)))[0].shape == (8, 3, 16, 16)
+    assert isinstance(loader.train, DeviceImages)
+    assert loader.train.aspects is not None
+    assert set(loader.train.aspects.tolist()) == {3}
+
+
+def test_images_that_are_not_resized_are_the_same_for_random_resized_crops(
+    tmp_path: Path, opened: Callable[[], Source]
+) -> None:
+    opened().load("train")
+    assert replace(opened(), whole=True).load("train").aspects is None
+    assert len(cached_files(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("damage", ["shorter", "header", "no index", "half an index", "no labels"])

@@ -21,7 +21,7 @@ from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data import sampling, sources, stream
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.augment import Augmentation, pixel_statistics
-from resnet_ops.data.loader import Loader, open_loader
+from resnet_ops.data.loader import DeviceImages, Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.training import job, preflight
@@ -46,7 +46,7 @@ images = StreamedImages.of(source, "val", torch.device("cpu"), print)
 watchdog = Watchdog(1.0, Path(traces), lambda what: print(what, flush=True))
 
 def read(beat):
-    for _, labels in images.load_batches(images.sequential_batches(500, 0, 1), beat):
+    for _, labels, _ in images.load_batches(images.sequential_batches(500, 0, 1), beat):
         print(f"read {len(labels)}", flush=True)
 
 read(lambda: None)
@@ -81,13 +81,14 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loader(data: Path, how: str, rank: int = 0, world_size: int = 1, **options: Any) -> Loader:
     source = open_source(DataConfig(data=str(data), stream=how, image_size=options.pop("image_size", None)))
-    if how == "on":
-        mean, std = pixel_statistics(source.sample_counts())
-        object.__setattr__(source, "record", source.record.model_copy(update={"mean": mean, "std": std}))
     side = source.record.height if source.record.stored else None
     choices: dict[str, Any] = {
         "batch_size": 16, "augmentation": Augmentation(crop_padding=1, flip=True, side=side), "seed": 3
     } | options  # fmt: skip
+    object.__setattr__(source, "whole", choices["augmentation"].random_resized_crop)
+    if how == "on":
+        mean, std = pixel_statistics(source.sample_counts())
+        object.__setattr__(source, "record", source.record.model_copy(update={"mean": mean, "std": std}))
     return open_loader(source, CPU, rank=rank, world_size=world_size, **choices)
 
 
@@ -111,6 +112,15 @@ def test_batches_are_those_from_memory_from_any_step_on(
     assert_same_batches(streamed.val_batches(), in_memory.val_batches())
 
 
+def test_random_resized_crops_are_those_from_memory(ray_session: None, folder: Path) -> None:
+    options = {"image_size": 16, "augmentation": Augmentation(random_resized_crop=True, flip=True, side=16)}
+    streamed, in_memory = loader(folder, "on", **options), loader(folder, "off", **options)
+    assert isinstance(in_memory.train, DeviceImages)
+    assert in_memory.train.aspects is not None
+    assert in_memory.train.aspects.std() > 0.1
+    assert_same_batches(streamed.train_batches(1), in_memory.train_batches(1))
+
+
 def test_of_much_parquet_each_row_group_is_read_by_one_worker_and_resuming_is_as_exact(
     ray_session: None, parquet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +134,7 @@ def test_of_much_parquet_each_row_group_is_read_by_one_worker_and_resuming_is_as
     for rank in (0, 1):
         streamed = loader(parquet, "on", rank, 2, **plain)
         shares = streamed.train.shuffled_batches(16, rank, 2, torch.Generator().manual_seed(0))
-        for share, (pixels, labels) in zip(shares, streamed.train.load_batches(shares, lambda: None), strict=True):
+        for share, (pixels, labels, _) in zip(shares, streamed.train.load_batches(shares, lambda: None), strict=True):
             rows = [known[image.numpy().tobytes()] for image in pixels]
             assert rows == share.tolist()
             assert labels.tolist() == [row % 2 for row in rows]
