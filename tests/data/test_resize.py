@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchvision.transforms import v2
 
 from resnet_ops.data import resize
+from resnet_ops.data.augment import fit_boxes
 from tests.data.test_loader import pixels
 
 WAYS = [resize.resize_each, resize.resize_all]
@@ -89,3 +91,20 @@ def test_threads_change_neither_the_images_nor_torchs_threads() -> None:
         torch.set_num_threads(before)
     assert torch.equal(one, several)
     assert torch.equal(resize.crop_and_resize(x[:3], boxes[:3], mirrored[:3], (18, 18)), one[:3])
+
+
+def test_a_gpu_neither_waits_for_the_host_nor_mixes_its_tensors_with_the_hosts() -> None:
+    """As a CUDA graph needs it: torch's fake tensors raise for what depends on values, and for tensors of a CPU."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    with FakeTensorMode():
+        draws = empty(8, 10), empty(8, 10), empty(8, 2)
+        boxes = fit_boxes(*draws, 32, 32, empty(8, dtype=torch.float32))
+        x, mirrored = empty(8, 32, 32, 3, dtype=torch.uint8), empty(8, dtype=torch.bool)
+        resized = resize.crop_and_resize(x, boxes, mirrored, (24, 20))
+        assert (resized.device.type, resized.dtype, resized.shape) == ("cuda", torch.uint8, (8, 24, 20, 3))
+        assert resized.is_contiguous()
+        with pytest.raises(DataDependentOutputException):
+            resize.resize_each(x, boxes, mirrored, (24, 20))
