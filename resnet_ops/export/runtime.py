@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.machine import read_gpus
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the package that has it
@@ -82,12 +83,7 @@ class OnnxSession:
 
 def has_gpu() -> bool:
     """Return whether the driver sees an NVIDIA GPU; torch is not needed."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return bool(read_gpus())
 
 
 def missing_cuda_libraries(libraries: Mapping[str, str] = CUDA_LIBRARIES) -> dict[str, str]:
