@@ -72,7 +72,7 @@ class TrialSlots:
 
 @dataclass(frozen=True)
 class GpuShare:
-    """How many trials run on each GPU at once, and what limits their number: `most` is `MOST_PER_GPU`."""
+    """The number of trials that run on each GPU at once, and what limits it; `most` is `MOST_PER_GPU`."""
 
     trials_per_gpu: int
     limit: Literal["memory", "cores", "trials", "most"]

@@ -87,7 +87,7 @@ def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device
 
 
 def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch.device, precision: str) -> int:
-    """Return the peak bytes of a forward and a backward pass; on CPUs computed from what is saved between them."""
+    """Return the peak bytes of a forward and a backward pass; on CPUs computed from what the first saves."""
     saved_bytes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -101,12 +101,12 @@ def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch
     x = torch.zeros(images, data.channels, data.height, data.width, device=device)
     with hooks, autocast(precision, device):
         logits = network(x.to(memory_format=torch.channels_last))
+    if device.type == "cpu":
+        # The backward pass works on the gradients of a layer's output and input, and on a copy in another layout.
+        return sum(saved_bytes.values()) + 3 * max(saved_bytes.values())
     F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
     network.zero_grad()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # The backward pass works on the gradients of a layer's output and input, and on a copy in another layout.
-    return sum(saved_bytes.values()) + 3 * max(saved_bytes.values())
+    return torch.cuda.max_memory_allocated(device)
 
 
 def free_bytes(device: torch.device) -> int:
