@@ -27,16 +27,15 @@ resnet-ops cluster down
 def up(options: Options, json: Json = False, debug: Debug = False) -> None:
     """Start a Ray cluster of several nodes on this machine, for testing; it runs until `cluster down`.
 
-    Access needs the token in ~/.ray/auth_token, which is created if there is none.
+    The nodes share this machine's GPUs, or those in CUDA_VISIBLE_DEVICES. Access needs the token in ~/.ray/auth_token,
+    which is created if there is none.
     """
     output = Output(json)
     config = options.make(LocalConfig)
-    nodes, cpus_per_node = config.nodes, config.cpus_per_node
     with err.status("Starting", spinner="dots") as status:
         cluster = local.up(config, lambda step: status.update(escape(step)))
     output.show(
-        f"[bold green]Running:[/] {nodes} {'node' if nodes == 1 else 'nodes'} with {cpus_per_node} CPU each, and a "
-        "head node",
+        f"[bold green]Running:[/] {_describe(cluster)}, and a head node",
         f"  address    {cluster.address}",
         f"  dashboard  {cluster.dashboard} (from this machine only)",
         "Next steps:",
@@ -45,6 +44,22 @@ def up(options: Options, json: Json = False, debug: Debug = False) -> None:
         *(f"  {step}" for step in cluster.next_steps[2:]),
     )
     output.end(cluster)
+
+
+def _describe(cluster: local.UpResult) -> str:
+    gpus = cluster.gpus_per_node
+    nodes = f"{_count(cluster.nodes, 'node')} with {_count(cluster.cpus_per_node, 'CPU')}"
+    if not any(gpus):
+        return f"{nodes} each"
+    if 0 in gpus:
+        number = sum(gpus)
+        return f"{nodes} each, of which only the first {'has' if number == 1 else f'{number} have'} a GPU"
+    amounts = _count(gpus[0], "GPU") if gpus[0] == gpus[-1] else f"{gpus[-1]} or {gpus[0]} GPUs"
+    return f"{nodes} and {amounts} each"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def status(

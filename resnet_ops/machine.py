@@ -1,8 +1,10 @@
-"""What this process has of its machine: cores, memory, and the versions of what is installed."""
+"""What this process has of its machine: cores, memory, GPUs, and the versions of what is installed."""
 
 import contextlib
+import ctypes
 import os
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -33,6 +35,36 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # "max"
             return min(total, int(Path(limit).read_text()))
     return total
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name in CUDA_VISIBLE_DEVICES (a number or a UUID), and the bytes of its memory."""
+
+    id: str
+    memory_bytes: int
+
+
+def read_gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs that CUDA lets this process use; torch is not needed, only the driver.
+
+    CUDA numbers those in CUDA_VISIBLE_DEVICES from 0, up to the first that does not exist.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    count, device, memory = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_size_t(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = map(str, range(count.value)) if visible is None else map(str.strip, visible.split(","))
+    gpus = []
+    for number, name in zip(range(count.value), ids, strict=False):
+        if driver.cuDeviceGet(ctypes.byref(device), number) or driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device):
+            break
+        gpus.append(Gpu(name, memory.value))
+    return tuple(gpus)
 
 
 def saturates_int8() -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.machine import read_gpus
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the package that has it
@@ -53,16 +54,28 @@ class OnnxSession:
     metadata: dict[str, str]
     nodes: tuple[GraphNode, ...]
 
-    def run(self, x: np.ndarray) -> np.ndarray:
+    def run(self, x: np.ndarray, run_options: Any = None) -> np.ndarray:
         """Return the output (N, classes) float32 for an input (N, C, H, W) float32, or (N, H, W, C) uint8 if raw.
+
+        Args:
+            x: The input.
+            run_options: ONNX Runtime's.
 
         Raises:
             UserError: ONNX Runtime fell back to another provider while running.
         """
-        output: np.ndarray = self.session.run(None, {self.session.get_inputs()[0].name: x})[0]
+        output: np.ndarray = self.session.run(None, {self.session.get_inputs()[0].name: x}, run_options)[0]
+        self.refuse_fallback()
+        return output
+
+    def refuse_fallback(self) -> None:
+        """Check that what ran last ran on the provider that was asked for.
+
+        Raises:
+            UserError: ONNX Runtime fell back to another one.
+        """
         if self.session.get_providers()[0] != self.provider:
             raise UserError(f"ONNX Runtime fell back from {self.provider} while running.", exit_code=WORK_FAILED)
-        return output
 
     @property
     def nodes_by_provider(self) -> dict[str, int]:
@@ -82,12 +95,7 @@ class OnnxSession:
 
 def has_gpu() -> bool:
     """Return whether the driver sees an NVIDIA GPU; torch is not needed."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return bool(read_gpus())
 
 
 def missing_cuda_libraries(libraries: Mapping[str, str] = CUDA_LIBRARIES) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """A Ray cluster of several nodes on this machine, for testing; it keeps running after the command that starts it.
 
-Each node is a raylet that claims some cores; the head node claims none, so that `--nodes N` fits a cluster of N. All
-that they write is in one folder. Their processes, and those that they start, are known by a marker in their
-environment: process ids are reused, and `ray stop` would end every cluster on the machine. Its files outside that
-folder are in `local_state`.
+Each node is a raylet that claims some cores and its share of the GPUs, and sees no others; the head node claims none,
+so that `--nodes N` fits a cluster of N. All that they write is in one folder. Their processes, and those that they
+start, are known by a marker in their environment: process ids are reused, and `ray stop` would end every cluster on the
+machine. Its files outside that folder are in `local_state`.
 """
 
 import contextlib
@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from pydantic import Field
 
 from resnet_ops.config_base import Config, Positive, option
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.machine import cores, read_gpus
 from resnet_ops.orchestration import process_tree
 from resnet_ops.orchestration.connect import AUTO, resolve_address
 from resnet_ops.orchestration.local_state import (
@@ -46,7 +48,7 @@ POLL_INTERVAL_S = 0.05
 # Ports are chosen by the system: by default every node tries 52365 for its agent for 3.5 s, then does without, and uses
 # 10002 to 19999 for its workers. Log monitors are not needed.
 EVERY_NODE = (
-    "--num-gpus=0", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
+    "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
     "--include-log-monitor=False", "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}",
 )  # fmt: skip
 ReportProgress = Callable[[str], None]
@@ -57,8 +59,12 @@ class LocalConfig(Config):
 
     nodes: Annotated[int, option("Number of nodes, not counting the head node.", ge=1, le=64)] = 2
     cpus_per_node: Annotated[
-        Positive, option("CPU cores per node; the total may exceed the cores of this machine.")
-    ] = 1
+        Positive | None,
+        option(
+            "CPU cores per node; the total may exceed the cores of this machine. By default 1, or where there are GPUs "
+            "an even share of the cores."
+        ),
+    ] = None
 
 
 class UpResult(Result):
@@ -68,6 +74,7 @@ class UpResult(Result):
     dashboard: str = Field(description="URL of the dashboard and of the job server.")
     nodes: int = Field(description="Nodes to train on.")
     cpus_per_node: int = Field(description="CPU cores that each claims.")
+    gpus_per_node: tuple[int, ...] = Field(description="GPUs of each node, in order: this machine's, shared evenly.")
     folder: str = Field(description="Folder of all that it writes.")
     next_steps: tuple[str, ...] = Field(description="Commands to run next.")
 
@@ -102,7 +109,9 @@ def up(config: LocalConfig, report_progress: ReportProgress) -> UpResult:
         ensure_token()
         # Not in TMPDIR: the path of a socket may have 107 characters, and Ray adds 68.
         folder = tempfile.mkdtemp(prefix="resnet-ops-", dir="/tmp")
-        cluster = LocalCluster(uuid.uuid4().hex, folder, config.nodes, config.cpus_per_node)
+        gpus = share_gpus([gpu.id for gpu in read_gpus()], config.nodes)
+        cpus = config.cpus_per_node or (max(1, cores() // config.nodes) if any(gpus) else 1)
+        cluster = LocalCluster(uuid.uuid4().hex, folder, config.nodes, cpus, gpus=gpus)
         try:
             write_state(cluster)  # first, so that `down` finds what a killed `up` has started
             cluster = _start(cluster, report_progress)
@@ -126,17 +135,26 @@ def down() -> DownResult:
         return DownResult(ended=True, address=cluster.address, nodes=cluster.nodes)
 
 
+def share_gpus(gpus: Sequence[str], nodes: int) -> tuple[tuple[str, ...], ...]:
+    """Divide GPUs among nodes as evenly as possible, neighbors together; the first nodes get what is left over."""
+    share, rest = divmod(len(gpus), nodes)
+    starts = [number * share + min(number, rest) for number in range(nodes + 1)]
+    return tuple(tuple(gpus[start:end]) for start, end in pairwise(starts))
+
+
 def _up_result(cluster: LocalCluster) -> UpResult:
     option = "" if _is_default(cluster) else f" --cluster {cluster.address}"
+    usable = sum(map(bool, cluster.gpus)) or cluster.nodes  # a training takes GPUs where there are any
     return UpResult(
         address=cluster.address,
         dashboard=cluster.dashboard,
         nodes=cluster.nodes,
         cpus_per_node=cluster.cpus_per_node,
+        gpus_per_node=tuple(map(len, cluster.gpus)),
         folder=cluster.folder,
         next_steps=(
-            f"resnet-ops train --nodes {cluster.nodes}{option}",
-            f"resnet-ops train --nodes {cluster.nodes} --cluster {cluster.dashboard}",
+            f"resnet-ops train --nodes {usable}{option}",
+            f"resnet-ops train --nodes {usable} --cluster {cluster.dashboard}",
             f"resnet-ops cluster status{option}",
             "resnet-ops cluster down",
         ),
@@ -156,6 +174,7 @@ def _start(cluster: LocalCluster, report_progress: ReportProgress) -> LocalClust
     head = _start_node(
         cluster,
         "head",
+        (),
         "--head",
         "--port=0",
         "--num-cpus=0",
@@ -167,18 +186,20 @@ def _start(cluster: LocalCluster, report_progress: ReportProgress) -> LocalClust
     address = Path(cluster.folder, "head", "ray_current_cluster").read_text().strip()
     cluster = replace(cluster, address=address, dashboard=f"http://127.0.0.1:{dashboard_port}")
     report_progress(f"Starting {cluster.nodes} nodes")
-    names = [f"node-{number}" for number in range(1, cluster.nodes + 1)]
+    gpus_by_node = {f"node-{number}": gpus for number, gpus in enumerate(cluster.gpus, 1)}
     options = (f"--address={address}", f"--num-cpus={cluster.cpus_per_node}")
-    _wait_until_started(cluster, {name: _start_node(cluster, name, *options) for name in names})
+    starting = {name: _start_node(cluster, name, gpus, *options) for name, gpus in gpus_by_node.items()}
+    _wait_until_started(cluster, starting)
     cluster = replace(cluster, address_before=publish_address(address))
     write_state(cluster)
     return cluster
 
 
-def _start_node(cluster: LocalCluster, name: str, *options: str) -> "subprocess.Popen[bytes]":
+def _start_node(cluster: LocalCluster, name: str, gpus: Sequence[str], *options: str) -> "subprocess.Popen[bytes]":
     """Run `ray start`, which exits once the node is up, in a session of its own that outlives the terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         MARKER_VARIABLE: cluster.mark,
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),  # or every node would number its GPUs from 0
         "RAY_AUTH_MODE": "token",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_START_HOOK": f"{__name__}.without_client_server",
@@ -186,7 +207,7 @@ def _start_node(cluster: LocalCluster, name: str, *options: str) -> "subprocess.
     with _log(cluster, name).open("wb") as log:
         return subprocess.Popen(  # noqa: S603
             [
-                sys.executable, "-m", "ray.scripts.scripts", "start", *EVERY_NODE, *options,
+                sys.executable, "-m", "ray.scripts.scripts", "start", *EVERY_NODE, *options, f"--num-gpus={len(gpus)}",
                 f"--node-name={name}", f"--temp-dir={cluster.folder}/{name}",
             ],
             env=environment, cwd=cluster.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

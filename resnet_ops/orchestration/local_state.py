@@ -31,6 +31,7 @@ class LocalCluster:
     address: str = ""
     dashboard: str = ""
     address_before: str = ""  # that Ray's address file held before
+    gpus: tuple[tuple[str, ...], ...] = ()  # of each node; an earlier version wrote none
 
     def processes(self) -> list[int]:
         """Return the ids of its running processes."""

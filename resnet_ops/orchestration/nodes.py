@@ -3,16 +3,19 @@
 Which of them a job gets is decided in `placement`.
 """
 
+import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from resnet_ops.machine import cores
+from resnet_ops.errors import UserError
+from resnet_ops.machine import cores, read_gpus
 from resnet_ops.orchestration.ray_internals import available_resources_per_node
 
 RESPONSE_TIMEOUT_S = 1.0
+TASK_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,52 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def smallest_gpu_bytes() -> int:
+    """Return the memory of the smallest GPU that this process may use, in bytes; 0 where the driver knows none."""
+    return min((gpu.memory_bytes for gpu in read_gpus()), default=0)
+
+
+def smallest_gpu_bytes_of_node() -> int:
+    """Return the memory of the smallest GPU of a node, in bytes; runs there as a task that holds no GPU."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        del os.environ["CUDA_VISIBLE_DEVICES"]  # so Ray hides the GPUs from such tasks
+    return smallest_gpu_bytes()
+
+
+def start_on_nodes(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) -> dict[Node, Any]:
+    """Start a task that calls `function` on each node, and return it by its node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    strategies = {node: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes}
+    return {node: remote.options(scheduling_strategy=s).remote(*arguments) for node, s in strategies.items()}
+
+
+def collect_results(tasks: Mapping[Node, Any]) -> dict[Node, Any]:
+    """Wait for the tasks of `start_on_nodes`, and return their results.
+
+    Raises:
+        UserError: A node does not answer, or its task raised one.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=TASK_TIMEOUT_S)
+    results = {}
+    for node, task in tasks.items():
+        try:
+            results[node] = ray.get(task, timeout=0.1)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause.copy_with(cause=f"On {node.name}: {error.cause.cause}") from error
+            raise
+        except RayError as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(f"{node.name} did not answer when it was checked ({reason}).") from error
+    return results
 
 
 def read_nodes(only_responsive: bool = False) -> list[Node]:

@@ -12,9 +12,8 @@ from typing import Any
 
 from resnet_ops import files
 from resnet_ops.errors import BAD_REQUEST, PausedError, UserError
-from resnet_ops.orchestration.nodes import Node
+from resnet_ops.orchestration.nodes import Node, collect_results, start_on_nodes
 
-RESPONSE_TIMEOUT_S = 120.0
 DRIVER = "driver"
 
 
@@ -44,12 +43,12 @@ def probe_nodes(
     except PausedError as error:
         raise error.copy_with(exit_code=BAD_REQUEST) from None
     try:
-        pending = _start_tasks(nodes, write_marker_and_probe, folder, markers, probe, arguments)
+        pending = start_on_nodes(nodes, write_marker_and_probe, folder, markers, probe, arguments)
 
         def finish() -> dict[Node, Any]:
-            results = _collect(pending)
+            results = collect_results(pending)
             expected = {DRIVER, *(node.id for node in nodes)}
-            for node, visible in _collect(_start_tasks(nodes, read_markers, markers)).items():
+            for node, visible in collect_results(start_on_nodes(nodes, read_markers, markers)).items():
                 if missing := expected - visible:
                     writers = sorted("this machine" if m == DRIVER else _node_name(nodes, m) for m in missing)
                     raise _not_shared(folder, f"{node.name} does not see files written there by {', '.join(writers)}")
@@ -59,34 +58,6 @@ def probe_nodes(
     finally:
         with suppress(OSError, UserError):
             files.remove_tree(markers)
-
-
-def _start_tasks(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) -> dict[Node, Any]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    strategies = {node: NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes}
-    return {node: remote.options(scheduling_strategy=s).remote(*arguments) for node, s in strategies.items()}
-
-
-def _collect(pending: dict[Node, Any]) -> dict[Node, Any]:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    ray.wait(list(pending.values()), num_returns=len(pending), timeout=RESPONSE_TIMEOUT_S)
-    results = {}
-    for node, task in pending.items():
-        try:
-            results[node] = ray.get(task, timeout=0.1)
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause.copy_with(cause=f"On {node.name}: {error.cause.cause}") from error
-            raise
-        except RayError as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise UserError(f"{node.name} did not answer when asked to check its disk ({reason}).") from error
-    return results
 
 
 def write_marker_and_probe(folder: Path, markers: Path, probe: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

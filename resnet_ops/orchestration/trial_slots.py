@@ -3,11 +3,20 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.orchestration.allocation import Warn, has_autoscaler, wait_for_room
 from resnet_ops.orchestration.connect import LOCAL, cluster_address, connected, local_ray, set_hang_timeouts
-from resnet_ops.orchestration.nodes import Node, read_nodes, this_node
+from resnet_ops.orchestration.nodes import (
+    Node,
+    collect_results,
+    read_nodes,
+    smallest_gpu_bytes,
+    smallest_gpu_bytes_of_node,
+    start_on_nodes,
+    this_node,
+)
 from resnet_ops.orchestration.placement import (
     Device,
     Layout,
@@ -17,6 +26,10 @@ from resnet_ops.orchestration.placement import (
     explain_refusal,
     place_workers,
 )
+
+GPU_MEMORY_SHARE = 0.8  # of a GPU's memory, that the trials on it may take
+MOST_PER_GPU = 8  # without NVIDIA's MPS, processes take turns on a GPU: more of them fill no more of its idle time
+GPU_UNITS = 10_000  # in which Ray counts a GPU
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,53 @@ class TrialSlots:
         if not self.local:
             return contextlib.nullcontext()
         return local_ray(int(self.nodes[0].cpus), int(self.nodes[0].gpus))
+
+
+@dataclass(frozen=True)
+class GpuShare:
+    """The number of trials that run on each GPU at once, and what limits it; `most` is `MOST_PER_GPU`."""
+
+    trials_per_gpu: int
+    limit: Literal["memory", "cores", "trials", "most"]
+
+
+def smallest_gpu(slots: TrialSlots) -> int:
+    """Return the memory of the smallest GPU that trials run on, in bytes; 0 where it is not known.
+
+    Raises:
+        UserError: A node does not answer.
+    """
+    if slots.local:
+        return smallest_gpu_bytes()
+    nodes = [node for node in slots.nodes if node.gpus >= 1]
+    return min(collect_results(start_on_nodes(nodes, smallest_gpu_bytes_of_node)).values(), default=0)
+
+
+def share_gpus(
+    slots: TrialSlots, resources: TrialResources, trials: int, trials_in_memory: int
+) -> tuple[TrialSlots, GpuShare]:
+    """Run several trials on each GPU: as many as there are trials and CPU cores for, and as fit into its memory.
+
+    Args:
+        slots: Room for one trial on each GPU.
+        resources: As requested.
+        trials: Number of trials that could run at once if there was room.
+        trials_in_memory: Number of trials that fit into the memory of the smallest GPU.
+    """
+    nodes = sorted((node for node in slots.nodes if node.gpus >= 1), key=lambda node: -node.gpus)
+    gpus = sum(int(node.gpus) for node in nodes[: resources.total_nodes])
+    # Ray fills a GPU before it takes the next: with too small a share, some would stay empty.
+    limits: tuple[tuple[int, Literal["memory", "cores", "trials", "most"]], ...] = (
+        (trials_in_memory, "memory"),
+        (min(int(node.cpus / slots.cpus / int(node.gpus)) for node in nodes), "cores"),
+        (-(-trials // gpus), "trials"),
+        (MOST_PER_GPU, "most"),
+    )
+    count, limit = min(limits, key=lambda pair: pair[0])
+    share = GpuShare(max(count, 1), limit)
+    fraction = GPU_UNITS // share.trials_per_gpu / GPU_UNITS
+    per_node = sorted((_trials_on(node, slots.cpus, fraction) for node in slots.nodes), reverse=True)
+    return replace(slots, gpus=fraction, max_concurrent=sum(per_node[: resources.total_nodes])), share
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Decoding and batching are in `service`.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 import resnet_ops
 from resnet_ops.export import runtime
+from resnet_ops.export.binding import open_for_batches
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.serving.service import BUSY, InferenceService, RefusedError, ServiceLimits
@@ -81,9 +83,10 @@ class Replica:
 
         (reference,) = content
         resolved = runtime.resolve_provider(provider)
-        session = runtime.create_session(ray.get(reference), resolved, threads=threads)
-        classifier = Classifier.from_session(metadata, session)
-        self.service = InferenceService(name, classifier, limits, threads)
+        computer = ThreadPoolExecutor(1, "compute")  # ONNX Runtime keeps CUDA graphs for the thread that captured them
+        opening = computer.submit(open_for_batches, ray.get(reference), resolved, metadata, limits.batch, threads)
+        classifier = Classifier.from_session(metadata, opening.result())
+        self.service = InferenceService(name, classifier, limits, threads, computer)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the app; the name is Ray Serve's."""

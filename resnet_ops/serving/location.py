@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime
-from resnet_ops.machine import cores
+from resnet_ops.machine import cores, read_gpus
 from resnet_ops.orchestration.connect import LOCAL, cluster_address, connected, local_ray
 from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.orchestration.nodes import read_nodes
@@ -63,12 +63,8 @@ def connect_to_cluster(address: str, provider: str) -> AbstractContextManager[No
     """
     if address != LOCAL:
         return connected(address)
-    gpus = 0
-    if runtime.resolve_provider(provider) != runtime.CPU:
-        import torch
-
-        gpus = torch.cuda.device_count()
-    return local_ray(cores(), gpus)
+    on_cpu = runtime.resolve_provider(provider) == runtime.CPU
+    return local_ray(cores(), 0 if on_cpu else len(read_gpus()))
 
 
 def choose_provider(address: str, provider: str) -> str:

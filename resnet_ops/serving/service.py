@@ -43,13 +43,23 @@ class ServiceLimits:
 
 
 class InferenceService:
-    """A loaded file and the requests that wait for it. All methods but `_decode` run on one event loop."""
+    """A loaded file and the requests that wait for it. All methods but `_decode` run on one event loop.
 
-    def __init__(self, name: str, classifier: Classifier, limits: ServiceLimits, threads: int) -> None:
+    Args:
+        name: The file's name.
+        classifier: The loaded file.
+        limits: Of requests and batches.
+        threads: Number of threads that decode.
+        computer: The one thread that computes, in which the file was loaded.
+    """
+
+    def __init__(
+        self, name: str, classifier: Classifier, limits: ServiceLimits, threads: int, computer: ThreadPoolExecutor
+    ) -> None:
         self.name, self.classifier, self.limits = name, classifier, limits
         self.waiting = 0
         self._decoders = ThreadPoolExecutor(threads, "decode")
-        self._computer = ThreadPoolExecutor(1, "compute")
+        self._computer = computer
         self._classify_batched = self._batch_requests()
 
     @property

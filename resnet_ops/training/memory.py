@@ -1,4 +1,7 @@
-"""Finds the largest batch that fits, for --auto-batch. Apart from `preflight`, for it imports torch."""
+"""Measures the memory of a training: the largest batch that fits, for --auto-batch, and what a search's trial takes.
+
+Apart from `preflight`, for it imports torch.
+"""
 
 import contextlib
 from pathlib import Path
@@ -17,6 +20,8 @@ from resnet_ops.training.trainer import autocast
 
 SHARE = 0.8  # of the free memory that a batch may take
 SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured
+CONTEXT_BYTES = 600 * 2**20  # of GPU memory that a process takes before it has a tensor: CUDA's context, libraries
+BATCHES_KEPT = 2  # the allocator keeps that of the warm-up beside that of the captured step
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -35,14 +40,39 @@ def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -
     device = torch.device(layout.device)
     sharing = layout.workers if layout.device == "cpu" else 1
     image_bytes = memory_per_image(config, data, device)
-    stored_bytes = (data.train_images + data.val_images) * data.height * data.width * data.channels
-    budget = (free_bytes(device) / sharing - stored_bytes) * SHARE
+    budget = (free_bytes(device) / sharing - stored_bytes(data)) * SHARE
     fitting = int(budget / image_bytes) * layout.workers * config.accumulate
     if fitting < 1:
         raise UserError(f"Not even one image fits into the memory of this machine ({size(image_bytes)} each).")
     chosen = min(1 << (limit.bit_length() - 1) for limit in (fitting, data.train_images))
     reason = "fit" if chosen > fitting // 2 else f"would fit, but there are only {data.train_images:,} training images"
     return chosen, (f"--auto-batch chose {chosen:,} images per step: {fitting:,} of {size(image_bytes)} each {reason}.")
+
+
+def stored_bytes(data: DataRecord) -> int:
+    """Return the bytes of all images, decoded."""
+    pixels = data.stored**2 if data.stored else data.height * data.width
+    return (data.train_images + data.val_images) * pixels * data.channels
+
+
+def training_bytes(config: TrainConfig, data: DataRecord, gpu_bytes: int) -> int:
+    """Estimate the GPU memory that a process takes to train.
+
+    It is counted on the CPU: measuring would leave a CUDA context in this process, and GPUs of a cluster are elsewhere.
+
+    Args:
+        config: The training, with one worker.
+        data: Its images; those that take up to half of a GPU are kept there.
+        gpu_bytes: The memory of the GPU.
+    """
+    network = models.build(
+        config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
+    )
+    weights = 4 * models.count_parameters(network)
+    images = 0 if config.stream == "on" or stored_bytes(data) > gpu_bytes / 2 else stored_bytes(data)
+    batch = -(-config.batch_size // config.accumulate) * memory_per_image(config, data, torch.device("cpu"))
+    copies = 4 if config.ema else 3  # the weights, their gradients and momentum, and their moving average
+    return int(CONTEXT_BYTES + copies * weights + images + BATCHES_KEPT * batch)
 
 
 def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device) -> float:
@@ -57,7 +87,7 @@ def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device
 
 
 def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch.device, precision: str) -> int:
-    """Return the peak bytes of a forward and a backward pass; on CPUs computed from what is saved between them."""
+    """Return the peak bytes of a forward and a backward pass; on CPUs computed from what the first saves."""
     saved_bytes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,12 +101,12 @@ def _peak_bytes(network: nn.Module, data: DataRecord, images: int, device: torch
     x = torch.zeros(images, data.channels, data.height, data.width, device=device)
     with hooks, autocast(precision, device):
         logits = network(x.to(memory_format=torch.channels_last))
+    if device.type == "cpu":
+        # The backward pass works on the gradients of a layer's output and input, and on a copy in another layout.
+        return sum(saved_bytes.values()) + 3 * max(saved_bytes.values())
     F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
     network.zero_grad()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # The backward pass works on the gradients of a layer's output and input, and on a copy in another layout.
-    return sum(saved_bytes.values()) + 3 * max(saved_bytes.values())
+    return torch.cuda.max_memory_allocated(device)
 
 
 def free_bytes(device: torch.device) -> int:

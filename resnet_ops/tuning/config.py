@@ -23,7 +23,8 @@ class TrialsConfig(JobConfig):
     gpus_per_trial: Annotated[
         float | None,
         option(
-            "GPUs per trial; 0.25 runs four trials on one GPU. By default 1 if there are any.",
+            "GPUs per trial; 0.25 runs four trials on one GPU. By default as many share a GPU as its memory and the "
+            "CPU cores allow, up to 8.",
             panel="Cluster",
             gt=0,
             allow_inf_nan=False,

@@ -32,7 +32,7 @@ from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import count_parameters
 from resnet_ops.tuning.config import TuneConfig
-from resnet_ops.tuning.preflight import check_search, planned_trials, refuse_other_code
+from resnet_ops.tuning.preflight import check_search, planned_trials, refuse_other_code, with_shared_gpus
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial, find_search
 from resnet_ops.tuning.space import Space, read_space
 
@@ -123,9 +123,12 @@ def search_space(
     check_service(base.track)
     base = base.model_copy(update=absolute_paths(base))
     stored = _stored_config(config, base)
-    with allocate_trials(base, _resources(config, kind.machines), observer.warn) as slots:
+    resources = _resources(config, kind.machines)
+    with allocate_trials(base, resources, observer.warn) as slots:
         base, data = check_search(space, base, slots, observer)
         planned = planned_trials(config, space)
+        at_once = min(planned, config.max_concurrent or planned)
+        slots = with_shared_gpus(slots, resources, at_once, space, base, data, observer)
         run = runs.create(base.runs_dir, base.name, f"{kind.command.split()[-1]}-{data.name}", overwrite)
         with run.lock():
             search = Search(run)
@@ -185,7 +188,8 @@ def resume(
         check_service(base.track)
         base = base.model_copy(update=absolute_paths(base))
         config = _stored_config(config.model_copy(update={"given": config.given | changes}), base)
-        with allocate_trials(base, _resources(config, machines), observer.warn) as slots:
+        resources = _resources(config, machines)
+        with allocate_trials(base, resources, observer.warn) as slots:
             if slots.device != record.device:
                 raise UserError(
                     f"{name} was searched on {record.device}, not on {slots.device}.", "Start a new search."
@@ -196,6 +200,8 @@ def resume(
                     f"The images in {base.data} differ from those {name} was searched on.",
                     "Restore them, or start a new search.",
                 )
+            at_once = min(record.planned, config.max_concurrent or record.planned)
+            slots = with_shared_gpus(slots, resources, at_once, space, base, data, observer)
             record = record.model_copy(update={"config": config, "machines": machines})
             search.write(record)
             return _execute(search, record, slots, observer, started_at, kind)

@@ -7,14 +7,23 @@ from typing import Any
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import size
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.packaging import code_fingerprint
-from resnet_ops.orchestration.trial_slots import TrialSlots
+from resnet_ops.orchestration.trial_slots import (
+    GPU_MEMORY_SHARE,
+    GpuShare,
+    TrialResources,
+    TrialSlots,
+    share_gpus,
+    smallest_gpu,
+)
+from resnet_ops.recipes.reading import read_recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
-from resnet_ops.tuning.space import Choices, Space, train_options
+from resnet_ops.tuning.space import Choices, Range, Space, train_options
 
 COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or search differently
 
@@ -76,6 +85,78 @@ def check_search(
     return base.model_copy(update=update), source.record
 
 
+def with_shared_gpus(
+    slots: TrialSlots,
+    resources: TrialResources,
+    trials: int,
+    space: Space,
+    base: TrainConfig,
+    data: DataRecord,
+    observer: SearchObserver,
+) -> TrialSlots:
+    """Let several trials share a GPU, and report it; not where GPUs per trial are given, or a trial has several nodes.
+
+    Args:
+        slots: Room for one trial on each GPU.
+        resources: As requested.
+        trials: Number of trials that could run at once if there was room.
+        space: The search space.
+        base: The options that all trials share, as `check_search` settled them.
+        data: The images.
+        observer: Receives how many, and why.
+
+    Raises:
+        UserError: A node does not answer.
+    """
+    if slots.device == "cpu" or resources.gpus is not None or resources.nodes > 1 or trials == 1:
+        return slots
+    gpu_bytes = smallest_gpu(slots)
+    trial_bytes = largest_trial_bytes(space, base, data, gpu_bytes)
+    slots, share = share_gpus(slots, resources, trials, int(GPU_MEMORY_SHARE * gpu_bytes / trial_bytes))
+    if share.trials_per_gpu > 1:
+        observer.warn(explain_share(share, trial_bytes, gpu_bytes))
+    return slots
+
+
+def largest_trial_bytes(space: Space, base: TrainConfig, data: DataRecord, gpu_bytes: int) -> int:
+    """Estimate the GPU memory of the trial that takes most: the largest of the networks, with the largest batch."""
+    from resnet_ops.training.memory import training_bytes
+
+    batch_sizes = [read_recipe(recipe).get("batch_size", base.batch_size) for recipe in _values(space, "recipe")]
+    update = {
+        "batch_size": max(_values(space, "batch_size") or batch_sizes or [base.batch_size]),
+        "accumulate": min(_values(space, "accumulate") or [base.accumulate]),
+        "ema": max(_values(space, "ema") or [base.ema]),
+    }
+    largest = base.model_copy(update=update)
+    configs = [largest.model_copy(update={"model": model, "shortcut": None}) for model in _models(space)]
+    return max(training_bytes(config, data, gpu_bytes) for config in configs)
+
+
+def explain_share(share: GpuShare, trial_bytes: int, gpu_bytes: int) -> str:
+    """Return how many trials share a GPU, and why not more, in a sentence."""
+    reasons = {
+        "memory": "",
+        "cores": ", and there are CPU cores for no more",
+        "trials": ", and there are no more of them",
+        "most": ", and more would wait for each other",
+    }
+    return (
+        f"{share.trials_per_gpu} trials at once on each GPU: each takes about {size(trial_bytes)} of {size(gpu_bytes)}"
+        f"{reasons[share.limit]}. Another number: --gpus-per-trial."
+    )
+
+
+def _values(space: Space, name: str) -> list[Any]:
+    """Return the values of an option in the space; of a range its ends."""
+    searched = space.searched.get(name)
+    if isinstance(searched, Choices):
+        return list(searched.values)
+    if isinstance(searched, Range):
+        return [searched.low, searched.high]
+    return [space.fixed[name]] if name in space.fixed else [point[name] for point in space.points if name in point]
+
+
 def _models(space: Space) -> list[str]:
     """Return the networks' names, the deepest first.
 
@@ -84,14 +165,11 @@ def _models(space: Space) -> list[str]:
     """
     from resnet_ops import models
 
-    def values(name: str) -> list[Any]:
-        searched = space.searched.get(name)
-        return list(searched.values) if isinstance(searched, Choices) else [space.fixed[name]]
-
     if space.points:
         names = list(dict.fromkeys(train_options(point)["model"] for point in space.points))
     else:
-        names = [f"{family}{depth}" for depth in values("depth") for family in values("family")]
+        names = [f"{family}{depth}" for depth in _values(space, "depth") for family in _values(space, "family")]
+        names = names or _values(space, "model")
     architectures = []
     for name in names:
         try:

@@ -73,6 +73,7 @@ def _tuner(
         device=slots.device,
         threads=max(slots.cpus, 1),
         nodes=config.nodes_per_trial,
+        shares_gpu=0 < slots.gpus < 1,
         at_end=at_end,
     )
     resources = slots.resources if config.nodes_per_trial == 1 else tune.PlacementGroupFactory([{"memory": 1}])

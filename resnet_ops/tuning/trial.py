@@ -29,11 +29,14 @@ from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.memory import free_bytes
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, TIME, trial_number
 from resnet_ops.tuning.space import train_options
 
 POLL_INTERVAL_S = 0.2
+MEMORY_WAIT_S = 120.0  # for memory that other trials on the same GPU use
+MEMORY_RETRIES = 2
 DONOR = "donor.safetensors"  # the weights that PBT copies from another trial
 
 
@@ -48,6 +51,7 @@ class TrialTask:
         device: "cpu" or "cuda".
         threads: Of each trial's torch.
         nodes: Machines of each trial.
+        shares_gpu: Whether other trials run on its GPU.
         at_end: Called with the session of each trial that has trained its last epoch, before that is reported; not
             where trials have several machines.
     """
@@ -58,6 +62,7 @@ class TrialTask:
     device: Device
     threads: int
     nodes: int
+    shares_gpu: bool = False
     at_end: Callable[[TrainingSession], None] | None = None
 
 
@@ -86,6 +91,7 @@ class TrialWorker(tune.Trainable):
         self.run = Run(files.to_path(self.task.trials) / f"{self.number:03d}")
         self.options = train_options({name: value for name, value in point.items() if name != NUMBER})
         self.best_accuracy, self.best_epoch, self.epoch, self.seconds = 0.0, 0, 0, 0.0
+        self.memory_retries = MEMORY_RETRIES if self.task.shares_gpu else 0
         self.record: RunRecord | None = None
         self.session: TrainingSession | None = None
         self.epochs = self._train_epochs() if self.task.nodes == 1 else self._train_epochs_on_nodes()
@@ -93,6 +99,7 @@ class TrialWorker(tune.Trainable):
     def _leave_trial(self) -> None:
         self.epochs.close()
         self.session = None
+        torch.cuda.empty_cache()  # for the next trial, and for others on the same GPU
 
     def step(self) -> dict[str, Any]:
         """Train an epoch and report it. An error that ends the trial is reported too, since the worker is reused."""
@@ -102,12 +109,15 @@ class TrialWorker(tune.Trainable):
             return self._result(done=True, paused=str(error))
         except UserError as error:
             return self._failure(error.cause)
-        except torch.OutOfMemoryError as error:
-            self._leave_trial()
-            torch.cuda.empty_cache()
-            return self._failure(f"The memory of the GPU is full: {str(error).splitlines()[0]}")
+        except torch.OutOfMemoryError as error:  # not dealt with here: its traceback holds the tensors
+            reason = ". ".join(str(error).split(". ")[:2])  # all of it is a paragraph
         except Exception as error:
             return self._failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        else:
+            return self._epoch_result(epoch)
+        return self._retry_or_give_up(reason)
+
+    def _epoch_result(self, epoch: Epoch | None) -> dict[str, Any]:
         if epoch is None:
             return self._result(done=True)
         self.epoch, self.seconds = epoch.epoch, self.seconds + epoch.seconds
@@ -115,6 +125,20 @@ class TrialWorker(tune.Trainable):
             self.best_accuracy, self.best_epoch = epoch.val_accuracy, epoch.epoch
         assert self.record is not None
         return self._result(done=epoch.epoch >= self.record.config.epochs, val_error=epoch.val_error)
+
+    def _retry_or_give_up(self, reason: str) -> dict[str, Any]:
+        """Continue from the last checkpoint once the trials that share this one's GPU have left it enough memory."""
+        needed = torch.cuda.max_memory_allocated() * 1.5  # what was refused is not in it
+        self._leave_trial()
+        if not self.memory_retries:
+            return self._failure(f"The memory of the GPU is full: {reason}")
+        self.memory_retries -= 1
+        self.run.log_event("The memory of the GPU, which other trials share, is full; waiting for them, then retrying")
+        deadline = time.monotonic() + MEMORY_WAIT_S
+        while free_bytes(torch.device(self.task.device)) < needed and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_S)
+        self.epochs = self._train_epochs_after(self.epoch)
+        return self.step()
 
     def _next_epoch(self) -> Epoch | None:
         epoch, session = next(self.epochs, None), self.session

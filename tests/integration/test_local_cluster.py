@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from resnet_ops.orchestration.local import share_gpus
 from tests.conftest import COMMAND, command
 from tests.json_keys import assert_keys
 from tests.waiting import wait_for
@@ -200,3 +205,76 @@ def test_an_up_that_is_stopped_leaves_nothing_behind(home: dict[str, str], numbe
     assert traces(folder) == []
     assert not Path(folder).exists()
     assert not state.exists()
+
+
+# A driver of NVIDIA's that knows as many GPUs as STUB_GPUS says, of 1 GiB, 2 GiB...
+DRIVER = """
+#include <stddef.h>
+#include <stdlib.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = atoi(getenv("STUB_GPUS")); return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)(device + 1) << 30; return 0; }
+"""
+# Prints what the nodes have, and the GPUs that tasks see which hold one each at the same time.
+ASK_WORKERS = """
+import json, os, time, ray
+from resnet_ops.orchestration.connect import connected
+def look():
+    time.sleep(2)
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+with connected("auto"):
+    gpus = {node["NodeName"]: node["Resources"].get("GPU", 0) for node in ray.nodes()}
+    ours = ray.get([ray.remote(num_gpus=1, num_cpus=0)(look).remote() for _ in range(3)])
+    print(json.dumps([gpus, sorted(ours)]))
+"""
+
+
+@pytest.fixture
+def three_gpus(home: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """An environment in which the driver knows three GPUs, those that the machine calls 2, 5 and 7."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-xc", "-", "-o", library], input=DRIVER, text=True, check=True)
+    return home | {"LD_LIBRARY_PATH": str(tmp_path), "STUB_GPUS": "3", "CUDA_VISIBLE_DEVICES": "2,5,7"}
+
+
+def run_python(code: str, env: dict[str, str]) -> Any:
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_gpus_are_counted_by_the_driver_and_named_as_the_user_chose(three_gpus: dict[str, str]) -> None:
+    code = "import json\nfrom resnet_ops.machine import read_gpus\nprint(json.dumps([vars(g) for g in read_gpus()]))"
+    chosen = [{"id": id_, "memory_bytes": (1 + number) << 30} for number, id_ in enumerate("257")]
+    assert run_python(code, three_gpus) == chosen
+    assert [gpu["id"] for gpu in run_python(code, three_gpus | {"STUB_GPUS": "2"})] == ["2", "5"]
+    every = {name: value for name, value in three_gpus.items() if name != "CUDA_VISIBLE_DEVICES"}
+    assert [gpu["id"] for gpu in run_python(code, every)] == ["0", "1", "2"]
+    assert run_python(code, three_gpus | {"CUDA_VISIBLE_DEVICES": "", "STUB_GPUS": "0"}) == []
+
+
+@given(st.integers(0, 20), st.integers(1, 9))
+def test_gpus_are_shared_evenly_and_the_first_nodes_get_the_rest(gpus: int, nodes: int) -> None:
+    shares = share_gpus([str(number) for number in range(gpus)], nodes)
+    assert [gpu for share in shares for gpu in share] == [str(number) for number in range(gpus)]
+    sizes = list(map(len, shares))
+    assert len(sizes) == nodes
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
+def test_nodes_share_the_gpus_and_each_sees_its_own(three_gpus: dict[str, str]) -> None:
+    ended = command("cluster", "up", "--nodes", 2, "--cpus-per-node", 1, "--json", env=three_gpus)
+    try:
+        assert ended.returncode == 0, ended.stderr
+        assert json.loads(ended.stdout)["gpus_per_node"] == [2, 1]
+        assert "2 nodes with 1 CPU and 1 or 2 GPUs each" in ended.stderr
+        seen = status(three_gpus)
+        assert {node["name"]: node["gpus"] for node in seen["nodes"]} == {"head": 0, "node-1": 2, "node-2": 1}
+        assert seen["fits"]["options"] in ("--nodes 1 --gpus-per-node 2", "--nodes 2 --gpus-per-node 1")
+        assert run_python(ASK_WORKERS, three_gpus) == [{"head": 0, "node-1": 2, "node-2": 1}, ["2", "5", "7"]]
+    finally:
+        assert command("cluster", "down", env=three_gpus).returncode == 0
