@@ -32,7 +32,10 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
             errors = f"{proof.calibration_error_torch:.4f}, {errors}"
         output.show(f"accuracy: {torch}ONNX {percent(proof.val_accuracy_onnx)}; calibration error {errors}")
     if proof.provider == CPU:
-        reason = "not requested (--provider cuda)" if has_gpu() else "this machine has no NVIDIA GPU"
+        if proof.precision == "int8":
+            reason = "int8 is for CPUs and TensorRT, for CUDA use --precision fp16"
+        else:
+            reason = "not requested (--provider cuda)" if has_gpu() else "this machine has no NVIDIA GPU"
         output.show(f"[yellow]Not verified on CUDA:[/] {reason}; the checks ran on the CPU.")
 
 

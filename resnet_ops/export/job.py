@@ -60,7 +60,7 @@ def export_onnx(
     """
     started_at = started_at or time.time()
     config = config if isinstance(config, ExportConfig) else ExportConfig(run=as_typed(config))
-    provider = runtime.resolve_provider(config.provider)
+    provider = runtime.resolve_provider(config.provider, config.precision)
     if config.out is not None and not config.out.absolute().parent.is_dir():
         raise UserError(f"Folder {config.out.absolute().parent} does not exist.", "Create it first.")
     resolved = inputs.resolve_checkpoint(config, warn)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, computed_field
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import runtime, untrusted
+from resnet_ops.export import pixel_flow, runtime, untrusted
 from resnet_ops.export.checks import check_graph, check_metadata, check_resizing, largest_batch
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.inputs import ValidationImages, random_pixels
@@ -151,7 +151,7 @@ def verify_file(
     draft.nodes_by_provider = session.nodes_by_provider
     draft.tolerance = thresholds.tolerance or TOLERANCES[metadata.precision].largest[thresholds.provider]
     draft.run("file", lambda: check_graph(file, model, metadata, thresholds.opset))
-    draft.run("nodes", lambda: _check_nodes(session))
+    draft.run("nodes", lambda: _check_nodes(file, session))
     if reference is not None:
         draft.run("metadata", lambda: check_metadata(metadata, reference.checkpoint))
     if metadata.input == "raw":
@@ -164,17 +164,22 @@ def verify_file(
     return ProofReport(**dict(draft))
 
 
-def _check_nodes(session: runtime.OnnxSession) -> tuple[str, bool]:
-    """Check that all nodes run on the provider that was asked for."""
-    name = session.provider.removesuffix("ExecutionProvider")
-    if misplaced := session.misplaced_nodes:
-        nodes = ", ".join(f"{node.operator} {node.name}" for node in misplaced[:5])
+def _check_nodes(file: Path, session: runtime.OnnxSession) -> tuple[str, bool]:
+    """Check that all nodes through which pixels flow run on the provider that was asked for."""
+    provider, nodes = session.provider, session.nodes
+    name = provider.removesuffix("ExecutionProvider")
+    elsewhere = runtime.nodes_elsewhere(nodes, provider)
+    misplaced = (
+        pixel_flow.misplaced_nodes(pixel_flow.assigned_graph(file, provider), nodes, provider) if elsewhere else []
+    )
+    if misplaced:
+        listed = ", ".join(f"{node.operator} {node.name}" for node in misplaced[:5])
         more = f" and {len(misplaced) - 5} more" if len(misplaced) > 5 else ""
         on = ", ".join(sorted({node.provider.removesuffix("ExecutionProvider") for node in misplaced}))
-        return f"{name} requested, {len(misplaced)} nodes on {on}: {nodes}{more}", False
-    own = session.nodes_by_provider.get(session.provider, 0)
-    rest = "" if own == len(session.nodes) else "; the others compute shapes"
-    return f"{own} of {len(session.nodes)} on {name}{rest}", own > 0
+        return f"{name} requested, {len(misplaced)} nodes on {on}: {listed}{more}", False
+    own = session.nodes_by_provider.get(provider, 0)
+    rest = "; the others depend on shapes and constants alone" if elsewhere else ""
+    return f"{own} of {len(nodes)} on {name}{rest}", own > 0
 
 
 def _check_batch_sizes(

@@ -31,9 +31,9 @@ def validate_onnx(
     """
     started_at = started_at or time.time()
     config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
-    provider = runtime.resolve_provider(config.provider)
     file = config.file.expanduser()
-    metadata = untrusted.check_file(file)
+    metadata = untrusted.check_file(file, config.provider)
+    provider = runtime.resolve_provider(config.provider, metadata.precision)
     resolved = (
         inputs.resolve_run(config.checkpoint, config.runs_dir, warn)
         if config.checkpoint is not None
