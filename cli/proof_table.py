@@ -27,10 +27,16 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
     output.show(checks)
     if proof.images:
         torch = f"torch {percent(proof.val_accuracy_torch)}, " if against_torch else ""
+        margin = f" ± {percent(proof.accuracy_margin)}" if proof.sample else ""
         errors = f"{proof.calibration_error_onnx:.4f}"
         if against_torch:
             errors = f"{proof.calibration_error_torch:.4f}, {errors}"
-        output.show(f"accuracy: {torch}ONNX {percent(proof.val_accuracy_onnx)}; calibration error {errors}")
+        output.show(f"accuracy: {torch}ONNX {percent(proof.val_accuracy_onnx)}{margin}; calibration error {errors}")
+    if proof.sample:
+        output.show(
+            f"[yellow]Verified on a stratified sample:[/] {proof.images:,} of {proof.images_total:,} images, "
+            f"{proof.sample}."
+        )
     if proof.provider == CPU:
         if proof.precision == "int8":
             reason = "int8 is for CPUs and TensorRT, for CUDA use --precision fp16"

@@ -32,7 +32,10 @@ class ProofConfig(RunsConfig):
     ] = None
     images: Annotated[
         Positive | None,
-        option("Validate on this many images, evenly spread over the set; by default on all.", panel="Verification"),
+        option(
+            "Validate on a stratified sample of this many images; by default on all, or as many as take a minute.",
+            panel="Verification",
+        ),
     ] = None
     tolerance: Annotated[
         float | None,

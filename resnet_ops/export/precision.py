@@ -29,6 +29,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime
+from resnet_ops.export.budget import TIMING, images_within
 from resnet_ops.export.metadata import IMAGES
 from resnet_ops.machine import saturates_int8
 
@@ -87,6 +88,9 @@ def to_fp16(model: onnx.ModelProto, x: np.ndarray) -> tuple[onnx.ModelProto, str
         )
     _remove_cast_pairs(converted)
     _sort_nodes(converted)
+    del converted.graph.value_info[:]  # some have their old types
+    # After sorting: of unsorted nodes next to nothing is inferred, and batches would be taken to fit that do not.
+    converted.graph.value_info.extend(onnx.shape_inference.infer_shapes(converted).graph.value_info)
     if not overflowing:
         return converted, "all nodes"
     return converted, f"{len(overflowing)} of {len(model.graph.node)} nodes kept in fp32 to avoid overflow"
@@ -110,8 +114,6 @@ def _remove_cast_pairs(model: onnx.ModelProto) -> None:
         for node in unused:
             graph.node.remove(node)
         used = outputs | {name for node in graph.node for name in node.input}
-    del graph.value_info[:]  # some have their old types
-    graph.value_info.extend(onnx.shape_inference.infer_shapes(model).graph.value_info)
 
 
 def _sort_nodes(model: onnx.ModelProto) -> None:
@@ -190,7 +192,7 @@ def to_int8(
                 images = calibration[: max(BATCH, HISTOGRAM_BYTES // activation_bytes_per_image(model))]
             models.append(_quantize(prepared, Path(folder) / "int8.onnx", images, method, form))
     sessions = [runtime.create_session(quantized.SerializeToString(), runtime.CPU) for quantized in models]
-    speeds = _measure_speeds(sessions, held_out[:BATCH])
+    speeds = _measure_speeds(sessions, held_out[: images_within(TIMING, model, BATCH)])
     candidates = [
         _evaluate(_run_batches(session, held_out), expected, name, form, speed)
         for session, speed, (form, _, name) in zip(sessions, speeds, variants, strict=True)
