@@ -154,7 +154,8 @@ def _resize_in_pillow(image: np.ndarray, steps: Preprocessing) -> np.ndarray:
 
 def largest_batch(model: onnx.ModelProto, crop: CropSpec, provider: str) -> int:
     """Return the largest power of two of images, up to `MAX_BATCH`, that surely fits into memory and the budget."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = provider != runtime.CPU and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
     image_bytes = activation_bytes_per_image(model) + 8 * int(np.prod(crop.shape))
     fitting = max(1, min(MAX_BATCH, int(MEMORY_SHARE * free_bytes(device) / image_bytes)))
     if provider == runtime.CPU:

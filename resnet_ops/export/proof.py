@@ -260,11 +260,11 @@ def _check_validation_set(
         return
     draft.val_accuracy_torch = top1_accuracy(expected, labels)
     draft.calibration_error_torch = calibration_error(expected if are_probabilities else softmax(expected), labels)
-    _check_outputs(draft, Comparison(expected, outputs), classifier.metadata.precision, thresholds)
+    _check_outputs(draft, Comparison(expected, outputs), labels, classifier.metadata.precision, thresholds)
 
 
 def _check_outputs(
-    draft: ProofDraft, comparison: Comparison, precision: Precision, thresholds: ProofThresholds
+    draft: ProofDraft, comparison: Comparison, labels: np.ndarray, precision: Precision, thresholds: ProofThresholds
 ) -> None:
     """Check the differences between the outputs of both pipelines for the validation set."""
     tolerances, finite, exact = TOLERANCES[precision], comparison.finite, precision == "fp32"
@@ -287,8 +287,8 @@ def _check_outputs(
     limit = "" if tolerances.agreement == 1 else percent(least, 1)
     add("top-1 agreement", percent(draft.top1_agreement), agreement >= least, limit)
     drop, allowed = draft.val_accuracy_torch - draft.val_accuracy_onnx, thresholds.max_accuracy_drop
-    if draft.sample:  # of paired answers only those that differ tell (McNemar 1947)
-        allowed += CHANCE * float(np.sqrt((~comparison.same_top1).sum())) / draft.images
+    if draft.sample:  # what tells of two accuracies on the same images is where one is right only (McNemar 1947)
+        allowed += CHANCE * float(np.sqrt(comparison.discordant(labels).sum())) / draft.images
     # Not (drop > allowed): accuracies of NaN would pass.
     add("accuracy", f"{0 - drop * 100:+.2f} points", drop <= allowed + 1e-12, f"-{100 * allowed:.3g} points")
     if thresholds.training_accuracy is not None:
