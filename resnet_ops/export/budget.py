@@ -32,7 +32,7 @@ HEADERS_READ = 16
 
 @dataclass(frozen=True)
 class ProofSize:
-    """How many of the validation images are used, and why not all of them; '' if they are."""
+    """The number of validation images to use, and why not all of them; '' if they are."""
 
     images: int
     reason: str = ""
