@@ -54,7 +54,7 @@ def proof_size(
     # A file is proven on the same images whether its checkpoint is at hand or not, so that accuracies are comparable.
     device = reference or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     limits[f"in float64 on the {'GPU' if device.type == 'cuda' else 'CPU'}"] = float64_budget(device) / macs
-    if provider == runtime.CPU:
+    if provider not in runtime.ON_GPU:
         limits["in ONNX Runtime on the CPU"] = ONNX_CPU / macs
     what, fitting = min(limits.items(), key=lambda limit: limit[1])
     if len(images) <= fitting:

@@ -154,10 +154,10 @@ def _resize_in_pillow(image: np.ndarray, steps: Preprocessing) -> np.ndarray:
 
 def largest_batch(model: onnx.ModelProto, crop: CropSpec, provider: str) -> int:
     """Return the largest power of two of images, up to `MAX_BATCH`, that surely fits into memory and the budget."""
-    on_gpu = provider != runtime.CPU and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    on_gpu = provider in runtime.ON_GPU
+    device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     image_bytes = activation_bytes_per_image(model) + 8 * int(np.prod(crop.shape))
     fitting = max(1, min(MAX_BATCH, int(MEMORY_SHARE * free_bytes(device) / image_bytes)))
-    if provider == runtime.CPU:
+    if not on_gpu:
         fitting = budget.images_within(budget.ONNX_CPU * budget.LARGEST_BATCH_SHARE, model, fitting)
     return 1 << (fitting.bit_length() - 1)

@@ -20,6 +20,7 @@ import onnxruntime as ort
 from resnet_ops.errors import WORK_FAILED, UserError
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+ON_GPU = (CUDA, TENSORRT)
 CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the package that has it
     "libcuda.so.1": "the NVIDIA driver",
     "libcudart.so.13": "nvidia-cuda-runtime",
