@@ -27,12 +27,21 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
     output.show(checks)
     if proof.images:
         torch = f"torch {percent(proof.val_accuracy_torch)}, " if against_torch else ""
+        margin = f" ± {percent(proof.accuracy_margin)}" if proof.sample else ""
         errors = f"{proof.calibration_error_onnx:.4f}"
         if against_torch:
             errors = f"{proof.calibration_error_torch:.4f}, {errors}"
-        output.show(f"accuracy: {torch}ONNX {percent(proof.val_accuracy_onnx)}; calibration error {errors}")
+        output.show(f"accuracy: {torch}ONNX {percent(proof.val_accuracy_onnx)}{margin}; calibration error {errors}")
+    if proof.sample:
+        output.show(
+            f"[yellow]Verified on a stratified sample:[/] {proof.images:,} of {proof.images_total:,} images, "
+            f"{proof.sample}."
+        )
     if proof.provider == CPU:
-        reason = "not requested (--provider cuda)" if has_gpu() else "this machine has no NVIDIA GPU"
+        if proof.precision == "int8":
+            reason = "int8 is for CPUs and TensorRT, for CUDA use --precision fp16"
+        else:
+            reason = "not requested (--provider cuda)" if has_gpu() else "this machine has no NVIDIA GPU"
         output.show(f"[yellow]Not verified on CUDA:[/] {reason}; the checks ran on the CPU.")
 
 

@@ -67,14 +67,6 @@ def read_gpus() -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def saturates_int8() -> bool:
-    """Return whether products of u8 and s8 saturate at int16: on x86 CPUs without VNNI instructions."""
-    with contextlib.suppress(OSError):
-        flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
-        return "avx2" in flags and not flags & {"avx_vnni", "avx512_vnni"}
-    return False
-
-
 def versions() -> dict[str, str]:
     """Return the versions of Python, of resnet-ops and of the distributions that shape a result."""
     # Of resnet-ops not the installed version, but the running one: a cluster is sent the submitter's.

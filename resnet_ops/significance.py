@@ -8,6 +8,7 @@ its own. Whatever ranks networks, or says that one is better, uses these functio
 import math
 
 ONE_TRAINING = 1.0  # standard errors of the difference beyond which two trainings differ
+CONFIDENCE = 1.96  # standard errors on each side of a 95% confidence interval
 OVER_SEEDS = 2.0  # the same for means over seeds, where every seed must agree as well
 
 
@@ -33,3 +34,16 @@ def is_tied(accuracy: float, highest: float, images: int) -> bool:
     and Regression Trees, sec. 3.4.3; Hastie et al. 2009, The Elements of Statistical Learning, sec. 7.10).
     """
     return accuracy >= highest - standard_error(highest, images)
+
+
+def sampling_margin(accuracy: float, images: int, total: int) -> float:
+    """Return half of the 95% confidence interval of the accuracy on `total` images, measured on a sample of them.
+
+    It is that of Agresti and Coull (1998), which holds near 0 and 1, too, for a sample without replacement.
+    """
+    if images >= total:
+        return 0.0
+    added = CONFIDENCE**2
+    centered = (accuracy * images + added / 2) / (images + added)
+    not_sampled = (total - images) / (total - 1)
+    return CONFIDENCE * math.sqrt(centered * (1 - centered) / (images + added) * not_sampled)

@@ -47,7 +47,7 @@ FLOORS = {
     "tracking": BASE,
     "training": BASE | {"models", "data", "orchestration", "tracking"},
     "tuning": BASE | {"significance", "recipes", "models", "data", "orchestration", "tracking", "training"},
-    "export": BASE | {"models", "data", "training"},
+    "export": BASE | {"significance", "models", "data", "training"},
     "serving": BASE | {"orchestration", "data", "export"},
     "reporting": BASE | {"significance", "data", "tuning", "training"},
     "study": BASE | {"significance", "recipes", "models", "data", "training", "tuning", "reporting"},

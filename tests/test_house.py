@@ -17,7 +17,6 @@ SHORT_ON_PURPOSE: dict[str, str] = {
     "resnet_ops/__main__.py": "Python asks for it",
     "resnet_ops/formatting.py": "below everything that prints numbers",
     "resnet_ops/results.py": "below everything that returns a result",
-    "resnet_ops/significance.py": "the one rule, with its sources",
 }
 # Openings that tell what a thing is about, and not what it does.
 NOT_A_VERB = {"What", "Whether", "Who", "Where", "Which", "How", "Why", "When", "Those", "That", "As", "Likewise"}

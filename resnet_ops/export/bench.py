@@ -118,8 +118,8 @@ def bench(config: BenchConfig, on_progress: Callable[[str], None] = lambda _: No
     Raises:
         UserError: The file cannot be used, or failed with every batch size.
     """
-    metadata = untrusted.check_file(config.file)
-    provider = runtime.resolve_provider(config.provider)
+    metadata = untrusted.check_file(config.file, config.provider)
+    provider = runtime.resolve_provider(config.provider, metadata.precision)
     candidates = list_candidates(config.file.absolute(), metadata, provider, config.compile)
     rows: list[BenchRow] = []
     errors: list[str] = []

@@ -1,4 +1,4 @@
-"""Single checks of an exported file: its graph, its metadata, its resizing, the largest batch that fits.
+"""Single checks of an exported file: graph, places of nodes, metadata, resizing, the largest batch that fits.
 
 Which of them are run, and on which images, is in `proof`; how far outputs may differ is in `tolerances`.
 """
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from resnet_ops.data.decode import CropSpec, decode
-from resnet_ops.export import graph, runtime
+from resnet_ops.export import budget, graph, pixel_flow, runtime
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Precision, Preprocessing
 from resnet_ops.export.precision import activation_bytes_per_image
@@ -50,6 +50,28 @@ def check_graph(file: Path, model: onnx.ModelProto, metadata: ModelMetadata, ops
         },
         f"opset {actual_opset}, {len(model.graph.node)} nodes, dynamic batch",
     )
+
+
+def check_nodes(file: Path, session: runtime.OnnxSession) -> tuple[str, bool]:
+    """Check that all nodes through which pixels flow run on the provider that was asked for.
+
+    Returns:
+        The nodes that do not, or how many nodes run where, and whether it passed.
+    """
+    provider, nodes = session.provider, session.nodes
+    name = provider.removesuffix("ExecutionProvider")
+    elsewhere = runtime.nodes_elsewhere(nodes, provider)
+    misplaced = (
+        pixel_flow.misplaced_nodes(pixel_flow.assigned_graph(file, provider), nodes, provider) if elsewhere else []
+    )
+    if misplaced:
+        listed = ", ".join(f"{node.operator} {node.name}" for node in misplaced[:5])
+        more = f" and {len(misplaced) - 5} more" if len(misplaced) > 5 else ""
+        on = ", ".join(sorted({node.provider.removesuffix("ExecutionProvider") for node in misplaced}))
+        return f"{name} requested, {len(misplaced)} nodes on {on}: {listed}{more}", False
+    own = session.nodes_by_provider.get(provider, 0)
+    rest = "; the others depend on shapes and constants alone" if elsewhere else ""
+    return f"{own} of {len(nodes)} on {name}{rest}", own > 0
 
 
 def check_metadata(metadata: ModelMetadata, checkpoint: Checkpoint) -> tuple[str, bool]:
@@ -130,9 +152,12 @@ def _resize_in_pillow(image: np.ndarray, steps: Preprocessing) -> np.ndarray:
     return decode(stored.getvalue(), steps.crop)
 
 
-def largest_batch(model: onnx.ModelProto, crop: CropSpec) -> int:
-    """Return the largest power of two of images that surely fits into memory, up to `MAX_BATCH`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def largest_batch(model: onnx.ModelProto, crop: CropSpec, provider: str) -> int:
+    """Return the largest power of two of images, up to `MAX_BATCH`, that surely fits into memory and the budget."""
+    on_gpu = provider in runtime.ON_GPU
+    device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
     image_bytes = activation_bytes_per_image(model) + 8 * int(np.prod(crop.shape))
     fitting = max(1, min(MAX_BATCH, int(MEMORY_SHARE * free_bytes(device) / image_bytes)))
+    if not on_gpu:
+        fitting = budget.images_within(budget.ONNX_CPU * budget.LARGEST_BATCH_SHARE, model, fitting)
     return 1 << (fitting.bit_length() - 1)

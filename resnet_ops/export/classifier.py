@@ -33,7 +33,7 @@ class Classifier:
 
     Args:
         file: The ONNX file.
-        provider: The execution provider; auto is CUDA if there is a GPU.
+        provider: The execution provider; auto is CUDA if there is a GPU, for int8 the CPU.
 
     Raises:
         UserError: The file is damaged or not of `resnet-ops export`, or the provider cannot be used here.
@@ -43,8 +43,9 @@ class Classifier:
     session: runtime.OnnxSession | BoundSession
 
     def __init__(self, file: Path | str, provider: Provider = "auto") -> None:
-        resolved, path = runtime.resolve_provider(provider), Path(file).expanduser()
-        self.metadata, self.session = untrusted.check_file(path), runtime.create_session(path, resolved)
+        path = Path(file).expanduser()
+        self.metadata = untrusted.check_file(path, provider)
+        self.session = runtime.create_session(path, runtime.resolve_provider(provider, self.metadata.precision))
 
     @classmethod
     def from_session(cls, metadata: ModelMetadata, session: runtime.OnnxSession | BoundSession) -> Self:

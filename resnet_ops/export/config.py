@@ -21,7 +21,10 @@ class ProofConfig(RunsConfig):
 
     provider: Annotated[
         Provider,
-        option("ONNX Runtime execution provider to verify with; auto: CUDA if there is a GPU.", panel="Verification"),
+        option(
+            "ONNX Runtime execution provider to verify with; auto: CUDA if there is a GPU, for int8 the CPU.",
+            panel="Verification",
+        ),
     ] = "auto"
     data: Annotated[
         str | None,
@@ -29,7 +32,10 @@ class ProofConfig(RunsConfig):
     ] = None
     images: Annotated[
         Positive | None,
-        option("Validate on this many images, evenly spread over the set; by default on all.", panel="Verification"),
+        option(
+            "Validate on a stratified sample of this many images; by default on all, or as many as take a minute.",
+            panel="Verification",
+        ),
     ] = None
     tolerance: Annotated[
         float | None,
@@ -67,7 +73,7 @@ class ExportConfig(ProofConfig):
         Literal["fp32", "fp16", "int8"],
         option(
             "Precision of the file: fp16 (half precision, for GPUs) or int8 (quantization calibrated on training "
-            "images, for CPUs).",
+            "images, for CPUs and TensorRT).",
             panel="Model",
         ),
     ] = "fp32"
@@ -150,7 +156,9 @@ class UseConfig(Config):
     """The options that every use of an exported file has."""
 
     file: Annotated[Path, option("ONNX file made by `resnet-ops export`.")]
-    provider: Annotated[Provider, option("ONNX Runtime execution provider; auto: CUDA if there is a GPU.")] = "auto"
+    provider: Annotated[
+        Provider, option("ONNX Runtime execution provider; auto: CUDA if there is a GPU, for int8 the CPU.")
+    ] = "auto"
 
 
 class PredictConfig(UseConfig):

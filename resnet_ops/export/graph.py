@@ -16,10 +16,10 @@ import resnet_ops
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.metadata import IMAGES, Input, ModelMetadata, Precision, Preprocessing
-from resnet_ops.export.runtime import PREPROCESSING_PREFIX
 from resnet_ops.training.checkpoint import CheckpointInfo
 
 NORMALIZED, LOGITS, PROBABILITIES = "normalized", "logits", "probabilities"
+PREPROCESSING_PREFIX = "preprocess/"  # of the names of nodes that preprocess raw pixels
 PIXELS = PREPROCESSING_PREFIX + "pixels"  # resized and cropped, (batch, C, H, W) uint8
 ONE_FILE_BYTES = 2**31 - 2**27  # protobuf's limit is 2 GiB; the rest is for all but weights
 

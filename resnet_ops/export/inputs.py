@@ -156,6 +156,15 @@ class ValidationImages:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def stratified(self, count: int) -> "ValidationImages":
+        """Draw `count` of the images, the same each time, in their order: of each label its share, to within one."""
+        if count >= len(self):
+            return self
+        shuffled = np.random.default_rng(0).permutation(len(self))
+        by_label = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
+        chosen = np.sort(by_label[((np.arange(count) + 0.5) * len(self) / count).astype(int)])
+        return ValidationImages(self.encoded, self.rows[chosen], self.labels[chosen])
+
     def batches(self, crop: CropSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
         for places, pixels in decode_rows(self.encoded, self.rows, crop):
@@ -190,17 +199,8 @@ def random_pixels(images: int, crop: CropSpec) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (images, *crop.shape), np.uint8)
 
 
-def select_images(
-    source: Source, split: Split, class_names: Sequence[str], limit: int | None = None, seed: int = 0
-) -> ValidationImages:
-    """Select images of a dataset, and map their labels to a network's classes by name.
-
-    Args:
-        source: The dataset.
-        split: The split of it.
-        class_names: The network's classes.
-        limit: The maximum number of images: of "val" evenly spread, of "train" drawn at random.
-        seed: Of the random selection.
+def select_images(source: Source, split: Split, class_names: Sequence[str]) -> ValidationImages:
+    """Select the images of a split, and map their labels to a network's classes by name.
 
     Raises:
         UserError: An image has a class that the network does not have.
@@ -215,10 +215,4 @@ def select_images(
                 f"{did_you_mean(name, class_names)} Classes of the network: {', '.join(class_names)[:200]}.",
             )
     labels = np.array([label_of.get(name, -1) for name in names], np.int64)
-    rows = np.arange(len(encoded.labels))
-    if limit is not None and limit < len(rows):
-        if split == "train":
-            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
-        else:
-            rows = np.unique(np.linspace(0, len(rows) - 1, limit).round().astype(int))
-    return ValidationImages(encoded, rows, labels[encoded.labels[rows]])
+    return ValidationImages(encoded, np.arange(len(encoded.labels)), labels[encoded.labels])

@@ -17,7 +17,7 @@ from resnet_ops import files
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export import graph, inputs, precision, runtime, untrusted
+from resnet_ops.export import budget, graph, inputs, precision, runtime, untrusted
 from resnet_ops.export.classifier import Classifier, normalize_pixels
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import ResolvedCheckpoint, ValidationImages, Warn, random_pixels, select_images
@@ -60,7 +60,7 @@ def export_onnx(
     """
     started_at = started_at or time.time()
     config = config if isinstance(config, ExportConfig) else ExportConfig(run=as_typed(config))
-    provider = runtime.resolve_provider(config.provider)
+    provider = runtime.resolve_provider(config.provider, config.precision)
     if config.out is not None and not config.out.absolute().parent.is_dir():
         raise UserError(f"Folder {config.out.absolute().parent} does not exist.", "Create it first.")
     resolved = inputs.resolve_checkpoint(config, warn)
@@ -70,7 +70,7 @@ def export_onnx(
         if config.precision == "int8":
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
         warn("Accuracy is not measured, as no validation images are known; add --data.")
-    images = select_images(source, "val", info.class_names, config.images) if source else None
+    images = select_images(source, "val", info.class_names) if source else None
     final = config.out or resolved.folder / graph.file_name(config.precision, config.input)
     files.make_folder(final.parent, exist_ok=True)
     model, metadata, candidates = _build_model(config, resolved, source, provider)
@@ -83,7 +83,8 @@ def export_onnx(
             config.opset,
             config.tolerance,
             config.max_accuracy_drop / 100,
-            info.validated.val_accuracy if is_training_data and config.images is None else None,
+            info.validated.val_accuracy if is_training_data else None,
+            images=config.images,
         )
         report = verify_file(unverified, Reference(resolved.reread()), images, thresholds)
         if report.validated:
@@ -116,13 +117,16 @@ def _build_model(
     steps = Preprocessing.of(info, "normalized")
     candidates, choice = list[QuantizationCandidate](), None
     if config.precision == "fp16":
-        some = select_images(source, "train", info.class_names, precision.BATCH) if source else None
-        pixels = _decode_all(some, steps) if some else random_pixels(precision.BATCH, steps.crop)
+        if source is None:
+            pixels = random_pixels(precision.BATCH, steps.crop)
+        else:
+            pixels = _decode_all(select_images(source, "train", info.class_names), precision.BATCH, steps)
         model, choice = precision.to_fp16(model, normalize_pixels(pixels, steps))
     elif config.precision == "int8":
         assert source is not None
-        count = precision.CALIBRATION_IMAGES + precision.CHOICE_IMAGES
-        pixels = _decode_all(select_images(source, "train", info.class_names, count), steps)
+        most = precision.CALIBRATION_IMAGES + precision.CHOICE_IMAGES
+        count = max(2 * precision.BATCH, budget.images_within(budget.CALIBRATION, model, most))
+        pixels = _decode_all(select_images(source, "train", info.class_names), count, steps)
         model, candidates = precision.to_int8(model, normalize_pixels(pixels, steps), provider)
         chosen = next(candidate for candidate in candidates if candidate.chosen)
         choice = f"{chosen.form}, {chosen.method}, per channel, {len(pixels) // 2} training images"
@@ -134,8 +138,8 @@ def _build_model(
     return model, _metadata(config, resolved, steps, choice), candidates
 
 
-def _decode_all(images: ValidationImages, steps: Preprocessing) -> np.ndarray:
-    return np.concatenate([pixels for pixels, _ in images.batches(steps.crop)])
+def _decode_all(images: ValidationImages, count: int, steps: Preprocessing) -> np.ndarray:
+    return np.concatenate([pixels for pixels, _ in images.stratified(count).batches(steps.crop)])
 
 
 def _metadata(

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from pydantic import ConfigDict, Field, computed_field
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
-from resnet_ops.export.checks import check_graph, check_metadata, check_resizing, largest_batch
+from resnet_ops.export.budget import ProofSize, proof_size
+from resnet_ops.export.checks import check_graph, check_metadata, check_nodes, check_resizing, largest_batch
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.inputs import ValidationImages, random_pixels
 from resnet_ops.export.metadata import Input, ModelMetadata, Precision
@@ -25,9 +27,12 @@ from resnet_ops.export.tolerances import TOLERANCES, Comparison, calibration_err
 from resnet_ops.files import Place
 from resnet_ops.formatting import percent
 from resnet_ops.results import Result
+from resnet_ops.significance import sampling_margin, standard_error
 
 BATCH_SIZES = (1, 7, 64)
+RANDOM_IMAGES = 16  # each depends on every weight; batches repeat them
 SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
+CHANCE = 2.0  # standard errors, or margins, by which a sample may exceed a limit
 
 
 class ProofCheck(Result):
@@ -46,7 +51,12 @@ class ProofReport(Result):
     tolerance: float = Field(default=nan, description="Largest max_rel_diff that passes.")
     checks: list[ProofCheck] = Field(default_factory=list, description="Each check: name, found, held, limit.")
     nodes_by_provider: dict[str, int] = Field(default_factory=dict, description="Number of nodes that each one ran.")
-    images: int = Field(default=0, description="Validation images.")
+    images: int = Field(default=0, description="Validation images that were used.")
+    images_total: int = Field(default=0, description="Validation images that there are; with fewer, a sample was used.")
+    sample: str = Field(default="", description="Why a stratified sample was used; empty if all images were.")
+    accuracy_margin: float = Field(
+        default=nan, description="Half the 95% confidence interval of val_accuracy_onnx for a sample; 0 for all images."
+    )
     largest_batch: int = Field(default=0, description="Largest batch that was tried.")
     max_abs_diff: float = Field(default=nan, description="Largest |difference| of logits on the validation images.")
     max_rel_diff: float = Field(default=nan, description="The same as a share of the largest |logit|.")
@@ -99,7 +109,9 @@ class ProofThresholds:
         tolerance: Largest max |difference| / max |logit|; by default as in `TOLERANCES`.
         max_accuracy_drop: Largest drop of the accuracy, from 0 to 1, compared to the checkpoint.
         training_accuracy: The accuracy that training measured on the same images.
-        metadata_accuracy: The accuracy on the same images in the file's metadata.
+        metadata_accuracy: The accuracy on the same images, or on a sample of them, in the file's metadata.
+        metadata_margin: Half of its confidence interval.
+        images: The number of images to use; by default all, or as many as take about a minute.
     """
 
     provider: str
@@ -108,6 +120,8 @@ class ProofThresholds:
     max_accuracy_drop: float = 0.005
     training_accuracy: float | None = None
     metadata_accuracy: float | None = None
+    metadata_margin: float = 0.0
+    images: int | None = None
 
 
 class ProofDraft(ProofReport):
@@ -150,13 +164,15 @@ def verify_file(
     classifier = Classifier.from_session(metadata, session)
     draft.nodes_by_provider = session.nodes_by_provider
     draft.tolerance = thresholds.tolerance or TOLERANCES[metadata.precision].largest[thresholds.provider]
+    if images is not None:
+        images = _choose_images(draft, model, images, reference, thresholds)
     draft.run("file", lambda: check_graph(file, model, metadata, thresholds.opset))
-    draft.run("nodes", lambda: _check_nodes(session))
+    draft.run("nodes", lambda: check_nodes(file, session))
     if reference is not None:
         draft.run("metadata", lambda: check_metadata(metadata, reference.checkpoint))
     if metadata.input == "raw":
         draft.run("resize and crop", lambda: check_resizing(file, thresholds.provider, metadata, images), "2 levels")
-    draft.largest_batch = largest_batch(model, classifier.crop)
+    draft.largest_batch = largest_batch(model, classifier.crop, thresholds.provider)
     if reference is not None:
         _check_batch_sizes(draft, classifier, reference, images)
     if images is not None:
@@ -164,23 +180,28 @@ def verify_file(
     return ProofReport(**dict(draft))
 
 
-def _check_nodes(session: runtime.OnnxSession) -> tuple[str, bool]:
-    """Check that all nodes run on the provider that was asked for."""
-    name = session.provider.removesuffix("ExecutionProvider")
-    if misplaced := session.misplaced_nodes:
-        nodes = ", ".join(f"{node.operator} {node.name}" for node in misplaced[:5])
-        more = f" and {len(misplaced) - 5} more" if len(misplaced) > 5 else ""
-        on = ", ".join(sorted({node.provider.removesuffix("ExecutionProvider") for node in misplaced}))
-        return f"{name} requested, {len(misplaced)} nodes on {on}: {nodes}{more}", False
-    own = session.nodes_by_provider.get(session.provider, 0)
-    rest = "" if own == len(session.nodes) else "; the others compute shapes"
-    return f"{own} of {len(session.nodes)} on {name}{rest}", own > 0
+def _choose_images(
+    draft: ProofDraft,
+    model: onnx.ModelProto,
+    images: ValidationImages,
+    reference: Reference | None,
+    thresholds: ProofThresholds,
+) -> ValidationImages:
+    """Return the images that the checks use, all or a stratified sample."""
+    draft.images_total = len(images)
+    if thresholds.images is None:
+        size = proof_size(model, images, thresholds.provider, reference.device if reference else None)
+    else:
+        size = ProofSize(thresholds.images, "as --images asks")
+    chosen = images.stratified(size.images)
+    draft.sample = size.reason if len(chosen) < len(images) else ""
+    return chosen
 
 
 def _check_batch_sizes(
     draft: ProofDraft, classifier: Classifier, reference: Reference, images: ValidationImages | None
 ) -> None:
-    """Compare outputs for random and real pixels in batches of several sizes; the largest one repeats the images."""
+    """Compare outputs for random and real pixels in batches of several sizes, which repeat the images."""
     crop, limit = classifier.crop, f"{draft.tolerance:.0e}"
     sizes = sorted({*BATCH_SIZES, draft.largest_batch})
     listed = ", ".join(map(str, sizes))
@@ -196,7 +217,7 @@ def _check_batch_sizes(
             worst = max(worst, comparison.max_rel)
         return f"{worst:.1e} (batch {listed})", worst <= draft.tolerance
 
-    draft.run("random pixels", lambda: compare(random_pixels(max(BATCH_SIZES), crop)), limit)
+    draft.run("random pixels", lambda: compare(random_pixels(RANDOM_IMAGES, crop)), limit)
     if images is not None:
         draft.run("real images", lambda: compare(images.first(max(BATCH_SIZES), crop)), limit)
 
@@ -224,23 +245,27 @@ def _check_validation_set(
         return
     expected, outputs, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     draft.images = len(labels)
+    if not draft.sample:
+        draft.images_total = draft.images  # without those that cannot be decoded
     are_probabilities, finite = classifier.metadata.output == "probabilities", bool(np.isfinite(outputs).all())
     draft.val_accuracy_onnx = top1_accuracy(outputs, labels)
+    draft.accuracy_margin = sampling_margin(draft.val_accuracy_onnx, draft.images, draft.images_total)
     if finite:
         draft.calibration_error_onnx = calibration_error(outputs if are_probabilities else softmax(outputs), labels)
     if thresholds.metadata_accuracy is not None:
-        compared = _compare_accuracy(draft.val_accuracy_onnx, thresholds.metadata_accuracy)
+        margin = draft.accuracy_margin + thresholds.metadata_margin
+        compared = _compare_accuracy(draft.val_accuracy_onnx, thresholds.metadata_accuracy, margin)
         draft.add("accuracy as in metadata", *compared)
     if reference is None:
         draft.add("outputs", "finite" if finite else "not finite", finite)
         return
     draft.val_accuracy_torch = top1_accuracy(expected, labels)
     draft.calibration_error_torch = calibration_error(expected if are_probabilities else softmax(expected), labels)
-    _check_outputs(draft, Comparison(expected, outputs), classifier.metadata.precision, thresholds)
+    _check_outputs(draft, Comparison(expected, outputs), labels, classifier.metadata.precision, thresholds)
 
 
 def _check_outputs(
-    draft: ProofDraft, comparison: Comparison, precision: Precision, thresholds: ProofThresholds
+    draft: ProofDraft, comparison: Comparison, labels: np.ndarray, precision: Precision, thresholds: ProofThresholds
 ) -> None:
     """Check the differences between the outputs of both pipelines for the validation set."""
     tolerances, finite, exact = TOLERANCES[precision], comparison.finite, precision == "fp32"
@@ -250,22 +275,30 @@ def _check_outputs(
     def add(name: str, result: str, passed: bool, limit: str = "") -> None:
         draft.add(name, result if finite else "not finite", passed and finite, limit)
 
-    difference = f"{comparison.max_rel:.1e} ({draft.images:,} images)"
+    used = f"{draft.images:,} of {draft.images_total:,}" if draft.sample else f"{draft.images:,}"
+    difference = f"{comparison.max_rel:.1e} ({used} images)"
     add("validation set", difference, comparison.max_rel <= draft.tolerance, f"{draft.tolerance:.0e}")
     if not exact:
         mean = comparison.mean_rel
         add("mean difference", f"{mean:.1e}", mean <= tolerances.mean, f"{tolerances.mean:.0e}")
     rounding = min(comparison.max_rel, draft.tolerance) if exact else min(comparison.mean_rel, tolerances.mean)
     agreement = float((comparison.same_top1 | comparison.near_ties(rounding * comparison.scale)).mean())
-    limit = "" if tolerances.agreement == 1 else percent(tolerances.agreement, 1)
-    add("top-1 agreement", percent(draft.top1_agreement), agreement >= tolerances.agreement, limit)
+    # The limits are for all images: of a sample, what exceeds them by chance is not held against the file.
+    least = tolerances.agreement - (CHANCE * standard_error(tolerances.agreement, draft.images) if draft.sample else 0)
+    limit = "" if tolerances.agreement == 1 else percent(least, 1)
+    add("top-1 agreement", percent(draft.top1_agreement), agreement >= least, limit)
     drop, allowed = draft.val_accuracy_torch - draft.val_accuracy_onnx, thresholds.max_accuracy_drop
+    if draft.sample:  # what tells of two accuracies on the same images is where one is right only (McNemar 1947)
+        allowed += CHANCE * float(np.sqrt(comparison.discordant(labels).sum())) / draft.images
     # Not (drop > allowed): accuracies of NaN would pass.
-    add("accuracy", f"{0 - drop * 100:+.2f} points", drop <= allowed + 1e-12, f"-{100 * allowed:g} points")
+    add("accuracy", f"{0 - drop * 100:+.2f} points", drop <= allowed + 1e-12, f"-{100 * allowed:.3g} points")
     if thresholds.training_accuracy is not None:
-        add("accuracy as in training", *_compare_accuracy(draft.val_accuracy_torch, thresholds.training_accuracy))
+        margin = draft.accuracy_margin
+        compared = _compare_accuracy(draft.val_accuracy_torch, thresholds.training_accuracy, margin)
+        add("accuracy as in training", *compared)
 
 
-def _compare_accuracy(measured: float, recorded: float) -> tuple[str, bool, str]:
-    difference = abs(measured - recorded)
-    return f"differs by {percent(difference)}", difference <= SAME_ACCURACY, percent(SAME_ACCURACY, 1)
+def _compare_accuracy(measured: float, recorded: float, margin: float) -> tuple[str, bool, str]:
+    """Compare accuracies that are the same but for rounding and, if one is of a sample, chance."""
+    difference, limit = abs(measured - recorded), SAME_ACCURACY + CHANCE * margin
+    return f"differs by {percent(difference)}", difference <= limit, percent(limit, 1)

@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.machine import read_gpus
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+ON_GPU = (CUDA, TENSORRT)
 CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the package that has it
     "libcuda.so.1": "the NVIDIA driver",
     "libcudart.so.13": "nvidia-cuda-runtime",
@@ -32,8 +33,8 @@ CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the package t
 }
 TENSORRT_LIBRARIES = {"libnvinfer.so.10": "'tensorrt-cu13<11'", "libnvonnxparser.so.10": "'tensorrt-cu13<11'"}
 # TF32 rounds the inputs of a convolution to 10 bits: an error of 4e-4, as large as that of a wrong checkpoint.
+INT8_REMEDY = "For CUDA export with --precision fp16; int8 runs with --provider cpu or tensorrt."
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-PREPROCESSING_PREFIX = "preprocess/"  # of the names of nodes that preprocess raw pixels
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,11 @@ class OnnxSession:
         """Return the number of nodes that each provider runs."""
         return dict(Counter(node.provider for node in self.nodes))
 
-    @property
-    def misplaced_nodes(self) -> tuple[GraphNode, ...]:
-        """Return the nodes that run on another provider than the one asked for.
 
-        In a file that takes raw pixels the CPU may compute the sizes and offsets of the crop, as it does for every
-        provider: a few numbers. TensorRT may leave nodes to CUDA.
-        """
-        allowed = {self.provider, CUDA} if self.provider == TENSORRT else {self.provider}
-        return tuple(n for n in self.nodes if n.provider not in allowed and not n.name.startswith(PREPROCESSING_PREFIX))
+def nodes_elsewhere(nodes: Sequence[GraphNode], provider: str) -> list[GraphNode]:
+    """Return the nodes that run on another provider than the one asked for; TensorRT may leave nodes to CUDA."""
+    allowed = {provider, CUDA} if provider == TENSORRT else {provider}
+    return [node for node in nodes if node.provider not in allowed]
 
 
 def has_gpu() -> bool:
@@ -111,13 +108,29 @@ def missing_cuda_libraries(libraries: Mapping[str, str] = CUDA_LIBRARIES) -> dic
     return missing
 
 
-def resolve_provider(name: str) -> str:
-    """Return ONNX Runtime's name of 'cuda', 'tensorrt', 'cpu' or 'auto' (CUDA if there is a GPU).
+def restrict_provider(name: str, precision: str) -> str:
+    """Return the provider to use for files of a precision, 'cuda', 'tensorrt', 'cpu' or 'auto'; int8 on a CPU for auto.
+
+    ONNX Runtime's CUDA provider has no kernels for int8 convolutions (microsoft/onnxruntime 24807).
+
+    Raises:
+        UserError: CUDA was asked for with int8.
+    """
+    if precision != "int8":
+        return name
+    if name == "cuda":
+        raise UserError("int8 is for CPUs and TensorRT, not for --provider cuda.", INT8_REMEDY)
+    return "cpu" if name == "auto" else name
+
+
+def resolve_provider(name: str, precision: str = "fp32") -> str:
+    """Return ONNX Runtime's name of 'cuda', 'tensorrt', 'cpu' or 'auto': CUDA if there is a GPU, for int8 the CPU.
 
     Raises:
         UserError: CUDA cannot be used though it was asked for, or though there is a GPU: the CPU is never used
             silently in its place.
     """
+    name = restrict_provider(name, precision)
     if name == "cpu" or (name == "auto" and not has_gpu()):
         return CPU
     if not has_gpu():
@@ -134,7 +147,11 @@ def resolve_provider(name: str) -> str:
 
 
 def create_session(
-    model: Path | bytes, provider: str, cuda_options: Mapping[str, str] = CUDA_OPTIONS, threads: int = 0
+    model: Path | bytes,
+    provider: str,
+    cuda_options: Mapping[str, str] = CUDA_OPTIONS,
+    threads: int = 0,
+    assigned_graph: Path | None = None,
 ) -> OnnxSession:
     """Load a model on a provider, without fallback to the CPU.
 
@@ -143,6 +160,7 @@ def create_session(
         provider: ONNX Runtime's name of the execution provider.
         cuda_options: Of the CUDA provider; by default those of a verification, in true fp32.
         threads: On the CPU; 0 for as many as there are cores.
+        assigned_graph: File to write the graph to whose nodes are assigned to providers; it is not optimized further.
 
     Raises:
         UserError: The file is missing, or ONNX Runtime cannot run it.
@@ -150,6 +168,9 @@ def create_session(
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.intra_op_num_threads = threads
+    if assigned_graph is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(assigned_graph)
     cuda = (CUDA, dict(cuda_options))
     providers: list[Any] = [CPU] if provider == CPU else [cuda] if provider == CUDA else [TENSORRT, cuda]
     name, path_or_bytes = (model.name, str(model)) if isinstance(model, Path) else ("the model", model)

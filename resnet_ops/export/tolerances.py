@@ -72,6 +72,10 @@ class Comparison:
         """Return for which images the top classes are the same, (N,) bool."""
         return np.asarray(self.torch.argmax(1) == self.onnx.argmax(1))
 
+    def discordant(self, labels: np.ndarray) -> np.ndarray:
+        """Return for which images, (N,) bool, only one of both is right."""
+        return np.asarray((self.torch.argmax(1) == labels) != (self.onnx.argmax(1) == labels))
+
     def near_ties(self, rounding: float) -> np.ndarray:
         """Return for which images, (N,) bool, errors of `rounding` can exchange the two largest logits."""
         if self.torch.shape[1] < 2:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from resnet_ops import formatting
 from resnet_ops.errors import UserError
+from resnet_ops.export import runtime
 from resnet_ops.export.metadata import ModelMetadata
 
 MAX_FILE_BYTES = 2**31 - 1  # what protobuf can read
@@ -22,14 +23,19 @@ SANDBOX_TIMEOUT_S = 60.0
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 
-def check_file(path: Path) -> ModelMetadata:
+def check_file(path: Path, provider: str = "auto") -> ModelMetadata:
     """Scan an ONNX file, run it once on the CPU in a sandbox process (0.6 s), and return its metadata.
+
+    Args:
+        path: The file.
+        provider: The execution provider that was asked for: 'cuda', 'tensorrt', 'cpu' or 'auto'.
 
     Raises:
         UserError: It is missing, damaged, too large, not of `resnet-ops export`, or has what no export of ours has:
-            custom operators, control flow, weights outside of its folder.
+            custom operators, control flow, weights outside of its folder. Or its precision is not for this provider.
     """
     _, metadata = scan(path)
+    runtime.restrict_provider(provider, metadata.precision)
     _run_in_sandbox(path)
     return metadata
 

@@ -31,9 +31,9 @@ def validate_onnx(
     """
     started_at = started_at or time.time()
     config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
-    provider = runtime.resolve_provider(config.provider)
     file = config.file.expanduser()
-    metadata = untrusted.check_file(file)
+    metadata = untrusted.check_file(file, config.provider)
+    provider = runtime.resolve_provider(config.provider, metadata.precision)
     resolved = (
         inputs.resolve_run(config.checkpoint, config.runs_dir, warn)
         if config.checkpoint is not None
@@ -47,8 +47,9 @@ def validate_onnx(
         raise UserError(f"{file} has no dataset in its metadata.", "Choose images to validate on: --data.")
     if checkpoint is None:
         warn("Its checkpoint was not found: compared with its metadata only, not with torch.")
-    same_images = source.record.fingerprint == metadata.data_fingerprint and config.images is None
-    accuracy = (metadata.validation or {}).get("val_accuracy_onnx")
+    same_images = source.record.fingerprint == metadata.data_fingerprint
+    recorded = metadata.validation or {}
+    accuracy, margin = recorded.get("val_accuracy_onnx"), recorded.get("accuracy_margin", 0.0)
     thresholds = ProofThresholds(
         provider,
         tolerance=config.tolerance,
@@ -57,8 +58,10 @@ def validate_onnx(
             checkpoint.info.validated.val_accuracy if checkpoint and is_training_data and same_images else None
         ),
         metadata_accuracy=accuracy if isinstance(accuracy, float) and same_images else None,
+        metadata_margin=margin if isinstance(margin, float) else 0.0,
+        images=config.images,
     )
-    images = inputs.select_images(source, "val", metadata.class_names, config.images)
+    images = inputs.select_images(source, "val", metadata.class_names)
     report = verify_file(file, Reference(checkpoint) if checkpoint else None, images, thresholds)
     return ValidationResult(
         **dict(report),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export import untrusted
+from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.files import Place
 from resnet_ops.orchestration.ray_internals import started_ray_is_gone
@@ -78,18 +78,19 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
         UserError: The file cannot be used, the port is taken, or it does not fit on the cluster.
     """
     on_progress("opening the file")
-    metadata = untrusted.check_file(config.file)
+    metadata = untrusted.check_file(config.file, config.provider)
+    requested = runtime.restrict_provider(config.provider, metadata.precision)
     content = _read_single_file(config.file)
     address = location.resolve_address(config)
     port = location.find_free_port(config.host, config.port)
     on_progress("starting Ray")
-    with location.connect_to_cluster(address, config.provider):
+    with location.connect_to_cluster(address, requested):
         import ray
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it logs every step
         location.check_no_other_service()
-        provider = location.choose_provider(address, config.provider)
+        provider = location.choose_provider(address, requested)
         resources = location.resources_per_replica(config.replicas, provider)
         threads = max(1, int(resources["num_cpus"]))
         # By reference, or Serve would keep a copy for every version of the deployment in its own records.

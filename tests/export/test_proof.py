@@ -367,8 +367,8 @@ def test_misplaced_nodes_are_named(
     """A session as ONNX Runtime makes it where CUDA lacks three kernels."""
     create_session = runtime.create_session
 
-    def three_misplaced(*arguments: object) -> runtime.OnnxSession:
-        session = create_session(*arguments)  # type: ignore[arg-type]
+    def three_misplaced(*arguments: object, **options: object) -> runtime.OnnxSession:
+        session = create_session(*arguments, **options)  # type: ignore[arg-type]
         moved = [runtime.GraphNode(node.name, node.operator, "AnotherExecutionProvider") for node in session.nodes[:3]]
         return runtime.OnnxSession(session.session, session.provider, session.metadata, (*moved, *session.nodes[3:]))
 
