@@ -17,6 +17,7 @@ from resnet_ops.data.augment import Augmentation, normalize, pixel_statistics
 from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import Source
+from resnet_ops.data.stream import StreamedImages
 from resnet_ops.run_records import BadImage
 
 EVAL_BATCH = 500
@@ -156,8 +157,6 @@ def open_loader(
 ) -> Loader:
     """Decode a source onto the device, or stream it while training, as its configuration says."""
     if source.config.stream == "on":
-        from resnet_ops.data.stream import StreamedImages  # imports Ray Data
-
         train_images, val_images = (StreamedImages.of(source, split, device, log_event) for split in SPLITS)
         mean, std = source.record.mean, source.record.std
         assert mean is not None

@@ -1,0 +1,74 @@
+"""Batches in host memory that is allocated once, and their way to the device while it computes.
+
+Knows nothing of where pixels come from.
+"""
+
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class BatchRing:
+    """A ring of batches: batch b is in slot b modulo their number; slots are filled in any order, and sent in theirs.
+
+    For a GPU the memory is pinned, and batches are sent on a stream of its own: beside the step that computes, not
+    after it. No other thread than the one that sends uses CUDA, so that steps may be captured meanwhile.
+
+    Args:
+        slots: Number of slots.
+        batch_size: Images in a batch, at most.
+        image_shape: Of one image, (H, W, C).
+        device: The device that batches are sent to.
+    """
+
+    def __init__(self, slots: int, batch_size: int, image_shape: tuple[int, ...], device: torch.device) -> None:
+        self.device, self.slots = device, slots
+        on_gpu = device.type == "cuda"
+        self._pixels = torch.empty((slots, batch_size, *image_shape), dtype=torch.uint8, pin_memory=on_gpu)
+        self._labels = torch.empty((slots, batch_size), dtype=torch.int64, pin_memory=on_gpu)
+        self._arrays = self._pixels.numpy(), self._labels.numpy()  # the same memory
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
+        self._uses: deque[torch.cuda.Event] = deque()
+        self._released = 0  # batches
+
+    def can_fill(self, batch: int) -> bool:
+        """Return whether the slot of a batch is free of earlier ones."""
+        return batch < self._released + self.slots
+
+    def slot(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the memory of a batch, to be filled: pixels (n, H, W, C) uint8, labels (n,) int64."""
+        pixels, labels = self._arrays
+        return pixels[batch % self.slots], labels[batch % self.slots]
+
+    def send(self, batch: int, size: int) -> tuple[Tensor, Tensor]:
+        """Return the first `size` pixels and labels of a batch on the device, for use on its current stream."""
+        slot = batch % self.slots
+        parts = self._pixels[slot, :size], self._labels[slot, :size]
+        if self._stream is None:
+            return parts[0].clone(), parts[1].clone()
+        # Allocated on the stream that writes: memory of the other one might be in use there until later.
+        with torch.cuda.stream(self._stream):
+            pixels, labels = (part.to(self.device, non_blocking=True) for part in parts)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for part in (pixels, labels):
+            part.record_stream(current)
+        return pixels, labels
+
+    def release(self) -> None:
+        """Free slots, once the caller has begun all work on the batch sent last: on a GPU, of all batches before it.
+
+        Waits until the GPU is done with those. So it is never more than two steps behind, or the batches sent to it
+        would fill its memory.
+        """
+        if self._stream is None:
+            self._released += 1
+            return
+        use = torch.cuda.Event(blocking=True)  # spinning would take a core from those that decode
+        use.record(torch.cuda.current_stream(self.device))
+        self._uses.append(use)
+        if len(self._uses) > 1:
+            self._uses.popleft().synchronize()
+            self._released += 1
