@@ -1,6 +1,6 @@
 """Images/s streamed from JPEGs to batches, from a folder and from Parquet, beside a bare pool of threads.
 
-    python benchmarks/streaming.py [--runs 5] [--images 2000]
+    python benchmarks/streaming.py [--runs 5] [--images 3000]
 
 The pool reads the same files and decodes them with the same function, on as many threads, and drops the pixels: what
 these cores can give. Writes benchmarks/results/streaming.md and .json.
@@ -94,7 +94,7 @@ def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=3000)
     options = parser.parse_args()
     torch.set_num_threads(cores())
     with tempfile.TemporaryDirectory() as folder:

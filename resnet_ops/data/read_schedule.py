@@ -69,6 +69,6 @@ class ReadSchedule:
 
     @property
     def span(self) -> int:
-        """How many batches have to be begun at most before one is complete, besides that one itself."""
+        """Return how many batches have to be begun at most before one is complete, besides that one itself."""
         begun = np.concatenate([[0], self.reach])[self.needed]
         return int(np.max(begun - np.arange(len(self.needed)), initial=0))

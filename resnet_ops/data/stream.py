@@ -82,7 +82,7 @@ class StreamedImages:
 
     @property
     def _windowed(self) -> bool:
-        """Whether there are row groups, and too many images in them to be shuffled as a whole."""
+        """Return whether there are row groups, and too many images in them to be shuffled as a whole."""
         return self._row_groups is not None and len(self) * self._image_bytes > FULL_SHUFFLE_BYTES
 
     @property
