@@ -36,7 +36,7 @@ test-chaos: .venv/installed-dev
 test-ray: .venv/bin/pip
 	$(BIN)/python -m venv .venv-ray
 	.venv-ray/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	.venv-ray/bin/pip install --quiet --disable-pip-version-check --upgrade "ray[data,default,serve,train,tune]$(if $(RAY),==$(RAY))"
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check --upgrade "ray[default,serve,train,tune]$(if $(RAY),==$(RAY))"
 	.venv-ray/bin/pytest tests/orchestration/test_ray_internals.py
 	.venv-ray/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -55,6 +55,7 @@ docs: .venv/installed-dev
 bench: .venv/installed-bench
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/pipelines.py
+	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/together.py
 	$(BIN)/python benchmarks/startup.py

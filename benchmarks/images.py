@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +47,24 @@ def made_up(folder: Path, side: int, train: int, val: int) -> None:
     """Write images of noise, side x side."""
     random = np.random.default_rng(0)
     names = [str(label) for label in range(CLASSES)]
-    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    for split, count in (("train", train), ("test", val)):
+        pixels = random.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+        labels = np.arange(count) % CLASSES
+        write_parquet(folder / f"{split}-0.parquet", [_png(one) for one in pixels], labels, names)
+        np.savez(folder / f"{split}.npz", pixels=pixels, labels=labels)
+
+
+def write_parquet(
+    file: Path, encoded: Sequence[bytes], labels: np.ndarray, names: Sequence[str], row_group: int | None = None
+) -> None:
+    """Write encoded images and their labels in Hugging Face's layout, `row_group` rows stored together."""
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
     schema = pa.schema(
         {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()},
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
-    for split, count in (("train", train), ("test", val)):
-        pixels = random.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-        labels = np.arange(count) % CLASSES
-        rows = [{"bytes": _png(one), "path": None} for one in pixels]
-        pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), folder / f"{split}-0.parquet")
-        np.savez(folder / f"{split}.npz", pixels=pixels, labels=labels)
+    rows = [{"bytes": image, "path": None} for image in encoded]
+    pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), file, row_group_size=row_group)
 
 
 def _png(pixels: np.ndarray) -> bytes:

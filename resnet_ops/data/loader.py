@@ -20,6 +20,7 @@ from resnet_ops.data.augment import Augmentation, Draws, Normalizer, pixel_stati
 from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import Source
+from resnet_ops.data.stream import StreamedImages
 from resnet_ops.run_records import BadImage
 
 EVAL_BATCH = 500
@@ -45,8 +46,8 @@ class SplitImages(Protocol):
     """One split that batches are taken from, in memory or streamed."""
 
     @property
-    def labels(self) -> Tensor:
-        """The labels (N,) int64, on the device."""
+    def device(self) -> torch.device:
+        """The device of its batches."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -93,9 +94,14 @@ class DeviceImages:
         return cls(pixels, torch.from_numpy(images.labels).to(device), aspects)
 
     @property
+    def device(self) -> torch.device:
+        """See `SplitImages.device`."""
+        return self.labels.device
+
+    @property
     def on_device(self) -> bool:
         """Return whether the pixels are in the device's memory too."""
-        return self.pixels.device == self.labels.device
+        return self.pixels.device == self.device
 
     @property
     def size(self) -> tuple[int, int]:
@@ -124,7 +130,7 @@ class DeviceImages:
         return self._labeled(self.pixels.index_select(0, rows), rows)
 
     def _load(self, rows: Tensor) -> Batch:
-        device = self.labels.device
+        device = self.device
         if self.on_device:
             return self.take(rows.to(device))
         picked = torch.empty((len(rows), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
@@ -177,7 +183,7 @@ class Loader:
     @property
     def device(self) -> torch.device:
         """The device of the batches."""
-        return self.train.labels.device
+        return self.train.device
 
     @property
     def resident(self) -> DeviceImages | None:
@@ -251,8 +257,6 @@ def open_loader(
     """Decode a source onto the device, or stream it while training, as its configuration says."""
     source = replace(source, whole=augmentation.random_resized_crop)
     if source.config.stream == "on":
-        from resnet_ops.data.stream import StreamedImages  # imports Ray Data
-
         train_images, val_images = (StreamedImages.of(source, split, device, log_event) for split in SPLITS)
         mean, std = source.record.mean, source.record.std
         assert mean is not None

@@ -6,10 +6,12 @@ read is decided in discovery.py.
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
-from resnet_ops.errors import UserError
+from resnet_ops.errors import PausedError, UserError
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -167,23 +169,31 @@ class RowGroup:
 class RowGroupCache:
     """The row groups that were read last, as rows are read in their order. A pickled copy is empty."""
 
-    SIZE = 2  # threads that work on neighboring rows work on two groups at most
+    SIZE = 2  # threads that work on neighboring rows begin them on two groups at most
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.groups: dict[int, Any] = {}
+        self.groups: dict[int, Future[Any]] = {}
 
     def __reduce__(self) -> tuple[type["RowGroupCache"], tuple[()]]:
         return RowGroupCache, ()
 
     def get(self, index: int, read: Callable[[], Any]) -> Any:
-        """Return group `index`, read if it is not in the cache."""
+        """Return group `index`, read if it is not in the cache; several threads read different groups at once."""
         with self.lock:
-            if index not in self.groups:
+            group = self.groups.get(index)
+            if is_new := group is None:
                 while len(self.groups) >= self.SIZE:
                     del self.groups[next(iter(self.groups))]
-                self.groups[index] = read()
-            return self.groups[index]
+                group = self.groups[index] = Future()
+        if is_new:
+            try:
+                group.set_result(read())
+            except BaseException as error:
+                with self.lock:
+                    self.groups.pop(index, None)
+                group.set_exception(error)  # for the threads that wait as well
+        return group.result()
 
 
 @dataclass(frozen=True)
@@ -202,7 +212,9 @@ class ParquetImages:
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """See `EncodedImages.read`."""
-        return [self._read_row(int(row)) for row in rows]
+        return [
+            image for group, part in groupby(map(int, rows), self._group_of) for image in self._read_from(group, part)
+        ]
 
     def name(self, row: int) -> str:
         """See `EncodedImages.name`."""
@@ -210,12 +222,10 @@ class ParquetImages:
         first_of_file = next(other.first for other in self.groups if other.file == group.file)
         return f"image {row - first_of_file} of {group.file.path}"
 
-    def _read_row(self, row: int) -> bytes | OSError:
-        index = self._group_of(row)
-        images = self.cache.get(index, lambda: self._read_group(self.groups[index]))
-        if isinstance(images, OSError):
-            return images
-        return images[row - self.groups[index].first].as_py() or b""
+    def _read_from(self, index: int, rows: Iterable[int]) -> list[bytes | OSError]:
+        group = self.groups[index]
+        images = self.cache.get(index, lambda: self._read_group(group))
+        return [images if isinstance(images, OSError) else images[row - group.first].as_py() or b"" for row in rows]
 
     @cached_property
     def _firsts(self) -> np.ndarray:
@@ -225,6 +235,8 @@ class ParquetImages:
         try:
             with _open(group.file.path) as parquet:
                 return pc.struct_field(parquet.read_row_group(group.number, columns=[self.column]).column(0), "bytes")
+        except PausedError:
+            raise
         except (OSError, UserError, pa.ArrowException) as error:
             return error if type(error) is OSError else OSError(0, " ".join(str(error).split()))
 

@@ -24,7 +24,8 @@ class ExponentialMovingAverage:
         own_values = self.network.state_dict(keep_vars=True).values()  # the parameters themselves, to be moved
         both = list(zip(own_values, network.state_dict().values(), strict=True))
         floats = [pair for pair in both if pair[0].is_floating_point()]
-        self.own_counts, self.counts = zip(*[pair for pair in both if not pair[0].is_floating_point()], strict=True)
+        counts = [pair for pair in both if not pair[0].is_floating_point()]  # none without BatchNorm
+        self.own_counts, self.counts = ([pair[side] for pair in counts] for side in (0, 1))
         # Both in one row, so that an update is two kernels however many layers there are.
         self.followed = [_row(value) for _, value in floats]
         self.row = torch.cat([_row(own) for own, _ in floats])
@@ -41,7 +42,8 @@ class ExponentialMovingAverage:
         """Add the network's weights with the given share ()."""
         torch.cat(self.followed, out=self.latest)
         self.row.lerp_(self.latest, share)
-        torch._foreach_copy_(self.own_counts, self.counts)
+        if self.counts:
+            torch._foreach_copy_(self.own_counts, self.counts)
 
 
 def _row(dense: Tensor) -> Tensor:

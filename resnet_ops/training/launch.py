@@ -57,10 +57,7 @@ def launch_workers(
             scaling_config=ScalingConfig(num_workers=0, use_gpu=placement.layout.device == "cuda"),
             run_config=scratch,
         )
-        with (
-            placement.start_ray() if record.config.stream == "on" else contextlib.nullcontext()
-        ):  # for Ray Data's tasks
-            return _value(trainer.fit())
+        return _value(trainer.fit())
     try:
         with placement.start_ray():
             return _launch_on_ray(worker, run, record, placement, scratch, halt or threading.Event())

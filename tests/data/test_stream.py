@@ -1,17 +1,17 @@
-"""Streamed images: the same batches as from memory, with real Ray Data."""
+"""Streamed images: the same batches as from memory."""
 
+import itertools
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,9 +21,14 @@ from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data import sampling, sources, stream
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.augment import Augmentation, pixel_statistics
+from resnet_ops.data.batch_ring import BatchRing
+from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.loader import DeviceImages, Loader, open_loader
+from resnet_ops.data.parquet import ParquetImages
+from resnet_ops.data.read_schedule import ReadSchedule
 from resnet_ops.data.sources import open_source
-from resnet_ops.errors import UserError
+from resnet_ops.data.stream import StreamedImages
+from resnet_ops.errors import PausedError, UserError
 from resnet_ops.training import job, preflight
 from resnet_ops.training.worker import EXIT_CODE
 from tests.data.samples import noise, write_parquet
@@ -31,29 +36,36 @@ from tests.integration.test_train import assert_same_bytes, weights
 
 CPU = torch.device("cpu")
 HANGS = """
-import os, sys
+import os, sys, threading, time
 from pathlib import Path
-import ray, torch
+import torch
 from resnet_ops.config import DataConfig
+from resnet_ops.data import daemon_pool, stream
 from resnet_ops.data.sources import open_source
 from resnet_ops.data.stream import StreamedImages
 from resnet_ops.training.worker import Watchdog
 
-address, data, traces, file = sys.argv[1:]
-ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+stream.PIECE_IMAGES = 10
+data, traces, file, how = sys.argv[1:]
 source = open_source(DataConfig(data=data, stream="on", image_size=16))
 images = StreamedImages.of(source, "val", torch.device("cpu"), print)
 watchdog = Watchdog(1.0, Path(traces), lambda what: print(what, flush=True))
 
 def read(beat):
-    for _, labels, _ in images.load_batches(images.sequential_batches(500, 0, 1), beat):
+    for _, labels, _ in images.load_batches(images.sequential_batches(10, 0, 1), beat):
         print(f"read {len(labels)}", flush=True)
 
 read(lambda: None)
 Path(file).unlink()
 os.mkfifo(file)  # whoever opens it waits
-with watchdog.watching():
-    read(watchdog.beat)
+if how == "watched":
+    with watchdog.watching():
+        read(watchdog.beat)
+daemon_pool.CLOSE_S = 0.5
+batches = images.load_batches(images.sequential_batches(10, 0, 1), lambda: None)
+next(batches)
+batches.close()
+print("closed")
 """
 
 
@@ -101,9 +113,10 @@ def assert_same_batches(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_batches_are_those_from_memory_from_any_step_on(
-    ray_session: None, kind: str, rank: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, rank: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "PIECE_IMAGES", 10)  # batches are made of parts of several pieces
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 0)  # the memory of a batch is used again for later ones
     size = {"image_size": 16} if kind == "folder" else {}
     data = request.getfixturevalue(kind)
     streamed, in_memory = loader(data, "on", rank, 2, **size), loader(data, "off", rank, 2, **size)
@@ -112,7 +125,7 @@ def test_batches_are_those_from_memory_from_any_step_on(
     assert_same_batches(streamed.val_batches(), in_memory.val_batches())
 
 
-def test_random_resized_crops_are_those_from_memory(ray_session: None, folder: Path) -> None:
+def test_random_resized_crops_are_those_from_memory(folder: Path) -> None:
     options = {"image_size": 16, "augmentation": Augmentation(random_resized_crop=True, flip=True, side=16)}
     streamed, in_memory = loader(folder, "on", **options), loader(folder, "off", **options)
     assert isinstance(in_memory.train, DeviceImages)
@@ -122,9 +135,10 @@ def test_random_resized_crops_are_those_from_memory(ray_session: None, folder: P
 
 
 def test_of_much_parquet_each_row_group_is_read_by_one_worker_and_resuming_is_as_exact(
-    ray_session: None, parquet: Path, monkeypatch: pytest.MonkeyPatch
+    parquet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "FULL_SHUFFLE_BYTES", 0)
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 0)
     monkeypatch.setattr(stream, "WINDOW_BYTES", 4 * 8 * noise(1).nbytes)  # 4 of the 24 row groups
     whole = loader(parquet, "off")
     known = {image.numpy().tobytes(): row for row, image in enumerate(whole.train.take(torch.arange(192))[0])}  # type: ignore[attr-defined]
@@ -186,7 +200,7 @@ def small_run(folder: Path, tmp_path: Path, how: str, **options: Any) -> job.Tra
     )  # fmt: skip
 
 
-def test_a_streamed_run_ends_in_the_bytes_of_one_in_memory(ray_session: None, folder: Path, tmp_path: Path) -> None:
+def test_a_streamed_run_ends_in_the_bytes_of_one_in_memory(folder: Path, tmp_path: Path) -> None:
     streamed, in_memory = (small_run(folder, tmp_path, how) for how in ("on", "off"))
     assert_same_bytes(weights(streamed.run, 1), weights(in_memory.run, 1))
     assert streamed.run.epochs()[0].val_loss == in_memory.run.epochs()[0].val_loss
@@ -194,13 +208,13 @@ def test_a_streamed_run_ends_in_the_bytes_of_one_in_memory(ray_session: None, fo
 
 
 @pytest.mark.slow
-def test_workers_that_reserve_all_cores_stream(ray_session: None, folder: Path, tmp_path: Path) -> None:
+def test_workers_that_reserve_all_cores_stream(folder: Path, tmp_path: Path) -> None:
     result = small_run(folder, tmp_path, "on", workers_per_node=2)
     assert result.record.world_size == 2
     assert result.epochs == 1
 
 
-def test_a_broken_image_is_replaced_and_named(ray_session: None, folder: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_replaced_and_named(folder: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / "data" / split).mkdir(parents=True)
         for name in "ab":
@@ -223,19 +237,39 @@ def test_a_broken_image_is_replaced_and_named(ray_session: None, folder: Path, t
         job.train(TrainConfig.of(**options, name="fails", on_bad_image="fail"))
 
 
-def test_a_file_server_that_stops_answering_ends_the_worker(ray_session: None, folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def dead_server(folder: Path, tmp_path: Path) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
+    """Read images in another process, of which one does not come any more, the last but one in their order."""
     data, traces = shutil.copytree(folder, tmp_path / "data"), tmp_path / "traces"
-    address, silent = ray.get_runtime_context().gcs_address, data / "val" / "a" / "000.png"
-    arguments = map(str, (address, data, traces, silent))
-    ended = subprocess.run(
-        [sys.executable, "-c", HANGS, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    silent = data / "val" / "b" / "027.png"
+
+    def run(how: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+        arguments = [sys.executable, "-c", HANGS, *map(str, (data, traces, silent, how))]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False), traces
+
+    return run
+
+
+def test_a_file_server_that_stops_answering_ends_the_worker(
+    dead_server: Callable[[str], tuple[subprocess.CompletedProcess[str], Path]],
+) -> None:
+    ended, traces = dead_server("watched")
     assert ended.returncode == EXIT_CODE, ended.stderr
-    assert ended.stdout.splitlines() == ["read 30", f"no step for 1 s; stack traces are in {traces}"]
-    assert "in prefetch" in traces.read_text()
+    read = ["read 10"] * 3
+    assert ended.stdout.splitlines() == [*read, *read[:2], f"no step for 1 s; stack traces are in {traces}"]
+    assert "in load_batches" in traces.read_text()
+    assert "in read_files" in traces.read_text()
 
 
-def test_each_piece_is_a_heartbeat(ray_session: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_server_that_stops_answering_does_not_keep_a_process_from_ending(
+    dead_server: Callable[[str], tuple[subprocess.CompletedProcess[str], Path]],
+) -> None:
+    ended, _ = dead_server("closed")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "closed"
+
+
+def test_each_piece_is_a_heartbeat(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "PIECE_IMAGES", 10)
     beats: list[None] = []
     (batch,) = loader(folder, "on", image_size=16).val_batches(lambda: beats.append(None))
@@ -243,21 +277,122 @@ def test_each_piece_is_a_heartbeat(ray_session: None, folder: Path, monkeypatch:
     assert len(beats) == 1 + 3
 
 
-def test_closing_an_epoch_midway_ends_the_reading() -> None:
-    closed = threading.Event()
+@dataclass(frozen=True)
+class Counted:
+    """Other encoded images, and which rows were read; at a row of them the bucket is out of reach."""
 
-    def reading() -> Iterator[int]:
-        try:
-            for item in range(10):
-                time.sleep(0.1)
-                yield item
-        finally:
-            closed.set()
+    images: EncodedImages
+    rows: list[int]
+    lost: int | None = None
 
-    batches = stream.prefetch(reading(), 2)
-    assert next(batches) == 0
+    @property
+    def labels(self) -> np.ndarray:
+        return self.images.labels
+
+    @property
+    def row_groups(self) -> np.ndarray | None:
+        return self.images.row_groups
+
+    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
+        if self.lost in rows:
+            raise PausedError("s3://bucket cannot be reached.", "Check it.")
+        self.rows.extend(rows)
+        return self.images.read(rows)
+
+    def name(self, row: int) -> str:
+        return self.images.name(row)
+
+
+def counted(folder: Path, lost: int | None = None) -> tuple[StreamedImages, list[int]]:
+    train, rows = loader(folder, "on", image_size=16).train, []
+    assert isinstance(train, StreamedImages)
+    return replace(train, encoded=Counted(train.encoded, rows, lost)), rows
+
+
+def test_no_more_is_read_than_there_is_memory_for_and_closing_ends_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PIECE_IMAGES", 5)
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 4 * 10 * noise(1, side=18).nbytes)
+    images, rows = counted(folder)
+    batches = images.load_batches(images.sequential_batches(10, 0, 1), lambda: None)
+    next(batches)
+    deadline = time.monotonic() + 10
+    while len(rows) < 4 * 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert sorted(rows) == list(range(4 * 10))
+    next(batches)
     batches.close()  # type: ignore[attr-defined]
-    assert closed.is_set()
+    read = len(rows)
+    time.sleep(0.2)
+    assert len(rows) == read <= 5 * 10
+
+
+def test_a_bucket_out_of_reach_stops_the_reading(folder: Path) -> None:
+    images, _ = counted(folder, lost=35)
+    batches = images.load_batches(images.sequential_batches(10, 0, 1), lambda: None)
+    with pytest.raises(PausedError, match="s3://bucket cannot be reached"):
+        list(batches)
+
+
+def test_batches_stay_what_they_were_when_later_ones_come(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 0)
+    rows = [batch.clone() for batch in torch.arange(120).split(10)]
+    loaders = [loader(folder, how, image_size=16) for how in ("on", "off")]
+    streamed, in_memory = (list(each.train.load_batches(rows, lambda: None)) for each in loaders)
+    assert_same_batches(streamed, in_memory)
+
+
+def test_threads_read_each_row_group_once(parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "FULL_SHUFFLE_BYTES", 0)
+    monkeypatch.setattr(stream, "PIECE_IMAGES", 3)  # of the 8 in a row group
+    read_group, groups = ParquetImages._read_group, []
+    monkeypatch.setattr(
+        ParquetImages, "_read_group", lambda self, group: groups.append(group) or read_group(self, group)
+    )
+    train = loader(parquet, "on", augmentation=Augmentation()).train
+    assert isinstance(train, StreamedImages)
+    images = replace(train, threads=8)
+    batches = images.shuffled_batches(16, 0, 1, torch.Generator().manual_seed(0))
+    groups.clear()
+    assert sum(len(labels) for _, labels, _ in images.load_batches(batches, lambda: None)) == 192
+    assert 24 == len(set(groups)) <= len(groups) <= 24 + 4
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), batch_size=st.integers(1, 9), piece_images=st.integers(1, 7), groups=st.integers(0, 6))
+def test_schedules_hold_each_image_once_and_need_no_more_slots_than_they_say(
+    data: st.DataObject, batch_size: int, piece_images: int, groups: int
+) -> None:
+    rows = np.array(data.draw(st.lists(st.integers(0, 59), unique=True)), np.int64)
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    batches += data.draw(st.sampled_from([[], [rows[:0]]]))  # a rank's share may be empty
+    row_groups = np.sort(np.arange(60) * groups // 60) if groups else None
+    schedule = ReadSchedule.of(batches, row_groups, piece_images)
+    pieces = [schedule.piece(number) for number in range(len(schedule))]
+    filled = [(b, place, row) for piece in pieces for row, b, place in zip(*vars(piece).values(), strict=True)]
+    assert sorted(filled) == [(b, place, row) for b, batch in enumerate(batches) for place, row in enumerate(batch)]
+    assert all(1 <= len(piece.rows) <= piece_images for piece in pieces)
+    if row_groups is not None:
+        order = [row_groups[piece.rows[0]] for piece in pieces]
+        assert all(len(set(row_groups[piece.rows].tolist())) == 1 for piece in pieces)
+        assert sum(a != b for a, b in itertools.pairwise(order)) == max(0, len(set(order)) - 1)
+    for batch in range(len(batches)):
+        done = pieces[: schedule.needed[batch]]
+        assert sum((piece.batches == batch).sum() for piece in done) == len(batches[batch])
+        assert max((piece.batches.max() for piece in done), default=0) <= batch + schedule.span
+
+
+def test_the_slots_of_a_ring_are_free_when_their_batches_are_done() -> None:
+    ring = BatchRing(2, 3, (1, 1, 1), CPU)
+    for batch in range(5):
+        assert ring.can_fill(batch)
+        for part in ring.slot(batch):
+            part[:] = batch
+        assert [part.tolist() for part in ring.send(batch, 2)] == [[[[[batch]]]] * 2, [batch] * 2, [batch] * 2]
+        assert not ring.can_fill(batch + 2)
+        ring.release()
 
 
 def test_what_does_not_fit_is_streamed_and_the_check_reports_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def test_images_in_a_bucket_are_streamed_as_from_memory(place: str, tmp_path: Pa
         "--stream", "on", "--data", f"{place}/images/train", "--val-data", f"{place}/images/val",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    note, _, _ = ended.stderr.splitlines()  # the other two are the run and its epoch; Ray Data says nothing
+    note, _, _ = ended.stderr.splitlines()  # the other two are the run and its epoch
     assert note.startswith("note: Streaming: decoded, the training images take")
     assert_same_bytes(weights(Run(tmp_path / "streamed"), 1), weights(there.run, 1))
 
