@@ -12,7 +12,9 @@ import torch
 from resnet_ops.data.loader import DeviceImages
 from resnet_ops.errors import UserError
 from resnet_ops.training import checkpoint
+from resnet_ops.training.checkpoint import CheckpointInfo
 from tests.data.samples import shades, write_class_folders
+from tests.export.samples import EPOCH
 from tests.gpu.hardware import CAPTURE, DEVICE, REHEARSAL, cuda_itself
 from tests.gpu.training import (
     Change,
@@ -144,27 +146,17 @@ def test_what_is_saved_within_an_epoch_goes_on_to_the_same_bytes(
         ema=0.9, crop_padding=1, cutout=2, mixup=0.2, deterministic=True, cuda_graph=CAPTURE if captured else "off"
     )
     first, second = prepare(config), prepare(config)
-    saved = None
+    file = tmp_path / "within.safetensors"
     for epoch in first.run(lambda _: None, lambda step: step == 16):  # 11 steps an epoch
         if epoch is None:
-            saved = checkpoint.collect(first)
-            assert first.epoch == 1
-    assert saved is not None
-    info = checkpoint_info(first.step, epoch=1)
-    checkpoint.save(tmp_path / info.file_name, info, saved)
-    checkpoint.restore(checkpoint.read(tmp_path / info.file_name), second)
+            info = CheckpointInfo(
+                model="resnet8", shortcut="A", class_names=tuple("0123456789"), channels=1, height=8, width=8,
+                mean=(0.3,), std=(0.4,), data="digits", data_fingerprint="0", metrics=EPOCH, step=first.step,
+            )  # fmt: skip
+            checkpoint.save(file, info, checkpoint.collect(first))
+    checkpoint.restore(checkpoint.read(file), second)
     assert (second.epoch, second.step) == (1, 5)
     assert_same_bytes(run(second).tensors, checkpoint.collect(first))
-
-
-def checkpoint_info(_: int, epoch: int) -> checkpoint.CheckpointInfo:
-    """Describe a checkpoint of 5 steps into the epoch after `epoch`."""
-    from tests.export.samples import EPOCH
-
-    return checkpoint.CheckpointInfo(
-        model="resnet8", shortcut="A", class_names=tuple("0123456789"), channels=1, height=8, width=8, mean=(0.3,),
-        std=(0.4,), data="digits", data_fingerprint="0", metrics=EPOCH.model_copy(update={"epoch": epoch}), step=5,
-    )  # fmt: skip
 
 
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
