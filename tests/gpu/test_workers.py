@@ -53,7 +53,7 @@ def assert_alike(folder: Path, options: dict[str, Any], batchnorm: bool) -> list
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"accumulate": 3}, {"clip_grad_norm": 0.5, "ema": 0.9}], ids=["plain", "accumulated", "clipped"]
+    "options", [{}, {"accumulate": 3}, {"clip_grad_norm": 0.5}], ids=["plain", "accumulated", "clipped"]
 )
 def test_gradients_of_uneven_shares_are_those_of_one_worker(options: dict[str, Any], tmp_path: Path) -> None:
     """Each layer's gradients differ if they are averaged per share, and so do the weights after 11 steps."""
