@@ -110,11 +110,9 @@ def _explained_errors(batch_size: int, group: ProcessGroup, device: torch.device
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"The memory of {device} is full: {str(error).splitlines()[0]}",
-            f"Try a --batch-size below {batch_size}.",
-            exit_code=WORK_FAILED,
-        ) from error
+        # Without torch's own message: a paragraph on its allocator.
+        remedy = f"Try a --batch-size below {batch_size}, or --accumulate 2 or more."
+        raise UserError(f"The memory of {device} is full.", remedy, WORK_FAILED) from error
     except (RuntimeError, dist.DistError) as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
