@@ -36,6 +36,7 @@ from resnet_ops.files import write_atomically
 from resnet_ops.machine import cores, versions
 
 LEAST_S = 10.0  # of the minutes given, below which nothing is begun
+LIMIT_S = 120.0  # of any one command but the paper's trainings: one that hangs must not take all the minutes
 OURS, EAGER = "resnet-ops train", "resnet-ops train --cuda-graph off"
 BARE = {
     "eager": "bare loop",
@@ -46,7 +47,7 @@ BARE = {
 ABOUT = """
 One GPU. images/s of resnet-ops: whole commands, median of the epochs but the first. Bare loops
 (`benchmarks/bare_loops.py`) train the same network on images that are on the device, with nothing around them. Shares:
-of what a large copy moves and a large bf16 product computes on this device in the same minutes; training on an image
+of what a large copy moves and a large bf16 matmul computes on this device in the same minutes; training on an image
 takes three times its forward pass, and convolutions, BatchNorm and linear layers read and write bf16 once.
 """
 
@@ -136,11 +137,17 @@ class Bench:
     rehearse: bool
     cifar10: Path | None
     bound: dict[str, float] = field(default_factory=dict)  # the device's ceilings
+    started: list["Running"] = field(default_factory=list)
 
     @property
     def left_s(self) -> float:
         """Seconds left of the minutes given."""
         return self.deadline - time.time()
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds that a command may take."""
+        return min(self.left_s, LIMIT_S)
 
     def fits(self, what: str, need_s: float) -> bool:
         """Return whether so many seconds are left; note it if not."""
@@ -159,7 +166,8 @@ class Bench:
 
     def start(self, *command: object) -> "Running":
         """Start a command outside of the checkout, where what is installed is what runs."""
-        return Running([*map(str, command)], self.work)
+        self.started.append(Running([*map(str, command)], self.work))
+        return self.started[-1]
 
     def cli(self, *arguments: object) -> "Running":
         """Start a command of resnet-ops."""
@@ -181,7 +189,7 @@ class Bench:
         seconds = 0.5 if self.rehearse else 3
         running = self.start(sys.executable, script, model, "--kinds", kinds, "--seconds", seconds, *options)
         try:
-            running.finish(self.left_s)
+            running.finish(self.limit_s)
         except CommandError as error:
             self.page.note(f"bare loops of {model}: {error}")
         yield from (json.loads(line) for line in running.out().splitlines() if line.startswith("{"))
@@ -212,8 +220,7 @@ class Running:
             raise CommandError(f"did not end in {timeout_s:.0f} s, and was killed") from None
         finally:
             self.seconds = time.perf_counter() - self.started
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self.end()
         if code:
             raise CommandError(f"ended with {code}: {(self.err().strip().splitlines() or ['it said nothing'])[-1]}")
         try:
@@ -221,6 +228,11 @@ class Running:
         except (IndexError, ValueError):
             return {}
         return result
+
+    def end(self) -> None:
+        """End what is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def out(self) -> str:
         """Return its stdout so far."""
@@ -261,7 +273,7 @@ def photographs(bench: Bench, count: int) -> Path:
 
 def write_photograph(file: Path, seed: int) -> None:
     """Write shapes and some detail, 500x375, about 80 KB."""
-    random, size = np.random.default_rng([seed, len(file.parts)]), (500, 375)
+    random, size = np.random.default_rng([seed, "train" in file.parts]), (500, 375)
     layers = []
     for side in (6, 160):
         coarse = random.integers(0, 256, (side * 3 // 4, side, 3), dtype=np.uint8)
@@ -275,7 +287,7 @@ def ceilings(bench: Bench) -> None:
     """What the device does at most."""
     for found in bench.bare("ceilings", "resnet8"):
         bench.bound = {name: value for name, value in found.items() if isinstance(value, float)}
-        bench.page.add("Ceilings", {"bf16 product, TFLOP/s": found["tflops"], "copy, TB/s": found["copied_tb_s"]})
+        bench.page.add("Ceilings", {"bf16 matmul, TFLOP/s": found["tflops"], "copy, TB/s": found["copied_tb_s"]})
 
 
 def speed(bench: Bench, setup: Speed) -> None:
@@ -296,8 +308,8 @@ def speed(bench: Bench, setup: Speed) -> None:
         row: Row = {"network": setup.name, "": name, "images/s": rate, "of the best bare loop": None}
         best = max((rate for one, rate in found.items() if one in BARE.values()), default=None)
         row["of the best bare loop"] = None if best is None or name in BARE.values() else rate / best
-        row["share of copying"] = share(rate * costs.get("bytes", 0), bench.bound.get("copied_tb_s"))
-        row["share of computing"] = share(rate * costs.get("flops", 0), bench.bound.get("tflops"))
+        row["share of copy bandwidth"] = share(rate * costs.get("bytes", 0), bench.bound.get("copied_tb_s"))
+        row["share of matmul peak"] = share(rate * costs.get("flops", 0), bench.bound.get("tflops"))
         bench.page.add("Training", row | {"said": said})
 
     for one in bench.bare(setup.kinds, setup.model, *size):
@@ -308,7 +320,7 @@ def speed(bench: Bench, setup: Speed) -> None:
     for name, more in ((OURS, ()), (EAGER, ("--cuda-graph", "off")))[: 2 if setup.eager else 1]:
         with bench.attempt(f"{setup.name}, {name}"):
             running = bench.train(run_name(setup), *options, *more)
-            running.finish(bench.left_s)
+            running.finish(bench.limit_s)
             add(name, statistics.median(bench.rates(run_name(setup))), running.said())
 
 
@@ -338,7 +350,7 @@ def streaming(bench: Bench, setup: Speed) -> None:
                 "streamed", "--data", folder, "--stream", "on", "--image-size", setup.side, "--random-resized-crop",
                 "--model", setup.model, "--batch-size", setup.batch_size, "--epochs", setup.epochs,
             )  # fmt: skip
-            running.finish(bench.left_s)
+            running.finish(bench.limit_s)
             rate = statistics.median(bench.rates("streamed"))
             name = f"{OURS} --stream on, {setup.name}, {cores()} cores"
             bench.page.add("Streaming", {"": name, "images/s": rate, "ratio": rate / bare, "said": running.said()})
@@ -354,7 +366,7 @@ def determinism(bench: Bench, setup: Speed) -> None:
             "deterministic", "--data", small_images(bench, setup.images), "--model", setup.model, "--batch-size",
             setup.batch_size, "--epochs", setup.epochs, "--deterministic",
         )  # fmt: skip
-        running.finish(bench.left_s)
+        running.finish(bench.limit_s)
         rate = statistics.median(bench.rates("deterministic"))
         ratio = rate / plain[0]["images/s"] if plain else None
         row: Row = {"network": setup.name, "": f"{OURS} --deterministic", "images/s": rate, "ratio": ratio}
@@ -368,11 +380,11 @@ def start_up(bench: Bench) -> None:
     with bench.attempt("start-up"):
         code = f"import torch; torch.zeros(1, device={'cpu' if bench.rehearse else 'cuda'!r})"
         imported = bench.start(sys.executable, "-c", code)
-        imported.finish(bench.left_s)
+        imported.finish(bench.limit_s)
         bench.page.add("Start-up", {"": "import torch, and use the device", "s": imported.seconds})
         for name, more in (("captured", ()), ("--cuda-graph off", ("--cuda-graph", "off"))):
             running = bench.train("first", "--epochs", 2, *more)
-            result = running.finish(bench.left_s)
+            result = running.finish(bench.limit_s)
             first = result["time_to_first_step_s"]
             bench.page.add("Start-up", {"": f"shell to first step, ResNet-20 on digits, {name}", "s": first})
             bench.page.add("Start-up", {"": "the same, to the end of 2 epochs", "s": running.seconds})
@@ -386,7 +398,7 @@ def searches(bench: Bench) -> None:
             return
         with bench.attempt(f"a search, {name}"):
             running = bench.cli("tune", "--name", "search", "--runs-dir", bench.work / name.split()[0], *size, *more)
-            result = running.finish(min(bench.left_s, 150))
+            result = running.finish(bench.limit_s)
             row: Row = {"": f"{len(result['trials'])} trials on digits, {name}", "s": running.seconds}
             bench.page.add("Search", row | {"accuracy": result["best"]["val_accuracy"], "said": running.said()})
 
@@ -404,7 +416,7 @@ def exports(bench: Bench, setup: Speed) -> None:
             exported = bench.cli(
                 "export", bench.work / "runs" / run, "--onnx", "--precision", precision, "--provider", where,
                 "--out", file, "--images", 1000 if not bench.rehearse else 20,
-            ).finish(bench.left_s)  # fmt: skip
+            ).finish(bench.limit_s)  # fmt: skip
             proof: Row = {
                 "precision": precision,
                 "provider": exported["provider"],
@@ -417,7 +429,7 @@ def exports(bench: Bench, setup: Speed) -> None:
             measured = bench.cli(
                 "bench", file, "--provider", where, "--batch", 8 if bench.rehearse else "1,64", "--seconds", 0.3,
                 "--no-compile",
-            ).finish(bench.left_s)  # fmt: skip
+            ).finish(bench.limit_s)  # fmt: skip
             for one in measured["rows"]:
                 speed_row: Row = {
                     "file": f"ResNet-20 of {'CIFAR-10' if run != 'first' else 'digits'}, {precision}",
@@ -470,6 +482,20 @@ def papers_rows(bench: Bench) -> None:
                     bench.page.add("The paper", row | {"said": running.said()})
 
 
+def measure(bench: Bench) -> None:
+    """Measure all, the most valuable first."""
+    small, large, *others = REHEARSED if bench.rehearse else SPEEDS
+    ceilings(bench)
+    for setup in (small, large, *others):
+        speed(bench, setup)
+    streaming(bench, large)
+    determinism(bench, small)
+    start_up(bench)
+    searches(bench)
+    exports(bench, small)
+    papers_rows(bench)
+
+
 def driver() -> str:
     """Return the version of the NVIDIA driver, or a dash."""
     with contextlib.suppress(OSError):
@@ -488,6 +514,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of both files")
     parser.add_argument("--rehearse", action="store_true", help="go through all of it on the CPU, on a small scale")
     options = parser.parse_args()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends what was started, too
     if not (options.rehearse or torch.cuda.is_available()):
         raise SystemExit("error: There is no CUDA GPU here. Rehearse on the CPU with --rehearse.")
     device = "rehearsal" if options.rehearse else torch.cuda.get_device_name()
@@ -509,18 +537,11 @@ def main() -> None:
         results = Path(tempfile.mkdtemp(prefix="resnet-ops-")) if options.rehearse else options.results
         page = Page(name, results.absolute(), record)
         bench = Bench(page, Path(folder), options.began + 60 * options.minutes, options.rehearse, cifar10)
-        small, large, *others = REHEARSED if options.rehearse else SPEEDS
-        ceilings(bench)
-        speed(bench, small)
-        speed(bench, large)
-        for setup in others:
-            speed(bench, setup)
-        streaming(bench, large)
-        determinism(bench, small)
-        start_up(bench)
-        searches(bench)
-        exports(bench, small)
-        papers_rows(bench)
+        try:
+            measure(bench)
+        finally:
+            for running in bench.started:
+                running.end()
         print(f"\n{(page.folder / name).with_suffix('.md')}", flush=True)
 
 
