@@ -541,7 +541,8 @@ def main() -> None:
             measure(bench)
         finally:
             for running in bench.started:
-                running.end()
+                if running.process.poll() is None:
+                    running.end()
         print(f"\n{(page.folder / name).with_suffix('.md')}", flush=True)
 
 

@@ -42,7 +42,18 @@ def test_memory_that_is_full_is_one_short_line(
         monkeypatch.setattr("torch.nn.functional.conv2d", _out_of_memory)
         captured = "auto"
     ended = cli(
-        "train", *NETWORK, "--batch-size", 1024, "--cuda-graph", captured, "--runs-dir", tmp_path, "--name", "full"
+        "train",
+        *NETWORK,
+        "--precision",
+        "fp32",
+        "--batch-size",
+        1024,
+        "--cuda-graph",
+        captured,
+        "--runs-dir",
+        tmp_path,
+        "--name",
+        "full",
     )
     assert ended.code == 1
     (line,) = (line for line in ended.err.splitlines() if "memory of" in line)
