@@ -41,20 +41,8 @@ def test_memory_that_is_full_is_one_short_line(
     if REHEARSAL:
         monkeypatch.setattr("torch.nn.functional.conv2d", _out_of_memory)
         captured = "auto"
-    ended = cli(
-        "train",
-        *NETWORK,
-        "--precision",
-        "fp32",
-        "--batch-size",
-        1024,
-        "--cuda-graph",
-        captured,
-        "--runs-dir",
-        tmp_path,
-        "--name",
-        "full",
-    )
+    size = ("--precision", "fp32", "--batch-size", 1024)
+    ended = cli("train", *NETWORK, *size, "--cuda-graph", captured, "--runs-dir", tmp_path, "--name", "full")
     assert ended.code == 1
     (line,) = (line for line in ended.err.splitlines() if "memory of" in line)
     assert re.search(r"^error: The memory of (cuda:0|cpu) is full", line)
