@@ -2,14 +2,18 @@
 # make test: set up with the development tools, check the code, build the pages, run the whole suite.
 # make docs: the pages, in docs/_build; a warning is an error.
 # make bench: benchmark against other tools; RESNET_OPS_CIFAR10 names a folder of CIFAR-10 in Parquet.
+# make gpu: what a CUDA GPU shows, in 9 minutes: doctor, tests/gpu, benchmarks/gpu.py; MINUTES= for fewer or more.
+#   GPU_PYTHON=python3 uses an interpreter in which resnet-ops is installed already, instead of .venv.
 # make test-slurm: run the Slurm template on a real Slurm on this machine; needs root.
 # make test-ray RAY=2.61.0: the suite against another Ray, in .venv-ray; without RAY= against the newest.
 # make test-chaos: train while machines die, networks are cut and disks fill; parts of it need root.
 
 PYTHON ?= python3
 BIN := .venv/bin
+MINUTES ?= 9
+GPU_PYTHON ?=
 
-.PHONY: demo test test-chaos test-ray test-slurm check format docs bench pictures clean
+.PHONY: demo test test-chaos test-ray test-slurm check format docs bench gpu pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -62,6 +66,14 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/export.py
+
+# What fails does not keep the rest from being measured. With -P the installed package is run, not the folder here.
+gpu: $(if $(GPU_PYTHON),,.venv/installed-dev)
+	@python='$(or $(GPU_PYTHON),$(BIN)/python)'; began=$$(date +%s); failed=0; \
+	$$python -P -m resnet_ops doctor || failed=1; \
+	timeout $$(( $(MINUTES) * 30 )) $$python -m pytest tests/gpu -q -n 6 || failed=1; \
+	$$python benchmarks/gpu.py --minutes $(MINUTES) --began $$began || failed=1; \
+	exit $$failed
 
 pictures: .venv/installed-dev
 	$(BIN)/python docs/pictures.py

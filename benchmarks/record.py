@@ -88,8 +88,6 @@ def write(name: str, title: str, about: str, rows: list[Row], floors: list[Floor
         "rows": rows,
         "floors": [vars(floor) | {"holds": floor.holds} for floor in floors],
     }
-    told_of = {head for row in rows for head, value in row.items() if not (value is None or isinstance(value, list))}
-    heads = [head for head in rows[0] if head in told_of]
     told = ("torch", "ray", *peers)
     lines = [
         f"# {title}",
@@ -100,15 +98,24 @@ def write(name: str, title: str, about: str, rows: list[Row], floors: list[Floor
         f"Medians of {runs}, measured in turn; ratios are medians of each round's. Made by "
         f"`python benchmarks/{name}.py`.",
         "",
-        "| " + " | ".join(heads) + " |",
-        "|---" * len(heads) + "|",
-        *("| " + " | ".join(_cell(row[head]) for head in heads) + " |" for row in rows),
+        *table(rows),
         *(["", *(f"- {floor}" for floor in floors)] if floors else []),
     ]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The lines of a table in Markdown: without lists, and without columns that are empty in every row."""
+    told_of = {head for row in rows for head, value in row.items() if not (value is None or isinstance(value, list))}
+    heads = [head for head in dict.fromkeys(head for row in rows for head in row) if head in told_of]
+    return [
+        "| " + " | ".join(heads) + " |",
+        "|---" * len(heads) + "|",
+        *("| " + " | ".join(_cell(row.get(head)) for head in heads) + " |" for row in rows),
+    ]
 
 
 def machine() -> str:

@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,35 @@ def test_every_room_has_its_floor() -> None:
 def test_the_library_never_imports_the_command_line() -> None:
     for file in (ROOT / "resnet_ops").rglob("*.py"):
         assert not imports(file) & {"cli", "cluster"}, file
+
+
+def modules_imported(file: Path) -> Iterator[tuple[Path, str]]:
+    """The modules that a file of tests imports, wherever in it, and those that other files do that it imports."""
+    seen, files = set(), [file]
+    for one in files:
+        for node in ast.walk(ast.parse(one.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules = [node.module]
+            for module in modules:
+                yield one, module
+                path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+                if module.startswith("tests.") and path not in seen:
+                    seen.add(path)
+                    files.append(path)
+
+
+def test_tests_for_a_gpu_run_wherever_this_package_is_installed() -> None:
+    """A GPU is often rented for minutes: they need what `pip install resnet-ops` brings, and pytest, and no more."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[^a-z0-9-]", line.lower())[0] for line in project["dependencies"]}
+    there = {"PIL" if name == "pillow" else name.removesuffix("-gpu") for name in names}
+    there |= {"pytest", "resnet_ops", "tests", *sys.stdlib_module_names}
+    folder = ROOT / "tests" / "gpu"
+    for start in (*folder.glob("*.py"), ROOT / "tests" / "conftest.py"):
+        for file, module in modules_imported(start):
+            assert module.split(".")[0] in there, f"{file.relative_to(ROOT)} imports {module}"
+    assert len(list(modules_imported(folder / "test_exports.py"))) > 30  # or the walk finds nothing
 
 
 def private_ray(file: Path, *, attributes: bool = True) -> list[str]:

@@ -55,13 +55,15 @@ class ProcessGroup:
         if self.size == 1:
             return
         flat = statistics(network)
-        dist.all_reduce(flat)
-        set_statistics(network, flat / self.size)
+        if len(flat):
+            dist.all_reduce(flat)
+            set_statistics(network, flat / self.size)
 
 
 def statistics(network: nn.Module) -> Tensor:
-    """Return BatchNorm's running means and variances, flattened into one row."""
-    return torch.cat([b.flatten() for b in network.buffers() if b.is_floating_point()])
+    """Return BatchNorm's running means and variances, flattened into one row; an empty one where there is none."""
+    buffers = [b.flatten() for b in network.buffers() if b.is_floating_point()]
+    return torch.cat(buffers) if buffers else torch.empty(0, device=next(network.parameters()).device)
 
 
 def set_statistics(network: nn.Module, row: Tensor) -> None:

@@ -26,7 +26,6 @@ import torch.distributed as dist
 from resnet_ops import files
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.formatting import size
 from resnet_ops.orchestration.elastic_trainer import usable_nodes
 from resnet_ops.orchestration.nodes import read_nodes
 from resnet_ops.orchestration.placement import Request, place_workers
@@ -113,12 +112,9 @@ def _explained_errors(batch_size: int, group: ProcessGroup, device: torch.device
         yield
     except torch.OutOfMemoryError as error:
         asked = re.search(r"allocate ([\d.]+ \w+)", str(error))  # of a paragraph on torch's allocator
-        capacity = size(torch.cuda.get_device_properties(device).total_memory)
-        raise UserError(
-            f"The memory of {device}, {capacity}, is full" + (f": {asked[1]} more are needed." if asked else "."),
-            f"Try a --batch-size below {batch_size}.",
-            exit_code=WORK_FAILED,
-        ) from error
+        more = f": {asked[1]} more are needed" if asked else ""
+        remedy = f"Try a --batch-size below {batch_size}, or --accumulate 2 or more."
+        raise UserError(f"The memory of {device} is full{more}.", remedy, WORK_FAILED) from error
     except (RuntimeError, dist.DistError) as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]

@@ -134,16 +134,3 @@ def test_torch_compile_is_measured_too(cli: Cli, digit_files: DigitFiles) -> Non
     ended = cli("bench", digit_files.raw, "--batch", "4", "--seconds", "0.1", "--json")
     (compiled,) = [row for row in ended.json["rows"] if row["name"] == "torch.compile"]
     assert compiled["calls"] or compiled["error"]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_on_cuda_every_way_is_a_line(cli: Cli, digit_files: DigitFiles) -> None:
-    ended = cli("bench", digit_files.normalized, "--provider", "cuda", "--batch", "8", "--seconds", "0.2", "--json")
-    assert ended.code == 0, ended.err
-    rows = {row["name"]: row for row in ended.json["rows"]}
-    for arithmetic in ("", ", tf32"):
-        for variant in ("", ", NHWC", ", CUDA graph", ", NHWC, CUDA graph"):
-            assert rows[f"ONNX Runtime{arithmetic}{variant}"].get("error") is None
-    assert sum(name.startswith("torch eager") for name in rows) == 2
-    assert all(row["memory_bytes"] > 0 for row in rows.values() if "error" not in row)

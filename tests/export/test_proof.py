@@ -18,7 +18,7 @@ from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.reference import Reference
 from resnet_ops.training.checkpoint import Checkpoint
-from tests.export.samples import MEAN, OPSET, change, copy, finish, make_checkpoint, make_model, verify_model
+from tests.export.samples import MEAN, OPSET, change, copy, finish, make_checkpoint, verify_model
 
 Fault = Callable[[onnx.ModelProto], None]
 
@@ -376,17 +376,3 @@ def test_misplaced_nodes_are_named(
     (refuted,) = verify_model(model, reference, images, tmp_path).failed_checks
     assert refuted.name == "nodes"
     assert refuted.result.startswith("CPU requested, 3 nodes on Another: ")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not runtime.has_gpu(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("raw", [False, True])
-def test_every_node_runs_on_cuda(
-    raw: bool, checkpoint: Checkpoint, reference: Reference, images: ValidationImages, tmp_path: Path
-) -> None:
-    report = verify_model(
-        make_model(checkpoint, raw=raw), reference, images, tmp_path, provider=runtime.resolve_provider("cuda")
-    )
-    assert report.validated, report.failed_checks
-    if not raw:
-        assert set(report.nodes_by_provider) == {runtime.CUDA}

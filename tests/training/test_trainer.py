@@ -17,7 +17,7 @@ from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.training.build import build_trainer, without_dynamo
-from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.distributed import ProcessGroup, set_statistics, statistics
 from resnet_ops.training.schedule import learning_rate
 from resnet_ops.training.trainer import Progress, Trainer
 
@@ -140,6 +140,13 @@ def test_a_compiled_step_is_the_same_step(digits: Loader) -> None:
     assert one is not None
     assert other is not None
     assert other.train_loss == pytest.approx(one.train_loss, rel=1e-3)
+
+
+def test_a_network_without_batchnorm_has_no_statistics() -> None:
+    network = build("alexnet", num_classes=10)
+    row = statistics(network)
+    assert row.shape == (0,)
+    set_statistics(network, row)
 
 
 def test_validation_metrics_are_scikit_learns(digits: Loader) -> None:
