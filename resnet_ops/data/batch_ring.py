@@ -4,11 +4,25 @@ Knows nothing of where pixels come from.
 """
 
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from resnet_ops.data.loader import Batch
+
+class Batch(NamedTuple):
+    """Images as they are stored.
+
+    Args:
+        pixels: (n, H, W, C) uint8.
+        labels: (n,) int64.
+        aspects: (n,) float32, width / height of each image before it was resized; None where no aspect ratio changed.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    aspects: Tensor | None = None
 
 
 class BatchRing:

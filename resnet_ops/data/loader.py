@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, repeat
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resnet_ops.data import sampling
 from resnet_ops.data.augment import Augmentation, Draws, Normalizer, pixel_statistics
+from resnet_ops.data.batch_ring import Batch
 from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import Source
@@ -26,20 +27,6 @@ from resnet_ops.run_records import BadImage
 EVAL_BATCH = 500
 EVAL_BATCH_PIXELS = 2**21  # on a GPU, for which 500 small images are too few
 BLOCK_STEPS = 16  # whose random numbers are drawn and sent at once
-
-
-class Batch(NamedTuple):
-    """Images as they are stored.
-
-    Args:
-        pixels: (n, H, W, C) uint8.
-        labels: (n,) int64.
-        aspects: (n,) float32, width / height of each image before it was resized; None where no aspect ratio changed.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    aspects: Tensor | None = None
 
 
 class SplitImages(Protocol):

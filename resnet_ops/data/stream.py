@@ -17,11 +17,10 @@ from torch import Tensor
 
 from resnet_ops import files
 from resnet_ops.data import sampling
-from resnet_ops.data.batch_ring import BatchRing
+from resnet_ops.data.batch_ring import Batch, BatchRing
 from resnet_ops.data.daemon_pool import DaemonPool
 from resnet_ops.data.dataset import EncodedImages, Split
 from resnet_ops.data.decode import DecodeError, decode_with_aspect
-from resnet_ops.data.loader import Batch
 from resnet_ops.data.parallel_decode import DecodeOptions, broken_image_error, check_broken_share
 from resnet_ops.data.read_schedule import Piece, ReadSchedule
 from resnet_ops.data.sources import Source
@@ -141,8 +140,8 @@ class StreamedImages:
                         broken[b].append(place)
                 ring.slot(batch)[1][: len(rows)] = self.encoded.labels[rows]
                 _replace_broken(ring.slot(batch), rows, broken.pop(batch, []))
-                images = ring.send(batch, len(rows))
-                yield images if self.options.crop.whole else images._replace(aspects=None)
+                pixels, labels, aspects = ring.send(batch, len(rows))
+                yield Batch(pixels, labels, aspects if self.options.crop.whole else None)
                 ring.release()
 
     def _decode_piece(self, piece: Piece, ring: BatchRing) -> dict[tuple[int, int], str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resnet_ops.data.loader import Batch
+from resnet_ops.data.batch_ring import Batch
 from resnet_ops.errors import WORK_FAILED, UserError
 
 WARM_UP_STEPS = 4  # before the capture: they make handles, momentum and compiled kernels, and choose cuDNN's algorithms
