@@ -23,7 +23,9 @@ from resnet_ops.training.memory import free_bytes
 MAX_BATCH = 4096
 MEMORY_SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
 RESIZED_IMAGES = 16
-MAX_LEVELS, MEAN_LEVELS = 2, 0.05  # Pillow rounds twice, once for each direction
+# Where an image is more than twice as high as wide, Pillow 13 resizes rows first: a quarter of the pixels are then a
+# level off. Cut off instead of rounded, they are a whole level off on average.
+MAX_LEVELS, MEAN_LEVELS = 2, 0.3
 RELATIVE_SIZES = ((1.0, 1.0), (1.0, 1.3), (0.6, 0.5), (2.13, 3.07), (4.5, 1.7), (7.9, 8.1))  # to what is covered
 
 
@@ -95,9 +97,9 @@ def check_resizing(
     """
     model = onnx.load(str(file), load_external_data=True)
     steps = metadata.preprocessing
-    shape: list[str | int | None] = ["batch", steps.channels, steps.height, steps.width]
     del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(graph.PIXELS, TensorProto.UINT8, shape))
+    # Of no type: files of version 0.1 have them as uint8.
+    model.graph.output.append(helper.make_empty_tensor_value_info(graph.PIXELS))
     session = runtime.create_session(model.SerializeToString(), provider)
     samples = _random_images(steps)
     if images is not None:
@@ -105,6 +107,8 @@ def check_resizing(
     worst, means = 0, []
     for image in samples:
         (pixels,) = session.run(image[None])
+        if not np.isfinite(pixels).all():
+            return f"not finite, size {image.shape[:2]}", False
         difference = np.abs(pixels.transpose(1, 2, 0).astype(int) - _resize_in_pillow(image, steps).astype(int))
         worst = max(worst, int(difference.max()))
         means.append(float(difference.mean()))

@@ -20,7 +20,7 @@ from resnet_ops.export.runtime import PREPROCESSING_PREFIX
 from resnet_ops.training.checkpoint import CheckpointInfo
 
 NORMALIZED, LOGITS, PROBABILITIES = "normalized", "logits", "probabilities"
-PIXELS = PREPROCESSING_PREFIX + "pixels"  # resized and cropped, (batch, C, H, W) uint8
+PIXELS = PREPROCESSING_PREFIX + "pixels"  # resized and cropped, (batch, C, H, W), whole levels of 0 to 255
 ONE_FILE_BYTES = 2**31 - 2**27  # protobuf's limit is 2 GiB; the rest is for all but weights
 
 
@@ -65,15 +65,17 @@ def prepend_preprocessing(model: onnx.ModelProto, steps: Preprocessing) -> None:
     """Let a graph preprocess raw pixels: its input `images` becomes (batch, height, width, C) uint8 of any size.
 
     They are resized as little as makes them cover `steps.resize`, antialiased bilinear, cropped to the center and
-    normalized. Sizes and offsets are computed as `resnet_ops.data.decode` does, in float64.
+    normalized. Runtimes differ in how they implement ONNX's `Resize`, so the graph multiplies by matrices of weights
+    instead, which it computes from the size of the images. As in Pillow, columns come before rows, weights are
+    multiples of 2^-22, and both results are rounded to whole levels, so that the pixels are Pillow's.
     """
     graph = model.graph
     for node in graph.node:
         node.input[:] = [NORMALIZED if name == IMAGES else name for name in node.input]
     nodes: list[onnx.NodeProto] = []
 
-    def constant(name: str, value: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(value, PREPROCESSING_PREFIX + name))
+    def constant(name: str, value: Any, dtype: type[np.generic] = np.int64) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), PREPROCESSING_PREFIX + name))
         return PREPROCESSING_PREFIX + name
 
     def add(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -82,36 +84,83 @@ def prepend_preprocessing(model: onnx.ModelProto, steps: Preprocessing) -> None:
         nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
         return output
 
-    floats = TensorProto.DOUBLE
-    cover = constant("cover", np.array(steps.resize, np.int64))
-    crop = constant("cut", np.array([steps.height, steps.width], np.int64))
+    def to_float(value: str, output: str) -> str:
+        return add("Cast", [value], output, to=TensorProto.FLOAT)
+
+    # Vectors of height and width, all of integers: not every runtime computes float64 as such.
+    one = constant("one", 1)
+    size = add("Shape", [IMAGES], "size", start=1, end=3)
+    other = add("Gather", [size, constant("exchanged", [1, 0])], "other_size")
+    product = add("Mul", [size, constant("other_cover", steps.resize[::-1])], "scaled_by_other")
+    cover = constant("cover", steps.resize)
+    resized = add("Max", [cover, add("Div", [product, other], "scaled")], "wanted")
+    spare = to_float(add("Sub", [resized, cover], "spare"), "spare_exact")
+    before = add("Round", [add("Mul", [spare, constant("half", 0.5, np.float32)], "half_spare")], "before_exact")
     # Cropped to `resize` first, then to the network's size.
-    inner = constant("inner", np.array(steps.crop_offset, np.int64))
-    half = constant("half", np.array(0.5, np.float64))
-    upright = add("Transpose", [IMAGES], "upright", perm=[0, 3, 1, 2])
-    size = add("Shape", [upright], "size", start=2, end=4)
-    outer = add("Shape", [upright], "outer", start=0, end=2)
-    exact = add("Cast", [size], "size_exact", to=floats)
-    ratios = add("Div", [add("Cast", [cover], "cover_exact", to=floats), exact], "ratios")
-    scale = add("ReduceMax", [ratios], "scale", keepdims=0)
-    scaled = add("Cast", [add("Mul", [exact, scale], "scaled_exact")], "scaled", to=TensorProto.INT64)
-    resized_size = add("Max", [cover, scaled], "wanted")
-    sizes = add("Concat", [outer, resized_size], "sizes", axis=0)
-    # exclude_outside: at the borders as Pillow and torch do; otherwise up to 15 of 255 off there.
-    resized = add("Resize", [upright, "", "", sizes], "resized", mode="linear", antialias=1, exclude_outside=1)
-    spare = add("Cast", [add("Sub", [resized_size, cover], "spare")], "spare_exact", to=floats)
-    before = add("Round", [add("Mul", [spare, half], "half_spare")], "before_exact")
+    inner = constant("inner", steps.crop_offset)
     start = add("Add", [add("Cast", [before], "before", to=TensorProto.INT64), inner], "start")
-    end = add("Add", [start, crop], "end")
-    axes = constant("axes", np.array([2, 3], np.int64))
-    pixels = add("Slice", [resized, start, end, axes], "pixels")
+    # Of S pixels that become R, pixel j is centered at (2j + 1) R, and pixel i of R at (2i + 1) S.
+    step, double_size = add("Add", [resized, resized], "step"), add("Add", [size, size], "double_size")
+    reach = add("Max", [step, double_size], "reach")
+    first = add("Mul", [add("Add", [add("Add", [start, start], "double_start"), one], "odd_start"), size], "first")
+    extent = add("Mul", [constant("to_last", [2 * steps.height - 2, 2 * steps.width - 2]), size], "extent")
+    last = add("Add", [first, extent], "last")
+    # The range of pixels that the crop depends on.
+    low = add("Div", [add("Sub", [first, reach], "low_edge"), step], "low_pixel")
+    low = add("Max", [low, constant("zero", 0)], "low")
+    high = add("Add", [add("Div", [add("Add", [last, reach], "high_edge"), step], "high_pixel"), one], "above")
+    high = add("Min", [high, size], "high")
+    begin = add("Add", [add("Mul", [low, step], "low_begin"), resized], "begin")
+    end = add("Mul", [high, step], "end")
+    peak = to_float(reach, "reach_exact")
+    scale, unscale, half_level = (
+        constant(name, value, np.float32)
+        for name, value in (("scale", 2048), ("unscale", 1 / 2048), ("half_level", 0.5))
+    )
+
+    def weights(axis: str, index: int, length: int, along: int) -> tuple[str, str]:
+        """Add the weights of the pixels of an axis in each of the `length` pixels of the crop, in two parts.
+
+        They are triangles around the centers of the latter, antialiased where the image becomes smaller, of sum 1 along
+        an axis of the matrix. The first part has their upper 11 bits and the second the lower 11, times 2048: products
+        with pixels, and their sums, are then exact even where a GPU computes in TF32.
+        """
+        at = constant(f"{axis}_index", index)
+        vectors = {"begin": begin, "end": end, "step": step, "size": double_size, "first": first, "peak": peak}
+        of = {name: add("Gather", [vector, at], f"{axis}_{name}") for name, vector in vectors.items()}
+        pixels = add("Range", [of["begin"], of["end"], of["step"]], f"{axis}_pixels")
+        pixels = add("Unsqueeze", [pixels, constant(f"{axis}_across", [1 - along])], f"{axis}_pixel_centers")
+        numbers = constant(f"{axis}_numbers", np.expand_dims(np.arange(length), along))
+        centers = add("Add", [add("Mul", [numbers, of["size"]], f"{axis}_multiples"), of["first"]], f"{axis}_centers")
+        offsets = to_float(add("Sub", [pixels, centers], f"{axis}_offsets"), f"{axis}_offsets_exact")
+        distances = add("Abs", [offsets], f"{axis}_distances")
+        triangles = add("Relu", [add("Sub", [of["peak"], distances], f"{axis}_heights")], f"{axis}_triangles")
+        total = add("ReduceSum", [triangles, constant(f"{axis}_along", [along])], f"{axis}_total")
+        scaled = add("Mul", [triangles, scale], f"{axis}_scaled")
+        upper = add("Floor", [add("Div", [scaled, total], f"{axis}_shares")], f"{axis}_upper")
+        rest = add("Sub", [scaled, add("Mul", [upper, total], f"{axis}_whole")], f"{axis}_rest")
+        shares = add("Div", [add("Mul", [rest, scale], f"{axis}_rest_scaled"), total], f"{axis}_rest_shares")
+        lower = add("Round", [shares], f"{axis}_lower")
+        return add("Mul", [upper, unscale], f"{axis}_weights"), add("Mul", [lower, unscale], f"{axis}_corrections")
+
+    def rounded(name: str, whole: list[str], correction: list[str], output: str) -> str:
+        """Add the product with both parts of the weights, rounded half up to whole levels."""
+        carry = add("Floor", [add("MatMul", correction, f"{name}_corrections")], f"{name}_carry")
+        carry = add("Add", [add("Mul", [carry, unscale], f"{name}_carried"), half_level], f"{name}_carried_and_half")
+        return add("Floor", [add("Add", [add("MatMul", whole, f"{name}_whole"), carry], f"{name}_sum")], output)
+
+    x = add("Slice", [IMAGES, low, high, constant("axes", [1, 2])], "sliced")
+    x = to_float(add("Transpose", [x], "upright", perm=[0, 3, 1, 2]), "floats")
+    whole, correction = weights("width", 1, steps.width, 0)
+    x = rounded("columns", [x, whole], [x, correction], "columns")
+    whole, correction = weights("height", 0, steps.height, 1)
+    pixels = rounded("rows", [whole, x], [correction, x], "pixels")
     assert pixels == PIXELS
-    x = add("Cast", [pixels], "floats", to=TensorProto.FLOAT)
-    shift, deviation = (
-        constant(name, np.asarray(values, np.float32).reshape(1, -1, 1, 1) * np.float32(255))
+    mean, deviation = (
+        constant(name, np.asarray(values).reshape(1, -1, 1, 1) * 255, np.float32)
         for name, values in (("mean", steps.mean), ("std", steps.std))
     )
-    add("Div", [add("Sub", [x, shift], "centred"), deviation], NORMALIZED)
+    add("Div", [add("Sub", [pixels, mean], "centred"), deviation], NORMALIZED)
     network = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *network])
