@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
+from onnx.shape_inference import infer_shapes
 from PIL import Image
 
 from resnet_ops.data.decode import CropSpec, decode
@@ -97,10 +98,12 @@ def check_resizing(
     """
     model = onnx.load(str(file), load_external_data=True)
     steps = metadata.preprocessing
+    shape: list[str | int | None] = ["batch", steps.channels, steps.height, steps.width]
+    # Files of version 0.1 have them as uint8.
+    types = {value.name: value.type.tensor_type.elem_type for value in infer_shapes(model).graph.value_info}
     del model.graph.output[:]
-    # Of no type: files of version 0.1 have them as uint8.
-    model.graph.output.append(helper.make_empty_tensor_value_info(graph.PIXELS))
-    session = runtime.create_session(model.SerializeToString(), provider)
+    model.graph.output.append(helper.make_tensor_value_info(graph.PIXELS, types[graph.PIXELS], shape))
+    session = runtime.load(model.SerializeToString(), provider)
     samples = _random_images(steps)
     if images is not None:
         samples += images.at_original_size(RESIZED_IMAGES, steps.channels)

@@ -21,6 +21,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.config import PredictConfig, Provider
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.other_runtimes import Session
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
@@ -39,14 +40,14 @@ class Classifier:
     """
 
     metadata: ModelMetadata
-    session: runtime.OnnxSession
+    session: Session
 
     def __init__(self, file: Path | str, provider: Provider = "auto") -> None:
         resolved, path = runtime.resolve_provider(provider), Path(file).expanduser()
         self.metadata, self.session = untrusted.check_file(path), runtime.create_session(path, resolved)
 
     @classmethod
-    def from_session(cls, metadata: ModelMetadata, session: runtime.OnnxSession) -> Self:
+    def from_session(cls, metadata: ModelMetadata, session: Session) -> Self:
         """Return a classifier for a session that is loaded already, without checks."""
         classifier = cls.__new__(cls)
         classifier.metadata, classifier.session = metadata, session

@@ -10,6 +10,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import inputs, runtime, untrusted
 from resnet_ops.export.config import ValidateConfig
 from resnet_ops.export.inputs import Warn
+from resnet_ops.export.other_runtimes import OPENCV, OTHER_RUNTIMES
 from resnet_ops.export.proof import ProofThresholds, ValidationResult, verify_file
 from resnet_ops.export.reference import Reference
 
@@ -31,9 +32,11 @@ def validate_onnx(
     """
     started_at = started_at or time.time()
     config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
-    provider = runtime.resolve_provider(config.provider)
+    provider = _resolve(config)
     file = config.file.expanduser()
     metadata = untrusted.check_file(file)
+    if provider == OPENCV and metadata.precision == "int8":
+        raise UserError("OpenCV does not run int8 files.", "Export with --precision fp32 for it.")
     resolved = (
         inputs.resolve_run(config.checkpoint, config.runs_dir, warn)
         if config.checkpoint is not None
@@ -69,3 +72,12 @@ def validate_onnx(
         total_s=time.time() - started_at,
         metadata=metadata,
     )
+
+
+def _resolve(config: ValidateConfig) -> str:
+    """Return ONNX Runtime's name of the execution provider, or the name of another runtime that is installed."""
+    if config.runtime == "onnxruntime":
+        return runtime.resolve_provider(config.provider)
+    other = next(one for one in OTHER_RUNTIMES.values() if one.extra == config.runtime)
+    other.installed()
+    return other.name
