@@ -23,7 +23,9 @@ from tests.export.samples import copy, finish, make_checkpoint, make_images, png
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 FORMS = [(precision, raw) for precision in PRECISIONS for raw in (False, True)]
-SIZES = [(40, 40), (47, 53), (31, 20), (20, 31), (9, 7), (300, 451)]  # resized to 40, cropped to 32
+# Resized to 50, cropped to 40 x 36: both are more than a block.
+CROP = (40, 36)
+SIZES = [(50, 50), (57, 63), (31, 20), (20, 31), (9, 7), (300, 451)]
 BROWSER = "onnxruntime-web"
 WHERE = [runtime.CPU, OPENVINO, OPENCV, pytest.param(BROWSER, marks=needs_onnxruntime_web)]
 Form = tuple[Precision, bool]
@@ -32,7 +34,7 @@ Form = tuple[Precision, bool]
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A network whose images are resized and cropped."""
-    return make_checkpoint(tmp_path_factory.mktemp("c") / "c.safetensors", "resnet8", stored=40)
+    return make_checkpoint(tmp_path_factory.mktemp("c") / "c.safetensors", "resnet8", CROP, stored=50)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def files(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[F
     """The file of every form."""
     folder = tmp_path_factory.mktemp("forms")
     steps = Preprocessing.of(small.info, "normalized")
-    x = normalize_pixels(make_images((47, 53)).first(64, steps.crop), steps)
+    x = normalize_pixels(make_images((57, 63)).first(64, steps.crop), steps)
     fp32 = graph.to_onnx(small.info, small.model, 18)
     models = {
         "fp32": fp32,
@@ -122,7 +124,7 @@ def resized_by_operator(raw: onnx.ModelProto) -> onnx.ModelProto:
     model = copy(raw)
     centred = next(node for node in model.graph.node if node.output[0] == "preprocess/centred")
     centred.input[0] = "old/floats"
-    for name, value in (("axes", [2, 3]), ("cut", [32, 32])):
+    for name, value in (("axes", [2, 3]), ("cut", CROP)):
         model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), f"old/{name}"))
     new = [
         helper.make_node("Transpose", ["images"], ["old/upright"], perm=[0, 3, 1, 2]),
@@ -152,7 +154,7 @@ def test_a_file_is_verified_where_it_will_run(
     where: str, small: Checkpoint, files: dict[Form, Path], tmp_path: Path
 ) -> None:
     """Files of version 0.1 resize with an operator that only ONNX Runtime's CPU provider implements as Pillow does."""
-    model, reference, images = onnx.load(files["fp32", True]), Reference(small), make_images((47, 53), count=20)
+    model, reference, images = onnx.load(files["fp32", True]), Reference(small), make_images((57, 63), count=20)
     report = verify_model(model, reference, images, tmp_path, provider=where)
     assert report.validated, report.failed_checks
     assert report.provider == where
