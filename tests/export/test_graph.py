@@ -78,7 +78,9 @@ def test_raw_pixels_become_what_torchvision_makes_of_them(raw_model: onnx.ModelP
     resized = make_checkpoint(tmp_path / "c.safetensors", "resnet8", stored=40)
     model = make_model(resized, raw=True)
     shape = ["batch", 3, 32, 32]
-    model.graph.output.append(onnx.helper.make_tensor_value_info("normalized", onnx.TensorProto.FLOAT, shape))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("preprocess/normalized", onnx.TensorProto.FLOAT, shape)
+    )
     session = runtime.create_session(model.SerializeToString(), runtime.CPU).session
     transform = v2.Compose(
         [v2.Resize(40), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
