@@ -90,6 +90,8 @@ pictures: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@! command -v npm > /dev/null || npm install --silent --no-audit --no-fund --prefix .venv onnxruntime-web || \
+		echo "ONNX Runtime Web cannot be installed: its tests are skipped." >&2
 	@touch $@
 
 .venv/installed-bench: .venv/installed-dev

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 def show_proof(output: Output, proof: "ValidationResult") -> None:
     """Show every check and the execution provider."""
+    from resnet_ops.export.other_runtimes import OTHER_RUNTIMES
     from resnet_ops.export.runtime import CPU, has_gpu
 
     against_torch = proof.checkpoint is not None
     against = " compared with torch in float64" if against_torch else ", without a checkpoint"
-    checks = table("check", "result", "limit", "", title=f"ONNX Runtime ({proof.provider}){against}")
+    where = proof.provider if proof.provider in OTHER_RUNTIMES else f"ONNX Runtime ({proof.provider})"
+    checks = table("check", "result", "limit", "", title=where + against)
     for check in proof.checks:
         mark = "[green]PASS[/]" if check.passed else "[bold red]FAIL[/]"
         checks.add_row(check.name, escape(check.result), check.limit, mark)

@@ -12,6 +12,7 @@ from .startup import importing, process_started_at
 EXAMPLES = """
 resnet-ops validate runs/mine/export/model.onnx  # against the checkpoint and the images of its run
 resnet-ops validate model.onnx --data ~/images --provider cuda  # elsewhere, on other images, on a GPU
+resnet-ops validate model.onnx --data ~/images --runtime openvino  # in OpenVINO instead of ONNX Runtime
 """
 
 

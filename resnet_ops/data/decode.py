@@ -147,9 +147,8 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _covering_size(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
-    """Return the smallest size of the same aspect ratio that covers `cover`; its longer side is truncated."""
-    scale = max(cover[0] / size[0], cover[1] / size[1])
-    return max(cover[0], int(size[0] * scale)), max(cover[1], int(size[1] * scale))
+    """Return the smallest size of the same aspect ratio that covers `cover`; its longer side is rounded down."""
+    return max(cover[0], size[0] * cover[1] // size[1]), max(cover[1], size[1] * cover[0] // size[0])
 
 
 def _center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:

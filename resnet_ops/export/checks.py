@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
+from onnx.shape_inference import infer_shapes
 from PIL import Image
 
 from resnet_ops.data.decode import CropSpec, decode
@@ -23,7 +24,9 @@ from resnet_ops.training.memory import free_bytes
 MAX_BATCH = 4096
 MEMORY_SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
 RESIZED_IMAGES = 16
-MAX_LEVELS, MEAN_LEVELS = 2, 0.05  # Pillow rounds twice, once for each direction
+# Where an image is more than twice as high as wide, Pillow 13 resizes rows first: a quarter of the pixels are then a
+# level off. Cut off instead of rounded, they are a whole level off on average.
+MAX_LEVELS, MEAN_LEVELS = 2, 0.3
 RELATIVE_SIZES = ((1.0, 1.0), (1.0, 1.3), (0.6, 0.5), (2.13, 3.07), (4.5, 1.7), (7.9, 8.1))  # to what is covered
 
 
@@ -118,15 +121,19 @@ def check_resizing(
     model = onnx.load(str(file), load_external_data=True)
     steps = metadata.preprocessing
     shape: list[str | int | None] = ["batch", steps.channels, steps.height, steps.width]
+    # Files of version 0.1 have them as uint8.
+    types = {value.name: value.type.tensor_type.elem_type for value in infer_shapes(model).graph.value_info}
     del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(graph.PIXELS, TensorProto.UINT8, shape))
-    session = runtime.create_session(model.SerializeToString(), provider)
+    model.graph.output.append(helper.make_tensor_value_info(graph.PIXELS, types[graph.PIXELS], shape))
+    session = runtime.load(model.SerializeToString(), provider)
     samples = _random_images(steps)
     if images is not None:
         samples += images.at_original_size(RESIZED_IMAGES, steps.channels)
     worst, means = 0, []
     for image in samples:
         (pixels,) = session.run(image[None])
+        if not np.isfinite(pixels).all():
+            return f"not finite, size {image.shape[:2]}", False
         difference = np.abs(pixels.transpose(1, 2, 0).astype(int) - _resize_in_pillow(image, steps).astype(int))
         worst = max(worst, int(difference.max()))
         means.append(float(difference.mean()))

@@ -19,9 +19,9 @@ from resnet_ops.data.discovery import EXTENSIONS, is_image
 from resnet_ops.data.parallel_decode import CHUNK, map_chunks
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
-from resnet_ops.export.binding import BoundSession
 from resnet_ops.export.config import PredictConfig, Provider
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.other_runtimes import Session
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
@@ -40,7 +40,7 @@ class Classifier:
     """
 
     metadata: ModelMetadata
-    session: runtime.OnnxSession | BoundSession
+    session: Session
 
     def __init__(self, file: Path | str, provider: Provider = "auto") -> None:
         path = Path(file).expanduser()
@@ -48,7 +48,7 @@ class Classifier:
         self.session = runtime.create_session(path, runtime.resolve_provider(provider, self.metadata.precision))
 
     @classmethod
-    def from_session(cls, metadata: ModelMetadata, session: runtime.OnnxSession | BoundSession) -> Self:
+    def from_session(cls, metadata: ModelMetadata, session: Session) -> Self:
         """Return a classifier for a session that is loaded already, without checks."""
         classifier = cls.__new__(cls)
         classifier.metadata, classifier.session = metadata, session

@@ -5,14 +5,16 @@ Those of training are in `resnet_ops.config`, those of serve in `resnet_ops.serv
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from resnet_ops.config import RunsConfig
 from resnet_ops.config_base import Config, Positive, option
+from resnet_ops.errors import UserError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+Runtime = Literal["onnxruntime", "openvino", "opencv"]
 LARGEST_BATCH = 65_536
 
 
@@ -141,6 +143,14 @@ class ExportConfig(ProofConfig):
 class ValidateConfig(ProofConfig):
     """The options of the verification of an existing file."""
 
+    runtime: Annotated[
+        Runtime,
+        option(
+            "Runtime to verify in; openvino and opencv compute on the CPU, and are installed by resnet-ops[openvino] "
+            "and resnet-ops[opencv].",
+            panel="Verification",
+        ),
+    ] = "onnxruntime"
     file: Annotated[Path, option("ONNX file made by `resnet-ops export`.")]
     checkpoint: Annotated[
         str | None,
@@ -150,6 +160,15 @@ class ValidateConfig(ProofConfig):
             panel="Verification",
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _runs_there(self) -> Self:
+        if self.runtime != "onnxruntime" and self.provider not in ("auto", "cpu"):
+            raise UserError(
+                f"--provider {self.provider} belongs to ONNX Runtime; --runtime {self.runtime} computes on the CPU.",
+                "Remove one of them.",
+            )
+        return self
 
 
 class UseConfig(Config):

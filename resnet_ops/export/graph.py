@@ -5,22 +5,22 @@ Lower precisions are in `precision`, checks of the result in `proof`.
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import resnet_ops
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.metadata import IMAGES, Input, ModelMetadata, Precision, Preprocessing
+from resnet_ops.export.resizing import GraphBuilder, Resizing
 from resnet_ops.training.checkpoint import CheckpointInfo
 
 NORMALIZED, LOGITS, PROBABILITIES = "normalized", "logits", "probabilities"
 PREPROCESSING_PREFIX = "preprocess/"  # of the names of nodes that preprocess raw pixels
-PIXELS = PREPROCESSING_PREFIX + "pixels"  # resized and cropped, (batch, C, H, W) uint8
+PIXELS = PREPROCESSING_PREFIX + "pixels"  # resized and cropped, (batch, C, H, W), whole levels of 0 to 255
 ONE_FILE_BYTES = 2**31 - 2**27  # protobuf's limit is 2 GiB; the rest is for all but weights
 
 
@@ -65,56 +65,21 @@ def prepend_preprocessing(model: onnx.ModelProto, steps: Preprocessing) -> None:
     """Let a graph preprocess raw pixels: its input `images` becomes (batch, height, width, C) uint8 of any size.
 
     They are resized as little as makes them cover `steps.resize`, antialiased bilinear, cropped to the center and
-    normalized. Sizes and offsets are computed as `resnet_ops.data.decode` does, in float64.
+    normalized.
     """
     graph = model.graph
-    for node in graph.node:
-        node.input[:] = [NORMALIZED if name == IMAGES else name for name in node.input]
-    nodes: list[onnx.NodeProto] = []
-
-    def constant(name: str, value: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(value, PREPROCESSING_PREFIX + name))
-        return PREPROCESSING_PREFIX + name
-
-    def add(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        output = output if output == NORMALIZED else PREPROCESSING_PREFIX + output
-        name = f"{PREPROCESSING_PREFIX}{operator}_{len(nodes)}"
-        nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
-        return output
-
-    floats = TensorProto.DOUBLE
-    cover = constant("cover", np.array(steps.resize, np.int64))
-    crop = constant("cut", np.array([steps.height, steps.width], np.int64))
-    # Cropped to `resize` first, then to the network's size.
-    inner = constant("inner", np.array(steps.crop_offset, np.int64))
-    half = constant("half", np.array(0.5, np.float64))
-    upright = add("Transpose", [IMAGES], "upright", perm=[0, 3, 1, 2])
-    size = add("Shape", [upright], "size", start=2, end=4)
-    outer = add("Shape", [upright], "outer", start=0, end=2)
-    exact = add("Cast", [size], "size_exact", to=floats)
-    ratios = add("Div", [add("Cast", [cover], "cover_exact", to=floats), exact], "ratios")
-    scale = add("ReduceMax", [ratios], "scale", keepdims=0)
-    scaled = add("Cast", [add("Mul", [exact, scale], "scaled_exact")], "scaled", to=TensorProto.INT64)
-    resized_size = add("Max", [cover, scaled], "wanted")
-    sizes = add("Concat", [outer, resized_size], "sizes", axis=0)
-    # exclude_outside: at the borders as Pillow and torch do; otherwise up to 15 of 255 off there.
-    resized = add("Resize", [upright, "", "", sizes], "resized", mode="linear", antialias=1, exclude_outside=1)
-    spare = add("Cast", [add("Sub", [resized_size, cover], "spare")], "spare_exact", to=floats)
-    before = add("Round", [add("Mul", [spare, half], "half_spare")], "before_exact")
-    start = add("Add", [add("Cast", [before], "before", to=TensorProto.INT64), inner], "start")
-    end = add("Add", [start, crop], "end")
-    axes = constant("axes", np.array([2, 3], np.int64))
-    pixels = add("Slice", [resized, start, end, axes], "pixels")
-    assert pixels == PIXELS
-    x = add("Cast", [pixels], "floats", to=TensorProto.FLOAT)
-    shift, deviation = (
-        constant(name, np.asarray(values, np.float32).reshape(1, -1, 1, 1) * np.float32(255))
+    builder = GraphBuilder(graph, PREPROCESSING_PREFIX)
+    pixels = Resizing(builder, IMAGES, steps).add(PIXELS.removeprefix(PREPROCESSING_PREFIX))
+    mean, deviation = (
+        builder.constant(name, np.asarray(values).reshape(1, -1, 1, 1) * 255, np.float32)
         for name, values in (("mean", steps.mean), ("std", steps.std))
     )
-    add("Div", [add("Sub", [x, shift], "centred"), deviation], NORMALIZED)
+    normalized = builder.add("Div", [builder.add("Sub", [pixels, mean], "centred"), deviation], "normalized")
     network = list(graph.node)
+    for node in network:
+        node.input[:] = [normalized if name == IMAGES else name for name in node.input]
     del graph.node[:]
-    graph.node.extend([*nodes, *network])
+    graph.node.extend([*builder.nodes, *network])
     del graph.input[:]
     shape: list[str | int | None] = ["batch", "height", "width", steps.channels]
     graph.input.append(helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, shape))

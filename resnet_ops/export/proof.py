@@ -7,6 +7,7 @@ pixels, so that a fault in the graph, the weights or the metadata shows as a dif
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class ProofCheck(Result):
 class ProofReport(Result):
     """The checks of one file and their numbers. What could not be measured is NaN, in JSON null."""
 
-    provider: str = Field(description="ONNX Runtime's execution provider.")
+    provider: str = Field(description="ONNX Runtime's execution provider, or OpenVINO or OpenCV.")
     tolerance: float = Field(default=nan, description="Largest max_rel_diff that passes.")
     checks: list[ProofCheck] = Field(default_factory=list, description="Each check: name, found, held, limit.")
     nodes_by_provider: dict[str, int] = Field(default_factory=dict, description="Number of nodes that each one ran.")
@@ -96,7 +97,7 @@ class ValidationResult(ProofReport):
     @property
     def cuda_validated(self) -> bool:
         """Return whether all checks passed on a GPU."""
-        return self.provider != runtime.CPU and self.validated
+        return self.provider in (runtime.CUDA, runtime.TENSORRT) and self.validated
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class ProofThresholds:
     """The limits of a verification, and what is known about the file from elsewhere; None for what is not known.
 
     Args:
-        provider: ONNX Runtime's name of the execution provider.
+        provider: ONNX Runtime's name of the execution provider, or that of another runtime.
         opset: The opset that was asked for.
         tolerance: Largest max |difference| / max |logit|; by default as in `TOLERANCES`.
         max_accuracy_drop: Largest drop of the accuracy, from 0 to 1, compared to the checkpoint.
@@ -157,17 +158,18 @@ def verify_file(
     draft = ProofDraft(provider=thresholds.provider)
     try:
         model, metadata = untrusted.scan(file)
-        session = runtime.create_session(file, thresholds.provider)
+        session = runtime.load(file, thresholds.provider)
     except UserError as error:
         draft.add("file", str(error), False)
         return ProofReport(**dict(draft))
     classifier = Classifier.from_session(metadata, session)
-    draft.nodes_by_provider = session.nodes_by_provider
     draft.tolerance = thresholds.tolerance or TOLERANCES[metadata.precision].largest[thresholds.provider]
     if images is not None:
         images = _choose_images(draft, model, images, reference, thresholds)
     draft.run("file", lambda: check_graph(file, model, metadata, thresholds.opset))
-    draft.run("nodes", lambda: check_nodes(file, session))
+    if isinstance(session, runtime.OnnxSession):  # others do not tell where nodes run
+        draft.nodes_by_provider = session.nodes_by_provider
+        draft.run("nodes", partial(check_nodes, file, session))
     if reference is not None:
         draft.run("metadata", lambda: check_metadata(metadata, reference.checkpoint))
     if metadata.input == "raw":

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.export.other_runtimes import OTHER_RUNTIMES, Session, create_other_session
 from resnet_ops.machine import read_gpus
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -189,6 +190,18 @@ def create_session(
         for node in part.get_nodes()
     )
     return OnnxSession(session, provider, dict(session.get_modelmeta().custom_metadata_map), nodes)
+
+
+def load(model: Path | bytes, provider: str) -> Session:
+    """Load a model where it is to be verified: on a provider of ONNX Runtime, or in another runtime.
+
+    Raises:
+        UserError: It cannot be loaded there.
+    """
+    if provider not in OTHER_RUNTIMES:
+        return create_session(model, provider)
+    with suppress_output():
+        return create_other_session(model, provider)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 
 from resnet_ops.export import runtime
 from resnet_ops.export.metadata import Precision
+from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
 
 CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
 
@@ -15,7 +16,7 @@ class Tolerances:
     """The largest differences between a file of some precision and its checkpoint that pass.
 
     Args:
-        largest: Max |difference| / max |logit|, by provider.
+        largest: Max |difference| / max |logit|, by provider or other runtime.
         mean: Mean |difference| / max |logit|.
         agreement: Share of images with the same top class, not counting near ties.
     """
@@ -25,13 +26,15 @@ class Tolerances:
     agreement: float
 
 
+CPUS = (runtime.CPU, OPENVINO, OPENCV)
+EVERYWHERE = (*CPUS, runtime.CUDA, runtime.TENSORRT)
 TOLERANCES: dict[Precision, Tolerances] = {
     # 20 times a clean export, 40 times less than the smallest fault (TF32, half precision). GPUs sum in another order.
-    "fp32": Tolerances({runtime.CPU: 1e-5, runtime.CUDA: 1e-4, runtime.TENSORRT: 1e-3}, 1e-5, 1.0),
+    "fp32": Tolerances(dict.fromkeys(CPUS, 1e-5) | {runtime.CUDA: 1e-4, runtime.TENSORRT: 1e-3}, 1e-5, 1.0),
     # Weights and activations have 11 bits: 2.3e-3 was measured. One layer's overflow is infinite, or far beyond.
-    "fp16": Tolerances(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 1e-2), 2e-3, 0.995),
+    "fp16": Tolerances(dict.fromkeys(EVERYWHERE, 1e-2), 2e-3, 0.995),
     # int8: single logits of single images move by 15%, the mean by 0.5%. Without calibration it is above 5%.
-    "int8": Tolerances(dict.fromkeys((runtime.CPU, runtime.CUDA, runtime.TENSORRT), 0.5), 2e-2, 0.97),
+    "int8": Tolerances(dict.fromkeys(EVERYWHERE, 0.5), 2e-2, 0.97),
 }
 
 

@@ -10,6 +10,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import inputs, runtime, untrusted
 from resnet_ops.export.config import ValidateConfig
 from resnet_ops.export.inputs import Warn
+from resnet_ops.export.other_runtimes import OPENCV, OTHER_RUNTIMES
 from resnet_ops.export.proof import ProofThresholds, ValidationResult, verify_file
 from resnet_ops.export.reference import Reference
 
@@ -33,7 +34,9 @@ def validate_onnx(
     config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
     file = config.file.expanduser()
     metadata = untrusted.check_file(file, config.provider)
-    provider = runtime.resolve_provider(config.provider, metadata.precision)
+    provider = _resolve(config, metadata.precision)
+    if provider == OPENCV and metadata.precision == "int8":
+        raise UserError("OpenCV does not run int8 files.", "Export with --precision fp32 for it.")
     resolved = (
         inputs.resolve_run(config.checkpoint, config.runs_dir, warn)
         if config.checkpoint is not None
@@ -72,3 +75,12 @@ def validate_onnx(
         total_s=time.time() - started_at,
         metadata=metadata,
     )
+
+
+def _resolve(config: ValidateConfig, precision: str) -> str:
+    """Return ONNX Runtime's name of the execution provider, or the name of another runtime that is installed."""
+    if config.runtime == "onnxruntime":
+        return runtime.resolve_provider(config.provider, precision)
+    other = next(one for one in OTHER_RUNTIMES.values() if one.extra == config.runtime)
+    other.installed()
+    return other.name

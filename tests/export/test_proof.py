@@ -188,15 +188,17 @@ FAULTS: dict[Fault, str] = {
 
 
 def resized_without_antialiasing(model: onnx.ModelProto) -> None:
-    change_nodes(model, "Resize", antialias=0, exclude_outside=0)
+    for node in model.graph.node:
+        if node.output[0] == "preprocess/reach":
+            node.input[:] = ["preprocess/step", "preprocess/step"]
 
 
-def resized_by_cubic_curves(model: onnx.ModelProto) -> None:
-    change_nodes(model, "Resize", mode="cubic")
+def resized_half_a_pixel_off(model: onnx.ModelProto) -> None:
+    change(model, "preprocess/one", lambda one: one * 0)
 
 
-def resized_with_its_borders_repeated(model: onnx.ModelProto) -> None:
-    change_nodes(model, "Resize", exclude_outside=0)
+def levels_cut_off_instead_of_rounded(model: onnx.ModelProto) -> None:
+    change(model, "preprocess/half_level", lambda half: half * 0)
 
 
 def cut_one_pixel_off(model: onnx.ModelProto) -> None:
@@ -204,9 +206,8 @@ def cut_one_pixel_off(model: onnx.ModelProto) -> None:
 
 
 def cut_without_rounding_to_even(model: onnx.ModelProto) -> None:
-    change_nodes(model, "Round")
     for node in model.graph.node:
-        if node.op_type == "Round":
+        if node.output[0] == "preprocess/before_exact":
             node.op_type = "Floor"
 
 
@@ -226,8 +227,8 @@ def another_mean_inside(model: onnx.ModelProto) -> None:
 
 RAW_FAULTS: dict[Fault, str] = {
     resized_without_antialiasing: "resize and crop",
-    resized_by_cubic_curves: "resize and crop",
-    resized_with_its_borders_repeated: "resize and crop",
+    resized_half_a_pixel_off: "resize and crop",
+    levels_cut_off_instead_of_rounded: "resize and crop",
     cut_one_pixel_off: "validation set",
     cut_without_rounding_to_even: "resize and crop",
     squashed_instead_of_cut: "resize and crop",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,3 +192,25 @@ def test_cuda_demanded_and_absent_is_a_failure(cli: Callable[..., Ended], run: R
     assert ended.code == 1
     assert "This machine has no NVIDIA GPU" in ended.err
     assert not list(run.export.iterdir())
+
+
+@pytest.mark.parametrize(("where", "name"), [("openvino", "OpenVINO"), ("opencv", "OpenCV")])
+def test_a_file_is_verified_in_another_runtime(
+    cli: Callable[..., Ended],
+    exported: tuple[Run, Ended],
+    where: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = exported[0].export / "model.onnx"
+    ended = cli("validate", file, "--runtime", where, "--json")
+    assert ended.code == 0, ended.err
+    assert f"{name} compared with torch" in ended.err
+    assert (ended.json["provider"], ended.json["validated"], ended.json["cuda_validated"]) == (name, True, False)
+    assert ended.json["max_rel_diff"] <= 1e-5
+    ended = cli("validate", file, "--runtime", where, "--provider", "cuda")
+    assert (ended.code, "belongs to ONNX Runtime" in ended.err) == (2, True)
+    monkeypatch.setitem(sys.modules, {"OpenVINO": "openvino", "OpenCV": "cv2"}[name], None)
+    ended = cli("validate", file, "--runtime", where)
+    assert (ended.code, ended.err.count("error: ")) == (2, 1)
+    assert f"{name} is not installed. pip install 'resnet-ops[{where}]'" in ended.err
