@@ -100,8 +100,8 @@ def test_a_gpu_neither_waits_for_the_host_nor_mixes_its_tensors_with_the_hosts()
         return torch.empty(shape, dtype=dtype, device="cuda")
 
     with FakeTensorMode():
-        draws = empty(8, 10), empty(8, 10), empty(8, 2)
-        boxes = fit_boxes(*draws, 32, 32, empty(8, dtype=torch.float32))
+        draws = {"shares": empty(8, 10), "ratios": empty(8, 10), "places": empty(8, 2)}
+        boxes = fit_boxes(draws, 32, 32, empty(8, dtype=torch.float32))
         x, mirrored = empty(8, 32, 32, 3, dtype=torch.uint8), empty(8, dtype=torch.bool)
         resized = resize.crop_and_resize(x, boxes, mirrored, (24, 20))
         assert (resized.device.type, resized.dtype, resized.shape) == ("cuda", torch.uint8, (8, 24, 20, 3))

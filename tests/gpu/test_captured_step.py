@@ -48,7 +48,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "bf16": {"precision": "bf16"},
     "NCHW": {"channels_last": False},
-    "optimizer of many kernels": {"fused": False},
     "residual branches from zero": {"zero_init_residual": True},
     "all at once": MIXED | {
         "random_resized_crop": True, "flip": True, "cutout": 2, "label_smoothing": 0.1, "accumulate": 2, "ema": 0.9,
