@@ -19,11 +19,11 @@ from resnet_ops.formatting import duration
 
 BUDGET_S = 60.0  # what each of the following takes, roughly
 # Multiply-adds in float64: two cores without AVX-512 make 10 to 23e9 a second.
-FLOAT64_CPU, FLOAT64_GPU, FLOAT64_SLOW_GPU = 8e11, 2.5e14, 1e13
+FLOAT64_CPU, FLOAT64_GPU, FLOAT64_SLOW_GPU = 7e11, 2.5e14, 1e13
 # Only these compute capabilities, of data centers, have float64 at half the speed of float32; others at 1/32 or less.
 FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 ONNX_CPU = 4e12  # multiply-adds in ONNX Runtime: 70 to 85e9 a second on the same two cores
-CALIBRATION = 4e11  # multiply-adds of the images that int8 is calibrated and selected on; each is run a dozen times
+CALIBRATION = 3e11  # multiply-adds of the images that int8 is calibrated and selected on; each is run a dozen times
 TIMING = 1.5e10  # of one run of a quantization whose speed is measured
 LARGEST_BATCH_SHARE = 1 / 16  # of the budget for the largest batch, which is run twice
 DECODED_PIXELS = 1e10  # before they are resized: two cores decode 2e8 a second
