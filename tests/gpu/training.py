@@ -41,7 +41,7 @@ def settle(**options: Any) -> TrainConfig:
 
 def load(config: TrainConfig, device: torch.device = DEVICE, group: ProcessGroup | None = None) -> Loader:
     """Open the configuration's images as a worker does."""
-    source, group = open_source(config), group or ProcessGroup()
+    source, group = replace(open_source(config), whole=config.random_resized_crop), group or ProcessGroup()
     if config.stream == "on":
         mean, std = pixel_statistics(source.sample_counts())
         source = replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
