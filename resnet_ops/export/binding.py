@@ -157,13 +157,20 @@ def open_for_batches(
     """
     if provider != runtime.CUDA:  # a CPU would compute the padding, and TensorRT has graphs of its own
         return runtime.create_session(model, provider, threads=threads)
-    shape, sizes = image_shape(metadata), batch_sizes(largest)
-    try:
-        session = runtime.create_session(model, provider, runtime.CUDA_OPTIONS | {"enable_cuda_graph": "1"})
-        bound = BoundSession(session, shape, sizes, captures=True)
-        bound.prepare()
-    except UserError as error:
-        logger.warning("Serving without CUDA graphs: %s", error.cause)
-        bound = BoundSession(runtime.create_session(model, provider), shape, sizes)
-        bound.prepare()
+    if metadata.input != "raw":  # whose weights follow from the image's size, which ONNX Runtime computes on the CPU
+        try:
+            options = runtime.CUDA_OPTIONS | {"enable_cuda_graph": "1"}
+            return _prepared(runtime.create_session(model, provider, options), metadata, largest, captures=True)
+        except UserError as error:
+            reason = error.cause
+        # Not within `except`: the error holds the session, and both would be in the GPU's memory.
+        logger.warning("Serving without CUDA graphs: %s", reason)
+    return _prepared(runtime.create_session(model, provider), metadata, largest)
+
+
+def _prepared(
+    session: runtime.OnnxSession, metadata: ModelMetadata, largest: int, captures: bool = False
+) -> BoundSession:
+    bound = BoundSession(session, image_shape(metadata), batch_sizes(largest), captures)
+    bound.prepare()
     return bound

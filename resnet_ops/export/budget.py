@@ -28,6 +28,7 @@ TIMING = 1.5e10  # of one run of a quantization whose speed is measured
 LARGEST_BATCH_SHARE = 1 / 16  # of the budget for the largest batch, which is run twice
 DECODED_PIXELS = 1e10  # before they are resized: two cores decode 2e8 a second
 HEADERS_READ = 16
+FEWEST_IMAGES = 100  # of a sample, whatever they take: with fewer, an accuracy says nothing
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ def proof_size(
     if provider not in runtime.ON_GPU:
         limits["in ONNX Runtime on the CPU"] = ONNX_CPU / macs
     what, fitting = min(limits.items(), key=lambda limit: limit[1])
-    if len(images) <= fitting:
+    if len(images) <= max(fitting, FEWEST_IMAGES):
         return ProofSize(len(images))
     seconds = BUDGET_S * len(images) / fitting
-    return ProofSize(max(1, int(fitting)), f"all would take about {duration(seconds)} {what}; --images takes more")
+    return ProofSize(
+        max(FEWEST_IMAGES, int(fitting)), f"all would take about {duration(seconds)} {what}; --images takes more"
+    )
 
 
 def float64_budget(device: torch.device) -> float:

@@ -33,7 +33,8 @@ from resnet_ops.significance import sampling_margin, standard_error
 BATCH_SIZES = (1, 7, 64)
 RANDOM_IMAGES = 16  # each depends on every weight; batches repeat them
 SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
-CHANCE = 2.0  # standard errors, or margins, by which a sample may exceed a limit
+CHANCE = 2.0  # standard errors by which a sample may exceed a limit
+MARGINS = 1.5  # margins of 95%, three standard errors, by which two accuracies of the same network may differ
 
 
 class ProofCheck(Result):
@@ -111,7 +112,7 @@ class ProofThresholds:
         max_accuracy_drop: Largest drop of the accuracy, from 0 to 1, compared to the checkpoint.
         training_accuracy: The accuracy that training measured on the same images.
         metadata_accuracy: The accuracy on the same images, or on a sample of them, in the file's metadata.
-        metadata_margin: Half of its confidence interval.
+        metadata_images: Number of the images that it was measured on; 0 where that is not recorded.
         images: The number of images to use; by default all, or as many as take about a minute.
     """
 
@@ -121,7 +122,7 @@ class ProofThresholds:
     max_accuracy_drop: float = 0.005
     training_accuracy: float | None = None
     metadata_accuracy: float | None = None
-    metadata_margin: float = 0.0
+    metadata_images: int = 0
     images: int | None = None
 
 
@@ -245,6 +246,9 @@ def _check_validation_set(
     except Exception as error:  # as in `ProofDraft.run`
         draft.add("validation set", str(error).splitlines()[0][:300], False)
         return
+    if not parts:
+        draft.add("validation set", "no image can be decoded", False)
+        return
     expected, outputs, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
     draft.images = len(labels)
     if not draft.sample:
@@ -255,8 +259,15 @@ def _check_validation_set(
     if finite:
         draft.calibration_error_onnx = calibration_error(outputs if are_probabilities else softmax(outputs), labels)
     if thresholds.metadata_accuracy is not None:
-        margin = draft.accuracy_margin + thresholds.metadata_margin
-        compared = _compare_accuracy(draft.val_accuracy_onnx, thresholds.metadata_accuracy, margin)
+        recorded, total = thresholds.metadata_accuracy, draft.images_total
+        # A sample of a size is always of the same images.
+        same_sample = thresholds.metadata_images in (0, draft.images)
+        margins = (
+            (0.0, 0.0)
+            if same_sample
+            else (draft.accuracy_margin, sampling_margin(recorded, thresholds.metadata_images, total))
+        )
+        compared = _compare_accuracy(draft.val_accuracy_onnx, recorded, float(np.hypot(*margins)))
         draft.add("accuracy as in metadata", *compared)
     if reference is None:
         draft.add("outputs", "finite" if finite else "not finite", finite)
@@ -303,5 +314,5 @@ def _check_outputs(
 
 def _compare_accuracy(measured: float, recorded: float, margin: float) -> tuple[str, bool, str]:
     """Compare accuracies that are the same but for rounding and, if one is of a sample, chance."""
-    difference, limit = abs(measured - recorded), SAME_ACCURACY + CHANCE * margin
+    difference, limit = abs(measured - recorded), SAME_ACCURACY + MARGINS * margin
     return f"differs by {percent(difference)}", difference <= limit, percent(limit, 1)

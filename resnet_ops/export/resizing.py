@@ -50,7 +50,7 @@ class Resizing:
     """Adds nodes that resize images (N, H, W, C) uint8 as little as makes them cover `steps.resize`, and crop them.
 
     Of S pixels that become R, pixel j is centered at (2j + 1) R of 2 R S, and pixel i of R at (2i + 1) S. So positions
-    are integers, which are the same in every runtime; not every one computes float64 as such.
+    are integers, as not every runtime computes float64 as such; OpenVINO has 32 bits for them.
 
     Args:
         builder: Where nodes are added.

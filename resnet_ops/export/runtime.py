@@ -33,8 +33,8 @@ CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider opens, and the package t
     "libcudnn.so.9": "nvidia-cudnn-cu13",
 }
 TENSORRT_LIBRARIES = {"libnvinfer.so.10": "'tensorrt-cu13<11'", "libnvonnxparser.so.10": "'tensorrt-cu13<11'"}
-# TF32 rounds the inputs of a convolution to 10 bits: an error of 4e-4, as large as that of a wrong checkpoint.
 INT8_REMEDY = "For CUDA export with --precision fp16; int8 runs with --provider cpu or tensorrt."
+# TF32 rounds the inputs of a convolution to 10 bits: an error of 4e-4, as large as that of a wrong checkpoint.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 

@@ -52,7 +52,7 @@ def validate_onnx(
         warn("Its checkpoint was not found: compared with its metadata only, not with torch.")
     same_images = source.record.fingerprint == metadata.data_fingerprint
     recorded = metadata.validation or {}
-    accuracy, margin = recorded.get("val_accuracy_onnx"), recorded.get("accuracy_margin", 0.0)
+    accuracy, sampled = recorded.get("val_accuracy_onnx"), recorded.get("images")
     thresholds = ProofThresholds(
         provider,
         tolerance=config.tolerance,
@@ -61,7 +61,7 @@ def validate_onnx(
             checkpoint.info.validated.val_accuracy if checkpoint and is_training_data and same_images else None
         ),
         metadata_accuracy=accuracy if isinstance(accuracy, float) and same_images else None,
-        metadata_margin=margin if isinstance(margin, float) else 0.0,
+        metadata_images=sampled if isinstance(sampled, int) else 0,
         images=config.images,
     )
     images = inputs.select_images(source, "val", metadata.class_names)

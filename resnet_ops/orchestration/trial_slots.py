@@ -102,7 +102,8 @@ def share_gpus(
         trials_in_memory: Number of trials that fit into the memory of the smallest GPU.
     """
     nodes = sorted((node for node in slots.nodes if node.gpus >= 1), key=lambda node: -node.gpus)
-    gpus = sum(int(node.gpus) for node in nodes[: resources.total_nodes])
+    nodes = nodes[: resources.total_nodes]
+    gpus = sum(int(node.gpus) for node in nodes)
     # Ray fills a GPU before it takes the next: with too small a share, some would stay empty.
     limits: tuple[tuple[int, Literal["memory", "cores", "trials", "most"]], ...] = (
         (trials_in_memory, "memory"),

@@ -36,6 +36,7 @@ def record_layers(session: TrainingSession) -> None:
     trainer = session.trainer
     if not isinstance(trainer.network, ResNet):
         return
+    trainer.drop_graph()
     x, y = next(iter(trainer.loader.train_batches(0)))
     micro_batch_size = -(-len(x) // trainer.config.accumulate)  # what fits into memory while training
     x, y = x[:micro_batch_size], y[:micro_batch_size]

@@ -53,6 +53,8 @@ def build_trainer(
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     optimizer = _optimizer(config, network, device)
     obstacle = obstacle_to_capture(config, group, device, overlaps=ddp is not None)
+    if obstacle and device.type == "cuda" and config.cuda_graph == "auto" and group.rank == 0:
+        log_event(f"Steps are not captured in a CUDA graph: {obstacle}.")
     return Trainer(
         config, network, parallel, optimizer, loader, group, device, totals, ddp, ema, obstacle, log_event=log_event
     )
@@ -96,17 +98,21 @@ def cuda_algorithms(config: TrainConfig, device: torch.device) -> Iterator[None]
     if device.type != "cuda":
         yield
         return
-    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
-    cudnn_before = cudnn.benchmark, cudnn.deterministic
-    if config.deterministic:
+    cudnn = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    others_before = cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory
+    cudnn.benchmark = not config.deterministic
+    if config.deterministic:  # only then, as to say even no to torch imports its compiler, which takes 1 s
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not; read at its first use
-    torch.use_deterministic_algorithms(config.deterministic)
-    cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic, memory.fill_uninitialized_memory = True, False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
-        cudnn.benchmark, cudnn.deterministic = cudnn_before
+        if config.deterministic:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory = others_before
 
 
 def _overlaps(config: TrainConfig, network: nn.Module, device: torch.device) -> bool:
@@ -145,9 +151,16 @@ def _optimizer(config: TrainConfig, network: nn.Module, device: torch.device) ->
         weights = [p for p in network.parameters() if p.dim() > 1]
         rows = [p for p in network.parameters() if p.dim() == 1]
         groups = [{"params": weights}, {"params": rows, "weight_decay": config.norm_weight_decay}]
+    # Other optimizers than the fused one take a number, which they would wait for.
+    on_gpu = device.type == "cuda" and config.fused
+    lr = (
+        torch.tensor(config.lr, dtype=torch.float32, device=device)
+        if on_gpu
+        else torch.tensor(config.lr, dtype=torch.float64)
+    )
     return without_dynamo(torch.optim.SGD)(
         groups,
-        lr=torch.tensor(config.lr, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device),
+        lr=lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.nesterov,

@@ -23,17 +23,18 @@ class StepInputs:
 
     Args:
         device: That of the steps.
+        rows: The most steps whose columns are sent at once.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, rows: int) -> None:
+        self.device, self.rows = device, rows
         self.columns: dict[str, Tensor] = {}
         self.images: Batch | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)  # the row that is next
         self.loaded: list[torch.cuda.Event] = []
 
     def load(self, columns: Mapping[str, Tensor]) -> None:
-        """Send the columns (steps, ...) of the next steps, at most as many as those of the first call.
+        """Send the columns (steps, ...) of the next steps, at most `rows`.
 
         On CUDA wait until the GPU has begun with the columns sent before: it may be that far behind, and no farther.
         """
@@ -42,7 +43,8 @@ class StepInputs:
         else:
             for name, rows in columns.items():
                 if name not in self.columns:
-                    self.columns[name] = torch.empty_like(rows, device=self.device)
+                    shape = (self.rows, *rows.shape[1:])
+                    self.columns[name] = torch.empty(shape, dtype=rows.dtype, device=self.device)
                 self.columns[name][: len(rows)].copy_(rows.pin_memory(), non_blocking=True)
             if self.loaded:
                 self.loaded.pop().synchronize()
@@ -141,7 +143,8 @@ class StepRunner:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self.why_not = str(error).strip().splitlines()[0]
+            # What ended the capture, and not the error that it did not end well.
+            self.why_not = str(error.__context__ or error).strip().splitlines()[0]
             self.stream = None
             if self.required:
                 raise UserError(

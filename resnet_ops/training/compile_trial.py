@@ -16,21 +16,27 @@ class CompileTrial:
     """Decides after each epoch which network the next one calls: the plain one, or the compiled one.
 
     Args:
-        rehearse: Runs a network forward and backward on a batch that is not of the training.
         log_event: Called with what was decided.
     """
 
-    rehearse: Callable[[nn.Module], None]
     log_event: Callable[[str], None]
     plain: nn.Module | None = None
     plain_speed: float = 0.0
     settled: bool = False
 
-    def after_epoch(self, network: nn.Module, steps: int, speed: float, remaining_s: float) -> nn.Module | None:
+    def after_epoch(
+        self,
+        network: nn.Module,
+        rehearse: Callable[[nn.Module], None],
+        steps: int,
+        speed: float,
+        remaining_s: float,
+    ) -> nn.Module | None:
         """Decide what the next epoch calls.
 
         Args:
             network: What the last epoch called.
+            rehearse: Runs a network forward and backward on a batch that is not of the training.
             steps: Its steps that the speed is of.
             speed: Its images per second.
             remaining_s: Seconds that the rest of the training would take at this speed.
@@ -38,12 +44,10 @@ class CompileTrial:
         Returns:
             The network to be called instead, or None where it stays.
         """
-        if self.settled:
+        if self.settled or steps < FEWEST_STEPS:  # an epoch was resumed near its end, or has few images
             return None
         if self.plain is None:
-            if steps < FEWEST_STEPS:
-                return None  # of an epoch that was resumed near its end, or of few images
-            if remaining_s < REPAID_AFTER_S or (compiled := self._compiled(network)) is None:
+            if remaining_s < REPAID_AFTER_S or (compiled := self._compiled(network, rehearse)) is None:
                 self.settled = True
                 return None
             self.plain, self.plain_speed = network, speed
@@ -53,10 +57,10 @@ class CompileTrial:
         self.log_event(f"--compile auto: compiled, steps are {abs(gain):.0%} {'faster' if faster else 'slower'}.")
         return None if faster else self.plain
 
-    def _compiled(self, network: nn.Module) -> nn.Module | None:
+    def _compiled(self, network: nn.Module, rehearse: Callable[[nn.Module], None]) -> nn.Module | None:
         try:
             compiled = cast("nn.Module", torch.compile(network))
-            self.rehearse(compiled)
+            rehearse(compiled)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.log_event(f"--compile auto: the network cannot be compiled here: {reason}")

@@ -21,7 +21,7 @@ from resnet_ops.training.trainer import autocast
 SHARE = 0.8  # of the free memory that a batch may take
 SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured
 CONTEXT_BYTES = 600 * 2**20  # of GPU memory that a process takes before it has a tensor: CUDA's context, libraries
-BATCHES_KEPT = 2  # the allocator keeps that of the warm-up beside that of the captured step
+BATCHES_KEPT = 2  # what validation takes is beside what a captured step keeps
 CGROUP = Path("/sys/fs/cgroup")
 
 

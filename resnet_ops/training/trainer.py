@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.loader import Loader
+from resnet_ops.data.loader import BLOCK_STEPS, Loader
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.run_records import Epoch
 from resnet_ops.training.capture import Part, StepInputs, StepRunner
 from resnet_ops.training.compile_trial import CompileTrial
-from resnet_ops.training.distributed import ProcessGroup, set_statistics, statistics
+from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.schedule import learning_rate
 
@@ -65,14 +65,16 @@ class Trainer:
     inputs: StepInputs = field(init=False)
     step_runner: StepRunner = field(init=False)
     compile_trial: CompileTrial | None = field(init=False, default=None)
+    row: dict[str, Tensor] = field(init=False, default_factory=dict)  # of the inputs, in the current step
     replayed_from: tuple[int, float] | None = field(init=False, default=None)  # step and time, in the current epoch
 
     def __post_init__(self) -> None:
-        self.inputs = StepInputs(self.device)
+        self.inputs = StepInputs(self.device, BLOCK_STEPS)
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.step_runner = self._new_runner()
-        if self.config.compile == "auto" and self.obstacle is None and self.group.size == 1:
-            self.compile_trial = CompileTrial(self.rehearse, self.log_event)
+        alone = self.group.size == 1 and not self.config.deterministic  # a clock decides
+        if self.config.compile == "auto" and self.obstacle is None and alone:
+            self.compile_trial = CompileTrial(self.log_event)
 
     def _new_runner(self) -> StepRunner:
         return StepRunner(self.device, self.obstacle, self.config.cuda_graph == "on", self.log_event)
@@ -128,21 +130,28 @@ class Trainer:
         steps, batch_size = self.loader.steps, self.config.batch_size
         speed = (steps - first) * batch_size / (trained - since)
         left_s = (self.config.epochs - self.epoch - 1) * steps * batch_size / max(speed, 1e-9)
-        change = trial.after_epoch(self.parallel, steps - first, speed, left_s)
+        change = trial.after_epoch(self.parallel, self.rehearse, steps - first, speed, left_s)
         if change is not None:
             self.parallel = change
-            self.step_runner = self._new_runner()
+            self.drop_graph()
+
+    def drop_graph(self) -> None:
+        """Free the memory that a captured step keeps; the next steps are captured anew."""
+        self.step_runner = self._new_runner()
 
     def rehearse(self, network: nn.Module) -> None:
-        """Run a network of this training forward and backward on a batch of zeros; its statistics stay as they are."""
-        self.step_runner = self._new_runner()  # a graph keeps its memory
-        kept = statistics(self.network)
+        """Run a network of this training forward and backward on a batch of zeros; its buffers stay as they are."""
+        self.drop_graph()
+        kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         h, w = self.loader.augmentation.output_size(self.loader.train.size)
         images = -(-self.share // self.config.accumulate)
         x = torch.zeros(images, len(self.loader.mean), h, w, device=self.device)
-        self.logits(network, x.to(memory_format=torch.channels_last)).sum().backward()
-        self.optimizer.zero_grad()
-        set_statistics(self.network, kept)
+        try:
+            self.logits(network, x.to(memory_format=torch.channels_last)).sum().backward()
+        finally:
+            self.optimizer.zero_grad()
+            for buffer, value in kept:
+                buffer.copy_(value)
 
     def train_epoch(self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool]) -> Iterator[None]:
         """Train the rest of an epoch, adding up loss and errors; yield where a save is due."""
@@ -184,7 +193,12 @@ class Trainer:
         """A step, in order."""
         if self.group.size > 1 and not self.ddp:
             return Part(self.compute_gradients), Part(self.add_gradients, capturable=False), Part(self.update)
-        return Part(self.compute_gradients), Part(self.update)
+        return (Part(self.compute_and_update),)
+
+    def compute_and_update(self) -> None:
+        """Run a whole step, where there is nothing to wait for in it."""
+        self.compute_gradients()
+        self.update()
 
     def schedules(self, steps: range) -> dict[str, Tensor]:
         """Return what follows from the number of a step, for some steps, counted from 0 since the training began."""
@@ -202,7 +216,8 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         config = self.config
-        x, y = self.loader.batch(self.inputs.row(), self.inputs.images)
+        self.row = self.inputs.row()
+        x, y = self.loader.batch(self.row, self.inputs.images)
         micro_batches = min(config.accumulate, len(y))
         parts = zip(x.tensor_split(micro_batches), y.tensor_split(micro_batches), strict=True)
         for index, (images, labels) in enumerate(parts, start=1):
@@ -223,13 +238,12 @@ class Trainer:
 
     def update(self) -> None:
         """Update the weights and their average; the last part of a step, which CUDA captures."""
-        row = self.inputs.row()
-        self.learning_rate.copy_(row["learning_rate"])
+        self.learning_rate.copy_(self.row["learning_rate"])
         if self.config.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad_norm)
         self.optimizer.step()
         if self.ema:
-            self.ema.update(row["ema_share"])
+            self.ema.update(self.row["ema_share"])
         self.inputs.advance()
 
     def logits(self, network: nn.Module, x: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def _explained_errors(batch_size: int, group: ProcessGroup, device: torch.device
         yield
     except torch.OutOfMemoryError as error:
         asked = re.search(r"allocate ([\d.]+ \w+)", str(error))  # of a paragraph on torch's allocator
-        more = f": {asked[1]} more are needed" if asked else ""
+        more = f": there was no room for another {asked[1]}" if asked else ""
         remedy = f"Try a --batch-size below {batch_size}, or --accumulate 2 or more."
         raise UserError(f"The memory of {device} is full{more}.", remedy, WORK_FAILED) from error
     except (RuntimeError, dist.DistError) as error:

@@ -122,11 +122,19 @@ def largest_trial_bytes(space: Space, base: TrainConfig, data: DataRecord, gpu_b
     """Estimate the GPU memory of the trial that takes most: the largest of the networks, with the largest batch."""
     from resnet_ops.training.memory import training_bytes
 
-    batch_sizes = [read_recipe(recipe).get("batch_size", base.batch_size) for recipe in _values(space, "recipe")]
+    recipes = [read_recipe(str(recipe)) for recipe in _values(space, "recipe")]
+
+    def candidates(name: str) -> list[Any]:
+        searched = _values(space, name)
+        if searched and not space.points:
+            return searched
+        return [*searched, getattr(base, name), *(recipe[name] for recipe in recipes if name in recipe)]
+
     update = {
-        "batch_size": max(_values(space, "batch_size") or batch_sizes or [base.batch_size]),
-        "accumulate": min(_values(space, "accumulate") or [base.accumulate]),
-        "ema": max(_values(space, "ema") or [base.ema]),
+        "batch_size": max(candidates("batch_size")),
+        "accumulate": min(candidates("accumulate")),
+        "ema": max(candidates("ema")),
+        "precision": "fp32" if len(set(candidates("precision"))) > 1 else base.precision,
     }
     largest = base.model_copy(update=update)
     configs = [largest.model_copy(update={"model": model, "shortcut": None}) for model in _models(space)]

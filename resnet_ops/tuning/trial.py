@@ -28,6 +28,7 @@ from resnet_ops.run_records import DataRecord, Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
+from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.memory import free_bytes
 from resnet_ops.training.session import TrainingSession
@@ -94,6 +95,8 @@ class TrialWorker(tune.Trainable):
         self.memory_retries = MEMORY_RETRIES if self.task.shares_gpu else 0
         self.record: RunRecord | None = None
         self.session: TrainingSession | None = None
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         self.epochs = self._train_epochs() if self.task.nodes == 1 else self._train_epochs_on_nodes()
 
     def _leave_trial(self) -> None:
@@ -109,10 +112,11 @@ class TrialWorker(tune.Trainable):
             return self._result(done=True, paused=str(error))
         except UserError as error:
             return self._failure(error.cause)
-        except torch.OutOfMemoryError as error:  # not dealt with here: its traceback holds the tensors
-            reason = ". ".join(str(error).split(". ")[:2])  # all of it is a paragraph
         except Exception as error:
-            return self._failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            if not _is_out_of_memory(error):
+                return self._failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            # Not dealt with here: its traceback holds the tensors.
+            reason = ". ".join(str(error).split(". ")[:2])  # all of it is a paragraph
         else:
             return self._epoch_result(epoch)
         return self._retry_or_give_up(reason)
@@ -178,14 +182,15 @@ class TrialWorker(tune.Trainable):
             return
         source = self._source(self.record.config)
         device = torch.device(self.task.device)
-        self.session = TrainingSession.open(self.run, self.record, source, ProcessGroup(), device)
-        yield from self.run.epochs()
-        with self.session.saving():
-            for epoch in self.session.trainer.run(self.session.after_step, self.session.save_is_due):
-                self.session.save(epoch)
-                self.session.wait()  # an epoch that is reported is on the disk
-                if epoch is not None:
-                    yield epoch
+        with cuda_algorithms(self.record.config, device):
+            self.session = TrainingSession.open(self.run, self.record, source, ProcessGroup(), device)
+            yield from self.run.epochs()
+            with self.session.saving():
+                for epoch in self.session.trainer.run(self.session.after_step, self.session.save_is_due):
+                    self.session.save(epoch)
+                    self.session.wait()  # an epoch that is reported is on the disk
+                    if epoch is not None:
+                        yield epoch
 
     def _new_record(self) -> RunRecord:
         config = self._config()
@@ -280,3 +285,11 @@ def _train_or_resume(config: TrainConfig, run: Run, nodes: int, halt: threading.
     except UserError as error:
         if error.exit_code != INTERRUPTED:
             raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether a GPU's memory is full, for torch's allocator or CUDA's libraries, which have no class for it."""
+    refusals = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(refusal in str(error) for refusal in refusals)
+    )

@@ -82,6 +82,7 @@ def test_a_sample_is_used_and_named(
     everything = verify_model(model, reference, images, tmp_path)
     assert (everything.images, everything.images_total, everything.sample) == (100, 100, "")
     assert everything.accuracy_margin == 0
+    monkeypatch.setattr(budget, "FEWEST_IMAGES", 1)
     monkeypatch.setattr(budget, "FLOAT64_CPU", 30.5 * macs_per_image(model))
     report = verify_model(model, reference, images, tmp_path, training_accuracy=everything.val_accuracy_torch)
     assert report.validated, report.failed_checks
@@ -113,12 +114,34 @@ def test_each_part_of_the_work_has_its_limit(
     limit: str, words: str, model: onnx.ModelProto, images: ValidationImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cost = {"DECODED_PIXELS": 47 * 53, "ONNX_CPU": macs_per_image(model)}[limit]
+    monkeypatch.setattr(budget, "FEWEST_IMAGES", 1)
     monkeypatch.setattr(budget, limit, 12.5 * cost)
     size = proof_size(model, images, runtime.CPU, torch.device("cpu"))
     assert size.images == 12
     assert words in size.reason
     assert "8 min 0 s" in size.reason  # a minute times 100 / 12.5
     assert proof_size(model, images, runtime.CUDA, torch.device("cpu")).images == (12 if "PIXELS" in limit else 100)
+    monkeypatch.setattr(budget, "FEWEST_IMAGES", 40)
+    assert proof_size(model, images, runtime.CPU, torch.device("cpu")).images == 40
+
+
+def test_the_recorded_accuracy_of_the_same_sample_is_held_to_the_image(
+    model: onnx.ModelProto, images: ValidationImages, tmp_path: Path
+) -> None:
+    """Of another one by chance: what a file says of its own margin is not asked."""
+    graph.write(model, tmp_path / "m.onnx")
+
+    def failed(recorded: float, recorded_images: int) -> set[str]:
+        thresholds = ProofThresholds(
+            runtime.CPU, images=30, metadata_accuracy=recorded, metadata_images=recorded_images
+        )
+        return {check.name for check in verify_file(tmp_path / "m.onnx", None, images, thresholds).failed_checks}
+
+    measured = verify_file(tmp_path / "m.onnx", None, images, ProofThresholds(runtime.CPU, images=30)).val_accuracy_onnx
+    assert failed(measured, 30) == set()
+    assert failed(measured + 1 / 30, 30) == {"accuracy as in metadata"}
+    assert failed(measured + 1 / 30, 40) == set()
+    assert failed(measured + 0.4, 40) == {"accuracy as in metadata"}
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.02, 0.5, 0.93, 1.0])

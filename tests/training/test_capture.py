@@ -3,7 +3,7 @@
 That it is captured, and replayed to the same bits, is shown on a GPU: see tests/gpu.
 """
 
-from collections.abc import Callable
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -114,7 +114,7 @@ def test_steps_are_loaded_in_blocks_from_any_step_on() -> None:
     assert [block.steps for block in blocks] == [BLOCK_STEPS, BLOCK_STEPS, 3]
     later = list(ours.blocks(1, start=BLOCK_STEPS - 1))
     assert [block.steps for block in later] == [BLOCK_STEPS, 4]
-    inputs = StepInputs(CPU)
+    inputs = StepInputs(CPU, BLOCK_STEPS)
     for start, each in ((0, blocks), (BLOCK_STEPS - 1, later)):
         rows = []
         for block in each:
@@ -163,19 +163,22 @@ def test_a_run_of_an_earlier_version_is_compiled_without_its_graphs(tmp_path: Pa
 def test_the_compiler_is_tried_where_training_is_long_enough_to_repay_it() -> None:
     plain, events = nn.Linear(2, 2), []
 
-    def trial(rehearse: Callable[[nn.Module], None] = lambda _: None) -> CompileTrial:
-        return CompileTrial(rehearse, events.append)
+    def after_epoch(
+        trial: CompileTrial, network: nn.Module, steps: int, speed: float, remaining_s: float = 3000
+    ) -> nn.Module | None:
+        return trial.after_epoch(network, lambda _: None, steps, speed, remaining_s)
 
-    short = trial()
-    assert short.after_epoch(plain, 100, 1000.0, remaining_s=300) is None
-    assert short.after_epoch(plain, 100, 1000.0, remaining_s=3000) is None  # settled
+    short = CompileTrial(events.append)
+    assert after_epoch(short, plain, 100, 1000.0, remaining_s=300) is None
+    assert after_epoch(short, plain, 100, 1000.0) is None  # settled
     for compiled_speed, stays in ((1100.0, True), (900.0, False)):
-        long = trial()
-        assert long.after_epoch(plain, 3, 1.0, remaining_s=9e9) is None  # of too few steps to tell
-        compiled = long.after_epoch(plain, 100, 1000.0, remaining_s=3000)
+        long = CompileTrial(events.append)
+        assert after_epoch(long, plain, 3, 1.0) is None  # of too few steps to tell
+        compiled = after_epoch(long, plain, 100, 1000.0)
         assert isinstance(compiled, OptimizedModule)
-        assert long.after_epoch(compiled, 100, compiled_speed, remaining_s=3000) is (None if stays else plain)
-        assert long.after_epoch(compiled, 100, 1.0, remaining_s=3000) is None
+        assert after_epoch(long, compiled, 0, 0.0) is None  # of too few again
+        assert after_epoch(long, compiled, 100, compiled_speed) is (None if stays else plain)
+        assert after_epoch(long, compiled, 100, 1.0) is None
     assert events == [f"--compile auto: compiled, steps are 10% {word}." for word in ("faster", "slower")]
 
 
@@ -185,18 +188,47 @@ def test_a_network_that_cannot_be_compiled_goes_on_as_it_is() -> None:
     def fails(network: nn.Module) -> None:
         raise RuntimeError("no C compiler\nat ...")
 
-    assert CompileTrial(fails, events.append).after_epoch(nn.Linear(2, 2), 100, 1.0, remaining_s=9e9) is None
+    assert CompileTrial(events.append).after_epoch(nn.Linear(2, 2), fails, 100, 1.0, remaining_s=9e9) is None
     assert events == ["--compile auto: the network cannot be compiled here: no C compiler"]
 
 
-def test_a_rehearsal_changes_nothing() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_rehearsal_changes_nothing(fails: bool) -> None:
     ours = trainer(AUGMENTATIONS["resized"], compile="auto", accumulate=3)
     assert ours.compile_trial is None  # on a CPU
     before = {name: value.clone() for name, value in ours.network.state_dict().items()}
     shapes = []
-    ours.network.register_forward_hook(lambda _module, inputs, _output: shapes.append(inputs[0].shape))
-    ours.rehearse(ours.network.train())
+
+    def record(_module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        shapes.append(inputs[0].shape)
+        return output.detach() if fails else output  # of which there is no gradient
+
+    ours.network.register_forward_hook(record)
+    with pytest.raises(RuntimeError, match="grad") if fails else contextlib.nullcontext():
+        ours.rehearse(ours.network.train())
     assert shapes == [(3, 3, 12, 12)]
     assert all(parameter.grad is None for parameter in ours.network.parameters())
-    floats = {name: value for name, value in ours.network.state_dict().items() if value.is_floating_point()}
-    assert all(torch.equal(value, before[name]) for name, value in floats.items())
+    assert all(torch.equal(value, before[name]) for name, value in ours.network.state_dict().items())
+
+
+class Event:
+    """What `StepInputs` asks of torch.cuda.Event."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_columns_keep_their_place_however_few_steps_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a training is resumed near the end of an epoch; on a device that holds no values."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    inputs = StepInputs(torch.device("meta"), BLOCK_STEPS)
+    places = []
+    for steps in (3, BLOCK_STEPS, 5):
+        inputs.load({"rows": torch.zeros(steps, 8, dtype=torch.int64)})
+        places.append(inputs.columns["rows"])
+    assert places[0] is places[1] is places[2]
+    assert places[0].shape == (BLOCK_STEPS, 8)
