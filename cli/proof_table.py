@@ -45,6 +45,8 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
         else:
             reason = "not requested (--provider cuda)" if has_gpu() else "this machine has no NVIDIA GPU"
         output.show(f"[yellow]Not verified on CUDA:[/] {reason}; the checks ran on the CPU.")
+    elif proof.provider in OTHER_RUNTIMES:
+        output.show(f"[yellow]Not verified on CUDA:[/] the checks ran in {proof.provider}, on the CPU.")
 
 
 def refuse(output: Output, proof: "ValidationResult", cause: str, remedy: str = "") -> None:

@@ -77,8 +77,12 @@ def _load_in_openvino(openvino: Any, model: Path | bytes) -> Callable[[np.ndarra
 
 
 def _load_in_opencv(cv2: Any, model: Path | bytes) -> Callable[[np.ndarray], np.ndarray]:
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    net = cv2.dnn.readNetFromONNX(str(model) if isinstance(model, Path) else np.frombuffer(model, np.uint8))
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        net = cv2.dnn.readNetFromONNX(str(model) if isinstance(model, Path) else np.frombuffer(model, np.uint8))
+    finally:
+        logging.setLogLevel(level)
 
     def compute(x: np.ndarray) -> np.ndarray:
         net.setInput(x)

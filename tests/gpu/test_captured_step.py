@@ -200,6 +200,24 @@ def test_of_a_captured_step_the_cpu_launches_nothing_but_the_graph() -> None:
         assert launches["off"]["aten::convolution"] == launches[CAPTURE]["aten::convolution"] > 0
 
 
+def reads_a_value(network: torch.nn.Module) -> None:
+    """Wait for the GPU in each forward pass, which no graph can hold."""
+    network.register_forward_hook(lambda _module, _inputs, output: output * float(output.detach().abs().max() >= 0))
+
+
+@cuda_itself
+def test_a_step_that_cannot_be_captured_goes_on_as_it_is(reproducible: None) -> None:
+    eager = run(prepare(settle(deterministic=True, cuda_graph="off"), reads_a_value))
+    trainer = prepare(settle(deterministic=True, cuda_graph="auto"), reads_a_value)
+    uncaptured = run(trainer)
+    assert_same(eager, uncaptured)
+    assert not uncaptured.captured
+    assert trainer.step_runner.why_not
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    with pytest.raises(UserError, match=r"--cuda-graph on: the step cannot be captured"):
+        run(prepare(settle(cuda_graph="on"), reads_a_value))
+
+
 @cuda_itself
 def test_tf32_is_not_what_makes_them_agree(reproducible: None) -> None:
     """In true fp32 the loss of the first step is that of the CPU."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.augment import Augmentation
@@ -106,6 +107,30 @@ def test_going_on_within_an_epoch_ends_in_the_same_bytes(stop: int, options: dic
     assert whole.keys() == ended.keys()
     for name in whole:
         assert whole[name].numpy().tobytes() == ended[name].numpy().tobytes(), name
+
+
+def test_a_network_without_batchnorm_resumes_within_an_epoch_with_its_average(tmp_path: Path) -> None:
+    """As AlexNet and VGG are: it has no statistics, and nothing that counts batches."""
+
+    def without_batchnorm(seed: int) -> Trainer:
+        one = fresh(seed, ema=0.9)
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        return build_trainer(one.config, network, one.loader, one.group, CPU)
+
+    def after(steps: int, training: Trainer) -> dict[str, torch.Tensor]:
+        next(training.run(lambda _: None, lambda step: step == steps))
+        return checkpoints.collect(training)
+
+    whole = after(4, without_batchnorm(0))
+    checkpoints.save(tmp_path / "c.safetensors", info(0, step=2), after(2, without_batchnorm(0)))
+    resumed = without_batchnorm(1)
+    resumed.loader = without_batchnorm(0).loader
+    checkpoints.restore(checkpoints.read(tmp_path / "c.safetensors"), resumed)
+    resumed.epoch = 0
+    assert resumed.step == 2
+    for name, value in after(4, resumed).items():
+        assert torch.equal(value, whole[name]), name
 
 
 def test_other_workers_share_what_the_old_ones_had() -> None:
