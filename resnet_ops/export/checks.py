@@ -130,7 +130,7 @@ def check_resizing(
     samples = _random_images(steps)
     if images is not None:
         samples += images.at_original_size(RESIZED_IMAGES, steps.channels)
-    worst, means, tall_means = 0.0, list[float](), [0.0]
+    worst, means, tall_means = 0.0, list[float](), list[float]()
     for image in samples:
         (pixels,) = session.run(image[None])
         if not np.isfinite(pixels).all():
@@ -139,10 +139,12 @@ def check_resizing(
         worst = max(worst, float(difference.max()))
         is_tall = image.shape[0] > TALL * image.shape[1]
         (tall_means if is_tall else means).append(float(difference.mean()))
-    mean, sizes = float(np.mean(means + tall_means[1:])), len({image.shape for image in samples})
+    mean, sizes = float(np.mean(means + tall_means)), len({image.shape for image in samples})
     return (
         f"at most {worst:g} level{'' if worst == 1 else 's'}, mean {mean:.4f}, {sizes} sizes",
-        worst <= MAX_LEVELS and sum(means) <= MEAN_LEVELS * len(means) and max(tall_means) <= TALL_MEAN_LEVELS,
+        worst <= MAX_LEVELS
+        and sum(means) <= MEAN_LEVELS * len(means)
+        and max(tall_means, default=0.0) <= TALL_MEAN_LEVELS,
     )
 
 

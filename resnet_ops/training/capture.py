@@ -31,7 +31,7 @@ class StepInputs:
         self.columns: dict[str, Tensor] = {}
         self.images: Batch | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)  # the row that is next
-        self.loaded: list[torch.cuda.Event] = []
+        self.loaded: torch.cuda.Event | None = None  # that the columns sent last have arrived
 
     def load(self, columns: Mapping[str, Tensor]) -> None:
         """Send the columns (steps, ...) of the next steps, at most `rows`.
@@ -46,10 +46,10 @@ class StepInputs:
                     shape = (self.rows, *rows.shape[1:])
                     self.columns[name] = torch.empty(shape, dtype=rows.dtype, device=self.device)
                 self.columns[name][: len(rows)].copy_(rows.pin_memory(), non_blocking=True)
-            if self.loaded:
-                self.loaded.pop().synchronize()
-            self.loaded.append(torch.cuda.Event())
-            self.loaded[-1].record()
+            if self.loaded is not None:
+                self.loaded.synchronize()
+            self.loaded = torch.cuda.Event()
+            self.loaded.record()
         self.step.zero_()
 
     def receive(self, images: Batch | None) -> None:

@@ -16,6 +16,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.run_records import DataRecord
+from resnet_ops.training.preflight import count_parameters
 from resnet_ops.training.trainer import autocast
 
 SHARE = 0.8  # of the free memory that a batch may take
@@ -65,10 +66,7 @@ def training_bytes(config: TrainConfig, data: DataRecord, gpu_bytes: int) -> int
         data: Its images; those that take up to half of a GPU are kept there.
         gpu_bytes: The memory of the GPU.
     """
-    network = models.build(
-        config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
-    )
-    weights = 4 * models.count_parameters(network)
+    weights = 4 * count_parameters(config, data)
     images = 0 if config.stream == "on" or stored_bytes(data) > gpu_bytes / 2 else stored_bytes(data)
     batch = -(-config.batch_size // config.accumulate) * memory_per_image(config, data, torch.device("cpu"))
     copies = 4 if config.ema else 3  # the weights, their gradients and momentum, and their moving average
