@@ -21,6 +21,8 @@ COMMANDS = {  # by heading: name and summary of each command
         "export": "Export the best checkpoint of a run to ONNX and verify it with ONNX Runtime.",
         "validate": "Verify an exported file on this machine: are its outputs still those of its checkpoint?",
         "predict": "Classify images with an exported ONNX file.",
+        "diagnose": "Find out why your own program gives other answers than an exported file: its preprocessing, "
+        "nearly always.",
         "bench": "Benchmark an exported ONNX file in ONNX Runtime against PyTorch, eager and compiled: throughput and "
         "latency.",
         "serve": "Serve an exported ONNX file over HTTP with Ray Serve: POST an image to /classify to get its class "

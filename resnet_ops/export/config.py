@@ -1,4 +1,4 @@
-"""The options of export, validate, predict and bench, as fields of configs.
+"""The options of export, validate, predict, diagnose and bench, as fields of configs.
 
 Those of training are in `resnet_ops.config`, those of serve in `resnet_ops.serving.config`.
 """
@@ -185,6 +185,32 @@ class PredictConfig(UseConfig):
 
     images: Annotated[tuple[Path, ...], option("Images, or folders to search for images recursively.", min_length=1)]
     top: Annotated[Positive, option("Number of classes to return for each image (top-k).")] = 1
+
+
+class DiagnoseConfig(UseConfig):
+    """The options of the search for what explains another program's answers."""
+
+    outputs: Annotated[
+        Path | None,
+        option(
+            "CSV of your program's answers, required: a column `path`, and a class, or probabilities or logits in a "
+            "column for each class."
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        option(
+            "Folder of the images, labeled or not; by default the validation images of the run that the file is of."
+        ),
+    ] = None
+    images: Annotated[Positive, option("Largest number of answers to compare, spread over all.")] = 200
+    top: Annotated[Positive, option("Number of hypotheses to show.")] = 5
+
+    @model_validator(mode="after")
+    def _has_answers(self) -> Self:
+        if self.outputs is None:
+            raise UserError("No answers of your program are given.", "Add --outputs mine.csv.")
+        return self
 
 
 class BenchConfig(UseConfig):

@@ -1,0 +1,307 @@
+"""Search for the faults that explain a program's answers: each is replayed, then the best are combined.
+
+They are replayed with the file itself in ONNX Runtime: on some images first, and on all if they explain those best. The
+faults are in `faults`, the command is `diagnosis`.
+"""
+
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from resnet_ops.data.dataset import EncodedImages
+from resnet_ops.export.answers import Answers
+from resnet_ops.export.classifier import Classifier, softmax
+from resnet_ops.export.faults import as_told, input_faults, output_faults
+from resnet_ops.export.program_steps import Fault, read_upright, right_steps
+
+TOLERANCE = 0.02  # of a probability, or of the largest logit: fp16, TF32 and other JPEG decoders stay below
+EXACT = 1e-3  # mean difference of answers that need no explanation
+SCREENED = {"classes": 24, "probabilities": 10, "logits": 10}  # images that every fault is replayed on first
+CHUNK_IMAGES, CHUNK_BYTES = 16, 128 * 2**20  # decoded at a time
+FINALISTS = 12  # combinations of faults that are replayed on all images
+MOST_FAULTS = 3  # at a time, as of a program of OpenCV: BGR, its resize, no normalization
+BEAM, BEAM_EACH = 6, 3  # combinations that another fault is added to: the best, and the best with a fault of each step
+SMALL = 64 * 64  # pixels of inputs that every combination is tried for; of larger ones those with the best of each step
+PARTNERS = 12  # that number of them
+
+Combination = tuple[Fault, ...]  # at most one of each stage; the one of the output last
+
+
+@dataclass(frozen=True, eq=False)
+class FaultMatch:
+    """What a combination of faults makes the network answer, compared with what a program answered.
+
+    Args:
+        faults: The faults.
+        predicted: What they give, (N, classes); rows of NaN are not known.
+        answers: What the program answered, N.
+        margin: How much less likely a class may be than the likeliest to count as a near tie.
+    """
+
+    faults: Combination
+    predicted: np.ndarray
+    answers: Answers
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Whether each answer can be compared."""
+        return np.asarray(~np.isnan(self.predicted).any(1))
+
+    @cached_property
+    def top(self) -> np.ndarray:
+        """The predicted classes."""
+        return np.asarray(np.where(self.known, np.nan_to_num(self.predicted, nan=-np.inf).argmax(1), -9))
+
+    @cached_property
+    def equal(self) -> np.ndarray:
+        """Whether the class is that of the program."""
+        return np.asarray(self.top == self.answers.classes % self.predicted.shape[1])
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """The probability of the program's class."""
+        p = softmax(self.predicted) if self.answers.kind == "logits" else self.predicted
+        return np.asarray(p[np.arange(len(p)), self.answers.classes % p.shape[1]])
+
+    @cached_property
+    def differences(self) -> np.ndarray | None:
+        """The largest difference of the values of each image, if the program gave some."""
+        theirs = self.answers.values
+        if theirs is None:
+            return None
+        ours = self.predicted
+        if self.answers.kind == "logits":  # softmax ignores what is added to all of an image's logits
+            ours, theirs = (x - x.mean(1, keepdims=True) for x in (ours, theirs))
+            largest = np.abs(theirs).max() or 1
+            ours, theirs = ours / largest, theirs / largest
+        return np.asarray(np.abs(ours - theirs).max(1))
+
+    @cached_property
+    def missed(self) -> np.ndarray:
+        """Whether each answer is another one: by its values, or by its class unless that is a near tie."""
+        if self.differences is not None:
+            return np.asarray(self.known & ~(self.differences <= TOLERANCE))
+        near = np.nan_to_num(self.predicted, nan=-np.inf).max(1) - self.probabilities <= TOLERANCE
+        return np.asarray(self.known & ~self.equal & ~near)
+
+    @property
+    def misses(self) -> int:
+        """The number of answers that are other ones."""
+        return int(self.missed.sum())
+
+    @cached_property
+    def distance(self) -> float:
+        """How far it is from the program's answers on average: in values, or as improbable as its classes are."""
+        if self.differences is not None:
+            return float(np.nanmean(self.differences))
+        return float(-np.nanmean(np.log(self.probabilities.clip(1e-6))))
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Return a key that sorts the best first; of equals, the fewest faults."""
+        share = self.misses / max(1, int(self.known.sum()))
+        if share or self.differences is not None:
+            return share, self.distance, len(self.faults)
+        return share, len(self.faults), -int(self.equal.sum()), self.distance
+
+    def explains(self, ours: "FaultMatch") -> bool:
+        """Return whether the answers are explained by it, `ours` being the match without a fault."""
+        if not self.faults or not ours.misses:
+            return not self.misses and (not self.faults or self.closer_than(ours))
+        count = int(self.known.sum())
+        return self.misses <= count // 100 and self.misses * 10 <= ours.misses
+
+    def closer_than(self, ours: "FaultMatch") -> bool:
+        """Return whether it is much closer where both are within the tolerance."""
+        return self.differences is not None and ours.distance > EXACT and self.distance * 5 < ours.distance
+
+    def ties(self, best: "FaultMatch") -> bool:
+        """Return whether it explains the answers as well as the best does."""
+        near = self.differences is None or self.distance <= 3 * best.distance + 1e-4
+        return self.misses == best.misses and len(self.faults) == len(best.faults) and near
+
+
+@dataclass
+class FaultSearch:
+    """The search for the faults that explain answers, in rounds of one more fault each."""
+
+    classifier: Classifier
+    images: EncodedImages
+    answers: Answers
+    on_progress: Callable[[str], object]
+    replayed: int = 0
+    ours: FaultMatch = field(init=False)
+    seen: dict[bytes, set[bytes]] = field(default_factory=lambda: defaultdict(set))  # hashes of inputs, for some rows
+
+    def run(self) -> list[FaultMatch]:
+        """Return what was compared on all images, the best first."""
+        metadata = self.classifier.metadata
+        everything = np.arange(len(self.answers))
+        self.on_progress("Comparing with our preprocessing")
+        compared = self.matches([()], everything)
+        self.ours = compared[0]
+        beam: list[Combination] = [()]
+        partners = input_faults(metadata)
+        for count in range(1, MOST_FAULTS + 1):
+            compared.sort(key=lambda match: match.rank)
+            if self.is_settled(compared):
+                break
+            tried = list(dict.fromkeys(_combined(beam, partners)))
+            self.on_progress(
+                f"Replaying {len(tried):,} {'faults' if count == 1 else f'combinations of {count} faults'}"
+            )
+            screened = self.matches([(), *tried] if count == 1 else tried, self.most_telling())
+            screened.sort(key=lambda match: match.rank)
+            finalists = list(dict.fromkeys(_before_network(match.faults) for match in screened))[:FINALISTS]
+            self.on_progress(f"Replaying the best on all {len(self.answers):,} images")
+            compared += self.matches(finalists, everything)
+            beam = _diverse(screened)
+            if count == 1 and metadata.preprocessing.height * metadata.preprocessing.width > SMALL:
+                partners = _best_of_each_stage(screened)
+        return sorted(compared, key=lambda match: match.rank)
+
+    def is_settled(self, compared: Sequence[FaultMatch]) -> bool:
+        """Return whether the answers are ours, or explained by one of the matches."""
+        ours = self.ours
+        is_exact = not ours.misses and (ours.differences is None or ours.distance <= EXACT)
+        return is_exact or any(match.faults and match.explains(ours) for match in compared)
+
+    def most_telling(self) -> np.ndarray:
+        """Return some rows: of those where our answer is another one three quarters, the others of the rest."""
+        count = SCREENED[self.answers.kind]
+        missed = self.ours.missed if self.ours.missed.any() else np.ones(len(self.answers), bool)
+        differing, same = np.flatnonzero(missed), np.flatnonzero(~missed)
+        others = min(len(same), max(count // 4, count - len(differing)))
+        return np.sort(np.concatenate([_evenly(differing, count - others), _evenly(same, others)]))
+
+    def matches(self, combinations: Sequence[Combination], rows: np.ndarray) -> list[FaultMatch]:
+        """Compare combinations of faults before the network, alone and with each fault after it.
+
+        Those that give the network the same inputs as an earlier one are left out.
+        """
+        answers, metadata = self.answers.subset(rows), self.classifier.metadata
+        after = output_faults(metadata, answers.kind)
+        compared, seen = [], self.seen[rows.tobytes()]
+        for faults, outputs, digest in self.replay(combinations, answers):
+            if digest not in seen:
+                seen.add(digest)
+                compared.append(FaultMatch(faults, as_told(outputs, metadata, answers.kind), answers))
+                for fault in after:
+                    if faults and not fault.combines:
+                        continue
+                    predicted = fault.function(outputs, answers.lines)
+                    if np.isnan(predicted).all(1).sum() <= len(predicted) // 2:
+                        compared.append(FaultMatch((*faults, fault), predicted, answers))
+        self.replayed += len(compared)
+        return compared
+
+    def replay(
+        self, combinations: Sequence[Combination], answers: Answers
+    ) -> Iterator[tuple[Combination, np.ndarray, bytes]]:
+        """Yield for each combination the outputs of the network (N, classes), and a hash of its inputs."""
+        outputs: list[list[np.ndarray]] = [[] for _ in combinations]
+        hashes = [hashlib.sha256() for _ in combinations]
+        right = right_steps(self.classifier.metadata)
+        for chunk in self.chunks(answers.images):
+            replay = ChunkReplay(self.classifier, chunk)
+            for faults, output, total in zip(combinations, outputs, hashes, strict=True):
+                steps = right | {fault.stage: fault.function for fault in faults}
+                digest, computed = replay.run(*(steps[s] for s in ("read", "resize", "color", "normalize", "layout")))
+                output.append(computed)
+                total.update(digest)
+        for faults, output, total in zip(combinations, outputs, hashes, strict=True):
+            yield faults, np.concatenate(output), total.digest()
+
+    def chunks(self, images: np.ndarray) -> Iterator[list[bytes]]:
+        """Yield encoded images, as many at a time as may be decoded at once."""
+        chunk: list[bytes] = []
+        decoded_bytes = 0
+        for image in images:
+            (encoded,) = self.images.read([int(image)])
+            assert isinstance(encoded, bytes)  # it was read before
+            decoded_bytes += read_upright(encoded, self.classifier.metadata.preprocessing.channels).nbytes
+            chunk.append(encoded)
+            if len(chunk) == CHUNK_IMAGES or decoded_bytes > CHUNK_BYTES:
+                yield chunk
+                chunk, decoded_bytes = [], 0
+        if chunk:
+            yield chunk
+
+
+class ChunkReplay:
+    """Replays programs on a few images; what two of them have in common is computed once."""
+
+    def __init__(self, classifier: Classifier, encoded: list[bytes]) -> None:
+        self.session, self.steps = classifier.session, classifier.metadata.preprocessing
+        self.encoded = encoded
+        self.upright = self.read(read_upright)
+        self.decoded = {read_upright: self.upright}
+        self.resized: dict[tuple[object, object], list[np.ndarray]] = {}
+        self.outputs: dict[bytes, np.ndarray] = {}
+
+    def read(self, function: Callable[..., np.ndarray]) -> list[np.ndarray]:
+        """Decode the images."""
+        return [function(encoded, self.steps.channels) for encoded in self.encoded]
+
+    def run(
+        self, read: Callable[..., np.ndarray], resize: Callable[..., np.ndarray], *after: Callable[..., np.ndarray]
+    ) -> tuple[bytes, np.ndarray]:
+        """Return a hash of the network's inputs, and its outputs (N, classes)."""
+        if read not in self.decoded:
+            decoded = self.read(read)
+            same = [np.array_equal(a, b) for a, b in zip(decoded, self.upright, strict=True)]
+            self.decoded[read] = [b if s else a for a, b, s in zip(decoded, self.upright, same, strict=True)]
+        if (read, resize) not in self.resized:
+            self.resized[read, resize] = [resize(pixels, self.steps) for pixels in self.decoded[read]]
+        color, normalize, layout = after
+        batches = []
+        for _, group in itertools.groupby(self.resized[read, resize], key=np.shape):
+            x = normalize(color(np.stack(list(group))), self.steps)
+            batches.append(np.ascontiguousarray(layout(x)))
+        digest = hashlib.sha256()
+        for batch in batches:
+            digest.update(repr(batch.shape).encode() + batch.tobytes())
+        key = digest.digest()
+        if key not in self.outputs:
+            self.outputs[key] = np.nan_to_num(np.concatenate([self.session.run(batch) for batch in batches]), nan=0.0)
+        return key, self.outputs[key]
+
+
+def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))] if len(rows) else rows
+
+
+def _before_network(faults: Combination) -> Combination:
+    return tuple(fault for fault in faults if fault.stage != "output")
+
+
+def _combined(beam: Sequence[Combination], partners: Sequence[Fault]) -> Iterator[Combination]:
+    """Yield each combination of the beam with one more fault, of another step."""
+    for faults in beam:
+        for partner in partners:
+            if all(fault.stage != partner.stage for fault in faults):
+                yield tuple(sorted((*faults, partner), key=lambda fault: fault.stage))
+
+
+def _diverse(ranked: Sequence[FaultMatch]) -> list[Combination]:
+    """Return the best combinations, and of each step the best that has a fault in it."""
+    inputs_ranked = list(dict.fromkeys(_before_network(match.faults) for match in ranked))
+    of_stage: dict[str, list[Combination]] = defaultdict(list)
+    for faults in inputs_ranked:
+        for fault in faults:
+            of_stage[fault.stage].append(faults)
+    best_of_stages = (faults for ranked_of_stage in of_stage.values() for faults in ranked_of_stage[:BEAM_EACH])
+    return list(dict.fromkeys([*inputs_ranked[:BEAM], *best_of_stages]))
+
+
+def _best_of_each_stage(ranked: Sequence[FaultMatch]) -> list[Fault]:
+    """Return the faults that explain most alone, `PARTNERS` of each step."""
+    by_stage: dict[str, list[Fault]] = {}
+    for fault in dict.fromkeys(fault for match in ranked for fault in match.faults if fault.stage != "output"):
+        by_stage.setdefault(fault.stage, []).append(fault)
+    return [fault for faults in by_stage.values() for fault in faults[:PARTNERS]]
