@@ -187,7 +187,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             names = [file.name for file in listing.list_files(path) if is_image(file.name)]
-            images |= dict.fromkeys(path / name for name in sorted(names, key=_natural_order))
+            images |= dict.fromkeys(path / name for name in sorted(names, key=natural_order))
         elif path.exists():
             images[path] = None
         else:
@@ -199,7 +199,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return list(images)
 
 
-def _natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Return a key that sorts names as people do: 9.png before 10.png."""
     parts = re.findall(r"\d+|\D+", name.casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 

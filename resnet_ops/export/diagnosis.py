@@ -99,8 +99,14 @@ def diagnose(
         UserError: A file cannot be used, or it is not known which images were classified.
     """
     started_at = started_at or time.time()
+    return diagnose_with(Classifier(config.file, config.provider), config, on_progress, started_at)
+
+
+def diagnose_with(
+    classifier: Classifier, config: DiagnoseConfig, on_progress: Callable[[str], object], started_at: float
+) -> DiagnoseResult:
+    """Find out which fault explains a program's answers, with a file that is checked and loaded: see `diagnose`."""
     assert config.outputs is not None  # the config has checked it
-    classifier = Classifier(config.file, config.provider)
     images = _open_images(config, classifier.metadata)
     answers = read_answers(config.outputs.expanduser(), images, classifier.class_names)
     chosen = answers.subset(_spread(len(answers), config.images))

@@ -22,10 +22,11 @@ from resnet_ops.export.program_steps import Fault, read_upright, right_steps
 TOLERANCE = 0.02  # of a probability, or of the largest logit: fp16, TF32 and other JPEG decoders stay below
 EXACT = 1e-3  # mean difference of answers that need no explanation
 SCREENED = {"classes": 24, "probabilities": 10, "logits": 10}  # images that every fault is replayed on first
-CHUNK_IMAGES, CHUNK_BYTES = 16, 128 * 2**20  # decoded at a time
-FINALISTS = 12  # combinations of faults that are replayed on all images
+CHUNK_IMAGES, CHUNK_BYTES = 32, 128 * 2**20  # decoded at a time
+FINALISTS = 16  # combinations of faults that are replayed on all images
 MOST_FAULTS = 3  # at a time, as of a program of OpenCV: BGR, its resize, no normalization
 BEAM, BEAM_EACH = 6, 3  # combinations that another fault is added to: the best, and the best with a fault of each step
+CROSSED = 6  # faults of each step that are then combined with those of the others
 SMALL = 64 * 64  # pixels of inputs that every combination is tried for; of larger ones those with the best of each step
 PARTNERS = 12  # that number of them
 
@@ -155,11 +156,16 @@ class FaultSearch:
             self.on_progress(
                 f"Replaying {len(tried):,} {'faults' if count == 1 else f'combinations of {count} faults'}"
             )
-            screened = self.matches([(), *tried] if count == 1 else tried, self.most_telling())
+            rows = self.most_telling()
+            screened = self.matches([(), *tried] if count == 1 else tried, rows)
+            if count > 1:
+                screened += self.matches(list(_neighbors(_closest(screened), partners)), rows)
+                screened += self.matches(list(_crossed(screened)), rows)
             screened.sort(key=lambda match: match.rank)
             finalists = list(dict.fromkeys(_before_network(match.faults) for match in screened))[:FINALISTS]
             self.on_progress(f"Replaying the best on all {len(self.answers):,} images")
             compared += self.matches(finalists, everything)
+            screened.sort(key=lambda match: match.distance)
             beam = _diverse(screened)
             if count == 1 and metadata.preprocessing.height * metadata.preprocessing.width > SMALL:
                 partners = _best_of_each_stage(screened)
@@ -286,6 +292,34 @@ def _combined(beam: Sequence[Combination], partners: Sequence[Fault]) -> Iterato
         for partner in partners:
             if all(fault.stage != partner.stage for fault in faults):
                 yield tuple(sorted((*faults, partner), key=lambda fault: fault.stage))
+
+
+def _closest(matches: Sequence[FaultMatch]) -> Combination:
+    return _before_network(min(matches, key=lambda match: match.distance).faults)
+
+
+def _neighbors(faults: Combination, partners: Sequence[Fault]) -> Iterator[Combination]:
+    """Yield the combination with one of its faults exchanged for another of the same step."""
+    for fault in faults:
+        for partner in partners:
+            if partner.stage == fault.stage:
+                yield tuple(partner if each is fault else each for each in faults)
+
+
+def _crossed(matches: Sequence[FaultMatch]) -> Iterator[Combination]:
+    """Yield every combination of the faults that come nearest in the place of each of the nearest combination's.
+
+    What a fault does can depend on another's: exchanging one at a time does not get from the second best to the best.
+    """
+    nearest, ranked = _closest(matches), sorted(matches, key=lambda match: match.distance)
+    choices: dict[str, list[Fault]] = defaultdict(list)
+    for faults in dict.fromkeys(_before_network(match.faults) for match in ranked):
+        other = [(a, b) for a, b in zip(faults, nearest, strict=False) if a is not b]
+        if len(faults) == len(nearest) and len(other) <= 1:
+            for mine, fault in other or zip(faults, nearest, strict=True):
+                if mine.stage == fault.stage and len(choices[fault.stage]) < CROSSED:
+                    choices[fault.stage].append(mine)
+    yield from itertools.product(*(choices[fault.stage] for fault in nearest))
 
 
 def _diverse(ranked: Sequence[FaultMatch]) -> list[Combination]:

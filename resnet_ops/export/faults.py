@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageOps
 
-from resnet_ops.export.classifier import softmax
+from resnet_ops.export.classifier import natural_order, softmax
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.program_steps import (
     BILINEAR,
@@ -285,7 +285,7 @@ def output_faults(metadata: ModelMetadata, kind: Kind) -> list[Fault]:
     remedy = "Read the classes from the file's metadata, json.loads(metadata['class_names']), in that order."
     for name, order in (
         ("class names in alphabetical order", sorted(names)),
-        ("class names in natural order, 9 before 10", sorted(names, key=_natural)),
+        ("class names in natural order, 9 before 10", sorted(names, key=natural_order)),
         ("class names sorted without regard to case", sorted(names, key=str.casefold)),
     ):
         if tuple(order) != names:
@@ -307,10 +307,6 @@ def _after(
     told: Callable[[np.ndarray], np.ndarray], change: Callable[..., np.ndarray], how: object
 ) -> Callable[..., np.ndarray]:
     return lambda outputs, lines: change(how, told(outputs), lines)
-
-
-def _natural(name: str) -> tuple[bool, int, str]:
-    return (False, int(name), "") if name.isdecimal() else (True, 0, name)
 
 
 def _reorder(order: list[int], x: np.ndarray, _: np.ndarray) -> np.ndarray:
