@@ -25,9 +25,7 @@ PATH_NAMES = ("path", "image_path", "filepath", "file_path", "file", "filename",
               "img", "image_id", "name", "id")  # fmt: skip
 CLASS_NAMES = ("class", "class_name", "class_id", "class_index", "predicted_class", "prediction", "predicted", "pred",
                "label", "predicted_label", "answer", "output", "category", "top1", "argmax", "index")  # fmt: skip
-VALUE = re.compile(
-    r"(?:p|prob|probability|probabilities|logit|logits|score|scores|output|class|y|out)?[\s_\-\[(:.]*(.+?)[\])]*"
-)
+VALUE = re.compile(r"(?:probabilities|probability|prob|logits?|scores?|output|out|class|p|y)?[\s_\-\[(:.]*(.+?)[\])]*")
 EXAMPLE = "The first line names the columns: path,class or path and a column for each class."
 
 

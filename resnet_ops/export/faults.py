@@ -281,7 +281,9 @@ def output_faults(metadata: ModelMetadata, kind: Kind) -> list[Fault]:
         again = "Apply softmax once" + (": this file has it." if metadata.output == "probabilities" else ".")
         faults.append(Fault("softmax applied twice", "output", lambda x, _: softmax(told(x)), again))
         remedy = "Use softmax over the classes: each image has one class."
-        faults.append(Fault("sigmoid instead of softmax", "output", lambda x, _: 1 / (1 + np.exp(-x)), remedy))
+        faults.append(
+            Fault("sigmoid instead of softmax", "output", lambda x, _: 1 / (1 + np.exp(-x.clip(-80))), remedy)
+        )
     remedy = "Read the classes from the file's metadata, json.loads(metadata['class_names']), in that order."
     for name, order in (
         ("class names in alphabetical order", sorted(names)),

@@ -32,9 +32,9 @@ def photo(random: np.random.Generator) -> Image.Image:
 
 
 def write_photos(folder: Path) -> list[Path]:
-    """Write 36 images in folders: most are plain, some photos that were turned, transparent, or with a palette."""
+    """Write 30 images in folders: most are plain, some photos that were turned, transparent, or with a palette."""
     random, paths = np.random.default_rng(3), []
-    for index in range(36):
+    for index in range(30):
         path = folder / "xyz"[index % 3] / f"{index:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image = photo(random)

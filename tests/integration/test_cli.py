@@ -34,6 +34,7 @@ def test_help_is_complete(cli: Cli) -> None:
         "export",
         "validate",
         "predict",
+        "diagnose",
         "bench",
         "serve",
         "recipes",
