@@ -36,7 +36,7 @@ Combination = tuple[Fault, ...]  # at most one of each stage; the one of the out
 
 @dataclass(frozen=True, eq=False)
 class FaultMatch:
-    """What a combination of faults makes the network answer, compared with what a program answered.
+    """A combination of faults, and what the network answers with them, compared with what a program answered.
 
     Args:
         faults: The faults.
@@ -51,28 +51,28 @@ class FaultMatch:
 
     @cached_property
     def known(self) -> np.ndarray:
-        """Whether each answer can be compared."""
+        """Return whether each answer can be compared."""
         return np.asarray(~np.isnan(self.predicted).any(1))
 
     @cached_property
     def top(self) -> np.ndarray:
-        """The predicted classes."""
+        """Return the predicted classes."""
         return np.asarray(np.where(self.known, np.nan_to_num(self.predicted, nan=-np.inf).argmax(1), -9))
 
     @cached_property
     def equal(self) -> np.ndarray:
-        """Whether the class is that of the program."""
+        """Return whether each class is that of the program."""
         return np.asarray(self.top == self.answers.classes % self.predicted.shape[1])
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """The probability of the program's class."""
+        """Return the probability of each of the program's classes."""
         p = softmax(self.predicted) if self.answers.kind == "logits" else self.predicted
         return np.asarray(p[np.arange(len(p)), self.answers.classes % p.shape[1]])
 
     @cached_property
     def differences(self) -> np.ndarray | None:
-        """The largest difference of the values of each image, if the program gave some."""
+        """Return the largest difference of the values of each image, if the program gave some."""
         theirs = self.answers.values
         if theirs is None:
             return None
@@ -85,7 +85,7 @@ class FaultMatch:
 
     @cached_property
     def missed(self) -> np.ndarray:
-        """Whether each answer is another one: by its values, or by its class unless that is a near tie."""
+        """Return whether each answer is another one: by its values, or by its class unless that is a near tie."""
         if self.differences is not None:
             return np.asarray(self.known & ~(self.differences <= (REPLAY_TOLERANCE if self.faults else TOLERANCE)))
         near = np.nan_to_num(self.predicted, nan=-np.inf).max(1) - self.probabilities <= TOLERANCE
@@ -93,12 +93,12 @@ class FaultMatch:
 
     @property
     def misses(self) -> int:
-        """The number of answers that are other ones."""
+        """Return the number of answers that are other ones."""
         return int(self.missed.sum())
 
     @cached_property
     def distance(self) -> float:
-        """How far it is from the program's answers on average: in values, or as improbable as its classes are."""
+        """Return how far it is from the answers on average: in values, or as improbable as the classes are."""
         if self.differences is not None:
             return float(np.nanmean(self.differences))
         return float(-np.nanmean(np.log(self.probabilities.clip(1e-6))))

@@ -11,7 +11,7 @@ from resnet_ops.export import graph
 from resnet_ops.models import build
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import CheckpointInfo
-from tests.export.samples import EPOCH, OPSET, finish
+from tests.export.samples import EPOCH, OPSET, copy, finish
 
 SIDE, STORED = 16, 20
 MEAN, STD = np.array([0.42, 0.36, 0.3]), np.array([0.21, 0.24, 0.18])
@@ -54,8 +54,11 @@ def write_photos(folder: Path) -> list[Path]:
     return paths
 
 
-def write_model(path: Path, x: np.ndarray, raw: bool = False, softmax: bool = False) -> Path:
-    """Export a network with random weights whose classes are spread over inputs `x` (N, C, S, S), normalized."""
+def write_model(path: Path, x: np.ndarray, raw: Path | None = None) -> Path:
+    """Export a network with random weights whose classes are spread over inputs `x` (N, C, S, S), normalized.
+
+    The same network is written to `raw` as a file that takes raw pixels.
+    """
     torch.manual_seed(1)
     network = build("resnet8", num_classes=len(NAMES), in_channels=x.shape[1]).train()
     inputs = torch.from_numpy(x.astype(np.float32))
@@ -84,7 +87,9 @@ def write_model(path: Path, x: np.ndarray, raw: bool = False, softmax: bool = Fa
     checkpoints.save(saved, info, {f"model/{name}": value for name, value in network.state_dict().items()})
     checkpoint = checkpoints.read(saved)
     model = graph.to_onnx(info, checkpoint.model, OPSET)
-    graph.write(finish(model, checkpoint, raw=raw, softmax=softmax), path)
+    graph.write(finish(copy(model), checkpoint), path)
+    if raw is not None:
+        graph.write(finish(model, checkpoint, raw=True), raw)
     return path
 
 
