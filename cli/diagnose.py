@@ -61,7 +61,7 @@ def _show_hypotheses(output: Output, result: "DiagnoseResult") -> None:
     for one in result.hypotheses:
         mark = "[green]explains[/]" if one.explains and one.faults else "[green]equal[/]" if one.explains else ""
         values = [f"{one.mean_diff:.4f}", f"{one.max_diff:.4f}"] if has_values else []
-        name = escape(one.name) if one.faults else f"[dim]{one.name}[/]"
+        name = "\n  + ".join(map(escape, one.faults)) if one.faults else f"[dim]{one.name}[/]"
         rows.add_row(name, f"{one.equal:,} of {one.compared:,}", *values, mark)
     output.show(rows)
 

@@ -94,8 +94,8 @@ class ImageIndex:
             return best[0]
         if not best and path.isdecimal() and int(path) < len(self.images.labels):
             return int(path)
-        shown = repr(path[:100])
-        raise ValueError(f"{shown} is the name of {len(best)} images" if best else f"there is no image {shown}")
+        asked = repr(path[:100])
+        raise ValueError(f"{asked} is the name of {len(best)} images" if best else f"there is no image {asked}")
 
 
 def _parts(path: str) -> tuple[str, ...]:

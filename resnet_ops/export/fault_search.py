@@ -25,6 +25,7 @@ EXACT = 1e-3  # mean difference of answers that need no explanation
 SCREENED = {"classes": 24, "probabilities": 10, "logits": 10}  # images that every fault is replayed on first
 CHUNK_IMAGES, CHUNK_BYTES = 32, 128 * 2**20  # decoded at a time
 FINALISTS = 16  # combinations of faults that are replayed on all images
+RARE = 5  # answers that are not the commonest class, for each fault: or thousands of combinations match by chance
 MOST_FAULTS = 3  # at a time, as of a program of OpenCV: BGR, its resize, no normalization
 BEAM, BEAM_EACH = 6, 3  # combinations that another fault is added to: the best, and the best with a fault of each step
 CROSSED = 6  # faults of each step that are then combined with those of the others
@@ -117,7 +118,12 @@ class FaultMatch:
             return not self.misses and (not self.faults or self.closer_than(ours))
         count = int(self.known.sum())
         if self.differences is None:
-            return self.misses <= count // 100 and self.misses * 10 <= ours.misses
+            classes = self.answers.classes[self.known]
+            rare = count - int(
+                np.unique(classes, return_counts=True)[1].max()
+            )  # what is nearly all one class says little
+            is_telling = len(self.faults) == 1 or rare >= RARE * len(self.faults)
+            return self.misses <= count // 100 and self.misses * 10 <= ours.misses and is_telling
         return self.misses <= count // 20 and self.distance <= TOLERANCE and self.distance * 4 <= ours.distance
 
     def closer_than(self, ours: "FaultMatch") -> bool:

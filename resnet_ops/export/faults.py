@@ -275,11 +275,11 @@ def output_faults(metadata: ModelMetadata, kind: Kind) -> list[Fault]:
     Their functions map outputs of the file (N, classes), and the lines of the answers in theirs (N,), to what the
     program tells as `as_told` does; rows of NaN are not known.
     """
-    names, told = metadata.class_names, partial(as_told, metadata=metadata, kind=kind)
+    names, convert = metadata.class_names, partial(as_told, metadata=metadata, kind=kind)
     faults = []
     if kind == "probabilities":
         again = "Apply softmax once" + (": this file has it." if metadata.output == "probabilities" else ".")
-        faults.append(Fault("softmax applied twice", "output", lambda x, _: softmax(told(x)), again))
+        faults.append(Fault("softmax applied twice", "output", lambda x, _: softmax(convert(x)), again))
         remedy = "Use softmax over the classes: each image has one class."
         faults.append(
             Fault("sigmoid instead of softmax", "output", lambda x, _: 1 / (1 + np.exp(-x.clip(-80))), remedy)
@@ -291,24 +291,26 @@ def output_faults(metadata: ModelMetadata, kind: Kind) -> list[Fault]:
         ("class names sorted without regard to case", sorted(names, key=str.casefold)),
     ):
         if tuple(order) != names:
-            faults.append(Fault(name, "output", _after(told, _reorder, [names.index(each) for each in order]), remedy))
+            faults.append(
+                Fault(name, "output", _after(convert, _reorder, [names.index(each) for each in order]), remedy)
+            )
     number = "Number the classes from 0, without a background class."
     step = "Write each answer beside its own image: the lists of images and of answers are out of step."
     for name, function, change in (
-        ("class names in reverse order", _after(told, _reorder, list(range(len(names)))[::-1]), remedy),
-        ("class numbers one too high", _after(told, _renumber, 1), number),
-        ("class numbers one too low", _after(told, _renumber, -1), number),
-        ("each answer is that of the image before", _after(told, _shift, -1), step),
-        ("each answer is that of the next image", _after(told, _shift, 1), step),
+        ("class names in reverse order", _after(convert, _reorder, list(range(len(names)))[::-1]), remedy),
+        ("class numbers one too high", _after(convert, _renumber, 1), number),
+        ("class numbers one too low", _after(convert, _renumber, -1), number),
+        ("each answer is that of the image before", _after(convert, _shift, -1), step),
+        ("each answer is that of the next image", _after(convert, _shift, 1), step),
     ):
         faults.append(Fault(name, "output", function, change, combines=False))
     return faults
 
 
 def _after(
-    told: Callable[[np.ndarray], np.ndarray], change: Callable[..., np.ndarray], how: object
+    convert: Callable[[np.ndarray], np.ndarray], change: Callable[..., np.ndarray], how: object
 ) -> Callable[..., np.ndarray]:
-    return lambda outputs, lines: change(how, told(outputs), lines)
+    return lambda outputs, lines: change(how, convert(outputs), lines)
 
 
 def _reorder(order: list[int], x: np.ndarray, _: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ from tests.export.diagnosis_samples import (
     write_model,
     write_photos,
 )
+from tests.json_keys import assert_keys
 
 Cli = Callable[..., Ended]
 Program = Callable[[Path], np.ndarray]
@@ -348,11 +349,12 @@ def test_answers_that_nothing_explains_are_shown(world: World, cli: Cli) -> None
         return np.random.default_rng(5).permutation(x.ravel()).reshape(x.shape)
 
     outputs = world.write_values(world.logits(scrambled))
-    asked = ("--outputs", outputs, "--data", world.folder, "--provider", "cpu")
+    asked = ("--outputs", outputs, "--data", world.folder, "--images", 12)
     ended = cli("diagnose", world.files / "rgb.onnx", *asked, "--json")
     assert ended.code == 1, ended.err
     assert "No fault explains the answers" in ended.err
     result = ended.json
+    assert_keys("diagnose", result)
     assert result["verdict"] == "unexplained"
     assert result["ties"] == []
     assert len(result["differing"]) == 5
