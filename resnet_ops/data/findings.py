@@ -177,6 +177,18 @@ def find_pixel_problems(table: ImageTable, channels: int) -> Iterator[Finding]:
         )
 
 
+def find_bit_depth_problems(table: ImageTable, bit_depth: int | None) -> Iterator[Finding]:
+    """Report how many bits the values of 16-bit images use, and which images exceed what that was concluded from."""
+    if bit_depth is None:
+        return
+    white = 2**bit_depth - 1
+    summary = f"their values use {bit_depth} of 16 bits: 0 to {white:,} become 0 to 255 in all of them"
+    yield Finding("note", "16-bit images", summary)
+    if (brighter := np.flatnonzero(table.survey.largest_values > white)).size:
+        summary = f"{image_count(brighter.size)} with values above {white:,}, which become white"
+        yield Finding("warning", "too bright", summary, first_cases(map(table.name, brighter.tolist())))
+
+
 def find_space_problems(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path | None) -> Iterator[Finding]:
     """Check whether decoded images fit into this machine's memory, or are streamed, and into the cache's disk."""
     summary = f"decoded training images take {size(train_bytes)} of {size(memory_bytes())}"
