@@ -24,6 +24,7 @@ from resnet_ops.data.findings import (
     find_broken,
     find_class_problems,
     find_duplicates,
+    find_long_images,
     find_pixel_problems,
     find_skipped_files,
     find_space_problems,
@@ -135,6 +136,7 @@ def check_data(
         *find_class_problems(table),
         *find_pixel_problems(table, channels),
         *find_bit_depth_problems(table, bit_depth),
+        *find_long_images(table, stored),
         *find_space_problems(train_bytes, decoded_bytes, streamed, cache),
         find_skipped_files(data.skipped_files),
     )
