@@ -68,7 +68,7 @@ class ImageHeader:
 
     @property
     def wide(self) -> bool:
-        """Whether a pixel has 16 bits; of colors Pillow reads the upper 8 only."""
+        """Return whether a pixel has 16 bits; of colors Pillow reads the upper 8 only."""
         return _is_wide(self.mode)
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.data.discovery import EMBEDDED
-from resnet_ops.data.mirroring import mirroring_harm
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.mirroring import mirroring_harm
+from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.recipes.reading import configure
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import check_training, warn_of_mirroring
