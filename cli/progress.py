@@ -69,6 +69,7 @@ class TrainingProgress(Observer):
             f"[bold]{escape(run.name)}[/]",
             soft_wrap=True,
         )
+        err.print(f"augmentation: {record.augmentation}", soft_wrap=True)
 
     def warn(self, message: str) -> None:
         warn(message)

@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from resnet_ops.config_base import Config, Positive, option
 from resnet_ops.errors import UserError
 
+AUGMENTATION = ("crop_padding", "flip", "random_resized_crop", "cutout", "mixup", "cutmix")
 IMAGE_DEFAULTS = ("crop_padding", "flip")  # options whose defaults depend on the images
 
 
@@ -115,7 +116,11 @@ class Recipe(Config):
     ] = None
     flip: Annotated[
         bool | None,
-        option("Random horizontal flip; by default on, except for digits.", advanced="data augmentation"),
+        option(
+            "Random horizontal flip; by default on, unless classes are named after digits, letters or both of left and "
+            "right.",
+            advanced="data augmentation",
+        ),
     ] = None
     random_resized_crop: Annotated[
         bool,
@@ -185,6 +190,23 @@ class Recipe(Config):
             advanced="performance",
         ),
     ] = False
+
+    def augmentation(self, stored: int | None) -> str:
+        """Return the augmentation of training images in words.
+
+        Args:
+            stored: Side of the squares that images are cropped from, if they are.
+        """
+        padding = f" (padding {self.crop_padding})" if self.crop_padding else ""
+        crop = f"random crop from {stored}x{stored}{padding}" if stored else f"random crop{padding}"
+        steps = {
+            "random resized crop" if self.random_resized_crop else crop: stored or padding or self.random_resized_crop,
+            "horizontal flip": self.flip,
+            f"cutout {self.cutout}": self.cutout,
+            f"MixUp {self.mixup:g}": self.mixup,
+            f"CutMix {self.cutmix:g}": self.cutmix,
+        }
+        return ", ".join(name for name, is_on in steps.items() if is_on) or "none"
 
     @field_validator("compile", mode="before")
     @classmethod

@@ -64,8 +64,9 @@ class DataRecord(BaseModel):
     The network's input is `height` x `width`; where the images are larger or of differing sizes, training crops that
     from squares with a side of `stored`, which hold the center of each image, or, for random resized crops, all of it,
     squeezed. `bad_images` are left out, and not counted elsewhere; the first are named.
-    Where images are streamed, bad ones are found during training: they are counted in the numbers of images, and others
-    take their places; `mean` and `std` of the pixels are those of a sample.
+    Where images are streamed, bad ones are found during training: they are counted in the number of training images,
+    where others take their places; `mean` and `std` of the pixels are those of a sample.
+    `bit_depth` is how many bits the values of 16-bit images use, None where there are no such images.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,6 +81,7 @@ class DataRecord(BaseModel):
     height: int
     width: int
     stored: int | None = None
+    bit_depth: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     bad_images: int = 0
@@ -114,6 +116,11 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     resumed: int = 0
     best: Best | None = None
+
+    @property
+    def augmentation(self) -> str:
+        """The augmentation of the training images, in words."""
+        return self.config.augmentation(self.data.stored)
 
 
 class RunSummary(Result):

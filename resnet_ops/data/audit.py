@@ -20,9 +20,11 @@ from resnet_ops.data.findings import (
     Finding,
     ImageTable,
     State,
+    find_bit_depth_problems,
     find_broken,
     find_class_problems,
     find_duplicates,
+    find_long_images,
     find_pixel_problems,
     find_skipped_files,
     find_space_problems,
@@ -30,7 +32,7 @@ from resnet_ops.data.findings import (
 )
 from resnet_ops.data.image_statistics import Survey, survey
 from resnet_ops.data.parallel_decode import check_broken_share
-from resnet_ops.data.sources import IMAGE_SIZE, Source, make_source, network_size, should_stream
+from resnet_ops.data.sources import IMAGE_SIZE, Source, make_source, network_size, read_headers, should_stream
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.results import Result
@@ -111,7 +113,8 @@ def check_data(
         raise UserError(f"--data {config.data} contains no images.", "Choose a dataset that contains images.")
     source, refused = _source_or_reason(config, data)
     height, width, channels, stored = _network_size(config, data, source)
-    crop = CropSpec((stored or height, stored or width), stored or height, stored or width, channels)
+    cover, bit_depth = (stored or height, stored or width), source.record.bit_depth if source else None
+    crop = CropSpec(cover, *cover, channels, bit_depth=bit_depth or 16)
     example_rows = choose_examples(labels[: len(data.train.encoded.labels)])
     parts = tuple(part.encoded for part in data.parts)
     facts = survey(parts, crop, set(example_rows.tolist()), lambda done: on_progress(done, len(labels)))
@@ -132,6 +135,8 @@ def check_data(
         *duplicates.findings,
         *find_class_problems(table),
         *find_pixel_problems(table, channels),
+        *find_bit_depth_problems(table, bit_depth),
+        *find_long_images(table, stored),
         *find_space_problems(train_bytes, decoded_bytes, streamed, cache),
         find_skipped_files(data.skipped_files),
     )
@@ -182,7 +187,7 @@ def _network_size(config: DataConfig, data: DiscoveredData, source: Source | Non
     if source:
         return source.record.height, source.record.width, source.record.channels, source.record.stored
     try:
-        return network_size(data.train.encoded, config.image_size)
+        return network_size(read_headers(data.train.encoded), config.image_size)
     except UserError:
         side = config.image_size or IMAGE_SIZE
         return side, side, 3, None

@@ -41,7 +41,7 @@ def cache_folder(cache_dir: Path | None) -> Path:
 
 def cache_key(*parts: object) -> str:
     """Return the name of decoded images that depend on all of `parts`, and on the decoder's version."""
-    text = "\0".join(["1", PIL.__version__, *map(str, parts)])
+    text = "\0".join(["2", PIL.__version__, *map(str, parts)])
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 

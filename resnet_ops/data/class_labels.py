@@ -1,12 +1,27 @@
-"""Bring the labels of both splits to one set of classes.
+"""Bring the labels of both splits to one set of classes, and tell from their names whether mirroring harms.
 
 Training refuses labels that are wrong or do not match; `data check` counts them. Images are not read here.
 """
+
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from resnet_ops.data.dataset import DiscoveredData, EncodedImages, LabeledImages, Split, Subset
 from resnet_ops.errors import UserError, did_you_mean
+
+CHARACTER = re.compile(
+    r"(?:(?:digit|number|letter|char|character)[ _-]?)?(?:[0-9a-z]|zero|one|two|three|four|five|six|seven|eight|nine)"
+)
+MIRRORED = {
+    "left": "right",
+    "right": "left",
+    "anticlockwise": "clockwise",
+    "counterclockwise": "clockwise",
+    "clockwise": "counterclockwise",
+}
+SIDE = re.compile("|".join(MIRRORED))
 
 
 def class_names(data: DiscoveredData) -> tuple[str, ...]:
@@ -83,3 +98,20 @@ def merge_classes(data: DiscoveredData) -> tuple[tuple[str, ...], np.ndarray]:
         names = [own[label] if 0 <= label < len(own) else str(label) for label in present.tolist()]
         indices.append(np.array([index.setdefault(name, len(index)) for name in names], np.int64)[inverse])
     return tuple(index), np.concatenate(indices)
+
+
+def mirroring_harm(class_names: Sequence[str]) -> str | None:
+    """Return why images should not be mirrored, in the middle of a sentence; None where nothing says so.
+
+    Args:
+        class_names: The names of the classes, such as 0, 1, 2 or left_turn, right_turn.
+    """
+    names = {name.casefold(): name for name in class_names}
+    characters = [name for name in names if CHARACTER.fullmatch(name)]
+    if len(characters) > max(1, len(names) / 2):
+        return f"classes are digits or letters ({', '.join(names[name] for name in characters[:3])}...)"
+    for name in names:
+        other = SIDE.sub(lambda side: MIRRORED[side[0]], name)
+        if other != name and other in names:
+            return f"class {names[name]} mirrored may be class {names[other]}"
+    return None

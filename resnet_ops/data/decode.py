@@ -4,14 +4,17 @@ Decoding whole splits, and what happens to images that cannot be decoded, is in 
 """
 
 import io
+import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 ORIENTATION = 0x0112
+DRAFT_MARGIN = 2.5  # times the size needed: that of a JPEG decoded at a reduced scale, at least; see `_decode_jpeg`
+WHITE_OF_16_BITS = 2**16 - 1
 ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # keys of Image.info that may hold it
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of each odd image; what matters is raised
@@ -31,19 +34,26 @@ class CropSpec:
 
     An image of another size than `cover` (height, width) is resized to the smallest size that covers it, and cropped to
     it at the center; then `height` x `width` are cropped at the center of that. With `whole`, nothing is cropped: all
-    of the image is resized to `cover`, which then is `height` x `width`, whatever its aspect ratio is.
+    of the image is resized to `cover`, which then is `height` x `width`, whatever its aspect ratio is. `bit_depth` is
+    how many bits the values of 16-bit images use: the largest of so many bits is white.
     """
 
     cover: tuple[int, int]
     height: int
     width: int
     channels: int
-    whole: bool = field(default=False, repr=False)  # the names of cached images are made of the rest's representation
+    whole: bool = False
+    bit_depth: int = 16
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of one decoded image."""
         return self.height, self.width, self.channels
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (width, height) that an upright image of a size is resized to."""
+        cover = self.cover[1], self.cover[0]
+        return cover if self.whole else _covering_size(size, cover)
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,11 @@ class ImageHeader:
     format: str
     mode: str
 
+    @property
+    def wide(self) -> bool:
+        """Return whether a pixel has 16 bits; of colors Pillow reads the upper 8 only."""
+        return _is_wide(self.mode)
+
 
 def read_header(encoded: bytes | OSError) -> ImageHeader:
     """Read an image's header.
@@ -65,8 +80,8 @@ def read_header(encoded: bytes | OSError) -> ImageHeader:
     """
     try:
         image = _open(encoded)
-        size = image.size[::-1] if _is_rotated(image) else image.size
-        return ImageHeader(size[1], size[0], image.mode in GREY_MODES, image.format or "?", image.mode)
+        width, height = _oriented(image, image.size)
+        return ImageHeader(height, width, image.mode in GREY_MODES, image.format or "?", image.mode)
     except Exception as error:  # broken files make Pillow raise almost anything
         raise _decode_error(error) from None
 
@@ -79,27 +94,59 @@ def decode(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
 def decode_with_aspect(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.ndarray, float]:
     """Decode one image to pixels (H, W, C) uint8, resized and cropped as `crop` says, and its own width / height.
 
-    JPEGs are decoded at the smallest of their built-in scales that suffices; the EXIF orientation is applied; of an
-    animation the first frame is taken; 16-bit grey is scaled to 8 bits; transparency is dropped. Resizing is bilinear,
-    antialiased, as torchvision's Resize.
+    The EXIF orientation is applied; of an animation the first frame is taken; 16-bit grey is scaled to 8 bits, by
+    `crop.bit_depth`; transparency is dropped. Resizing is bilinear, antialiased, as torchvision's Resize; of JPEGs that
+    are much larger than needed it is so to within what `_decode_jpeg` says.
 
     Raises:
         DecodeError: It is broken, is no image, or has more than 179 million pixels.
     """
     try:
-        image = _open(encoded)
-        mode, cover = "L" if crop.channels == 1 else "RGB", (crop.cover[1], crop.cover[0])
-        if image.format == "JPEG" and image.size != cover:
-            target = cover[::-1] if _is_rotated(image) else cover
-            image.draft(mode, _covering_size(image.size, target))
-        image = _convert(_apply_orientation(image), mode)
-        aspect = image.width / image.height
-        if image.size != cover:
-            size = cover if crop.whole else _covering_size(image.size, cover)
-            image = _center_crop(image.resize(size, Image.Resampling.BILINEAR), cover)
-        return np.asarray(_center_crop(image, (crop.width, crop.height))).reshape(crop.shape), aspect
+        image, mode = _open(encoded), "L" if crop.channels == 1 else "RGB"
+        if image.format != "JPEG":
+            image.load()  # a PNG may hold its orientation at the very end
+        size = width, height = _oriented(image, image.size)
+        resized = crop.resized(size)
+        if image.format == "JPEG":
+            image = _decode_jpeg(image, mode, _oriented(image, resized))
+        image = _convert(_apply_orientation(image), mode, crop.bit_depth)
+        if image.size != resized:
+            image = image.resize(resized, Image.Resampling.BILINEAR)
+        image = _center_crop(_center_crop(image, crop.cover[::-1]), (crop.width, crop.height))
+        return np.asarray(image).reshape(crop.shape), width / height
     except Exception as error:  # broken files make Pillow raise almost anything
         raise _decode_error(error) from None
+
+
+def largest_value(encoded: bytes | OSError) -> int:
+    """Return the largest value in a 16-bit image, 0 to 65535; 0 where it has not 16 bits or is broken."""
+    try:
+        image = _open(encoded)
+        return int(_wide_values(image).max()) if _is_wide(image.mode) else 0
+    except Exception:  # broken images are reported where they are decoded
+        return 0
+
+
+def _decode_jpeg(image: Image.Image, mode: str, size: tuple[int, int]) -> Image.Image:
+    """Decode a JPEG: one much larger than needed at a half, a quarter or an eighth of its scale, resized to `size`.
+
+    libjpeg then decodes fewer frequencies of each block, which is 3.6 times as fast for 4000x3000 pixels at 256, and
+    not quite what an antialiased resize does: in 16 photos and textures, encoded in four ways, levels differed by 0.4
+    on average at a half of the scale, 0.6 at an eighth, 0.8 in the worst image; 1% by more than 3, the most by 19. With
+    a margin of 2 they would by up to 1.0 on average, with 1 by 3.5.
+
+    Args:
+        image: A JPEG that is opened but not decoded.
+        mode: The color mode of an image that is resized here.
+        size: Width and height to resize to, as the JPEG is stored, not upright.
+    """
+    least = math.ceil(DRAFT_MARGIN * size[0]), math.ceil(DRAFT_MARGIN * size[1])
+    drafted = image.draft(None, least)
+    if drafted is None or drafted[1][2:] == image.size:
+        image.load()
+        return image
+    # The box, in fractions of pixels: blocks at the right and at the bottom reach beyond the image.
+    return image.convert(mode).resize(size, Image.Resampling.BILINEAR, box=drafted[1])
 
 
 def _open(encoded: bytes | OSError) -> Image.Image:
@@ -130,17 +177,30 @@ def _is_rotated(image: Image.Image) -> bool:
     return _has_orientation(image) and image.getexif().get(ORIENTATION, 1) >= 5
 
 
+def _oriented(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    """Return width and height, exchanged if the image is rotated: from stored to upright, or from upright to stored."""
+    return (size[1], size[0]) if _is_rotated(image) else size
+
+
 def _apply_orientation(image: Image.Image) -> Image.Image:
-    image.load()  # a PNG may hold its orientation at the very end
     return ImageOps.exif_transpose(image) if _has_orientation(image) else image
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def _is_wide(mode: str) -> bool:
+    return mode.startswith("I")
+
+
+def _wide_values(image: Image.Image) -> np.ndarray:
+    """Return the values of an image of 16 bits, which Pillow may open as one of 32."""
+    return np.asarray(image).astype(np.int64).clip(0, WHITE_OF_16_BITS)
+
+
+def _convert(image: Image.Image, mode: str, bit_depth: int) -> Image.Image:
     if image.mode == "F":
         raise DecodeError("it has floating-point pixels of unknown range")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to white
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if _is_wide(image.mode):  # 16 bits a pixel, which Pillow would clip to white
+        white = 2**bit_depth - 1
+        image = Image.fromarray(((_wide_values(image).clip(max=white) * 255 + white // 2) // white).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # or Pillow warns
     return image if image.mode == mode else image.convert(mode)

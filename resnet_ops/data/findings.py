@@ -20,6 +20,7 @@ from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 
 FEW_IMAGES = 10  # training images of a class; from fewer there is little to learn
+LONG = 2  # long side / short side, from which half of an image or more is cut off
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
 TRAIN, VAL = 0, 1
 State = Literal["ok", "note", "warning", "error"]
@@ -175,6 +176,28 @@ def find_pixel_problems(table: ImageTable, channels: int) -> Iterator[Finding]:
             f"{image_count(blank.size)} of a single color",
             first_cases(map(name, blank.tolist())),
         )
+
+
+def find_bit_depth_problems(table: ImageTable, bit_depth: int | None) -> Iterator[Finding]:
+    """Report how many bits the values of 16-bit images use, and which images exceed what that was concluded from."""
+    if bit_depth is None:
+        return
+    white = 2**bit_depth - 1
+    summary = f"their values use {bit_depth} of 16 bits: 0 to {white:,} become 0 to 255 in all of them"
+    yield Finding("note", "16-bit images", summary)
+    if (brighter := np.flatnonzero(table.survey.largest_values > white)).size:
+        summary = f"{image_count(brighter.size)} with values above {white:,}, which become white"
+        yield Finding("warning", "too bright", summary, first_cases(map(table.name, brighter.tolist())))
+
+
+def find_long_images(table: ImageTable, stored: int | None) -> Iterator[Finding]:
+    """Find images whose ends are cut off where images are resized and cropped to squares."""
+    sizes = table.survey.sizes
+    long = np.flatnonzero(table.survey.decodable & (sizes.max(1) >= LONG * sizes.min(1)))
+    if stored is not None and long.size:
+        summary = f"{image_count(long.size)} at least {LONG} times as long as wide, of which training sees the center"
+        details = first_cases(map(table.name, long.tolist()))
+        yield Finding("note", "long images", f"{summary}; with --random-resized-crop all of it", details)
 
 
 def find_space_problems(train_bytes: int, decoded_bytes: int, streamed: bool, cache: Path | None) -> Iterator[Finding]:

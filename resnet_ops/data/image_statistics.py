@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resnet_ops.data.dataset import EncodedImages, digest
-from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, decode, read_header
+from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, decode, largest_value, read_header
 from resnet_ops.data.parallel_decode import map_chunks
 
 
@@ -23,6 +23,7 @@ class Survey:
         bytes: (N,) int64, the length of each image as it is stored.
         sizes: (N, 2) int64, height and width when upright.
         grey: (N,) bool.
+        largest_values: (N,) int64, of 16-bit images; 0 for others.
         blank: (N,) bool, whether all of its pixels are the same.
         sums: (N, 2, C) float64: for each channel the sum of the decoded pixels, from 0 to 255, and of their squares.
         formats: How many images are of each format, as Pillow names it.
@@ -35,6 +36,7 @@ class Survey:
     bytes: np.ndarray
     sizes: np.ndarray
     grey: np.ndarray
+    largest_values: np.ndarray
     blank: np.ndarray
     sums: np.ndarray
     formats: Counter[str]
@@ -56,6 +58,7 @@ class _ImageFacts:
     bytes: int
     reason: str = ""
     header: ImageHeader | None = None
+    largest_value: int = 0
     blank: bool = False
     sums: np.ndarray | None = None
     pixels: np.ndarray | None = None
@@ -74,7 +77,7 @@ def survey(
     """
     first, no_sums = 0, np.zeros((2, crop.channels))
     # In chunks of arrays: a million objects would take more memory than many a dataset.
-    digests, lengths, sizes, grey, blank, sums = (list[np.ndarray]() for _ in range(6))
+    digests, lengths, sizes, grey, largest, blank, sums = (list[np.ndarray]() for _ in range(7))
     formats, modes = Counter[str](), Counter[str]()
     broken: dict[int, str] = {}
     examples: dict[int, np.ndarray] = {}
@@ -98,6 +101,7 @@ def survey(
             lengths.append(np.array([image.bytes for image in chunk], np.int64))
             sizes.append(np.array([(h.height, h.width) if h else (0, 0) for h in headers], np.int64))
             grey.append(np.array([h is not None and h.grey for h in headers]))
+            largest.append(np.array([image.largest_value for image in chunk], np.int64))
             blank.append(np.array([image.blank for image in chunk]))
             sums.append(np.array([no_sums if image.sums is None else image.sums for image in chunk]))
             first += len(chunk)
@@ -107,6 +111,7 @@ def survey(
         bytes=np.concatenate(lengths),
         sizes=np.concatenate(sizes),
         grey=np.concatenate(grey),
+        largest_values=np.concatenate(largest),
         blank=np.concatenate(blank),
         sums=np.concatenate(sums),
         formats=formats,
@@ -126,4 +131,12 @@ def _examine(image: bytes | OSError, crop: CropSpec, keep: bool) -> _ImageFacts:
     flat = pixels.reshape(-1, crop.channels).T.astype(np.float64, order="C")
     sums = np.array([flat.sum(1), np.einsum("cp,cp->c", flat, flat)])
     blank = bool((sums[1] * flat.shape[1] == sums[0] ** 2).all())
-    return _ImageFacts(image_digest, length, header=header, blank=blank, sums=sums, pixels=pixels if keep else None)
+    return _ImageFacts(
+        image_digest,
+        length,
+        header=header,
+        largest_value=largest_value(image) if header.wide else 0,
+        blank=blank,
+        sums=sums,
+        pixels=pixels if keep else None,
+    )

@@ -5,7 +5,7 @@ is not in the cache. Which images a path holds is in discovery.py. Nothing here 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,15 +28,16 @@ from resnet_ops.data.dataset import (
     subset,
     validation_counts,
 )
-from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, read_header
+from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, largest_value, read_header
 from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.listing import File
-from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, decode_all, hash_all
+from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, decode_all, hash_all, map_chunks
 from resnet_ops.errors import UserError
 from resnet_ops.machine import memory_bytes
 from resnet_ops.run_records import DataRecord
 
 HEADERS_READ = 64  # images whose headers decide the size and the channels of all
+WIDE_IMAGES_READ = 256  # 16-bit images whose largest value decides how many bits all of them use: 10 s at 4000x3000
 MAX_NATIVE_SIDE = 64  # images of one size are not resized up to this side
 IMAGE_SIZE = 224
 STORED_SCALE = 256 / 224  # side of what training crops from to that of the crop (Krizhevsky et al. 2012)
@@ -71,11 +72,6 @@ class Source:
         """True if the images ship with this package."""
         return self.config.data in EMBEDDED and self.config.val_data is None
 
-    @property
-    def flippable(self) -> bool:
-        """True if a mirrored image is still one of its class; a mirrored digit is not."""
-        return self.config.data not in EMBEDDED
-
     def encoded(self, split: Split) -> EncodedImages:
         """Return the encoded images of one split. Where validation images are held out, it reads all of them."""
         if "val" in self.splits:
@@ -92,9 +88,10 @@ class Source:
         """Return size and channels of a split's decoded images; training images keep a margin to crop from."""
         data = self.record
         cover = (data.stored, data.stored) if data.stored else (data.height, data.width)
+        bit_depth = data.bit_depth or 16
         if split == "train":
-            return CropSpec(cover, *cover, data.channels, self.whole and data.stored is not None)
-        return CropSpec(cover, data.height, data.width, data.channels)
+            return CropSpec(cover, *cover, data.channels, self.whole and data.stored is not None, bit_depth)
+        return CropSpec(cover, data.height, data.width, data.channels, bit_depth=bit_depth)
 
     def decode_options(self, split: Split) -> DecodeOptions:
         """Return how a split is decoded."""
@@ -167,10 +164,8 @@ class Source:
     def _cache(self, content: Split | Literal["digests"]) -> Path:
         labels = [(split, hashlib.sha256(images.labels.tobytes()).hexdigest()) for split, images in self.splits.items()]
         crop = self.crop_spec(content) if content != "digests" else None
-        # The class was called Frame when the first caches were written, which stay in use.
-        crop_text = crop and "Frame" + repr(crop).removeprefix("CropSpec") + (" whole" if crop.whole else "")
         name = cache_key(
-            content, self.record.fingerprint, crop_text, labels, self.config.image_column, self._modification_times
+            content, self.record.fingerprint, crop, labels, self.config.image_column, self._modification_times
         )
         return cache_folder(self.config.cache_dir) / "images" / name
 
@@ -231,7 +226,8 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         )
     parts: dict[Split, Sequence[File]] = {"train": train.files, "val": val.files if val else ()}
     digest, kind = fingerprint(parts, names_matter=data.names_matter)
-    height, width, channels, stored = network_size(train.encoded, config.image_size)
+    headers = read_headers(train.encoded)
+    height, width, channels, stored = network_size(headers, config.image_size)
     record = DataRecord(
         name=data.name,
         fingerprint=digest,
@@ -243,18 +239,18 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         height=height,
         width=width,
         stored=stored,
+        bit_depth=find_bit_depth(train.encoded) if any(header.wide for header in headers) else None,
     )
-    return Source(record, config, splits, (*parts["train"], *parts["val"]))
+    return Source(record, config, splits, (*parts["train"], *parts["val"]), tuple(_bit_depth_notes(record)))
 
 
-def network_size(encoded: EncodedImages, image_size: int | None) -> tuple[int, int, int, int | None]:
-    """Return height, width and channels for the network, and the side of the stored squares if images are resized.
+def read_headers(encoded: EncodedImages) -> list[ImageHeader]:
+    """Read the headers of a few images.
 
     Raises:
         UserError: None of the sampled images can be decoded.
     """
-    count = len(encoded.labels)
-    rows = np.unique(np.linspace(0, count - 1, min(count, HEADERS_READ)).astype(int)).tolist()
+    rows = _spread_rows(encoded, HEADERS_READ).tolist()
     headers: list[ImageHeader] = []
     first_error = ""
     for row, image in zip(rows, encoded.read(rows), strict=True):
@@ -267,6 +263,11 @@ def network_size(encoded: EncodedImages, image_size: int | None) -> tuple[int, i
             f"None of {image_count(len(rows))} sampled can be decoded. First: {first_error}.",
             "Check that these files are images.",
         )
+    return headers
+
+
+def network_size(headers: Sequence[ImageHeader], image_size: int | None) -> tuple[int, int, int, int | None]:
+    """Return height, width and channels for the network, and the side of the stored squares if images are resized."""
     channels = 1 if all(header.grey for header in headers) else 3
     sizes = {(header.height, header.width) for header in headers}
     own_size = next(iter(sizes)) if len(sizes) == 1 else None
@@ -274,6 +275,33 @@ def network_size(encoded: EncodedImages, image_size: int | None) -> tuple[int, i
         return *own_size, channels, None
     side = image_size or IMAGE_SIZE
     return side, side, channels, None if own_size == (side, side) else round(side * STORED_SCALE)
+
+
+def find_bit_depth(encoded: EncodedImages) -> int:
+    """Return how many bits, 8 to 16, the values of 16-bit images use: cameras have 10, 12 or 14.
+
+    One number for all of them, as stretching each image would take away how bright it is.
+    """
+    rows = _spread_rows(encoded, WIDE_IMAGES_READ)
+
+    def largest_of_chunk(chunk: range) -> int:
+        return max(map(largest_value, encoded.read([int(rows[position]) for position in chunk])))
+
+    return min(max(max(map_chunks(len(rows), largest_of_chunk)).bit_length(), 8), 16)
+
+
+def _bit_depth_notes(record: DataRecord) -> Iterator[str]:
+    if record.bit_depth is not None and record.bit_depth < 16:
+        yield (
+            f"16-bit images of {record.name} use {record.bit_depth} bits: 0 to {2**record.bit_depth - 1:,} become 0 to "
+            "255."
+        )
+
+
+def _spread_rows(encoded: EncodedImages, most: int) -> np.ndarray:
+    """Return up to `most` rows, evenly spread."""
+    count = len(encoded.labels)
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 
 
 def sample(images: int, row_groups: np.ndarray | None) -> np.ndarray:

@@ -40,9 +40,11 @@ class StreamedImages:
 
     Args:
         encoded: The images.
-        options: How they are decoded; where a broken one is no error, a good one of the batch replaces it.
+        options: How they are decoded, and whether a broken one is an error.
         device: The device of the batches.
         threads: How many threads decode.
+        replace_broken: Whether a good image of the batch takes the place of a broken one, as in training, where batches
+            have one size; otherwise it is left out.
         log_event: Called with a message at the first broken image.
         broken: For each row that could not be decoded so far, the reason.
     """
@@ -51,6 +53,7 @@ class StreamedImages:
     options: DecodeOptions
     device: torch.device
     threads: int
+    replace_broken: bool
     log_event: Callable[[str], None]
     broken: dict[int, str] = field(default_factory=dict)
 
@@ -60,7 +63,7 @@ class StreamedImages:
     ) -> "StreamedImages":
         """Stream a split of a source, with as many threads as torch has, or twice as many from a bucket."""
         threads = torch.get_num_threads() * (2 if files.is_remote(source.files[0].root) else 1)
-        return cls(source.encoded(split), source.decode_options(split), device, threads, log_event)
+        return cls(source.encoded(split), source.decode_options(split), device, threads, split == "train", log_event)
 
     def __len__(self) -> int:
         return len(self.encoded.labels)
@@ -110,7 +113,8 @@ class StreamedImages:
     def load_batches(self, batches: Sequence[Tensor], beat: Callable[[], None]) -> Iterator[Batch]:
         """Yield each batch of rows, on the device; call `beat` at the start and with each piece.
 
-        A timer's beat would hide a file server that no longer answers.
+        Where broken images are left out, a batch may be smaller, and one without a good image is not yielded. A timer's
+        beat would hide a file server that no longer answers.
 
         Raises:
             UserError: An image is broken and that is an error, or too many are.
@@ -139,9 +143,15 @@ class StreamedImages:
                     for b, place in reasons:
                         broken[b].append(place)
                 ring.slot(batch)[1][: len(rows)] = self.encoded.labels[rows]
-                _replace_broken(ring.slot(batch), rows, broken.pop(batch, []))
-                pixels, labels, aspects = ring.send(batch, len(rows))
-                yield Batch(pixels, labels, aspects if self.options.crop.whole else None)
+                size = len(rows)
+                if bad := broken.pop(batch, []):
+                    if self.replace_broken:
+                        _replace_broken(ring.slot(batch), rows, bad)
+                    else:
+                        size = _leave_out_broken(ring.slot(batch), size, bad)
+                pixels, labels, aspects = ring.send(batch, size)
+                if size:
+                    yield Batch(pixels, labels, aspects if self.options.crop.whole else None)
                 ring.release()
 
     def _decode_piece(self, piece: Piece, ring: BatchRing) -> dict[tuple[int, int], str]:
@@ -162,10 +172,19 @@ class StreamedImages:
             if self.options.strict:
                 raise broken_image_error(BadImage(name=self.encoded.name(row), reason=reason))
             name = self.encoded.name(row)
-            self.log_event(f"Cannot decode {name}: {reason}. Images that cannot be decoded are replaced by others.")
+            become = "replaced by others" if self.replace_broken else "left out"
+            self.log_event(f"Cannot decode {name}: {reason}. Images that cannot be decoded are {become}.")
         if broken:
             self.broken.update(broken)
             check_broken_share(self.encoded, self.options.class_names, self.broken)
+
+
+def _leave_out_broken(images: Sequence[np.ndarray], size: int, broken: Sequence[int]) -> int:
+    """Move the good images of a batch of `size` to its start, in their order, and return how many they are."""
+    good = np.delete(np.arange(size), broken)
+    for part in images:
+        part[: len(good)] = part[good]
+    return len(good)
 
 
 def _replace_broken(images: Sequence[np.ndarray], rows: np.ndarray, broken: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ Loading on a provider is in `runtime`, checks of untrusted files in `untrusted`.
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -63,7 +64,7 @@ class Classifier:
     def crop(self) -> CropSpec:
         """Return how to decode images for it; if it takes raw pixels, up to the size that it would resize them to."""
         crop = self.metadata.preprocessing.crop
-        return CropSpec(crop.cover, *crop.cover, crop.channels) if self.metadata.input == "raw" else crop
+        return replace(crop, height=crop.cover[0], width=crop.cover[1]) if self.metadata.input == "raw" else crop
 
     def read(self, *images: Path | str) -> np.ndarray:
         """Read image files, resized and cropped to `crop`: pixels (N, H, W, C) uint8.

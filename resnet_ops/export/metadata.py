@@ -27,7 +27,8 @@ class Preprocessing(BaseModel):
 
     An image is resized, as little as makes it cover `resize` (height, width), antialiased bilinear; `height` x `width`
     are cut from its center; then (pixel * scale - mean) / std. `layout` and `dtype` are those of the file's input: NCHW
-    float32 where the caller does all that, NHWC uint8 of any size where the file does it.
+    float32 where the caller does all that, NHWC uint8 of any size where the file does it. Before all that, values of
+    16-bit images, if there were such in training, become 8 bits: value / (2^`bit_depth` - 1) * 255, rounded.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,6 +39,7 @@ class Preprocessing(BaseModel):
     resize: tuple[Side, Side]
     height: Side
     width: Side
+    bit_depth: Annotated[int, Field(ge=8, le=16)] | None = None
     scale: FiniteFloat = 1 / 255
     mean: tuple[FiniteFloat, ...]
     std: tuple[FiniteFloat, ...]
@@ -58,7 +60,7 @@ class Preprocessing(BaseModel):
     @property
     def crop(self) -> CropSpec:
         """Return how images are resized and cropped when they are decoded."""
-        return CropSpec(self.resize, self.height, self.width, self.channels)
+        return CropSpec(self.resize, self.height, self.width, self.channels, bit_depth=self.bit_depth or 16)
 
     @property
     def crop_offset(self) -> tuple[int, int]:
@@ -76,6 +78,7 @@ class Preprocessing(BaseModel):
             resize=(info.stored, info.stored) if info.stored else (info.height, info.width),
             height=info.height,
             width=info.width,
+            bit_depth=info.bit_depth,
             mean=info.mean,
             std=info.std,
         )

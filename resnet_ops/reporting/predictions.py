@@ -6,7 +6,7 @@ The page that shows them is written in run_report.py.
 import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ def predict(run: Run) -> Predictions:
             f"The images in {record.config.data} differ from those {run.name} was trained on.",
             "Restore them.",
         )
+    source = replace(source, record=record.data)  # decoded as then
     info = checkpoint.info
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = info.build_network()

@@ -48,6 +48,7 @@ class CheckpointInfo(BaseModel):
     height: int
     width: int
     stored: int | None = None  # side of the squares that these are cut from, as in `DataRecord`
+    bit_depth: int | None = None  # of 16-bit images, as in `DataRecord`
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: str

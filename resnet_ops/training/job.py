@@ -36,6 +36,7 @@ from resnet_ops.training.preflight import (
     count_parameters,
     decode_images,
     warn_of_batch_size,
+    warn_of_mirroring,
     with_largest_batch,
 )
 
@@ -58,6 +59,7 @@ class TrainResult(Result):
     world_size: int = Field(description="Number of workers.")
     device: str = Field(description="cpu or cuda.")
     parameters: int = Field(description="Number of parameters.")
+    augmentation: str = Field(description="Augmentation of the training images, in words.")
     best: Best = Field(description="The epoch that validated best: epoch, val_accuracy (0 to 1), checkpoint.")
     images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
     time_to_first_step_s: float | None = Field(description="Seconds from the request to the end of the first step.")
@@ -100,6 +102,7 @@ def train(
             source, config = check_training(requested, placement.layout.device)
             compare(source.record.fingerprint)
         warn_of_batch_size(requested, config, source.record, observer)
+        warn_of_mirroring(requested, source.record, observer)
         source = decode_images(source, config, observer)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)
@@ -246,7 +249,11 @@ def _finish(run: Run, record: RunRecord, result: "WorkerResult") -> RunRecord:
     """Record a finished training in run.json."""
     update: dict[str, Any] = {"status": "finished", "best": _best(run)}
     if result.bad_images:  # met by workers that stream
-        bad = {"bad_images": len(result.bad_images), "first_bad_images": result.bad_images[:MAX_LISTED]}
+        bad = {
+            "val_images": record.data.val_images - len(result.bad_val_images),
+            "bad_images": len(result.bad_images),
+            "first_bad_images": result.bad_images[:MAX_LISTED],
+        }
         update["data"] = record.data.model_copy(update=bad)
     return run.write(record.model_copy(update=update))
 
@@ -322,6 +329,7 @@ def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at
         world_size=record.world_size,
         device=record.device,
         parameters=record.parameters,
+        augmentation=record.augmentation,
         best=record.best,
         images_per_second=rates[len(rates) // 2] if rates else None,
         time_to_first_step_s=steps_at[0] - started_at if steps_at else None,

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.data.class_labels import mirroring_harm
+from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
@@ -69,7 +71,7 @@ def check_training(config: TrainConfig, device: str, source: Source | None = Non
         "batch_size": batch_size,
         "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
-        "flip": source.flippable if config.flip is None else config.flip,
+        "flip": mirroring_harm(data.class_names) is None if config.flip is None else config.flip,
     }
     return source, config.model_copy(update=update)
 
@@ -91,6 +93,17 @@ def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataR
     if settled.batch_size != requested.batch_size:
         few = f"there are only {data.train_images:,} training images, fewer than the default of {requested.batch_size}."
         observer.warn(f"Using batch size {settled.batch_size}: {few}")
+
+
+def warn_of_mirroring(requested: TrainConfig, data: DataRecord, observer: Observer) -> None:
+    """Say where the names of classes decided that images are not mirrored, and warn where they speak against it."""
+    harm = mirroring_harm(data.class_names)
+    if harm is None or requested.data in EMBEDDED:
+        return
+    if requested.flip is None:
+        observer.warn(f"No horizontal flip, as {harm}; --flip turns it on.")
+    elif requested.flip:
+        observer.warn(f"Horizontal flip is on, but {harm}: --no-flip is probably more accurate.")
 
 
 def decode_images(source: Source, config: TrainConfig, observer: Observer) -> Source:
@@ -127,6 +140,8 @@ def _sampled(source: Source, observer: Observer) -> Source:
         if "val" in source.splits
         else " All are read once now to hold out a validation split; --val-data avoids that."
     )
+    for note in source.notes:
+        observer.warn(note)
     observer.warn(
         f"Streaming: decoded, the training images take {size(source.decoded_bytes)}; this machine has "
         f"{size(memory_bytes())} of memory.{held_out}"

@@ -19,7 +19,7 @@ from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import open_loader
 from resnet_ops.data.sources import Source
 from resnet_ops.models import build
-from resnet_ops.run_records import BadImage, Epoch, RunRecord
+from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoint_files
 from resnet_ops.training.build import build_trainer
@@ -152,11 +152,6 @@ class TrainingSession:
         schedule = SaveSchedule(group, *config.checkpoint_interval, clock=functools.partial(_clock, device))
         return cls(run, record, trainer, checkpoints, metrics, schedule)
 
-    @property
-    def bad_images(self) -> tuple[BadImage, ...]:
-        """The images that this worker could not decode."""
-        return (*self.trainer.loader.train.bad, *self.trainer.loader.val.bad)
-
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
         """Write on a thread of its own for the length of a `with` block, and leave when all is written."""
@@ -200,6 +195,7 @@ class TrainingSession:
             height=data.height,
             width=data.width,
             stored=data.stored,
+            bit_depth=data.bit_depth,
             mean=loader.mean,
             std=loader.std,
             data=data.name,

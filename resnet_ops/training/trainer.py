@@ -266,15 +266,18 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> "MeanLoss":
-        """Return the mean loss and top-1 error over the validation images."""
+        """Return the mean loss and top-1 error over the validation images, without those that cannot be decoded."""
         network = self.eval_network.eval()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        totals, images = torch.zeros(3, dtype=torch.float64, device=self.device), 0
         for x, y in self.loader.val_batches(self.beat):
             self.beat()
             logits = self.logits(network, x)
             loss_sum = F.cross_entropy(logits, y, reduction="sum")
-            totals += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
-        return MeanLoss.of(self.group.add(totals), len(self.loader.val))
+            totals[:2] += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
+            images += len(y)
+        totals[2] = images
+        totals = self.group.add(totals)
+        return MeanLoss.of(totals[:2], int(totals[2]))
 
     def finite(self, loss: float, step: int | None = None) -> float:
         """Return `loss`, or stop the training if it is not a finite number."""

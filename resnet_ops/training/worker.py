@@ -65,10 +65,12 @@ class WorkerResult:
     Args:
         steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
         bad_images: Images that any worker could not decode.
+        bad_val_images: Those of them that are validation images.
     """
 
     steps_at: tuple[float, ...]
     bad_images: tuple[BadImage, ...]
+    bad_val_images: tuple[BadImage, ...]
 
 
 def run_worker(task: WorkerTask) -> WorkerResult:
@@ -102,7 +104,9 @@ def run_worker(task: WorkerTask) -> WorkerResult:
                     session.wait()
                     group.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                     raise RegroupError
-        return WorkerResult(tuple(session.steps_at), _gather_bad_images(group, session.bad_images))
+        loader = session.trainer.loader
+        bad_train, bad_val = (_gather_bad_images(group, images.bad) for images in (loader.train, loader.val))
+        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from resnet_ops.orchestration.trial_slots import (
     share_gpus,
     smallest_gpu,
 )
+from resnet_ops.recipe_config import AUGMENTATION
 from resnet_ops.recipes.reading import read_recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training import preflight
@@ -80,6 +81,9 @@ def check_search(
         compare(source.record.fingerprint)
     if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
         preflight.warn_of_batch_size(base, settled, source.record, observer)
+    preflight.warn_of_mirroring(base, source.record, observer)
+    searched = " where it is not searched" if space.searched.keys() & {"recipe", *AUGMENTATION} else ""
+    observer.warn(f"Augmentation{searched}: {settled.augmentation(source.record.stored)}.")
     source = preflight.decode_images(source, settled, observer)
     update = {"device": slots.device, **{name: getattr(settled, name) for name in preflight.OF_THE_IMAGES}}
     return base.model_copy(update=update), source.record

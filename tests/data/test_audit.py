@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data import contact_sheet
+from resnet_ops.data import contact_sheet, sources
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.augment import pixel_statistics
 from resnet_ops.data.discovery import EMBEDDED
@@ -217,3 +217,34 @@ def test_it_waits_for_neither_torch_nor_ray() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "HEAVY set()"
+
+
+def test_bits_of_16_bit_images_are_reported(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (24, 12, 12)).astype(np.uint16)
+    for index, image in enumerate(values):
+        save(tmp_path / "ab"[index % 2] / f"{index}.png", image)
+    (finding,) = [f for f in check_data(str(tmp_path)).findings if f.name == "16-bit images"]
+    assert "12 of 16 bits: 0 to 4,095 become 0 to 255" in finding.summary
+    report = check_data(str(tmp_path))
+    assert report.mean == pytest.approx([values.mean() / 4095], abs=0.01)
+    assert not report.having("warning", "error")
+
+
+def test_values_beyond_those_of_the_images_that_were_sampled_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "WIDE_IMAGES_READ", 2)  # the first and the last
+    for index in range(24):
+        save(tmp_path / "ab"[index // 12] / f"{index:02}.png", np.full((12, 12), 3000 + index, np.uint16))
+    brightest = save(tmp_path / "a" / "05.png", np.full((12, 12), 5000, np.uint16))
+    (finding,) = [f for f in check_data(str(tmp_path)).findings if f.name == "too bright"]
+    assert finding.details == (str(brightest),)
+
+
+def test_images_whose_ends_training_does_not_see_are_reported(tmp_path: Path) -> None:
+    for index in range(24):
+        side = save(tmp_path / "ab"[index % 2] / f"{index:02}.png", noise(1, side=40, seed=index)[0])
+    wide = save(side.with_name("wide.png"), np.tile(noise(1, side=40)[0], (1, 2, 1)))
+    (finding,) = [f for f in check_data(str(tmp_path)).findings if f.name == "long images"]
+    assert (finding.state, finding.details) == ("note", (str(wide),))
+    assert "--random-resized-crop" in finding.summary

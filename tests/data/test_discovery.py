@@ -150,7 +150,6 @@ def test_cifar_is_torchvisions(cifar: tuple[Path, np.ndarray, list[int]]) -> Non
     record = source.record
     assert (record.train_images, record.val_images, record.height, record.channels) == (60, 20, 32, 3)
     assert record.class_names[3] == "class 3"
-    assert source.flippable
     val = source.load("val")
     assert np.array_equal(val.pixels, rows[:20].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     assert val.labels.tolist() == labels[:20]

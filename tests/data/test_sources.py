@@ -100,7 +100,6 @@ def test_one_file_is_split(tmp_path: Path) -> None:
     train, val = source.load("train"), source.load("val")
     assert (len(train), len(val)) == (source.record.train_images, source.record.val_images) == (16, 4)
     assert source.record.name == "all"
-    assert source.flippable
 
 
 def test_a_column_may_be_called_otherwise(tmp_path: Path) -> None:

@@ -237,6 +237,52 @@ def test_a_broken_image_is_replaced_and_named(folder: Path, tmp_path: Path) -> N
         job.train(TrainConfig.of(**options, name="fails", on_bad_image="fail"))
 
 
+@pytest.fixture(scope="module")
+def with_broken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `folder` and 20 more to validate; of these 50, two that cannot be decoded."""
+    root = tmp_path_factory.mktemp("broken")
+    for file in folder.rglob("*.png"):
+        copy = root / file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.symlink_to(file)
+    for index, pixels in enumerate(noise(20, side=24, seed=5)):
+        Image.fromarray(pixels).save(root / "val" / "ab"[index % 2] / f"more-{index:02}.png")
+    (root / "val" / "a" / "004.png").unlink()
+    (root / "val" / "a" / "004.png").write_bytes(b"no image")
+    (root / "val" / "b" / "more-19.png").write_bytes(b"")
+    return root
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_each_validation_image_that_can_be_decoded_is_counted_once(
+    with_broken: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resnet_ops.data.loader.EVAL_BATCH", 1 if workers == 3 else 8)  # 1: some batches are empty
+    (in_memory,) = [loader(with_broken, "off", image_size=16)]
+    expected = sorted(image.numpy().tobytes() for x, _ in in_memory.val_batches() for image in x)
+    assert len(expected) == len(in_memory.val) == 48
+    seen, bad = [], []
+    for rank in range(workers):
+        streamed = loader(with_broken, "on", rank, workers, image_size=16)
+        for x, y in streamed.val_batches():
+            assert len(x) == len(y) > 0
+            seen += [image.numpy().tobytes() for image in x]
+        bad += streamed.val.bad
+    assert sorted(seen) == expected
+    assert sorted(Path(image.name).name for image in bad) == ["004.png", "more-19.png"]
+
+
+def test_a_streamed_run_validates_on_what_one_in_memory_does(with_broken: Path, tmp_path: Path) -> None:
+    streamed, in_memory = (small_run(with_broken, tmp_path, how) for how in ("on", "off"))
+    for name in ("val_loss", "val_error"):
+        assert getattr(streamed.run.epochs()[0], name) == getattr(in_memory.run.epochs()[0], name)
+    records = [result.record.data for result in (streamed, in_memory)]
+    assert [(data.train_images, data.val_images, data.bad_images) for data in records] == [(120, 48, 2)] * 2
+    assert records[0].first_bad_images == records[1].first_bad_images
+    (event,) = streamed.run.events()
+    assert "left out" in event.what
+
+
 @pytest.fixture
 def dead_server(folder: Path, tmp_path: Path) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
     """Read images in another process, of which one does not come any more, the last but one in their order."""

@@ -11,6 +11,13 @@ from tests.conftest import Ended
 from tests.data.samples import shades, write_class_folders
 from tests.json_keys import assert_keys
 
+AUGMENTED = {  # what the first lines of commands that train say
+    "train": "\naugmentation: random crop (padding 1)\n",
+    "train --resume": "\naugmentation: random crop (padding 1)\n",
+    "tune": "note: Augmentation: random crop (padding 1).\n",
+    "study": "note: Augmentation: none.\n",
+}
+
 
 def test_commands_on_this_machine(
     cli: Callable[..., Ended], trained: job.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -24,6 +31,8 @@ def test_commands_on_this_machine(
         ended = cli(*arguments, "--json")
         assert ended.code == code, ended.err
         assert_keys(name, ended.json)
+        if name in AUGMENTED:
+            assert AUGMENTED[name] in ended.err
         return ended.json
 
     quick = ("--epochs", 1, "--cpus-per-trial", 1)
