@@ -75,7 +75,13 @@ def submit(
         error.details.update({"name": config.name, "job_id": submission.job_id})
         raise
     best = result.get("best") or {}
-    accuracy = f": {percent(best['val_accuracy'])} validation accuracy" if best.get("val_accuracy") else ""
+    accuracy = ""
+    if best.get("val_accuracy"):
+        accuracy = f": {percent(best['val_accuracy'])} validation accuracy, chosen on these images"
+    elif result.get("fit_all"):
+        accuracy = ", fitted on all images"
+    if best.get("test_accuracy"):
+        accuracy += f"; {percent(best['test_accuracy'])} test accuracy"
     output.show(f"Job {escape(job.id)} succeeded in {time.monotonic() - started_at:.0f} s{accuracy}")
     output.end(SubmittedResult(**{**result, "job_id": job.id}))
 

@@ -53,7 +53,8 @@ class ImagesConfig(Config):
     val_data: Annotated[
         str | None,
         option(
-            "Validation dataset; by default the validation split of --data, or a fifth of each class.",
+            "Validation dataset, or 'test' for the test split of --data, which best epochs are then selected on; by "
+            "default the validation split of --data, or a fifth of each class, a tenth beside a test split.",
             advanced="data",
             shared=True,
         ),
@@ -113,7 +114,8 @@ class DataConfig(ImagesConfig):
     fit_all: Annotated[
         bool,
         option(
-            "Train on the validation images too, for a final model; validation accuracy then measures nothing.",
+            "Train on the validation images too, for a final model. Nothing is left to select or measure with: the "
+            "last epoch is the result, without a validation accuracy. A test split is still measured at the end.",
             advanced="data",
         ),
     ] = False

@@ -155,7 +155,8 @@ class TrainingSession:
     @property
     def bad_images(self) -> tuple[BadImage, ...]:
         """The images that this worker could not decode."""
-        return (*self.trainer.loader.train.bad, *self.trainer.loader.val.bad)
+        loader = self.trainer.loader
+        return (*loader.train.bad, *(loader.val.bad if loader.val else ()))
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
@@ -204,6 +205,7 @@ class TrainingSession:
             std=loader.std,
             data=data.name,
             data_fingerprint=data.fingerprint,
+            fitted_on_all=record.config.fit_all,
             metrics=self.metrics,
             step=self.trainer.step,
         )
