@@ -16,6 +16,7 @@ from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
 
 
 class NetworkConfig(Config):

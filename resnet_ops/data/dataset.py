@@ -20,7 +20,6 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}  # in messages
 VAL_NAMES = ("validation", "valid", "val")  # of folders and files; the first that exists counts
-TEST_NAME = "test"  # likewise; also the value of --val-data that stands for these images
 VAL_FRACTION = 0.2  # of each class, where the data has neither validation nor test images of its own
 VAL_FRACTION_BESIDE_TEST = 0.1  # where it has test images: 45,000 and 5,000 of CIFAR-10 (He et al. 2015, sec. 4.2)
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from resnet_ops import files, locks
-from resnet_ops.config import DATA_SETS, DataConfig
+from resnet_ops.config import DATA_SETS, TEST_NAME, DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.cache import cache_folder
-from resnet_ops.data.dataset import TEST_NAME, VAL_NAMES, DiscoveredData, LabeledImages
+from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
 from resnet_ops.errors import UserError, did_you_mean

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from resnet_ops.config import TEST_NAME
 from resnet_ops.data import listing
-from resnet_ops.data.dataset import TEST_NAME, VAL_NAMES, DiscoveredData, LabeledImages
+from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
 from resnet_ops.errors import PausedError, UserError
 
