@@ -121,12 +121,12 @@ class JoinedImages:
     first: EncodedImages
     second: EncodedImages
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """See `EncodedImages.labels`."""
         return np.concatenate([self.first.labels, self.second.labels])
 
-    @property
+    @cached_property
     def row_groups(self) -> np.ndarray | None:
         """Row groups as in `EncodedImages`, numbered on; None where the images of one of them are read alone."""
         first, second = self.first.row_groups, self.second.row_groups
