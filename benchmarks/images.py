@@ -1,7 +1,7 @@
 """Images for benchmarks: a part of CIFAR-10, or made up, the same ones for every peer.
 
-A folder gets `train-0.parquet` and `test-0.parquet`, which resnet-ops reads, and `train.npz` and
-`test.npz`: the decoded arrays that torchvision's datasets have in memory, which peers read.
+A folder gets `train-0.parquet` and `val-0.parquet`, which resnet-ops reads, and `train.npz` and
+`val.npz`: the decoded arrays that torchvision's datasets have in memory, which peers read.
 """
 
 import argparse
@@ -34,9 +34,9 @@ def check(data: Path | None) -> Path:
 
 
 def part_of_cifar10(data: Path, folder: Path, train: int, val: int) -> None:
-    """Write the first `train` training and the first `val` test images."""
-    for split, count in (("train", train), ("test", val)):
-        table = pa.concat_tables([pq.read_table(file) for file in sorted(data.glob(f"{split}-*.parquet"))])[:count]
+    """Write the first `train` training and the first `val` test images, the latter for validation."""
+    for split, part, count in (("train", "train", train), ("val", "test", val)):
+        table = pa.concat_tables([pq.read_table(file) for file in sorted(data.glob(f"{part}-*.parquet"))])[:count]
         pq.write_table(table, folder / f"{split}-0.parquet")
         encoded = [row["bytes"] for row in table.column(0).to_pylist()]
         pixels = np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in encoded])
@@ -47,7 +47,7 @@ def made_up(folder: Path, side: int, train: int, val: int) -> None:
     """Write images of noise, side x side."""
     random = np.random.default_rng(0)
     names = [str(label) for label in range(CLASSES)]
-    for split, count in (("train", train), ("test", val)):
+    for split, count in (("train", train), ("val", val)):
         pixels = random.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
         labels = np.arange(count) % CLASSES
         write_parquet(folder / f"{split}-0.parquet", [_png(one) for one in pixels], labels, names)

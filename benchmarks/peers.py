@@ -118,7 +118,7 @@ def pil_loaders(work: Work, **options: Any) -> tuple[Any, Any]:
     as_tensor = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     crop_and_flip = [transforms.RandomCrop(side, padding=side // 8), transforms.RandomHorizontalFlip()]
     training.transform = transforms.Compose(crop_and_flip + as_tensor)
-    validation = PilImages(work, "test", transforms.Compose(as_tensor))
+    validation = PilImages(work, "val", transforms.Compose(as_tensor))
     options = {"batch_size": work.batch_size, "num_workers": LOADER_WORKERS} | options
     return (
         torch.utils.data.DataLoader(training, shuffle=True, drop_last=True, **options),
@@ -163,7 +163,7 @@ def bare(work: Work) -> None:
 
     torch.set_num_threads(cores())
     device, network = work.device, work.network().to(memory_format=torch.channels_last)
-    splits = [tuple(torch.from_numpy(a).to(device) for a in work.arrays(split)) for split in ("train", "test")]
+    splits = [tuple(torch.from_numpy(a).to(device) for a in work.arrays(split)) for split in ("train", "val")]
     (pixels, labels), validation = splits
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
     generator, normalizer = torch.Generator().manual_seed(0), Normalizer(MEAN, STD, device)
@@ -238,7 +238,7 @@ def timm(work: Work) -> None:
     from torchvision import transforms
 
     device, network = work.device, work.network()
-    datasets = [PilImages(work, split, None) for split in ("train", "test")]
+    datasets = [PilImages(work, split, None) for split in ("train", "val")]
     side = datasets[0].pixels.shape[1]
     loader, validation = (
         create_loader(

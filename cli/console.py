@@ -19,11 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_ops.errors import INTERRUPTED, UserError
+from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.results import Result
 
 if TYPE_CHECKING:
     from resnet_ops.orchestration.nodes import Node
+    from resnet_ops.run_records import DataRecord
 
 
 class WordConsole(Console):
@@ -108,6 +110,27 @@ def table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         rows.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return rows
+
+
+def image_counts(train: int, val: int, test: int) -> str:
+    """Return the numbers of images of each split in words: '1,438 training and 359 validation images'."""
+    counts = {"training": train, "validation": val, "test": test}
+    *others, last = [f"{count:,} {name}" for name, count in counts.items() if count] or ["0 training"]
+    return f"{', '.join(others)} and {last} images" if others else f"{last} images"
+
+
+def test_accuracy_line(accuracy: float, data: "DataRecord") -> str:
+    """Return the line on the accuracy on test images."""
+    return f"[bold]{percent(accuracy)}[/] test accuracy: on {data.test_images:,} images that nothing was chosen on"
+
+
+def accuracy_legend(fit_all: bool) -> list[str]:
+    """Return what the accuracies of a table of runs are; `fit_all` if one of the runs is fitted on all images."""
+    return [
+        "[dim]chosen: validation accuracy of the best epoch, which was chosen on these images; last: of the last "
+        "epoch; test: on images that nothing was chosen on[/]",
+        *(["[dim]fit all: fitted on all images, so without a validation accuracy[/]"] if fit_all else []),
+    ]
 
 
 def short(path: Path) -> str:

@@ -15,7 +15,7 @@ from resnet_ops.files import write_atomically
 from resnet_ops.formatting import size
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, short, table
+from .console import Output, err, image_counts, short, table
 from .help import Command, Group
 
 if TYPE_CHECKING:
@@ -113,11 +113,12 @@ def _progress() -> Progress:
 
 
 def _show(output: Output, report: "DataReport") -> None:
-    train, val = report.images
-    held_out = ", a fifth of each class held out" if report.held_out else ""
+    held_out = ""
+    if report.held_out:
+        held_out = f", a {'tenth' if report.images[2] else 'fifth'} of each class held out for validation"
     classes = "1 class" if len(report.class_names) == 1 else f"{len(report.class_names):,} classes"
     output.show(
-        f"[bold]{escape(report.name)}[/]: {train:,} training and {val:,} validation images{held_out}; {classes}",
+        f"[bold]{escape(report.name)}[/]: {image_counts(*report.images)}{held_out}; {classes}",
         "",
         _class_table(report),
         "",
@@ -128,7 +129,8 @@ def _show(output: Output, report: "DataReport") -> None:
 
 
 def _class_table(report: "DataReport") -> Any:
-    lines = table("class", ">training", ">validation", "")
+    test = report.images[2]
+    lines = table("class", ">training", ">validation", *([">test"] if test else []), "")
     rows: list[str | None] = list(report.class_names)
     if len(rows) > MOST_CLASSES:
         by_size = sorted(report.class_names, key=lambda name: -report.per_class[name].train)
@@ -140,7 +142,8 @@ def _class_table(report: "DataReport") -> Any:
             continue
         images = report.per_class[name]
         bar = "█" * round(BAR * images.train / most) or ("▏" if images.train else "")
-        lines.add_row(escape(name), f"{images.train:,}", f"{images.val:,}", f"[cyan]{bar}[/]")
+        counts = [images.train, images.val, *([images.test] if test else [])]
+        lines.add_row(escape(name), *(f"{count:,}" for count in counts), f"[cyan]{bar}[/]")
     return lines
 
 
@@ -198,13 +201,10 @@ def _verdict(report: "DataReport") -> str:
 def _draw(file: Path, report: "DataReport") -> None:
     from resnet_ops.data.contact_sheet import SheetRow, draw_contact_sheet
 
-    counts = {name: images.train + images.val for name, images in report.per_class.items()}
+    counts = {name: images.train + images.val + images.test for name, images in report.per_class.items()}
     rows = [SheetRow(name, f"{counts[name]:,}", images) for name, images in report.examples.items()]
-    train, val = report.images
-    subtitle = (
-        f"{train:,} training and {val:,} validation images of {len(report.class_names):,} classes, "
-        f"{report.width}x{report.height}"
-    )
+    classes = f"{len(report.class_names):,} classes, {report.width}x{report.height}"
+    subtitle = f"{image_counts(*report.images)} of {classes}"
     left_out = len(report.class_names) - len(rows)
     foot = f"{left_out:,} more classes" if left_out else ""
     buffer = io.BytesIO()

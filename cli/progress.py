@@ -23,7 +23,7 @@ from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 
-from .console import err, table, warn
+from .console import err, image_counts, table, warn
 
 
 class TrainingProgress(Observer):
@@ -63,7 +63,7 @@ class TrainingProgress(Observer):
         report_milestone("created")
         err.print(
             f"[bold]{record.config.model}[/] ({record.parameters:,} parameters) on [bold]{escape(data.name)}[/]: "
-            f"{data.train_images:,} training and {data.val_images:,} validation images of {data.width}x{data.height}, "
+            f"{image_counts(data.train_images, data.val_images, data.test_images)} of {data.width}x{data.height}, "
             f"{len(data.class_names)} classes; {record.world_size} {record.device} {workers}; "
             f"{escape(options)}{'; ' if options else ''}run "
             f"[bold]{escape(run.name)}[/]",
@@ -79,7 +79,8 @@ class TrainingProgress(Observer):
             self.bar.update(self.task, description=escape(str(progress.get("stage", ""))))
             return
         epochs = self.record.config.epochs
-        val = f", {percent(self.last_epoch.val_error, 1)} val" if self.last_epoch else ""
+        val_error = self.last_epoch.val_error if self.last_epoch else None
+        val = "" if val_error is None else f", {percent(val_error, 1)} val"
         self.bar.update(
             self.task,
             description=f"epoch {progress['epoch']}/{epochs}",
@@ -94,10 +95,12 @@ class TrainingProgress(Observer):
         if err.is_terminal or self.record is None:
             return
         width = len(str(self.record.config.epochs))
+        val = ""
+        if epoch.val_error is not None:
+            val = f"  val loss {epoch.val_loss:.4f} error {percent(epoch.val_error, 1):>6}"
         err.print(
             f"epoch {epoch.epoch:{width}}/{self.record.config.epochs}  train loss {epoch.train_loss:.4f} "
-            f"error {percent(epoch.train_error, 1):>6}  val loss {epoch.val_loss:.4f} "
-            f"error {percent(epoch.val_error, 1):>6}  {epoch.images_per_second:>7,.0f} img/s",
+            f"error {percent(epoch.train_error, 1):>6}{val}  {epoch.images_per_second:>7,.0f} img/s",
             soft_wrap=True,
         )
 
@@ -147,9 +150,10 @@ class SearchProgress(SearchObserver):
         at_once = min(slots.max_concurrent, record.planned, config.max_concurrent or slots.max_concurrent)
         report_milestone("created")
         err.print(
-            f"[bold]{record.planned} trials[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training and "
-            f"{data.val_images:,} validation images), up to {record.epochs} epochs each: {escape(searched)}; "
-            f"{config.search}{stops}; {at_once} at once on {slots.device}; search [bold]{escape(search.run.name)}[/]",
+            f"[bold]{record.planned} trials[/] on [bold]{escape(data.name)}[/] "
+            f"({image_counts(data.train_images, data.val_images, data.test_images)}), up to {record.epochs} epochs "
+            f"each: {escape(searched)}; {config.search}{stops}; {at_once} at once on {slots.device}; "
+            f"search [bold]{escape(search.run.name)}[/]",
             soft_wrap=True,
         )
 

@@ -12,7 +12,7 @@ from resnet_ops.config import RunsConfig
 from resnet_ops.runs import Run
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, short, table, warn
+from .console import Output, accuracy_legend, err, short, table, warn
 from .startup import importing, process_started_at
 
 EXAMPLES = """
@@ -45,13 +45,16 @@ def report(
             from resnet_ops.reporting import run_report as library_report
 
         result = library_report.write([Run(path) for path in paths], output, warn, process_started_at())
-    rows = table("run", "network", "status", ">epochs", ">accuracy", ">errors")
+    rows = table("run", "network", "status", ">epochs", ">chosen", ">last", ">test", ">errors")
     for row in result.runs:
-        accuracy = formatting.percent(row.val_accuracy) if row.val_accuracy is not None else ""
+        accuracies = row.val_accuracy, row.last_val_accuracy, row.test_accuracy
+        best, last, test = ("" if accuracy is None else formatting.percent(accuracy) for accuracy in accuracies)
+        best = "fit all" if row.fit_all else best
         wrong = "" if row.mistakes is None else str(row.mistakes)
-        rows.add_row(row.name, row.model, row.status, str(row.epochs), accuracy, wrong)
+        rows.add_row(row.name, row.model, row.status, str(row.epochs), best, last, test, wrong)
     size = formatting.size(result.size_bytes)
-    out.show(rows, f"[bold green]Written:[/] {escape(short(result.report))} ({size})")
+    out.show(rows, *accuracy_legend(any(row.fit_all for row in result.runs)))
+    out.show(f"[bold green]Written:[/] {escape(short(result.report))} ({size})")
     out.end(result)
 
 

@@ -53,6 +53,7 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
 def _show(output: Output, service: "ServeResult") -> None:
     metadata = service.metadata
     accuracy = "" if metadata.val_accuracy is None else f", {percent(metadata.val_accuracy)} validation accuracy"
+    accuracy = ", fitted on all images" if metadata.fitted_on_all else accuracy
     output.show(
         f"[bold green]Serving[/] {metadata.model} ({metadata.precision}) on {service.provider}: "
         f"{len(metadata.class_names)} classes{accuracy}",

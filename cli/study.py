@@ -19,7 +19,7 @@ from resnet_ops.tracking.tracker import check_service
 from resnet_ops.tuning.results import Trial
 
 from .config_options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
-from .console import Output, err, short, table
+from .console import Output, err, image_counts, short, table
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import importing, process_started_at
@@ -113,9 +113,9 @@ class StudyProgress(SearchProgress):
         at_once = min(slots.max_concurrent, record.planned, record.config.max_concurrent or slots.max_concurrent)
         report_milestone("created")
         err.print(
-            f"[bold]{record.planned} training runs[/] on [bold]{escape(data.name)}[/] ({data.train_images:,} training "
-            f"and {data.val_images:,} validation images), {record.epochs} epochs each: {networks}; "
-            f"{seeds} seed{'s' if seeds > 1 else ''}; {at_once} at once on {slots.device}; "
+            f"[bold]{record.planned} training runs[/] on [bold]{escape(data.name)}[/] "
+            f"({image_counts(data.train_images, data.val_images, data.test_images)}), {record.epochs} epochs "
+            f"each: {networks}; {seeds} seed{'s' if seeds > 1 else ''}; {at_once} at once on {slots.device}; "
             f"study [bold]{escape(search.run.name)}[/]",
             soft_wrap=True,
         )
@@ -143,7 +143,8 @@ def _errors(search: "Search", trial: Trial) -> str:
     epochs = search.trial_run(trial).epochs()
     if not epochs:
         return ""
-    return f"error {percent(epochs[-1].train_error, 1):>6} train, {percent(epochs[-1].val_error, 1):>6} val  "
+    train, val = epochs[-1].train_error, epochs[-1].val_error
+    return f"error {percent(train, 1):>6} train, {'' if val is None else percent(val, 1):>6} val  "
 
 
 def _submit(

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
-from resnet_ops.config import DATA_SETS, TrainConfig
+from resnet_ops.config import DATA_SETS, TEST_NAME, TrainConfig
 from resnet_ops.config_base import RUN_NAME, as_typed
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
@@ -75,7 +75,13 @@ def submit(
         error.details.update({"name": config.name, "job_id": submission.job_id})
         raise
     best = result.get("best") or {}
-    accuracy = f": {percent(best['val_accuracy'])} validation accuracy" if best.get("val_accuracy") else ""
+    accuracy = ""
+    if best.get("val_accuracy"):
+        accuracy = f": {percent(best['val_accuracy'])} validation accuracy, chosen on these images"
+    elif result.get("fit_all"):
+        accuracy = ", fitted on all images"
+    if best.get("test_accuracy"):
+        accuracy += f"; {percent(best['test_accuracy'])} test accuracy"
     output.show(f"Job {escape(job.id)} succeeded in {time.monotonic() - started_at:.0f} s{accuracy}")
     output.end(SubmittedResult(**{**result, "job_id": job.id}))
 
@@ -260,7 +266,7 @@ def _check_places(config: TrainConfig) -> None:
         for option, place in (
             ("--runs-dir", config.runs_dir),
             ("--data", config.data if config.data not in DATA_SETS else None),
-            ("--val-data", config.val_data),
+            ("--val-data", config.val_data if config.val_data != TEST_NAME else None),
             ("--data-root", config.data_root),
             ("--cache-dir", config.cache_dir),
         )

@@ -11,7 +11,7 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check_service
 
 from .config_options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
-from .console import Output, short
+from .console import Output, short, test_accuracy_line
 from .job_arguments import train_arguments
 from .progress import TrainingProgress
 from .startup import cpu_times, importing, process_started_at, yield_cores
@@ -71,12 +71,23 @@ def train(
 
 
 def _show(output: Output, result: "TrainResult") -> None:
-    run, best = result.run, result.best
+    run, best, data = result.run, result.best, result.record.data
+    last = "" if best.last_val_accuracy is None else f" (last epoch {percent(best.last_val_accuracy)})"
     speed = f", {result.images_per_second:,.0f} images/s" if result.images_per_second else ""
+    trained = f"{result.model} on {result.data}"
+    accuracy = (
+        f"[bold]Fitted on all images[/], so without a validation accuracy: {trained}, epoch {best.epoch}, the last"
+    )
+    if best.val_accuracy is not None:
+        accuracy = (
+            f"[bold]{percent(best.val_accuracy)}[/] validation accuracy: {trained}, best epoch {best.epoch} of "
+            f"{result.epochs}, chosen on these {data.val_images:,} images{last}"
+        )
+    output.show(f"{accuracy}{speed}, total {result.total_s:.0f} s")
+    if best.test_accuracy is not None:
+        output.show(test_accuracy_line(best.test_accuracy, data))
     output.show(
-        f"[bold]{percent(best.val_accuracy)}[/] validation accuracy: {result.model} on {result.data}, "
-        f"best epoch {best.epoch} of {result.epochs}{speed}, total {result.total_s:.0f} s",
-        f"  best weights  {short(best.checkpoint)}",
+        f"  {'last' if best.selected_on is None else 'best'} weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",
         f"  next          resnet-ops export {run.name} --onnx" + runs_dir_option(run.path.parent),
     )

@@ -24,7 +24,7 @@ from .config_options import (
     runs_dir_option,
     shared_by_trials,
 )
-from .console import Output, short, table
+from .console import Output, short, table, test_accuracy_line
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import importing, process_started_at
@@ -123,7 +123,7 @@ def _draw(progress: SearchProgress) -> None:
 
 def _show(output: Output, result: "TuneResult") -> None:
     best, search = result.best, result.search
-    rows = table(">trial", "network", ">lr", ">epochs", ">accuracy", ">parameters", ">time (s)", "status")
+    rows = table(">trial", "network", ">lr", ">epochs", ">chosen", ">last", ">parameters", ">time (s)", "status")
     ranked = sorted(result.trials, key=lambda t: (t.val_accuracy is None, -(t.val_accuracy or 0), t.parameters, t.id))
     for trial in ranked[:10]:
         mark = "[bold]" if trial.id == best.trial else ""
@@ -131,17 +131,26 @@ def _show(output: Output, result: "TuneResult") -> None:
     output.show(rows)
     if len(ranked) > 10:
         output.show(f"  and {len(ranked) - 10} more: {short(search.trials_file)}")
-    run = search.run
+    run, data = search.run, search.read().data
+    last = "" if best.last_val_accuracy is None else f" (its last epoch: {percent(best.last_val_accuracy)})"
     runs_dir = runs_dir_option(run.path.parent)
     output.show(
         f"[bold]{percent(best.val_accuracy or 0)}[/] validation accuracy: selected trial {best.trial}, {best.model} "
         f"with lr {best.lr:g}, {best.why}; total {result.total_s:.0f} s",
+        f"  chosen on these {data.val_images:,} images: best of {len(result.trials)} trials and of their epochs{last}",
+    )
+    if best.test_accuracy is not None:
+        output.show(test_accuracy_line(best.test_accuracy, data))
+    output.show(
         f"  best weights  {short(best.checkpoint)}",
         f"  report        {short(search.page)}",
         f"  next          resnet-ops export {run.name} --onnx{runs_dir}",
     )
     if result.refit is not None:
-        output.show(f"  refit         resnet-ops export {result.refit} --onnx{runs_dir}, trained on all images")
+        output.show(
+            f"  refit         resnet-ops export {result.refit} --onnx{runs_dir}, fitted on all images: without a "
+            "validation accuracy"
+        )
     output.end(result)
 
 
@@ -153,6 +162,7 @@ def _cells(trial: Any) -> list[str]:
         f"{trial.lr:.3g}",
         str(trial.epochs),
         "" if trial.val_accuracy is None else percent(trial.val_accuracy),
+        "" if trial.last_val_accuracy is None else percent(trial.last_val_accuracy),
         f"{trial.parameters:,}" if trial.parameters else "",
         f"{trial.seconds:.0f}",
         trial.status,

@@ -16,6 +16,7 @@ from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
 
 
 class NetworkConfig(Config):
@@ -53,7 +54,8 @@ class ImagesConfig(Config):
     val_data: Annotated[
         str | None,
         option(
-            "Validation dataset; by default the validation split of --data, or a fifth of each class.",
+            "Validation dataset, or 'test' for the test split of --data, which best epochs are then selected on; by "
+            "default the validation split of --data, or a fifth of each class, a tenth beside a test split.",
             advanced="data",
             shared=True,
         ),
@@ -113,7 +115,8 @@ class DataConfig(ImagesConfig):
     fit_all: Annotated[
         bool,
         option(
-            "Train on the validation images too, for a final model; validation accuracy then measures nothing.",
+            "Train on the validation images too, for a final model. Nothing is left to select or measure with: the "
+            "last epoch is the result, without a validation accuracy. A test split is still measured at the end.",
             advanced="data",
         ),
     ] = False

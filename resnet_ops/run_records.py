@@ -4,6 +4,7 @@ Where they lie, and how they are read and written, is in runs.py.
 """
 
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +18,10 @@ EventKind = Literal["note", "loss"]
 
 
 class Epoch(BaseModel):
-    """A line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1."""
+    """A line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1.
+
+    Those of the validation images are None where there are none, with `fit_all`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,17 +29,27 @@ class Epoch(BaseModel):
     step: int
     train_loss: float
     train_error: float
-    val_loss: float
-    val_error: float
+    val_loss: float | None
+    val_error: float | None
     lr: float
     images_per_second: float
     seconds: float
     world_size: int = 1
 
     @property
-    def val_accuracy(self) -> float:
-        """Top-1 accuracy on the validation images, from 0 to 1."""
-        return 1 - self.val_error
+    def val_accuracy(self) -> float | None:
+        """Top-1 accuracy on the validation images, from 0 to 1; None where there are none."""
+        return None if self.val_error is None else 1 - self.val_error
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """The key that the selected epoch is the largest of.
+
+        It is the validation accuracy, then the smaller validation loss; where there are none, the last epoch is taken.
+        """
+        if self.val_error is None or self.val_loss is None:
+            return float(self.epoch), 0.0
+        return 1 - self.val_error, -self.val_loss
 
 
 class Event(BaseModel):
@@ -64,6 +78,8 @@ class DataRecord(BaseModel):
     The network's input is `height` x `width`; where the images are larger or of differing sizes, training crops that
     from squares with a side of `stored`, which hold the center of each image, or, for random resized crops, all of it,
     squeezed. `bad_images` are left out, and not counted elsewhere; the first are named.
+    With `fit_all` the validation images are among the `train_images`, and `val_images` is 0. Test images are measured
+    once, on the selected weights.
     Where images are streamed, bad ones are found during training: they are counted in the number of training images,
     where others take their places; `mean` and `std` of the pixels are those of a sample.
     `bit_depth` is how many bits the values of 16-bit images use, None where there are no such images.
@@ -77,6 +93,7 @@ class DataRecord(BaseModel):
     class_names: tuple[str, ...]
     train_images: int
     val_images: int
+    test_images: int = 0
     channels: int
     height: int
     width: int
@@ -89,13 +106,34 @@ class DataRecord(BaseModel):
 
 
 class Best(BaseModel):
-    """The epoch whose weights are in best/."""
+    """The epoch whose weights are in best/, and their top-1 accuracies from 0 to 1.
+
+    With `fit_all` it is the last epoch, `selected_on` and both validation accuracies are None. Otherwise
+    `val_accuracy`, the highest of all epochs, is too high by chance; `last_val_accuracy`, of the last epoch, is of
+    weights that nothing selected. `test_accuracy` is measured once, at the end, on images that nothing was selected on;
+    None where the data has no test images.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     epoch: int
-    val_accuracy: float
+    val_accuracy: float | None
+    last_val_accuracy: float | None = None
+    selected_on: Literal["validation images"] | None = "validation images"
+    test_accuracy: float | None = None
     checkpoint: files.Place
+
+    @classmethod
+    def of(cls, best: Epoch, last: Epoch, checkpoint: Path, test_accuracy: float | None) -> "Best":
+        """Describe the epoch that was selected of all up to the last."""
+        return cls(
+            epoch=best.epoch,
+            val_accuracy=best.val_accuracy,
+            last_val_accuracy=last.val_accuracy,
+            selected_on=None if best.val_accuracy is None else "validation images",
+            test_accuracy=test_accuracy,
+            checkpoint=checkpoint,
+        )
 
 
 class RunRecord(BaseModel):
@@ -134,8 +172,13 @@ class RunSummary(Result):
     data: str = Field(description="Name of the dataset.")
     epochs_done: int = Field(description="Epochs trained so far.")
     epochs: int = Field(description="Epochs to train.")
-    best_val_accuracy: float | None = Field(description="Top-1 accuracy of the best epoch, 0 to 1.")
-    best_epoch: int | None = Field(description="The epoch that validated best.")
+    best_val_accuracy: float | None = Field(
+        description="Top-1 accuracy of the best epoch, 0 to 1, on the images that it was selected on."
+    )
+    best_epoch: int | None = Field(description="The epoch that validated best; with --fit-all the last one.")
+    last_val_accuracy: float | None = Field(description="Top-1 accuracy of the last epoch on the same images.")
+    test_accuracy: float | None = Field(description="Top-1 accuracy on test images, which nothing was selected on.")
+    fit_all: bool = Field(description="Whether it is fitted on all images, so that there are none to validate on.")
     created: Moment
     updated: Moment
 

@@ -8,7 +8,8 @@
              tracking.json   what has been sent to MLflow or W&B, only with --track
              checkpoints/    epoch-NNNN.safetensors: everything needed to resume; within an epoch
                              epoch-NNNN-step-NNNNNN.safetensors
-             best/           model.safetensors and model.json: the weights with the best validation accuracy
+             best/           model.safetensors and model.json: the weights with the best validation accuracy; with
+                             --fit-all the last ones
              export/         model.onnx and the record of its verification
              tune.json       only where the run is the best of a search, whose trials lie in trials/ (tuning/results.py)
 
@@ -271,7 +272,7 @@ def summarize(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> R
 
 def _summary(run: Run, record: RunRecord) -> RunSummary:
     epochs = run.epochs()
-    best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
+    best = max(epochs, key=lambda epoch: epoch.score, default=None)
     return RunSummary(
         name=run.name,
         run_dir=run.path,
@@ -283,6 +284,9 @@ def _summary(run: Run, record: RunRecord) -> RunSummary:
         epochs=record.config.epochs,
         best_val_accuracy=None if best is None else best.val_accuracy,
         best_epoch=None if best is None else best.epoch,
+        last_val_accuracy=epochs[-1].val_accuracy if epochs else None,
+        test_accuracy=record.best.test_accuracy if record.best else None,
+        fit_all=record.config.fit_all,
         created=record.created,
         updated=record.updated,
     )

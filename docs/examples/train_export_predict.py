@@ -29,7 +29,9 @@ print(f"{report.images[0]} training and {report.images[1]} validation images of 
 trained = train(TrainConfig(model="resnet8", epochs=6, name="example", runs_dir=folder / "runs"))
 for epoch in trained.run.epochs():
     print(f"epoch {epoch.epoch}: training error {epoch.train_error:.1%}, validation error {epoch.val_error:.1%}")
-print(f"best: {trained.best.val_accuracy:.2%} validation accuracy in epoch {trained.best.epoch}")
+best = trained.best
+print(f"best: {best.val_accuracy:.2%} validation accuracy in epoch {best.epoch}, chosen on these images")
+print(f"last epoch: {best.last_val_accuracy:.2%}")
 
 # %% Export the best checkpoint, compared with PyTorch on random images, real ones and the whole validation set.
 exported = export_onnx(ExportConfig(run="example", runs_dir=folder / "runs"))

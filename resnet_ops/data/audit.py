@@ -11,10 +11,11 @@ from pydantic import Field
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder
 from resnet_ops.data.class_labels import merge_classes
-from resnet_ops.data.dataset import SPLITS, DiscoveredData, choose_validation, subset
+from resnet_ops.data.dataset import SPLITS, DiscoveredData, EncodedImages, choose_validation, subset
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.data.discovery import discover
 from resnet_ops.data.findings import (
+    TEST,
     TRAIN,
     VAL,
     Finding,
@@ -43,6 +44,7 @@ class ClassImages(Result):
 
     train: int
     val: int
+    test: int
 
 
 class DataReport(Result):
@@ -53,7 +55,7 @@ class DataReport(Result):
     name: str = Field(description="Of the data.")
     fingerprint: str | None = Field(description="As a run's record has it; null where training refuses the data.")
     held_out: bool = Field(description="Whether validation images are chosen from the training images.")
-    class_names: tuple[str, ...] = Field(description="The classes of both splits.")
+    class_names: tuple[str, ...] = Field(description="The classes of all splits.")
     height: int = Field(description="Height in pixels that the network sees.")
     width: int = Field(description="Width in pixels that the network sees.")
     channels: int = Field(description="1 if grey, else 3.")
@@ -70,14 +72,16 @@ class DataReport(Result):
     decoded_bytes: int = Field(description="Bytes of all images decoded.")
     streamed: bool = Field(description="Whether training decodes them in every epoch, for lack of memory.")
     cache: Place | None = Field(description="The folder that decoded images are kept in, if they are.")
-    broken: tuple[int, int] = Field(description="Training and validation images that cannot be decoded.")
-    copies: tuple[int, int] = Field(description="Training and validation images that repeat another of their split.")
-    in_both: int = Field(description="Validation images that are among the training images too.")
+    broken: tuple[int, int, int] = Field(description="Training, validation and test images that cannot be decoded.")
+    copies: tuple[int, int, int] = Field(
+        description="Training, validation and test images that repeat another of their split."
+    )
+    in_both: int = Field(description="Validation and test images that are among the training images too.")
     conflicting: int = Field(description="Images that also have another label.")
     passed_over: int = Field(description="Files that are not read.")
     refused: str = Field(description="Why training refuses the data, if it does.")
-    images: tuple[int, int] = Field(description="Training and validation images.")
-    per_class: dict[str, ClassImages] = Field(description="Training and validation images of each class: train, val.")
+    images: tuple[int, int, int] = Field(description="Training, validation and test images.")
+    per_class: dict[str, ClassImages] = Field(description="Images of each class: train, val, test.")
     findings: tuple[Finding, ...] = Field(description="All this in words: state, name, found, details.")
     contact_sheet: Place | None = Field(default=None, description="File of the contact sheet, if one was drawn.")
     examples: dict[str, tuple[np.ndarray, ...]] = Field(
@@ -119,12 +123,12 @@ def check_data(
     parts = tuple(part.encoded for part in data.parts)
     facts = survey(parts, crop, set(example_rows.tolist()), lambda done: on_progress(done, len(labels)))
     held_out = source is not None and "val" not in source.splits
-    table = ImageTable(parts, labels, _split(data, facts, labels, held_out), names, facts)
+    table = ImageTable(parts, labels, _split(data, facts, labels, source if held_out else None), names, facts)
     if source:
         refused = _broken_share_error(source, table, held_out)
-    train_images, val_images = table.per_class.sum(0).tolist()
+    train_images, val_images, test_images = table.per_class.sum(0).tolist()
     train_bytes = train_images * int(np.prod(crop.shape))
-    decoded_bytes = train_bytes + val_images * height * width * channels
+    decoded_bytes = train_bytes + (val_images + test_images) * height * width * channels
     streamed = should_stream(config, train_bytes)
     cache = None if streamed or (source and source.embedded) else cache_folder(config.cache_dir)
     duplicates = find_duplicates(table)
@@ -161,13 +165,13 @@ def check_data(
         decoded_bytes=decoded_bytes,
         streamed=streamed,
         cache=cache,
-        broken=(int(table.broken(TRAIN).sum()), int(table.broken(VAL).sum())),
+        broken=(int(table.broken(TRAIN).sum()), int(table.broken(VAL).sum()), int(table.broken(TEST).sum())),
         copies=duplicates.copies,
         in_both=duplicates.in_both,
         conflicting=duplicates.conflicting,
         passed_over=len(data.skipped_files),
         refused=refused,
-        images=(train_images, val_images),
+        images=(train_images, val_images, test_images),
         per_class=_class_images(table),
         findings=findings,
         examples=_examples(table, example_rows),
@@ -193,18 +197,25 @@ def _network_size(config: DataConfig, data: DiscoveredData, source: Source | Non
         return side, side, 3, None
 
 
-def _split(data: DiscoveredData, facts: Survey, labels: np.ndarray, held_out: bool) -> np.ndarray:
-    """Return the split of each image, (N,) int64."""
-    if held_out:
-        return choose_validation(facts.digests, labels).astype(int)
-    return np.repeat([TRAIN, VAL][: len(data.parts)], [len(part.encoded.labels) for part in data.parts])
+def _split(data: DiscoveredData, facts: Survey, labels: np.ndarray, source: Source | None) -> np.ndarray:
+    """Return the split of each image, (N,) int64; validation images are held out as in `source`, if it is given."""
+    split = np.repeat([SPLITS.index(each) for each in data.by_split], [len(p.encoded.labels) for p in data.parts])
+    if source is not None:
+        train = split == TRAIN
+        split[train] = choose_validation(facts.digests[train], labels[train], source.val_fraction)
+    return split
 
 
 def _broken_share_error(source: Source, table: ImageTable, held_out: bool) -> str:
     """Return the error that training would raise for broken images once it has decoded all, or an empty string."""
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(table.split == number).tolist()
-        encoded = subset(source.splits["train"], table.split == number) if held_out else source.splits[split]
+        if held_out and split != "test":
+            encoded: EncodedImages = subset(source.splits["train"], table.split[: len(table.parts[0].labels)] == number)
+        elif split in source.splits:
+            encoded = source.splits[split]
+        else:
+            continue
         reasons = {i: table.survey.broken[row] for i, row in enumerate(rows) if row in table.survey.broken}
         try:
             check_broken_share(encoded, source.record.class_names, reasons)
@@ -238,7 +249,7 @@ def _statistics(sums: np.ndarray, crop: CropSpec) -> tuple[tuple[float, ...], tu
 
 def _class_images(table: ImageTable) -> dict[str, ClassImages]:
     counts = zip(table.class_names, table.per_class.tolist(), strict=True)
-    return {name: ClassImages(train=train, val=val) for name, (train, val) in counts}
+    return {name: ClassImages(train=train, val=val, test=test) for name, (train, val, test) in counts}
 
 
 def _examples(table: ImageTable, rows: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:

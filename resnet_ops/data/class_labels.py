@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnet_ops.data.dataset import DiscoveredData, EncodedImages, LabeledImages, Split, Subset
+from resnet_ops.data.dataset import SPLIT_NAMES, DiscoveredData, EncodedImages, LabeledImages, Split, Subset
 from resnet_ops.errors import UserError, did_you_mean
 
 CHARACTER = re.compile(
@@ -26,28 +26,28 @@ SIDE = re.compile("|".join(MIRRORED))
 
 def class_names(data: DiscoveredData) -> tuple[str, ...]:
     """Return the names of the classes as training numbers them; numbers where the data has no names."""
-    if names := data.train.class_names or (data.val.class_names if data.val else ()):
+    if names := next((part.class_names for part in data.parts if part.class_names), ()):
         return names
     labels = np.concatenate([part.encoded.labels for part in data.parts])
     return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
 
 
-def match_classes(val: LabeledImages, names: tuple[str, ...], data: str) -> EncodedImages:
-    """Return validation images with the labels that training gives to classes of the same names.
+def match_classes(part: LabeledImages, names: tuple[str, ...], data: str, split: Split) -> EncodedImages:
+    """Return validation or test images with the labels that training gives to classes of the same names.
 
     Raises:
         UserError: There is a class that training does not have.
     """
-    if not val.class_names or val.class_names == names:
-        return val.encoded
-    labels = val.encoded.labels
-    check_label_range(data, labels, val.class_names)
+    if not part.class_names or part.class_names == names:
+        return part.encoded
+    labels = part.encoded.labels
+    check_label_range(data, labels, part.class_names)
     index = {name: number for number, name in enumerate(names)}
     for label in np.unique(labels):
-        if (name := val.class_names[label]) not in index:
-            raise _unknown_class(name, names)
-    train_label = np.array([index.get(name, -1) for name in val.class_names], np.int64)
-    return Subset(val.encoded, np.arange(len(labels)), train_label[labels])
+        if (name := part.class_names[label]) not in index:
+            raise _unknown_class(name, names, split)
+    train_label = np.array([index.get(name, -1) for name in part.class_names], np.int64)
+    return Subset(part.encoded, np.arange(len(labels)), train_label[labels])
 
 
 def check_label_range(data: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
@@ -63,20 +63,23 @@ def check_label_range(data: str, labels: np.ndarray, names: tuple[str, ...]) -> 
         )
 
 
-def check_validation_classes(splits: dict[Split, EncodedImages], names: tuple[str, ...]) -> None:
-    """Refuse validation images of a class that has no training images.
+def check_every_class_is_trained(splits: dict[Split, EncodedImages], names: tuple[str, ...]) -> None:
+    """Refuse validation or test images of a class that has no training images.
 
     Raises:
         UserError: There are some.
     """
-    if "val" in splits and (extra := set(splits["val"].labels.tolist()) - set(splits["train"].labels.tolist())):
-        raise _unknown_class(names[min(extra)], names)
+    trained = set(splits["train"].labels.tolist())
+    for split, encoded in splits.items():
+        if extra := set(encoded.labels.tolist()) - trained:
+            raise _unknown_class(names[min(extra)], names, split)
 
 
-def _unknown_class(name: str, names: tuple[str, ...]) -> UserError:
+def _unknown_class(name: str, names: tuple[str, ...], split: Split) -> UserError:
+    kind = SPLIT_NAMES[split]
     return UserError(
-        f"There are validation images of class {name!r}, but no training images.",
-        f"{did_you_mean(name, names)} Add training images of it, or remove it from the validation images.",
+        f"There are {kind} images of class {name!r}, but no training images.",
+        f"{did_you_mean(name, names)} Add training images of it, or remove it from the {kind} images.",
     )
 
 

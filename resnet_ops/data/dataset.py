@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,10 +16,12 @@ from resnet_ops import files
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, Split] = ("train", "val")
-VAL_NAMES = ("validation", "valid", "val", "test")  # of folders and files; the first that exists counts
-VAL_FRACTION = 0.2  # of each class, where the data has no validation images of its own
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}  # in messages
+VAL_NAMES = ("validation", "valid", "val")  # of folders and files; the first that exists counts
+VAL_FRACTION = 0.2  # of each class, where the data has neither validation nor test images of its own
+VAL_FRACTION_BESIDE_TEST = 0.1  # where it has test images: 45,000 and 5,000 of CIFAR-10 (He et al. 2015, sec. 4.2)
 
 FingerprintKind = Literal["content", "names and sizes"]
 CONTENT_HASH_BYTES = 512 * 2**20  # 0.3 to 1 s to read and hash, each time that the images are opened
@@ -57,7 +60,7 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class DiscoveredData:
-    """The training images of a path or a name, and its validation images where the data has some of its own.
+    """The training images of a path or a name, and its validation and test images where the data has some of its own.
 
     `names_matter` is true where files' names carry meaning, as folders named after classes do; `skipped_files` are the
     names of files that are not read.
@@ -68,11 +71,18 @@ class DiscoveredData:
     val: LabeledImages | None
     names_matter: bool = False
     skipped_files: tuple[str, ...] = ()
+    test: LabeledImages | None = None
+
+    @property
+    def by_split(self) -> dict[Split, LabeledImages]:
+        """The images of each split that the data has, in the order of `SPLITS`."""
+        parts = zip(SPLITS, (self.train, self.val, self.test), strict=True)
+        return {split: part for split, part in parts if part is not None}
 
     @property
     def parts(self) -> tuple[LabeledImages, ...]:
-        """The training images, and the validation images if there are some."""
-        return (self.train,) if self.val is None else (self.train, self.val)
+        """The same without their names."""
+        return tuple(self.by_split.values())
 
 
 @dataclass(frozen=True)
@@ -104,27 +114,64 @@ def subset(encoded: EncodedImages, mask: np.ndarray) -> Subset:
     return Subset(encoded, rows, encoded.labels[rows])
 
 
+@dataclass(frozen=True)
+class JoinedImages:
+    """`EncodedImages` of two splits, one after the other."""
+
+    first: EncodedImages
+    second: EncodedImages
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """See `EncodedImages.labels`."""
+        return np.concatenate([self.first.labels, self.second.labels])
+
+    @cached_property
+    def row_groups(self) -> np.ndarray | None:
+        """Row groups as in `EncodedImages`, numbered on; None where the images of one of them are read alone."""
+        first, second = self.first.row_groups, self.second.row_groups
+        if first is None or second is None:
+            return None
+        return np.concatenate([first, second + first.max(initial=-1) + 1])
+
+    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
+        """See `EncodedImages.read`."""
+        own = [int(row) for row in rows if row < self._size]
+        others = [int(row) - self._size for row in rows if row >= self._size]
+        first, second = iter(self.first.read(own)), iter(self.second.read(others))
+        return [next(first if row < self._size else second) for row in rows]
+
+    def name(self, row: int) -> str:
+        """See `EncodedImages.name`."""
+        return self.first.name(row) if row < self._size else self.second.name(row - self._size)
+
+    @cached_property
+    def _size(self) -> int:
+        return len(self.first.labels)
+
+
 def digest(image: bytes | OSError) -> bytes:
     """Return the SHA-256 of an image's bytes; of nothing where it cannot be read."""
     return hashlib.sha256(b"" if isinstance(image, OSError) else image).digest()
 
 
-def choose_validation(digests: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Choose the validation images (N,) bool: a fifth of each class, those of the smallest digests.
+def choose_validation(digests: np.ndarray, labels: np.ndarray, fraction: float = VAL_FRACTION) -> np.ndarray:
+    """Choose the validation images (N,) bool: a fraction of each class, those of the smallest digests.
 
     The choice depends on the images alone, not on their order, so it stays when files are
     renamed or shuffled, and mostly stays when images are added.
     """
     chosen = np.zeros(len(labels), bool)
-    for label, count in enumerate(validation_counts(labels)):
+    for label, count in enumerate(validation_counts(labels, fraction)):
         members = np.flatnonzero(labels == label)
         chosen[members[np.argsort(digests[members], kind="stable")[:count]]] = True
     return chosen
 
 
-def validation_counts(labels: np.ndarray) -> np.ndarray:
-    """Return how many images of each class `choose_validation` chooses."""
-    return np.round(np.bincount(labels) * VAL_FRACTION).astype(int)
+def validation_counts(labels: np.ndarray, fraction: float = VAL_FRACTION) -> np.ndarray:
+    """Return how many images of each class `choose_validation` chooses: one at least where there are three."""
+    counts = np.bincount(labels)
+    return np.maximum(np.round(counts * fraction), counts >= 3).astype(int)
 
 
 def image_count(images: int) -> str:

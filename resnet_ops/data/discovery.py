@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from resnet_ops import files, locks
-from resnet_ops.config import DATA_SETS, DataConfig
+from resnet_ops.config import DATA_SETS, TEST_NAME, DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.cache import cache_folder
 from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
@@ -33,16 +33,32 @@ def discover(config: DataConfig) -> DiscoveredData:
     Raises:
         UserError: There are no images to read.
     """
-    data = _discover_one(config.data, "--data", config)
+    data = _without_unlabeled_test(_discover_one(config.data, "--data", config))
     if config.val_data is None:
         return data
+    if config.val_data == TEST_NAME:
+        if data.test is None:
+            raise UserError(f"--data {config.data} has no test images.", "Use --val-data PATH, or remove it.")
+        return replace(data, val=data.test, test=None)
     val_data = _discover_one(config.val_data, "--val-data", config)
     return replace(
         data,
-        val=val_data.val or val_data.train,
+        val=val_data.val or val_data.test or val_data.train,
         names_matter=data.names_matter or val_data.names_matter,
         skipped_files=(*data.skipped_files, *val_data.skipped_files),
     )
+
+
+def _without_unlabeled_test(data: DiscoveredData) -> DiscoveredData:
+    """Leave out test images of which none has a class of the training images: those of a contest, without labels."""
+    if data.test is None:
+        return data
+    labels, names = data.test.encoded.labels, data.test.class_names
+    known = set(names) & set(data.train.class_names) if names else labels.max(initial=-1) >= 0
+    if known and (labels >= 0).any():
+        return data
+    skipped = (*data.skipped_files, *(file.name for file in data.test.files))
+    return replace(data, test=None, skipped_files=skipped)
 
 
 def absolute_paths(config: DataConfig) -> dict[str, object]:
@@ -50,7 +66,7 @@ def absolute_paths(config: DataConfig) -> dict[str, object]:
     folders = {name: getattr(config, name) for name in ("data_root", "cache_dir")}
     return {
         "data": _absolute(config.data),
-        "val_data": config.val_data and _absolute(config.val_data),
+        "val_data": config.val_data and (TEST_NAME if config.val_data == TEST_NAME else _absolute(config.val_data)),
         **{name: path and path.expanduser().absolute() for name, path in folders.items()},
     }
 
@@ -125,7 +141,7 @@ class FolderImages:
 
 
 def discover_folders(root: Path, name: str) -> DiscoveredData | None:
-    """Return the images under `root`: class folders in train/ and in val/, or class folders only.
+    """Return the images under `root`: class folders in train/, val/ and test/, or class folders only.
 
     A class folder of the training images without an image is a problem. torchvision refuses it as well: the class
     would be in the network, and never be learned.
@@ -140,7 +156,7 @@ def discover_folders(root: Path, name: str) -> DiscoveredData | None:
     folders = {file.name.partition("/")[0] for file in all_files if "/" in file.name}
     if TRAIN_FOLDER not in folders:
         train = _class_folders(root, "", all_files, refuse_empty=True)
-        return _with_skipped_files(name, train, None, all_files) if train else None
+        return _with_skipped_files(DiscoveredData(name, train, None, names_matter=True), all_files) if train else None
     val_folder = next((folder for folder in VAL_NAMES if folder in folders), None)
     train = _class_folders(root, f"{TRAIN_FOLDER}/", all_files, refuse_empty=True)
     if train is None:
@@ -148,7 +164,8 @@ def discover_folders(root: Path, name: str) -> DiscoveredData | None:
             f"{root / TRAIN_FOLDER} contains no subfolders with images.", "Create one subfolder per class in it."
         )
     val = _class_folders(root, f"{val_folder}/", all_files) if val_folder else None
-    return _with_skipped_files(name, train, val, all_files)
+    test = _class_folders(root, f"{TEST_NAME}/", all_files)
+    return _with_skipped_files(DiscoveredData(name, train, val, names_matter=True, test=test), all_files)
 
 
 def _class_folders(
@@ -173,12 +190,10 @@ def _class_folders(
     return LabeledImages(encoded, tuple(classes), tuple(images), tuple(problems))
 
 
-def _with_skipped_files(
-    name: str, train: LabeledImages, val: LabeledImages | None, all_files: Sequence[File]
-) -> DiscoveredData:
-    read = {file.name for part in (train, val) if part for file in part.files}
+def _with_skipped_files(data: DiscoveredData, all_files: Sequence[File]) -> DiscoveredData:
+    read = {file.name for part in data.parts for file in part.files}
     skipped = sorted(file.name for file in all_files if file.name not in read and not file.name.endswith("/"))
-    return DiscoveredData(name, train, val, names_matter=True, skipped_files=tuple(skipped))
+    return replace(data, skipped_files=tuple(skipped))
 
 
 def is_image(name: str) -> bool:
@@ -227,7 +242,10 @@ def download_cifar(data: str, root: Path) -> DiscoveredData:
             "--data-root.",
         ) from None
     return DiscoveredData(
-        data, _cifar_images(data, train, dataset.train_list, root), _cifar_images(data, test, dataset.test_list, root)
+        data,
+        _cifar_images(data, train, dataset.train_list, root),
+        None,
+        test=_cifar_images(data, test, dataset.test_list, root),
     )
 
 

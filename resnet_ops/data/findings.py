@@ -22,7 +22,7 @@ from resnet_ops.machine import memory_bytes
 FEW_IMAGES = 10  # training images of a class; from fewer there is little to learn
 LONG = 2  # long side / short side, from which half of an image or more is cut off
 IMBALANCE = 10  # times as many images in the largest class as in the smallest
-TRAIN, VAL = 0, 1
+TRAIN, VAL, TEST = range(len(SPLITS))
 State = Literal["ok", "note", "warning", "error"]
 
 
@@ -43,8 +43,8 @@ class ImageTable:
     Args:
         parts: The images, in this order.
         labels: (N,) int64, indices of `class_names`.
-        split: (N,) int64, `TRAIN` or `VAL`.
-        class_names: Of both splits.
+        split: (N,) int64, `TRAIN`, `VAL` or `TEST`.
+        class_names: Of all splits.
         survey: Facts of each image.
     """
 
@@ -56,14 +56,19 @@ class ImageTable:
 
     def name(self, row: int) -> str:
         """Return where an image is stored."""
-        first = len(self.parts[0].labels)
-        return self.parts[0].name(row) if row < first else self.parts[1].name(row - first)
+        for part in self.parts:
+            if row < len(part.labels):
+                return part.name(row)
+            row -= len(part.labels)
+        raise IndexError(row)
 
     @cached_property
     def per_class(self) -> np.ndarray:
-        """Training and validation images of each class, (classes, 2) int64, broken ones among them."""
+        """Training, validation and test images of each class, (classes, 3) int64, broken ones among them."""
         count = len(self.class_names)
-        return np.stack([np.bincount(self.labels[self.split == s], minlength=count) for s in (TRAIN, VAL)], axis=1)
+        return np.stack(
+            [np.bincount(self.labels[self.split == s], minlength=count) for s in (TRAIN, VAL, TEST)], axis=1
+        )
 
     def broken(self, split: int) -> np.ndarray:
         """Return which images of a split cannot be decoded, (N,) bool."""
@@ -75,13 +80,13 @@ class Duplicates:
     """Numbers of images that are byte for byte the same.
 
     Args:
-        copies: Training and validation images that repeat another of their split.
-        in_both: Validation images that are in the training split too.
+        copies: Training, validation and test images that repeat another of their split.
+        in_both: Validation and test images that are in the training split too.
         conflicting: Images that have another label elsewhere.
         findings: The same in words.
     """
 
-    copies: tuple[int, int]
+    copies: tuple[int, int, int]
     in_both: int
     conflicting: int
     findings: tuple[Finding, ...]
@@ -91,8 +96,8 @@ def find_duplicates(table: ImageTable) -> Duplicates:
     """Find images of the same bytes, leaving out those that cannot be decoded."""
     good = np.flatnonzero(table.survey.decodable)
     _, group, sizes = np.unique(table.survey.digests[good], return_inverse=True, return_counts=True)
-    group_of = [group[table.split[good] == split] for split in (TRAIN, VAL)]
-    copies = tuple(len(groups) - len(np.unique(groups)) for groups in group_of)
+    group_of = [group[table.split[good] == split] for split in (TRAIN, VAL, TEST)]
+    train, val, test = (len(groups) - len(np.unique(groups)) for groups in group_of)
     same: dict[int, list[int]] = {}
     repeated = sizes[group] > 1
     for row, number in zip(good[repeated].tolist(), group[repeated].tolist(), strict=True):
@@ -100,7 +105,8 @@ def find_duplicates(table: ImageTable) -> Duplicates:
     conflicts = [rows for rows in same.values() if len(set(table.labels[rows].tolist())) > 1]
     shared = [rows for rows in same.values() if len(set(table.split[rows].tolist())) > 1]
     twice = [rows for rows in same.values() if np.bincount(table.split[rows]).max() > 1]
-    conflicting, in_both = sum(map(len, conflicts)), int(np.isin(group_of[VAL], group_of[TRAIN]).sum())
+    conflicting = sum(map(len, conflicts))
+    in_both = int(np.isin(np.concatenate(group_of[VAL:]), group_of[TRAIN]).sum())
 
     def details(groups: list[list[int]]) -> tuple[str, ...]:
         return first_cases(" = ".join(_describe(table, row) for row in rows) for rows in groups)
@@ -112,16 +118,16 @@ def find_duplicates(table: ImageTable) -> Duplicates:
         Finding(
             "warning",
             "in both splits",
-            f"{image_count(in_both)} of the validation split also in the training split",
+            f"{image_count(in_both)} of the validation or test split also in the training split",
             details(shared),
         )
         if in_both
-        else Finding("ok", "in both splits", "no validation image is in the training split"),
-        Finding("warning", "copies", f"{copies[TRAIN]:,} training, {copies[VAL]:,} validation", details(twice))
-        if any(copies)
+        else Finding("ok", "in both splits", "no validation or test image is in the training split"),
+        Finding("warning", "copies", f"{train:,} training, {val:,} validation, {test:,} test", details(twice))
+        if twice
         else Finding("ok", "copies", "no duplicates within a split"),
     )
-    return Duplicates((copies[TRAIN], copies[VAL]), in_both, conflicting, findings)
+    return Duplicates((train, val, test), in_both, conflicting, findings)
 
 
 def find_broken(table: ImageTable) -> Finding:
@@ -129,8 +135,8 @@ def find_broken(table: ImageTable) -> Finding:
     reasons = table.survey.broken
     if not reasons:
         return Finding("ok", "broken images", "all images can be decoded")
-    split = [int(table.broken(split).sum()) for split in (TRAIN, VAL)]
-    summary = f"{image_count(len(reasons))} cannot be decoded: {split[TRAIN]:,} training, {split[VAL]:,} validation"
+    train, val, test = (int(table.broken(split).sum()) for split in (TRAIN, VAL, TEST))
+    summary = f"{image_count(len(reasons))} cannot be decoded: {train:,} training, {val:,} validation, {test:,} test"
     details = first_cases(f"{table.name(row)}: {reason}" for row, reason in reasons.items())
     return Finding("error", "broken images", summary, details)
 
@@ -139,11 +145,15 @@ def find_class_problems(table: ImageTable) -> Iterator[Finding]:
     """Find classes with few images or none, and how much their sizes differ."""
     names, train, val = table.class_names, table.per_class[:, TRAIN], table.per_class[:, VAL]
     counts = {name: (int(t), int(v)) for name, t, v in zip(names, train, val, strict=True)}
-    if unknown := [f"{name}: {v:,}" for name, (t, v) in counts.items() if v and not t]:
+    others = dict(zip(names, table.per_class[:, VAL:].sum(1).tolist(), strict=True))
+    if unknown := [f"{name}: {others[name]:,}" for name, (t, _) in counts.items() if others[name] and not t]:
         yield Finding(
-            "error", "unknown classes", "in the validation split but not in the training split", first_cases(unknown)
+            "error",
+            "unknown classes",
+            "in the validation or test split but not in the training split",
+            first_cases(unknown),
         )
-    if few := [f"{name}: {t:,}" for name, (t, v) in counts.items() if t < FEW_IMAGES and (t or not v)]:
+    if few := [f"{name}: {t:,}" for name, (t, _) in counts.items() if t < FEW_IMAGES and (t or not others[name])]:
         yield Finding(
             "warning", "few images", f"classes with fewer than {FEW_IMAGES} training images", first_cases(few)
         )

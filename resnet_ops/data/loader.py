@@ -18,7 +18,7 @@ from torch import Tensor
 from resnet_ops.data import sampling
 from resnet_ops.data.augment import Augmentation, Draws, Normalizer, pixel_statistics
 from resnet_ops.data.batch_ring import Batch, BatchRing
-from resnet_ops.data.dataset import SPLITS
+from resnet_ops.data.dataset import Split
 from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import Source
 from resnet_ops.data.stream import StreamedImages
@@ -151,10 +151,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Loader:
-    """Both splits of a dataset for one rank: yields augmented and normalized batches on its device."""
+    """The splits that each epoch uses, for one rank: yields augmented and normalized batches on its device.
+
+    `val` is None where the validation images are among the training images.
+    """
 
     train: SplitImages
-    val: SplitImages
+    val: SplitImages | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_size: int  # images per step of all ranks together
@@ -222,13 +225,30 @@ class Loader:
                 yield self.batch({name: rows[step].to(self.device) for name, rows in block.columns.items()}, images)
 
     def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this rank's share of the validation images, in order, normalized."""
-        batch_size = EVAL_BATCH
-        if self.device.type == "cuda":
-            batch_size = max(1, EVAL_BATCH_PIXELS // math.prod(self.val.size))
-        batches = self.val.sequential_batches(batch_size, self.rank, self.world_size)
-        for images in self.val.load_batches(batches, beat):
-            yield self.normalizer(images.pixels), images.labels
+        """Yield this rank's share of the validation images, in order, normalized; none where there are none."""
+        if self.val is not None:
+            yield from eval_batches(self.val, self.normalizer, self.rank, self.world_size, beat)
+
+
+def eval_batches(
+    split: SplitImages, normalizer: Normalizer, rank: int, world_size: int, beat: Callable[[], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one rank's share of a split, in order, normalized."""
+    batch_size = EVAL_BATCH
+    if split.device.type == "cuda":
+        batch_size = max(1, EVAL_BATCH_PIXELS // math.prod(split.size))
+    batches = split.sequential_batches(batch_size, rank, world_size)
+    for images in split.load_batches(batches, beat):
+        yield normalizer(images.pixels), images.labels
+
+
+def open_split(
+    source: Source, split: Split, device: torch.device, log_event: Callable[[str], None] = lambda _: None
+) -> SplitImages:
+    """Decode a split onto the device, or stream it, as the source's configuration says."""
+    if source.config.stream == "on":
+        return StreamedImages.of(source, split, device, log_event)
+    return DeviceImages.of(source.load(split), device)
 
 
 def open_loader(
@@ -244,20 +264,17 @@ def open_loader(
 ) -> Loader:
     """Decode a source onto the device, or stream it while training, as its configuration says."""
     source = replace(source, whole=augmentation.random_resized_crop)
+    val = open_split(source, "val", device, log_event) if "val" in source.used_splits else None
+    train: SplitImages
     if source.config.stream == "on":
-        train_images, val_images = (StreamedImages.of(source, split, device, log_event) for split in SPLITS)
+        train = StreamedImages.of(source, "train", device, log_event)
         mean, std = source.record.mean, source.record.std
         assert mean is not None
         assert std is not None
-        return Loader(train_images, val_images, mean, std, batch_size, augmentation, seed, rank, world_size)
-    decoded = source.decoded("train")
-    val = DeviceImages.of(source.load("val"), device)
-    train = DeviceImages.of(decoded.images, device)
-    if source.config.fit_all:
-        train = DeviceImages(
-            torch.cat((train.pixels, val.pixels.to(train.pixels.device))), torch.cat((train.labels, val.labels))
-        )
-    mean, std = pixel_statistics(decoded.counts)
+    else:
+        decoded = source.decoded("train")
+        train = DeviceImages.of(decoded.images, device)
+        mean, std = pixel_statistics(decoded.counts)
     return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 
 

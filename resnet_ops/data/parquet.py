@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from resnet_ops.config import TEST_NAME
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
@@ -42,26 +43,33 @@ def discover_parquet(paths: Sequence[Path], name: str, columns: tuple[str | None
     Raises:
         UserError: That is so for all files of a split, or the columns do not exist or are of other types.
     """
-    train, val = _split_by_name(paths)
-    return DiscoveredData(name, _labeled_images(train, columns), _labeled_images(val, columns) if val else None)
+    train, val, test = _split_by_name(paths)
+    return DiscoveredData(
+        name,
+        _labeled_images(train, columns),
+        _labeled_images(val, columns) if val else None,
+        test=_labeled_images(test, columns) if test else None,
+    )
 
 
-def _split_by_name(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return training and validation files; the latter are those of the first of `VAL_NAMES` that some begin with.
+def _split_by_name(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return training, validation and test files; validation's begin with the first of `VAL_NAMES` that any does.
 
     Raises:
-        UserError: All are validation files.
+        UserError: None are training files.
     """
     ordered = sorted(paths, key=str)
-    by_prefix = [[path for path in ordered if path.name.startswith(prefix)] for prefix in VAL_NAMES if len(ordered) > 1]
-    not_train = {path for matches in by_prefix for path in matches}
+    prefixes = (*VAL_NAMES, TEST_NAME) if len(ordered) > 1 else ()
+    by_prefix = {prefix: [path for path in ordered if path.name.startswith(prefix)] for prefix in prefixes}
+    not_train = {path for matches in by_prefix.values() for path in matches}
     train = [path for path in ordered if path not in not_train]
     if not train:
         raise UserError(
-            f"{ordered[0].parent} contains only validation files ({ordered[0].name}...).",
+            f"{ordered[0].parent} contains only validation or test files ({ordered[0].name}...).",
             "Name the training files train-*.parquet.",
         )
-    return train, next((matches for matches in by_prefix if matches), [])
+    test = by_prefix.pop(TEST_NAME, [])
+    return train, next((matches for matches in by_prefix.values() if matches), []), test
 
 
 def _labeled_images(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> LabeledImages:

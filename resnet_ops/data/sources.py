@@ -16,10 +16,14 @@ import numpy as np
 from resnet_ops import files
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder, cache_key, cached_array, cached_images
-from resnet_ops.data.class_labels import check_label_range, check_validation_classes, class_names, match_classes
+from resnet_ops.data.class_labels import check_every_class_is_trained, check_label_range, class_names, match_classes
 from resnet_ops.data.dataset import (
+    SPLIT_NAMES,
+    VAL_FRACTION,
+    VAL_FRACTION_BESIDE_TEST,
     DiscoveredData,
     EncodedImages,
+    JoinedImages,
     Split,
     Subset,
     choose_validation,
@@ -53,7 +57,8 @@ class Source:
     Args:
         record: What a run's record says of it.
         config: The options that it was opened with.
-        splits: Its training images, and its validation images unless they are held out of the former.
+        splits: Its training images, its validation images unless they are held out of the former, and its test images
+            if it has some.
         files: All its files, in order.
         notes: What the user should know.
         whole: Whether training images that are resized are kept whole, for random resized crops, and not cut at the
@@ -72,17 +77,36 @@ class Source:
         """True if the images ship with this package."""
         return self.config.data in EMBEDDED and self.config.val_data is None
 
+
+    @property
+    def used_splits(self) -> tuple[Split, ...]:
+        """The splits that training uses: with `fit_all` the validation images are training images."""
+        val: tuple[Split, ...] = () if self.config.fit_all else ("val",)
+        test: tuple[Split, ...] = ("test",) if "test" in self.splits else ()
+        return ("train", *val, *test)
+
+    @property
+    def val_fraction(self) -> float:
+        """The fraction of each class that is held out for validation where the data has no validation images."""
+        return _val_fraction(self.splits)
+
     def encoded(self, split: Split) -> EncodedImages:
-        """Return the encoded images of one split. Where validation images are held out, it reads all of them."""
-        if "val" in self.splits:
+        """Return the encoded images of one split. Where validation images are held out, it reads all of them.
+
+        With `fit_all` training has them all, and "val" are those of them that would be for validation.
+        """
+        train = self.splits["train"]
+        if split == "train" and self.config.fit_all:
+            return JoinedImages(train, self.splits["val"]) if "val" in self.splits else train
+        if split == "test" or "val" in self.splits:
             return self.splits[split]
-        return subset(self.splits["train"], self._held_out == (split == "val"))
+        return subset(train, self._held_out == (split == "val"))
 
     @cached_property
     def _held_out(self) -> np.ndarray:
         train = self.splits["train"]
         digests = hash_all(train) if self.embedded else cached_array(self._cache("digests"), lambda: hash_all(train))
-        return choose_validation(digests, train.labels)
+        return choose_validation(digests, train.labels, self.val_fraction)
 
     def crop_spec(self, split: Split) -> CropSpec:
         """Return size and channels of a split's decoded images; training images keep a margin to crop from."""
@@ -114,10 +138,10 @@ class Source:
         return self.decoded(split).images
 
     def prepare(self) -> "Source":
-        """Decode both splits into the cache, unless they are in it.
+        """Decode the splits that training uses into the cache, unless they are in it.
 
         Returns:
-            The same source, whose record and notes say what was left out, and what is in both splits.
+            The same source, whose record and notes say what was left out, and what is in more than one split.
 
         Raises:
             UserError: See `decoded`.
@@ -125,22 +149,23 @@ class Source:
         """
         if self.embedded:
             return self
-        train, val = self.decoded("train"), self.decoded("val")
-        bad, notes = (*train.bad, *val.bad), list(self.notes)
+        decoded = {split: self.decoded(split) for split in self.used_splits}
+        train = decoded["train"]
+        bad, notes = [image for part in decoded.values() for image in part.bad], list(self.notes)
         if bad:
             notes.append(
                 f"Skipped {image_count(len(bad))} that cannot be decoded, first: {bad[0].name}: {bad[0].reason}."
             )
-        if in_both := int(np.isin(val.digests, train.digests).sum()):
-            notes.append(
-                f"{image_count(in_both)} of the {len(val.images):,} in the validation split are also in the training "
-                "split."
-            )
+        for split in self.used_splits[1:]:
+            if in_both := int(np.isin(decoded[split].digests, train.digests).sum()):
+                notes.append(
+                    f"{image_count(in_both)} of the {len(decoded[split].images):,} in the {SPLIT_NAMES[split]} split "
+                    "are also in the training split."
+                )
         update = {
-            "train_images": len(train.images),
-            "val_images": len(val.images),
+            **{f"{split}_images": len(part.images) for split, part in decoded.items()},
             "bad_images": len(bad),
-            "first_bad_images": bad[:MAX_LISTED],
+            "first_bad_images": tuple(bad[:MAX_LISTED]),
         }
         return replace(self, record=self.record.model_copy(update=update), notes=tuple(notes))
 
@@ -164,8 +189,14 @@ class Source:
     def _cache(self, content: Split | Literal["digests"]) -> Path:
         labels = [(split, hashlib.sha256(images.labels.tobytes()).hexdigest()) for split, images in self.splits.items()]
         crop = self.crop_spec(content) if content != "digests" else None
+        whole_set = content == "train" and self.config.fit_all
         name = cache_key(
-            content, self.record.fingerprint, crop, labels, self.config.image_column, self._modification_times
+            "all" if whole_set else content,
+            self.record.fingerprint,
+            crop,
+            labels,
+            self.config.image_column,
+            self._modification_times,
         )
         return cache_folder(self.config.cache_dir) / "images" / name
 
@@ -183,12 +214,12 @@ def open_source(data: str | DataConfig) -> Source:
 
     Args:
         data: The dataset; a string is `DataConfig.data`. Validation images are those of `val_data`, or the data's own
-            (a folder val/, files whose names start with validation, val or test), or else a fifth of
-            each class, chosen by a hash of the images' bytes.
+            (a folder val/, files whose names start with validation, valid or val), or else a part of each class, chosen
+            by a hash of the images' bytes: a fifth, or a tenth where the data has test images of its own.
 
     Raises:
         UserError: There is nothing, it is not readable, it is empty, it has one class only, a label is out of range,
-            a validation image is of a class that training lacks, or no image of a few can be decoded.
+            a validation or test image is of a class that training lacks, or no image of a few can be decoded.
     """
     config = DataConfig(data=data) if isinstance(data, str) else data
     return make_source(config, discover(config))
@@ -200,13 +231,14 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
     Raises:
         UserError: See `open_source`.
     """
-    name, train, val = config.data, data.train, data.val
+    name, train = config.data, data.train
     if problems := [problem for part in data.parts for problem in part.problems]:
         raise problems[0]
     names, labels = class_names(data), train.encoded.labels
     splits: dict[Split, EncodedImages] = {"train": train.encoded}
-    if val is not None and len(val.encoded.labels):
-        splits["val"] = match_classes(val, names, config.val_data or name)
+    for split, part in data.by_split.items():
+        if split != "train" and len(part.encoded.labels):
+            splits[split] = match_classes(part, names, (split == "val" and config.val_data) or name, split)
     if not len(labels):
         raise UserError(
             f"--data {name} contains no training images.", "Choose a dataset that contains training images."
@@ -218,13 +250,15 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
             f"--data {name} has training images of one class only ({names[labels[0]]}).",
             "Add images of another class.",
         )
-    check_validation_classes(splits, names)
-    val_images = len(splits["val"].labels) if "val" in splits else int(validation_counts(labels).sum())
+    check_every_class_is_trained(splits, names)
+    held_out = 0 if "val" in splits else int(validation_counts(labels, _val_fraction(splits)).sum())
+    val_images = len(splits["val"].labels) if "val" in splits else held_out
     if not val_images:
         raise UserError(
             f"--data {name} is too small to hold out validation images.", "Provide at least 3 images of a class."
         )
-    parts: dict[Split, Sequence[File]] = {"train": train.files, "val": val.files if val else ()}
+    parts: dict[Split, Sequence[File]] = {"train": train.files, "val": ()}
+    parts.update((split, part.files) for split, part in data.by_split.items())
     digest, kind = fingerprint(parts, names_matter=data.names_matter)
     headers = read_headers(train.encoded)
     height, width, channels, stored = network_size(headers, config.image_size)
@@ -233,15 +267,21 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         fingerprint=digest,
         fingerprint_of=kind,
         class_names=names,
-        train_images=len(labels) - (0 if "val" in splits else val_images),
-        val_images=val_images,
+        train_images=len(labels) - held_out + (val_images if config.fit_all else 0),
+        val_images=0 if config.fit_all else val_images,
+        test_images=len(splits["test"].labels) if "test" in splits else 0,
         channels=channels,
         height=height,
         width=width,
         stored=stored,
         bit_depth=find_bit_depth(train.encoded) if any(header.wide for header in headers) else None,
     )
-    return Source(record, config, splits, (*parts["train"], *parts["val"]), tuple(_bit_depth_notes(record)))
+    files = tuple(file for part in parts.values() for file in part)
+    return Source(record, config, splits, files, tuple(_bit_depth_notes(record)))
+
+
+def _val_fraction(splits: dict[Split, EncodedImages]) -> float:
+    return VAL_FRACTION_BESIDE_TEST if "test" in splits else VAL_FRACTION
 
 
 def read_headers(encoded: EncodedImages) -> list[ImageHeader]:

@@ -87,6 +87,7 @@ def check_metadata(metadata: ModelMetadata, checkpoint: Checkpoint) -> tuple[str
         {
             "exported from another checkpoint": metadata.checkpoint_sha256 != checkpoint.sha256,
             "classes or their order differ": metadata.class_names != info.class_names,
+            "fitted on all images, or not, differs": metadata.fitted_on_all != info.fitted_on_all,
             "preprocessing differs": metadata.preprocessing != Preprocessing.of(info, metadata.input),
             f"network is {metadata.model}, expected {info.model}": metadata.model != info.model,
         },

@@ -85,6 +85,7 @@ def export_onnx(
             config.max_accuracy_drop / 100,
             info.validated.val_accuracy if is_training_data else None,
             images=config.images,
+            seen=is_training_data and info.fitted_on_all,
         )
         report = verify_file(unverified, Reference(resolved.reread()), images, thresholds)
         if report.validated:
@@ -160,6 +161,7 @@ def _metadata(
         run=resolved.run.name if resolved.run else None,
         epoch=info.epoch,
         val_accuracy=info.metrics.val_accuracy if info.metrics else None,
+        fitted_on_all=info.fitted_on_all,
         checkpoint_sha256=resolved.checkpoint.sha256,
         made_by=graph.tool_versions(),
     )

@@ -19,7 +19,7 @@ Output = Literal["logits", "probabilities"]
 Side = Annotated[int, Field(ge=1, le=4096)]
 IMAGES = "images"  # the name of the input
 MAX_CLASSES = 1_000_000  # a guard: more of them than anybody has
-JSON_FIELDS = {"class_names", "preprocessing", "epoch", "val_accuracy", "validation"}
+JSON_FIELDS = {"class_names", "preprocessing", "epoch", "val_accuracy", "fitted_on_all", "validation"}
 
 
 class Preprocessing(BaseModel):
@@ -85,7 +85,11 @@ class Preprocessing(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """The metadata of an exported file. `validation` is the summary of its verification, None before."""
+    """The metadata of an exported file. `validation` is the summary of its verification, None before.
+
+    `val_accuracy` is that of the best epoch, on the images that it was selected on; None where the network is
+    `fitted_on_all` images.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -101,6 +105,7 @@ class ModelMetadata(BaseModel):
     run: str | None = None
     epoch: int
     val_accuracy: float | None = None
+    fitted_on_all: bool = False
     checkpoint_sha256: str
     made_by: str
     precision_choice: str | None = None

@@ -52,7 +52,9 @@ def validate_onnx(
         warn("Its checkpoint was not found: compared with its metadata only, not with torch.")
     same_images = source.record.fingerprint == metadata.data_fingerprint
     recorded = metadata.validation or {}
-    accuracy, sampled = recorded.get("val_accuracy_onnx"), recorded.get("images")
+    seen = same_images and metadata.fitted_on_all
+    accuracy = recorded.get("seen_accuracy_onnx" if seen else "val_accuracy_onnx")
+    sampled = recorded.get("images")
     thresholds = ProofThresholds(
         provider,
         tolerance=config.tolerance,
@@ -63,6 +65,7 @@ def validate_onnx(
         metadata_accuracy=accuracy if isinstance(accuracy, float) and same_images else None,
         metadata_images=sampled if isinstance(sampled, int) else 0,
         images=config.images,
+        seen=seen,
     )
     images = inputs.select_images(source, "val", metadata.class_names)
     report = verify_file(file, Reference(checkpoint) if checkpoint else None, images, thresholds)

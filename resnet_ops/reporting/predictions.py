@@ -1,4 +1,4 @@
-"""Predictions of a run's best weights for its validation images; metrics per class and thumbnails made from them.
+"""Predictions of a run's weights for its validation or test images; metrics per class and thumbnails made from them.
 
 The page that shows them is written in run_report.py.
 """
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from resnet_ops.data.augment import normalize
+from resnet_ops.data.dataset import Split
 from resnet_ops.data.decode import decode
 from resnet_ops.data.loader import EVAL_BATCH
 from resnet_ops.data.parallel_decode import decode_rows
@@ -28,10 +29,11 @@ Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of the split, pixels (
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a network for N validation images.
+    """The predictions of a network for N images.
 
     Args:
         checkpoint: The network and its weights.
+        split: That of the images.
         labels: (N,) int64, the true classes.
         predicted: (N,) int64, the classes of the highest probability.
         confidence: (N,) float64, that probability.
@@ -40,6 +42,7 @@ class Predictions:
     """
 
     checkpoint: Checkpoint
+    split: Split
     labels: np.ndarray
     predicted: np.ndarray
     confidence: np.ndarray
@@ -65,12 +68,17 @@ class Predictions:
 def predict(run: Run) -> Predictions:
     """Predict the classes of a run's validation images with its best weights, in fp32.
 
-    Images that training streams are decoded as they are needed.
+    Of a run that is fitted on all images they are its test images. Images that training streams are decoded as they are
+    needed.
 
     Raises:
-        UserError: There are no intact weights, or the images are missing or not those of the training.
+        UserError: There are no intact weights, or the images are missing or not those of the training, or the network
+            was fitted on all of them.
     """
     record = run.read_as_written()
+    split: Split = "test" if record.config.fit_all else "val"
+    if record.config.fit_all and not record.data.test_images:
+        raise UserError(f"{run.name} is fitted on all images, so that there are none to measure it on.")
     checkpoint, _ = read_best(run)
     source = open_source(record.config)
     if source.record.fingerprint != record.data.fingerprint:
@@ -84,7 +92,8 @@ def predict(run: Run) -> Predictions:
     network = info.build_network()
     network.load_state_dict(checkpoint.model)
     network.eval().to(device)
-    batches, pixels = _streamed_batches(source) if record.config.stream == "on" else _decoded_batches(source)
+    read = _streamed_batches if record.config.stream == "on" else _decoded_batches
+    batches, pixels = read(source, split)
     parts: list[tuple[np.ndarray, ...]] = []
     for rows, images, labels in batches:
         with torch.inference_mode():
@@ -94,16 +103,16 @@ def predict(run: Run) -> Predictions:
         n = np.arange(len(labels))
         parts.append((rows, labels, predicted, probabilities[n, predicted], probabilities[n, labels]))
     rows, labels, predicted, confidence, of_label = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Predictions(checkpoint, labels, predicted, confidence, of_label, lambda n: pixels(int(rows[n])))
+    return Predictions(checkpoint, split, labels, predicted, confidence, of_label, lambda n: pixels(int(rows[n])))
 
 
-def _decoded_batches(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
-    images = source.load("val")
+def _decoded_batches(source: Source, split: Split) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
+    images = source.load(split)
     return _batches(np.arange(len(images)), images.pixels, images.labels), lambda row: images.pixels[row]
 
 
-def _streamed_batches(source: Source) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
-    encoded, frame = source.encoded("val"), source.crop_spec("val")
+def _streamed_batches(source: Source, split: Split) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
+    encoded, frame = source.encoded(split), source.crop_spec(split)
     labels = encoded.labels
     parts = decode_rows(encoded, np.arange(len(labels)), frame)
     batches = (batch for rows, pixels in parts for batch in _batches(rows, pixels, labels[rows]))

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from resnet_ops import files
+from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import page, style
@@ -59,13 +60,19 @@ class RunData:
 
     @cached_property
     def best(self) -> Epoch | None:
-        """The epoch with the best validation accuracy."""
-        return max(self.epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
+        """The epoch with the best validation accuracy; with `fit_all` the last one."""
+        return max(self.epochs, key=lambda epoch: epoch.score, default=None)
+
+    @cached_property
+    def test_accuracy(self) -> float | None:
+        """Top-1 accuracy of the selected weights on test images, once it is measured."""
+        return self.record.best.test_accuracy if self.record.best else None
 
     @cached_property
     def error(self) -> float:
         """One standard error of the best accuracy; 0 if there is none."""
-        return standard_error(self.best.val_accuracy, self.record.data.val_images) if self.best else 0.0
+        accuracy = self.best.val_accuracy if self.best else None
+        return 0.0 if accuracy is None else standard_error(accuracy, self.record.data.val_images)
 
     @cached_property
     def images_per_second(self) -> float | None:
@@ -86,8 +93,11 @@ class RunData:
             status=self.record.status,
             model=self.record.config.model,
             epochs=len(self.epochs),
+            fit_all=self.record.config.fit_all,
             val_accuracy=best.val_accuracy if best else None,
-            val_accuracy_again=predictions.accuracy if predictions else None,
+            last_val_accuracy=self.epochs[-1].val_accuracy if self.epochs else None,
+            test_accuracy=self.test_accuracy,
+            val_accuracy_again=predictions.accuracy if predictions and predictions.split == "val" else None,
             mistakes=None if predictions is None else int((~predictions.correct).sum()),
             images_per_second=self.images_per_second,
             missing=self.missing,
@@ -102,9 +112,16 @@ class ReportedRun(Result):
     status: Status
     model: str = Field(description="Network, such as resnet20.")
     epochs: int = Field(description="Epochs trained.")
-    val_accuracy: float | None = Field(description="Top-1 accuracy of the best epoch, 0 to 1.")
+    fit_all: bool = Field(description="Whether it is fitted on all images: then there is no validation accuracy.")
+    val_accuracy: float | None = Field(
+        description="Top-1 accuracy of the best epoch, 0 to 1, on the images that it was selected on."
+    )
+    last_val_accuracy: float | None = Field(description="That of the last epoch.")
+    test_accuracy: float | None = Field(description="Top-1 accuracy on test images, which nothing was selected on.")
     val_accuracy_again: float | None = Field(description="That of the best weights on the same images, measured again.")
-    mistakes: int | None = Field(description="Validation images that they get wrong.")
+    mistakes: int | None = Field(
+        description="Images that they get wrong: of the validation images, or with --fit-all of the test images."
+    )
     images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
     missing: str = Field(description="Why the images could not be classified again, if they could not.")
 
@@ -146,8 +163,9 @@ def write(
         if entry.missing:
             warn(f"The report has no predictions of {entry.run.name}: {entry.missing}")
     trainings = [(entry.run.name, entry.epochs) for entry in data]
+    image_counts = [entry.record.data.val_images for entry in data if entry.record.data.val_images]
     with style.applied():
-        curves = learning(trainings, min(entry.record.data.val_images for entry in data))
+        curves = learning(trainings, min(image_counts, default=min(entry.record.data.train_images for entry in data)))
         values = {
             "runs": data,
             "verdict": verdict(data),
@@ -167,13 +185,24 @@ def write(
 
 def verdict(runs: Sequence[RunData]) -> str:
     """Return in a sentence or two which run is best, by how much, and whether that is more than chance."""
-    ranked = sorted(((run.best.val_accuracy, run) for run in runs if run.best), key=lambda pair: -pair[0])
+    scored = [(run.best.val_accuracy, run) for run in runs if run.best and run.best.val_accuracy is not None]
+    ranked = sorted(scored, key=lambda pair: -pair[0])
+    unmeasured = " ".join(
+        f"{run.run.name} ({run.record.config.model}) is fitted on all images, so it has no validation accuracy"
+        f"{_test_clause(run)}."
+        for run in runs
+        if run.best and run.best.val_accuracy is None
+    )
     if not ranked:
-        return "No epoch has finished yet."
+        return unmeasured or "No epoch has finished yet."
     accuracy, first = ranked[0]
-    images = first.record.data.val_images
+    images, last = first.record.data.val_images, first.epochs[-1].val_accuracy or 0
     accuracy_text = f"{percent(accuracy)} ± {percent(first.error)} on {images:,} validation images"
-    best = f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {accuracy_text}."
+    best = (
+        f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {accuracy_text}, which its best "
+        f"epoch was chosen on; its last epoch has {percent(last)}{_test_clause(first)}."
+    )
+    best = f"{best} {unmeasured}".strip()
     if len(ranked) == 1:
         return best
     if len({run.record.data.fingerprint for _, run in ranked}) > 1:
@@ -186,6 +215,14 @@ def verdict(runs: Sequence[RunData]) -> str:
         f"{best} {second.run.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
         f"one standard error of the difference ({standard_error_points:.2f})."
     )
+
+
+def _test_clause(run: RunData) -> str:
+    """Return the test accuracy as the end of a sentence, if there is one."""
+    if run.test_accuracy is None:
+        return ""
+    images = f"{run.record.data.test_images:,} test images, which nothing was chosen on"
+    return f"; its test accuracy is {percent(run.test_accuracy)} on {images}"
 
 
 def configuration_differences(runs: Sequence[RunData]) -> dict[str, list[Any]]:
@@ -209,6 +246,7 @@ def _section(number: int, entry: RunData) -> dict[str, Any]:
             "classes": per_class(counts, names),
             "mistakes": int((~predictions.correct).sum()),
             "images": len(predictions.labels),
+            "kind": SPLIT_NAMES[predictions.split],
             "errors": errors,
             "correct": correct,
         }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
 from resnet_ops.run_records import Epoch, RunRecord
@@ -25,6 +26,7 @@ class SearchData:
     curves: dict[int, list[Epoch]]
     selection: SelectedTrial | None
     selected_run: RunRecord | None  # of the selected trial
+    test_accuracy: float | None = None  # of the selected trial's best weights, once it is measured
 
     @classmethod
     def read(cls, search: Search) -> "SearchData":
@@ -39,8 +41,9 @@ class SearchData:
         if selection is not None:
             with contextlib.suppress(UserError):  # it has just begun; the rest can be shown
                 selected_run = search.trial_run(selection.trial).read_as_written()
+        best = search.run.read_as_written().best if files.is_file(search.run.record_file) else None
         curves = {trial.id: search.trial_run(trial).epochs() for trial in trials}
-        return cls(record, trials, curves, selection, selected_run)
+        return cls(record, trials, curves, selection, selected_run, best.test_accuracy if best else None)
 
     @property
     def images(self) -> int:
@@ -86,6 +89,12 @@ class SearchData:
 def kind_of(trial: Trial) -> str:
     """Return the kind of its network, 'plain' or 'resnet'."""
     return "plain" if trial.model.startswith("plain") else "resnet"
+
+
+def val_error(epoch: Epoch) -> float:
+    """Return the validation error of an epoch; a search has validation images."""
+    assert epoch.val_error is not None
+    return epoch.val_error
 
 
 def error(trial: Trial) -> float:

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from resnet_ops.formatting import duration, percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.search_data import KINDS, SearchData, error, error_bar, kind_of, verdict
+from resnet_ops.reporting.search_data import KINDS, SearchData, error, error_bar, kind_of, val_error, verdict
 from resnet_ops.tuning.results import Trial, TrialStatus
 
 WIDTH = 8.4
@@ -63,7 +63,7 @@ def curves(data: SearchData) -> Picture:
     """Return the picture of the error over epochs, a line for each trial."""
     rows = "; ".join(
         f"trial {t.id} ({t.model}, {t.status}): "
-        + ", ".join(percent(e.val_error) for e in _evenly_spaced(data.curves[t.id], 3))
+        + ", ".join(percent(val_error(e)) for e in _evenly_spaced(data.curves[t.id], 3))
         for kind in data.kinds
         for t in data.bests(kind)
         if data.curves[t.id]
@@ -165,7 +165,7 @@ def _curves(data: SearchData, part: FigureBase) -> None:
     alpha = 1 if len(trials) <= 12 else max(0.35, 12 / len(trials))
     for trial in sorted(trials, key=lambda t: (t.id == best, t.id)):
         axes, epochs, is_best = panels[kind_of(trial)], data.curves[trial.id], trial.id == best
-        numbers, errors = [e.epoch for e in epochs], [e.val_error for e in epochs]
+        numbers, errors = [e.epoch for e in epochs], [val_error(e) for e in epochs]
         line: dict[str, Any] = {
             "color": colors[trial.depth],
             "alpha": 1 if is_best else alpha,
@@ -176,11 +176,11 @@ def _curves(data: SearchData, part: FigureBase) -> None:
             numbers[-1:], errors[-1:], marker=MARKS[trial.status], ms=5.5, mec=style.INK, mew=0.5, clip_on=False, **line
         )
         if is_best:
-            lowest = min(epochs, key=lambda e: (e.val_error, e.val_loss))
+            lowest = max(epochs, key=lambda e: e.score)
             ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": style.VERMILION, "mew": 2}
-            axes.plot(lowest.epoch, lowest.val_error, "o", clip_on=False, zorder=6, **ring)
+            axes.plot(lowest.epoch, val_error(lowest), "o", clip_on=False, zorder=6, **ring)
     last = max([data.record.epochs, *(e.epoch for epochs in data.curves.values() for e in epochs)])
-    every = [e.val_error for trial in trials for e in data.curves[trial.id]]
+    every = [val_error(e) for trial in trials for e in data.curves[trial.id]]
     for axes in panels.values():
         style.whole_axis(axes.xaxis, last, "epoch")
     style.error_axis(next(iter(panels.values())).yaxis, every, data.images, ERROR)

@@ -32,6 +32,7 @@ def _values(data: SearchData) -> dict[str, Any]:
     return {
         "record": record,
         "selection": selection,
+        "test_accuracy": data.test_accuracy,
         "error": None if selection is None else error(selection.trial),
         "counts": [(status, len(trials)) for status in STATUSES if (trials := data.with_status(status))],
         "trials": data.trials,

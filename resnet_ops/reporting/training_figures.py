@@ -58,7 +58,7 @@ def degradation(networks: Sequence[NetworkCurves], images: int, *, log: bool = T
 def learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int) -> Picture:
     """Return the picture of errors, losses and throughput of training runs by name; one at least has an epoch."""
     ends = "; ".join(
-        f"{name}: {percent(epochs[-1].val_error)} validation error, {percent(epochs[-1].train_error)} training error "
+        f"{name}: {_validation_error(epochs[-1])}{percent(epochs[-1].train_error)} training error "
         f"after epoch {epochs[-1].epoch}"
         for name, epochs in trainings
         if epochs
@@ -152,12 +152,15 @@ def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, par
         for axes, metric in ((panels[0], "error"), (panels[1], "loss")):
             dot = "." if len(epochs) == 1 else None  # one epoch makes no line
             axes.plot(numbers, [getattr(epoch, f"train_{metric}") for epoch in epochs], lw=THIN, marker=dot, **line)
-            axes.plot(numbers, [getattr(epoch, f"val_{metric}") for epoch in epochs], lw=THICK, **line, **marker)
+            validated = [epoch for epoch in epochs if epoch.val_error is not None]
+            values = [getattr(epoch, f"val_{metric}") for epoch in validated]
+            axes.plot([epoch.epoch for epoch in validated], values, lw=THICK, **line, **marker)
         panels[2].plot(numbers, [epoch.images_per_second for epoch in epochs], lw=1.6, **line, **marker)
         keys.append(Line2D([], [], lw=THICK, label=style.shortened(name, 40), **line, **marker))
     every = [epoch for _, epochs in trainings for epoch in epochs]
-    style.error_axis(panels[0].yaxis, [e for epoch in every for e in (epoch.train_error, epoch.val_error)], images, "")
-    losses = [loss for epoch in every for loss in (epoch.train_loss, epoch.val_loss)]
+    errors = [e for epoch in every for e in (epoch.train_error, epoch.val_error) if e is not None]
+    style.error_axis(panels[0].yaxis, errors, images, "")
+    losses = [loss for epoch in every for loss in (epoch.train_loss, epoch.val_loss) if loss is not None]
     style.value_axis(panels[1].yaxis, losses, "")
     style.value_axis(panels[2].yaxis, [0, *(epoch.images_per_second for epoch in every)], "", log=False)
     for axes, title in zip(panels, ("top-1 error", "loss", "throughput (images/s)"), strict=True):
@@ -197,6 +200,10 @@ def line_width_keys() -> list[Line2D]:
         Line2D([], [], color=style.MUTED, lw=width, label=label)
         for width, label in ((THICK, "validation"), (THIN, "training"))
     ]
+
+
+def _validation_error(epoch: Epoch) -> str:
+    return "" if epoch.val_error is None else f"{percent(epoch.val_error)} validation error, "
 
 
 def _last_errors(network: NetworkCurves) -> str:

@@ -59,6 +59,7 @@ class ModelInfo(BaseModel):
     input: dict[str, Any]
     data: str
     val_accuracy: float | None
+    fitted_on_all: bool
     validation: dict[str, Any] | None
     provider: str
     made_by: str
@@ -128,6 +129,7 @@ def build_app(service: InferenceService) -> FastAPI:
             input=metadata.preprocessing.model_dump(mode="json"),
             data=metadata.data,
             val_accuracy=metadata.val_accuracy,
+            fitted_on_all=metadata.fitted_on_all,
             validation=metadata.validation,
             provider=service.classifier.session.provider,
             made_by=metadata.made_by,

@@ -158,7 +158,7 @@ def _read_network(search: Search, trial: Trial) -> Network:
         seconds=trial.seconds,
         train_error=last.train_error if last else None,
         val_error=last.val_error if last else None,
-        best_val_error=min(epoch.val_error for epoch in curve) if last else None,
+        best_val_error=min(epoch.val_error for epoch in curve if epoch.val_error is not None) if last else None,
         trial=str(Path(search.trials_dir.name, trial.name)),
         curve=curve,
         layers=layers.read_layers(run) if started else None,

@@ -11,6 +11,7 @@ from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import (
     best_tags,
     end_times_s,
+    final_tags,
     full_name,
     hyperparameters,
     scalars,
@@ -94,7 +95,9 @@ class MLflowRun:
         return self.id
 
     def end(self, record: RunRecord) -> None:
-        """Set the run's final status."""
+        """Set the run's final status, and what was measured last."""
+        for name, value in final_tags(record).items():
+            self.client.set_tag(self.id, name, value)
         self.client.set_terminated(self.id, STATUS[record.status])
 
     def _reopen(self, run_id: str) -> bool:

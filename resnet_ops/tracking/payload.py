@@ -18,8 +18,11 @@ NOT_HYPERPARAMETERS = {*TrainConfig.changeable_on_resume(), "name", "runs_dir", 
 
 
 def scalars(epoch: Epoch) -> dict[str, float]:
-    """Return an epoch's metrics; errors are top-1, from 0 to 1, `step` counts all steps so far."""
-    return {
+    """Return an epoch's metrics; errors are top-1, from 0 to 1, `step` counts all steps so far.
+
+    Those of validation images are not there where there are none.
+    """
+    metrics = {
         "loss/train": epoch.train_loss,
         "loss/val": epoch.val_loss,
         "error/train": epoch.train_error,
@@ -28,6 +31,7 @@ def scalars(epoch: Epoch) -> dict[str, float]:
         "images_per_second": epoch.images_per_second,
         "step": float(epoch.step),
     }
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def end_times_s(record: RunRecord, epochs: Sequence[Epoch]) -> list[float]:
@@ -47,8 +51,8 @@ def hyperparameters(record: RunRecord) -> dict[str, str | bool | int | float]:
     config, data = record.config, record.data
     values = {name: getattr(config, name) for name in type(config).model_fields if name not in NOT_HYPERPARAMETERS}
     plain = {n: v if isinstance(v, bool | int | float) else as_typed(v) for n, v in values.items() if v is not None}
-    counts = {"parameters": record.parameters, "train_images": data.train_images, "val_images": data.val_images}
-    return plain | counts | {"classes": len(data.class_names)}
+    counts = {f"{split}_images": getattr(data, f"{split}_images") for split in ("train", "val", "test")}
+    return plain | counts | {"parameters": record.parameters, "classes": len(data.class_names)}
 
 
 def tags(run: Run, record: RunRecord) -> dict[str, str]:
@@ -64,13 +68,23 @@ def tags(run: Run, record: RunRecord) -> dict[str, str]:
 
 
 def best_tags(run: Run, epochs: Sequence[Epoch]) -> dict[str, str]:
-    """Return the epoch that validated best, its accuracy and the file of its weights."""
-    best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
+    """Return the epoch that was selected, how, its accuracy and the last one's, and the file of its weights."""
+    best, weights = max(epochs, key=lambda epoch: epoch.score), as_typed(run.best / "model.safetensors")
+    if best.val_accuracy is None:
+        return {"selected_on": "nothing: last epoch, fitted on all images", "best_weights": weights}
     return {
+        "selected_on": "validation images",
         "best_epoch": str(best.epoch),
         "best_val_accuracy": f"{best.val_accuracy:.6f}",
-        "best_weights": as_typed(run.best / "model.safetensors"),
+        "last_val_accuracy": f"{epochs[-1].val_accuracy:.6f}",
+        "best_weights": weights,
     }
+
+
+def final_tags(record: RunRecord) -> dict[str, str]:
+    """Return the accuracy on test images, once it is measured."""
+    accuracy = record.best.test_accuracy if record.best else None
+    return {} if accuracy is None else {"test_accuracy": f"{accuracy:.6f}"}
 
 
 def full_name(run: Run) -> str:

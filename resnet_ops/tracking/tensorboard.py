@@ -79,7 +79,8 @@ class EventFile:
         created = self.record.created.timestamp()
         self._write(Event(wall_time=created, step=0, session_log=SessionLog(status=SessionLog.START)))
         # Without the third, which ends a session: a run that is killed would not write it.
-        for summary in hparams(hyperparameters(self.record), {"error/val": 0.0, "loss/val": 0.0})[:2]:
+        split = "train" if self.record.config.fit_all else "val"
+        for summary in hparams(hyperparameters(self.record), {f"error/{split}": 0.0, f"loss/{split}": 0.0})[:2]:
             self._write(Event(wall_time=created, summary=summary))
         self.writer.flush()
         self._publish()

@@ -46,7 +46,7 @@ class TrackedRun:
         self.file = run.path / "tracking.json"
         self.service = _service_run(track, run, record)
         self.id: str | None = None
-        self.sent: list[list[float]] = []
+        self.sent: list[list[float | None]] = []
         self.status = ""  # at its end
         self.opened = False
         self._read()
@@ -106,7 +106,7 @@ class TrackedRun:
         files.write_atomically(self.file, json.dumps(content).encode() + b"\n", patience_s=0)
 
 
-def _key(epoch: Epoch) -> list[float]:
+def _key(epoch: Epoch) -> list[float | None]:
     """Return what distinguishes an epoch from the same one trained anew; not its speed."""
     return [epoch.epoch, epoch.train_loss, epoch.val_loss, epoch.val_error]
 

@@ -9,7 +9,16 @@ from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
-from resnet_ops.tracking.payload import best_tags, error_line, full_name, hyperparameters, scalars, search_name, tags
+from resnet_ops.tracking.payload import (
+    best_tags,
+    error_line,
+    final_tags,
+    full_name,
+    hyperparameters,
+    scalars,
+    search_name,
+    tags,
+)
 
 PROJECT = "resnet-ops"
 EXIT_CODE = {"finished": 0, "failed": 1, "interrupted": 130}
@@ -85,5 +94,6 @@ class WandbRun:
         return self.open(None)
 
     def end(self, record: RunRecord) -> None:
-        """Set the run's final status, and wait until everything is sent."""
+        """Set the run's final status and what was measured last, and wait until everything is sent."""
+        self.wandb_run.summary.update(final_tags(record))
         self.wandb_run.finish(exit_code=EXIT_CODE.get(record.status, 1))

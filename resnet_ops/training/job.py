@@ -60,7 +60,12 @@ class TrainResult(Result):
     device: str = Field(description="cpu or cuda.")
     parameters: int = Field(description="Number of parameters.")
     augmentation: str = Field(description="Augmentation of the training images, in words.")
-    best: Best = Field(description="The epoch that validated best: epoch, val_accuracy (0 to 1), checkpoint.")
+    best: Best = Field(
+        description="The selected epoch: epoch, checkpoint, val_accuracy (0 to 1, on the images that it was selected "
+        "on), last_val_accuracy (of the last epoch), selected_on, test_accuracy (of test images, which nothing was "
+        "selected on)."
+    )
+    fit_all: bool = Field(description="Whether it is fitted on all images: then there is no validation accuracy.")
     images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
     time_to_first_step_s: float | None = Field(description="Seconds from the request to the end of the first step.")
     time_after_last_step_s: float | None = Field(description="Seconds from the end of the last step to this result.")
@@ -247,7 +252,11 @@ def _end_recorded(run: Run, record: RunRecord, tracked: bool) -> Iterator[None]:
 
 def _finish(run: Run, record: RunRecord, result: "WorkerResult") -> RunRecord:
     """Record a finished training in run.json."""
-    update: dict[str, Any] = {"status": "finished", "best": _best(run)}
+    from resnet_ops.training.checkpoint import read_best
+
+    best, _ = read_best(run)
+    selected = Best.of(best.info.validated, run.epochs()[-1], best.path, result.test_accuracy)
+    update: dict[str, Any] = {"status": "finished", "best": selected}
     if result.bad_images:  # met by workers that stream
         bad = {
             "val_images": record.data.val_images - len(result.bad_val_images),
@@ -306,12 +315,24 @@ def resume_command(run: Run, command: str = "train") -> str:
     return f"resnet-ops {command} --resume {run.name}{where}"
 
 
-def _best(run: Run) -> Best | None:
-    from resnet_ops.training.checkpoint import read_best
+def measure_test(run: Run, observer: Observer) -> RunRecord:
+    """Measure the selected weights of a run on the test images of its data, and record it; not a second time.
 
-    checkpoint, _ = read_best(run)
-    metrics = checkpoint.info.validated
-    return Best(epoch=metrics.epoch, val_accuracy=metrics.val_accuracy, checkpoint=checkpoint.path)
+    Raises:
+        UserError: The images are gone or have changed, or its workers do not fit.
+    """
+    record = run.read_as_written()
+    if record.best is None or record.best.test_accuracy is not None or not record.data.test_images:
+        return record
+    observer.progress({"stage": "Measuring the selected weights on test images"})
+    with allocate(record.config, observer.warn) as placement:
+        from resnet_ops.training.launch import launch_workers
+        from resnet_ops.training.worker import run_measurement
+
+        source, _ = check_training(record.config, placement.layout.device)
+        result = launch_workers(run_measurement, run, record, source, placement)
+    best = record.best.model_copy(update={"test_accuracy": result.test_accuracy})
+    return run.write(record.model_copy(update={"best": best}))
 
 
 def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at: float) -> TrainResult:
@@ -331,6 +352,7 @@ def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at
         parameters=record.parameters,
         augmentation=record.augmentation,
         best=record.best,
+        fit_all=record.config.fit_all,
         images_per_second=rates[len(rates) // 2] if rates else None,
         time_to_first_step_s=steps_at[0] - started_at if steps_at else None,
         time_after_last_step_s=now - steps_at[-1] if steps_at else None,

@@ -58,8 +58,6 @@ def check_training(config: TrainConfig, device: str, source: Source | None = Non
         raise UserError(f"--cutout {config.cutout} exceeds the image size of {side} pixels.", f"Try {side // 2}.")
     if config.zero_init_residual and architecture.kind != "resnet":
         raise UserError(f"{architecture.name} has no residual branches.", "Remove --zero-init-residual.")
-    if config.fit_all and (data.stored or config.stream == "on"):
-        raise UserError("--fit-all needs images of one size that fit into memory.", "Remove it.")
     if config.sync_batchnorm and device == "cpu":
         raise UserError("--sync-batchnorm needs GPUs: torch does not support it on CPUs.", "Remove it.")
     if config.cuda_graph == "on" and device == "cpu":
@@ -113,7 +111,7 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
     """
     source = replace(source, whole=config.random_resized_crop)
     if config.stream == "on":
-        return _sampled(source, observer)
+        return _sampled(source, config, observer)
     if not source.embedded:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
     source = source.prepare()
@@ -132,12 +130,12 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
     return config.model_copy(update={"batch_size": batch_size})
 
 
-def _sampled(source: Source, observer: Observer) -> Source:
+def _sampled(source: Source, config: DataConfig, observer: Observer) -> Source:
     from resnet_ops.data.augment import pixel_statistics
 
     held_out = (
         ""
-        if "val" in source.splits
+        if config.fit_all or "val" in source.splits
         else " All are read once now to hold out a validation split; --val-data avoids that."
     )
     for note in source.notes:

@@ -200,6 +200,7 @@ class TrainingSession:
             std=loader.std,
             data=data.name,
             data_fingerprint=data.fingerprint,
+            fitted_on_all=record.config.fit_all,
             metrics=self.metrics,
             step=self.trainer.step,
         )

@@ -7,7 +7,7 @@ batch. Sums and counts are added up over all workers, so that metrics are exact 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -114,8 +114,8 @@ class Trainer:
                 step=self.epoch * steps,
                 train_loss=self.finite(train.loss),
                 train_error=train.error,
-                val_loss=self.finite(val.loss),
-                val_error=val.error,
+                val_loss=self.finite(val.loss) if val else None,
+                val_error=val.error if val else None,
                 lr=learning_rate(self.config, self.epoch * steps - 1, self.config.epochs * steps),
                 images_per_second=(steps - first_step) * batch_size / (trained - started),
                 seconds=time.perf_counter() - started,
@@ -248,11 +248,7 @@ class Trainer:
 
     def logits(self, network: nn.Module, x: Tensor) -> Tensor:
         """Return the logits (n, classes) float32 of images (n, C, H, W)."""
-        if not self.config.channels_last:
-            x = x.contiguous()
-        with autocast(self.config.precision, self.device):
-            logits: Tensor = network(x)
-        return logits.float()
+        return compute_logits(network, x, self.config, self.device)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -264,20 +260,13 @@ class Trainer:
         """The network that is validated, kept as best and exported."""
         return self.networks[-1]
 
-    @torch.no_grad()
-    def evaluate(self) -> "MeanLoss":
-        """Return the mean loss and top-1 error over the validation images, without those that cannot be decoded."""
-        network = self.eval_network.eval()
-        totals, images = torch.zeros(3, dtype=torch.float64, device=self.device), 0
-        for x, y in self.loader.val_batches(self.beat):
-            self.beat()
-            logits = self.logits(network, x)
-            loss_sum = F.cross_entropy(logits, y, reduction="sum")
-            totals[:2] += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
-            images += len(y)
-        totals[2] = images
-        totals = self.group.add(totals)
-        return MeanLoss.of(totals[:2], int(totals[2]))
+    def evaluate(self) -> "MeanLoss | None":
+        """Return the mean loss and top-1 error over the validation images that can be decoded; None without any."""
+        if self.loader.val is None:
+            return None
+        batches = self.loader.val_batches(self.beat)
+        totals = sum_losses(self.eval_network, batches, self.config, self.device, self.beat)
+        return MeanLoss.of_evaluation(self.group.add(totals))
 
     def finite(self, loss: float, step: int | None = None) -> float:
         """Return `loss`, or stop the training if it is not a finite number."""
@@ -285,6 +274,36 @@ class Trainer:
             return loss
         epoch = self.epoch + 1 if step is not None else self.epoch
         raise UserError(f"Training diverged in epoch {epoch}: the loss is {loss}.", "Try a smaller --lr.", WORK_FAILED)
+
+
+def compute_logits(network: nn.Module, x: Tensor, config: TrainConfig, device: torch.device) -> Tensor:
+    """Return the logits (n, classes) float32 of images (n, C, H, W)."""
+    if not config.channels_last:
+        x = x.contiguous()
+    with autocast(config.precision, device):
+        logits: Tensor = network(x)
+    return logits.float()
+
+
+@torch.no_grad()
+def sum_losses(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    config: TrainConfig,
+    device: torch.device,
+    beat: Callable[[], None],
+) -> Tensor:
+    """Return the sums of losses and of errors, and the number of images, (3,) float64, over batches to evaluate on."""
+    network.eval()
+    totals, images = torch.zeros(3, dtype=torch.float64, device=device), 0
+    for x, y in batches:
+        beat()
+        logits = compute_logits(network, x, config, device)
+        loss_sum = F.cross_entropy(logits, y, reduction="sum")
+        totals[:2] += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
+        images += len(y)
+    totals[2] = images
+    return totals
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -311,3 +330,8 @@ class MeanLoss:
         """Divide the sums of losses and of errors by the number of images."""
         loss, errors = (totals / max(images, 1)).tolist()
         return cls(loss, errors)
+
+    @classmethod
+    def of_evaluation(cls, totals: Tensor) -> "MeanLoss":
+        """Divide what `sum_losses` returns by its number of images."""
+        return cls.of(totals[:2], int(totals[2]))

@@ -34,6 +34,7 @@ from resnet_ops.run_records import BadImage, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.measure import measure_test
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import Trainer
 
@@ -66,15 +67,17 @@ class WorkerResult:
         steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
         bad_images: Images that any worker could not decode.
         bad_val_images: Those of them that are validation images.
+        test_accuracy: Of the selected weights on the test images, from 0 to 1; None where there are none.
     """
 
     steps_at: tuple[float, ...]
     bad_images: tuple[BadImage, ...]
-    bad_val_images: tuple[BadImage, ...]
+    bad_val_images: tuple[BadImage, ...] = ()
+    test_accuracy: float | None = None
 
 
 def run_worker(task: WorkerTask) -> WorkerResult:
-    """Train a run from its last checkpoint to its last epoch.
+    """Train a run from its last checkpoint to its last epoch, and measure the selected weights on test images.
 
     Raises:
         UserError: The loss diverged, or the device's memory or the disk is full.
@@ -82,18 +85,12 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         PeerLostError: Another worker is lost or does not answer.
         RegroupError: More nodes are available; all is saved.
     """
-    run = Run(files.to_path(task.run))
-    if not files.is_file(run.record_file):
-        raise _unusable_node(f"{socket.gethostname()} does not see {run.path}, written by the job's driver")
-    record = run.read_as_written()
-    torch.set_num_threads(task.threads or _cores_per_worker(task.request))
-    context = ray.train.get_context()
-    group = ProcessGroup(context.get_world_rank(), context.get_world_size())
-    device = ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
+    run, record, group, device = _begin(task)
     with _explained_errors(record.config.batch_size, group, device), cuda_algorithms(record.config, device):
         if group.rank == 0:
             run.write_progress({"stage": f"Reading {record.config.data}"})
-        session = TrainingSession.open(run, record, task.source or _open_the_same(record), group, device)
+        source = task.source or _open_the_same(record)
+        session = TrainingSession.open(run, record, source, group, device)
         nodes = ElasticGroup(group, task.request)
         with _watched(run, session.trainer, task.request), session.saving():
             for epoch in session.trainer.run(session.after_step, session.save_is_due):
@@ -104,9 +101,36 @@ def run_worker(task: WorkerTask) -> WorkerResult:
                     session.wait()
                     group.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                     raise RegroupError
+            session.wait()
+            group.agree(1)  # the others read what rank 0 has written
+            test_accuracy = measure_test(run, record, source, group, device, session.trainer.beat)
         loader = session.trainer.loader
-        bad_train, bad_val = (_gather_bad_images(group, images.bad) for images in (loader.train, loader.val))
-        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val)
+        bad_train = _gather_bad_images(group, loader.train.bad)
+        bad_val = _gather_bad_images(group, loader.val.bad if loader.val else ())
+        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, test_accuracy)
+
+
+def run_measurement(task: WorkerTask) -> WorkerResult:
+    """Measure the selected weights of a run, which are trained, on test images.
+
+    Raises:
+        UserError, UnusableNodeError, PeerLostError: See `run_worker`.
+    """
+    run, record, group, device = _begin(task)
+    with _explained_errors(record.config.batch_size, group, device), cuda_algorithms(record.config, device):
+        source = task.source or _open_the_same(record)
+        return WorkerResult((), (), test_accuracy=measure_test(run, record, source, group, device))
+
+
+def _begin(task: WorkerTask) -> tuple[Run, RunRecord, ProcessGroup, torch.device]:
+    run = Run(files.to_path(task.run))
+    if not files.is_file(run.record_file):
+        raise _unusable_node(f"{socket.gethostname()} does not see {run.path}, written by the job's driver")
+    record = run.read_as_written()
+    torch.set_num_threads(task.threads or _cores_per_worker(task.request))
+    context = ray.train.get_context()
+    group = ProcessGroup(context.get_world_rank(), context.get_world_size())
+    return run, record, group, ray.train.torch.get_device() if record.device == "cuda" else torch.device("cpu")
 
 
 @contextlib.contextmanager

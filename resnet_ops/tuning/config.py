@@ -113,7 +113,8 @@ class TuneConfig(TrialsConfig):
     refit: Annotated[
         bool,
         option(
-            "Afterwards train the best network on training and validation images together, as run NAME-refit.",
+            "Afterwards train the best network on training and validation images together, as run NAME-refit, which "
+            "has no validation accuracy.",
             panel="Search",
         ),
     ] = False

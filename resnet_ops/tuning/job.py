@@ -64,7 +64,13 @@ class BestTrial(Result):
     trial: int = Field(description="Its number, from 1.")
     model: str = Field(description="Network, such as resnet20.")
     lr: float = Field(description="Peak learning rate.")
-    val_accuracy: float | None = Field(description="Top-1 accuracy on the validation images, from 0 to 1.")
+    val_accuracy: float | None = Field(
+        description="Top-1 accuracy of its best epoch, from 0 to 1, on the validation images that it was selected on."
+    )
+    last_val_accuracy: float | None = Field(description="That of its last epoch.")
+    test_accuracy: float | None = Field(
+        description="Top-1 accuracy of its best weights on test images, if any, which nothing was selected on."
+    )
     checkpoint: files.Place = Field(description="File of its best weights.")
     why: str = Field(description="Why it was selected, in a sentence.")
 
@@ -273,12 +279,15 @@ def _finish(log: "TrialLog", started_at: float) -> TuneResult:
         raise UserError(f"All {len(log.trials)} trials failed. {counts}", "Try other values.", WORK_FAILED)
     log.end_search("finished", "")
     trial = selected.trial
+    measured = training.measure_test(search.run, log.observer).best if log.record.command == TUNE.command else None
     refit = _refit(search, trial, log.observer) if log.record.config.refit else None
     best = BestTrial(
         trial=trial.id,
         model=trial.model,
         lr=trial.lr,
         val_accuracy=trial.val_accuracy,
+        last_val_accuracy=trial.last_val_accuracy,
+        test_accuracy=measured.test_accuracy if measured else None,
         checkpoint=search.run.best / "model.safetensors",
         why=selected.why,
     )
@@ -300,7 +309,7 @@ def _log_event(search: Search, observer: SearchObserver, message: str) -> None:
 
 
 def _refit(search: Search, trial: Trial, observer: Observer) -> Run:
-    """Train the best network on training and validation images; its accuracy on the latter means nothing."""
+    """Train the best network on training and validation images, to the last epoch, as nothing is left to select on."""
     config = search.trial_run(trial).read_as_written().config
     own = {"name": f"{search.run.name}-refit", "runs_dir": search.run.path.parent, "fit_all": True, "num_to_keep": 2}
     return training.train(config.model_copy(update=own), overwrite=True, observer=observer).run

@@ -72,6 +72,9 @@ def check_search(
     """
     if base.auto_batch:
         raise UserError("--auto-batch finds a batch size for one network, but a search has many.", "Use --batch-size.")
+    recipes = [read_recipe(str(recipe)) for recipe in _values(space, "recipe")]
+    if base.fit_all or any(recipe.get("fit_all") for recipe in recipes):
+        raise UserError("A search compares networks on validation images, and --fit-all leaves none.", "Use --refit.")
     source = None
     with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):

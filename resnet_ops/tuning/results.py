@@ -57,7 +57,7 @@ class SearchRecord(BaseModel):
 
 
 class Trial(BaseModel):
-    """A line of trials.jsonl. `val_accuracy` is the best epoch's; times are seconds.
+    """A line of trials.jsonl. `val_accuracy` is the best epoch's, `last_val_accuracy` the last's; times are seconds.
 
     `options` is the trial's point of the search space; `lr` and `model` may be in it or not.
     """
@@ -74,6 +74,7 @@ class Trial(BaseModel):
     epochs: int = 0  # done
     parameters: int = 0
     val_accuracy: float | None = None
+    last_val_accuracy: float | None = None
     best_epoch: int | None = None
     seconds: float = 0.0  # of training, in total
 

@@ -125,6 +125,7 @@ class TrialWorker(tune.Trainable):
         if epoch is None:
             return self._result(done=True)
         self.epoch, self.seconds = epoch.epoch, self.seconds + epoch.seconds
+        assert epoch.val_accuracy is not None  # as `check_search` refuses to search without validation images
         if epoch.val_accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = epoch.val_accuracy, epoch.epoch
         assert self.record is not None

@@ -72,6 +72,8 @@ class TrialLog:
         }
         if result["best_epoch"]:
             update |= {"val_accuracy": result["best_val_accuracy"], "best_epoch": result["best_epoch"]}
+        if "val_error" in result:
+            update["last_val_accuracy"] = 1 - result["val_error"]
         if "failed" in result:
             update |= {"status": "failed", "reason": result["failed"]}
             update.pop("val_accuracy", None)
@@ -131,6 +133,9 @@ class TrialLog:
                     "best": Best(
                         epoch=trial.best_epoch or 0,
                         val_accuracy=trial.val_accuracy or 0.0,
+                        last_val_accuracy=trial.last_val_accuracy,
+                        # What a search that is finished has measured stays where it is resumed.
+                        test_accuracy=record.best.test_accuracy if record.best else None,
                         checkpoint=run.best / "model.safetensors",
                     ),
                 }
@@ -148,7 +153,12 @@ class TrialLog:
         }
         if trial.best_epoch and trial.val_accuracy is not None:
             best = run.best / "model.safetensors"
-            update["best"] = Best(epoch=trial.best_epoch, val_accuracy=trial.val_accuracy, checkpoint=best)
+            update["best"] = Best(
+                epoch=trial.best_epoch,
+                val_accuracy=trial.val_accuracy,
+                last_val_accuracy=trial.last_val_accuracy,
+                checkpoint=best,
+            )
         run.write(record.model_copy(update=update))
         for checkpoint in checkpoints.saved_checkpoints(run):
             files.remove(checkpoint)

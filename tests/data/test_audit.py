@@ -61,14 +61,14 @@ def test_every_defect_of_a_damaged_folder_is_reported(damaged: Path, cli: Callab
     assert ended.code == 1
     assert report["fit"] is False
     assert report["per_class"] == {
-        "cat": {"train": 16, "val": 4},
-        "dog": {"train": 15, "val": 5},
-        "empty": {"train": 0, "val": 0},
-        "bird": {"train": 0, "val": 1},
+        "cat": {"train": 16, "val": 4, "test": 0},
+        "dog": {"train": 15, "val": 5, "test": 0},
+        "empty": {"train": 0, "val": 0, "test": 0},
+        "bird": {"train": 0, "val": 1, "test": 0},
     }
-    assert report["images"] == [31, 10]
-    assert report["broken"] == [3, 1]
-    assert (report["copies"], report["in_both"], report["conflicting"]) == ([1, 0], 2, 2)
+    assert report["images"] == [31, 10, 0]
+    assert report["broken"] == [3, 1, 0]
+    assert (report["copies"], report["in_both"], report["conflicting"]) == ([1, 0, 0], 2, 2)
     assert report["passed_over"] == 1
     assert report["sizes"] == [[40, 40], [40, 40], [1600, 2400]]
     assert report["distinct_sizes"] == 2
@@ -127,7 +127,7 @@ def test_one_broken_parquet_file_hides_not_the_others(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", noise(20), [0, 1] * 10)
     (tmp_path / "train-1.parquet").write_bytes(b"cut")
     report = check_data(DataConfig(data=str(tmp_path)))
-    assert report.images == (20, 0)
+    assert report.images == (20, 0, 0)
     assert "train-1.parquet cannot be read as Parquet" in report.refused
     with pytest.raises(ValueError, match=r"train-1.parquet cannot be read as Parquet"):
         open_source(str(tmp_path))
@@ -146,7 +146,7 @@ def test_digits_are_counted_as_scikit_learn_has_them(cli: Callable[..., Ended]) 
         str(digit): int((labels == digit).sum()) for digit in range(10)
     }
     source = open_source("digits")
-    assert report["images"] == [source.record.train_images, source.record.val_images]
+    assert report["images"] == [source.record.train_images, source.record.val_images, 0]
     assert report["fingerprint"] == source.record.fingerprint
     mean, std = pixel_statistics(source.decoded("train").counts)
     assert report["mean"] == pytest.approx(mean, rel=1e-12)

@@ -148,12 +148,21 @@ def test_cifar_is_torchvisions(cifar: tuple[Path, np.ndarray, list[int]]) -> Non
     root, rows, labels = cifar
     source = open_source(DataConfig(data="cifar10", data_root=root)).prepare()
     record = source.record
-    assert (record.train_images, record.val_images, record.height, record.channels) == (60, 20, 32, 3)
+    assert (record.train_images, record.val_images, record.test_images) == (50, 10, 20)
+    assert (record.height, record.channels) == (32, 3)
     assert record.class_names[3] == "class 3"
-    val = source.load("val")
-    assert np.array_equal(val.pixels, rows[:20].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    assert val.labels.tolist() == labels[:20]
-    assert source.notes == ("20 images of the 20 in the validation split are also in the training split.",)
+    pixels = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    test, val, train = (source.load(split) for split in ("test", "val", "train"))
+    assert np.array_equal(test.pixels, pixels[:20])
+    assert test.labels.tolist() == labels[:20]
+    assert sorted(val.labels) == list(range(10))  # a tenth of each class, one image
+    held_out = {image.tobytes() for image in val.pixels}
+    assert held_out | {image.tobytes() for image in train.pixels} == {image.tobytes() for image in pixels}
+    again = 20 - len(held_out & {image.tobytes() for image in test.pixels})
+    assert source.notes == (f"{again} images of the 20 in the test split are also in the training split.",)
+    as_the_paper = open_source(DataConfig(data="cifar10", data_root=root, val_data="test")).prepare()
+    assert np.array_equal(as_the_paper.load("val").pixels, test.pixels)
+    assert len(as_the_paper.load("train")) == 60
 
 
 def test_damaged_files_are_not_used(cifar: tuple[Path, np.ndarray, list[int]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,16 +71,17 @@ def test_the_split_is_stratified_and_follows_the_images_not_their_order() -> Non
 def test_cifar10_is_read_from_parquet() -> None:
     source = open_source(str(CIFAR10))
     record = source.record
-    assert (record.train_images, record.val_images) == (50_000, 10_000)
+    assert (record.train_images, record.val_images, record.test_images) == (45_000, 5_000, 10_000)
+    assert np.bincount(source.encoded("val").labels).tolist() == [500] * 10
     assert record.class_names[0] == "airplane"
     assert (record.channels, record.height, record.width) == (3, 32, 32)
-    val = source.load("val")
-    assert np.bincount(val.labels).tolist() == [1000] * 10
+    test = source.load("test")
+    assert np.bincount(test.labels).tolist() == [1000] * 10
     rows = pq.read_table(CIFAR10 / "test-00000-of-00001.parquet").slice(4321, 1).to_pylist()[0]
     expected = np.asarray(Image.open(io.BytesIO(rows["img"]["bytes"])).convert("RGB"))
-    assert np.array_equal(val.pixels[4321], expected)
+    assert np.array_equal(test.pixels[4321], expected)
     # The statistics that everyone who trains on CIFAR-10 knows.
-    assert (val.pixels / 255).mean((0, 1, 2)) == pytest.approx([0.494, 0.485, 0.450], abs=1e-3)
+    assert (test.pixels / 255).mean((0, 1, 2)) == pytest.approx([0.494, 0.485, 0.450], abs=1e-3)
 
 
 def test_validation_files_are_told_by_their_names(tmp_path: Path) -> None:
@@ -90,7 +91,9 @@ def test_validation_files_are_told_by_their_names(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test-0.parquet", noise(5, seed=3), [0, 1, 1, 0, 0])
     for data in (str(tmp_path), f"{tmp_path}/*.parquet"):
         source = open_source(data)
-        assert (source.record.train_images, source.record.val_images) == (10, 3)
+        record = source.record
+        assert (record.train_images, record.val_images, record.test_images) == (10, 3, 5)
+        assert np.array_equal(source.load("test").pixels, noise(5, seed=3))
         assert np.array_equal(source.load("val").pixels, noise(3, seed=2))
         assert np.array_equal(source.load("train").pixels, np.concatenate([noise(6), noise(4, seed=1)]))
 
@@ -185,4 +188,4 @@ def test_what_is_wrong_with_the_data_is_an_error(tmp_path: Path) -> None:
     refused(write_parquet(tmp_path / "columns.parquet", noise(4), [0, 1] * 2, columns=("x", "y")), "columns x, y")
     only_val = write_parquet(tmp_path / "v" / "test-0.parquet", noise(4), [0, 1] * 2)
     write_parquet(tmp_path / "v" / "test-1.parquet", noise(4), [0, 1] * 2)
-    refused(only_val.parent, "only validation files")
+    refused(only_val.parent, "only validation or test files")

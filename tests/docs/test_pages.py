@@ -56,7 +56,7 @@ PLACES = {
     r"(?<=[ =])(~|/data)?/imagenet\b": "{home}/imagenet",
     r"(?<=[ =])~/images\b": "{home}/images",
     r"(?<=[ =])/shared/runs\b": "{home}/shared",
-    r"--data cifar10\b": "--data digits",  # CIFAR-10 would be downloaded
+    r"--data cifar10( --val-data test)?\b": "--data digits",  # which have no test images; CIFAR-10 would be downloaded
     r"http://mlflow\.example:5000": "{mlflow}",
     r"10\.0\.0\.1:6379": "{address}",
     r"http://head:8265": "{dashboard}",

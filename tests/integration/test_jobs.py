@@ -449,7 +449,9 @@ def test_a_cut_connection_is_made_anew(cluster: Cluster) -> None:
     assert process.returncode == 0, rest
     seen = re.findall(r"^epoch +(\d+)/14", shown + rest, re.MULTILINE)
     assert seen == [str(epoch) for epoch in range(1, 15)]  # none is missing, none shown twice
-    assert re.fullmatch(r"Job resnet-ops-cut-\w+ succeeded in \d+ s: \d\d\.\d\d % validation accuracy\n", out)
+    assert re.fullmatch(
+        r"Job resnet-ops-cut-\w+ succeeded in \d+ s: \d\d\.\d\d% validation accuracy, chosen on .*\n", out
+    )
 
 
 def test_sigterm_leaves_the_job(cluster: Cluster) -> None:

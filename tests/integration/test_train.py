@@ -79,7 +79,9 @@ def test_json_is_the_last_line_and_all_of_stdout(tmp_path: Path) -> None:
         "time_to_first_step_s", "time_after_last_step_s", "total_s",
     } <= set(result)  # fmt: skip
     assert (result["status"], result["model"], result["epochs"], result["world_size"]) == ("finished", "resnet8", 4, 1)
-    assert set(result["best"]) == {"epoch", "val_accuracy", "checkpoint"}
+    assert set(result["best"]) == {
+        "epoch", "val_accuracy", "last_val_accuracy", "selected_on", "test_accuracy", "checkpoint",
+    }  # fmt: skip
     assert Path(result["best"]["checkpoint"]).is_file()
     assert 0 < result["time_to_first_step_s"] < result["total_s"]
     assert "Traceback" not in ended.stderr

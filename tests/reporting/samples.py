@@ -55,6 +55,7 @@ def trial(number: int, model: str, errors: Sequence[float], **fields: Any) -> tu
         "epochs": len(errors),
         "parameters": 10_000 * depth,
         "val_accuracy": None if best is None else 1 - errors[best],
+        "last_val_accuracy": None if best is None else 1 - errors[-1],
         "best_epoch": None if best is None else best + 1,
         "seconds": 2.0 * len(errors),
         **fields,

@@ -82,11 +82,12 @@ def predictions(trained: job.TrainResult) -> Predictions:
 def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult) -> None:
     epochs = trained.run.epochs()
     best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
-    rows = {row[0]: row for row in page.rows if len(row) == 12}
+    rows = {row[0]: row for row in page.rows if len(row) == 14}
     assert rows["good"][4] == f"{len(epochs)} of {len(epochs)}"
     assert rows["good"][5].startswith(f"{best.val_accuracy:.2%}".replace("%", "% ±"))
     assert rows["good"][6] == str(best.epoch)
-    assert rows["good"][8] == f"{trained.record.parameters:,}"
+    assert rows["good"][7] == f"{100 * epochs[-1].val_accuracy:.2f}%"
+    assert rows["good"][10] == f"{trained.record.parameters:,}"
     assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% ± 2.29%", "2"]
     assert rows["empty"][5] == ""
     assert "No predictions: Run lost has no intact checkpoint" in page.text
@@ -145,7 +146,9 @@ def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
     lost, empty = (RunData.read(Run(runs / name)) for name in ("lost", "empty"))
     assert verdict([empty]) == "No epoch has finished yet."
     assert (
-        verdict([lost, empty]) == "lost (resnet8) has a validation accuracy of 75.00% ± 2.29% on 359 validation images."
+        verdict([lost, empty])
+        == "lost (resnet8) has a validation accuracy of 75.00% ± 2.29% on 359 validation images, "
+        "which its best epoch was chosen on; its last epoch has 75.00%."
     )
     differences = configuration_differences([lost, empty])
     assert (differences["model"], differences["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])

@@ -46,12 +46,13 @@ def chart_of(search: Search, name: str) -> Any:
 
 
 def test_the_table_holds_every_trial_as_its_file_does(page: Page) -> None:
-    rows = [row for row in page.rows if len(row) == 10 and row[0].isdigit()]
+    rows = [row for row in page.rows if len(row) == 11 and row[0].isdigit()]
+    last = {str(trial.id): f"{100 * epochs[-1].val_error:.2f}%" if epochs else "" for trial, epochs in TRIALS}
     assert rows == [
-        ["1", "resnet8", "0.02", "3", "10.00%", "3", "80,000", "6.0 s", "finished", ""],
-        ["2", "resnet20", "0.8", "2", "30.00%", "2", "200,000", "4.0 s", "stopped", "after 2 epochs"],
-        ["3", "resnet20", "0.11", "4", "1.80%", "3", "200,000", "8.0 s", "finished", "Selected."],
-        ["4", "resnet32", "0.9", "0", "", "", "320,000", "0.0 s", "failed", "the loss is nan"],
+        ["1", "resnet8", "0.02", "3", "10.00%", "3", last["1"], "80,000", "6.0 s", "finished", ""],
+        ["2", "resnet20", "0.8", "2", "30.00%", "2", last["2"], "200,000", "4.0 s", "stopped", "after 2 epochs"],
+        ["3", "resnet20", "0.11", "4", "1.80%", "3", last["3"], "200,000", "8.0 s", "finished", "Selected."],
+        ["4", "resnet32", "0.9", "0", "", "", "", "320,000", "0.0 s", "failed", "the loss is nan"],
     ]
 
 
@@ -115,7 +116,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     draw(search)
     page = Page(search.page.read_text())
     assert "script" not in {tag for tag, _ in page.elements}
-    assert [row[-1].removeprefix("Selected. ") for row in page.rows if len(row) == 11][1:] == [hostile, hostile]
+    assert [row[-1].removeprefix("Selected. ") for row in page.rows if len(row) == 12][1:] == [hostile, hostile]
     charts = page.text[page.text.index("<svg") : page.text.rindex("</svg>")]
     assert "&lt;script&gt;alert" in charts
     assert ">$a_b$<" in charts  # no formula
