@@ -3,6 +3,7 @@
 Where they lie, and how they are read and written, is in runs.py.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
@@ -36,6 +37,19 @@ class Epoch(BaseModel):
     def val_accuracy(self) -> float:
         """Top-1 accuracy on the validation images, from 0 to 1."""
         return 1 - self.val_error
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What the best epoch has the largest of: validation accuracy, then the smaller loss; the first of equal ones.
+
+        Whatever names a best epoch ranks by it, so that it is the epoch whose weights are kept.
+        """
+        return self.val_accuracy, -self.val_loss
+
+
+def best_epoch(epochs: Iterable[Epoch]) -> Epoch | None:
+    """Return the epoch whose weights are kept as the best; None if there is no epoch."""
+    return max(epochs, key=lambda epoch: epoch.score, default=None)
 
 
 class Event(BaseModel):

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 from resnet_ops import files, locks
 from resnet_ops.config_base import check_run_name
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
+from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary, best_epoch
 
 Line = TypeVar("Line", bound=BaseModel)
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
@@ -100,6 +100,18 @@ class Run:
     def append_epoch(self, epoch: Epoch) -> None:
         """Append one line to metrics.jsonl, on the disk when this returns."""
         files.append(self.metrics_file, epoch.model_dump_json())
+
+    def val_correct(self) -> int | None:
+        """Read which validation images the best weights classify correctly: bit n is that of image n.
+
+        Returns:
+            None where it is not recorded.
+        """
+        try:
+            digits = json.loads(files.read(self.best / "model.json")).get("val_correct")
+        except FileNotFoundError:
+            return None
+        return int(digits, 16) if digits else None
 
     def events(self) -> list[Event]:
         """Read events.jsonl, in order."""
@@ -271,7 +283,7 @@ def summarize(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> R
 
 def _summary(run: Run, record: RunRecord) -> RunSummary:
     epochs = run.epochs()
-    best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
+    best = best_epoch(epochs)
     return RunSummary(
         name=run.name,
         run_dir=run.path,

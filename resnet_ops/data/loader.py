@@ -221,13 +221,16 @@ class Loader:
             for step, images in enumerate(block.images):
                 yield self.batch({name: rows[step].to(self.device) for name, rows in block.columns.items()}, images)
 
-    def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this rank's share of the validation images, in order, normalized."""
+    def val_rows(self) -> list[Tensor]:
+        """Return the rows of each batch of `val_batches`."""
         batch_size = EVAL_BATCH
         if self.device.type == "cuda":
             batch_size = max(1, EVAL_BATCH_PIXELS // math.prod(self.val.size))
-        batches = self.val.sequential_batches(batch_size, self.rank, self.world_size)
-        for images in self.val.load_batches(batches, beat):
+        return self.val.sequential_batches(batch_size, self.rank, self.world_size)
+
+    def val_batches(self, beat: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this rank's share of the validation images, in order, normalized."""
+        for images in self.val.load_batches(self.val_rows(), beat):
             yield self.normalizer(images.pixels), images.labels
 
 

@@ -16,15 +16,14 @@ from pydantic import Field
 
 from resnet_ops import files
 from resnet_ops.errors import PausedError, UserError
-from resnet_ops.formatting import percent
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.page import Picture
 from resnet_ops.reporting.predictions import Predictions, per_class, predict, thumbnails
 from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
-from resnet_ops.run_records import Epoch, RunRecord, Status
+from resnet_ops.run_records import Epoch, RunRecord, Status, best_epoch
 from resnet_ops.runs import Run
-from resnet_ops.significance import differs, standard_error, standard_error_of_difference
+from resnet_ops.significance import MeasuredAccuracy, compare, with_interval
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,12 @@ class RunData:
     @cached_property
     def best(self) -> Epoch | None:
         """The epoch with the best validation accuracy."""
-        return max(self.epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss), default=None)
+        return best_epoch(self.epochs)
 
-    @cached_property
-    def error(self) -> float:
-        """One standard error of the best accuracy; 0 if there is none."""
-        return standard_error(self.best.val_accuracy, self.record.data.val_images) if self.best else 0.0
+    @property
+    def accuracy_text(self) -> str:
+        """The best accuracy with its confidence interval; "" if there is none."""
+        return with_interval(self.best.val_accuracy, self.record.data.val_images) if self.best else ""
 
     @cached_property
     def images_per_second(self) -> float | None:
@@ -172,19 +171,22 @@ def verdict(runs: Sequence[RunData]) -> str:
         return "No epoch has finished yet."
     accuracy, first = ranked[0]
     images = first.record.data.val_images
-    accuracy_text = f"{percent(accuracy)} ± {percent(first.error)} on {images:,} validation images"
+    accuracy_text = f"{first.accuracy_text}, 95% confidence interval, on {images:,} validation images"
     best = f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {accuracy_text}."
     if len(ranked) == 1:
         return best
-    if len({run.record.data.fingerprint for _, run in ranked}) > 1:
+    if len({(run.record.data.fingerprint, run.record.data.val_images) for _, run in ranked}) > 1:
         return f"{best} The runs were trained on different images, so their accuracies are not comparable."
     second_accuracy, second = ranked[1]
     points = 100 * (accuracy - second_accuracy)
-    more = "more" if differs(accuracy, second_accuracy, images) else "no more"
-    standard_error_points = 100 * standard_error_of_difference(accuracy, second_accuracy, images)
+    tests = compare(
+        {run.run.path: MeasuredAccuracy.of(accuracy, images, run.run.val_correct()) for accuracy, run in ranked}
+    )
+    pair = first.run.path, second.run.path
+    more = "more" if tests.differ(*pair) else "no more"
     return (
         f"{best} {second.run.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
-        f"one standard error of the difference ({standard_error_points:.2f})."
+        f"chance explains (p = {tests.p_values[frozenset(pair)]:.2g}, {tests.name})."
     )
 
 

@@ -65,7 +65,7 @@ def tags(run: Run, record: RunRecord) -> dict[str, str]:
 
 def best_tags(run: Run, epochs: Sequence[Epoch]) -> dict[str, str]:
     """Return the epoch that validated best, its accuracy and the file of its weights."""
-    best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
+    best = max(epochs, key=lambda epoch: epoch.score)
     return {
         "best_epoch": str(best.epoch),
         "best_val_accuracy": f"{best.val_accuracy:.6f}",

@@ -54,6 +54,7 @@ class CheckpointInfo(BaseModel):
     data_fingerprint: str
     metrics: Epoch | None  # of the last epoch that was finished
     step: int = 0  # steps into the epoch after it; 0 where these are the weights that the metrics are of
+    val_correct: str = ""  # hexadecimal: bit n tells whether validation image n is classified correctly
 
     @property
     def epoch(self) -> int:
@@ -238,10 +239,10 @@ class CheckpointStore:
         with contextlib.suppress(UserError):  # nothing whole yet
             best, _ = read_best(self.run)
             candidates = [best, *([latest] if latest and not latest.info.step else [])]
-            winner = max(candidates, key=lambda c: score(c.info.validated))
+            winner = max(candidates, key=lambda c: c.info.validated.score)
             if winner.path != best_file(self.run):
                 self._publish(winner.info, winner.model)
-            self.best = score(winner.info.validated)
+            self.best = winner.info.validated.score
 
     def save(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
         """Save the tensors of `collect`, and delete checkpoints that are neither among the best nor the last."""
@@ -263,17 +264,12 @@ class CheckpointStore:
         if info.step:
             self.within.add(path)
         else:
-            self.scores[path] = score(info.validated)
+            self.scores[path] = info.validated.score
 
     def _publish(self, info: CheckpointInfo, model: dict[str, Tensor]) -> None:
         file = best_file(self.run)
         save(file, info, {MODEL + name: value for name, value in model.items()})
         write_atomically(file.with_suffix(".json"), info.model_dump_json(indent=2).encode() + b"\n")
-
-
-def score(metrics: Epoch) -> tuple[float, float]:
-    """Return the key that 'best' is the largest of: validation accuracy, then the smaller validation loss."""
-    return metrics.val_accuracy, -metrics.val_loss
 
 
 def saved_checkpoints(run: Run) -> list[Path]:
@@ -313,7 +309,7 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
             "Train it again: resnet-ops train",
             exit_code=WORK_FAILED,
         )
-    return max(whole, key=lambda checkpoint: score(checkpoint.info.validated)), refused
+    return max(whole, key=lambda checkpoint: checkpoint.info.validated.score), refused
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -61,6 +61,7 @@ class Trainer:
     beat: Callable[[], None] = lambda: None  # a heartbeat, called at each batch
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the current epoch
+    val_correct: Tensor | None = None  # (validation images,) uint8: those classified correctly after the last epoch
     log_event: Callable[[str], None] = lambda _: None
     inputs: StepInputs = field(init=False)
     step_runner: StepRunner = field(init=False)
@@ -269,11 +270,15 @@ class Trainer:
         """Return the mean loss and top-1 error over the validation images."""
         network = self.eval_network.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for x, y in self.loader.val_batches(self.beat):
+        correct = torch.zeros(len(self.loader.val), dtype=torch.uint8, device=self.device)
+        for rows, (x, y) in zip(self.loader.val_rows(), self.loader.val_batches(self.beat), strict=True):
             self.beat()
             logits = self.logits(network, x)
             loss_sum = F.cross_entropy(logits, y, reduction="sum")
-            totals += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
+            is_correct = logits.argmax(1) == y
+            totals += torch.stack((loss_sum, (~is_correct).sum()))
+            correct[rows.to(self.device)] = is_correct.byte()
+        self.val_correct = self.group.add(correct)  # each rank has rows of its own
         return MeanLoss.of(self.group.add(totals), len(self.loader.val))
 
     def finite(self, loss: float, step: int | None = None) -> float:
