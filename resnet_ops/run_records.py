@@ -3,7 +3,6 @@
 Where they lie, and how they are read and written, is in runs.py.
 """
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
@@ -45,11 +44,6 @@ class Epoch(BaseModel):
         Whatever names a best epoch ranks by it, so that it is the epoch whose weights are kept.
         """
         return self.val_accuracy, -self.val_loss
-
-
-def best_epoch(epochs: Iterable[Epoch]) -> Epoch | None:
-    """Return the epoch whose weights are kept as the best; None if there is no epoch."""
-    return max(epochs, key=lambda epoch: epoch.score, default=None)
 
 
 class Event(BaseModel):

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 from resnet_ops import files, locks
 from resnet_ops.config_base import check_run_name
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary, best_epoch
+from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
 
 Line = TypeVar("Line", bound=BaseModel)
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
@@ -283,7 +283,7 @@ def summarize(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> R
 
 def _summary(run: Run, record: RunRecord) -> RunSummary:
     epochs = run.epochs()
-    best = best_epoch(epochs)
+    best = max(epochs, key=lambda epoch: epoch.score, default=None)
     return RunSummary(
         name=run.name,
         run_dir=run.path,

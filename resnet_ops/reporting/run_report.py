@@ -21,7 +21,7 @@ from resnet_ops.reporting.page import Picture
 from resnet_ops.reporting.predictions import Predictions, per_class, predict, thumbnails
 from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
-from resnet_ops.run_records import Epoch, RunRecord, Status, best_epoch
+from resnet_ops.run_records import Epoch, RunRecord, Status
 from resnet_ops.runs import Run
 from resnet_ops.significance import MeasuredAccuracy, compare, with_interval
 
@@ -59,7 +59,7 @@ class RunData:
     @cached_property
     def best(self) -> Epoch | None:
         """The epoch with the best validation accuracy."""
-        return best_epoch(self.epochs)
+        return max(self.epochs, key=lambda epoch: epoch.score, default=None)
 
     @property
     def accuracy_text(self) -> str:

@@ -24,7 +24,7 @@ from resnet_ops.errors import INTERRUPTED, PausedError, UserError
 from resnet_ops.orchestration import cluster_kv
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
-from resnet_ops.run_records import DataRecord, Epoch, RunRecord, best_epoch
+from resnet_ops.run_records import DataRecord, Epoch, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
@@ -126,7 +126,8 @@ class TrialWorker(tune.Trainable):
         if epoch is None:
             return self._result(done=True)
         self.epoch, self.seconds = epoch.epoch, self.seconds + epoch.seconds
-        self.best = best_epoch(filter(None, (self.best, epoch)))
+        if self.best is None or epoch.score > self.best.score:
+            self.best = epoch
         assert self.record is not None
         return self._result(done=epoch.epoch >= self.record.config.epochs, val_error=epoch.val_error)
 
