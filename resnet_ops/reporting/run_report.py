@@ -186,7 +186,7 @@ def verdict(runs: Sequence[RunData]) -> str:
     more = "more" if tests.differ(*pair) else "no more"
     return (
         f"{best} {second.run.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
-        f"chance explains (p = {tests.p_values[frozenset(pair)]:.2g}, {tests.name})."
+        f"chance explains (p = {tests.corrected[frozenset(pair)]:.2g}, {tests.name})."
     )
 
 

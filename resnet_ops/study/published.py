@@ -15,7 +15,7 @@ from resnet_ops.recipe_config import Recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.schedule import learning_rate
 
-# He et al. 2015, table 6: test error on CIFAR-10; of ResNet-110 the mean of five. Plain networks are only drawn, fig. 6.
+# He et al. 2015, table 6: test error on CIFAR-10, of ResNet-110 the mean of five. Plain ones are only drawn (fig. 6).
 TABLE_6 = {
     "resnet20": 0.0875, "resnet32": 0.0751, "resnet44": 0.0717, "resnet56": 0.0697, "resnet110": 0.0661,
     "resnet1202": 0.0793,

@@ -168,7 +168,7 @@ class SelectedTrial:
 
 
 def select_trial(trials: Sequence[Trial], tests: PairwiseTests[int]) -> SelectedTrial | None:
-    """Return the best trial: the smallest network's that chance may have put below the highest accuracy.
+    """Return the best trial: the smallest network's within one standard error of the highest accuracy.
 
     Args:
         trials: All trials.
@@ -182,16 +182,16 @@ def select_trial(trials: Sequence[Trial], tests: PairwiseTests[int]) -> Selected
     if not scored:
         return None
     highest, leader = max(scored, key=lambda pair: (pair[0], -pair[1].parameters, -pair[1].id))
-    tied = [(accuracy, trial) for accuracy, trial in scored if not tests.differ(trial.id, leader.id)]
+    tied = [(accuracy, trial) for accuracy, trial in scored if tests.is_tied(trial.id, leader.id)]
     _, best = min(tied, key=lambda pair: (pair[1].parameters, -pair[0], pair[1].id))
     if best is leader:
-        others = sum(trial.parameters > best.parameters for _, trial in tied)
-        tie = f", not distinguishable from {others} larger ({tests.name})" if others else ""
-        return SelectedTrial(best, f"the highest accuracy of {len(scored)} trials{tie}")
+        similar = sum(not tests.differ(trial.id, best.id) for _, trial in scored if trial is not best)
+        lead = f", not distinguishable from {similar} others ({tests.name})" if similar else ""
+        return SelectedTrial(best, f"the highest accuracy of {len(scored)} trials{lead}")
     return SelectedTrial(
         best,
-        f"the smallest network not distinguishable from the highest accuracy, {percent(highest)} by trial {leader.id} "
-        f"({leader.model}, {leader.parameters:,} parameters; {tests.name})",
+        f"the smallest network within one standard error of the highest accuracy, {percent(highest)} by trial "
+        f"{leader.id} ({leader.model}, {leader.parameters:,} parameters)",
     )
 
 
