@@ -115,12 +115,17 @@ def build_scheduler(config: TuneConfig, space: Space, epochs: int) -> TrialSched
 
 
 def _population_based_training(config: TuneConfig, space: Space, interval: int) -> TrialScheduler:
-    fixed = {"depth", "family", "model", "shortcut", "recipe"} & set(space.searched)
-    if fixed:
+    networks = {"depth", "family", "model", "shortcut"} & set(space.searched)
+    if networks:
         raise UserError(
-            "--scheduler pbt copies weights between trials, so all must be the same network, trained for the same "
-            f"number of epochs: {', '.join(sorted(fixed))} cannot be searched.",
+            "--scheduler pbt copies weights between trials, so all must be the same network: "
+            f"{', '.join(sorted(networks))} cannot be searched.",
             "Give one depth, such as --depths 20, or use --scheduler asha.",
+        )
+    if "recipe" in space.searched:
+        raise UserError(
+            "--scheduler pbt copies weights at the same epoch of all trials, but recipes differ in their epochs.",
+            "Give one recipe, or use --scheduler asha.",
         )
     if config.search != "random" or config.nodes_per_trial > 1:
         raise UserError(
