@@ -39,9 +39,9 @@ class Epoch(BaseModel):
 
     @property
     def score(self) -> tuple[float, float]:
-        """What the best epoch has the largest of: validation accuracy, then the smaller loss; the first of equal ones.
+        """The key that the best epoch, whose weights are kept, is the largest of, and of equal ones the first.
 
-        Whatever names a best epoch ranks by it, so that it is the epoch whose weights are kept.
+        It is the validation accuracy, then the smaller validation loss. Whatever names a best epoch ranks by it.
         """
         return self.val_accuracy, -self.val_loss
 

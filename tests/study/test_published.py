@@ -95,7 +95,7 @@ def test_no_training_on_imagenet_is_the_papers() -> None:
     assert published is not None
     assert published.error is None
     assert not_comparable([("plain34", published), ("resnet34", published), ("resnet26", None)]) == (
-        "plain34, resnet34 not comparable with He et al. 2015, tables 2 and 3: a single crop is tested, not ten, no scale "
-        "and color augmentation."
+        "plain34, resnet34 not comparable with He et al. 2015, tables 2 and 3: a single crop is tested, not ten, no "
+        "scale and color augmentation."
     )
     assert not_comparable([("resnet20", published_error("resnet20", "A", configure(**SETTLED), CIFAR, STEPS))]) is None
