@@ -186,7 +186,7 @@ def select_trial(trials: Sequence[Trial], tests: PairwiseTests[int]) -> Selected
     _, best = min(tied, key=lambda pair: (pair[1].parameters, -pair[0], pair[1].id))
     if best is leader:
         similar = sum(not tests.differ(trial.id, best.id) for _, trial in scored if trial is not best)
-        lead = f", not distinguishable from {similar} others ({tests.name})" if similar else ""
+        lead = f", not distinguishable from {similar} other{'s' * (similar > 1)} ({tests.name})" if similar else ""
         return SelectedTrial(best, f"the highest accuracy of {len(scored)} trials{lead}")
     return SelectedTrial(
         best,

@@ -61,7 +61,7 @@ def test_trials_that_chance_may_have_put_below_are_counted() -> None:
     assert selected is not None
     assert selected.trial.id == 1
     assert selected.why == (
-        "the highest accuracy of 3 trials, not distinguishable from 1 others (Fisher's exact test, corrected for 3 "
+        "the highest accuracy of 3 trials, not distinguishable from 1 other (Fisher's exact test, corrected for 3 "
         "comparisons)"
     )
 
