@@ -199,7 +199,7 @@ class SearchProgress(SearchObserver):
                 str(trial.id),
                 trial.model,
                 f"{trial.lr:.3g}",
-                f"{trial.epochs}/{self.record.epochs}",
+                f"{trial.epochs}/{trial.planned_epochs or self.record.epochs}",
                 accuracy,
                 f"[{STATUS_COLORS[trial.status]}]{trial.status}[/] {escape(trial.reason)}",
             )

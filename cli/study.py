@@ -175,6 +175,7 @@ def _show(output: Output, result: "StudyResult") -> None:
     output.show(
         rows,
         *([f"published: {result.published}"] if result.published else []),
+        *([result.not_comparable] if result.not_comparable else []),
         f"[bold]{escape(result.verdict)}[/]",
         *([result.gradients] if result.gradients else []),
         f"  figures       {', '.join(short(figure) for figure in figures)}, and as .svg",

@@ -102,6 +102,18 @@ class Run:
         """Append one line to metrics.jsonl, on the disk when this returns."""
         files.append(self.metrics_file, epoch.model_dump_json())
 
+    def val_correct(self) -> int | None:
+        """Read which validation images the best weights classify correctly: bit n is that of image n.
+
+        Returns:
+            None where it is not recorded.
+        """
+        try:
+            digits = json.loads(files.read(self.best / "model.json")).get("val_correct")
+        except FileNotFoundError:
+            return None
+        return int(digits, 16) if digits else None
+
     def events(self) -> list[Event]:
         """Read events.jsonl, in order."""
         return _read_lines(self.events_file, Event)

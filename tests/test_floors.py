@@ -35,7 +35,7 @@ FLOORS = {
     "files": {"errors", "formatting"},
     "locks": {"errors", "files"},
     "config_base": {"errors"},
-    "significance": set(),
+    "significance": {"formatting"},
     "results": set(),
     "cluster_config": {"config_base"},
     "recipe_config": {"errors", "config_base"},

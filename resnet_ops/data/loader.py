@@ -5,7 +5,7 @@ from step to step, so there is none to save and restore. Images that do not fit 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, repeat
@@ -44,6 +44,10 @@ class SplitImages(Protocol):
     @property
     def bad(self) -> tuple[BadImage, ...]:
         """Images that could not be decoded so far."""
+
+    @property
+    def broken(self) -> Mapping[int, str]:
+        """Their rows, and why."""
 
     def shuffled_batches(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
         """Return one rank's rows (n,) int64 of each whole batch of an epoch in random order."""
@@ -100,6 +104,11 @@ class DeviceImages:
     def bad(self) -> tuple[BadImage, ...]:
         """None, as they were left out when the split was decoded."""
         return ()
+
+    @property
+    def broken(self) -> Mapping[int, str]:
+        """None, too."""
+        return {}
 
     def shuffled_batches(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
         """See `SplitImages.shuffled_batches`."""
@@ -229,17 +238,26 @@ class Loader:
         if self.val is not None:
             yield from eval_batches(self.val, self.normalizer, self.rank, self.world_size, beat)
 
+    def val_rows(self) -> Tensor:
+        """Return the rows (n,) int64 of the images of `val_batches`, once those are through."""
+        assert self.val is not None
+        rows = torch.cat(_eval_rows(self.val, self.rank, self.world_size))
+        return rows[~torch.isin(rows, torch.tensor(list(self.val.broken), dtype=rows.dtype))]
+
 
 def eval_batches(
     split: SplitImages, normalizer: Normalizer, rank: int, world_size: int, beat: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one rank's share of a split, in order, normalized."""
+    for images in split.load_batches(_eval_rows(split, rank, world_size), beat):
+        yield normalizer(images.pixels), images.labels
+
+
+def _eval_rows(split: SplitImages, rank: int, world_size: int) -> list[Tensor]:
     batch_size = EVAL_BATCH
     if split.device.type == "cuda":
         batch_size = max(1, EVAL_BATCH_PIXELS // math.prod(split.size))
-    batches = split.sequential_batches(batch_size, rank, world_size)
-    for images in split.load_batches(batches, beat):
-        yield normalizer(images.pixels), images.labels
+    return split.sequential_batches(batch_size, rank, world_size)
 
 
 def open_split(

@@ -77,7 +77,6 @@ class Source:
         """True if the images ship with this package."""
         return self.config.data in EMBEDDED and self.config.val_data is None
 
-
     @property
     def used_splits(self) -> tuple[Split, ...]:
         """The splits that training uses: with `fit_all` the validation images are training images."""

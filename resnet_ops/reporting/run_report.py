@@ -25,7 +25,7 @@ from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, Status
 from resnet_ops.runs import Run
-from resnet_ops.significance import differs, standard_error, standard_error_of_difference
+from resnet_ops.significance import MeasuredAccuracy, compare, with_interval
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class RunData:
         """Top-1 accuracy of the selected weights on test images, once it is measured."""
         return self.record.best.test_accuracy if self.record.best else None
 
-    @cached_property
-    def error(self) -> float:
-        """One standard error of the best accuracy; 0 if there is none."""
+    @property
+    def accuracy_text(self) -> str:
+        """The best accuracy with its confidence interval; "" if there is none."""
         accuracy = self.best.val_accuracy if self.best else None
-        return 0.0 if accuracy is None else standard_error(accuracy, self.record.data.val_images)
+        return "" if accuracy is None else with_interval(accuracy, self.record.data.val_images)
 
     @cached_property
     def images_per_second(self) -> float | None:
@@ -197,23 +197,26 @@ def verdict(runs: Sequence[RunData]) -> str:
         return unmeasured or "No epoch has finished yet."
     accuracy, first = ranked[0]
     images, last = first.record.data.val_images, first.epochs[-1].val_accuracy or 0
-    accuracy_text = f"{percent(accuracy)} ± {percent(first.error)} on {images:,} validation images"
     best = (
-        f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {accuracy_text}, which its best "
-        f"epoch was chosen on; its last epoch has {percent(last)}{_test_clause(first)}."
+        f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {first.accuracy_text}, 95% "
+        f"confidence interval, on {images:,} validation images, which its best epoch was chosen on; its last epoch has "
+        f"{percent(last)}{_test_clause(first)}."
     )
     best = f"{best} {unmeasured}".strip()
     if len(ranked) == 1:
         return best
-    if len({run.record.data.fingerprint for _, run in ranked}) > 1:
+    if len({(run.record.data.fingerprint, run.record.data.val_images) for _, run in ranked}) > 1:
         return f"{best} The runs were trained on different images, so their accuracies are not comparable."
     second_accuracy, second = ranked[1]
     points = 100 * (accuracy - second_accuracy)
-    more = "more" if differs(accuracy, second_accuracy, images) else "no more"
-    standard_error_points = 100 * standard_error_of_difference(accuracy, second_accuracy, images)
+    tests = compare(
+        {run.run.path: MeasuredAccuracy.of(accuracy, images, run.run.val_correct()) for accuracy, run in ranked}
+    )
+    pair = first.run.path, second.run.path
+    more = "more" if tests.differ(*pair) else "no more"
     return (
         f"{best} {second.run.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
-        f"one standard error of the difference ({standard_error_points:.2f})."
+        f"chance explains (p = {tests.corrected[frozenset(pair)]:.2g}, {tests.name})."
     )
 
 

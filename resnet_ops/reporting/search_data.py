@@ -10,7 +10,7 @@ from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
 from resnet_ops.run_records import Epoch, RunRecord
-from resnet_ops.significance import differs, standard_error
+from resnet_ops.significance import PairwiseTests, wilson_interval
 from resnet_ops.tuning.results import Search, SearchRecord, SelectedTrial, Trial, TrialStatus, select_trial
 
 KINDS = {"plain": "plain", "resnet": "residual"}  # in the order of panels
@@ -19,11 +19,12 @@ NETWORK = ("model", "family", "depth", "lr")  # options with pictures of their o
 
 @dataclass(frozen=True)
 class SearchData:
-    """The files of a search at some moment. `curves` are the epochs of each trial, by its id."""
+    """The files of a search at some moment. `curves` are the epochs of each trial, `tests` those of all pairs."""
 
     record: SearchRecord
     trials: list[Trial]
     curves: dict[int, list[Epoch]]
+    tests: PairwiseTests[int]
     selection: SelectedTrial | None
     selected_run: RunRecord | None  # of the selected trial
     test_accuracy: float | None = None  # of the selected trial's best weights, once it is measured
@@ -36,14 +37,16 @@ class SearchData:
             UserError: There is no search, or a file of it is damaged.
         """
         record, trials = search.read(), search.trials()
-        selection = select_trial(trials, record.data.val_images)
+        tests = search.compare(trials, record.data.val_images)
+        selection = select_trial(trials, tests)
         selected_run = None
         if selection is not None:
             with contextlib.suppress(UserError):  # it has just begun; the rest can be shown
                 selected_run = search.trial_run(selection.trial).read_as_written()
         best = search.run.read_as_written().best if files.is_file(search.run.record_file) else None
         curves = {trial.id: search.trial_run(trial).epochs() for trial in trials}
-        return cls(record, trials, curves, selection, selected_run, best.test_accuracy if best else None)
+        test_accuracy = best.test_accuracy if best else None
+        return cls(record, trials, curves, tests, selection, selected_run, test_accuracy)
 
     @property
     def images(self) -> int:
@@ -103,40 +106,39 @@ def error(trial: Trial) -> float:
     return 1 - trial.val_accuracy
 
 
-def error_bar(trial: Trial, images: int) -> float:
-    """Return one standard error of that error."""
-    return standard_error(1 - error(trial), images)
+def error_bar(trial: Trial, images: int) -> tuple[float, float]:
+    """Return how far the 95% confidence interval of that error reaches below and above it."""
+    low, high = wilson_interval(error(trial), images)
+    return error(trial) - low, high - error(trial)
 
 
-def verdict(kind: str, bests: Sequence[Trial], images: int) -> str:
+def verdict(kind: str, bests: Sequence[Trial], tests: PairwiseTests[int]) -> str:
     """Return in a sentence whether deeper networks were better; "" for fewer than two depths.
-
-    Two depths differ if their best errors differ by more than one standard error of the difference.
 
     Args:
         kind: Of the networks.
         bests: The best trial of each depth, the shallowest first.
-        images: For validation.
+        tests: Of all trials, not of the best only: the best of many is high by chance.
     """
     name = KINDS[kind].capitalize() + " networks"
     if len(bests) < 2:
         return ""
 
     def differ(a: Trial, b: Trial) -> bool:
-        return differs(error(a), error(b), images)
+        return tests.differ(a.id, b.id)
 
     first, last = bests[0], bests[-1]
     best = min(bests, key=lambda trial: (error(trial), trial.depth))
     if last is not best and differ(last, best):
         return f"{name}: the deepest is not the best: {_best_at(last)}, {_best_at(best)}."
     if not differ(first, best):
-        return f"{name}: no difference beyond one standard error from depth {first.depth} to {last.depth}."
+        return f"{name}: no difference beyond chance from depth {first.depth} to {last.depth}."
     enough = next(trial for trial in bests if not differ(trial, best))
     if enough is last:
         return f"{name}: the deepest is the best: {_best_at(first)}, {_best_at(last)}."
     return (
         f"{name}: deeper is better up to depth {enough.depth}: {_best_at(first)}, {_best_at(enough)}; beyond that "
-        "there is no difference beyond one standard error."
+        "there is no difference beyond chance."
     )
 
 

@@ -19,6 +19,7 @@ from resnet_ops.formatting import duration, percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
 from resnet_ops.reporting.search_data import KINDS, SearchData, error, error_bar, kind_of, val_error, verdict
+from resnet_ops.significance import wilson_interval, with_interval
 from resnet_ops.tuning.results import Trial, TrialStatus
 
 WIDTH = 8.4
@@ -83,17 +84,18 @@ def curves(data: SearchData) -> Picture:
 def by_depth(data: SearchData) -> Picture:
     """Return the picture of error, parameters and time of the best trial of each depth."""
     rows = "; ".join(
-        f"{t.model}: {percent(error(t))} ± {percent(error_bar(t, data.images))}, {t.parameters:,} parameters, "
+        f"{t.model}: {with_interval(error(t), data.images)}, {t.parameters:,} parameters, "
         f"{duration(_seconds_per_epoch(t))} per epoch"
         for kind in data.kinds
         for t in data.bests(kind)
     )
-    verdicts = " ".join(filter(None, (verdict(kind, data.bests(kind), data.images) for kind in data.kinds)))
+    verdicts = " ".join(filter(None, (verdict(kind, data.bests(kind), data.tests) for kind in data.kinds)))
+    compared = f" Compared by {data.tests.name}." if verdicts else ""
     return Picture(
         "depth",
         "Best error by depth",
-        f"{verdicts} The best trial of each depth; error bars: one standard error on {data.images:,} images, "
-        "√(p(1 - p)/n).".strip(),
+        f"{verdicts} The best trial of each depth; error bars: 95% confidence intervals (Wilson) on "
+        f"{data.images:,} images.{compared}".strip(),
         rows or NONE_YET,
         WIDTH,
         2.9,
@@ -203,14 +205,14 @@ def _by_depth(data: SearchData, part: FigureBase) -> None:
         # Side by side, or the error bars of two kinds would overlap.
         x = [position[trial.depth] + (shift - (len(bests) - 1) / 2) * 0.12 for trial in trials]
         line: dict[str, Any] = {"color": color, "marker": marker, "ms": 5.5, "lw": 1.4}
-        bars = [error_bar(trial, data.images) for trial in trials]
+        bars = np.array([error_bar(trial, data.images) for trial in trials]).T
         panels[0].errorbar(x, [error(t) for t in trials], yerr=bars, capsize=3, elinewidth=1.4, **line)
         panels[1].plot(x, [trial.parameters for trial in trials], **line)
         panels[2].plot(x, [_seconds_per_epoch(trial) for trial in trials], **line)
         if data.selection and kind_of(data.selection.trial) == kind and data.selection.trial in trials:
             index = trials.index(data.selection.trial)
             panels[0].plot(x[index], error(trials[index]), "o", ms=13, mfc="none", mec=style.INK, mew=1.6, zorder=5)
-    spread = [error(t) + sign * error_bar(t, data.images) for t in every for sign in (-1, 0, 1)]
+    spread = [end for t in every for end in (error(t), *wilson_interval(error(t), data.images))]
     floor = min(error(t) for t in every)
     style.error_axis(panels[0].yaxis, [max(e, min(floor, 1 / data.images)) for e in spread], data.images, "")
     style.value_axis(panels[1].yaxis, [trial.parameters for trial in every], "")

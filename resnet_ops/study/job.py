@@ -16,18 +16,18 @@ from resnet_ops.machine import versions
 from resnet_ops.models import parse_name
 from resnet_ops.recipe_config import IMAGE_DEFAULTS
 from resnet_ops.recipes.reading import configure
+from resnet_ops.runs import Run
 from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.study.figures import study_figures
+from resnet_ops.study.published import PublishedError, not_comparable, published_error
 from resnet_ops.study.results import (
     Network,
     NetworkGroup,
     NetworkKind,
-    PublishedErrors,
     StudyResult,
     StudyRow,
     group_networks,
-    published_errors,
     to_markdown,
 )
 from resnet_ops.training.preflight import OF_THE_IMAGES
@@ -114,7 +114,7 @@ def write_results(search: Search, started_at: float) -> StudyResult:
     trained = search.run.read_as_written().config
     update = {name: getattr(trained, name) for name in OF_THE_IMAGES}
     base = configure(**record.config.train_options).model_copy(update=update)
-    published = published_errors(record.data, base)
+    published = [_published_error(search, group) for group in groups]
     result = StudyResult(
         name=search.run.name,
         study=study,
@@ -123,10 +123,11 @@ def write_results(search: Search, started_at: float) -> StudyResult:
         data=record.data,
         device=record.device,
         training=_shared_options(base),
-        rows=[_row(group, published) for group in groups],
+        rows=[_row(group, paper) for group, paper in zip(groups, published, strict=True)],
         verdict=" ".join(filter(None, (_verdict(study, groups, record), verdict.failures(networks)))),
         gradients=verdict.gradients(groups) if study != "shortcuts" else "",
-        published=published.source if published else None,
+        published=next((paper.source for paper in published if paper and not paper.departures), None),
+        not_comparable=not_comparable([(g.model, paper) for g, paper in zip(groups, published, strict=True)]),
         figures=_write_figures(search, study, groups, record),
         networks=networks,
         versions=versions(),
@@ -176,7 +177,13 @@ def _shared_options(config: TrainConfig) -> dict[str, Any]:
     return {"data": config.data, **important, **config.unusual()}
 
 
-def _row(group: NetworkGroup, published: PublishedErrors | None) -> StudyRow:
+def _published_error(search: Search, group: NetworkGroup) -> PublishedError | None:
+    first = group.networks[0]
+    trained = Run(search.run.path / first.trial).read_as_written()
+    return published_error(group.model, group.shortcut, trained.config, trained.data, first.curve[-1].step)
+
+
+def _row(group: NetworkGroup, published: PublishedError | None) -> StudyRow:
     return StudyRow(
         model=group.model,
         kind=group.kind,
@@ -187,7 +194,7 @@ def _row(group: NetworkGroup, published: PublishedErrors | None) -> StudyRow:
         lost=group.lost,
         train_error=group.train_error,
         val_error=group.val_error,
-        published_error=published.error(group.model, group.shortcut) if published else None,
+        published_error=published.error if published and not published.departures else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The files of a study, its numbers and those of the paper, and its table.
+"""The files of a study, its numbers, and its table. The numbers of the paper are in published.py.
 
 A study's directory is that of a search, with more in it:
 
@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from resnet_ops.config import TrainConfig
 from resnet_ops.results import Result
 from resnet_ops.run_records import DataRecord, Epoch
 from resnet_ops.study.config import Study
@@ -168,63 +167,13 @@ class StudyResult(Result):
     verdict: str = Field(description="What the numbers show, in sentences.")
     gradients: str = Field(description="What the layers' gradient norms show, in sentences.")
     published: str | None = Field(description="Where the published numbers are from.")
+    not_comparable: str | None = Field(
+        description="Which networks cannot be compared with published numbers, and in what their training differs."
+    )
     figures: list[str] = Field(description="Files of the figures.")
     networks: list[Network] = Field(description="The training runs, with their curves and layers.")
     versions: dict[str, str] = Field(description="Of Python and the libraries.")
     total_s: float = Field(description="Seconds from the request to this result.")
-
-
-# Test error on CIFAR-10, table 6; of ResNet-110 the mean of five. Plain networks are drawn only (fig. 6): plain-110
-# stays above 60%.
-TABLE_6 = {
-    "resnet20": 0.0875, "resnet32": 0.0751, "resnet44": 0.0717, "resnet56": 0.0697, "resnet110": 0.0661,
-    "resnet1202": 0.0793,
-}  # fmt: skip
-# Top-1 error on ImageNet's validation images, 10-crop, tables 2 and 3; by network and shortcut.
-TABLE_2 = {"plain18": 0.2794, "resnet18": 0.2788, "plain34": 0.2854, "resnet34": 0.2503}
-TABLE_3 = {"A": 0.2503, "B": 0.2452, "C": 0.2419}
-CIFAR_10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
-IMAGENET = (1000, 50_000)  # classes and validation images
-
-
-@dataclass(frozen=True)
-class PublishedErrors:
-    """Errors from 0 to 1 by network and shortcut, and their source."""
-
-    source: str
-    errors: dict[tuple[str, str | None], float]
-
-    def error(self, model: str, shortcut: str | None) -> float | None:
-        """Return the published error of a network with these shortcuts (None for a plain one)."""
-        return self.errors.get((model, shortcut))
-
-
-def published_errors(data: DataRecord, config: TrainConfig) -> PublishedErrors | None:
-    """Return the published errors that these trainings can be compared with; None unless data and recipe match."""
-    if _is_cifar10(data) and config.recipe == "paper" and _matches_recipe(config, epochs=164, batch_size=128):
-        errors: dict[tuple[str, str | None], float] = {(model, "A"): error for model, error in TABLE_6.items()}
-        return PublishedErrors(
-            "He et al. 2015, table 6, test error; plain networks appear only in fig. 6, plain110 above 60%",
-            errors,
-        )
-    if (len(data.class_names), data.val_images) == IMAGENET and _matches_recipe(config, epochs=90, batch_size=256):
-        errors = {("resnet34", shortcut): error for shortcut, error in TABLE_3.items()}
-        errors |= {("plain18", None): TABLE_2["plain18"], ("plain34", None): TABLE_2["plain34"]}
-        errors[("resnet18", "A")] = TABLE_2["resnet18"]
-        return PublishedErrors(
-            "He et al. 2015, tables 2 and 3: 10-crop testing; here a single crop and different augmentation", errors
-        )
-    return None
-
-
-def _is_cifar10(data: DataRecord) -> bool:
-    return set(data.class_names) == CIFAR_10 and data.val_images == 10_000 and not data.stored and data.height == 32
-
-
-def _matches_recipe(config: TrainConfig, epochs: int, batch_size: int) -> bool:
-    """Return whether the options are those of the paper's recipe, with at least as many epochs."""
-    steps = (config.schedule, config.lr, config.lr_decay, config.momentum, config.weight_decay)
-    return config.epochs >= epochs and config.batch_size == batch_size and steps == ("steps", 0.1, 0.1, 0.9, 1e-4)
 
 
 def to_markdown(result: StudyResult) -> str:
@@ -249,6 +198,8 @@ def to_markdown(result: StudyResult) -> str:
     ]
     if result.published:
         lines += [f"Published: {result.published}.", ""]
+    if result.not_comparable:
+        lines += [result.not_comparable, ""]
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """Conclusions from a study's numbers, in a sentence or two, and no more than the numbers show.
 
-A network's error is higher than another's if every seed's is, and the means differ by more than two standard errors
-of the difference. Anything else is called not distinguishable. The rule is that of `resnet_ops.significance`.
+A network's error is higher than another's if every seed's is, and the means differ by more than the number of images
+explains, among all pairs of networks (`resnet_ops.significance`): as the seeds of a network are tested on the same
+images, their mean counts as one result. Anything else is called not distinguishable.
 """
 
 import functools
@@ -14,20 +15,26 @@ from typing import get_args
 from resnet_ops.formatting import percent
 from resnet_ops.reporting.study_figures import When
 from resnet_ops.run_records import DataRecord
-from resnet_ops.significance import OVER_SEEDS, differs
+from resnet_ops.significance import MeasuredAccuracy, compare
 from resnet_ops.study.results import KINDS, Network, NetworkGroup, NetworkKind, Spread
 
 NEGLIGIBLE = 0.1  # relative difference below which two numbers are called about the same
 VANISHING = 100  # ratio between first and last layers from which gradients are called vanishing or exploding
 
 DegradedPair = tuple[NetworkGroup, NetworkGroup]  # a network, and the shallower one with the least training error
+IsHigher = Callable[[NetworkGroup, NetworkGroup], bool]  # whether the first one's error is higher than the other's
 
 
 def degradation(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
     """Say whether deeper networks end with more training error than shallower ones, by kind of network."""
     of_kind = {kind: [g for g in groups if g.kind == kind] for kind in KINDS}
-    degraded = {kind: _degraded(members, data) for kind, members in of_kind.items()}
-    sentences = [_errors(kind, members, degraded[kind], data) for kind, members in of_kind.items() if len(members) > 1]
+    compared = [group for members in of_kind.values() for group in members]
+    train_is_higher = higher_errors(compared, lambda group: group.train_error, data.train_images)
+    val_is_higher = higher_errors(compared, lambda group: group.val_error, data.val_images)
+    degraded = {kind: _degraded(members, train_is_higher) for kind, members in of_kind.items()}
+    sentences = [
+        _errors(kind, members, degraded[kind], val_is_higher) for kind, members in of_kind.items() if len(members) > 1
+    ]
     if baselines := [g for g in groups if g.kind == "baseline"]:
         ends = ", ".join(f"{g.model} {range_of(g.val_error)}" for g in baselines)
         sentences.append(f"Validation error of earlier architectures, trained the same way: {ends}.")
@@ -37,9 +44,10 @@ def degradation(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
 def shortcuts(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
     """Say which shortcuts end with the lowest validation error, at each depth."""
     sentences = []
+    is_higher = higher_errors(groups, lambda group: group.val_error, data.val_images)
     for depth in sorted({g.depth for g in groups}):
         best, *others = sorted((g for g in groups if g.depth == depth), key=lambda g: g.val_error.mean)
-        higher = [g for g in others if is_higher(g.val_error, best.val_error, data.val_images)]
+        higher = [g for g in others if is_higher(g, best)]
         similar = [g for g in others if g not in higher]
         line = f"resnet{depth}: {best.shortcut} has the lowest validation error, {range_of(best.val_error)}"
         if higher:
@@ -113,9 +121,21 @@ def has_learned(group: NetworkGroup) -> bool:
     return group.train_error.mean < 0.5
 
 
-def is_higher(error: Spread, other: Spread, images: int) -> bool:
-    """Return whether an error is higher than another by more than seeds and the number of images explain."""
-    return error.least > other.greatest and differs(error.mean, other.mean, images, OVER_SEEDS)
+def higher_errors(groups: Sequence[NetworkGroup], error: Callable[[NetworkGroup], Spread], images: int) -> IsHigher:
+    """Return whether one's error is higher than another's by more than seeds and the number of images explain.
+
+    Args:
+        groups: All that are compared.
+        error: Of each.
+        images: That it is measured on.
+    """
+    tests = compare({(g.model, g.shortcut): MeasuredAccuracy.of(error(g).mean, images) for g in groups})
+
+    def is_higher(one: NetworkGroup, other: NetworkGroup) -> bool:
+        every_seed = error(one).least > error(other).greatest
+        return every_seed and tests.differ((one.model, one.shortcut), (other.model, other.shortcut))
+
+    return is_higher
 
 
 def seeds(groups: Sequence[NetworkGroup]) -> str:
@@ -139,13 +159,13 @@ def over_seeds(group: NetworkGroup, measure: Callable[[Network], float | None]) 
     return Spread.of(values) if values else None
 
 
-def _degraded(groups: Sequence[NetworkGroup], data: DataRecord) -> list[DegradedPair]:
+def _degraded(groups: Sequence[NetworkGroup], is_higher: IsHigher) -> list[DegradedPair]:
     """Return networks whose training error is higher than a shallower one's, each with the best shallower one."""
     pairs = []
     for index, group in enumerate(groups):
         if index:
             least = min(groups[:index], key=lambda g: g.train_error.mean)
-            if is_higher(group.train_error, least.train_error, data.train_images):
+            if is_higher(group, least):
                 pairs.append((group, least))
     return pairs
 
@@ -170,14 +190,16 @@ def _onset(pairs: Sequence[DegradedPair]) -> str:
     return f"degrade from depth {first.depth}, by up to {100 * largest:.1f} percentage points of training error"
 
 
-def _errors(kind: NetworkKind, groups: Sequence[NetworkGroup], degraded: list[DegradedPair], data: DataRecord) -> str:
+def _errors(
+    kind: NetworkKind, groups: Sequence[NetworkGroup], degraded: list[DegradedPair], is_higher: IsHigher
+) -> str:
     """List the training errors behind the conclusion, and say whether validation errors agree."""
     if not degraded:
         listed = ", ".join(f"{g.model} {range_of(g.train_error)}" for g in groups)
         return f"Training error, {KINDS[kind]}: {listed}; none is significantly above that of a shallower network."
     _, least = degraded[0]
     listed = ", ".join(f"{g.model} {range_of(g.train_error)}" for g in groups if g.depth >= least.depth)
-    agreeing = [g.depth for g, least in degraded if is_higher(g.val_error, least.val_error, data.val_images)]
+    agreeing = [g.depth for g, least in degraded if is_higher(g, least)]
     depths = "" if len(agreeing) == len(degraded) else f" at depth {' and '.join(map(str, agreeing))}"
     validation = f"validation error degrades too{depths}" if agreeing else "validation error does not degrade"
     return f"Training error, {KINDS[kind]}: {listed}; {validation}."

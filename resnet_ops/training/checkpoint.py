@@ -56,6 +56,7 @@ class CheckpointInfo(BaseModel):
     fitted_on_all: bool = False  # the validation images were trained on, too: what is measured on them is no accuracy
     metrics: Epoch | None  # of the last epoch that was finished
     step: int = 0  # steps into the epoch after it; 0 where these are the weights that the metrics are of
+    val_correct: str = ""  # hexadecimal: bit n tells whether validation image n is classified correctly
 
     @property
     def epoch(self) -> int:

@@ -36,5 +36,5 @@ def measure_test(
     images = open_split(replace(source, record=record.data, config=record.config), "test", device, run.log_event)
     normalizer = Normalizer(checkpoint.info.mean, checkpoint.info.std, device)
     batches = eval_batches(images, normalizer, group.rank, group.size, beat)
-    totals = sum_losses(network, batches, record.config, device, beat)
+    totals, _ = sum_losses(network, batches, record.config, device, beat)
     return 1 - MeanLoss.of_evaluation(group.add(totals)).error

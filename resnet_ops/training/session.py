@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -203,7 +204,13 @@ class TrainingSession:
             fitted_on_all=record.config.fit_all,
             metrics=self.metrics,
             step=self.trainer.step,
+            val_correct=_hexadecimal(self.trainer.val_correct) if self.trainer.val_correct is not None else "",
         )
+
+
+def _hexadecimal(bits: torch.Tensor) -> str:
+    """Return (n,) uint8 of zeros and ones as the digits of a number, the first one its lowest bit."""
+    return f"{int.from_bytes(np.packbits(bits.cpu().numpy(), bitorder='little').tobytes(), 'little'):x}"
 
 
 def _clock(device: torch.device) -> float:

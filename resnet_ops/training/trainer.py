@@ -61,6 +61,7 @@ class Trainer:
     beat: Callable[[], None] = lambda: None  # a heartbeat, called at each batch
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the current epoch
+    val_correct: Tensor | None = None  # (validation images,) uint8: those classified correctly after the last epoch
     log_event: Callable[[str], None] = lambda _: None
     inputs: StepInputs = field(init=False)
     step_runner: StepRunner = field(init=False)
@@ -265,7 +266,10 @@ class Trainer:
         if self.loader.val is None:
             return None
         batches = self.loader.val_batches(self.beat)
-        totals = sum_losses(self.eval_network, batches, self.config, self.device, self.beat)
+        totals, is_correct = sum_losses(self.eval_network, batches, self.config, self.device, self.beat)
+        correct = torch.zeros(len(self.loader.val), dtype=torch.uint8, device=self.device)
+        correct[self.loader.val_rows().to(self.device)] = is_correct.byte()
+        self.val_correct = self.group.add(correct)  # each rank has rows of its own
         return MeanLoss.of_evaluation(self.group.add(totals))
 
     def finite(self, loss: float, step: int | None = None) -> float:
@@ -292,18 +296,23 @@ def sum_losses(
     config: TrainConfig,
     device: torch.device,
     beat: Callable[[], None],
-) -> Tensor:
-    """Return the sums of losses and of errors, and the number of images, (3,) float64, over batches to evaluate on."""
+) -> tuple[Tensor, Tensor]:
+    """Evaluate a network on batches.
+
+    Returns:
+        The sums of losses and of errors and the number of images, (3,) float64, and which of them are right, (n,) bool.
+    """
     network.eval()
-    totals, images = torch.zeros(3, dtype=torch.float64, device=device), 0
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    correct = [torch.empty(0, dtype=torch.bool, device=device)]  # a rank may have no images
     for x, y in batches:
         beat()
         logits = compute_logits(network, x, config, device)
         loss_sum = F.cross_entropy(logits, y, reduction="sum")
-        totals[:2] += torch.stack((loss_sum, (logits.argmax(1) != y).sum()))
-        images += len(y)
-    totals[2] = images
-    return totals
+        correct.append(logits.argmax(1) == y)
+        totals[:2] += torch.stack((loss_sum, (~correct[-1]).sum()))
+        totals[2] += len(y)
+    return totals, torch.cat(correct)
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:

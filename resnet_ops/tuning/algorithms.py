@@ -23,7 +23,8 @@ from resnet_ops.errors import UserError
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import Choices, Range, Space
 
-METRIC, TIME = "best_val_accuracy", "epoch"
+METRIC = "best_val_accuracy"
+EPOCH, SHARE = "epoch", "share"  # of a trial's own epochs: those done, and their share, as recipes differ in length
 DEFAULT_TRIALS = 12
 GRID_STEPS = 5  # values per range
 BALANCED = ("family", "depth")  # drawn equally often rather than at random
@@ -93,14 +94,21 @@ def trial_number(trial_id: str, point: Point) -> int:
 def build_scheduler(config: TuneConfig, space: Space, epochs: int) -> TrialScheduler:
     """Return the scheduler, which stops trials early.
 
+    Trials are compared where they have done the same share of their own epochs: a long one learns more slowly.
+
+    Args:
+        config: The search.
+        space: Its space.
+        epochs: Of the longest trial; the grace period of the others is shorter in proportion.
+
     Raises:
         UserError: It cannot be combined with the other options.
     """
     grace = min(config.grace or -(-epochs // 2), epochs)
     if config.scheduler == "asha":
-        return AsyncHyperBandScheduler(time_attr=TIME, max_t=epochs, grace_period=grace, reduction_factor=2)
+        return AsyncHyperBandScheduler(time_attr=SHARE, max_t=1, grace_period=grace / epochs, reduction_factor=2)  # type: ignore[arg-type]  # any number
     if config.scheduler == "median":
-        return MedianStoppingRule(time_attr=TIME, grace_period=grace, min_samples_required=3)
+        return MedianStoppingRule(time_attr=SHARE, grace_period=grace / epochs, min_samples_required=3)
     if config.scheduler == "pbt":
         return _population_based_training(config, space, max(1, grace // 2))
     return FIFOScheduler()  # type: ignore[no-untyped-call]
@@ -114,6 +122,11 @@ def _population_based_training(config: TuneConfig, space: Space, interval: int) 
             f"{', '.join(sorted(networks))} cannot be searched.",
             "Give one depth, such as --depths 20, or use --scheduler asha.",
         )
+    if "recipe" in space.searched:
+        raise UserError(
+            "--scheduler pbt copies weights at the same epoch of all trials, but recipes differ in their epochs.",
+            "Give one recipe, or use --scheduler asha.",
+        )
     if config.search != "random" or config.nodes_per_trial > 1:
         raise UserError(
             "--scheduler pbt changes the options itself and trains each trial on one node.",
@@ -121,7 +134,7 @@ def _population_based_training(config: TuneConfig, space: Space, interval: int) 
         )
     mutations = {name: _tune_domain(values) for name, values in space.searched.items()}
     return PopulationBasedTraining(
-        time_attr=TIME,
+        time_attr=EPOCH,
         perturbation_interval=interval,
         burn_in_period=interval,
         hyperparam_mutations={POINT: mutations},

@@ -102,7 +102,7 @@ class TuneConfig(TrialsConfig):
         Positive | None,
         option(
             "Grace period: epochs before early stopping may stop a trial; by default half of --epochs, since deep "
-            "networks start slowly.",
+            "networks start slowly. Where recipes of different lengths are searched, it is that of the longest.",
             panel="Search",
         ),
     ] = None

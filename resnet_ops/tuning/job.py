@@ -32,7 +32,13 @@ from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import count_parameters
 from resnet_ops.tuning.config import TuneConfig
-from resnet_ops.tuning.preflight import check_search, planned_trials, refuse_other_code, with_shared_gpus
+from resnet_ops.tuning.preflight import (
+    check_search,
+    longest_training,
+    planned_trials,
+    refuse_other_code,
+    with_shared_gpus,
+)
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial, find_search
 from resnet_ops.tuning.space import Space, read_space
 
@@ -144,7 +150,7 @@ def search_space(
                 space=space,
                 data=data,
                 device=slots.device,
-                epochs=base.epochs,
+                epochs=longest_training(space, config.train_options),
                 planned=planned,
                 created=datetime.now(UTC),
                 code=code_fingerprint(),

@@ -19,7 +19,7 @@ from resnet_ops.orchestration.trial_slots import (
     smallest_gpu,
 )
 from resnet_ops.recipe_config import AUGMENTATION
-from resnet_ops.recipes.reading import read_recipe
+from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.tuning.config import TuneConfig
@@ -39,6 +39,17 @@ def planned_trials(config: TuneConfig, space: Space) -> int:
 
     algorithms.build_scheduler(config, space, 1)  # for its checks
     return algorithms.count_trials(config, space)
+
+
+def longest_training(space: Space, options: dict[str, Any]) -> int:
+    """Return the epochs of the longest trial: recipes that are searched may differ in them.
+
+    Args:
+        space: The search space.
+        options: The options of train that all trials share.
+    """
+    recipes = _values(space, "recipe") or [options.get("recipe")]
+    return max(configure(**options | {"recipe": recipe}).epochs for recipe in recipes)
 
 
 def refuse_other_code(record: SearchRecord) -> None:

@@ -25,7 +25,7 @@ from resnet_ops.orchestration.placement import Device
 from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.run_records import DataRecord
 from resnet_ops.runs import Run
-from resnet_ops.significance import is_tied, standard_error
+from resnet_ops.significance import MeasuredAccuracy, PairwiseTests, compare
 from resnet_ops.training.observer import Observer
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import Space
@@ -57,7 +57,9 @@ class SearchRecord(BaseModel):
 
 
 class Trial(BaseModel):
-    """A line of trials.jsonl. `val_accuracy` is the best epoch's, `last_val_accuracy` the last's; times are seconds.
+    """A line of trials.jsonl. `val_accuracy` is that of `best_epoch`, by `Epoch.score`, `last_val_accuracy` the last's.
+
+    Times are seconds.
 
     `options` is the trial's point of the search space; `lr` and `model` may be in it or not.
     """
@@ -72,6 +74,7 @@ class Trial(BaseModel):
     status: TrialStatus = "running"
     reason: str = ""
     epochs: int = 0  # done
+    planned_epochs: int = 0  # those of its recipe; 0 until it has begun
     parameters: int = 0
     val_accuracy: float | None = None
     last_val_accuracy: float | None = None
@@ -141,6 +144,16 @@ class Search:
         number = trial.id if isinstance(trial, Trial) else trial
         return Run(self.trials_dir / f"{number:03d}")
 
+    def compare(self, trials: Iterable[Trial], images: int) -> PairwiseTests[int]:
+        """Test which trials' best accuracies on the validation images differ by more than chance; by their ids."""
+        return compare(
+            {
+                trial.id: MeasuredAccuracy.of(trial.val_accuracy, images, self.trial_run(trial).val_correct())
+                for trial in trials
+                if trial.val_accuracy is not None
+            }
+        )
+
     def publish(self, trial: Trial) -> None:
         """Make the search's directory the run that `trial` is: its best weights and its metrics."""
         source = self.trial_run(trial)
@@ -157,8 +170,12 @@ class SelectedTrial:
     why: str
 
 
-def select_trial(trials: Sequence[Trial], val_images: int) -> SelectedTrial | None:
+def select_trial(trials: Sequence[Trial], tests: PairwiseTests[int]) -> SelectedTrial | None:
     """Return the best trial: the smallest network's within one standard error of the highest accuracy.
+
+    Args:
+        trials: All trials.
+        tests: Of their accuracies, as `Search.compare` makes them.
 
     Returns:
         None if no trial has validated.
@@ -168,19 +185,16 @@ def select_trial(trials: Sequence[Trial], val_images: int) -> SelectedTrial | No
     if not scored:
         return None
     highest, leader = max(scored, key=lambda pair: (pair[0], -pair[1].parameters, -pair[1].id))
-    error = standard_error(highest, val_images)
-    tied = [(accuracy, trial) for accuracy, trial in scored if is_tied(accuracy, highest, val_images)]
+    tied = [(accuracy, trial) for accuracy, trial in scored if tests.is_tied(trial.id, leader.id)]
     _, best = min(tied, key=lambda pair: (pair[1].parameters, -pair[0], pair[1].id))
     if best is leader:
-        others = sum(trial.parameters > best.parameters for _, trial in tied)
-        tie = f"; {others} larger within one standard error" if others else ""
-        return SelectedTrial(
-            best, f"the highest accuracy of {len(scored)} trials (standard error {percent(error)}{tie})"
-        )
+        similar = sum(not tests.differ(trial.id, best.id) for _, trial in scored if trial is not best)
+        lead = f", not distinguishable from {similar} other{'s' * (similar > 1)} ({tests.name})" if similar else ""
+        return SelectedTrial(best, f"the highest accuracy of {len(scored)} trials{lead}")
     return SelectedTrial(
         best,
-        f"the smallest network within one standard error ({percent(error)}) of the highest accuracy, "
-        f"{percent(highest)} by trial {leader.id} ({leader.model}, {leader.parameters:,} parameters)",
+        f"the smallest network within one standard error of the highest accuracy, {percent(highest)} by trial "
+        f"{leader.id} ({leader.model}, {leader.parameters:,} parameters)",
     )
 
 

@@ -32,7 +32,7 @@ from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.memory import free_bytes
 from resnet_ops.training.session import TrainingSession
-from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, TIME, trial_number
+from resnet_ops.tuning.algorithms import EPOCH, METRIC, NUMBER, POINT, SHARE, trial_number
 from resnet_ops.tuning.space import train_options
 
 POLL_INTERVAL_S = 0.2
@@ -91,7 +91,8 @@ class TrialWorker(tune.Trainable):
         self.number = trial_number(self.trial_id, point)
         self.run = Run(files.to_path(self.task.trials) / f"{self.number:03d}")
         self.options = train_options({name: value for name, value in point.items() if name != NUMBER})
-        self.best_accuracy, self.best_epoch, self.epoch, self.seconds = 0.0, 0, 0, 0.0
+        self.best: Epoch | None = None  # the one whose weights are in best/
+        self.epoch, self.seconds = 0, 0.0
         self.memory_retries = MEMORY_RETRIES if self.task.shares_gpu else 0
         self.record: RunRecord | None = None
         self.session: TrainingSession | None = None
@@ -125,10 +126,11 @@ class TrialWorker(tune.Trainable):
         if epoch is None:
             return self._result(done=True)
         self.epoch, self.seconds = epoch.epoch, self.seconds + epoch.seconds
-        assert epoch.val_accuracy is not None  # as `check_search` refuses to search without validation images
-        if epoch.val_accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = epoch.val_accuracy, epoch.epoch
+        if self.best is None or epoch.score > self.best.score:
+            self.best = epoch
         assert self.record is not None
+        # `check_search` refuses to search without validation images.
+        assert epoch.val_error is not None
         return self._result(done=epoch.epoch >= self.record.config.epochs, val_error=epoch.val_error)
 
     def _retry_or_give_up(self, reason: str) -> dict[str, Any]:
@@ -152,15 +154,18 @@ class TrialWorker(tune.Trainable):
         return epoch
 
     def _failure(self, reason: str) -> dict[str, Any]:
-        self.best_accuracy = 0.0
+        self.best = None
         return self._result(done=True, failed=reason)
 
     def _result(self, **more: Any) -> dict[str, Any]:
+        planned = self.record.config.epochs if self.record else 0
         return {
             NUMBER: self.number,
-            TIME: self.epoch,
-            METRIC: self.best_accuracy,
-            "best_epoch": self.best_epoch,
+            EPOCH: self.epoch,
+            SHARE: self.epoch / planned if planned else 0.0,
+            METRIC: self.best.val_accuracy if self.best else 0.0,
+            "planned_epochs": planned,
+            "best_epoch": self.best.epoch if self.best else 0,
             "seconds": self.seconds,
             "parameters": self.record.parameters if self.record else 0,
             **more,

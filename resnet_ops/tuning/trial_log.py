@@ -16,7 +16,7 @@ from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Sele
 from resnet_ops.tuning.space import train_options
 
 STOP_REASON = {
-    "asha": "in the lower half of trials at that epoch",
+    "asha": "in the lower half of trials at that share of training",
     "median": "below the median of other trials",
 }
 
@@ -40,7 +40,8 @@ class TrialLog:
 
     def selected(self) -> SelectedTrial | None:
         """Return the best trial so far."""
-        return select_trial(list(self.trials.values()), self.record.data.val_images)
+        trials = list(self.trials.values())
+        return select_trial(trials, self.search.compare(trials, self.record.data.val_images))
 
     def save(self) -> None:
         """Write trials.jsonl."""
@@ -65,6 +66,7 @@ class TrialLog:
             return
         update = {
             "epochs": result["epoch"],
+            "planned_epochs": result["planned_epochs"],
             "parameters": result["parameters"],
             "seconds": result["seconds"],
             "options": point,
@@ -92,11 +94,11 @@ class TrialLog:
             update: dict[str, Any] = {"status": "finished"}
             if failure:
                 update = {"status": "failed", "reason": failure}
-            elif trial.epochs < self.record.epochs:
+            elif trial.epochs < trial.planned_epochs:
                 reason = STOP_REASON.get(self.record.config.scheduler, "by the scheduler")
                 update = {
                     "status": "stopped",
-                    "reason": f"after epoch {trial.epochs} of {self.record.epochs}: {reason}",
+                    "reason": f"after epoch {trial.epochs} of {trial.planned_epochs}: {reason}",
                 }
             trial = self.trials[number] = trial.model_copy(update=update)
         elif trial.status != "failed":

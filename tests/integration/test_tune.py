@@ -177,6 +177,22 @@ def test_asha_stops_the_lower_half_after_the_grace_and_says_so(tmp_path: Path) -
     assert result.best_trial.lr == 0.1
 
 
+def test_trials_of_different_lengths_are_all_trained_to_their_ends(tmp_path: Path) -> None:
+    for name, epochs in (("short", 1), ("long", 3)):
+        (tmp_path / f"{name}.toml").write_text(f"epochs = {epochs}\n")
+    recipes = f"recipe={tmp_path}/short.toml,{tmp_path}/long.toml"
+    given = {"runs_dir": tmp_path, "name": "recipes", "cpus_per_worker": 1}
+    result = job.tune(TuneConfig.of(depths="8", lr="0.1", search="grid", grace=3, given=given), [recipes])
+    assert {(t.status, t.epochs, t.planned_epochs, t.reason) for t in result.trials} == {
+        ("finished", 1, 1, ""), ("finished", 3, 3, ""),
+    }  # fmt: skip
+    assert result.search.read().epochs == 3
+    for trial in result.trials:
+        best, _ = checkpoints.read_best(result.search.trial_run(trial))
+        assert (best.info.epoch, best.info.validated.val_accuracy) == (trial.best_epoch, trial.val_accuracy)
+    assert result.search.compare(result.trials, 359).paired
+
+
 def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:
     result = run_search(tmp_path, "tpe", "batch_size=64:128", depths="8,14", search="optuna", trials=3, epochs=1)
     assert [t.status for t in result.trials] == ["finished"] * 3

@@ -84,11 +84,11 @@ def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult
     best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
     rows = {row[0]: row for row in page.rows if len(row) == 14}
     assert rows["good"][4] == f"{len(epochs)} of {len(epochs)}"
-    assert rows["good"][5].startswith(f"{best.val_accuracy:.2%}".replace("%", "% ±"))
+    assert rows["good"][5].startswith(f"{best.val_accuracy:.2%} (")
     assert rows["good"][6] == str(best.epoch)
     assert rows["good"][7] == f"{100 * epochs[-1].val_accuracy:.2f}%"
     assert rows["good"][10] == f"{trained.record.parameters:,}"
-    assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% ± 2.29%", "2"]
+    assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% (70.27% to 79.20%)", "2"]
     assert rows["empty"][5] == ""
     assert "No predictions: Run lost has no intact checkpoint" in page.text
 
@@ -146,9 +146,8 @@ def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
     lost, empty = (RunData.read(Run(runs / name)) for name in ("lost", "empty"))
     assert verdict([empty]) == "No epoch has finished yet."
     assert (
-        verdict([lost, empty])
-        == "lost (resnet8) has a validation accuracy of 75.00% ± 2.29% on 359 validation images, "
-        "which its best epoch was chosen on; its last epoch has 75.00%."
+        verdict([lost, empty]) == "lost (resnet8) has a validation accuracy of 75.00% (70.27% to 79.20%), 95% "
+        "confidence interval, on 359 validation images, which its best epoch was chosen on; its last epoch has 75.00%."
     )
     differences = configuration_differences([lost, empty])
     assert (differences["model"], differences["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])
@@ -159,10 +158,26 @@ def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
         Run(tmp_path / name).write_epochs(samples.epochs([error]))
         copies.append(RunData.read(Run(tmp_path / name)))
     close, far = copies
-    assert "close (resnet8) is 1.00 percentage points lower, no more than one standard error" in verdict([close, lost])
-    assert "far (resnet8) is 35.00 percentage points lower, more than one standard error" in verdict([far, lost])
+    assert "close (resnet8) is 1.00 percentage points lower, no more than chance explains (p = 0.8" in verdict(
+        [close, lost]
+    )
+    assert "far (resnet8) is 35.00 percentage points lower, more than chance explains" in verdict([far, lost])
     far.record.data = far.record.data.model_copy(update={"fingerprint": "1"})
     assert verdict([far, lost]).endswith("trained on different images, so their accuracies are not comparable.")
+
+
+def test_runs_are_compared_image_by_image(runs: Path, predictions: Predictions) -> None:
+    good = RunData.read(Run(runs / "good"))
+    bits = good.run.val_correct()
+    assert bits is not None
+    assert [bool(bits >> n & 1) for n in range(len(predictions.correct))] == predictions.correct.tolist()
+    assert "no more than chance explains (p = 1, exact McNemar test)" in verdict([good, good_copy(runs)])
+
+
+def good_copy(runs: Path) -> RunData:
+    if not (runs / "twin").exists():
+        shutil.copytree(runs / "good", runs / "twin")
+    return RunData.read(Run(runs / "twin"))
 
 
 def test_the_command_reports(cli: Callable[..., Ended], runs: Path, tmp_path: Path) -> None:

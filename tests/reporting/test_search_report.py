@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from scipy import stats
 
 from resnet_ops.errors import UserError
 from resnet_ops.reporting import style
@@ -15,6 +16,7 @@ from resnet_ops.reporting.search_data import SearchData, verdict
 from resnet_ops.reporting.search_figures import pictures
 from resnet_ops.reporting.search_report import draw
 from resnet_ops.runs import Run
+from resnet_ops.significance import MeasuredAccuracy, compare
 from resnet_ops.tuning.results import Search
 from tests.reporting import samples
 from tests.reporting.reading import Page, draw_chart, needs_browser, show
@@ -83,19 +85,20 @@ def test_curves_are_the_epochs_of_each_trial(search: Search) -> None:
     assert [[3, 0.018]] in lines  # the ring of the selected trial
 
 
-def test_bars_are_one_standard_error(search: Search) -> None:
+def test_bars_are_confidence_intervals(search: Search) -> None:
     axes = chart_of(search, "depth").axes[0]
     (points, _, (bars,)) = axes.containers[0]
     assert points.get_xydata()[:, 1].tolist() == pytest.approx([0.1, 0.018])
-    half = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
-    assert half == pytest.approx([math.sqrt(p * (1 - p) / samples.IMAGES) for p in (0.1, 0.018)])
+    for errors, (_, (_, low), *_, (_, high)) in zip((50, 9), [[(), *s] for s in bars.get_segments()], strict=True):
+        expected = stats.binomtest(errors, samples.IMAGES).proportion_ci(0.95, method="wilson")
+        assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
 def test_alternative_texts_have_the_numbers(page: Page) -> None:
     labels = {attributes.get("aria-label") or "" for _, attributes in page.elements}
     (alt,) = (label for label in labels if label.startswith("Best error by depth"))
-    assert "resnet8: 10.00% ± 1.34%, 80,000 parameters, 2.0 s per epoch" in alt
-    assert "resnet20: 1.80% ± 0.59%" in alt
+    assert "resnet8: 10.00% (7.67% to 12.94%), 80,000 parameters, 2.0 s per epoch" in alt
+    assert "resnet20: 1.80% (0.95% to 3.39%)" in alt
 
 
 def test_nothing_is_fetched(page: Page) -> None:
@@ -182,13 +185,14 @@ def test_a_run_is_no_search(tmp_path: Path) -> None:
             (0.1, 0.02, 0.018),
             "deeper is better up to depth 20: 10.00% error at depth 8, 2.00% error at depth 20; beyond that",
         ),
-        ((0.02, 0.022, 0.018), "no difference beyond one standard error from depth 8 to 32."),
+        ((0.02, 0.022, 0.018), "no difference beyond chance from depth 8 to 32."),
         ((0.02,), ""),
     ],
 )
 def test_the_verdict_says_no_more_than_the_numbers(errors: tuple[float, ...], sentence: str) -> None:
     bests = [samples.trial(d, f"resnet{d}", [error])[0] for d, error in zip((8, 20, 32), errors, strict=False)]
-    assert sentence in verdict("resnet", bests, samples.IMAGES)
+    measured = {t.id: MeasuredAccuracy.of(t.val_accuracy or 0, samples.IMAGES) for t in bests}
+    assert sentence in verdict("resnet", bests, compare(measured))
 
 
 def test_ticks_are_round_and_few() -> None:

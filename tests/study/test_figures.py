@@ -52,6 +52,7 @@ def test_the_table_has_means_deviations_and_what_was_published() -> None:
         verdict="It is so.",
         gradients="",
         published="table 6",
+        not_comparable="resnet44 not comparable with table 6: mixup 0.2.",
         figures=[],
         networks=[],
         versions={},
@@ -61,7 +62,7 @@ def test_the_table_has_means_deviations_and_what_was_published() -> None:
     assert "It is so." in lines
     assert "| plain56 | 1,000 | 2 | 65.00 ± 7.07 | 62.50 ± 3.54 |  |" in lines
     assert "| resnet20 | 1,000 | 2 | 1.10 ± 0.14 | 2.00 ± 0.00 | 8.75 |" in lines
-    assert lines[-1] == "Published: table 6."
+    assert lines[-3:] == ["Published: table 6.", "", "resnet44 not comparable with table 6: mixup 0.2."]
 
 
 def test_a_spread_of_one_has_no_deviation() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from resnet_ops.study import verdict
-from resnet_ops.study.results import Spread, group_networks
+from resnet_ops.study.results import group_networks
 from tests.study.samples import DATA, DEGRADED, layers, network, seeds
 
 
@@ -69,10 +69,20 @@ def test_one_seed_and_failures_are_reported() -> None:
 
 
 def test_errors_are_above_each_other_beyond_seeds_and_images() -> None:
-    low, high = Spread.of([0.10, 0.12]), Spread.of([0.13, 0.15])
-    assert verdict.is_higher(high, low, 10_000)
-    assert not verdict.is_higher(high, low, 100)
-    assert not verdict.is_higher(Spread.of([0.11, 0.50]), low, 10_000)
+    def is_higher(errors: list[float], images: int) -> bool:
+        low, high = group_networks(seeds("resnet20", [0.1, 0.1], [0.10, 0.12]) + seeds("resnet56", errors, errors))
+        return verdict.higher_errors([low, high], lambda group: group.val_error, images)(high, low)
+
+    assert is_higher([0.13, 0.15], 10_000)
+    assert not is_higher([0.13, 0.15], 100)
+    assert not is_higher([0.11, 0.50], 10_000)
+
+
+def test_the_more_networks_are_compared_the_more_a_difference_must_be() -> None:
+    pair = seeds("plain20", [0.05], [0.05]) + seeds("plain56", [0.07], [0.07])
+    assert verdict.degradation(group_networks(pair), DATA).startswith("Plain networks degrade")
+    others = [n for depth in (26, 32, 38, 44, 50) for n in seeds(f"plain{depth}", [0.055], [0.05])]
+    assert verdict.degradation(group_networks(pair + others), DATA).startswith("No degradation")
 
 
 def test_gradients_vanish_grow_or_neither() -> None:

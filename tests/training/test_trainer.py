@@ -169,12 +169,18 @@ def test_shares_of_the_validation_set_add_up_to_the_whole(digits: Loader, world_
     whole = training(digits)
     expected = whole.evaluate()
     loss = error = 0.0
+    correct = torch.zeros(len(digits.val), dtype=torch.uint8)
     for rank in range(world_size):
-        share = replace(whole, loader=replace(digits, rank=rank, world_size=world_size)).evaluate()
+        shard = replace(whole, loader=replace(digits, rank=rank, world_size=world_size))
+        share = shard.evaluate()
         part = sum(map(len, digits.val.sequential_batches(500, rank, world_size))) / len(digits.val)
+        assert shard.val_correct is not None
         loss, error = loss + part * share.loss, error + part * share.error
+        correct += shard.val_correct
     assert loss == pytest.approx(expected.loss, rel=1e-6)
     assert error == pytest.approx(expected.error, rel=1e-12)
+    assert correct.tolist() == whole.val_correct.tolist()  # each image by the rank that has it
+    assert int(correct.sum()) == round(len(correct) * (1 - error))
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -1,6 +1,22 @@
-"""The trial that is selected."""
+"""The trial that is selected, and the epoch of it."""
 
-from resnet_ops.tuning.results import Trial, select_trial
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.run_records import RunRecord
+from resnet_ops.runs import Run, summarize
+from resnet_ops.significance import MeasuredAccuracy, compare
+from resnet_ops.tracking.payload import best_tags
+from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore, read_best
+from resnet_ops.tuning.results import SelectedTrial, Trial, select_trial
+from resnet_ops.tuning.trial import TrialWorker
+from tests.reporting import samples
 
 
 def trial(number: int, accuracy: float | None, parameters: int, status: str = "finished") -> Trial:
@@ -12,32 +28,101 @@ def trial(number: int, accuracy: float | None, parameters: int, status: str = "f
     )  # fmt: skip
 
 
+def select(trials: list[Trial], images: int) -> SelectedTrial | None:
+    measured = {t.id: MeasuredAccuracy.of(t.val_accuracy, images) for t in trials if t.val_accuracy is not None}
+    return select_trial(trials, compare(measured))
+
+
 def test_of_a_tie_the_smaller_network_is_selected_and_the_reason_says_so() -> None:
-    trials = [trial(1, 0.990, 300), trial(2, 0.986, 200), trial(3, 0.970, 100)]
-    selected = select_trial(trials, 360)  # one standard error of 0.990: 0.52 points
+    selected = select([trial(1, 0.990, 300), trial(2, 0.986, 200), trial(3, 0.930, 100)], 360)
     assert selected is not None
     assert selected.trial.id == 2
-    assert "smallest network within one standard error (0.52%)" in selected.why
-    assert "99.00% by trial 1 (resnet1, 300 parameters)" in selected.why
+    assert selected.why == (
+        "the smallest network within one standard error of the highest accuracy, 99.00% by trial 1 (resnet1, 300 "
+        "parameters)"
+    )
+
+
+def test_without_an_error_a_smaller_network_with_one_error_is_tied() -> None:
+    selected = select([trial(1, 1.0, 300), trial(2, 39 / 40, 200)], 40)
+    assert selected is not None
+    assert selected.trial.id == 2
 
 
 def test_with_many_images_the_same_difference_counts() -> None:
-    selected = select_trial([trial(1, 0.990, 300), trial(2, 0.986, 200)], 10_000)
+    selected = select([trial(1, 0.990, 300), trial(2, 0.980, 200)], 10_000)
     assert selected is not None
     assert selected.trial.id == 1
-    assert "highest accuracy of 2 trials (standard error 0.10%)" in selected.why
+    assert selected.why == "the highest accuracy of 2 trials"
 
 
-def test_a_larger_network_that_ties_is_named() -> None:
-    selected = select_trial([trial(1, 0.990, 300), trial(2, 0.990, 900)], 360)
+def test_trials_that_chance_may_have_put_below_are_counted() -> None:
+    selected = select([trial(1, 0.990, 300), trial(2, 0.990, 900), trial(3, 0.5, 100)], 360)
     assert selected is not None
     assert selected.trial.id == 1
-    assert "; 1 larger within one standard error" in selected.why
+    assert selected.why == (
+        "the highest accuracy of 3 trials, not distinguishable from 1 other (Fisher's exact test, corrected for 3 "
+        "comparisons)"
+    )
 
 
 def test_trials_that_failed_or_never_validated_are_not_selected() -> None:
-    assert select_trial([], 10) is None
-    assert select_trial([trial(1, None, 1, "failed"), trial(2, None, 1, "running")], 10) is None
-    selected = select_trial([trial(1, None, 1, "failed"), trial(2, 0.5, 9, "stopped")], 10)
+    assert select([], 10) is None
+    assert select([trial(1, None, 1, "failed"), trial(2, None, 1, "running")], 10) is None
+    selected = select([trial(1, None, 1, "failed"), trial(2, 0.5, 9, "stopped")], 10)
     assert selected is not None
     assert selected.trial.id == 2
+
+
+def test_trials_are_compared_image_by_image_where_their_best_weights_say_which_are_right(tmp_path: Path) -> None:
+    right = {1: [True] * 380 + [False] * 20, 2: [True] * 360 + [False] * 40}  # the second's errors include the first's
+    trials = [samples.trial(n, f"resnet{6 * n + 2}", [1 - sum(bits) / 400]) for n, bits in right.items()]
+    search = samples.search(tmp_path / "s", *trials)
+    unpaired = search.compare(search.trials(), 400)
+    assert not unpaired.paired
+    for each, _ in trials:
+        best = search.trial_run(each).best
+        best.mkdir()
+        digits = f"{sum(bit << n for n, bit in enumerate(right[each.id])):x}"
+        (best / "model.json").write_text(json.dumps({"metrics": {"epoch": 1}, "val_correct": digits}))
+    paired = search.compare(search.trials(), 400)
+    assert paired.paired
+    assert paired.corrected[frozenset((1, 2))] == pytest.approx(2 * 0.5**20)
+    assert unpaired.corrected[frozenset((1, 2))] == pytest.approx(
+        stats.fisher_exact([[380, 20], [360, 40]]).pvalue, rel=1e-6
+    )
+
+
+def test_the_best_epoch_of_ties_is_everywhere_that_of_the_weights_in_best(tmp_path: Path) -> None:
+    of_errors = samples.epochs([0.5, 0.2, 0.2, 0.2, 0.3])
+    epochs = [e.model_copy(update={"val_loss": loss}) for e, loss in zip(of_errors, (2, 0.9, 0.7, 0.7, 1), strict=True)]
+    run = Run(tmp_path / "runs" / "001")
+    for folder in (run.checkpoints, run.best):
+        folder.mkdir(parents=True)
+    store, worker = CheckpointStore(run, num_to_keep=2), object.__new__(TrialWorker)
+    config = TrainConfig.of(epochs=5, runs_dir=tmp_path / "runs")
+    now = datetime.now(UTC)
+    record = RunRecord(
+        name="001", status="finished", created=now, updated=now, config=config, data=samples.DATA, parameters=1,
+        world_size=1, device="cpu", host="here", versions={},
+    )  # fmt: skip
+    run.write(record)
+    worker.number, worker.best, worker.epoch, worker.seconds, worker.record = 1, None, 0, 0.0, record
+    tensors = {"model/fc.weight": torch.zeros(2)}
+    info = CheckpointInfo(
+        model="resnet8", shortcut="A", class_names=("a", "b"), channels=1, height=8, width=8, mean=(0.0,), std=(1.0,),
+        data="made", data_fingerprint="0" * 64, metrics=None,
+    )  # fmt: skip
+    for epoch in epochs:
+        store.save(info.model_copy(update={"metrics": epoch}), tensors)
+        result = worker._epoch_result(epoch)
+    best, _ = read_best(run)
+    assert best.info.epoch == 3
+    (summary,) = summarize(tmp_path / "runs").runs
+    assert {
+        result["best_epoch"],
+        summary.best_epoch,
+        int(best_tags(run, epochs)["best_epoch"]),
+        json.loads((run.best / "model.json").read_text())["metrics"]["epoch"],
+    } == {3}
+    assert (result["epoch"], result["planned_epochs"], result["share"], result["done"]) == (5, 5, 1.0, True)
