@@ -4,6 +4,7 @@ Class folders and Parquet files are brought to it in discovery.py and parquet.py
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from resnet_ops.errors import UserError
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
-VAL_NAMES = ("validation", "valid", "val", "test")  # of folders and files; the first that exists counts
+TRAIN_NAMES = ("train", "training")  # of folders and files
+VAL_NAMES = ("validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")  # the first that exists
 VAL_FRACTION = 0.2  # of each class, where the data has no validation images of its own
 
 FingerprintKind = Literal["content", "names and sizes"]
@@ -73,6 +75,16 @@ class DiscoveredData:
     def parts(self) -> tuple[LabeledImages, ...]:
         """The training images, and the validation images if there are some."""
         return (self.train,) if self.val is None else (self.train, self.val)
+
+
+def split_word(name: str) -> str | None:
+    """Return the last word of a name that is one of `TRAIN_NAMES` or `VAL_NAMES`, as Hugging Face's datasets do.
+
+    Words are what is between other characters than letters. A split comes after what the dataset is called:
+    `wind-tunnel-test-train-00000-of-00002`.
+    """
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    return next((word for word in reversed(words) if word in TRAIN_NAMES + VAL_NAMES), None)
 
 
 @dataclass(frozen=True)

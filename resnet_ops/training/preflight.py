@@ -16,7 +16,7 @@ from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.shared_storage import probe_nodes
-from resnet_ops.recipe_config import IMAGE_DEFAULTS
+from resnet_ops.recipe_config import IMAGE_DEFAULTS, steps_per_epoch
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.observer import Observer
 
@@ -71,7 +71,32 @@ def check_training(config: TrainConfig, device: str, source: Source | None = Non
         "crop_padding": padding,
         "flip": source.flippable if config.flip is None else config.flip,
     }
-    return source, config.model_copy(update=update)
+    settled = config.model_copy(update=update)
+    if not config.auto_batch:
+        check_steps(settled, data)
+    return source, settled
+
+
+def check_steps(config: TrainConfig, data: DataRecord) -> None:
+    """Check that what is counted in steps fits into the whole training.
+
+    Raises:
+        UserError: It does not: the learning rate would never reach its peak, or nothing would be saved within epochs.
+    """
+    images = data.train_images + (data.val_images if config.fit_all else 0)
+    per_epoch = steps_per_epoch(images, config.batch_size)
+    steps = config.epochs * per_epoch
+    whole = f"the whole training is {steps:,} steps ({config.epochs:,} epochs of {per_epoch:,})"
+    if config.warmup_steps and config.warmup_steps >= config.last_warmup * steps:
+        before = "" if config.last_warmup == 1 else f", and its first milestone is {config.last_warmup} of it"
+        raise UserError(
+            f"--warmup-steps {config.warmup_steps}: {whole}{before}.",
+            "Use --warmup-ratio 0.05 instead, which fits any training.",
+        )
+    if (every := config.checkpoint_interval[0]) and every >= steps:
+        raise UserError(
+            f"--checkpoint-every {every}: {whole}.", "Use fewer steps, or remove it: each epoch is saved anyway."
+        )
 
 
 def _batch_size(config: TrainConfig, data: DataRecord) -> int:
@@ -116,7 +141,9 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
 
     batch_size, why = largest_batch(config, data, placement)
     observer.warn(why)
-    return config.model_copy(update={"batch_size": batch_size})
+    config = config.model_copy(update={"batch_size": batch_size})
+    check_steps(config, data)
+    return config
 
 
 def _sampled(source: Source, observer: Observer) -> Source:
