@@ -17,7 +17,12 @@ class Recipe(Config):
 
     epochs: Annotated[Positive, option("Training epochs.", panel="Training", shared=True)] = 30
     batch_size: Annotated[
-        Positive, option("Images per step (global batch size, over all workers).", panel="Training", shared=True)
+        Positive,
+        option(
+            "Images per step (global batch size, over all workers); by default smaller for fewer than 1,408 images.",
+            panel="Training",
+            shared=True,
+        ),
     ] = 128
     auto_batch: Annotated[
         bool,
@@ -72,7 +77,7 @@ class Recipe(Config):
     ] = 0.0
     warmup_steps: Annotated[
         int,
-        option("Learning rate warm-up in steps, instead of --warmup-ratio.", advanced="learning rate schedule", ge=0),
+        option("Learning rate warm-up in steps; overrides --warmup-ratio.", advanced="learning rate schedule", ge=0),
     ] = 0
     warmup: Annotated[
         Literal["linear", "constant"],
@@ -216,20 +221,15 @@ class Recipe(Config):
                 "than images.",
                 f"Use at most {self.batch_size}.",
             )
-        if self.warmup_steps and self.warmup_ratio:
-            raise UserError(
-                f"--warmup-steps {self.warmup_steps} and --warmup-ratio {self.warmup_ratio} are both warm-ups.",
-                "Use one of them.",
-            )
         warmup = f"--warmup-steps {self.warmup_steps}" if self.warmup_steps else f"--warmup-ratio {self.warmup_ratio}"
         if (self.warmup_steps or self.warmup_ratio) and self.schedule == "one-cycle":
             raise UserError(
                 f"{warmup}: the one-cycle schedule includes its own warm-up.",
                 "Remove it, or use --schedule steps or cosine.",
             )
-        if self.warmup_ratio >= self.last_warmup:
+        if not self.warmup_steps and self.warmup_ratio >= self.last_warmup:
             raise UserError(
-                f"{warmup} ends after the first milestone, {self.last_warmup} of training.",
+                f"{warmup} does not end before the first milestone, {self.last_warmup} of training.",
                 "Use a smaller one, or a later first milestone (--milestones).",
             )
         if self.nesterov and not self.momentum:

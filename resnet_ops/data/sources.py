@@ -188,7 +188,7 @@ def open_source(data: str | DataConfig) -> Source:
 
     Args:
         data: The dataset; a string is `DataConfig.data`. Validation images are those of `val_data`, or the data's own
-            (a folder val/, files whose names start with validation, val or test), or else a fifth of
+            (a folder val/, files with validation, val, test... in their names), or else a fifth of
             each class, chosen by a hash of the images' bytes.
 
     Raises:
