@@ -309,6 +309,10 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
         (("--trials", "0"), ("--trials",)),
         (("--depths", "8", "lr=0.1"), ("Nothing to search",)),
         (("--depths", "8,18"), ("resnet18", "32")),
+        (
+            ("--recipe", "imagenet", "warmup_steps=5,400"),
+            ("--warmup-steps 400: the whole training is 400 steps (200 epochs of 2)",),
+        ),
         (("--scheduler", "pbt"), ("all must be the same network: depth cannot be searched",)),
     ],
 )
