@@ -78,7 +78,8 @@ def check_search(
             source, settled = preflight.check_training(base, slots.device, source)
         assert source is not None
         compare(source.record.fingerprint)
-    preflight.check_steps(_shortest_training(space, settled), source.record)
+    largest = max(_values(space, "batch_size") or [settled.batch_size])
+    preflight.check_steps(settled.model_copy(update={"batch_size": largest}), source.record)
     if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
         preflight.warn_of_batch_size(base, settled, source.record, observer)
     source = preflight.decode_images(source, settled, observer)
@@ -154,12 +155,6 @@ def explain_share(share: GpuShare, trial_bytes: int, gpu_bytes: int) -> str:
         f"{share.trials_per_gpu} trials at once on each GPU: each takes about {size(trial_bytes)} of {size(gpu_bytes)}"
         f"{reasons[share.limit]}. Another number: --gpus-per-trial."
     )
-
-
-def _shortest_training(space: Space, base: TrainConfig) -> TrainConfig:
-    """Return the options of the training with the fewest steps, and the longest warm-up of any."""
-    update = {name: max(values) for name in ("batch_size", "warmup_steps") if (values := _values(space, name))}
-    return base.model_copy(update=update)
 
 
 def _values(space: Space, name: str) -> list[Any]:

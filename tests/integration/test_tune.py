@@ -309,10 +309,6 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
         (("--trials", "0"), ("--trials",)),
         (("--depths", "8", "lr=0.1"), ("Nothing to search",)),
         (("--depths", "8,18"), ("resnet18", "32")),
-        (
-            ("--recipe", "imagenet", "warmup_steps=5,400"),
-            ("--warmup-steps 400: the whole training is 400 steps (200 epochs of 2)",),
-        ),
         (("--scheduler", "pbt"), ("all must be the same network: depth cannot be searched",)),
     ],
 )
@@ -321,3 +317,10 @@ def test_a_wrong_request_is_one_line_and_writes_nothing(
 ) -> None:
     refused(cli("tune", *arguments, "--runs-dir", tmp_path / "runs"), *messages)
     assert not (tmp_path / "runs" / "tune-digits").exists()
+
+
+def test_a_warm_up_fits_into_every_trial(cli: Callable[..., Ended], tmp_path: Path) -> None:
+    recipe = tmp_path / "warm.toml"
+    recipe.write_text('schedule = "cosine"\nwarmup_steps = 40\n')
+    options = ("--recipe", recipe, "batch_size=64,1438", "--runs-dir", tmp_path / "runs")
+    refused(cli("tune", *options), "--warmup-steps 40: the whole training is 30 steps (30 epochs of 1)")
