@@ -14,7 +14,7 @@ from resnet_ops.recipe_config import steps_per_epoch
 
 
 class RandomStream(IntEnum):
-    """What random numbers are for; each use has its own, independent of the others'."""
+    """One use of random numbers, whose own are independent of the others'."""
 
     ORDER = 0
     AUGMENTATION = 1
