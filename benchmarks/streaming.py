@@ -8,6 +8,7 @@ these cores can give. Writes benchmarks/results/streaming.md and .json.
 
 import argparse
 import io
+import math
 import statistics
 import tempfile
 import time
@@ -86,7 +87,7 @@ def stream_rate(images: StreamedImages) -> float:
     batches = images.shuffled_batches(BATCH, 0, 1, torch.Generator().manual_seed(0))
     started = time.perf_counter()
     count = sum(len(pixels) for pixels, _, _ in images.load_batches(batches, lambda: None))
-    assert count == len(images) // BATCH * BATCH
+    assert count == math.ceil(len(images) / BATCH) * BATCH
     return count / (time.perf_counter() - started)
 
 

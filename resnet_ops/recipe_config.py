@@ -18,7 +18,12 @@ class Recipe(Config):
 
     epochs: Annotated[Positive, option("Training epochs.", panel="Training", shared=True)] = 30
     batch_size: Annotated[
-        Positive, option("Images per step (global batch size, over all workers).", panel="Training", shared=True)
+        Positive,
+        option(
+            "Images per step (global batch size, over all workers); by default smaller for fewer than 1,408 images.",
+            panel="Training",
+            shared=True,
+        ),
     ] = 128
     auto_batch: Annotated[
         bool,
@@ -61,13 +66,19 @@ class Recipe(Config):
             le=1,
         ),
     ] = 0.1
-    warmup_steps: Annotated[
-        int,
+    warmup_ratio: Annotated[
+        float,
         option(
-            "Learning rate warm-up steps of the schedules 'steps' and 'cosine'; 'one-cycle' has its own warm-up.",
+            "Fraction of training in which the schedules 'steps' and 'cosine' warm the learning rate up; 'one-cycle' "
+            "has its own warm-up.",
             advanced="learning rate schedule",
             ge=0,
+            lt=1,
         ),
+    ] = 0.0
+    warmup_steps: Annotated[
+        int,
+        option("Learning rate warm-up in steps; overrides --warmup-ratio.", advanced="learning rate schedule", ge=0),
     ] = 0
     warmup: Annotated[
         Literal["linear", "constant"],
@@ -232,14 +243,30 @@ class Recipe(Config):
                 "than images.",
                 f"Use at most {self.batch_size}.",
             )
-        if self.warmup_steps and self.schedule == "one-cycle":
+        warmup = f"--warmup-steps {self.warmup_steps}" if self.warmup_steps else f"--warmup-ratio {self.warmup_ratio}"
+        if (self.warmup_steps or self.warmup_ratio) and self.schedule == "one-cycle":
             raise UserError(
-                f"--warmup-steps {self.warmup_steps}: the one-cycle schedule includes its own warm-up.",
+                f"{warmup}: the one-cycle schedule includes its own warm-up.",
                 "Remove it, or use --schedule steps or cosine.",
+            )
+        if not self.warmup_steps and self.warmup_ratio >= self.last_warmup:
+            raise UserError(
+                f"{warmup} does not end before the first milestone, {self.last_warmup} of training.",
+                "Use a smaller one, or a later first milestone (--milestones).",
             )
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov needs a momentum.", "Use --momentum 0.9, or remove --nesterov.")
         return self
+
+    @property
+    def last_warmup(self) -> Fraction:
+        """The fraction of training by which a warm-up must have ended for the peak learning rate to be reached."""
+        return parse_milestones(self.milestones)[0] if self.schedule == "steps" else Fraction(1)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return how many batches have every image in them."""
+    return -(-images // batch_size)
 
 
 @functools.cache

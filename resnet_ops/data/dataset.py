@@ -4,6 +4,7 @@ Class folders and Parquet files are brought to it in discovery.py and parquet.py
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from resnet_ops.errors import UserError
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}  # in messages
-VAL_NAMES = ("validation", "valid", "val")  # of folders and files; the first that exists counts
+# Of folders and files, as Hugging Face's datasets has them; of each split the first that exists counts.
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("validation", "valid", "val", "dev")
+TEST_NAMES = ("test", "testing", "eval", "evaluation")
 VAL_FRACTION = 0.2  # of each class, where the data has neither validation nor test images of its own
 VAL_FRACTION_BESIDE_TEST = 0.1  # where it has test images: 45,000 and 5,000 of CIFAR-10 (He et al. 2015, sec. 4.2)
 
@@ -83,6 +87,16 @@ class DiscoveredData:
     def parts(self) -> tuple[LabeledImages, ...]:
         """The same without their names."""
         return tuple(self.by_split.values())
+
+
+def split_word(name: str) -> str | None:
+    """Return the last word of a name that names a split, as Hugging Face's datasets do.
+
+    Words are what is between other characters than letters. A split comes after what the dataset is called:
+    `wind-tunnel-test-train-00000-of-00002`.
+    """
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    return next((word for word in reversed(words) if word in TRAIN_NAMES + VAL_NAMES + TEST_NAMES), None)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from resnet_ops import files, locks
 from resnet_ops.config import DATA_SETS, TEST_NAME, DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.cache import cache_folder
-from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
+from resnet_ops.data.dataset import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
 from resnet_ops.errors import UserError, did_you_mean
 
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}  # datasets that ship with this package
-TRAIN_FOLDER = "train"
 # torchvision's IMG_EXTENSIONS, and .gif, of which the first frame is taken.
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 
@@ -143,6 +142,8 @@ class FolderImages:
 def discover_folders(root: Path, name: str) -> DiscoveredData | None:
     """Return the images under `root`: class folders in train/, val/ and test/, or class folders only.
 
+    They may be named by any of `TRAIN_NAMES`, `VAL_NAMES` and `TEST_NAMES`, in upper case too.
+
     A class folder of the training images without an image is a problem. torchvision refuses it as well: the class
     would be in the network, and never be learned.
 
@@ -154,18 +155,28 @@ def discover_folders(root: Path, name: str) -> DiscoveredData | None:
     """
     all_files = listing.list_files(root)
     folders = {file.name.partition("/")[0] for file in all_files if "/" in file.name}
-    if TRAIN_FOLDER not in folders:
+    nested = {file.name.partition("/")[0] for file in all_files if file.name.count("/") > 1}
+    are_splits = all(folder.lower() in TRAIN_NAMES + VAL_NAMES + TEST_NAMES for folder in nested)
+    # A folder train/ is never a class; Train/ or training/ may be one.
+    train_folder = _named_folder(TRAIN_NAMES, (nested if are_splits else set()) | folders & {"train"})
+    if train_folder is None:
         train = _class_folders(root, "", all_files, refuse_empty=True)
         return _with_skipped_files(DiscoveredData(name, train, None, names_matter=True), all_files) if train else None
-    val_folder = next((folder for folder in VAL_NAMES if folder in folders), None)
-    train = _class_folders(root, f"{TRAIN_FOLDER}/", all_files, refuse_empty=True)
+    train = _class_folders(root, f"{train_folder}/", all_files, refuse_empty=True)
     if train is None:
         raise UserError(
-            f"{root / TRAIN_FOLDER} contains no subfolders with images.", "Create one subfolder per class in it."
+            f"{root / train_folder} contains no subfolders with images.", "Create one subfolder per class in it."
         )
-    val = _class_folders(root, f"{val_folder}/", all_files) if val_folder else None
-    test = _class_folders(root, f"{TEST_NAME}/", all_files)
+    val, test = (
+        _class_folders(root, f"{folder}/", all_files) if (folder := _named_folder(names, folders)) else None
+        for names in (VAL_NAMES, TEST_NAMES)
+    )
     return _with_skipped_files(DiscoveredData(name, train, val, names_matter=True, test=test), all_files)
+
+
+def _named_folder(names: Sequence[str], folders: set[str]) -> str | None:
+    """Return the folder of the first of `names` that there is, in whatever case."""
+    return next((each for name in names for each in sorted(folders, reverse=True) if each.lower() == name), None)
 
 
 def _class_folders(

@@ -11,7 +11,6 @@ from functools import cached_property
 from itertools import islice, repeat
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +19,10 @@ from resnet_ops.data.augment import Augmentation, Draws, Normalizer, pixel_stati
 from resnet_ops.data.batch_ring import Batch, BatchRing
 from resnet_ops.data.dataset import Split
 from resnet_ops.data.parallel_decode import ImageArray
+from resnet_ops.data.sampling import RandomStream, stream_seed
 from resnet_ops.data.sources import Source
 from resnet_ops.data.stream import StreamedImages
+from resnet_ops.recipe_config import steps_per_epoch
 from resnet_ops.run_records import BadImage
 
 EVAL_BATCH = 500
@@ -50,7 +51,7 @@ class SplitImages(Protocol):
         """Their rows, and why."""
 
     def shuffled_batches(self, batch_size: int, rank: int, world_size: int, generator: torch.Generator) -> list[Tensor]:
-        """Return one rank's rows (n,) int64 of each whole batch of an epoch in random order."""
+        """Return one rank's rows (n,) int64 of each batch of an epoch in random order."""
 
     def sequential_batches(self, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
         """Return one rank's share of all rows, ascending, in batches."""
@@ -177,8 +178,8 @@ class Loader:
 
     @property
     def steps(self) -> int:
-        """Steps per epoch; images that do not fill a last batch are left out of this epoch."""
-        return len(self.train) // self.batch_size
+        """Steps per epoch; the last batch is filled up with images that were in it before."""
+        return steps_per_epoch(len(self.train), self.batch_size)
 
     @property
     def device(self) -> torch.device:
@@ -201,7 +202,8 @@ class Loader:
         The ranks' shares of one batch are disjoint, make up the batch, and differ in size by at most one. Where images
         are read meanwhile, `beat` is called as they come.
         """
-        batches = self.train.shuffled_batches(self.batch_size, self.rank, self.world_size, _generator(self.seed, epoch))
+        generator = _generator(stream_seed(self.seed, RandomStream.ORDER, epoch))
+        batches = self.train.shuffled_batches(self.batch_size, self.rank, self.world_size, generator)
         images = None if self.resident else self.train.load_batches(batches[start:], beat)
         for first in range(start, len(batches), BLOCK_STEPS):
             rows = batches[first : first + BLOCK_STEPS]
@@ -213,7 +215,8 @@ class Loader:
                 yield Block(columns, islice(images, len(rows)), len(rows))
 
     def _draw(self, epoch: int, step: int, images: int) -> Draws:
-        return self.augmentation.draw(images, self.train.size, _generator(self.seed, epoch, step + 1, self.rank))
+        seed = stream_seed(self.seed, RandomStream.AUGMENTATION, epoch, step, self.rank)
+        return self.augmentation.draw(images, self.train.size, _generator(seed))
 
     def batch(self, inputs: Draws, images: Batch | None) -> tuple[Tensor, Tensor]:
         """Return the augmented batch of a step: (n, C, H, W) float32, and (n,) int64 or, mixed, (n, classes) float32.
@@ -296,6 +299,5 @@ def open_loader(
     return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 
 
-def _generator(*entropy: int) -> torch.Generator:
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

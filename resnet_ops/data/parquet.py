@@ -1,7 +1,7 @@
 """Read Parquet files in Hugging Face's layout: a column of images {bytes, path}, a column of integer labels.
 
-The names of the classes are in the schema's metadata. Files are on a disk or in a bucket. Which files of a folder are
-read is decided in discovery.py.
+The names of the classes are in each file's schema metadata; files may number them in different orders. Files are on a
+disk or in a bucket. Which files of a folder are read is decided in discovery.py.
 """
 
 import json
@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from resnet_ops.config import TEST_NAME
 from resnet_ops.data import listing
-from resnet_ops.data.dataset import VAL_NAMES, DiscoveredData, LabeledImages
+from resnet_ops.data.dataset import TEST_NAMES, VAL_NAMES, DiscoveredData, LabeledImages, split_word
 from resnet_ops.data.listing import File
 from resnet_ops.errors import PausedError, UserError
 
@@ -53,23 +52,32 @@ def discover_parquet(paths: Sequence[Path], name: str, columns: tuple[str | None
 
 
 def _split_by_name(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return training, validation and test files; validation's begin with the first of `VAL_NAMES` that any does.
+    """Return training, validation and test files; of the latter two those with the first of their names that there is.
+
+    The word is in the file's name, or in that of a folder below the one that all are in.
 
     Raises:
         UserError: None are training files.
     """
     ordered = sorted(paths, key=str)
-    prefixes = (*VAL_NAMES, TEST_NAME) if len(ordered) > 1 else ()
-    by_prefix = {prefix: [path for path in ordered if path.name.startswith(prefix)] for prefix in prefixes}
-    not_train = {path for matches in by_prefix.values() for path in matches}
-    train = [path for path in ordered if path not in not_train]
+    if len(ordered) == 1:
+        return ordered, [], []
+    parts = [str(path).removesuffix(".parquet").split("/") for path in ordered]
+    levels = zip(*(folders for *folders, _ in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+    words = [next(filter(None, map(split_word, reversed(own[shared:]))), None) for own in parts]
+    train = [path for path, word in zip(ordered, words, strict=True) if word not in VAL_NAMES + TEST_NAMES]
     if not train:
         raise UserError(
             f"{ordered[0].parent} contains only validation or test files ({ordered[0].name}...).",
             "Name the training files train-*.parquet.",
         )
-    test = by_prefix.pop(TEST_NAME, [])
-    return train, next((matches for matches in by_prefix.values() if matches), []), test
+
+    def named(names: Sequence[str]) -> list[Path]:
+        chosen = next((name for name in names if name in words), None)
+        return [path for path, word in zip(ordered, words, strict=True) if chosen and word == chosen]
+
+    return train, named(VAL_NAMES), named(TEST_NAMES)
 
 
 def _labeled_images(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> LabeledImages:
@@ -79,10 +87,10 @@ def _labeled_images(paths: Sequence[Path], columns: tuple[str | None, str | None
     for path in paths:
         try:
             file = _stat_file(path)
-            schema = schema or _read_schema(path, columns)
-            (image, label), names = schema
             with _open(path) as parquet:
-                labels.append(_read_labels(parquet, path, image, label))
+                (image, label), names = schema = schema or _read_schema(parquet.schema_arrow, path, columns)
+                numbers = _read_labels(parquet, path, image, label)
+                labels.append(_renumbered(numbers, _class_names(parquet.schema_arrow, label), names, path))
                 sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
         except UserError as error:
             problems.append(error)
@@ -123,9 +131,14 @@ def _read_error(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read as Parquet: {reason}.", "Check that it is a complete Parquet file.")
 
 
-def _read_schema(path: Path, columns: tuple[str | None, str | None]) -> tuple[tuple[str, str], tuple[str, ...]]:
-    with _open(path) as parquet:
-        schema = parquet.schema_arrow
+def _read_schema(
+    schema: pa.Schema, path: Path, columns: tuple[str | None, str | None]
+) -> tuple[tuple[str, str], tuple[str, ...]]:
+    """Return the columns of the images and of the labels, and the names of the classes, () where there are none.
+
+    Raises:
+        UserError: There are no such columns, or they are of other types.
+    """
     usual = [(own,) if own else names for own, names in zip(columns, (IMAGE_COLUMNS, LABEL_COLUMNS), strict=True)]
     image, label = (next((name for name in names if name in schema.names), None) for names in usual)
     if image is None or label is None:
@@ -134,6 +147,11 @@ def _read_schema(path: Path, columns: tuple[str | None, str | None]) -> tuple[tu
             f"Name them with --image-column ({{bytes, path}}) and --label-column (integers); the defaults are "
             f"{usual[0][0]!r} and {usual[1][0]!r}.",
         )
+    _check_types(schema, path, image, label)
+    return (image, label), _class_names(schema, label)
+
+
+def _check_types(schema: pa.Schema, path: Path, image: str, label: str) -> None:
     types = schema.field(image).type, schema.field(label).type
     if not pa.types.is_struct(types[0]) or not pa.types.is_integer(types[1]):
         raise UserError(
@@ -142,8 +160,30 @@ def _read_schema(path: Path, columns: tuple[str | None, str | None]) -> tuple[tu
         )
     if types[0].get_field_index("bytes") < 0:
         raise UserError(f"{path}: column {image!r} has no field 'bytes'.", "Embed the encoded images in the file.")
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return (image, label), tuple(features.get(label, {}).get("names", ()))
+    return tuple(features.get(label, {}).get("names", ()))
+
+
+def _renumbered(labels: np.ndarray, own: tuple[str, ...], names: tuple[str, ...], path: Path) -> np.ndarray:
+    """Return the labels of a file whose classes are `own` as the first file numbers its own, `names`.
+
+    Raises:
+        UserError: They are not the same classes.
+    """
+    if own == names:
+        return labels
+    if sorted(own) != sorted(names) or len(set(own)) < len(own):
+        raise UserError(
+            f"{path} has the classes {', '.join(own) or '(without names)'}; the first file has "
+            f"{', '.join(names) or '(without names)'}.",
+            "Use the same classes in all files; their order may differ.",
+        )
+    known = (labels >= 0) & (labels < len(own))  # others are reported as they are
+    index = np.array([names.index(name) for name in own], np.int64)
+    return np.where(known, index[np.where(known, labels, 0)], labels)
 
 
 def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str) -> np.ndarray:
@@ -151,6 +191,7 @@ def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str) ->
         raise UserError(
             f"{path} lacks the column {min(missing)!r} of the first file.", "Use the same columns in all files."
         )
+    _check_types(parquet.schema_arrow, path, image, label)
     try:
         labels = parquet.read(columns=[label]).column(0)
     except (OSError, pa.ArrowException) as error:

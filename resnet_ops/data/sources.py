@@ -213,8 +213,8 @@ def open_source(data: str | DataConfig) -> Source:
 
     Args:
         data: The dataset; a string is `DataConfig.data`. Validation images are those of `val_data`, or the data's own
-            (a folder val/, files whose names start with validation, valid or val), or else a part of each class, chosen
-            by a hash of the images' bytes: a fifth, or a tenth where the data has test images of its own.
+            (those of a folder or of files that `VAL_NAMES` name), or else a part of each class, chosen by a hash of the
+            images' bytes: a fifth, or a tenth where the data has test images of its own.
 
     Raises:
         UserError: There is nothing, it is not readable, it is empty, it has one class only, a label is out of range,

@@ -26,8 +26,8 @@ DEFAULTS = {"epochs": 12, "lr": 0.05}
 # A row of pixels cropped from an 8x8 digit is an eighth of it, and some digits become ambiguous. Uncropped, every
 # network that can be trained fits all but one or two, and the training error that remains is that of the optimization.
 DIGITS_DEFAULTS = DEFAULTS | {"crop_padding": 0}
-# He et al. 2015, sec. 4.2: ResNet-110 begins with a tenth of the learning rate until it learns, about 400 steps.
-WARM_UP_FROM, WARM_UP = 110, {"warmup_steps": 400, "warmup": "constant"}
+# He et al. 2015, sec. 4.2: ResNet-110 begins with a tenth of the learning rate until it learns, about 400 of 64k steps.
+WARM_UP_FROM, WARM_UP = 110, {"warmup_ratio": 400 / 64_000, "warmup": "constant"}
 
 
 def shared_options(config: StudyConfig) -> dict[str, Any]:
@@ -123,6 +123,6 @@ def _name(network: dict[str, Any]) -> str:
 
 def _warm_up(network: dict[str, Any], base: TrainConfig) -> dict[str, Any]:
     architecture = parse_name(_name(network))
-    if base.recipe != "paper" or base.warmup_steps or architecture.family != "cifar":
+    if base.recipe != "paper" or base.warmup_steps or base.warmup_ratio or architecture.family != "cifar":
         return {}
     return WARM_UP if architecture.depth >= WARM_UP_FROM else {}

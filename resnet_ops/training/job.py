@@ -32,6 +32,7 @@ from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training.observer import Observer, follow
 from resnet_ops.training.preflight import (
     check_every_node,
+    check_shares,
     check_training,
     count_parameters,
     decode_images,
@@ -111,6 +112,7 @@ def train(
         source = decode_images(source, config, observer)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)
+        check_shares(config, placement.layout.workers)
         parameters = count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         with run.lock():

@@ -21,11 +21,12 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """
     if config.schedule == "one-cycle":
         return config.lr * _one_cycle(step, steps)
-    if step < config.warmup_steps:
-        linear = (step + 1) / (config.warmup_steps + 1)
+    warmup = config.warmup_steps or int(config.warmup_ratio * steps)
+    if step < warmup:
+        linear = (step + 1) / (warmup + 1)
         return config.lr * (linear if config.warmup == "linear" else CONSTANT)
     if config.schedule == "cosine":
-        return config.lr * _cosine(1, 0, (step - config.warmup_steps) / (steps - config.warmup_steps))
+        return config.lr * _cosine(1, 0, (step - warmup) / (steps - warmup))
     passed = sum(step >= share * steps for share in parse_milestones(config.milestones))
     return config.lr * config.lr_decay**passed
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import BLOCK_STEPS, Loader
+from resnet_ops.data.sampling import RandomStream, stream_seed
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.run_records import Epoch
 from resnet_ops.training.capture import Part, StepInputs, StepRunner
@@ -166,7 +167,8 @@ class Trainer:
             self.inputs.load(block.columns | self.schedules(range(done, done + block.steps)))
             for images in block.images:
                 if drops:  # seeded by the step, like augmentation, so that a resumed run drops the same
-                    torch.manual_seed(hash((self.config.seed, self.epoch * steps + self.step, self.group.rank)))
+                    position = self.epoch, self.step, self.group.rank
+                    torch.manual_seed(stream_seed(self.config.seed, RandomStream.DROPOUT, *position))
                 self.inputs.receive(images)
                 self.step_runner(self.parts)
                 self.step += 1

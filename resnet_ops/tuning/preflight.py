@@ -93,6 +93,8 @@ def check_search(
             source, settled = preflight.check_training(base, slots.device, source)
         assert source is not None
         compare(source.record.fingerprint)
+    largest = max(_values(space, "batch_size") or [settled.batch_size])
+    preflight.check_steps(settled.model_copy(update={"batch_size": largest}), source.record)
     if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
         preflight.warn_of_batch_size(base, settled, source.record, observer)
     preflight.warn_of_mirroring(base, source.record, observer)

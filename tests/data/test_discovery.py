@@ -84,6 +84,23 @@ def test_parquet_in_a_bucket_is_read(tmp_path: Path) -> None:
         assert np.array_equal(open_source(data).load("train").pixels, open_source(str(file)).load("train").pixels)
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "are_splits"),
+    [
+        ("train", "validation", True), ("Train", "Test", True), ("training", "dev", True), ("TRAIN", "eval", True),
+        ("training", "running", False), ("trainable", "valley", False), ("Train", "test-track", False),
+    ],
+)  # fmt: skip
+def test_folders_are_splits_where_that_is_their_whole_name(
+    train: str, val: str, are_splits: bool, tmp_path: Path
+) -> None:
+    for folder, count in ((train, 10), (val, 4)):
+        write_class_folders(tmp_path / folder, {"rose": noise(count), "daisy": noise(count, seed=1)})
+    record = open_source(str(tmp_path)).record
+    assert record.class_names == (("daisy", "rose") if are_splits else tuple(sorted((train, val))))
+    assert (record.train_images, record.val_images) == ((20, 8) if are_splits else (22, 6))
+
+
 def test_what_is_wrong_with_folders_is_an_error(flowers: Path) -> None:
     (flowers / "train" / "tulip").mkdir()
     with pytest.raises(UserError, match="train/tulip contains no images, so its class cannot be learned"):

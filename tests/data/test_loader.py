@@ -1,5 +1,8 @@
 """Batches: which rank gets which images, and how they are augmented."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from resnet_ops.data.augment import Augmentation, crop_and_flip, draw_crops, normalize, pixel_statistics
 from resnet_ops.data.loader import DeviceImages, Loader
+from resnet_ops.data.sampling import RandomStream, stream_seed
 
 
 def pixels(n: int, h: int, w: int, c: int, seed: int = 0) -> torch.Tensor:
@@ -78,7 +82,7 @@ def test_workers_share_each_batch_without_overlap_or_loss(n: int, batch_size: in
         [(numbers(x), y.tolist()) for x, y in loader(n, batch_size, rank, world_size).train_batches(epoch)]
         for rank in range(world_size)
     ]
-    assert len(alone) == n // batch_size
+    assert len(alone) == math.ceil(n / batch_size)
     for step, batch in enumerate(alone):
         parts = [share[step] for share in shares]
         assert all(images == labels for images, labels in parts)  # an image keeps its label
@@ -86,7 +90,10 @@ def test_workers_share_each_batch_without_overlap_or_loss(n: int, batch_size: in
         sizes = [len(images) for images, _ in parts]
         assert max(sizes) - min(sizes) <= 1
     seen = [i for batch in alone for i in batch]
-    assert len(seen) == len(set(seen))  # none twice in an epoch
+    assert set(seen[:n]) == set(range(n))  # each in every epoch
+    assert {len(batch) for batch in alone} == {batch_size}
+    assert all(again == first for again, first in zip(seen[n:], itertools.cycle(seen[:n]), strict=False))
+    assert n < batch_size or all(len(set(batch)) == batch_size for batch in alone)  # none twice in a step
     val = [i for rank in range(world_size) for x, _ in loader(n, 1, rank, world_size).val_batches() for i in numbers(x)]
     assert sorted(val) == list(range(n))
 
@@ -97,3 +104,14 @@ def test_order_follows_seed_and_epoch() -> None:
 
     assert order(0, 0) == order(0, 0)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_no_two_steps_have_the_same_random_numbers() -> None:
+    """However large the seed, with zeros anywhere, and for whatever they are used."""
+    seeds = (0, 1, 7, 1 << 32, (7 << 32) + 1, (1 << 63) - 1)
+    keys = list(itertools.product(seeds, RandomStream, (0, 1, 7), (0, 1, 2), (0, 1, 7)))
+    chosen = {stream_seed(*key) for key in keys}
+    assert len(chosen) == len(keys)
+    assert all(0 <= each < 1 << 63 for each in chosen)
+    # Forever: a run that is resumed draws what it would have drawn, in any process.
+    assert stream_seed(0, RandomStream.DROPOUT, 3, 5, 1) == 1757959729924026282

@@ -4,6 +4,7 @@ import hashlib
 import io
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import DataConfig
+from resnet_ops.data.class_labels import merge_classes
 from resnet_ops.data.dataset import choose_validation, digest
-from resnet_ops.data.discovery import EMBEDDED
+from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from tests.conftest import CIFAR10, needs_cifar10
@@ -96,6 +98,73 @@ def test_validation_files_are_told_by_their_names(tmp_path: Path) -> None:
         assert np.array_equal(source.load("test").pixels, noise(5, seed=3))
         assert np.array_equal(source.load("val").pixels, noise(3, seed=2))
         assert np.array_equal(source.load("train").pixels, np.concatenate([noise(6), noise(4, seed=1)]))
+
+
+SPLIT_NAMES = {
+    "train-00000-of-2": "train", "Train": "train", "birds-train-1": "train", "trainable": "train", "part-0": "train",
+    "flight-test-training-0": "train", "valley": "train", "values": "train", "testimony": "train", "contest": "train",
+    "devices": "train", "invalid": "train", "retrieval": "train",
+    "val": "val", "VAL_0": "val", "val2017": "val", "birds.val": "val", "train/val": "val",
+    "validation-0": "validation", "valid": "valid", "dev-0": "dev", "birds-test-0-of-1": "test", "testing": "testing",
+    "eval": "eval", "evaluation-1": "evaluation", "test/0000": "test", "a/train/0000": "train", "a/b": "train",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPLIT_NAMES)
+@pytest.mark.parametrize("is_bucket", [False, True])
+def test_a_files_split_is_a_whole_word(name: str, is_bucket: bool, tmp_path: Path) -> None:
+    """In its name or in that of a folder below the one that all are in: here that is called test."""
+    write_parquet(tmp_path / "test" / "other.parquet", noise(6), [0, 1] * 3)
+    write_parquet(tmp_path / "test" / f"{name}.parquet", noise(4, seed=1), [0, 1] * 2)
+    data = f"{tmp_path}/test/**/*.parquet"
+    if is_bucket:
+        memory = fsspec.filesystem("memory")
+        memory.put(str(tmp_path / "test"), f"/{tmp_path.name}/test", recursive=True)
+        data = f"memory://{tmp_path.name}/test/**/*.parquet"
+    source = open_source(data)
+    if SPLIT_NAMES[name] == "train":
+        assert "val" not in source.splits
+        assert source.record.train_images + source.record.val_images == 10
+    else:
+        assert (source.record.train_images, source.record.val_images) == (6, 4)
+
+
+def test_files_number_their_classes_as_they_like(tmp_path: Path) -> None:
+    """As shards that were written apart may; in the same file's splits and in `data check` too."""
+    write_parquet(tmp_path / "train-0.parquet", noise(6), [0, 0, 1, 2, 1, 1], names=("cat", "dog", "owl"))
+    write_parquet(tmp_path / "train-1.parquet", noise(5, seed=1), [0, 0, 1, 2, 1], names=("owl", "cat", "dog"))
+    write_parquet(tmp_path / "val-0.parquet", noise(3, seed=2), [0, 1, 2], names=("dog", "cat", "owl"))
+    write_parquet(tmp_path / "val-1.parquet", noise(3, seed=3), [0, 1, 2], names=("owl", "dog", "cat"))
+    source = open_source(str(tmp_path))
+    assert source.record.class_names == ("cat", "dog", "owl")
+    assert source.encoded("train").labels.tolist() == [0, 0, 1, 2, 1, 1, 2, 2, 0, 1, 0]
+    assert source.encoded("val").labels.tolist() == [1, 0, 2, 2, 1, 0]
+    names, labels = merge_classes(discover(DataConfig(data=str(tmp_path))))
+    assert [names[label] for label in labels[6:11]] == ["owl", "owl", "cat", "dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (
+            ("dog", "cow"),
+            [0, 1],
+            r"b.parquet has the classes dog, cow; the first file has cat, dog\..*same classes in all",
+        ),
+        (("dog", "cat", "cow"), [0, 1], r"b.parquet has the classes dog, cat, cow"),
+        ((), [0, 1], r"b.parquet has the classes \(without names\)"),
+        (("dog", "dog"), [0, 1], r"b.parquet has the classes dog, dog"),
+        (("dog", "cat"), [0, 2], r"labels from 0 to 2, but 2 classes"),
+        (("dog", "cat"), [0, -1], r"labels from -1 to 1, but 2 classes"),
+    ],
+)
+def test_files_of_other_classes_are_refused(
+    names: tuple[str, ...], labels: list[int], message: str, tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "a.parquet", noise(10), [0, 1] * 5)
+    write_parquet(tmp_path / "b.parquet", noise(2, seed=1), labels, names=names)
+    with pytest.raises(UserError, match=message):
+        open_source(str(tmp_path))
 
 
 def test_one_file_is_split(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_what_is_saved_within_an_epoch_goes_on_to_the_same_bytes(
     )
     first, second = prepare(config), prepare(config)
     file = tmp_path / "within.safetensors"
-    for epoch in first.run(lambda _: None, lambda step: step == 16):  # 11 steps an epoch
+    for epoch in first.run(lambda _: None, lambda step: step == 17):  # 12 steps an epoch
         if epoch is None:
             info = CheckpointInfo(
                 model="resnet8", shortcut="A", class_names=tuple("0123456789"), channels=1, height=8, width=8,

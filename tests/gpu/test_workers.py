@@ -56,7 +56,7 @@ def assert_alike(folder: Path, options: dict[str, Any], batchnorm: bool) -> list
     "options", [{}, {"accumulate": 3}, {"clip_grad_norm": 0.5}], ids=["plain", "accumulated", "clipped"]
 )
 def test_gradients_of_uneven_shares_are_those_of_one_worker(options: dict[str, Any], tmp_path: Path) -> None:
-    """Each layer's gradients differ if they are averaged per share, and so do the weights after 11 steps."""
+    """Each layer's gradients differ if they are averaged per share, and so do the weights after 12 steps."""
     ranks = assert_alike(tmp_path, UNEVEN | options, batchnorm=False)
     assert not any(rank["captured"] for rank in ranks)  # gloo's sums pass through the host
     assert all(rank["why_not"] for rank in ranks)

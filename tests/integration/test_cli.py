@@ -89,6 +89,8 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
         (["--milestones", "0.75,0.5"], ["--milestones", "increasing fractions", "1/3,2/3"]),
         (["--milestones", "1/0"], ["--milestones", "increasing fractions"]),
         (["--warmup-steps", "5"], ["the one-cycle schedule includes its own warm-up", "--schedule steps"]),
+        (["--schedule", "cosine", "--warmup-steps", "360"], ["360 steps (30 epochs of 12)", "Use --warmup-ratio 0.05"]),
+        (["--checkpoint-every", "500"], ["--checkpoint-every 500", "360 steps"]),
         (["--nesterov", "--momentum", "0"], ["--nesterov needs a momentum"]),
         (["--accumulate", "200"], ["--accumulate 200", "128"]),
         (["--ema", "1"], ["--ema", "less than 1"]),

@@ -1,6 +1,7 @@
 """`resnet-ops tune`: real Ray Tune, real workers, a driver that is killed."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -132,7 +133,7 @@ def test_the_best_can_be_trained_in_full_on_all_images(tmp_path: Path) -> None:
     assert (record.name, record.status, record.config.fit_all) == ("r-refit", "finished", True)
     assert (record.config.model, record.config.lr) == (result.best_trial.model, 0.1)
     steps = [epochs[-1].step for epochs in (refit.epochs(), result.search.run.epochs())]
-    assert steps == [2 * ((1438 + 359) // 128), 2 * (1438 // 128)]
+    assert steps == [2 * math.ceil((1438 + 359) / 128), 2 * math.ceil(1438 / 128)]
 
 
 def test_a_search_is_not_gone_on_with_as_a_run(grid: job.TuneResult) -> None:
@@ -332,3 +333,10 @@ def test_a_wrong_request_is_one_line_and_writes_nothing(
 ) -> None:
     refused(cli("tune", *arguments, "--runs-dir", tmp_path / "runs"), *messages)
     assert not (tmp_path / "runs" / "tune-digits").exists()
+
+
+def test_a_warm_up_fits_into_every_trial(cli: Callable[..., Ended], tmp_path: Path) -> None:
+    recipe = tmp_path / "warm.toml"
+    recipe.write_text('schedule = "cosine"\nwarmup_steps = 40\n')
+    options = ("--recipe", recipe, "batch_size=64,1438", "--runs-dir", tmp_path / "runs")
+    refused(cli("tune", *options), "--warmup-steps 40: the whole training is 30 steps (30 epochs of 1)")

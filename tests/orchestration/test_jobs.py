@@ -47,6 +47,7 @@ EVERY_OPTION = TrainConfig.of(
     schedule="steps",
     milestones="1/3,0.9",
     lr_decay=0.3,
+    warmup_ratio=0.2,
     warmup_steps=10,
     warmup="constant",
     momentum=0.5,

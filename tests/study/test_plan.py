@@ -41,8 +41,8 @@ def test_what_is_typed_overrides_the_recipe_and_the_recipe_the_defaults() -> Non
 
 def test_the_papers_recipe_warms_the_deepest_up_and_no_other_does() -> None:
     planned = points(depths="56,110", given={"recipe": "paper"}, seeds=1)
-    assert {p["depth"]: p.get("warmup_steps") for p in planned} == {56: None, 110: 400}
-    assert all("warmup_steps" not in p for p in points(depths="110"))
+    assert {p["depth"]: p.get("warmup_ratio", 0) * 64_000 for p in planned} == {56: 0, 110: 400}
+    assert all("warmup_ratio" not in p for p in points(depths="110"))
 
 
 def test_baselines_are_trained_where_the_images_are_large_enough(tmp_path: Path) -> None:
