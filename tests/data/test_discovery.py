@@ -87,7 +87,7 @@ def test_parquet_in_a_bucket_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "val", "are_splits"),
     [
-        ("train", "validation", True), ("Train", "Test", True), ("training", "dev", True), ("TRAIN", "eval", True),
+        ("train", "validation", True), ("Train", "Val", True), ("training", "dev", True), ("TRAIN", "valid", True),
         ("training", "running", False), ("trainable", "valley", False), ("Train", "test-track", False),
     ],
 )  # fmt: skip

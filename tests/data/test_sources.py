@@ -105,8 +105,8 @@ SPLIT_NAMES = {
     "flight-test-training-0": "train", "valley": "train", "values": "train", "testimony": "train", "contest": "train",
     "devices": "train", "invalid": "train", "retrieval": "train",
     "val": "val", "VAL_0": "val", "val2017": "val", "birds.val": "val", "train/val": "val",
-    "validation-0": "validation", "valid": "valid", "dev-0": "dev", "birds-test-0-of-1": "test", "testing": "testing",
-    "eval": "eval", "evaluation-1": "evaluation", "test/0000": "test", "a/train/0000": "train", "a/b": "train",
+    "validation-0": "validation", "valid": "valid", "dev-0": "dev", "birds-test-0-of-1": "test", "testing": "test",
+    "eval": "test", "evaluation-1": "test", "test/0000": "test", "a/train/0000": "train", "a/b": "train",
 }  # fmt: skip
 
 
@@ -123,8 +123,11 @@ def test_a_files_split_is_a_whole_word(name: str, is_bucket: bool, tmp_path: Pat
         data = f"memory://{tmp_path.name}/test/**/*.parquet"
     source = open_source(data)
     if SPLIT_NAMES[name] == "train":
-        assert "val" not in source.splits
+        assert set(source.splits) == {"train"}
         assert source.record.train_images + source.record.val_images == 10
+    elif SPLIT_NAMES[name] == "test":
+        assert set(source.splits) == {"train", "test"}
+        assert (source.record.train_images + source.record.val_images, source.record.test_images) == (6, 4)
     else:
         assert (source.record.train_images, source.record.val_images) == (6, 4)
 
