@@ -13,7 +13,8 @@ from PIL import Image
 from resnet_ops.export import graph, runtime
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
-from resnet_ops.export.proof import ProofReport, ProofThresholds, verify_file
+from resnet_ops.export.proof import ProofThresholds, verify_file
+from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.reference import Reference
 from resnet_ops.models import build
 from resnet_ops.run_records import Epoch
@@ -111,7 +112,8 @@ def metadata_of(checkpoint: Checkpoint, **update: object) -> ModelMetadata:
         "data_fingerprint": info.data_fingerprint,
         "epoch": 1,
         "checkpoint_sha256": checkpoint.sha256,
-        "made_by": "tests",
+        "val_accuracy": EPOCH.val_accuracy,
+        "made_by": graph.tool_versions(),
     }
     return ModelMetadata.model_validate(values | update)
 
@@ -148,6 +150,11 @@ def copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     return copied
+
+
+def properties_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the metadata properties of a model."""
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.ndarray]) -> None:
