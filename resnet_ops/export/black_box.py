@@ -105,7 +105,7 @@ class BlackBox:
             worst = max(worst, self._difference(batch, [resize_in_pillow(one, steps) for one in batch]))
             if not np.isfinite(worst):
                 return f"not finite, size {image.shape[:2]}", False
-        return f"{worst:.1e} ({len(sizes)} sizes)", worst <= self.tolerances.largest
+        return f"{worst:.1e} ({len(sizes)} sizes)", worst <= self.tolerances.unlike
 
     def check_stored(self, images: ValidationImages) -> tuple[str, bool]:
         """Compare outputs for whole images with those for what training decodes from the same bytes.
@@ -116,7 +116,7 @@ class BlackBox:
         exact, scaled, levels, count = 0.0, 0.0, 0.0, 0
         for encoded in images.stored(STORED_IMAGES):
             try:
-                whole, decoded = decode_whole(encoded, steps.channels), decode(encoded, steps.crop)
+                whole, decoded = decode_whole(encoded, steps.crop), decode(encoded, steps.crop)
             except DecodeError:
                 continue
             count += 1

@@ -134,7 +134,7 @@ def check_resizing(
     session = runtime.load(model.SerializeToString(), provider)
     samples = noise(steps)
     if images is not None:
-        samples += images.at_original_size(RESIZED_IMAGES, steps.channels)
+        samples += images.at_original_size(RESIZED_IMAGES, steps.crop)
     worst, means, tall_means = 0.0, list[float](), list[float]()
     for image in samples:
         (pixels,) = session.run(image[None])

@@ -194,24 +194,24 @@ class ValidationImages:
         chosen = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
         return list(self.encoded.read([int(row) for row in self.rows[chosen]]))
 
-    def at_original_size(self, count: int, channels: int) -> list[np.ndarray]:
-        """Decode up to `count` images without resizing, each (H, W, C) uint8."""
+    def at_original_size(self, count: int, crop: CropSpec) -> list[np.ndarray]:
+        """Decode up to `count` images as `crop` says but without resizing, each (H, W, C) uint8."""
         images = []
         for encoded in self.stored(count):
             with contextlib.suppress(DecodeError):
-                images.append(decode_whole(encoded, channels))
+                images.append(decode_whole(encoded, crop))
         return images
 
 
-def decode_whole(encoded: bytes | OSError, channels: int) -> np.ndarray:
-    """Decode an image without resizing: (H, W, C) uint8.
+def decode_whole(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
+    """Decode an image as `crop` says, but without resizing or cropping it: (H, W, C) uint8.
 
     Raises:
         DecodeError: It cannot be decoded.
     """
     header = read_header(encoded)
-    size = header.height, header.width
-    return decode(encoded, CropSpec(size, *size, channels))
+    height, width = header.height, header.width
+    return decode(encoded, replace(crop, cover=(height, width), height=height, width=width))
 
 
 def random_pixels(images: int, crop: CropSpec) -> np.ndarray:

@@ -108,7 +108,9 @@ def precision_choices(metadata: ModelMetadata, model: onnx.ModelProto) -> set[st
         zero_points = [node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"]
         symmetric = any(dtypes.get(name) == TensorProto.INT8 for name in zero_points)
         form = list(precision.FORMS)[symmetric]
-        images = metadata.quantization_error.images if metadata.quantization_error else 0
+        # Files of version 0.1 do not record the error.
+        stated = re.search(r"(\d+) training images$", metadata.precision_choice or "")
+        images = metadata.quantization_error.images if metadata.quantization_error else int(stated[1]) if stated else 0
         return {precision.describe_int8(form, name, images) for _, name in precision.METHODS}
     return {""}
 
@@ -142,7 +144,7 @@ def check_recorded_proof(
         "its margin does not follow from its numbers": n > 0
         and not isclose(recorded.accuracy_margin, margin, rel_tol=RELATIVE, abs_tol=1e-9),
     } | {f"no count of {n:,} images is a {name.replace('_', ' ')}": not is_count for name, is_count in counts.items()}
-    if same_data and n:
+    if same_data and 0 < n <= total:
         faults |= _compare(recorded, report, metadata)
     passed = "possible" if not (same_data and n) else "its numbers are those of now"
     return summarize(faults, passed + ("" if same_data else "; it is of other images"))
@@ -192,7 +194,7 @@ def calibration_margin(recorded: ProofReport, now: ProofReport) -> float:
 
 def accuracy_margin(recorded: ProofReport, now: ProofReport, then: float, value: float) -> float:
     """Return half the 95% confidence interval of the difference of two accuracies of two samples of one dataset."""
-    total = now.images_total
+    total, then = now.images_total, min(max(then, 0.0), 1.0)
     return hypot(sampling_margin(value, now.images, total), sampling_margin(then, min(recorded.images, total), total))
 
 

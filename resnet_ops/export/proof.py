@@ -150,7 +150,7 @@ def _probe(draft: ProofDraft, box: BlackBox, images: ValidationImages | None) ->
     draft.run("batch sizes", lambda: box.check_batches(pixels, draft.largest_batch), f"{largest:.1g}")
     draft.run("repeated runs", lambda: box.check_repeats(pixels))
     if box.classifier.metadata.input == "raw":
-        draft.run("resized images", box.check_resizing, f"{largest:.1g}")
+        draft.run("resized images", box.check_resizing, f"{unlike:.1g}")
         if images is not None:
             draft.run("stored images", lambda: box.check_stored(images), f"{largest:.1g}")
 
@@ -275,7 +275,7 @@ def _check_accuracies(
     same_data = recorded is not None and draft.images_fingerprint == (
         recorded.images_fingerprint or metadata.data_fingerprint
     )
-    if recorded is not None and same_data and recorded.images:
+    if recorded is not None and same_data and 0 < recorded.images <= recorded.images_total:
         then, value = recorded.val_accuracy_onnx, draft.val_accuracy_onnx
         same_sample = recorded.images == draft.images  # a sample of a size is always of the same images
         margin = 0.0 if same_sample else accuracy_margin(recorded, draft, then, value)

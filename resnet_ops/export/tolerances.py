@@ -137,8 +137,16 @@ def comparable(outputs: np.ndarray, output: Output) -> np.ndarray:
 
 def is_improbable(flips: int, images: int, rate: float, classes: int) -> bool:
     """Return whether so many of the images of one of `classes` flip though each does at `rate`: a binomial tail."""
-    tail = sum(math.comb(images, k) * rate**k * (1 - rate) ** (images - k) for k in range(flips, images + 1))
-    return flips > 0 and tail < CLASS_FLIPS / classes
+    if flips <= rate * images:
+        return False
+    tail = 0.0
+    for k in range(flips, images + 1):
+        ways = math.lgamma(images + 1) - math.lgamma(k + 1) - math.lgamma(images - k + 1)
+        term = math.exp(ways + k * math.log(rate) + (images - k) * math.log1p(-rate))
+        tail += term
+        if term < 1e-9 * tail:
+            break
+    return tail < CLASS_FLIPS / classes
 
 
 def rounding_flips(near_ties: int) -> int:
