@@ -33,7 +33,7 @@ RELATIVE = 1e-3  # by which numbers that float64 gives differ from one machine t
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of the run and the dataset that a file names.
+    """The run and the dataset that a file names, as far as they are known.
 
     Args:
         run_names: The names of the run that the checkpoint belongs to; empty if it is not known.
@@ -76,19 +76,19 @@ def check_metadata(
         same = {name: getattr(metadata, name) for name in OF_THE_FILE}
         expected = ModelMetadata.of(checkpoint.info, checkpoint.sha256, **same)
         for name in ModelMetadata.model_fields:
-            found, wanted = getattr(metadata, name), getattr(expected, name)
-            faults[_difference(name, found, wanted)] = found != wanted
+            actual, required = getattr(metadata, name), getattr(expected, name)
+            faults[_difference(name, actual, required)] = actual != required
     return summarize(faults, "as in the checkpoint" if checkpoint else "as in the graph")
 
 
-def _difference(name: str, found: object, wanted: object) -> str:
+def _difference(name: str, actual: object, required: object) -> str:
     if name == "checkpoint_sha256":
         return "exported from another checkpoint"
     if name == "class_names":
         return "classes or their order differ"
     if name == "preprocessing":
         return "preprocessing differs"
-    return f"{name.replace('_', ' ')} is {str(found)[:60]}, expected {str(wanted)[:60]}"
+    return f"{name.replace('_', ' ')} is {str(actual)[:60]}, expected {str(required)[:60]}"
 
 
 def precision_choices(metadata: ModelMetadata, model: onnx.ModelProto) -> set[str]:

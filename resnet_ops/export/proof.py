@@ -248,8 +248,8 @@ def _compare_classes(comparison: Comparison, rounding: float, rate: float) -> tu
     images, flips = comparison.flips_by_class(rounding)
     worst = int(np.argmax(flips / np.maximum(images, 1)))
     lost = [k for k in range(len(images)) if is_improbable(int(flips[k]), int(images[k]), rate, len(images))]
-    shown = lost[0] if lost else worst
-    return f"at most {flips[shown]} of {images[shown]} images of a class flip", not lost
+    label = lost[0] if lost else worst
+    return f"at most {flips[label]} of {images[label]} images of a class flip", not lost
 
 
 def _check_training_accuracy(

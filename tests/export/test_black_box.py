@@ -1,6 +1,7 @@
 """Faults that show on few images, or in few sizes of batches, are found by the probe that is meant for them."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 from PIL import Image
 
 from resnet_ops.data.sources import open_source
+from resnet_ops.export import runtime
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import export_onnx
 from resnet_ops.export.metadata import QuantizationError
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.tolerances import INT8, is_improbable, rounding_flips, tolerances_of
+from resnet_ops.export.tolerances import INT8, Tolerances, is_improbable, rounding_flips, tolerances_of
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.job import TrainResult
@@ -112,13 +114,17 @@ def rotated_png(image: np.ndarray) -> bytes:
     ],
 )
 def test_stored_bytes_give_the_same_answers_decoded_whole_or_as_in_training(
-    size: tuple[int, int], encode: object, raw_model: onnx.ModelProto, reference: Reference, tmp_path: Path
+    size: tuple[int, int],
+    encode: Callable[[np.ndarray], bytes],
+    small: Checkpoint,
+    sound: dict[bool, onnx.ModelProto],
+    tmp_path: Path,
 ) -> None:
-    images = make_images(size, count=20)
+    images = make_images(size, count=8)
     stored = InMemoryImages([], images.labels)
-    stored.stored = [encode(image) for image in images.at_original_size(20, RGB)]  # type: ignore[operator]
+    stored.stored = [encode(image) for image in images.at_original_size(8, RGB)]
     encoded = ValidationImages(stored, images.rows, images.labels)
-    report = verify_model(raw_model, reference, encoded, tmp_path)
+    report = verify_model(sound[True], Reference(small), encoded, tmp_path)
     assert report.validated, report.failed_checks
     assert "stored images" in [check.name for check in report.checks]
 
@@ -179,16 +185,16 @@ def test_most_faults_of_one_int8_channel_show_in_outputs(
     assert found >= 3
 
 
-def test_a_forged_error_gains_nothing_beyond_the_limits_for_all(checkpoint: Checkpoint) -> None:
-    def limits(**error: float) -> object:
+def test_a_forged_error_gains_nothing_beyond_the_limits_for_all(small: Checkpoint) -> None:
+    def limits(**error: float) -> Tolerances:
         measured = QuantizationError.model_validate({"mean": 1, "largest": 9, "agreement": 0, "images": 1} | error)
-        return tolerances_of(metadata_of(checkpoint, precision="int8", quantization_error=measured), "CPU")
+        return tolerances_of(metadata_of(small, precision="int8", quantization_error=measured), runtime.CPU)
 
-    assert limits() == INT8 == tolerances_of(metadata_of(checkpoint, precision="int8"), "CPU")
-    assert limits(mean=0.004).mean == 0.008  # type: ignore[attr-defined]
-    assert limits(largest=0.04).largest == 0.16  # type: ignore[attr-defined]
+    assert limits() == INT8 == tolerances_of(metadata_of(small, precision="int8"), runtime.CPU)
+    assert limits(mean=0.004).mean == 0.008
+    assert limits(largest=0.04).largest == 0.16
     # None of 512 images flipped: up to 3 of 512 may, with 95% confidence.
-    assert limits(agreement=1, images=512).agreement == 1 - 3 / 512  # type: ignore[attr-defined]
+    assert limits(agreement=1, images=512).agreement == 1 - 3 / 512
 
 
 def test_one_quantized_convolution_is_not_int8(
@@ -203,9 +209,9 @@ def test_one_quantized_convolution_is_not_int8(
 
 
 def test_another_precision_than_asked_for_is_refuted(
-    model: onnx.ModelProto, reference: Reference, images: ValidationImages, tmp_path: Path
+    small: Checkpoint, sound: dict[bool, onnx.ModelProto], tmp_path: Path
 ) -> None:
-    (refuted,) = verify_model(model, reference, images, tmp_path, precision="int8").failed_checks
+    (refuted,) = verify_model(sound[False], Reference(small), None, tmp_path, precision="int8").failed_checks
     assert (refuted.name, refuted.result) == ("file", "precision fp32, expected int8")
 
 
