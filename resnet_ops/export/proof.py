@@ -150,7 +150,7 @@ def _probe(draft: ProofDraft, box: BlackBox, images: ValidationImages | None) ->
     draft.run("batch sizes", lambda: box.check_batches(pixels, draft.largest_batch), f"{largest:.1g}")
     draft.run("repeated runs", lambda: box.check_repeats(pixels))
     if box.classifier.metadata.input == "raw":
-        draft.run("resized images", box.check_resizing, f"{unlike:.1g}")
+        draft.run("resized images", box.check_resizing, f"{largest:.1g}")
         if images is not None:
             draft.run("stored images", lambda: box.check_stored(images), f"{largest:.1g}")
 

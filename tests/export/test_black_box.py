@@ -127,6 +127,8 @@ def test_stored_bytes_give_the_same_answers_decoded_whole_or_as_in_training(
     report = verify_model(sound[True], Reference(small), encoded, tmp_path)
     assert report.validated, report.failed_checks
     assert "stored images" in [check.name for check in report.checks]
+    alone = verify_model(sound[True], None, encoded, tmp_path)
+    assert alone.validated, alone.failed_checks
 
 
 @pytest.fixture(scope="module")
