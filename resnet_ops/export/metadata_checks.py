@@ -142,6 +142,7 @@ def check_recorded_proof(
         f"a largest batch of {recorded.largest_batch:,}": not _is_batch(recorded.largest_batch),
         f"a difference above its tolerance of {recorded.tolerance:g}": recorded.max_rel_diff > recorded.tolerance,
         "its margin does not follow from its numbers": n > 0
+        and recorded.accuracy_margin == recorded.accuracy_margin
         and not isclose(recorded.accuracy_margin, margin, rel_tol=RELATIVE, abs_tol=1e-9),
     } | {f"no count of {n:,} images is a {name.replace('_', ' ')}": not is_count for name, is_count in counts.items()}
     if same_data and 0 < n <= total:
@@ -153,9 +154,12 @@ def check_recorded_proof(
 def read_recorded_proof(metadata: ModelMetadata) -> ProofReport | None:
     """Return the recorded proof; None if there is none, or it is damaged."""
     try:
-        return ProofReport.model_validate(metadata.validation)
+        recorded = ProofReport.model_validate(metadata.validation)
     except ValidationError:
         return None
+    if recorded.images_total:
+        return recorded
+    return recorded.model_copy(update={"images_total": recorded.images})  # version 0.1 always used all
 
 
 def _is_batch(size: int) -> bool:
