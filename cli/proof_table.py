@@ -11,7 +11,7 @@ from resnet_ops.formatting import percent
 from .console import Output, report_error, table
 
 if TYPE_CHECKING:
-    from resnet_ops.export.proof import ValidationResult
+    from resnet_ops.export.proof_report import ValidationResult
 
 
 def show_proof(output: Output, proof: "ValidationResult") -> None:

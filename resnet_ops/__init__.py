@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from resnet_ops.export.classifier import Classifier, PredictResult, predict
     from resnet_ops.export.config import ExportConfig, PredictConfig, ValidateConfig
     from resnet_ops.export.job import ExportResult, export_onnx
-    from resnet_ops.export.proof import ValidationResult
+    from resnet_ops.export.proof_report import ValidationResult
     from resnet_ops.export.validate import validate_onnx as validate
     from resnet_ops.recipes.reading import configure
     from resnet_ops.training.job import TrainResult, train
@@ -66,7 +66,7 @@ _MODULES = {
     "TuneResult": "tuning.job",
     "UserError": "errors",
     "ValidateConfig": "export.config",
-    "ValidationResult": "export.proof",
+    "ValidationResult": "export.proof_report",
     "check_data": "data.audit",
     "configure": "recipes.reading",
     "export_onnx": "export.job",

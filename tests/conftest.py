@@ -117,9 +117,7 @@ def digit_files(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFacto
     checkpoint, _ = read_best(trained.run)
     exported = graph.to_onnx(checkpoint.info, checkpoint.model, 18)
     files = DigitFiles(folder / "normalized.onnx", folder / "raw.onnx", checkpoint)
-    graph.write(
-        finish(copy(exported), checkpoint, val_accuracy=checkpoint.info.validated.val_accuracy), files.normalized
-    )
+    graph.write(finish(copy(exported), checkpoint), files.normalized)
     graph.write(finish(copy(exported), checkpoint, raw=True), files.raw)
     return files
 

@@ -1,6 +1,7 @@
-"""Single checks of an exported file: graph, places of nodes, metadata, resizing, the largest batch that fits.
+"""Single checks of an exported file: graph, places of nodes, resized pixels, the largest batch that fits.
 
-Which of them are run, and on which images, is in `proof`; how far outputs may differ is in `tolerances`.
+Which of them are run, and on which images, is in `proof`; probes of what a file computes are in `black_box`, the checks
+of its metadata in `metadata_checks`.
 """
 
 import io
@@ -15,22 +16,33 @@ from PIL import Image
 
 from resnet_ops.data.decode import CropSpec, decode
 from resnet_ops.export import budget, graph, pixel_flow, runtime
+from resnet_ops.export.black_box import noise
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Precision, Preprocessing
 from resnet_ops.export.precision import activation_bytes_per_image
-from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.memory import free_bytes
 
 MAX_BATCH = 4096
+RANDOM_OPERATORS = {
+    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+}  # fmt: skip
 MEMORY_SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
 RESIZED_IMAGES = 16
 MAX_LEVELS, MEAN_LEVELS = 2, 0.05  # Pillow rounds twice, once for each direction
 TALL, TALL_MEAN_LEVELS = 2, 0.3  # height / width from which Pillow 13 resizes rows first: a quarter is a level off
-RELATIVE_SIZES = ((1.0, 1.0), (1.0, 1.3), (0.6, 0.5), (2.13, 3.07), (4.5, 1.7), (7.9, 8.1))  # to what is covered
 
 
-def check_graph(file: Path, model: onnx.ModelProto, metadata: ModelMetadata, opset: int | None) -> tuple[str, bool]:
-    """Check that a file is valid ONNX of this opset, with a dynamic batch size and the precision in its metadata.
+def check_graph(
+    file: Path, model: onnx.ModelProto, metadata: ModelMetadata, opset: int | None, precision: Precision | None
+) -> tuple[str, bool]:
+    """Check that a file is valid ONNX, with a dynamic batch size, deterministic, and of the form in its metadata.
+
+    Args:
+        file: The file.
+        model: Its content.
+        metadata: Its metadata.
+        opset: The opset that was asked for, if that is known.
+        precision: The precision that was asked for, if that is known.
 
     Returns:
         The faults, or what the graph is, and whether it passed.
@@ -41,14 +53,21 @@ def check_graph(file: Path, model: onnx.ModelProto, metadata: ModelMetadata, ops
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     operators = {node.op_type for node in model.graph.node}
     raw = model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
-    weights = _weight_precision(model)
-    return _summarize(
+    weights, mixed = _weight_precision(model)
+    softmax = model.graph.node[-1].op_type == "Softmax"
+    random = ", ".join(sorted(operators & RANDOM_OPERATORS))
+    return summarize(
         {
             f"opset {actual_opset}, expected {opset}": opset is not None and actual_opset != opset,
             f"batch size fixed at {batch.dim_value}": not batch.dim_param,
             "BatchNorm not folded": "BatchNormalization" in operators,
             f"metadata says {metadata.input} input, the graph takes other input": raw != (metadata.input == "raw"),
             f"metadata says {metadata.precision}, weights are {weights}": weights != metadata.precision,
+            f"precision {metadata.precision}, expected {precision}": precision not in (None, metadata.precision),
+            f"{mixed} convolutions are not in {weights}": weights == "int8" and mixed > 0,
+            f"metadata says {metadata.output}, the graph ends otherwise": softmax
+            != (metadata.output == "probabilities"),
+            f"its outputs are random ({random})": bool(random),
         },
         f"opset {actual_opset}, {len(model.graph.node)} nodes, dynamic batch",
     )
@@ -76,38 +95,23 @@ def check_nodes(file: Path, session: runtime.OnnxSession) -> tuple[str, bool]:
     return f"{own} of {len(nodes)} on {name}{rest}", own > 0
 
 
-def check_metadata(metadata: ModelMetadata, checkpoint: Checkpoint) -> tuple[str, bool]:
-    """Check that metadata is that of an export of `checkpoint`.
-
-    Returns:
-        The faults, or what was compared, and whether it passed.
-    """
-    info = checkpoint.info
-    return _summarize(
-        {
-            "exported from another checkpoint": metadata.checkpoint_sha256 != checkpoint.sha256,
-            "classes or their order differ": metadata.class_names != info.class_names,
-            "fitted on all images, or not, differs": metadata.fitted_on_all != info.fitted_on_all,
-            "preprocessing differs": metadata.preprocessing != Preprocessing.of(info, metadata.input),
-            f"network is {metadata.model}, expected {info.model}": metadata.model != info.model,
-        },
-        "classes, preprocessing, checkpoint",
-    )
-
-
-def _summarize(faults: dict[str, bool], passed: str) -> tuple[str, bool]:
+def summarize(faults: dict[str, bool], passed: str) -> tuple[str, bool]:
+    """Return the faults that are present or, without any, what passed; and whether it did."""
     present = [fault for fault, is_present in faults.items() if is_present]
     return "; ".join(present) or passed, not present
 
 
-def _weight_precision(model: onnx.ModelProto) -> Precision:
-    """Return the lowest precision of the weights of a convolution."""
+def _weight_precision(model: onnx.ModelProto) -> tuple[Precision, int]:
+    """Return the lowest precision of the weights of a convolution, and how many have another."""
     dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
+    quantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     weights = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
-    if any(name in producers and producers[name].op_type == "DequantizeLinear" for name in weights):
-        return "int8"
-    return "fp16" if any(dtypes.get(name) == TensorProto.FLOAT16 for name in weights) else "fp32"
+    precisions: list[Precision] = [
+        "int8" if name in quantized else "fp16" if dtypes.get(name) == TensorProto.FLOAT16 else "fp32"
+        for name in weights
+    ]
+    lowest: Precision = "int8" if "int8" in precisions else "fp16" if "fp16" in precisions else "fp32"
+    return lowest, len(precisions) - precisions.count(lowest)
 
 
 def check_resizing(
@@ -128,15 +132,15 @@ def check_resizing(
         return f"there are no {graph.PIXELS}", False
     model.graph.output.append(helper.make_tensor_value_info(graph.PIXELS, types[graph.PIXELS], shape))
     session = runtime.load(model.SerializeToString(), provider)
-    samples = _random_images(steps)
+    samples = noise(steps)
     if images is not None:
-        samples += images.at_original_size(RESIZED_IMAGES, steps.channels)
+        samples += images.at_original_size(RESIZED_IMAGES, steps.crop)
     worst, means, tall_means = 0.0, list[float](), list[float]()
     for image in samples:
         (pixels,) = session.run(image[None])
         if not np.isfinite(pixels).all():
             return f"not finite, size {image.shape[:2]}", False
-        difference = np.abs(pixels.transpose(1, 2, 0).astype(np.float64) - _resize_in_pillow(image, steps))
+        difference = np.abs(pixels.transpose(1, 2, 0).astype(np.float64) - _resize_as_decoded(image, steps))
         worst = max(worst, float(difference.max()))
         is_tall = image.shape[0] > TALL * image.shape[1]
         (tall_means if is_tall else means).append(float(difference.mean()))
@@ -149,16 +153,7 @@ def check_resizing(
     )
 
 
-def _random_images(steps: Preprocessing) -> list[np.ndarray]:
-    """Return images of noise, in which no fault of a resize is hidden, of several sizes."""
-    rng = np.random.default_rng(0)
-    height, width = steps.resize
-    sizes = [[max(1, round(a * b)) for a, b in zip(ratio, steps.resize, strict=True)] for ratio in RELATIVE_SIZES]
-    sizes += [[height, width + 3], [height + 1, width]]  # half a pixel left over, which is rounded to even
-    return [rng.integers(0, 256, (*size, steps.channels), np.uint8) for size in sizes]
-
-
-def _resize_in_pillow(image: np.ndarray, steps: Preprocessing) -> np.ndarray:
+def _resize_as_decoded(image: np.ndarray, steps: Preprocessing) -> np.ndarray:
     stored = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(stored, "PNG")
     return decode(stored.getvalue(), steps.crop)

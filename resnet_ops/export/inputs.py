@@ -3,8 +3,9 @@
 Reading weights that were trained elsewhere is in `weights`.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ class ResolvedCheckpoint:
     reread: Callable[[], Checkpoint]
     run: Run | None
     folder: Path
+
+    @property
+    def run_names(self) -> frozenset[str]:
+        """Return the names of its run: that of its folder, and the one that it was trained under."""
+        return frozenset({self.run.name, self.run.read().name} if self.run else ())
 
 
 def resolve_checkpoint(config: ExportConfig, warn: Warn) -> ResolvedCheckpoint:
@@ -147,11 +153,13 @@ class ValidationImages:
         encoded: All images of the split.
         rows: The selected ones, (N,).
         labels: The network's label of each selected image, (N,) int64.
+        fingerprint: The fingerprint of the dataset; '' if it has none.
     """
 
     encoded: EncodedImages
     rows: np.ndarray
     labels: np.ndarray
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,7 +171,7 @@ class ValidationImages:
         shuffled = np.random.default_rng(0).permutation(len(self))
         by_label = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
         chosen = np.sort(by_label[((np.arange(count) + 0.5) * len(self) / count).astype(int)])
-        return ValidationImages(self.encoded, self.rows[chosen], self.labels[chosen])
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen])
 
     def batches(self, crop: CropSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
@@ -176,22 +184,34 @@ class ValidationImages:
         Raises:
             UserError: None can be decoded.
         """
-        some = ValidationImages(self.encoded, self.rows[: 2 * count], self.labels[: 2 * count])
+        some = replace(self, rows=self.rows[: 2 * count], labels=self.labels[: 2 * count])
         for pixels, _ in some.batches(crop):
             return np.asarray(pixels[np.arange(count) % len(pixels)])
         raise UserError("No image can be decoded.", "Choose others: --data.")
 
-    def at_original_size(self, count: int, channels: int) -> list[np.ndarray]:
-        """Decode up to `count` images without resizing, each (H, W, C) uint8."""
+    def stored(self, count: int) -> list[bytes | OSError]:
+        """Read up to `count` of the images as they are stored, evenly spaced among them."""
+        chosen = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
+        return list(self.encoded.read([int(row) for row in self.rows[chosen]]))
+
+    def at_original_size(self, count: int, crop: CropSpec) -> list[np.ndarray]:
+        """Decode up to `count` images as `crop` says but without resizing, each (H, W, C) uint8."""
         images = []
-        for encoded in self.encoded.read([int(row) for row in self.rows[: 2 * count]]):
-            try:
-                header = read_header(encoded)
-                size = header.height, header.width
-                images.append(decode(encoded, CropSpec(size, *size, channels)))
-            except DecodeError:
-                continue
-        return images[:count]
+        for encoded in self.stored(count):
+            with contextlib.suppress(DecodeError):
+                images.append(decode_whole(encoded, crop))
+        return images
+
+
+def decode_whole(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
+    """Decode an image as `crop` says, but without resizing or cropping it: (H, W, C) uint8.
+
+    Raises:
+        DecodeError: It cannot be decoded.
+    """
+    header = read_header(encoded)
+    height, width = header.height, header.width
+    return decode(encoded, replace(crop, cover=(height, width), height=height, width=width))
 
 
 def random_pixels(images: int, crop: CropSpec) -> np.ndarray:
@@ -215,4 +235,4 @@ def select_images(source: Source, split: Split, class_names: Sequence[str]) -> V
                 f"{did_you_mean(name, class_names)} Classes of the network: {', '.join(class_names)[:200]}.",
             )
     labels = np.array([label_of.get(name, -1) for name in names], np.int64)
-    return ValidationImages(encoded, np.arange(len(encoded.labels)), labels[encoded.labels])
+    return ValidationImages(encoded, np.arange(len(encoded.labels)), labels[encoded.labels], source.record.fingerprint)

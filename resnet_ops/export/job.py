@@ -22,8 +22,10 @@ from resnet_ops.export.classifier import Classifier, normalize_pixels
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import ResolvedCheckpoint, ValidationImages, Warn, random_pixels, select_images
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.metadata_checks import Origin
 from resnet_ops.export.precision import QuantizationCandidate
-from resnet_ops.export.proof import ProofReport, ProofThresholds, ValidationResult, verify_file
+from resnet_ops.export.proof import ProofThresholds, verify_file
+from resnet_ops.export.proof_report import ProofReport, ValidationResult
 from resnet_ops.export.reference import Reference
 from resnet_ops.files import Place, write_atomically
 from resnet_ops.machine import versions
@@ -81,9 +83,11 @@ def export_onnx(
         thresholds = ProofThresholds(
             provider,
             config.opset,
+            config.precision,
             config.tolerance,
             config.max_accuracy_drop / 100,
             info.validated.val_accuracy if is_training_data else None,
+            Origin(resolved.run_names),
             images=config.images,
             seen=is_training_data and info.fitted_on_all,
         )
@@ -116,7 +120,7 @@ def _build_model(
     info = checkpoint.info
     model = graph.to_onnx(info, checkpoint.model, config.opset)
     steps = Preprocessing.of(info, "normalized")
-    candidates, choice = list[QuantizationCandidate](), None
+    candidates, choice, error = list[QuantizationCandidate](), None, None
     if config.precision == "fp16":
         if source is None:
             pixels = random_pixels(precision.BATCH, steps.crop)
@@ -130,41 +134,27 @@ def _build_model(
         pixels = _decode_all(select_images(source, "train", info.class_names), count, steps)
         model, candidates = precision.to_int8(model, normalize_pixels(pixels, steps), provider)
         chosen = next(candidate for candidate in candidates if candidate.chosen)
-        choice = f"{chosen.form}, {chosen.method}, per channel, {len(pixels) // 2} training images"
-    if config.input == "raw":
-        steps = Preprocessing.of(info, "raw")
-        graph.prepend_preprocessing(model, steps)
-    if config.softmax:
-        graph.append_softmax(model)
-    return model, _metadata(config, resolved, steps, choice), candidates
-
-
-def _decode_all(images: ValidationImages, count: int, steps: Preprocessing) -> np.ndarray:
-    return np.concatenate([pixels for pixels, _ in images.stratified(count).batches(steps.crop)])
-
-
-def _metadata(
-    config: ExportConfig, resolved: ResolvedCheckpoint, steps: Preprocessing, choice: str | None
-) -> ModelMetadata:
-    info = resolved.checkpoint.info
-    return ModelMetadata(
-        class_names=info.class_names,
-        preprocessing=steps,
+        choice, error = precision.describe_int8(chosen.form, chosen.method, len(pixels) // 2), chosen.measured
+    metadata = ModelMetadata.of(
+        info,
+        checkpoint.sha256,
+        resolved.run.name if resolved.run else None,
         input=config.input,
         output="probabilities" if config.softmax else "logits",
         precision=config.precision,
         precision_choice=choice,
-        model=info.model,
-        shortcut=info.shortcut,
-        data=info.data,
-        data_fingerprint=info.data_fingerprint,
-        run=resolved.run.name if resolved.run else None,
-        epoch=info.epoch,
-        val_accuracy=info.metrics.val_accuracy if info.metrics else None,
-        fitted_on_all=info.fitted_on_all,
-        checkpoint_sha256=resolved.checkpoint.sha256,
+        quantization_error=error,
         made_by=graph.tool_versions(),
     )
+    if config.input == "raw":
+        graph.prepend_preprocessing(model, metadata.preprocessing)
+    if config.softmax:
+        graph.append_softmax(model)
+    return model, metadata, candidates
+
+
+def _decode_all(images: ValidationImages, count: int, steps: Preprocessing) -> np.ndarray:
+    return np.concatenate([pixels for pixels, _ in images.stratified(count).batches(steps.crop)])
 
 
 def _embed_report(file: Path, metadata: ModelMetadata, report: ProofReport, provider: str) -> None:

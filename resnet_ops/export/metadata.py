@@ -19,7 +19,15 @@ Output = Literal["logits", "probabilities"]
 Side = Annotated[int, Field(ge=1, le=4096)]
 IMAGES = "images"  # the name of the input
 MAX_CLASSES = 1_000_000  # a guard: more of them than anybody has
-JSON_FIELDS = {"class_names", "preprocessing", "epoch", "val_accuracy", "fitted_on_all", "validation"}
+JSON_FIELDS = {
+    "class_names",
+    "preprocessing",
+    "epoch",
+    "val_accuracy",
+    "fitted_on_all",
+    "quantization_error",
+    "validation",
+}
 
 
 class Preprocessing(BaseModel):
@@ -84,6 +92,20 @@ class Preprocessing(BaseModel):
         )
 
 
+class QuantizationError(BaseModel):
+    """The error of an int8 quantization to fp32, measured at export on training images that it was not calibrated on.
+
+    `mean` and `largest` are |difference| / max |logit|, `agreement` is the share of images with the same top class.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: Annotated[FiniteFloat, Field(ge=0)]
+    largest: Annotated[FiniteFloat, Field(ge=0)]
+    agreement: Annotated[FiniteFloat, Field(ge=0, le=1)]
+    images: Annotated[int, Field(ge=1)]
+
+
 class ModelMetadata(BaseModel):
     """The metadata of an exported file. `validation` is the summary of its verification, None before.
 
@@ -109,7 +131,33 @@ class ModelMetadata(BaseModel):
     checkpoint_sha256: str
     made_by: str
     precision_choice: str | None = None
+    quantization_error: QuantizationError | None = None
     validation: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, info: CheckpointInfo, sha256: str, run: str | None, **file: Any) -> "ModelMetadata":
+        """Return the metadata of a file that is exported from a checkpoint.
+
+        Args:
+            info: The checkpoint's description.
+            sha256: The checkpoint's checksum.
+            run: The name of the run that it belongs to.
+            file: What depends on the options of the export: input, output, precision...
+        """
+        return cls(
+            class_names=info.class_names,
+            preprocessing=Preprocessing.of(info, file.get("input", "normalized")),
+            model=info.model,
+            shortcut=info.shortcut,
+            data=info.data,
+            data_fingerprint=info.data_fingerprint,
+            run=run,
+            epoch=info.epoch,
+            val_accuracy=info.metrics.val_accuracy if info.metrics else None,
+            fitted_on_all=info.fitted_on_all,
+            checkpoint_sha256=sha256,
+            **file,
+        )
 
     @classmethod
     def parse(cls, file_name: str, properties: Mapping[str, str]) -> "ModelMetadata":

@@ -30,7 +30,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime
 from resnet_ops.export.budget import TIMING, images_within
-from resnet_ops.export.metadata import IMAGES
+from resnet_ops.export.metadata import IMAGES, QuantizationError
 
 CALIBRATION_IMAGES, CHOICE_IMAGES = 512, 512
 BATCH = 32
@@ -47,15 +47,25 @@ TIMING_ROUNDS = 10
 class QuantizationCandidate:
     """One int8 quantization, measured on training images that it was not calibrated on.
 
-    `error` is mean |difference| / max |logit| to fp32, `agreement` the share of images with the same top class.
+    `error` is mean |difference| / max |logit| to fp32, `largest_error` the largest, `agreement` the share of
+    `images` with the same top class.
     """
 
     method: str
     form: str
     agreement: float
     error: float
+    largest_error: float
+    images: int
     images_per_second: float
     chosen: bool = False
+
+    @property
+    def measured(self) -> QuantizationError:
+        """Return its error as the metadata of the file records it."""
+        return QuantizationError(
+            mean=self.error, largest=self.largest_error, agreement=self.agreement, images=self.images
+        )
 
 
 METHODS = (
@@ -90,9 +100,20 @@ def to_fp16(model: onnx.ModelProto, x: np.ndarray) -> tuple[onnx.ModelProto, str
     del converted.graph.value_info[:]  # some have their old types
     # After sorting: of unsorted nodes next to nothing is inferred, and batches would be taken to fit that do not.
     converted.graph.value_info.extend(onnx.shape_inference.infer_shapes(converted).graph.value_info)
-    if not overflowing:
-        return converted, "all nodes"
-    return converted, f"{len(overflowing)} of {len(model.graph.node)} nodes kept in fp32 to avoid overflow"
+    return converted, describe_fp16(converted)
+
+
+def describe_fp16(model: onnx.ModelProto) -> str:
+    """Return in words what a graph in fp16, without preprocessing, keeps in fp32."""
+    nodes = [node for node in model.graph.node if node.op_type not in ("Cast", "Softmax")]
+    floats = {v.name for v in model.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    kept = sum(node.output[0] in floats for node in nodes)
+    return f"{kept} of {len(nodes)} nodes kept in fp32 to avoid overflow" if kept else "all nodes"
+
+
+def describe_int8(form: str, method: str, images: int) -> str:
+    """Return in words how a graph was quantized."""
+    return f"{form}, {method}, per channel, {images} training images"
 
 
 def _remove_cast_pairs(model: onnx.ModelProto) -> None:
@@ -265,8 +286,10 @@ def _measure_speeds(sessions: list[runtime.OnnxSession], x: np.ndarray) -> list[
 
 
 def _evaluate(outputs: np.ndarray, expected: np.ndarray, method: str, form: str, speed: float) -> QuantizationCandidate:
-    error = float(np.abs(outputs - expected).mean() / max(np.abs(expected).max(), 1e-12))
-    return QuantizationCandidate(method, form, float((outputs.argmax(1) == expected.argmax(1)).mean()), error, speed)
+    differences = np.abs(outputs - expected) / max(np.abs(expected).max(), 1e-12)
+    agreement = float((outputs.argmax(1) == expected.argmax(1)).mean())
+    mean, largest = float(differences.mean()), float(differences.max())
+    return QuantizationCandidate(method, form, agreement, mean, largest, len(outputs), speed)
 
 
 def _run_batches(session: runtime.OnnxSession, x: np.ndarray) -> np.ndarray:

@@ -1,14 +1,21 @@
 """How far the outputs of an exported file are from torch's, and how far they may be, by precision and provider."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from resnet_ops.export import runtime
-from resnet_ops.export.metadata import Precision
+from resnet_ops.export.metadata import ModelMetadata, Output
 from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
 
 CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
+SMALLEST_PROBABILITY = 1e-30  # of which the logarithm is compared; fp32 ends at 1e-38
+MEASURED_ERRORS = 2.0  # times the mean error that a quantization had on other images of the training may pass
+MEASURED_LARGEST = 4.0  # times the largest: that of one image beyond the calibrated ranges, of others by 2.8 times
+RULE_OF_THREE = 3.0  # of n images without an event, its rate is below 3 / n with 95% confidence (Hanley 1983)
+BF16_ROUNDING = 1e-2  # of the largest logit: ResNet-8 and -20 trained, then run in bf16, differ by at most 6e-3
+CLASS_FLIPS = 1e-3  # the probability that a file as good as its limit fails for the images of one class
 
 
 @dataclass(frozen=True)
@@ -16,26 +23,52 @@ class Tolerances:
     """The largest differences between a file of some precision and its checkpoint that pass.
 
     Args:
-        largest: Max |difference| / max |logit|, by provider or other runtime.
+        largest: Max |difference| / max |logit|.
         mean: Mean |difference| / max |logit|.
         agreement: Share of images with the same top class, not counting near ties.
+        unlike: As `largest`, for pixels that are unlike those of the training, and of int8's calibration.
     """
 
-    largest: dict[str, float]
+    largest: float
     mean: float
     agreement: float
+    unlike: float
 
 
 CPUS = (runtime.CPU, OPENVINO, OPENCV)
 EVERYWHERE = (*CPUS, runtime.CUDA, runtime.TENSORRT)
-TOLERANCES: dict[Precision, Tolerances] = {
-    # 20 times a clean export, 40 times less than the smallest fault (TF32, half precision). GPUs sum in another order.
-    "fp32": Tolerances(dict.fromkeys(CPUS, 1e-5) | {runtime.CUDA: 1e-4, runtime.TENSORRT: 1e-3}, 1e-5, 1.0),
-    # Weights and activations have 11 bits: 2.3e-3 was measured. One layer's overflow is infinite, or far beyond.
-    "fp16": Tolerances(dict.fromkeys(EVERYWHERE, 1e-2), 2e-3, 0.995),
-    # int8: single logits of single images move by 15%, the mean by 0.5%. Without calibration it is above 5%.
-    "int8": Tolerances(dict.fromkeys(EVERYWHERE, 0.5), 2e-2, 0.97),
-}
+# 20 times a clean export, 40 times less than the smallest fault (TF32, half precision). GPUs sum in another order.
+FP32_LARGEST = dict.fromkeys(CPUS, 1e-5) | {runtime.CUDA: 1e-4, runtime.TENSORRT: 1e-3}
+# Weights and activations have 11 bits: 2.3e-3 was measured. One layer's overflow is infinite, or far beyond.
+FP16 = Tolerances(1e-2, 2e-3, 0.995, 1e-2)
+# Whatever a file says of its own error. Trained networks: mean 5e-3, single logits of single images up to 0.1; far from
+# what it was calibrated on 0.19. Untrained ones: mean up to 1.7e-2, and 0.89. Without calibration the mean is 5e-2.
+INT8 = Tolerances(0.25, 2e-2, 0.97, 1.0)
+
+
+def tolerances_of(metadata: ModelMetadata, provider: str, largest: float | None = None) -> Tolerances:
+    """Return the tolerances for a file on a provider or another runtime; `largest` is the one that was asked for.
+
+    Those of int8 follow from the error that was measured when the file was quantized.
+    """
+    if metadata.precision == "fp32":
+        most = FP32_LARGEST[provider]
+        tolerances = Tolerances(most, most, 1.0, most)
+    elif metadata.precision == "fp16":
+        tolerances = FP16
+    else:
+        tolerances = INT8
+        if measured := metadata.quantization_error:
+            flips = MEASURED_ERRORS * (1 - measured.agreement) + RULE_OF_THREE / measured.images
+            tolerances = replace(
+                INT8,
+                largest=min(INT8.largest, MEASURED_LARGEST * measured.largest),
+                mean=min(INT8.mean, MEASURED_ERRORS * measured.mean),
+                agreement=max(INT8.agreement, 1 - flips),
+            )
+    return (
+        tolerances if largest is None else replace(tolerances, largest=largest, unlike=max(largest, tolerances.unlike))
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +118,44 @@ class Comparison:
             return np.ones(len(self.torch), bool)
         top = np.partition(self.torch, -2, axis=1)
         return np.asarray(top[:, -1] - top[:, -2] <= 2 * rounding)
+
+    def flips_by_class(self, rounding: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return of each class of torch's how many images there are, and how many have another top class in the file.
+
+        Near ties are not counted.
+        """
+        clear = ~self.near_ties(rounding)
+        top, classes = self.torch.argmax(1), self.torch.shape[1]
+        flipped = clear & ~self.same_top1
+        return np.bincount(top[clear], minlength=classes), np.bincount(top[flipped], minlength=classes)
+
+
+def comparable(outputs: np.ndarray, output: Output) -> np.ndarray:
+    """Return outputs as they are compared: logits, or the logarithms of probabilities, in float64."""
+    outputs = outputs.astype(np.float64)
+    return np.log(np.maximum(outputs, SMALLEST_PROBABILITY)) if output == "probabilities" else outputs
+
+
+def is_improbable(flips: int, images: int, rate: float, classes: int) -> bool:
+    """Return whether so many of the images of one of `classes` flip though each does at `rate`: a binomial tail."""
+    if flips <= rate * images:
+        return False
+    tail = 0.0
+    for k in range(flips, images + 1):
+        ways = math.lgamma(images + 1) - math.lgamma(k + 1) - math.lgamma(images - k + 1)
+        term = math.exp(ways + k * math.log(rate) + (images - k) * math.log1p(-rate))
+        tail += term
+        if term < 1e-9 * tail:
+            break
+    return tail < CLASS_FLIPS / classes
+
+
+def rounding_flips(near_ties: int) -> int:
+    """Return how many right answers rounding may add or remove where so many images are near ties.
+
+    Each may change sides, to the right answer or from it: two standard errors of their sum, and at most all of them.
+    """
+    return min(near_ties, math.ceil(2 * math.sqrt(near_ties)))
 
 
 def top1_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -10,8 +10,10 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import inputs, runtime, untrusted
 from resnet_ops.export.config import ValidateConfig
 from resnet_ops.export.inputs import Warn
+from resnet_ops.export.metadata_checks import Origin
 from resnet_ops.export.other_runtimes import OPENCV, OTHER_RUNTIMES
-from resnet_ops.export.proof import ProofThresholds, ValidationResult, verify_file
+from resnet_ops.export.proof import ProofThresholds, verify_file
+from resnet_ops.export.proof_report import ValidationResult
 from resnet_ops.export.reference import Reference
 
 
@@ -51,10 +53,8 @@ def validate_onnx(
     if checkpoint is None:
         warn("Its checkpoint was not found: compared with its metadata only, not with torch.")
     same_images = source.record.fingerprint == metadata.data_fingerprint
-    recorded = metadata.validation or {}
     seen = same_images and metadata.fitted_on_all
-    accuracy = recorded.get("seen_accuracy_onnx" if seen else "val_accuracy_onnx")
-    sampled = recorded.get("images")
+    by_name = config.data in (None, metadata.data)
     thresholds = ProofThresholds(
         provider,
         tolerance=config.tolerance,
@@ -62,8 +62,7 @@ def validate_onnx(
         training_accuracy=(
             checkpoint.info.validated.val_accuracy if checkpoint and is_training_data and same_images else None
         ),
-        metadata_accuracy=accuracy if isinstance(accuracy, float) and same_images else None,
-        metadata_images=sampled if isinstance(sampled, int) else 0,
+        origin=Origin(resolved.run_names if resolved else frozenset(), source.record.fingerprint if by_name else None),
         images=config.images,
         seen=seen,
     )

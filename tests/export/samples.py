@@ -10,10 +10,13 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from resnet_ops.export import graph, runtime
+from resnet_ops.data.decode import CropSpec
+from resnet_ops.export import graph, precision, runtime
+from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
-from resnet_ops.export.proof import ProofReport, ProofThresholds, verify_file
+from resnet_ops.export.proof import ProofThresholds, verify_file
+from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.reference import Reference
 from resnet_ops.models import build
 from resnet_ops.run_records import Epoch
@@ -23,6 +26,7 @@ from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 OPSET = 18
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 CLASSES = 10
+RGB = CropSpec((1, 1), 1, 1, 3)  # to decode images in color, of their own size
 EPOCH = Epoch(
     epoch=1, step=1, train_loss=1, train_error=1, val_loss=1, val_error=1, lr=1, images_per_second=1, seconds=1
 )
@@ -109,9 +113,10 @@ def metadata_of(checkpoint: Checkpoint, **update: object) -> ModelMetadata:
         "shortcut": info.shortcut,
         "data": info.data,
         "data_fingerprint": info.data_fingerprint,
-        "epoch": 1,
+        "epoch": info.epoch,
         "checkpoint_sha256": checkpoint.sha256,
-        "made_by": "tests",
+        "val_accuracy": info.metrics.val_accuracy if info.metrics else None,
+        "made_by": graph.tool_versions(),
     }
     return ModelMetadata.model_validate(values | update)
 
@@ -122,6 +127,19 @@ def make_model(checkpoint: Checkpoint, raw: bool = False, softmax: bool = False)
     return finish(model, checkpoint, raw=raw, softmax=softmax)
 
 
+def make_lower(checkpoint: Checkpoint, form: str, pixels: np.ndarray, **options: object) -> onnx.ModelProto:
+    """Export a checkpoint to fp16 or int8, calibrated on pixels (N, H, W, C) uint8, with metadata."""
+    model = graph.to_onnx(checkpoint.info, checkpoint.model, OPSET)
+    x = normalize_pixels(pixels, Preprocessing.of(checkpoint.info, "normalized"))
+    if form == "fp16":
+        converted, choice = precision.to_fp16(model, x)
+        return finish(converted, checkpoint, precision=form, precision_choice=choice, **options)  # type: ignore[arg-type]
+    converted, candidates = precision.to_int8(model, x, runtime.CPU)
+    chosen = next(candidate for candidate in candidates if candidate.chosen)
+    choice, error = precision.describe_int8(chosen.form, chosen.method, len(x) // 2), chosen.measured
+    return finish(converted, checkpoint, precision=form, precision_choice=choice, quantization_error=error, **options)  # type: ignore[arg-type]
+
+
 def finish(
     model: onnx.ModelProto,
     checkpoint: Checkpoint,
@@ -130,6 +148,10 @@ def finish(
     **update: object,
 ) -> onnx.ModelProto:
     """Add what an export adds to a graph: preprocessing, softmax, metadata."""
+    if update.get("precision") == "fp16":
+        update = {"precision_choice": precision.describe_fp16(model)} | update
+    elif update.get("precision") == "int8":  # of which the error was not measured
+        update = {"precision_choice": precision.describe_int8("u8s8", "minmax", 0)} | update
     metadata = metadata_of(
         checkpoint,
         input="raw" if raw else "normalized",
@@ -148,6 +170,11 @@ def copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     return copied
+
+
+def properties_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the metadata properties of a model."""
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.ndarray]) -> None:

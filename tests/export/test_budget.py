@@ -1,12 +1,15 @@
 """Proofs that cannot use all images take a stratified sample, the same each time, and say so."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_ops.data.sources import open_source
@@ -21,7 +24,7 @@ from resnet_ops.significance import sampling_margin
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.job import TrainResult
 from tests.conftest import Ended
-from tests.export.samples import InMemoryImages, change, copy, verify_model
+from tests.export.samples import InMemoryImages, change, copy, properties_of, verify_model
 
 
 def labeled(labels: np.ndarray) -> ValidationImages:
@@ -129,19 +132,31 @@ def test_the_recorded_accuracy_of_the_same_sample_is_held_to_the_image(
     model: onnx.ModelProto, images: ValidationImages, tmp_path: Path
 ) -> None:
     """Of another one by chance: what a file says of its own margin is not asked."""
+    thresholds, images = ProofThresholds(runtime.CPU, images=30), replace(images, fingerprint="0")
     graph.write(model, tmp_path / "m.onnx")
+    measured = verify_file(tmp_path / "m.onnx", None, images, thresholds)
 
-    def failed(recorded: float, recorded_images: int) -> set[str]:
-        thresholds = ProofThresholds(
-            runtime.CPU, images=30, metadata_accuracy=recorded, metadata_images=recorded_images
-        )
-        return {check.name for check in verify_file(tmp_path / "m.onnx", None, images, thresholds).failed_checks}
+    def passes(off: float, recorded_images: int) -> bool:
+        recorded = copy(model)
+        accuracy = measured.val_accuracy_onnx + off
+        summary = measured.summary() | {"val_accuracy_onnx": accuracy, "images": recorded_images}
+        helper.set_model_props(recorded, properties_of(recorded) | {"validation": json.dumps(summary)})
+        graph.write(recorded, tmp_path / "m.onnx")
+        report = verify_file(tmp_path / "m.onnx", None, images, thresholds)
+        return next(check.passed for check in report.checks if check.name == "accuracy as in metadata")
 
-    measured = verify_file(tmp_path / "m.onnx", None, images, ProofThresholds(runtime.CPU, images=30)).val_accuracy_onnx
-    assert failed(measured, 30) == set()
-    assert failed(measured + 1 / 30, 30) == {"accuracy as in metadata"}
-    assert failed(measured + 1 / 30, 40) == set()
-    assert failed(measured + 0.4, 40) == {"accuracy as in metadata"}
+    assert passes(0, 30)
+    assert not passes(1 / 30, 30)
+    assert passes(1 / 30, 40)
+    assert not passes(0.4, 40)
+
+
+def test_a_known_graph_needs_fewer_images(model: onnx.ModelProto, images: ValidationImages) -> None:
+    many = labeled(np.zeros(1_000_000, np.int64))
+    every = ValidationImages(images.encoded, many.rows % 100, many.labels)
+    sizes = [proof_size(model, every, runtime.CPU, torch.device("cpu"), known).images for known in (False, True)]
+    assert sizes[0] == pytest.approx(6 * sizes[1], rel=1e-3)
+    assert proof_size(model, images, runtime.CPU, torch.device("cpu"), True).images == len(images) == 100
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.02, 0.5, 0.93, 1.0])

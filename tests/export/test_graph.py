@@ -23,6 +23,7 @@ from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.samples import (
     MEAN,
     OPSET,
+    RGB,
     STD,
     copy,
     finish,
@@ -87,9 +88,9 @@ def test_raw_pixels_become_what_torchvision_makes_of_them(raw_model: onnx.ModelP
     )
     network = resized.info.build_network().eval()
     network.load_state_dict(resized.model)
-    for image in make_images((96, 144), count=3).at_original_size(3, 3) + make_images(
+    for image in make_images((96, 144), count=3).at_original_size(3, RGB) + make_images(
         (57, 41), count=3
-    ).at_original_size(3, 3):
+    ).at_original_size(3, RGB):
         logits, normalized = session.run(None, {"images": image[None]})
         theirs = transform(Image.fromarray(image))
         # One level of 255 is 0.016 normalized; two implementations round a few pixels apart.

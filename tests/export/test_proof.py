@@ -18,7 +18,7 @@ from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.reference import Reference
 from resnet_ops.training.checkpoint import Checkpoint
-from tests.export.samples import MEAN, OPSET, change, copy, finish, make_checkpoint, verify_model
+from tests.export.samples import MEAN, OPSET, change, copy, finish, make_checkpoint, make_lower, verify_model
 
 Fault = Callable[[onnx.ModelProto], None]
 
@@ -314,8 +314,12 @@ def test_half_precision_that_overflows_is_refuted(
     steps = Preprocessing.of(checkpoint.info, "normalized")
     converted, choice = precision.to_fp16(copy(huge), normalize_pixels(images.first(32, steps.crop), steps))
     assert "in fp32" in choice
-    report = verify_model(finish(converted, checkpoint, precision="fp16"), reference, images, tmp_path)
+    kept = finish(converted, checkpoint, precision="fp16", precision_choice=choice)
+    report = verify_model(kept, reference, images, tmp_path, precision="fp16")
     assert report.validated, report.failed_checks
+    change_metadata(kept, "precision_choice", lambda _: "all nodes")
+    (refuted_check,) = verify_model(kept, reference, images, tmp_path).failed_checks
+    assert (refuted_check.name, "in fp32" in refuted_check.result) == ("metadata", True)
 
 
 def test_int8_without_calibration_are_refuted(
@@ -323,12 +327,8 @@ def test_int8_without_calibration_are_refuted(
 ) -> None:
     """Ranges of black images for images of all colors."""
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    good = normalize_pixels(images.first(64, steps.crop), steps)
-    quantized, candidates = precision.to_int8(copy(model), good, runtime.CPU)
-    assert sum(candidate.chosen for candidate in candidates) == 1
-    report = verify_model(
-        finish(quantized, checkpoint, precision="int8"), reference, images, tmp_path, max_accuracy_drop=0.1
-    )
+    sound = make_lower(checkpoint, "int8", images.first(64, steps.crop))
+    report = verify_model(sound, reference, images, tmp_path, max_accuracy_drop=0.1)
     assert report.validated, report.failed_checks
     black = normalize_pixels(np.zeros((32, *steps.crop.shape), np.uint8), steps)
     graph.write(model, tmp_path / "fp32.onnx")

@@ -9,17 +9,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet_ops.data.decode import decode
 from resnet_ops.errors import UserError
-from resnet_ops.export import graph, precision, runtime
+from resnet_ops.export import graph, precision, runtime, untrusted
 from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.config import ValidateConfig
 from resnet_ops.export.metadata import Precision, Preprocessing
 from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.tolerances import TOLERANCES, Comparison
+from resnet_ops.export.tolerances import Comparison, tolerances_of
 from resnet_ops.export.validate import validate_onnx
 from resnet_ops.training.checkpoint import Checkpoint
 from tests.export.browser import needs_onnxruntime_web, run_in_browser
-from tests.export.samples import copy, finish, make_checkpoint, make_images, png, verify_model
+from tests.export.samples import RGB, copy, finish, make_checkpoint, make_images, png, verify_model
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 FORMS = [(precision, raw) for precision in PRECISIONS for raw in (False, True)]
@@ -59,7 +59,7 @@ def files(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[F
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
     """Batches of images, each of another size."""
-    return [np.stack(make_images(size, count=2).at_original_size(2, 3)) for size in SIZES]
+    return [np.stack(make_images(size, count=2).at_original_size(2, RGB)) for size in SIZES]
 
 
 def decoded(images: list[np.ndarray], steps: Preprocessing) -> list[np.ndarray]:
@@ -110,8 +110,8 @@ def test_the_logits_are_the_same_everywhere(
 
     logits = np.concatenate(request.getfixturevalue("in_browser")[file]) if where == BROWSER else run(where)
     to_torch, to_cpu = Comparison(expected, logits), Comparison(run(runtime.CPU), logits)
-    tolerances = TOLERANCES[number_format]
-    assert to_torch.max_rel <= tolerances.largest[runtime.CPU]
+    tolerances = tolerances_of(untrusted.scan(file)[1], runtime.CPU)
+    assert to_torch.max_rel <= tolerances.largest
     assert to_torch.mean_rel <= tolerances.mean
     if number_format == "int8":
         assert to_cpu.mean_rel <= tolerances.mean
@@ -153,7 +153,7 @@ def resized_by_operator(raw: onnx.ModelProto) -> onnx.ModelProto:
 def test_a_file_is_verified_where_it_will_run(
     where: str, small: Checkpoint, files: dict[Form, Path], tmp_path: Path
 ) -> None:
-    """Files of version 0.1 resize with an operator that only ONNX Runtime's CPU provider implements as Pillow does."""
+    """Files of version 0.1 resize with an operator that even ONNX Runtime's CPU provider rounds in another way."""
     model, reference, images = onnx.load(files["fp32", True]), Reference(small), make_images((57, 63), count=20)
     report = verify_model(model, reference, images, tmp_path, provider=where)
     assert report.validated, report.failed_checks
@@ -161,4 +161,5 @@ def test_a_file_is_verified_where_it_will_run(
     assert bool(report.nodes_by_provider) == (where == runtime.CPU)
     earlier = verify_model(resized_by_operator(model), reference, images, tmp_path, provider=where)
     failed = {check.name: check.result for check in earlier.failed_checks}
-    assert list(failed) == ([] if where == runtime.CPU else ["resize and crop"]), failed
+    assert ("resize and crop" in failed) == (where != runtime.CPU), failed
+    assert "resized images" in failed

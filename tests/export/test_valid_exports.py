@@ -1,15 +1,14 @@
-"""Fifty valid exports pass: networks of all families, depths, shortcuts, sizes and precisions."""
+"""Sixty-six valid exports pass: networks of all families, depths, shortcuts, sizes, opsets and precisions."""
 
 import itertools
 from pathlib import Path
 
 import pytest
 
-from resnet_ops.export import graph, precision, runtime
-from resnet_ops.export.classifier import normalize_pixels
+from resnet_ops.export import graph, runtime
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.reference import Reference
-from tests.export.samples import OPSET, finish, make_checkpoint, make_images, verify_model
+from tests.export.samples import OPSET, finish, make_checkpoint, make_images, make_lower, verify_model
 
 SMALL = [
     (name, shortcut, size, channels, raw)
@@ -28,16 +27,32 @@ LARGE = [
     ("resnet50", "B", (32, 32), 1, False),
     ("resnet50-cifar", "A", (12, 12), 3, False),
 ]
-FORMS = [("resnet14", "fp16", False), ("plain14", "fp16", True), ("resnet14", "int8", True)]
+BASELINES = [
+    ("alexnet", None, (64, 64), 3, False),
+    ("vgg19", None, (32, 32), 1, True),
+    ("googlenet", None, (32, 32), 3, True),
+]
+FORMS = [
+    ("resnet14", "fp16", False, False),
+    ("plain14", "fp16", True, False),
+    ("resnet20", "fp16", True, True),
+    ("resnet18", "fp16", False, True),
+    ("resnet14", "int8", True, False),
+    ("resnet20", "int8", False, False),
+    ("resnet56", "int8", True, True),
+    ("resnet14", "int8", False, True),
+]
+OPSETS = range(18, 24)
 
 
-def test_they_are_fifty() -> None:
-    assert len(SMALL) + len(LARGE) + len(FORMS) == 50
+def test_they_are_at_least_sixty() -> None:
+    assert len({*SMALL, *LARGE, *BASELINES}) + len(set(FORMS)) + len(OPSETS) >= 60
 
 
 # Each takes seconds. Some of all kinds are checked each time, the others by `make test-chaos`.
 CHECKED = [
-    one if index % 7 == 0 else pytest.param(*one, marks=pytest.mark.slow) for index, one in enumerate([*SMALL, *LARGE])
+    one if index % 9 == 0 else pytest.param(*one, marks=pytest.mark.slow)
+    for index, one in enumerate([*SMALL, *LARGE, *BASELINES])
 ]
 
 
@@ -59,16 +74,24 @@ def test_a_valid_export_passes(
     assert report.nodes_by_provider == {runtime.CPU: len(model.graph.node)}
 
 
-@pytest.mark.parametrize(("name", "form", "raw"), FORMS)
-def test_lower_precisions_pass_too(name: str, form: str, raw: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("opset", [pytest.param(o, marks=pytest.mark.slow) if o % 3 else o for o in OPSETS])
+def test_every_opset_passes(opset: int, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", "resnet8", (10, 12), 3)
+    model = finish(graph.to_onnx(checkpoint.info, checkpoint.model, opset), checkpoint, raw=opset % 2 == 0)
+    report = verify_model(model, Reference(checkpoint), make_images((10, 12), 3, 20), tmp_path, opset=opset)
+    assert report.validated, report.failed_checks
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "raw", "softmax"),
+    [one if index % 4 == 0 else pytest.param(*one, marks=pytest.mark.slow) for index, one in enumerate(FORMS)],
+)
+def test_lower_precisions_pass_too(name: str, form: str, raw: bool, softmax: bool, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", name, (16, 16), 3)
     images = make_images((16, 16), 3, 60)
-    steps = Preprocessing.of(checkpoint.info, "normalized")
-    x = normalize_pixels(images.first(60, steps.crop), steps)
-    model = graph.to_onnx(checkpoint.info, checkpoint.model, OPSET)
-    model = precision.to_fp16(model, x)[0] if form == "fp16" else precision.to_int8(model, x, runtime.CPU)[0]
-    model = finish(model, checkpoint, raw=raw, precision=form)
+    pixels = images.first(60, Preprocessing.of(checkpoint.info, "normalized").crop)
+    model = make_lower(checkpoint, form, pixels, raw=raw, softmax=softmax)
     # Untrained networks are never sure: of 60 images of noise some change sides in int8.
-    report = verify_model(model, Reference(checkpoint), images, tmp_path, max_accuracy_drop=0.2)
+    report = verify_model(model, Reference(checkpoint), images, tmp_path, max_accuracy_drop=0.2, precision=form)
     assert [c for c in report.failed_checks if form == "fp16" or c.name != "top-1 agreement"] == []
     assert report.max_rel_diff > 1e-6
