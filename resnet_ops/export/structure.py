@@ -209,18 +209,18 @@ def _compare_nodes(expected: ExpectedGraph, graph: IndexedGraph, node: NodeProto
     mine, other = attributes(node, opset), attributes(found, opset)
     for name in sorted(mine.keys() | other.keys()):
         if mine.get(name) != other.get(name):
-            values = [str(each.get(name, "missing"))[:SHOWN] for each in (other, mine)]
+            value, wanted = (str(each.get(name, "missing"))[:SHOWN] for each in (other, mine))
             raise DifferenceError(
-                f"{quote(name)} of node {index}, {node.op_type}{where}, is {values[0]}, expected {values[1]}"
+                f"{quote(name)} of {node.op_type}{where} is {value}, expected {wanted} (node {index})"
             )
     sizes = [(len(_trim(each.input)), len(_trim(each.output))) for each in (found, node)]
     if sizes[0] == (2, 1) and sizes[1] == (3, 1) and node.op_type in WEIGHTED:
         return  # without its bias, which the exporter leaves out if it is 0
     if sizes[0] != sizes[1] or any(bool(a) != bool(b) for a, b in zip(node.input, found.input, strict=False)):
-        (inputs, outputs), (wanted, results) = sizes
+        (inputs, outputs), (wanted_inputs, wanted_outputs) = sizes
         raise DifferenceError(
             f"node {index}, {node.op_type}{where}, has {inputs} inputs and {outputs} outputs, "
-            f"expected {wanted} and {results}"
+            f"expected {wanted_inputs} and {wanted_outputs}"
         )
 
 

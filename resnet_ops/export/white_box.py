@@ -12,14 +12,16 @@ import numpy as np
 import onnx
 from pydantic import ValidationError
 
+from resnet_ops.errors import UserError
 from resnet_ops.export import expected_graph, graph, structure
 from resnet_ops.export.classifier import normalize_pixels
-from resnet_ops.export.expected_graph import OPSETS, ExpectedGraph, FreshExport
+from resnet_ops.export.expected_graph import OPSETS, WEIGHTED, ExpectedGraph, FreshExport
 from resnet_ops.export.folding import fold
 from resnet_ops.export.inputs import ValidationImages, random_pixels
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.rounding import check_ranges, check_weights
 from resnet_ops.export.structure import DifferenceError
+from resnet_ops.models import parse_name
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 
 PROBE_IMAGES = 32
@@ -89,9 +91,14 @@ class WhiteBox:
         if len(opsets) != 1 or opsets[0] not in OPSETS:
             listed = ", ".join(map(str, opsets[:3])) or "unknown"
             raise DifferenceError(f"its opset is {listed}, expected one of {OPSETS.start} to {OPSETS.stop - 1}")
+        # Both, as a file could claim to be of a network that takes hours to export, or even to build.
+        depth = parse_name(self.info.model).depth
+        layers_found = sum(node.op_type in WEIGHTED for node in self.model.graph.node)
+        if layers_found < depth:
+            raise DifferenceError(f"it has {layers_found:,} layers with weights, {self.info.model} has {depth:,}")
         needed = expected_graph.count_weights(self.info)
         found = sum(math.prod(tensor.dims) for tensor in self.model.graph.initializer)
-        if found < needed:  # a file could claim to be of a network that takes hours to export
+        if found < needed:
             raise DifferenceError(f"it has {found:,} weights, {self.info.model} has {needed:,}")
         layers = fold(self.info, self.checkpoint.model) if self.checkpoint else expected_graph.blank_layers(self.info)
         fresh = FreshExport(self.info, opsets[0], self.exported)
@@ -112,10 +119,11 @@ class WhiteBox:
             return self.checkpoint.info
         metadata, steps = self.metadata, self.metadata.preprocessing
         try:
+            parse_name(metadata.model)
             return expected_graph.network_info(
                 metadata.model, metadata.shortcut, metadata.class_names, steps.channels, steps.height, steps.width
             )
-        except ValidationError:
+        except (UserError, ValidationError):
             raise DifferenceError(f"its metadata name no network ({structure.quote(metadata.model)})") from None
 
     @property
