@@ -24,7 +24,7 @@ WEIGHT, BIAS = ".weight", ".bias"  # of the names of weights, after the name of 
 
 @dataclass(frozen=True)
 class FreshExport:
-    """What `torch.onnx.export` makes of a network in fp32, of which only the operators are used.
+    """A network as `torch.onnx.export` makes it in fp32, of which only the operators are used.
 
     Args:
         info: The network.

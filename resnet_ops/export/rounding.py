@@ -77,16 +77,16 @@ class WeightComparison:
 
     def compare_floats(self, node: NodeProto, layer: FoldedLayer) -> None:
         """Compare weights and bias in fp32 or fp16."""
-        for name, what, wanted, terms in (
+        for name, what, target, terms in (
             (node.input[1], "weight", layer.weight, np.abs(layer.weight)),
             (node.input[2], "bias", layer.bias, layer.bias_terms),
         ):
             value = self.value(name)
-            found = np.zeros_like(wanted) if value is None else value
+            actual = np.zeros_like(target) if value is None else value
             limit = FOLDING * terms + np.finfo(np.float32).tiny
-            if found.dtype == np.float16:
-                limit = limit + half_rounding(wanted)
-            self.compare(layer.name, what, found.astype(np.float64), wanted, limit)
+            if actual.dtype == np.float16:
+                limit = limit + half_rounding(target)
+            self.compare(layer.name, what, actual.astype(np.float64), target, limit)
 
     def compare_quantized(self, dequantizing: Sequence[NodeProto | None], layer: FoldedLayer) -> None:
         """Compare quantized weights, their scales, and a bias.
@@ -117,17 +117,17 @@ class WeightComparison:
             if zero_of_bias.any():
                 self.faults.append(f"{layer.name}: zero points of the bias are not 0")
             expected = steps * step_before
-            found = scale_of_bias.astype(np.float64)
-            if not self.compare(layer.name, "scale of the bias", found, expected, SCALE_SLACK * expected):
+            actual = scale_of_bias.astype(np.float64)
+            if not self.compare(layer.name, "scale of the bias", actual, expected, SCALE_SLACK * expected):
                 return
-            restored = bias * found
+            restored = bias * actual
         limit = (0.5 + STEP_SLACK) * steps * step_before + FOLDING * layer.bias_terms
         self.compare(layer.name, "bias", restored, layer.bias, limit)
 
-    def compare(self, layer: str, what: str, found: np.ndarray, wanted: np.ndarray, limit: np.ndarray) -> bool:
+    def compare(self, layer: str, what: str, actual: np.ndarray, target: np.ndarray, limit: np.ndarray) -> bool:
         """Compare values, and note the worst that differ by more than the limit."""
         with np.errstate(invalid="ignore"):
-            ratio = np.abs(found - wanted) / limit
+            ratio = np.abs(actual - target) / limit
         ratio = np.where(np.isfinite(ratio), ratio, np.inf)
         worst = float(ratio.max(initial=0))
         if worst <= 1:
@@ -136,7 +136,7 @@ class WeightComparison:
         at = np.unravel_index(int(ratio.argmax()), ratio.shape)
         count = int((ratio > 1).sum())
         self.faults.append(
-            f"{layer}: {what} of channel {at[0]} is {found[at]:.6g}, expected {wanted[at]:.6g} "
+            f"{layer}: {what} of channel {at[0]} is {actual[at]:.6g}, expected {target[at]:.6g} "
             f"({count:,} of {ratio.size:,} differ)"
         )
         return False

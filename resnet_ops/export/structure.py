@@ -100,16 +100,16 @@ def match(expected: ExpectedGraph, file: onnx.ModelProto, half: bool) -> dict[st
             continue
         pairs[name] = other
         used.add(other)
-        node, found = ours.producer(name), theirs.producer(other)
+        node, actual = ours.producer(name), theirs.producer(other)
         if node is None:
             _compare_constants(expected, ours, theirs, name, other, user, name in free, half)
             continue
-        if found is None or (found.op_type, ours.producers[name][1]) != (node.op_type, theirs.producers[other][1]):
+        if actual is None or (actual.op_type, ours.producers[name][1]) != (node.op_type, theirs.producers[other][1]):
             where = place(expected, ours, name, user)
             raise DifferenceError(f"{theirs.describe(other)}, expected {node.op_type}{where}")
         nodes.add(theirs.producers[other][0])
-        _compare_nodes(expected, ours, node, found, theirs.producers[other][0])
-        todo.extend((a, b, node) for a, b in zip(node.input, found.input, strict=False) if a)
+        _compare_nodes(expected, ours, node, actual, theirs.producers[other][0])
+        todo.extend((a, b, node) for a, b in zip(node.input, actual.input, strict=False) if a)
     _refuse_leftovers(theirs, nodes, used)
     return pairs
 
@@ -163,13 +163,13 @@ def _compare_frames(expected: onnx.ModelProto, file: onnx.ModelProto) -> None:
     ):
         if size:
             raise DifferenceError(f"it has {part}, expected none")
-    for what, found, wanted in (
+    for what, actual, target in (
         ("input", graph.input, expected.graph.input),
         ("output", graph.output, expected.graph.output),
     ):
-        if len(found) != len(wanted):
-            raise DifferenceError(f"it has {len(found)} {what}s, expected {len(wanted)}")
-        for value, other in zip(found, wanted, strict=True):
+        if len(actual) != len(target):
+            raise DifferenceError(f"it has {len(actual)} {what}s, expected {len(target)}")
+        for value, other in zip(actual, target, strict=True):
             if (value.name, signature(value)) != (other.name, signature(other)):
                 raise DifferenceError(
                     f"{what} {quote(value.name)} is {signature(value)}, expected {other.name} {signature(other)}"
@@ -198,25 +198,27 @@ def _before_casts(graph: IndexedGraph, name: str, nodes: set[int]) -> str:
     return name
 
 
-def _compare_nodes(expected: ExpectedGraph, graph: IndexedGraph, node: NodeProto, found: NodeProto, index: int) -> None:
+def _compare_nodes(
+    expected: ExpectedGraph, graph: IndexedGraph, node: NodeProto, actual: NodeProto, index: int
+) -> None:
     """Compare two nodes of the same operator, but for what their inputs are."""
     where = place(expected, graph, node.output[0])
     opset = next(entry.version for entry in expected.model.opset_import if entry.domain in STANDARD_DOMAINS)
-    if found.domain not in STANDARD_DOMAINS or found.overload:
+    if actual.domain not in STANDARD_DOMAINS or actual.overload:
         raise DifferenceError(
-            f"node {index} is {quote(found.op_type)} of {quote(found.domain)}, expected ONNX's{where}"
+            f"node {index} is {quote(actual.op_type)} of {quote(actual.domain)}, expected ONNX's{where}"
         )
-    mine, other = attributes(node, opset), attributes(found, opset)
+    mine, other = attributes(node, opset), attributes(actual, opset)
     for name in sorted(mine.keys() | other.keys()):
         if mine.get(name) != other.get(name):
-            value, wanted = (str(each.get(name, "missing"))[:SHOWN] for each in (other, mine))
+            value, target = (str(each.get(name, "missing"))[:SHOWN] for each in (other, mine))
             raise DifferenceError(
-                f"{quote(name)} of {node.op_type}{where} is {value}, expected {wanted} (node {index})"
+                f"{quote(name)} of {node.op_type}{where} is {value}, expected {target} (node {index})"
             )
-    sizes = [(len(_trim(each.input)), len(_trim(each.output))) for each in (found, node)]
+    sizes = [(len(_trim(each.input)), len(_trim(each.output))) for each in (actual, node)]
     if sizes[0] == (2, 1) and sizes[1] == (3, 1) and node.op_type in WEIGHTED:
         return  # without its bias, which the exporter leaves out if it is 0
-    if sizes[0] != sizes[1] or any(bool(a) != bool(b) for a, b in zip(node.input, found.input, strict=False)):
+    if sizes[0] != sizes[1] or any(bool(a) != bool(b) for a, b in zip(node.input, actual.input, strict=False)):
         (inputs, outputs), (wanted_inputs, wanted_outputs) = sizes
         raise DifferenceError(
             f"node {index}, {node.op_type}{where}, has {inputs} inputs and {outputs} outputs, "
@@ -274,17 +276,17 @@ def _compare_constants(
         if name != other:
             raise DifferenceError(f"{file.describe(other)}, expected the input {name}")
         return
-    mine, found = graph.initializers[name], file.initializers.get(other)
-    if found is None:
+    mine, actual = graph.initializers[name], file.initializers.get(other)
+    if actual is None:
         raise DifferenceError(f"{file.describe(other)}, expected a constant{where}")
     types = FLOATS if half and free and mine.data_type in FLOATS else (mine.data_type,)
-    if found.data_type not in types or list(found.dims) != list(mine.dims):
-        raise DifferenceError(f"the constant{where} is {_kind(found)}, expected {_kind(mine)}")
+    if actual.data_type not in types or list(actual.dims) != list(mine.dims):
+        raise DifferenceError(f"the constant{where} is {_kind(actual)}, expected {_kind(mine)}")
     if free:
         return
-    value, wanted = numpy_helper.to_array(found), numpy_helper.to_array(mine)
-    if value.tobytes() != wanted.tobytes():
-        texts = [np.array2string(np.ravel(each)[:8], separator=", ")[:SHOWN] for each in (value, wanted)]
+    value, target = numpy_helper.to_array(actual), numpy_helper.to_array(mine)
+    if value.tobytes() != target.tobytes():
+        texts = [np.array2string(np.ravel(each)[:8], separator=", ")[:SHOWN] for each in (value, target)]
         raise DifferenceError(f"the constant{where} is {texts[0]}, expected {texts[1]}")
 
 
