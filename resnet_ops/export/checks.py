@@ -106,12 +106,12 @@ def _weight_precision(model: onnx.ModelProto) -> tuple[Precision, int]:
     dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     quantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     weights = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
-    found: list[Precision] = [
+    precisions: list[Precision] = [
         "int8" if name in quantized else "fp16" if dtypes.get(name) == TensorProto.FLOAT16 else "fp32"
         for name in weights
     ]
-    lowest: Precision = "int8" if "int8" in found else "fp16" if "fp16" in found else "fp32"
-    return lowest, len(found) - found.count(lowest)
+    lowest: Precision = "int8" if "int8" in precisions else "fp16" if "fp16" in precisions else "fp32"
+    return lowest, len(precisions) - precisions.count(lowest)
 
 
 def check_resizing(

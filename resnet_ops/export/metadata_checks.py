@@ -33,7 +33,7 @@ RELATIVE = 1e-3  # by which numbers that float64 gives differ from one machine t
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of the run and the dataset that a file names.
+    """The run and the dataset that a file names, as far as they are known.
 
     Args:
         run_names: The names of the run that the checkpoint belongs to; empty if it is not known.
@@ -76,19 +76,19 @@ def check_metadata(
         same = {name: getattr(metadata, name) for name in OF_THE_FILE}
         expected = ModelMetadata.of(checkpoint.info, checkpoint.sha256, **same)
         for name in ModelMetadata.model_fields:
-            found, wanted = getattr(metadata, name), getattr(expected, name)
-            faults[_difference(name, found, wanted)] = found != wanted
+            actual, required = getattr(metadata, name), getattr(expected, name)
+            faults[_difference(name, actual, required)] = actual != required
     return summarize(faults, "as in the checkpoint" if checkpoint else "as in the graph")
 
 
-def _difference(name: str, found: object, wanted: object) -> str:
+def _difference(name: str, actual: object, required: object) -> str:
     if name == "checkpoint_sha256":
         return "exported from another checkpoint"
     if name == "class_names":
         return "classes or their order differ"
     if name == "preprocessing":
         return "preprocessing differs"
-    return f"{name.replace('_', ' ')} is {str(found)[:60]}, expected {str(wanted)[:60]}"
+    return f"{name.replace('_', ' ')} is {str(actual)[:60]}, expected {str(required)[:60]}"
 
 
 def precision_choices(metadata: ModelMetadata, model: onnx.ModelProto) -> set[str]:
@@ -142,6 +142,7 @@ def check_recorded_proof(
         f"a largest batch of {recorded.largest_batch:,}": not _is_batch(recorded.largest_batch),
         f"a difference above its tolerance of {recorded.tolerance:g}": recorded.max_rel_diff > recorded.tolerance,
         "its margin does not follow from its numbers": n > 0
+        and recorded.accuracy_margin == recorded.accuracy_margin
         and not isclose(recorded.accuracy_margin, margin, rel_tol=RELATIVE, abs_tol=1e-9),
     } | {f"no count of {n:,} images is a {name.replace('_', ' ')}": not is_count for name, is_count in counts.items()}
     if same_data and 0 < n <= total:
@@ -153,9 +154,12 @@ def check_recorded_proof(
 def read_recorded_proof(metadata: ModelMetadata) -> ProofReport | None:
     """Return the recorded proof; None if there is none, or it is damaged."""
     try:
-        return ProofReport.model_validate(metadata.validation)
+        recorded = ProofReport.model_validate(metadata.validation)
     except ValidationError:
         return None
+    if recorded.images_total:
+        return recorded
+    return recorded.model_copy(update={"images_total": recorded.images})  # version 0.1 always used all
 
 
 def _is_batch(size: int) -> bool:

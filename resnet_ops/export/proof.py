@@ -176,7 +176,7 @@ def _probe(draft: ProofDraft, box: BlackBox, images: ValidationImages | None) ->
     draft.run("batch sizes", lambda: box.check_batches(pixels, draft.largest_batch), f"{largest:.1g}")
     draft.run("repeated runs", lambda: box.check_repeats(pixels))
     if box.classifier.metadata.input == "raw":
-        draft.run("resized images", box.check_resizing, f"{unlike:.1g}")
+        draft.run("resized images", box.check_resizing, f"{largest:.1g}")
         if images is not None:
             draft.run("stored images", lambda: box.check_stored(images), f"{largest:.1g}")
 
@@ -214,7 +214,9 @@ def _check_validation_set(
         draft.val_accuracy_torch = top1_accuracy(expected, labels)
         draft.calibration_error_torch = calibration_error(softmax(expected), labels)
         _check_outputs(draft, comparison, labels, metadata.precision, box.tolerances, thresholds)
-    _check_accuracies(draft, comparison, model, metadata, thresholds)
+    if metadata.validation is not None:
+        _check_record(draft, model, metadata)
+    _check_training_accuracy(draft, comparison, metadata, thresholds)
 
 
 def _check_form(outputs: np.ndarray, metadata: ModelMetadata) -> tuple[str, bool]:
@@ -272,18 +274,14 @@ def _compare_classes(comparison: Comparison, rounding: float, rate: float) -> tu
     images, flips = comparison.flips_by_class(rounding)
     worst = int(np.argmax(flips / np.maximum(images, 1)))
     lost = [k for k in range(len(images)) if is_improbable(int(flips[k]), int(images[k]), rate, len(images))]
-    shown = lost[0] if lost else worst
-    return f"at most {flips[shown]} of {images[shown]} images of a class flip", not lost
+    label = lost[0] if lost else worst
+    return f"at most {flips[label]} of {images[label]} images of a class flip", not lost
 
 
-def _check_accuracies(
-    draft: ProofDraft,
-    comparison: Comparison,
-    model: onnx.ModelProto,
-    metadata: ModelMetadata,
-    thresholds: ProofThresholds,
+def _check_training_accuracy(
+    draft: ProofDraft, comparison: Comparison, metadata: ModelMetadata, thresholds: ProofThresholds
 ) -> None:
-    """Compare accuracy and calibration with those of the training and those that the file records."""
+    """Compare the accuracy with that of the training on the same images."""
     measured, trained = draft.val_accuracy_torch, thresholds.training_accuracy
     drop = 0.0
     if measured != measured:  # without a checkpoint: the file's, which says what its checkpoint had
@@ -295,9 +293,11 @@ def _check_accuracies(
         ties = int(comparison.near_ties(BF16_ROUNDING * comparison.scale).sum())
         limit = max(SAME_ACCURACY, rounding_flips(ties) / draft.images) + drop + MARGINS * draft.accuracy_margin
         draft.add("accuracy as in training", *_compare_accuracy(measured, trained, limit))
-    recorded = read_recorded_proof(metadata) if metadata.validation is not None else None
-    if metadata.validation is None:
-        return
+
+
+def _check_record(draft: ProofDraft, model: onnx.ModelProto, metadata: ModelMetadata) -> None:
+    """Compare the proof that the file records with this one."""
+    recorded = read_recorded_proof(metadata)
     same_data = recorded is not None and draft.images_fingerprint == (
         recorded.images_fingerprint or metadata.data_fingerprint
     )

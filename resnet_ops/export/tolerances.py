@@ -11,7 +11,8 @@ from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
 
 CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
 SMALLEST_PROBABILITY = 1e-30  # of which the logarithm is compared; fp32 ends at 1e-38
-MEASURED_ERRORS = 2.0  # times the error that a quantization had on other images of the training may pass
+MEASURED_ERRORS = 2.0  # times the mean error that a quantization had on other images of the training may pass
+MEASURED_LARGEST = 4.0  # times the largest: that of one image beyond the calibrated ranges, of others by 2.8 times
 RULE_OF_THREE = 3.0  # of n images without an event, its rate is below 3 / n with 95% confidence (Hanley 1983)
 BF16_ROUNDING = 1e-2  # of the largest logit: ResNet-8 and -20 trained, then run in bf16, differ by at most 6e-3
 CLASS_FLIPS = 1e-3  # the probability that a file as good as its limit fails for the images of one class
@@ -41,8 +42,8 @@ FP32_LARGEST = dict.fromkeys(CPUS, 1e-5) | {runtime.CUDA: 1e-4, runtime.TENSORRT
 # Weights and activations have 11 bits: 2.3e-3 was measured. One layer's overflow is infinite, or far beyond.
 FP16 = Tolerances(1e-2, 2e-3, 0.995, 1e-2)
 # Whatever a file says of its own error. Trained networks: mean 5e-3, single logits of single images up to 0.1; far from
-# what it was calibrated on 0.19. Untrained ones: mean up to 1.7e-2. Without calibration the mean is above 5e-2.
-INT8 = Tolerances(0.25, 2e-2, 0.97, 0.5)
+# what it was calibrated on 0.19. Untrained ones: mean up to 1.7e-2, and 0.89. Without calibration the mean is above 5e-2.
+INT8 = Tolerances(0.25, 2e-2, 0.97, 1.0)
 
 
 def tolerances_of(metadata: ModelMetadata, provider: str, largest: float | None = None) -> Tolerances:
@@ -61,7 +62,7 @@ def tolerances_of(metadata: ModelMetadata, provider: str, largest: float | None 
             flips = MEASURED_ERRORS * (1 - measured.agreement) + RULE_OF_THREE / measured.images
             tolerances = replace(
                 INT8,
-                largest=min(INT8.largest, MEASURED_ERRORS * measured.largest),
+                largest=min(INT8.largest, MEASURED_LARGEST * measured.largest),
                 mean=min(INT8.mean, MEASURED_ERRORS * measured.mean),
                 agreement=max(INT8.agreement, 1 - flips),
             )

@@ -219,31 +219,27 @@ WHITE_BOX_FAULTS: dict[str, tuple[Fault, str]] = {
 }
 
 
-def quantized_weight(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Replace an int8 weight."""
-    change(model, f"{name}_quantized", lambda w: new(w).astype(w.dtype))
+def channel_of_int8(weight: str, channel: int, factor: int) -> Fault:
+    """Scale the weights of a channel by 2, -1 or 0."""
+
+    def fault(model: onnx.ModelProto) -> None:
+        if factor == 2:
+            change(model, f"{weight}_scale", lambda s: s * (1 + (np.arange(len(s)) == channel)).astype(s.dtype))
+            return
+        change(
+            model,
+            f"{weight}_quantized",
+            lambda w: (w * np.where(np.arange(len(w)) == channel, factor, 1).reshape(-1, 1, 1, 1)).astype(w.dtype),
+        )
+
+    return fault
 
 
-def channel_scale_doubled(model: onnx.ModelProto) -> None:
-    change(model, "layer1.0.conv1.weight_scale", lambda s: s * (1 + (np.arange(len(s)) == 5)).astype(s.dtype))
-
-
-def channel_sign_turned(model: onnx.ModelProto) -> None:
-    quantized_weight(model, "layer1.0.conv1.weight", lambda w: w * _channel(w, -1))
-
-
-def channel_dead(model: onnx.ModelProto) -> None:
-    quantized_weight(model, "layer1.0.conv1.weight", lambda w: w * _channel(w, 0))
-
-
-def _channel(w: np.ndarray, factor: int) -> np.ndarray:
-    return np.where(np.arange(len(w)) == 5, factor, 1).reshape(-1, 1, 1, 1)
-
-
+# Outputs show most of them, but not those of channels that matter little: each is for the white box.
+CHANNEL_FAULTS = {"scale doubled": 2, "sign turned": -1, "dead": 0}
 WHITE_BOX_INT8_FAULTS: dict[str, tuple[Fault, str]] = {
-    "a channel's scale doubled": (channel_scale_doubled, "weights"),
-    "a channel's sign turned": (channel_sign_turned, "weights"),
-    "a dead channel": (channel_dead, "weights"),
+    f"a channel's {name}": (channel_of_int8("layer1.0.conv1.weight", 5, factor), "weights")
+    for name, factor in CHANNEL_FAULTS.items()
 }
 
 

@@ -153,7 +153,7 @@ def resized_by_operator(raw: onnx.ModelProto) -> onnx.ModelProto:
 def test_a_file_is_verified_where_it_will_run(
     where: str, small: Checkpoint, files: dict[Form, Path], tmp_path: Path
 ) -> None:
-    """Files of version 0.1 resize with an operator that only ONNX Runtime's CPU provider implements as Pillow does."""
+    """Files of version 0.1 resize with an operator that even ONNX Runtime's CPU provider rounds in another way."""
     model, reference, images = onnx.load(files["fp32", True]), Reference(small), make_images((57, 63), count=20)
     report = verify_model(model, reference, images, tmp_path, provider=where)
     assert report.validated, report.failed_checks
@@ -161,4 +161,5 @@ def test_a_file_is_verified_where_it_will_run(
     assert bool(report.nodes_by_provider) == (where == runtime.CPU)
     earlier = verify_model(resized_by_operator(model), reference, images, tmp_path, provider=where)
     failed = {check.name: check.result for check in earlier.failed_checks}
-    assert list(failed) == ([] if where == runtime.CPU else ["resize and crop"]), failed
+    assert ("resize and crop" in failed) == (where != runtime.CPU), failed
+    assert "resized images" in failed
