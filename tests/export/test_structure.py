@@ -808,12 +808,14 @@ def test_the_report_says_what_was_compared(
     assert whole.black_box_only == ""
     faulty = copy(model)
     a_chain_of_identities(faulty)
+    excused = verify_model(faulty, reference, few, tmp_path, black_box=True)
+    assert excused.validated, excused.failed_checks
+    assert excused.black_box_only == "--black-box"
     for entry in faulty.metadata_props:
         if entry.key == "made_by":
             entry.value = "resnet-ops 9.9, torch 9.9"
     refuted = verify_model(faulty, reference, few, tmp_path)
-    assert [check.name for check in refuted.failed_checks] == ["structure", "weights"]
-    assert "the file says 'resnet-ops 9.9, torch 9.9'" in refuted.failed_checks[0].result
-    excused = verify_model(faulty, reference, few, tmp_path, black_box=True)
-    assert excused.validated
-    assert excused.black_box_only == "--black-box"
+    failed = {check.name: check.result for check in refuted.failed_checks}
+    assert {"structure", "weights"} <= failed.keys()
+    assert "the file says 'resnet-ops 9.9, torch 9.9'" in failed["structure"]
+    assert refuted.black_box_only == ""
