@@ -43,6 +43,8 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
             f"[yellow]Verified on a stratified sample:[/] {proof.images:,} of {proof.images_total:,} images, "
             f"{proof.sample}."
         )
+    if proof.black_box_only:
+        output.show(f"[yellow]Black box only:[/] {proof.black_box_only}; its weights were not compared.")
     if proof.provider == CPU:
         if proof.precision == "int8":
             reason = "int8 is for CPUs and TensorRT, for CUDA use --precision fp16"

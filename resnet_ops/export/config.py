@@ -161,6 +161,14 @@ class ValidateConfig(ProofConfig):
         ),
     ] = None
 
+    black_box: Annotated[
+        bool,
+        option(
+            "Check outputs only, for files of other versions or programs; weights and structure are not verified.",
+            panel="Verification",
+        ),
+    ] = False
+
     @model_validator(mode="after")
     def _runs_there(self) -> Self:
         if self.runtime != "onnxruntime" and self.provider not in ("auto", "cpu"):

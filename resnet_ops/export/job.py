@@ -75,7 +75,8 @@ def export_onnx(
     images = select_images(source, "val", info.class_names) if source else None
     final = config.out or resolved.folder / graph.file_name(config.precision, config.input)
     files.make_folder(final.parent, exist_ok=True)
-    model, metadata, candidates = _build_model(config, resolved, source, provider)
+    exported = graph.to_onnx(info, resolved.checkpoint.model, config.opset)
+    model, metadata, candidates = _build_model(exported, config, resolved, source, provider)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:  # ONNX Runtime reads disks only
         unverified = Path(folder) / final.name
         graph.set_metadata(model, metadata)
@@ -91,7 +92,7 @@ def export_onnx(
             images=config.images,
             seen=is_training_data and info.fitted_on_all,
         )
-        report = verify_file(unverified, Reference(resolved.reread()), images, thresholds)
+        report = verify_file(unverified, Reference(resolved.reread()), images, thresholds, exported)
         if report.validated:
             _embed_report(unverified, metadata, report, provider)
         file, proof_file, size = _publish(unverified, final, report, resolved.checkpoint, config)
@@ -113,12 +114,13 @@ def export_onnx(
 
 
 def _build_model(
-    config: ExportConfig, resolved: ResolvedCheckpoint, source: Source | None, provider: str
+    exported: onnx.ModelProto, config: ExportConfig, resolved: ResolvedCheckpoint, source: Source | None, provider: str
 ) -> tuple[onnx.ModelProto, ModelMetadata, list[QuantizationCandidate]]:
-    """Return the model, its metadata, and the quantizations tried for int8."""
+    """Return the model, made of the network in fp32, its metadata, and the quantizations tried for int8."""
     checkpoint = resolved.checkpoint
     info = checkpoint.info
-    model = graph.to_onnx(info, checkpoint.model, config.opset)
+    model = onnx.ModelProto()
+    model.CopyFrom(exported)
     steps = Preprocessing.of(info, "normalized")
     candidates, choice, error = list[QuantizationCandidate](), None, None
     if config.precision == "fp16":

@@ -155,7 +155,7 @@ def _overflowing_nodes(model: onnx.ModelProto, x: np.ndarray) -> set[str]:
     """Return the names of nodes whose weights or results, times `HEADROOM`, overflow fp16."""
     floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
     weights = {t.name: float(np.abs(numpy_helper.to_array(t)).max(initial=0)) for t in floats}
-    largest = weights | _largest_values(model, x)
+    largest = weights | {name: float(np.abs(extremes).max()) for name, extremes in value_ranges(model, x).items()}
     limit = FP16_LARGEST / HEADROOM
     # Not (value <= limit): NaN and infinity are beyond it too.
     return {
@@ -165,8 +165,13 @@ def _overflowing_nodes(model: onnx.ModelProto, x: np.ndarray) -> set[str]:
     }
 
 
-def _largest_values(model: onnx.ModelProto, x: np.ndarray) -> dict[str, float]:
-    """Return the largest |value| of each intermediate float tensor."""
+def value_ranges(model: onnx.ModelProto, x: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Return the lowest and the highest value of each intermediate float tensor; both NaN where one is.
+
+    Args:
+        model: An fp32 graph.
+        x: Inputs (N, C, H, W) float32 to measure its values with.
+    """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     outputs = {output.name for output in probe.graph.output}
@@ -174,11 +179,12 @@ def _largest_values(model: onnx.ModelProto, x: np.ndarray) -> dict[str, float]:
     probe.graph.output.extend(v for v in floats if v.name not in outputs)
     session = runtime.create_session(probe.SerializeToString(), runtime.CPU).session
     names = [output.name for output in session.get_outputs()]
-    largest: dict[str, float] = {}
+    ranges: dict[str, tuple[float, float]] = {}
     for start in range(0, len(x), BATCH):
         for name, value in zip(names, session.run(None, {IMAGES: x[start : start + BATCH]}), strict=True):
-            largest[name] = float(np.max([largest.get(name, 0.0), np.abs(value).max()]))
-    return largest
+            values = [*ranges.get(name, ()), value.min(), value.max()]
+            ranges[name] = float(np.min(values)), float(np.max(values))
+    return ranges
 
 
 def to_int8(
@@ -203,9 +209,7 @@ def to_int8(
     variants = [(form, *method) for form in forms for method in (METHODS if form == forms[0] else METHODS[:1])]
     models: list[onnx.ModelProto] = []
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, _suppress_tool_output():
-        prepared = Path(folder) / "prepared.onnx"
-        onnx.save(model, str(Path(folder) / "fp32.onnx"))
-        quant_pre_process(str(Path(folder) / "fp32.onnx"), str(prepared), skip_symbolic_shape=True)
+        prepared = _prepare(model, Path(folder))
         for form, method, _ in variants:
             images = calibration
             if method != CalibrationMethod.MinMax:
@@ -222,6 +226,27 @@ def to_int8(
     best = _select(candidates)
     chosen = models[candidates.index(best)]
     return chosen, [replace(candidate, chosen=candidate is best) for candidate in candidates]
+
+
+def quantize(model: onnx.ModelProto, x: np.ndarray, form: str) -> onnx.ModelProto:
+    """Quantize statically in one form, with the ranges from the lowest to the highest value.
+
+    Args:
+        model: An fp32 graph.
+        x: Inputs (N, C, H, W) float32 to calibrate on.
+        form: One of `FORMS`.
+    """
+    with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder, _suppress_tool_output():
+        prepared = _prepare(model, Path(folder))
+        return _quantize(prepared, Path(folder) / "int8.onnx", x, CalibrationMethod.MinMax, form)
+
+
+def _prepare(model: onnx.ModelProto, folder: Path) -> Path:
+    """Optimize a graph as the quantizer demands, and return the file with it."""
+    prepared = folder / "prepared.onnx"
+    onnx.save(model, str(folder / "fp32.onnx"))
+    quant_pre_process(str(folder / "fp32.onnx"), str(prepared), skip_symbolic_shape=True)
+    return prepared
 
 
 def _select(candidates: list[QuantizationCandidate]) -> QuantizationCandidate:

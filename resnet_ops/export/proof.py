@@ -42,6 +42,7 @@ from resnet_ops.export.tolerances import (
     tolerances_of,
     top1_accuracy,
 )
+from resnet_ops.export.white_box import WhiteBox
 from resnet_ops.formatting import percent
 from resnet_ops.significance import sampling_margin, standard_error
 
@@ -64,6 +65,7 @@ class ProofThresholds:
         origin: The run and the dataset that the metadata names.
         images: The number of images to use; by default all, or as many as take about a minute.
         seen: Whether the network was trained on the images: then it has no validation accuracy.
+        black_box: Whether only outputs are checked: structure and weights are not.
     """
 
     provider: str
@@ -75,10 +77,15 @@ class ProofThresholds:
     origin: Origin = field(default_factory=Origin)
     images: int | None = None
     seen: bool = False
+    black_box: bool = False
 
 
 def verify_file(
-    file: Path, reference: Reference | None, images: ValidationImages | None, thresholds: ProofThresholds
+    file: Path,
+    reference: Reference | None,
+    images: ValidationImages | None,
+    thresholds: ProofThresholds,
+    exported: onnx.ModelProto | None = None,
 ) -> ProofReport:
     """Run all checks on an exported file.
 
@@ -87,6 +94,7 @@ def verify_file(
         reference: The checkpoint that it was exported from; without it, the file is checked against its metadata only.
         images: The validation images; without them only random and extreme pixels are used.
         thresholds: The limits.
+        exported: The network as exported to fp32, where it is at hand: otherwise it is exported again, to compare.
     """
     draft = ProofDraft(provider=thresholds.provider)
     try:
@@ -104,7 +112,9 @@ def verify_file(
         draft.nodes_by_provider = session.nodes_by_provider
         draft.run("nodes", partial(check_nodes, file, session))
     draft.run("metadata", lambda: check_metadata(metadata, model, checkpoint, thresholds.origin))
-    white_box = False  # whether the graph and every weight are known to be those of an export of the checkpoint
+    white_box = _check_white_box(
+        draft, WhiteBox(untrusted.with_weights(file, model), metadata, checkpoint, images, exported), thresholds
+    )
     if images is not None:
         images = _choose_images(draft, model, images, reference, thresholds, white_box)
     if metadata.input == "raw":
@@ -115,6 +125,22 @@ def verify_file(
     if images is not None:
         _check_validation_set(draft, box, model, images, thresholds)
     return draft.of_seen_images() if thresholds.seen else ProofReport(**dict(draft))
+
+
+def _check_white_box(draft: ProofDraft, box: WhiteBox, thresholds: ProofThresholds) -> bool:
+    """Compare structure and weights; return whether both are known to be those of an export of the checkpoint."""
+    before = len(draft.failed_checks)
+    if thresholds.black_box:
+        draft.black_box_only = "--black-box"
+        return False
+    draft.run("structure", box.check_structure)
+    if box.checkpoint is None:
+        draft.black_box_only = "its checkpoint was not found"
+        return False
+    draft.run("weights", box.check_weights)
+    if box.form is not None:
+        draft.run("activation ranges", box.check_ranges)
+    return len(draft.failed_checks) == before
 
 
 def _choose_images(

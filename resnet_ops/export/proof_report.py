@@ -31,6 +31,9 @@ class ProofReport(Result):
     tolerance: float = Field(default=nan, description="Largest max_rel_diff that passes.")
     checks: list[ProofCheck] = Field(default_factory=list, description="Each check: name, found, held, limit.")
     nodes_by_provider: dict[str, int] = Field(default_factory=dict, description="Number of nodes that each one ran.")
+    black_box_only: str = Field(
+        default="", description="Why structure or weights were not compared with the checkpoint's; empty if they were."
+    )
     images: int = Field(default=0, description="Validation images that were used.")
     images_total: int = Field(default=0, description="Validation images that there are; with fewer, a sample was used.")
     images_fingerprint: str = Field(default="", description="Fingerprint of the dataset that they are of.")

@@ -14,7 +14,7 @@ SMALLEST_PROBABILITY = 1e-30  # of which the logarithm is compared; fp32 ends at
 MEASURED_ERRORS = 2.0  # times the mean error that a quantization had on other images of the training may pass
 MEASURED_LARGEST = 4.0  # times the largest: that of one image beyond the calibrated ranges, of others by 2.8 times
 RULE_OF_THREE = 3.0  # of n images without an event, its rate is below 3 / n with 95% confidence (Hanley 1983)
-BF16_ROUNDING = 1e-2  # of the largest logit: ResNet-8 and -20 trained, then run in bf16, differ by at most 6e-3
+BF16_ROUNDING = 1e-2  # of the largest logit: ResNet-8 trained on digits, then run in bf16, differs by at most 6e-3
 CLASS_FLIPS = 1e-3  # the probability that a file as good as its limit fails for the images of one class
 
 

@@ -74,6 +74,13 @@ def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
     return model, ModelMetadata.parse(path.name, properties)
 
 
+def with_weights(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model that was scanned, with the weights that it keeps in another file."""
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        return onnx.load(str(path))
+    return model
+
+
 def _damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path} is damaged: {why}.", "Export it again.")
 

@@ -65,6 +65,7 @@ def validate_onnx(
         origin=Origin(resolved.run_names if resolved else frozenset(), source.record.fingerprint if by_name else None),
         images=config.images,
         seen=seen,
+        black_box=config.black_box,
     )
     images = inputs.select_images(source, "val", metadata.class_names)
     report = verify_file(file, Reference(checkpoint) if checkpoint else None, images, thresholds)

@@ -51,7 +51,7 @@ def make_checkpoint(
             network(torch.randn(16, channels, *size) * 1.5 + 0.3)
     info = CheckpointInfo(
         model=model,
-        shortcut=None if model.startswith("plain") else network.shortcut,
+        shortcut=getattr(network, "shortcut", None) if not model.startswith("plain") else None,
         class_names=tuple("abcdefghij"),
         channels=channels,
         height=size[0],

@@ -306,19 +306,19 @@ def test_half_precision_that_overflows_is_refuted(
     bias = next(n.input[2] for n in huge.graph.node if n.op_type == "Conv" and n.input[1] == "layer1.0.conv1.weight")
     change(huge, bias, lambda b: b * large)
     change(huge, "layer1.0.conv2.weight", lambda w: w / large)
-    assert verify_model(huge, reference, images, tmp_path).validated
+    assert verify_model(huge, reference, images, tmp_path, black_box=True).validated
     naive = finish(convert_float_to_float16(copy(huge), keep_io_types=True), checkpoint, precision="fp16")
     precision._sort_nodes(naive)
-    refuted = [check.name for check in verify_model(naive, reference, images, tmp_path).failed_checks]
+    refuted = [check.name for check in verify_model(naive, reference, images, tmp_path, black_box=True).failed_checks]
     assert "validation set" in refuted
     steps = Preprocessing.of(checkpoint.info, "normalized")
     converted, choice = precision.to_fp16(copy(huge), normalize_pixels(images.first(32, steps.crop), steps))
     assert "in fp32" in choice
     kept = finish(converted, checkpoint, precision="fp16", precision_choice=choice)
-    report = verify_model(kept, reference, images, tmp_path, precision="fp16")
+    report = verify_model(kept, reference, images, tmp_path, precision="fp16", black_box=True)
     assert report.validated, report.failed_checks
     change_metadata(kept, "precision_choice", lambda _: "all nodes")
-    (refuted_check,) = verify_model(kept, reference, images, tmp_path).failed_checks
+    (refuted_check,) = verify_model(kept, reference, images, tmp_path, black_box=True).failed_checks
     assert (refuted_check.name, "in fp32" in refuted_check.result) == ("metadata", True)
 
 
