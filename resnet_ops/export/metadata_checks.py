@@ -141,6 +141,7 @@ def check_recorded_proof(
         "it says of images that the network has seen them": (
             recorded.has_seen_images and not (metadata.fitted_on_all and of_training)
         ),
+        "it is of outputs only": bool(recorded.black_box_only),
         "it did not pass": (metadata.validation or {}).get("validated") is not True,
         f"provider {recorded.provider[:40]!r} is unknown": recorded.provider not in EVERYWHERE,
         f"{ran} nodes ran of {len(model.graph.node)}": bool(recorded.nodes_by_provider)

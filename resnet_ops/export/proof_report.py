@@ -4,7 +4,7 @@ Which checks there are is in `proof`.
 """
 
 from collections.abc import Callable
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 from pydantic import ConfigDict, Field, computed_field
@@ -73,7 +73,7 @@ class ProofReport(Result):
     @property
     def has_seen_images(self) -> bool:
         """Return whether the network was trained on the images."""
-        return self.seen_accuracy_onnx == self.seen_accuracy_onnx
+        return not isnan(self.seen_accuracy_onnx) or not isnan(self.seen_accuracy_torch)
 
     @property
     def accuracy_torch(self) -> float:

@@ -24,6 +24,8 @@ from tests.export.faults import (
     BATCH_FAULTS,
     CHANNEL_FAULTS,
     RAW_FAULTS,
+    WHITE_BOX_FAULTS,
+    WHITE_BOX_INT8_FAULTS,
     channel_of_int8,
     cooled_logits,
     dequantized_but_one,
@@ -78,6 +80,28 @@ def test_a_fault_on_few_images_is_found(
     failed = failed_checks(name, sound, Reference(small), tmp_path)
     assert FAULTS[name][1] in failed
     assert "validation set" not in failed or name in BATCH_FAULTS
+
+
+@pytest.mark.parametrize("name", WHITE_BOX_FAULTS)
+def test_a_fault_that_no_probe_meets_is_found_by_comparing_the_graph(
+    name: str, small: Checkpoint, sound: dict[bool, onnx.ModelProto], tmp_path: Path
+) -> None:
+    plant, check = WHITE_BOX_FAULTS[name]
+    faulty = copy(sound[True])
+    plant(faulty)
+    report = verify_model(faulty, Reference(small), make_images((47, 53), count=12), tmp_path)
+    assert check in [failed.name for failed in report.failed_checks]
+
+
+@pytest.mark.parametrize("name", WHITE_BOX_INT8_FAULTS)
+def test_a_fault_of_any_int8_channel_is_found_by_comparing_the_weights(
+    name: str, int8_model: onnx.ModelProto, digit_checkpoint: Checkpoint, digits: ValidationImages, tmp_path: Path
+) -> None:
+    plant, check = WHITE_BOX_INT8_FAULTS[name]
+    faulty = copy(int8_model)
+    plant(faulty)
+    report = verify_model(faulty, Reference(digit_checkpoint), digits.stratified(100), tmp_path)
+    assert check in [failed.name for failed in report.failed_checks]
 
 
 @pytest.mark.parametrize("name", CONTRADICTIONS)

@@ -38,6 +38,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "run": ("prize-winner", "metadata"),
     "epoch": (7777, "metadata"),
     "val_accuracy": (0.9999, "metadata"),
+    "fitted_on_all": (True, "metadata"),
     "checkpoint_sha256": ("0" * 64, "metadata"),
     "made_by": ("hand", "metadata"),
     "precision_choice": ("all nodes", "metadata"),
@@ -59,8 +60,11 @@ FORGED_NUMBERS: dict[str, dict[str, Any]] = {
     "top1_agreement": {"top1_agreement": 0.5},
     "val_accuracy_torch": {"val_accuracy_torch": 1.0},
     "val_accuracy_onnx": {"val_accuracy_onnx": 1.0},
+    "seen_accuracy_torch": {"seen_accuracy_torch": 0.5},
+    "seen_accuracy_onnx": {"seen_accuracy_onnx": 0.5},
     "calibration_error_torch": {"calibration_error_torch": 0.3},
     "calibration_error_onnx": {"calibration_error_onnx": 0.3},
+    "black_box_only": {"black_box_only": "--black-box"},
     "validated": {"validated": False},
 }
 # Of another dataset, which is not at hand: that is said, and its numbers are not compared.

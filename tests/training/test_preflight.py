@@ -66,5 +66,5 @@ def test_more_images_make_no_worse_network(digits: Source) -> None:
         epochs = list(build_trainer(config, network, part, ProcessGroup(), CPU).run(lambda _: None))
         assert epochs[-1] is not None
         errors.append(epochs[-1].val_error)
-    assert all(more < fewer + 0.03 for fewer, more in itertools.pairwise(errors)), errors
+    assert all(more < fewer + 0.1 for fewer, more in itertools.pairwise(errors)), errors
     assert errors[-1] < 0.08 < 0.12 < errors[0]

@@ -12,7 +12,7 @@ from torch import nn
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.augment import Augmentation
-from resnet_ops.data.loader import Loader, open_loader
+from resnet_ops.data.loader import DeviceImages, Loader, open_loader
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
@@ -41,6 +41,9 @@ def ignore(_: Progress) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_step_is_plain_pytorchs(digits: Loader, fused: bool) -> None:
+    """For six steps: after twelve, a ReLU that rounding turns over makes 2e-3 of 5e-7, in plain PyTorch too."""
+    assert isinstance(digits.train, DeviceImages)
+    digits = replace(digits, train=DeviceImages(digits.train.pixels[:700], digits.train.labels[:700]))
     ours = training(digits, weight_decay=1e-3, fused=fused, channels_last=fused)
     torch.manual_seed(0)
     theirs = build("resnet8", num_classes=10, in_channels=1).to(memory_format=torch.channels_last)
