@@ -228,7 +228,14 @@ def centered(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + SIDE, top + SIDE))
 
 
-@pytest.mark.parametrize(("fault", "program"), FAULTS.items(), ids=FAULTS)
+# Each takes half a second. Some of all kinds are checked each time, the others by `make test-chaos`.
+CHECKED = [
+    pytest.param(*fault, id=fault[0], marks=[pytest.mark.slow] if index % 3 else [])
+    for index, fault in enumerate(FAULTS.items())
+]
+
+
+@pytest.mark.parametrize(("fault", "program"), CHECKED)
 def test_each_fault_is_named(world: World, fault: str, program: Program) -> None:
     kind = "probabilities" if "crop" in fault or "squash" in fault or "transp" in fault else "logits"
     logits = world.logits(program)
@@ -496,6 +503,7 @@ GREY_FAULTS: dict[str, Callable[[Path], np.ndarray]] = {
 }
 
 
+@pytest.mark.slow
 def test_faults_of_grey_networks_are_named(world: World) -> None:
     def prepare(grey: np.ndarray) -> np.ndarray:
         return ((np.asarray(fit(pillow_of(grey))) / 255 - MEAN[0]) / STD[0])[None]
