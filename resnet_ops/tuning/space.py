@@ -116,8 +116,9 @@ def read_space_file(path: Path) -> dict[str, Any]:
 def _parse(name: str, source: str, value: Any) -> Choices | Range:
     if name not in TUNE_OPTIONS and name not in TRAIN_OPTIONS:
         if name in TrainConfig.model_fields:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{source}: {name} is the same for all trials.", f"Set it with {option}.")
+            option = f"--{name.replace('_', '-')}" if name in TuneConfig.model_fields else "--recipe FILE, in that file"
+            remedy = "Use --refit." if name == "fit_all" else f"Set it with {option}."
+            raise UserError(f"{source}: {name} is the same for all trials.", remedy)
         remedy = did_you_mean(name, [*TUNE_OPTIONS, *TRAIN_OPTIONS])
         raise UserError(f"{source}: there is no option {name!r} to search.", remedy)
     if isinstance(value, str) and _is_number(name) and ":" in value:
