@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
-from resnet_ops.export import answers, runtime
+from resnet_ops.export import answer_table, runtime
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import DiagnoseConfig
 from resnet_ops.export.diagnosis import DiagnoseResult, diagnose_with
@@ -470,7 +470,7 @@ def test_what_is_missing_is_said(world: World, cli: Cli, monkeypatch: pytest.Mon
         (line,) = ended.err.splitlines()
         assert line.startswith("error: ")
         assert words in line
-    monkeypatch.setattr(answers, "MAX_CSV_BYTES", 100)
+    monkeypatch.setattr(answer_table, "MAX_CSV_BYTES", 100)
     with pytest.raises(UserError, match="more than the 100 B that are read"):
         world.diagnose(outputs)
 
