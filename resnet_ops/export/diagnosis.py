@@ -137,7 +137,7 @@ def diagnose_with(
 
     return DiagnoseResult(
         verdict="explained" if explaining else "undecided" if undecided else "unexplained" if ours.misses else "equal",
-        explanation=_common_name(best, ties) if explaining else None,
+        explanation=common_name(best, ties) if explaining else None,
         undecided=undecided,
         best=describe(best),
         ours=describe(ours),
@@ -226,7 +226,7 @@ def _shown(ranked: Sequence[FaultMatch], found: Sequence[FaultMatch]) -> list[Fa
     return [m for m in ranked if m in found or len(m.faults) <= 1 or m.distance * 2 <= nearest]
 
 
-def _common_name(best: FaultMatch, ties: Sequence[FaultMatch]) -> str:
+def common_name(best: FaultMatch, ties: Sequence[FaultMatch]) -> str:
     """Return the names of the faults; without the filter of the resize if ties differ in that."""
     if not any(match.shares_geometry(best) for match in ties):
         return " + ".join(fault.name for fault in best.faults)
