@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from resnet_ops.data.discovery import FolderImages
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
-from resnet_ops.export import answer_table, runtime
+from resnet_ops.export import answer_table, fault_search, runtime
 from resnet_ops.export.answers import Answers, read_answers
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import DiagnoseConfig
@@ -413,7 +413,9 @@ def test_several_faults_at_once_are_named(world: World) -> None:
     assert len(three.best.remedies) == 3
 
 
-def test_answers_that_nothing_explains_are_shown(world: World, cli: Cli) -> None:
+def test_answers_that_nothing_explains_are_shown(world: World, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault_search, "MOST_FAULTS", 2)  # the third at once takes most of the time
+
     def scrambled(path: Path) -> np.ndarray:
         x = right(path)
         return np.random.default_rng(5).permutation(x.ravel()).reshape(x.shape)
@@ -429,7 +431,11 @@ def test_answers_that_nothing_explains_are_shown(world: World, cli: Cli) -> None
     assert result["ties"] == []
     assert len(result["differing"]) == 5
     assert result["differing"][0]["difference"] > 0.02
-    assert [one["faults"] for one in result["hypotheses"]].count([]) == 1  # our own preprocessing, to compare with
+    shown = result["hypotheses"]
+    assert [one["faults"] for one in shown].count([]) == 1  # our own preprocessing, to compare with
+    nearest = min(one["mean_diff"] for one in shown if len(one["faults"]) < 2)
+    assert all(one["mean_diff"] * 2 <= nearest for one in shown if len(one["faults"]) > 1)  # others fit by chance
+    assert not any(one["explains"] for one in shown)
 
 
 def test_the_command_names_the_fault_and_what_to_change(world: World, cli: Cli) -> None:
