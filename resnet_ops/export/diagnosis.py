@@ -125,11 +125,11 @@ def diagnose_with(
     fitting = [match for match in ranked if match.faults and match.fits(ours)]
     explaining = [match for match in fitting if match.explains(ours)]
     undecided = None if explaining else _why_undecided(fitting, ours)
-    found = explaining or fitting
-    shown = _shown(ranked, found)
-    best = found[0] if found else shown[0] if ours.misses else ours
-    ties = [match for match in found[1:] if match.ties(best)]
-    shown = sorted(shown, key=lambda match: (match is not best, match not in ties))[: config.top]
+    candidates = explaining or fitting
+    selected = _plausible(ranked, candidates)
+    best = candidates[0] if candidates else selected[0] if ours.misses else ours
+    ties = [match for match in candidates[1:] if match.ties(best)]
+    selected = sorted(selected, key=lambda match: (match is not best, match not in ties))[: config.top]
     winners = [best, *ties] if explaining else [] if ours.misses else [ours]
 
     def describe(match: FaultMatch) -> Hypothesis:
@@ -141,7 +141,7 @@ def diagnose_with(
         undecided=undecided,
         best=describe(best),
         ours=describe(ours),
-        hypotheses=tuple(map(describe, shown if ours in shown else [*shown, ours])),
+        hypotheses=tuple(map(describe, selected if ours in selected else [*selected, ours])),
         ties=tuple(map(describe, ties)),
         telling=int(ours.missed.sum()),
         differing=tuple(_differing(best, chosen, images, classifier.class_names)),
@@ -220,10 +220,10 @@ def _why_undecided(fitting: Sequence[FaultMatch], ours: FaultMatch) -> str | Non
     return "nearly all answers are the same class, or near ties"
 
 
-def _shown(ranked: Sequence[FaultMatch], found: Sequence[FaultMatch]) -> list[FaultMatch]:
+def _plausible(ranked: Sequence[FaultMatch], candidates: Sequence[FaultMatch]) -> list[FaultMatch]:
     """Leave out combinations that neither fit nor come twice as near as the best single fault: they fit by chance."""
     nearest = min(match.distance for match in ranked if len(match.faults) <= 1)
-    return [m for m in ranked if m in found or len(m.faults) <= 1 or m.distance * 2 <= nearest]
+    return [m for m in ranked if m in candidates or len(m.faults) <= 1 or m.distance * 2 <= nearest]
 
 
 def common_name(best: FaultMatch, ties: Sequence[FaultMatch]) -> str:
