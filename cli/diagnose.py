@@ -27,7 +27,7 @@ def diagnose(options: Options, json: Json = False, debug: Debug = False) -> None
 
     Faults such as BGR, a missing normalization or another resize are replayed with the file itself, alone and up to
     three at once, and the one that gives your program's answers is named. The exit code is 0 if the answers are equal
-    or explained, 1 if not.
+    or explained, 1 if not, or if too few classes differ to tell.
     """
     output = Output(json)
     config = options.make(DiagnoseConfig)
@@ -37,6 +37,8 @@ def diagnose(options: Options, json: Json = False, debug: Debug = False) -> None
             from resnet_ops.export import diagnosis as library
 
         result = library.diagnose(config, status.update, process_started_at())
+    if result.is_cut:
+        warn(f"{result.outputs} is long: only its first lines were read.")
     if result.bad_lines:
         warn(f"Left out {len(result.bad_lines):,}, first {result.bad_lines[0]}.")
     _show_hypotheses(output, result)
@@ -49,15 +51,23 @@ def diagnose(options: Options, json: Json = False, debug: Debug = False) -> None
             WORK_FAILED,
         )
         report_error(refusal, WORK_FAILED, as_json=False, debug=debug)
+    if result.undecided:
+        refusal = UserError(
+            f"It cannot be told why the answers differ: {result.undecided}.",
+            "Give probabilities instead of classes, or more images.",
+            WORK_FAILED,
+        )
+        report_error(refusal, WORK_FAILED, as_json=False, debug=debug)
     output.end(result)
-    if result.verdict == "unexplained":
+    if result.verdict in ("undecided", "unexplained"):
         raise typer.Exit(WORK_FAILED)
 
 
 def _show_hypotheses(output: Output, result: "DiagnoseResult") -> None:
     has_values = result.kind != "classes"
     columns = ["your program", ">classes equal", *([">mean difference", ">largest"] if has_values else []), ""]
-    rows = table(*columns, title=f"{result.kind} of {result.images:,} images, replayed on {result.provider}")
+    kind = result.kind if result.column is None else f"{result.kind} (column {escape(result.column)})"
+    rows = table(*columns, title=f"{kind} of {result.images:,} images, replayed on {result.provider}")
     for one in result.hypotheses:
         mark = "[green]explains[/]" if one.explains and one.faults else "[green]equal[/]" if one.explains else ""
         values = [f"{one.mean_diff:.4f}", f"{one.max_diff:.4f}"] if has_values else []
@@ -68,13 +78,16 @@ def _show_hypotheses(output: Output, result: "DiagnoseResult") -> None:
 
 def _show_verdict(output: Output, result: "DiagnoseResult") -> None:
     best, ours = result.best, result.ours
-    if result.verdict == "equal":
+    if result.verdict == "equal" and result.kind == "classes":
+        near = "" if ours.equal == ours.compared else f", but for {ours.compared - ours.equal:,} near ties"
+        output.show(f"[bold green]Equal:[/] no difference seen in {ours.compared:,} classes{near}.")
+        output.show("[yellow]Classes alone hide small differences:[/] give probabilities to see them.")
+    elif result.verdict == "equal":
         output.show(f"[bold green]Equal:[/] {_equal(ours)}; your program preprocesses as the file says.")
-        if result.kind == "classes":
-            output.show("[yellow]Classes alone hide small differences:[/] give probabilities to see them.")
     elif result.verdict == "explained":
         output.show(
-            f"[bold green]Explained:[/] {escape(best.name)}: {_equal(best)} (our preprocessing: {_equal(ours)})"
+            f"[bold green]Explained:[/] {escape(result.explanation or best.name)}: {_equal(best)} "
+            f"(our preprocessing: {_equal(ours)})"
         )
         for remedy in best.remedies:
             output.show(f"  change  {escape(remedy)}")
@@ -85,6 +98,9 @@ def _show_verdict(output: Output, result: "DiagnoseResult") -> None:
                 f"[yellow]As well by:[/] {names}. {result.telling:,} answers differ from ours; {more} would tell them "
                 "apart."
             )
+    elif result.verdict == "undecided" and best.faults:
+        names = "; ".join(escape(one.name) for one in (best, *result.ties))
+        output.show(f"[yellow]Possible:[/] {names}")
     if result.differing:
         has_values = result.kind != "classes"
         rows = table("image", ">line", "yours", "replayed", *([">difference"] if has_values else []))

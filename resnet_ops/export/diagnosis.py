@@ -22,7 +22,8 @@ from resnet_ops.export import inputs
 from resnet_ops.export.answers import Answers, read_answers
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import DiagnoseConfig
-from resnet_ops.export.fault_search import FaultMatch, FaultSearch
+from resnet_ops.export.fault_match import EVIDENCE, FaultMatch
+from resnet_ops.export.fault_search import FaultSearch
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.export.program_steps import read_upright
 from resnet_ops.files import Place
@@ -43,7 +44,7 @@ class Hypothesis(Result):
         "largest logit; None if there are only classes."
     )
     max_diff: float | None = Field(description="The largest such difference.")
-    explains: bool = Field(description="Whether it explains the answers.")
+    explains: bool = Field(description="Whether it is what explains the answers, or explains them as well as that.")
 
     @property
     def name(self) -> str:
@@ -64,17 +65,24 @@ class DifferingImage(Result):
 class DiagnoseResult(Result):
     """The explanation of another program's answers, or none."""
 
-    verdict: Literal["equal", "explained", "unexplained"] = Field(
-        description="Whether the answers are those of our preprocessing, those of a fault, or neither."
+    verdict: Literal["equal", "explained", "undecided", "unexplained"] = Field(
+        description="Whether the answers are those of our preprocessing, those of a fault, too few to tell, or neither."
     )
+    explanation: str | None = Field(
+        description="What explains the answers: the best's faults, or what they have in common with ties that differ "
+        "in the filter of the resize only."
+    )
+    undecided: str | None = Field(description="Why it cannot be told what explains the answers.")
     best: Hypothesis = Field(description="The explanation, or what comes nearest.")
     ours: Hypothesis = Field(description="Our own preprocessing.")
     hypotheses: tuple[Hypothesis, ...] = Field(description="The best ones, the best first, with our own preprocessing.")
-    ties: tuple[Hypothesis, ...] = Field(description="Others that explain the answers as well.")
+    ties: tuple[Hypothesis, ...] = Field(description="Others that fit the answers as well as the best.")
     telling: int = Field(description="Images whose answers differ from those of our preprocessing.")
     differing: tuple[DifferingImage, ...] = Field(description="The first images that the best hypothesis differs for.")
     kind: Literal["classes", "probabilities", "logits"] = Field(description="What the program's answers are.")
-    answers: int = Field(description="Answers in the file of outputs.")
+    column: str | None = Field(description="The column that classes were read from, if another could have been it.")
+    is_cut: bool = Field(description="Whether the file of outputs has more lines than are read.")
+    answers: int = Field(description="Images with an answer in the file of outputs.")
     images: int = Field(description="Images of them that were compared.")
     bad_lines: tuple[str, ...] = Field(description="Lines that cannot be used, and images that cannot be decoded.")
     replayed: int = Field(description="Faults and combinations of them that were tried.")
@@ -113,18 +121,33 @@ def diagnose_with(
     chosen, broken = _decodable(chosen, images, classifier.metadata)
     search = FaultSearch(classifier, images, chosen, on_progress)
     ranked = search.run()
-    ours, explaining = search.ours, [match for match in ranked if match.faults and match.explains(search.ours)]
-    best = explaining[0] if explaining else ranked[0] if ours.misses else ours
-    ranked.sort(key=lambda match: match is not best)
+    ours = search.ours
+    fitting = [match for match in ranked if match.faults and match.fits(ours)]
+    explaining = [match for match in fitting if match.explains(ours)]
+    undecided = None if explaining else _why_undecided(fitting, ours)
+    candidates = explaining or fitting
+    selected = _plausible(ranked, candidates)
+    best = candidates[0] if candidates else selected[0] if ours.misses else ours
+    ties = [match for match in candidates[1:] if match.ties(best)]
+    selected = sorted(selected, key=lambda match: (match is not best, match not in ties))[: config.top]
+    winners = [best, *ties] if explaining else [] if ours.misses else [ours]
+
+    def describe(match: FaultMatch) -> Hypothesis:
+        return _describe(match, explains=match in winners)
+
     return DiagnoseResult(
-        verdict="explained" if explaining else "unexplained" if ours.misses else "equal",
-        best=_describe(best, ours),
-        ours=_describe(ours, ours),
-        hypotheses=tuple(_describe(match, ours) for match in _with(ours, ranked[: config.top])),
-        ties=tuple(_describe(match, ours) for match in explaining[1:] if match.ties(best)),
+        verdict="explained" if explaining else "undecided" if undecided else "unexplained" if ours.misses else "equal",
+        explanation=common_name(best, ties) if explaining else None,
+        undecided=undecided,
+        best=describe(best),
+        ours=describe(ours),
+        hypotheses=tuple(map(describe, selected if ours in selected else [*selected, ours])),
+        ties=tuple(map(describe, ties)),
         telling=int(ours.missed.sum()),
         differing=tuple(_differing(best, chosen, images, classifier.class_names)),
         kind=chosen.kind,
+        column=answers.column,
+        is_cut=answers.is_cut,
         answers=len(answers),
         images=len(chosen),
         bad_lines=(*answers.bad_lines, *broken),
@@ -178,7 +201,7 @@ def _decodable(answers: Answers, images: EncodedImages, metadata: ModelMetadata)
             read_upright(encoded, metadata.preprocessing.channels)
             rows.append(row)
         except DecodeError as error:
-            broken.append(f"{images.name(int(image))}: {error}")
+            broken.append(f"{images.name(int(image))}: {error}".rstrip("."))
     if not rows:
         raise UserError(
             f"None of the {len(broken):,} images can be decoded, first {broken[0]}.", "Choose others: --data."
@@ -186,7 +209,35 @@ def _decodable(answers: Answers, images: EncodedImages, metadata: ModelMetadata)
     return answers.subset(np.array(rows)), broken
 
 
-def _describe(match: FaultMatch, ours: FaultMatch) -> Hypothesis:
+def _why_undecided(fitting: Sequence[FaultMatch], ours: FaultMatch) -> str | None:
+    """Return why classes are too few to tell what explains them; None if they are not, or equal."""
+    needed = EVIDENCE * (len(fitting[0].faults) if fitting else 1)
+    if ours.differences is not None or not ours.misses or not (fitting or ours.misses < needed):
+        return None
+    if ours.misses < needed:
+        differ = "differs" if ours.misses == 1 else "differ"
+        return f"too few answers differ from ours: {ours.misses:,} of {int(ours.known.sum()):,} {differ}"
+    return "nearly all answers are the same class, or near ties"
+
+
+def _plausible(ranked: Sequence[FaultMatch], candidates: Sequence[FaultMatch]) -> list[FaultMatch]:
+    """Leave out combinations that neither fit nor come twice as near as the best single fault: they fit by chance."""
+    nearest = min(match.distance for match in ranked if len(match.faults) <= 1)
+    return [m for m in ranked if m in candidates or len(m.faults) <= 1 or m.distance * 2 <= nearest]
+
+
+def common_name(best: FaultMatch, ties: Sequence[FaultMatch]) -> str:
+    """Return the names of the faults; without the filter of the resize if ties differ in that."""
+    if not any(match.shares_geometry(best) for match in ties):
+        return " + ".join(fault.name for fault in best.faults)
+    names = [
+        fault.geometry or "another filter in the resize" if fault.stage == "resize" else fault.name
+        for fault in best.faults
+    ]
+    return f"{' + '.join(names)}; which filter cannot be told"
+
+
+def _describe(match: FaultMatch, *, explains: bool) -> Hypothesis:
     differences = None if match.differences is None else match.differences[match.known]
     return Hypothesis(
         faults=tuple(fault.name for fault in match.faults),
@@ -195,12 +246,8 @@ def _describe(match: FaultMatch, ours: FaultMatch) -> Hypothesis:
         compared=int(match.known.sum()),
         mean_diff=None if differences is None else float(differences.mean()),
         max_diff=None if differences is None else float(differences.max()),
-        explains=match.explains(ours),
+        explains=explains,
     )
-
-
-def _with(ours: FaultMatch, ranked: list[FaultMatch]) -> list[FaultMatch]:
-    return ranked if ours in ranked else [*ranked, ours]
 
 
 def _differing(

@@ -1,7 +1,7 @@
 """Search for the faults that explain a program's answers: each is replayed, then the best are combined.
 
 They are replayed with the file itself in ONNX Runtime: on some images first, and on all if they explain those best. The
-faults are in `faults`, the command is `diagnosis`.
+faults are in `faults`, what explains is decided in `fault_match`, the command is `diagnosis`.
 """
 
 import hashlib
@@ -9,131 +9,25 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
 from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.export.answers import Answers
-from resnet_ops.export.classifier import Classifier, softmax
+from resnet_ops.export.classifier import Classifier
+from resnet_ops.export.fault_match import EVIDENCE, EXACT, Combination, FaultMatch
 from resnet_ops.export.faults import as_told, input_faults, output_faults
 from resnet_ops.export.program_steps import Fault, read_upright, right_steps
 
-TOLERANCE = 0.02  # of a probability, or of the largest logit: fp16, TF32 and other JPEG decoders stay below
-REPLAY_TOLERANCE = 0.1  # of a fault: a level of rounding of another resize can do that to a few images
-EXACT = 1e-3  # mean difference of answers that need no explanation
 SCREENED = {"classes": 24, "probabilities": 10, "logits": 10}  # images that every fault is replayed on first
 CHUNK_IMAGES, CHUNK_BYTES = 32, 128 * 2**20  # decoded at a time
 FINALISTS = 16  # combinations of faults that are replayed on all images
-RARE = 5  # answers that are not the commonest class, for each fault: or thousands of combinations match by chance
+FITTING = 48  # of these, if they give all the classes so far
 MOST_FAULTS = 3  # at a time, as of a program of OpenCV: BGR, its resize, no normalization
 BEAM, BEAM_EACH = 6, 3  # combinations that another fault is added to: the best, and the best with a fault of each step
 CROSSED = 6  # faults of each step that are then combined with those of the others
 SMALL = 64 * 64  # pixels of inputs that every combination is tried for; of larger ones those with the best of each step
 PARTNERS = 12  # that number of them
-
-Combination = tuple[Fault, ...]  # at most one of each stage; the one of the output last
-
-
-@dataclass(frozen=True, eq=False)
-class FaultMatch:
-    """A combination of faults, and what the network answers with them, compared with what a program answered.
-
-    Args:
-        faults: The faults.
-        predicted: What they give, (N, classes); rows of NaN are not known.
-        answers: What the program answered, N.
-        margin: How much less likely a class may be than the likeliest to count as a near tie.
-    """
-
-    faults: Combination
-    predicted: np.ndarray
-    answers: Answers
-
-    @cached_property
-    def known(self) -> np.ndarray:
-        """Return whether each answer can be compared."""
-        return np.asarray(~np.isnan(self.predicted).any(1))
-
-    @cached_property
-    def top(self) -> np.ndarray:
-        """Return the predicted classes."""
-        return np.asarray(np.where(self.known, np.nan_to_num(self.predicted, nan=-np.inf).argmax(1), -9))
-
-    @cached_property
-    def equal(self) -> np.ndarray:
-        """Return whether each class is that of the program."""
-        return np.asarray(self.top == self.answers.classes % self.predicted.shape[1])
-
-    @cached_property
-    def probabilities(self) -> np.ndarray:
-        """Return the probability of each of the program's classes."""
-        p = softmax(self.predicted) if self.answers.kind == "logits" else self.predicted
-        return np.asarray(p[np.arange(len(p)), self.answers.classes % p.shape[1]])
-
-    @cached_property
-    def differences(self) -> np.ndarray | None:
-        """Return the largest difference of the values of each image, if the program gave some."""
-        theirs = self.answers.values
-        if theirs is None:
-            return None
-        ours = self.predicted
-        if self.answers.kind == "logits":  # softmax ignores what is added to all of an image's logits
-            ours, theirs = (x - x.mean(1, keepdims=True) for x in (ours, theirs))
-            largest = np.abs(theirs).max() or 1
-            ours, theirs = ours / largest, theirs / largest
-        return np.asarray(np.abs(ours - theirs).max(1))
-
-    @cached_property
-    def missed(self) -> np.ndarray:
-        """Return whether each answer is another one: by its values, or by its class unless that is a near tie."""
-        if self.differences is not None:
-            return np.asarray(self.known & ~(self.differences <= (REPLAY_TOLERANCE if self.faults else TOLERANCE)))
-        near = np.nan_to_num(self.predicted, nan=-np.inf).max(1) - self.probabilities <= TOLERANCE
-        return np.asarray(self.known & ~self.equal & ~near)
-
-    @property
-    def misses(self) -> int:
-        """Return the number of answers that are other ones."""
-        return int(self.missed.sum())
-
-    @cached_property
-    def distance(self) -> float:
-        """Return how far it is from the answers on average: in values, or as improbable as the classes are."""
-        if self.differences is not None:
-            return float(np.nanmean(self.differences))
-        return float(-np.nanmean(np.log(self.probabilities.clip(1e-6))))
-
-    @property
-    def rank(self) -> tuple[float, ...]:
-        """Return a key that sorts the best first; of equals, the fewest faults."""
-        if self.differences is not None:
-            return self.distance, len(self.faults)
-        share = self.misses / max(1, int(self.known.sum()))
-        return (share, self.distance) if share else (share, len(self.faults), -int(self.equal.sum()), self.distance)
-
-    def explains(self, ours: "FaultMatch") -> bool:
-        """Return whether the answers are explained by it, `ours` being the match without a fault."""
-        if not self.faults or not ours.misses:
-            return not self.misses and (not self.faults or self.closer_than(ours))
-        count = int(self.known.sum())
-        if self.differences is None:
-            classes = self.answers.classes[self.known]
-            rare = count - int(
-                np.unique(classes, return_counts=True)[1].max()
-            )  # what is nearly all one class says little
-            is_telling = len(self.faults) == 1 or rare >= RARE * len(self.faults)
-            return self.misses <= count // 100 and self.misses * 10 <= ours.misses and is_telling
-        return self.misses <= count // 20 and self.distance <= TOLERANCE and self.distance * 4 <= ours.distance
-
-    def closer_than(self, ours: "FaultMatch") -> bool:
-        """Return whether it is much closer where both are within the tolerance."""
-        return self.differences is not None and ours.distance > EXACT and self.distance * 5 < ours.distance
-
-    def ties(self, best: "FaultMatch") -> bool:
-        """Return whether it explains the answers as well as the best does."""
-        as_near = self.misses == best.misses if self.differences is None else self.distance <= 2 * best.distance + 1e-4
-        return as_near and len(self.faults) == len(best.faults)
 
 
 @dataclass
@@ -159,7 +53,8 @@ class FaultSearch:
         partners = input_faults(metadata)
         for count in range(1, MOST_FAULTS + 1):
             compared.sort(key=lambda match: match.rank)
-            if self.is_settled(compared):
+            has_little = self.ours.differences is None and self.ours.misses < EVIDENCE  # too little for a single fault
+            if self.is_settled(compared) or (count > 1 and has_little):
                 break
             tried = list(dict.fromkeys(_combined(beam, partners)))
             self.on_progress(
@@ -171,7 +66,7 @@ class FaultSearch:
                 screened += self.matches(list(_neighbors(_closest(screened), partners)), rows)
                 screened += self.matches(list(_crossed(screened)), rows)
             screened.sort(key=lambda match: match.rank)
-            finalists = list(dict.fromkeys(_before_network(match.faults) for match in screened))[:FINALISTS]
+            finalists = _finalists(screened)
             self.on_progress(f"Replaying the best on all {len(self.answers):,} images")
             compared += self.matches(finalists, everything)
             screened.sort(key=lambda match: match.distance)
@@ -181,10 +76,10 @@ class FaultSearch:
         return sorted(compared, key=lambda match: match.rank)
 
     def is_settled(self, compared: Sequence[FaultMatch]) -> bool:
-        """Return whether the answers are ours, or explained by one of the matches."""
+        """Return whether the answers are ours, or one of the matches fits: more faults at once had less evidence."""
         ours = self.ours
         is_exact = not ours.misses and (ours.differences is None or ours.distance <= EXACT)
-        return is_exact or any(match.faults and match.explains(ours) for match in compared)
+        return is_exact or any(match.faults and match.fits(ours) for match in compared)
 
     def most_telling(self) -> np.ndarray:
         """Return some rows: of those where our answer is another one three quarters, the others of the rest."""
@@ -201,17 +96,22 @@ class FaultSearch:
         """
         answers, metadata = self.answers.subset(rows), self.classifier.metadata
         after = output_faults(metadata, answers.kind)
+        order = {fault.name: place for place, fault in enumerate([*input_faults(metadata), *after])}
         compared, seen = [], self.seen[rows.tobytes()]
+
+        def add(faults: Combination, predicted: np.ndarray) -> None:
+            compared.append(FaultMatch(faults, predicted, answers, tuple(order[fault.name] for fault in faults)))
+
         for faults, outputs, digest in self.replay(combinations, answers):
             if digest not in seen:
                 seen.add(digest)
-                compared.append(FaultMatch(faults, as_told(outputs, metadata, answers.kind), answers))
+                add(faults, as_told(outputs, metadata, answers.kind))
                 for fault in after:
                     if faults and not fault.combines:
                         continue
                     predicted = fault.function(outputs, answers.lines)
                     if np.isnan(predicted).all(1).sum() <= len(predicted) // 2:
-                        compared.append(FaultMatch((*faults, fault), predicted, answers))
+                        add((*faults, fault), predicted)
         self.replayed += len(compared)
         return compared
 
@@ -287,6 +187,13 @@ def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
 
 def _before_network(faults: Combination) -> Combination:
     return tuple(fault for fault in faults if fault.stage != "output")
+
+
+def _finalists(ranked: Sequence[FaultMatch]) -> list[Combination]:
+    """Return the best combinations, and if only classes are known others that give all of them, too."""
+    best = list(dict.fromkeys(_before_network(match.faults) for match in ranked))[:FINALISTS]
+    fitting = [_before_network(m.faults) for m in ranked if m.differences is None and not m.misses]
+    return list(dict.fromkeys([*best, *fitting[:FITTING]]))
 
 
 def _combined(beam: Sequence[Combination], partners: Sequence[Fault]) -> Iterator[Combination]:

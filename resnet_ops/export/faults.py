@@ -24,6 +24,7 @@ from resnet_ops.export.program_steps import (
     affine,
     channels_first,
     cover,
+    cover_box,
     cover_exactly,
     keep,
     letterbox,
@@ -232,6 +233,9 @@ def _read_faults(channels: int) -> Iterator[Fault]:
 
 # The resize
 
+MARGINS = (1 / 0.95, 1 / 0.9, 1 / 0.875, 256 / 224)  # of timm and torchvision
+MARGIN_FILTERS = ("", "bicubic (Pillow)")
+
 
 def _resize_faults(raw: bool, steps: Preprocessing) -> Iterator[Fault]:
     (box_height, box_width), size = steps.resize, f"{steps.height}x{steps.width}"
@@ -246,17 +250,36 @@ def _resize_faults(raw: bool, steps: Preprocessing) -> Iterator[Fault]:
         ("letterboxed on black", partial(letterbox, BLACK)),
         (f"{size} cropped without resizing", only_crop),
     ]
+    geometries += [
+        (f"resized to cover {'x'.join(map(str, dict.fromkeys(other)))} instead of {box}", partial(cover_box, other))
+        for other in _margins(steps)
+    ]
     remedy = (
         f"Resize the image to cover {box} with its shape kept, cut {size} from the center; the filter is {BILINEAR}."
     )
     if raw:
         remedy = "Give the image at its own size: this file resizes and crops it itself."
     for geometry, fit in geometries:
-        for filter_name, resample in FILTERS:
-            name = ", ".join(part for part in (geometry, filter_name) if part)
-            if name and not (fit is only_crop and filter_name):
-                before = f"{name}, before the file does" if raw else name
-                yield Fault(before, "resize", partial(fit, resample), remedy)
+        has_margin = isinstance(fit, partial) and fit.func is cover_box
+        for filter_name, resample in FILTERS[:1] if fit is only_crop else FILTERS:
+            if not (geometry or filter_name) or (has_margin and filter_name not in MARGIN_FILTERS):
+                continue
+            suffix = ", before the file does" if raw else ""
+            yield Fault(
+                ", ".join(part for part in (geometry, filter_name) if part) + suffix,
+                "resize",
+                partial(fit, resample),
+                remedy,
+                geometry=geometry and geometry + suffix,
+                filter_name=filter_name,
+            )
+
+
+def _margins(steps: Preprocessing) -> list[tuple[int, int]]:
+    """Return the sizes to cover of usual programs, rounded or rounded down, which are not those of the file."""
+    sides = ((steps.height * margin, steps.width * margin) for margin in MARGINS)
+    sizes = {(rounded(a), rounded(b)) for a, b in sides for rounded in (round, int)}
+    return sorted(sizes - {steps.resize, (steps.height, steps.width)})
 
 
 # The output

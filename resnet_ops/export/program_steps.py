@@ -32,6 +32,8 @@ class Fault:
         function: Does that step as the program does; its arguments are those of the step's function in `STEPS`.
         remedy: What to change in the program.
         combines: Whether it is tried together with others.
+        geometry: What a resize does to the shape, as part of the name.
+        filter_name: The filter of a resize, if it is another one, as part of the name.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Fault:
     function: Callable[..., np.ndarray]
     remedy: str
     combines: bool = True
+    geometry: str = ""
+    filter_name: str = ""
 
 
 def read_upright(encoded: bytes, channels: int) -> np.ndarray:
@@ -170,9 +174,14 @@ def squash_and_crop(resample: Resample, pixels: np.ndarray, steps: Preprocessing
     return _crop(_resized(resample, pixels, steps.resize), (steps.height, steps.width))
 
 
+def cover_box(box: tuple[int, int], resample: Resample, pixels: np.ndarray, steps: Preprocessing) -> np.ndarray:
+    """Resize to cover another size than `steps.resize`, and cut out the center."""
+    return cover(resample, pixels, steps.model_copy(update={"resize": box}))
+
+
 def cover_exactly(resample: Resample, pixels: np.ndarray, steps: Preprocessing) -> np.ndarray:
     """Resize to cover the input's size, without the margin that is cut off."""
-    return cover(resample, pixels, steps.model_copy(update={"resize": (steps.height, steps.width)}))
+    return cover_box((steps.height, steps.width), resample, pixels, steps)
 
 
 def letterbox(color: int, resample: Resample, pixels: np.ndarray, steps: Preprocessing) -> np.ndarray:
