@@ -82,6 +82,7 @@ class DataRecord(BaseModel):
     once, on the selected weights.
     Where images are streamed, bad ones are found during training: they are counted in the number of training images,
     where others take their places; `mean` and `std` of the pixels are those of a sample.
+    Where the data has no names of classes, they are `numbered`: `class_names` are their numbers.
     `bit_depth` is how many bits the values of 16-bit images use, None where there are no such images.
     """
 
@@ -91,6 +92,7 @@ class DataRecord(BaseModel):
     fingerprint: str
     fingerprint_of: Literal["content", "names and sizes"] = "content"
     class_names: tuple[str, ...]
+    numbered: bool = False
     train_images: int
     val_images: int
     test_images: int = 0
