@@ -356,7 +356,7 @@ def find_bit_depth(encoded: EncodedImages) -> int:
 
     def count_of_chunk(chunk: range) -> np.ndarray:
         images = encoded.read([int(rows[position]) for position in chunk])
-        return np.stack([_count_brighter(image) for image in images]).sum(0)
+        return np.asarray(np.stack([_count_brighter(image) for image in images]).sum(0))
 
     pixels, *brighter = np.sum(list(map_chunks(len(rows), count_of_chunk)), axis=0).tolist()
     return next(bits for bits, count in zip(BIT_DEPTHS, brighter, strict=True) if count <= BRIGHTER_PIXELS * pixels)
