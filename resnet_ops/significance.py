@@ -53,12 +53,12 @@ class PairwiseTests(Generic[Key]):
     Args:
         single: The p-value of each pair.
         corrected: That of each pair, corrected for their number.
-        paired: Whether every test is McNemar's.
+        tests: Which tests these are, in words.
     """
 
     single: Mapping[frozenset[Key], float]
     corrected: Mapping[frozenset[Key], float]
-    paired: bool
+    tests: str
 
     def differ(self, one: Key, other: Key) -> bool:
         """Return whether the accuracies of two networks differ by more than chance."""
@@ -78,8 +78,7 @@ class PairwiseTests(Generic[Key]):
     def name(self) -> str:
         """The tests in words, for a report."""
         pairs = len(self.corrected)
-        test = "exact McNemar test" if self.paired else "Fisher's exact test"
-        return test if pairs == 1 else f"{test}, corrected for {pairs} comparisons"
+        return self.tests if pairs == 1 else f"{self.tests}, corrected for {pairs} comparisons"
 
 
 def compare(measured: Mapping[Key, MeasuredAccuracy]) -> PairwiseTests[Key]:
@@ -89,8 +88,15 @@ def compare(measured: Mapping[Key, MeasuredAccuracy]) -> PairwiseTests[Key]:
     return PairwiseTests(
         single=dict(zip(pairs, p_values, strict=True)),
         corrected=dict(zip(pairs, holm(p_values), strict=True)),
-        paired=all(each.which is not None for each in measured.values()),
+        tests=_tests(sum(each.which is not None for each in measured.values()), len(measured)),
     )
+
+
+def _tests(paired: int, networks: int) -> str:
+    """Return which tests `p_value` makes, where it is known of `paired` networks which images are right."""
+    if paired < 2:
+        return "Fisher's exact test"
+    return "exact McNemar test" if paired == networks else "exact McNemar and Fisher tests"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

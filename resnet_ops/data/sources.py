@@ -343,7 +343,17 @@ def network_size(headers: Sequence[ImageHeader], image_size: int | None) -> tupl
     if own_size and max(own_size) <= MAX_NATIVE_SIDE and image_size is None:
         return *own_size, channels, None
     side = image_size or IMAGE_SIZE
-    return side, side, channels, None if own_size == (side, side) else round(side * STORED_SCALE)
+    resized = resized_side(side)
+    return side, side, channels, None if own_size == (side, side) or resized == side else resized
+
+
+def resized_side(side: int) -> int:
+    """Return the side that images are resized to for crops of `side`: 256 for 224.
+
+    It is larger by a multiple of 4: only then a center crop of the center crop that is stored is the one that
+    torchvision's CenterCrop takes from the whole image, as both round half a pixel to even.
+    """
+    return side + 4 * round(side * (STORED_SCALE - 1) / 4)
 
 
 def find_bit_depth(encoded: EncodedImages) -> int:

@@ -15,6 +15,7 @@ from safetensors.torch import load as parse_tensors
 from torch import Tensor
 
 from resnet_ops import files
+from resnet_ops.data.sources import resized_side
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.models import Architecture, Shortcut, build, parse_name
@@ -23,7 +24,6 @@ from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, is_pickle
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NESTED_KEYS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # of DDP, torch.compile, Lightning
-RESIZE_RATIO = 256 / 224  # of the size that the paper and torchvision resize to, to that of the crop
 
 
 def read(path: Path, config: ExportConfig) -> Checkpoint:
@@ -134,7 +134,7 @@ def _info(
         channels=channels,
         height=side,
         width=side,
-        stored=round(side * RESIZE_RATIO) if imagenet else None,
+        stored=resized_side(side) if imagenet else None,
         mean=_numbers("mean", config.mean, channels, IMAGENET_MEAN),
         std=_numbers("std", config.std, channels, IMAGENET_STD),
         data="unknown",

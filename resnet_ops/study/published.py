@@ -37,8 +37,8 @@ SPEED_OPTIONS = {
     "auto_batch", "accumulate", "sync_batchnorm", "precision", "channels_last", "fused", "compile", "cuda_graph",
     "deterministic",
 }  # fmt: skip
-# Learning rate after a share of all steps: 0.1, divided by 10 at 32k and 48k of 64k.
-CIFAR_RATES = {0.03: 0.1, 0.48: 0.1, 0.52: 0.01, 0.73: 0.01, 0.77: 0.001, 0.99: 0.001}
+CIFAR_LR, CIFAR_MILESTONES = 0.1, (32 / 64, 48 / 64)  # shares of all steps at which the rate is divided by 10
+SAME_MILESTONE, RATE_TICKS = 0.005, 1000  # shares that milestones may be off, and the number of rates compared
 # From 110 layers on a tenth of it "until the training error is below 80% (about 400 iterations)", else none.
 WARM_UP_FROM, IN_WARM_UP = 110, 200
 
@@ -121,7 +121,11 @@ def _cifar_departures(model: str, config: TrainConfig, data: DataRecord, steps: 
 
 def _rate_departs(depth: int, config: TrainConfig, steps: int) -> bool:
     """Return whether the learning rate is another than the paper's, whichever options make it."""
-    expected = {round(share * steps): rate for share, rate in CIFAR_RATES.items()}
-    expected[IN_WARM_UP] = 0.01 if depth >= WARM_UP_FROM else 0.1
-    expected[0] = expected[IN_WARM_UP]
+    warm_up = CIFAR_LR / 10 if depth >= WARM_UP_FROM else CIFAR_LR
+    expected = dict.fromkeys((0, IN_WARM_UP), warm_up)
+    for tick in range(3 * RATE_TICKS // 100, RATE_TICKS):  # from 3% on, when any warm-up of the paper's is over
+        share = tick / RATE_TICKS
+        if min(abs(share - milestone) for milestone in CIFAR_MILESTONES) > SAME_MILESTONE:
+            passed = sum(share > milestone for milestone in CIFAR_MILESTONES)
+            expected[round(share * steps)] = CIFAR_LR / 10**passed
     return any(not math.isclose(learning_rate(config, step, steps), rate) for step, rate in expected.items())

@@ -201,9 +201,15 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
     return config
 
 
-def _sampled(source: Source, config: DataConfig, observer: Observer) -> Source:
+def with_sampled_statistics(source: Source) -> Source:
+    """Measure mean and standard deviation of the pixels of images that are streamed on a sample of them."""
     from resnet_ops.data.augment import pixel_statistics
 
+    mean, std = pixel_statistics(source.sample_counts())
+    return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
+
+
+def _sampled(source: Source, config: DataConfig, observer: Observer) -> Source:
     held_out = (
         ""
         if config.fit_all or "val" in source.splits
@@ -216,8 +222,7 @@ def _sampled(source: Source, config: DataConfig, observer: Observer) -> Source:
         f"{size(memory_bytes())} of memory.{held_out}"
     )
     observer.progress({"stage": f"Sampling the images of {source.record.name}"})
-    mean, std = pixel_statistics(source.sample_counts())
-    return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
+    return with_sampled_statistics(source)
 
 
 def count_parameters(config: TrainConfig, data: DataRecord) -> int:

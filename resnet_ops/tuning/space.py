@@ -22,6 +22,8 @@ Value = str | int | float | bool
 FAMILIES = ("resnet", "plain")
 TUNE_OPTIONS = {"depths": "depth", "family": "family", "lr": "lr"}  # options of tune, and their names in a point
 NOT_SEARCHABLE = {"epochs", "auto_batch"}  # the budget, which is the same for all trials
+# What `tune` has no option of the same name for.
+NO_OPTION = {"fit_all": "Use --refit.", "stream": "Set it in a file that --recipe names."}
 TRAIN_OPTIONS = tuple(
     n for n in ("recipe", "seed", *NetworkConfig.model_fields, *Recipe.model_fields) if n not in NOT_SEARCHABLE
 )
@@ -116,8 +118,8 @@ def read_space_file(path: Path) -> dict[str, Any]:
 def _parse(name: str, source: str, value: Any) -> Choices | Range:
     if name not in TUNE_OPTIONS and name not in TRAIN_OPTIONS:
         if name in TrainConfig.model_fields:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{source}: {name} is the same for all trials.", f"Set it with {option}.")
+            remedy = NO_OPTION.get(name, f"Set it with --{name.replace('_', '-')}.")
+            raise UserError(f"{source}: {name} is the same for all trials.", remedy)
         remedy = did_you_mean(name, [*TUNE_OPTIONS, *TRAIN_OPTIONS])
         raise UserError(f"{source}: there is no option {name!r} to search.", remedy)
     if isinstance(value, str) and _is_number(name) and ":" in value:

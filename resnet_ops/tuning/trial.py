@@ -126,12 +126,15 @@ class TrialWorker(tune.Trainable):
         if epoch is None:
             return self._result(done=True)
         self.epoch, self.seconds = epoch.epoch, self.seconds + epoch.seconds
-        if self.best is None or epoch.score > self.best.score:
-            self.best = epoch
+        self._rank(epoch)
         assert self.record is not None
         # `check_search` refuses to search without validation images.
         assert epoch.val_error is not None
         return self._result(done=epoch.epoch >= self.record.config.epochs, val_error=epoch.val_error)
+
+    def _rank(self, epoch: Epoch) -> None:
+        if self.best is None or epoch.score > self.best.score:
+            self.best = epoch
 
     def _retry_or_give_up(self, reason: str) -> dict[str, Any]:
         """Continue from the last checkpoint once the trials that share this one's GPU have left it enough memory."""
@@ -200,22 +203,23 @@ class TrialWorker(tune.Trainable):
 
     def _new_record(self) -> RunRecord:
         config = self._config()
-        source, config = preflight.check_training(config, self.task.device, self._source(config))
+        _, config = preflight.check_training(config, self.task.device)
+        source = self._source(config)
         parameters = preflight.count_parameters(config, source.record)
         run = runs.create(self.run.path.parent, self.run.name, "", overwrite=False)
         return job.begin(run, config, source.record, parameters, 1, self.task.device)
 
     def _source(self, config: TrainConfig) -> Source:
-        """Return the images: opened and decoded once per worker, on disk once per machine."""
+        """Return the images of a settled training: opened and decoded once per worker, on disk once per machine."""
         key = DataConfig(**{name: getattr(config, name) for name in DataConfig.model_fields})
         whole = config.random_resized_crop
         if (key, whole) not in self.sources:
             source = replace(open_source(config), whole=whole)
             if source.record.fingerprint != self.task.data.fingerprint:
                 raise UserError(f"The images in {config.data} differ from those the search started with.")
-            if config.stream != "on":
-                source = source.prepare()
-            self.sources[key, whole] = source
+            self.sources[key, whole] = (
+                preflight.with_sampled_statistics(source) if config.stream == "on" else source.prepare()
+            )
         return self.sources[key, whole]
 
     def _train_epochs_on_nodes(self) -> Generator[Epoch]:
@@ -259,7 +263,7 @@ class TrialWorker(tune.Trainable):
         self._leave_trial()
         record = self.run.read_as_written()
         config = self._config()
-        _, config = preflight.check_training(config, self.task.device, self._source(config))
+        _, config = preflight.check_training(config, self.task.device)
         self.run.write(record.model_copy(update={"config": config}))
         donor = checkpoints.read(Path(checkpoint_dir, DONOR))
         checkpoint = self.run.checkpoints / donor.info.file_name
@@ -277,6 +281,8 @@ class TrialWorker(tune.Trainable):
         for epoch in self._train_epochs():
             if epoch.epoch > last:
                 yield epoch
+            else:  # perhaps in another worker, which was reused since
+                self._rank(epoch)
 
 
 def _train_or_resume(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:

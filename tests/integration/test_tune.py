@@ -191,7 +191,7 @@ def test_trials_of_different_lengths_are_all_trained_to_their_ends(tmp_path: Pat
     for trial in result.trials:
         best, _ = checkpoints.read_best(result.search.trial_run(trial))
         assert (best.info.epoch, best.info.validated.val_accuracy) == (trial.best_epoch, trial.val_accuracy)
-    assert result.search.compare(result.trials, 359).paired
+    assert result.search.compare(result.trials, 359).tests == "exact McNemar test"
 
 
 def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:
@@ -211,6 +211,19 @@ def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
     assert any(what.startswith("Continued from the weights of epoch ") for what in events)
     changed = [t for t in result.trials if result.search.trial_run(t).read().config.lr != t.options["lr"]]
     assert not changed  # what is recorded of a trial is what it was trained with
+    for trial in result.trials:  # in whichever worker its epochs were
+        kept = json.loads((result.search.trial_run(trial).best / "model.json").read_text())
+        assert kept["metrics"]["epoch"] == trial.best_epoch
+
+
+def test_trials_stream_their_images(tmp_path: Path) -> None:
+    recipe = tmp_path / "streamed.toml"
+    recipe.write_text('stream = "on"\n')
+    result = run_search(
+        tmp_path, "streamed", depths="8", lr="0.1,0.05", search="grid", epochs=1, given={"recipe": str(recipe)}
+    )
+    assert [(trial.status, trial.epochs) for trial in result.trials] == [("finished", 1)] * 2
+    assert all(result.search.trial_run(trial).read().config.stream == "on" for trial in result.trials)
 
 
 def test_if_all_trials_fail_the_reasons_are_told_together(tmp_path: Path) -> None:
@@ -220,7 +233,8 @@ def test_if_all_trials_fail_the_reasons_are_told_together(tmp_path: Path) -> Non
     assert failed.value.exit_code == 1
     assert failed.value.cause.startswith("All 2 trials failed. 2 times: Training diverged in epoch 1")
     assert runs.find(tmp_path, "all").read().status == "failed"
-    assert not warnings.messages  # no worker was lost over it, and with it the time to start another
+    # No worker was lost over it, and with it the time to start another.
+    assert warnings.messages == ["Augmentation: random crop (padding 1)."]
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def test_the_papers_recipe_on_cifar10_is_the_papers() -> None:
         ({"lr": 0.2}, ("another learning rate schedule",)),
         ({"schedule": "cosine"}, ("another learning rate schedule",)),
         ({"milestones": "0.3,0.6"}, ("another learning rate schedule",)),
+        ({"milestones": "0.5,0.74"}, ("another learning rate schedule",)),
         ({"lr_decay": 0.2}, ("another learning rate schedule",)),
         ({"warmup_steps": 30_000}, ("another learning rate schedule",)),
         ({"model": "resnet20", **WARM_UP}, ("another learning rate schedule",)),  # only deep networks have one

@@ -120,7 +120,10 @@ def undisturbed(name: str, mode: str) -> tuple[dict[str, Tensor], list[Epoch]]:
     return run(trainer(name, **MODES[mode]))
 
 
-@pytest.mark.parametrize("mode", MODES)
+# "all" has most of what the others have; of those, one is checked each time, all by `make test-chaos`.
+@pytest.mark.parametrize(
+    "mode", [mode if mode in ("all", "averaged") else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_goes_on_from_within_an_epoch_in_every_mode(name: str, mode: str, tmp_path: Path) -> None:
     """By way of a file, from a step of the second epoch, and with all modes at once from one of the first too."""
@@ -140,7 +143,9 @@ def test_a_network_goes_on_from_within_an_epoch_in_every_mode(name: str, mode: s
         assert left[-1].model_dump(include=measured) == epochs[-1].model_dump(include=measured)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name if name == "resnet8" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_every_mode_trains_otherwise(name: str) -> None:
     """So that none of them is switched off for a network."""
     ends = {mode: undisturbed(name, mode)[0] for mode in MODES if mode != "slow"}

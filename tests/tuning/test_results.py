@@ -79,14 +79,14 @@ def test_trials_are_compared_image_by_image_where_their_best_weights_say_which_a
     trials = [samples.trial(n, f"resnet{6 * n + 2}", [1 - sum(bits) / 400]) for n, bits in right.items()]
     search = samples.search(tmp_path / "s", *trials)
     unpaired = search.compare(search.trials(), 400)
-    assert not unpaired.paired
+    assert unpaired.tests == "Fisher's exact test"
     for each, _ in trials:
         best = search.trial_run(each).best
         best.mkdir()
         digits = f"{sum(bit << n for n, bit in enumerate(right[each.id])):x}"
         (best / "model.json").write_text(json.dumps({"metrics": {"epoch": 1}, "val_correct": digits}))
     paired = search.compare(search.trials(), 400)
-    assert paired.paired
+    assert paired.tests == "exact McNemar test"
     assert paired.corrected[frozenset((1, 2))] == pytest.approx(2 * 0.5**20)
     assert unpaired.corrected[frozenset((1, 2))] == pytest.approx(
         stats.fisher_exact([[380, 20], [360, 40]]).pvalue, rel=1e-6

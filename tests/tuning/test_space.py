@@ -54,6 +54,8 @@ def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_
         (("family=vgg",), "Valid: resnet, plain"),
         (("weight_decy=1",), "there is no option 'weight_decy' to search. Did you mean weight_decay?"),
         (("data=cifar10",), "data is the same for all trials. Set it with --data"),
+        (("stream=on,off",), "stream is the same for all trials. Set it in a file that --recipe names"),
+        (("fit_all=true,false",), "fit_all is the same for all trials. Use --refit."),
         (("epochs=10,20",), "epochs is the same for all trials"),
         (("schedule=steps,stairs",), "schedule=steps,stairs cannot be 'stairs'"),
         (("batch_size=64,64",), "contains a duplicate"),
