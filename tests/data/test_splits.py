@@ -60,15 +60,17 @@ def test_with_fit_all_every_image_is_trained_on_but_those_of_the_test_split(
 ) -> None:
     root = folders(tmp_path / "images", **parts)
     data = str(root if len(parts) > 1 else root / "train")
-    plain = open_source(DataConfig(data=data, image_size=6, cache_dir=tmp_path / "cache"))  # photos: cropped from 7x7
-    source = open_source(DataConfig(data=data, image_size=6, cache_dir=tmp_path / "cache", fit_all=True))
+    plain = open_source(
+        DataConfig(data=data, image_size=16, cache_dir=tmp_path / "cache")
+    )  # photos: cropped from 20x20
+    source = open_source(DataConfig(data=data, image_size=16, cache_dir=tmp_path / "cache", fit_all=True))
     everything = sum(count for part, count in parts.items() if part != "test")
     assert counts(source.prepare()) == (2 * everything, 0, 2 * parts.get("test", 0))
     assert names(source, "train") == names(plain, "train") | names(plain, "val")
     assert source.record.fingerprint == plain.record.fingerprint
     plain.prepare()  # whose cache is another
     images = source.load("train")
-    assert images.pixels.shape == (2 * everything, 7, 7, 3)
+    assert images.pixels.shape == (2 * everything, 20, 20, 3)
     assert np.bincount(images.labels).tolist() == [everything] * 2
 
 
