@@ -5,9 +5,9 @@ Where they lie, and how they are read and written, is in runs.py.
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from resnet_ops import files
 from resnet_ops.config import TrainConfig
@@ -40,6 +40,10 @@ class Epoch(BaseModel):
     def val_accuracy(self) -> float | None:
         """Top-1 accuracy on the validation images, from 0 to 1; None where there are none."""
         return None if self.val_error is None else 1 - self.val_error
+
+    def without_validation(self) -> "Epoch":
+        """Return the epoch without what was measured on validation images."""
+        return self.model_copy(update={"val_loss": None, "val_error": None})
 
     @property
     def score(self) -> tuple[float, float]:
@@ -82,6 +86,7 @@ class DataRecord(BaseModel):
     once, on the selected weights.
     Where images are streamed, bad ones are found during training: they are counted in the number of training images,
     where others take their places; `mean` and `std` of the pixels are those of a sample.
+    Where the data has no names of classes, they are `numbered`: `class_names` are their numbers.
     `bit_depth` is how many bits the values of 16-bit images use, None where there are no such images.
     """
 
@@ -91,6 +96,7 @@ class DataRecord(BaseModel):
     fingerprint: str
     fingerprint_of: Literal["content", "names and sizes"] = "content"
     class_names: tuple[str, ...]
+    numbered: bool = False
     train_images: int
     val_images: int
     test_images: int = 0
@@ -154,6 +160,22 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     resumed: int = 0
     best: Best | None = None
+
+    @model_validator(mode="after")
+    def _without_accuracy_of_seen_images(self) -> Self:
+        if self.config.fit_all and self.best:
+            none = {"val_accuracy": None, "last_val_accuracy": None, "selected_on": None}
+            self.best = self.best.model_copy(update=none)
+        return self
+
+    def curve(self, epochs: list[Epoch]) -> list[Epoch]:
+        """Return epochs of the run without what earlier versions measured with `fit_all`: images trained on."""
+        return [epoch.without_validation() for epoch in epochs] if self.config.fit_all else epochs
+
+    def best_of(self, epochs: list[Epoch]) -> Epoch | None:
+        """Return the epoch whose weights are in best/, or, while none is recorded, that of the highest score."""
+        chosen = self.best.epoch if self.best else None
+        return max(epochs, key=lambda epoch: (epoch.epoch == chosen, epoch.score), default=None)
 
     @property
     def augmentation(self) -> str:

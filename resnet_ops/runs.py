@@ -283,8 +283,8 @@ def summarize(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> R
 
 
 def _summary(run: Run, record: RunRecord) -> RunSummary:
-    epochs = run.epochs()
-    best = max(epochs, key=lambda epoch: epoch.score, default=None)
+    epochs = record.curve(run.epochs())
+    best = record.best_of(epochs)
     return RunSummary(
         name=run.name,
         run_dir=run.path,

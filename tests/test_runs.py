@@ -10,7 +10,7 @@ import pytest
 from resnet_ops import runs
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
-from resnet_ops.run_records import DataRecord, Epoch, RunRecord
+from resnet_ops.run_records import Best, DataRecord, Epoch, RunRecord
 from resnet_ops.runs import Run
 
 
@@ -141,3 +141,17 @@ def test_losses_are_told_apart_from_notes_and_lines_of_old_have_no_kind(tmp_path
     run.log_event("Left out: b does not see /runs/x")
     run.log_event("Lost: worker 2 (killed).", "loss")
     assert [event.kind for event in run.events()] == ["note", "note", "loss"]
+
+
+def test_accuracies_on_images_that_earlier_versions_had_trained_on_are_not_read(tmp_path: Path) -> None:
+    run = Run(tmp_path / "all")
+    run.path.mkdir()
+    best = Best(epoch=1, val_accuracy=0.75, last_val_accuracy=0.5, checkpoint=run.best / "model.safetensors")
+    run.write(record(status="finished", config=TrainConfig(fit_all=True), best=best))
+    for number in (1, 2):
+        run.append_epoch(epoch(number))
+    (summary,) = runs.summarize(tmp_path).runs
+    assert (summary.best_val_accuracy, summary.last_val_accuracy, summary.best_epoch) == (None, None, 1)
+    written = run.read().best
+    assert written
+    assert (written.val_accuracy, written.last_val_accuracy, written.selected_on) == (None, None, None)

@@ -11,7 +11,7 @@ from pydantic import Field
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder
 from resnet_ops.data.class_labels import merge_classes
-from resnet_ops.data.dataset import SPLITS, DiscoveredData, EncodedImages, choose_validation, subset
+from resnet_ops.data.dataset import SPLITS, DiscoveredData, EncodedImages, Subset, choose_validation, subset
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.data.discovery import discover
 from resnet_ops.data.findings import (
@@ -76,7 +76,10 @@ class DataReport(Result):
     copies: tuple[int, int, int] = Field(
         description="Training, validation and test images that repeat another of their split."
     )
-    in_both: int = Field(description="Validation and test images that are among the training images too.")
+    in_both: int = Field(
+        description="Validation and test images that are among the training images too, and test images that are among "
+        "the validation images."
+    )
     conflicting: int = Field(description="Images that also have another label.")
     passed_over: int = Field(description="Files that are not read.")
     refused: str = Field(description="Why training refuses the data, if it does.")
@@ -135,6 +138,7 @@ def check_data(
     mean, std = _statistics(facts.sums[facts.decodable & (table.split == TRAIN)], crop)
     findings = (
         _find_refusal(refused, data),
+        *(Finding("warning", "splits", note) for note in data.notes),
         find_broken(table),
         *duplicates.findings,
         *find_class_problems(table),
@@ -216,6 +220,8 @@ def _broken_share_error(source: Source, table: ImageTable, held_out: bool) -> st
             encoded = source.splits[split]
         else:
             continue
+        if split == "test" and isinstance(encoded, Subset):  # without images of classes that training lacks
+            rows = [rows[row] for row in encoded.rows.tolist()]
         reasons = {i: table.survey.broken[row] for i, row in enumerate(rows) if row in table.survey.broken}
         try:
             check_broken_share(encoded, source.record.class_names, reasons)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnet_ops.data.dataset import SPLIT_NAMES, DiscoveredData, EncodedImages, LabeledImages, Split, Subset
+from resnet_ops.data.dataset import DiscoveredData, EncodedImages, LabeledImages, Subset
 from resnet_ops.errors import UserError, did_you_mean
 
 CHARACTER = re.compile(
@@ -28,12 +28,12 @@ def class_names(data: DiscoveredData) -> tuple[str, ...]:
     """Return the names of the classes as training numbers them; numbers where the data has no names."""
     if names := next((part.class_names for part in data.parts if part.class_names), ()):
         return names
-    labels = np.concatenate([part.encoded.labels for part in data.parts])
+    labels = np.concatenate([part.encoded.labels for split, part in data.by_split.items() if split != "test"])
     return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
 
 
-def match_classes(part: LabeledImages, names: tuple[str, ...], data: str, split: Split) -> EncodedImages:
-    """Return validation or test images with the labels that training gives to classes of the same names.
+def match_classes(part: LabeledImages, names: tuple[str, ...], data: str) -> EncodedImages:
+    """Return validation images with the labels that training gives to classes of the same names.
 
     Raises:
         UserError: There is a class that training does not have.
@@ -45,9 +45,24 @@ def match_classes(part: LabeledImages, names: tuple[str, ...], data: str, split:
     index = {name: number for number, name in enumerate(names)}
     for label in np.unique(labels):
         if (name := part.class_names[label]) not in index:
-            raise _unknown_class(name, names, split)
+            raise _unknown_class(name, names)
     train_label = np.array([index.get(name, -1) for name in part.class_names], np.int64)
     return Subset(part.encoded, np.arange(len(labels)), train_label[labels])
+
+
+def match_test_classes(part: LabeledImages, names: tuple[str, ...], trained: np.ndarray) -> EncodedImages:
+    """Return those test images whose classes are trained, with the labels that training gives to them.
+
+    Others, such as those of a benchmark with more classes, can never be classified correctly.
+    """
+    own, labels = part.class_names or names, part.encoded.labels
+    index = {name: number for number, name in enumerate(names)}
+    train_label = np.array([*(index.get(name, -1) for name in own), -1], np.int64)
+    matched = train_label[np.where((labels >= 0) & (labels < len(own)), labels, len(own))]
+    rows = np.flatnonzero(np.isin(matched, trained))
+    if len(rows) == len(labels) and np.array_equal(matched, labels):
+        return part.encoded
+    return Subset(part.encoded, rows, matched[rows])
 
 
 def check_label_range(data: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
@@ -63,23 +78,20 @@ def check_label_range(data: str, labels: np.ndarray, names: tuple[str, ...]) -> 
         )
 
 
-def check_every_class_is_trained(splits: dict[Split, EncodedImages], names: tuple[str, ...]) -> None:
-    """Refuse validation or test images of a class that has no training images.
+def check_every_class_is_trained(train: EncodedImages, val: EncodedImages, names: tuple[str, ...]) -> None:
+    """Refuse validation images of a class that has no training images.
 
     Raises:
         UserError: There are some.
     """
-    trained = set(splits["train"].labels.tolist())
-    for split, encoded in splits.items():
-        if extra := set(encoded.labels.tolist()) - trained:
-            raise _unknown_class(names[min(extra)], names, split)
+    if extra := set(val.labels.tolist()) - set(train.labels.tolist()):
+        raise _unknown_class(names[min(extra)], names)
 
 
-def _unknown_class(name: str, names: tuple[str, ...], split: Split) -> UserError:
-    kind = SPLIT_NAMES[split]
+def _unknown_class(name: str, names: tuple[str, ...]) -> UserError:
     return UserError(
-        f"There are {kind} images of class {name!r}, but no training images.",
-        f"{did_you_mean(name, names)} Add training images of it, or remove it from the {kind} images.",
+        f"There are validation images of class {name!r}, but no training images.",
+        f"{did_you_mean(name, names)} Add training images of it, or remove it from the validation images.",
     )
 
 
@@ -111,10 +123,16 @@ def mirroring_harm(class_names: Sequence[str]) -> str | None:
     """
     names = {name.casefold(): name for name in class_names}
     characters = [name for name in names if CHARACTER.fullmatch(name)]
+    if len(names) > 1 and all(map(str.isdecimal, names)):
+        return f"class names are numbers ({_first(list(names))})"
     if len(characters) > max(1, len(names) / 2):
-        return f"classes are digits or letters ({', '.join(names[name] for name in characters[:3])}...)"
+        return f"classes are digits or letters ({_first([names[name] for name in characters])})"
     for name in names:
         other = SIDE.sub(lambda side: MIRRORED[side[0]], name)
         if other != name and other in names:
             return f"class {names[name]} mirrored may be class {names[other]}"
     return None
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ("..." if len(names) > 3 else "")

@@ -67,7 +67,7 @@ class DiscoveredData:
     """The training images of a path or a name, and its validation and test images where the data has some of its own.
 
     `names_matter` is true where files' names carry meaning, as folders named after classes do; `skipped_files` are the
-    names of files that are not read.
+    names of files that are not read; `notes` are what the user should know.
     """
 
     name: str
@@ -76,6 +76,7 @@ class DiscoveredData:
     names_matter: bool = False
     skipped_files: tuple[str, ...] = ()
     test: LabeledImages | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def by_split(self) -> dict[Split, LabeledImages]:

@@ -16,7 +16,7 @@ from resnet_ops import files, locks
 from resnet_ops.config import DATA_SETS, TEST_NAME, DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.cache import cache_folder
-from resnet_ops.data.dataset import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, DiscoveredData, LabeledImages
+from resnet_ops.data.dataset import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
 from resnet_ops.errors import UserError, did_you_mean
@@ -33,6 +33,11 @@ def discover(config: DataConfig) -> DiscoveredData:
         UserError: There are no images to read.
     """
     data = _without_unlabeled_test(_discover_one(config.data, "--data", config))
+    return _without_shared_test(_with_val_data(data, config))
+
+
+def _with_val_data(data: DiscoveredData, config: DataConfig) -> DiscoveredData:
+    """Return the data with the validation images that `config` asks for."""
     if config.val_data is None:
         return data
     if config.val_data == TEST_NAME:
@@ -58,6 +63,33 @@ def _without_unlabeled_test(data: DiscoveredData) -> DiscoveredData:
         return data
     skipped = (*data.skipped_files, *(file.name for file in data.test.files))
     return replace(data, test=None, skipped_files=skipped)
+
+
+def _without_shared_test(data: DiscoveredData) -> DiscoveredData:
+    """Leave out test images whose files are trained or selected on: their accuracy would be too high."""
+    if data.test is None:
+        return data
+    test = _resolved(data.test.files)
+    for split, part in data.by_split.items():
+        if split == "test" or test.isdisjoint(_resolved(part.files)):
+            continue
+        note = f"There is no test split: files of it are in the {SPLIT_NAMES[split]} split."
+        return replace(data, test=None, notes=(*data.notes, note))
+    return data
+
+
+def _resolved(parts: Sequence[File]) -> set[str]:
+    """Return the paths of files, with symbolic links to their folders followed."""
+    folders: dict[tuple[Path, str], str] = {}
+    paths = set()
+    for file in parts:
+        folder, _, name = file.name.rpartition("/")
+        key = file.root, folder
+        if key not in folders:
+            path = file.root / folder
+            folders[key] = str(path if files.is_remote(path) else path.resolve())
+        paths.add(f"{folders[key]}/{name}")
+    return paths
 
 
 def absolute_paths(config: DataConfig) -> dict[str, object]:
@@ -87,7 +119,8 @@ def _discover_one(data: str, option: str, config: DataConfig) -> DiscoveredData:
         path = path.expanduser()
     files.check_reachable(next(parent for parent in (path, *path.parents) if not has_magic(str(parent))))
     try:
-        discovered = _discover_path(path, has_magic(data), (config.image_column, config.label_column))
+        columns = config.image_column, config.label_column
+        discovered = _discover_path(path, has_magic(data), columns, for_validation=option == "--val-data")
     except OSError as error:
         raise UserError(f"{option} {data} cannot be read: {error.strerror}.", "Check its permissions.") from None
     if discovered is not None:
@@ -103,16 +136,20 @@ def _discover_one(data: str, option: str, config: DataConfig) -> DiscoveredData:
     )
 
 
-def _discover_path(path: Path, is_pattern: bool, columns: tuple[str | None, str | None]) -> DiscoveredData | None:
+def _discover_path(
+    path: Path, is_pattern: bool, columns: tuple[str | None, str | None], *, for_validation: bool
+) -> DiscoveredData | None:
     if is_pattern:
-        matches = listing.expand_glob(path)
-        return discover_parquet(matches, _run_name(matches[0].absolute().parent.name), columns) if matches else None
+        if not (matches := listing.expand_glob(path)):
+            return None
+        name = _run_name(matches[0].absolute().parent.name)
+        return discover_parquet(matches, name, columns, for_validation=for_validation)
     if files.is_file(path):
         return discover_parquet([path], _run_name(path.name.removesuffix(".parquet")), columns)
     name = _run_name(path.name if files.is_remote(path) else path.resolve().name)
     for folder in (path, path / "data"):  # where Hugging Face's repositories have them
         if tables := [file for file in files.listed(folder) if file.suffix == ".parquet"]:
-            return discover_parquet(tables, name, columns)
+            return discover_parquet(tables, name, columns, for_validation=for_validation)
     return discover_folders(path, name)
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from resnet_ops.data.dataset import SPLITS, EncodedImages, image_count
 from resnet_ops.data.image_statistics import Survey
-from resnet_ops.data.sources import MAX_LISTED
+from resnet_ops.data.sources import BRIGHTER_PIXELS, MAX_LISTED
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 
@@ -81,7 +81,7 @@ class Duplicates:
 
     Args:
         copies: Training, validation and test images that repeat another of their split.
-        in_both: Validation and test images that are in the training split too.
+        in_both: Validation and test images that are in the training split too, and test images in the validation split.
         conflicting: Images that have another label elsewhere.
         findings: The same in words.
     """
@@ -106,7 +106,17 @@ def find_duplicates(table: ImageTable) -> Duplicates:
     shared = [rows for rows in same.values() if len(set(table.split[rows].tolist())) > 1]
     twice = [rows for rows in same.values() if np.bincount(table.split[rows]).max() > 1]
     conflicting = sum(map(len, conflicts))
-    in_both = int(np.isin(np.concatenate(group_of[VAL:]), group_of[TRAIN]).sum())
+    val_in_train = int(np.isin(group_of[VAL], group_of[TRAIN]).sum())
+    is_in_train, is_in_val = (np.isin(group_of[TEST], group_of[split]) for split in (TRAIN, VAL))
+    counts = (
+        (val_in_train, "validation", "training"),
+        (int(is_in_train.sum()), "test", "training"),
+        (int(is_in_val.sum()), "test", "validation"),
+    )
+    shares = [
+        f"{image_count(count)} of the {split} split also in the {other}" for count, split, other in counts if count
+    ]
+    in_both = val_in_train + int((is_in_train | is_in_val).sum())
 
     def details(groups: list[list[int]]) -> tuple[str, ...]:
         return first_cases(" = ".join(_describe(table, row) for row in rows) for rows in groups)
@@ -118,11 +128,11 @@ def find_duplicates(table: ImageTable) -> Duplicates:
         Finding(
             "warning",
             "in both splits",
-            f"{image_count(in_both)} of the validation or test split also in the training split",
+            f"{', '.join(shares)} split",
             details(shared),
         )
         if in_both
-        else Finding("ok", "in both splits", "no validation or test image is in the training split"),
+        else Finding("ok", "in both splits", "no image is in more than one split"),
         Finding("warning", "copies", f"{train:,} training, {val:,} validation, {test:,} test", details(twice))
         if twice
         else Finding("ok", "copies", "no duplicates within a split"),
@@ -147,10 +157,11 @@ def find_class_problems(table: ImageTable) -> Iterator[Finding]:
     counts = {name: (int(t), int(v)) for name, t, v in zip(names, train, val, strict=True)}
     others = dict(zip(names, table.per_class[:, VAL:].sum(1).tolist(), strict=True))
     if unknown := [f"{name}: {others[name]:,}" for name, (t, _) in counts.items() if others[name] and not t]:
+        refused = any(v and not t for t, v in counts.values())
         yield Finding(
-            "error",
+            "error" if refused else "warning",  # such test images are left out
             "unknown classes",
-            "in the validation or test split but not in the training split",
+            f"in the {'validation or test' if refused else 'test'} split but not in the training split",
             first_cases(unknown),
         )
     if few := [f"{name}: {t:,}" for name, (t, _) in counts.items() if t < FEW_IMAGES and (t or not others[name])]:
@@ -193,7 +204,8 @@ def find_bit_depth_problems(table: ImageTable, bit_depth: int | None) -> Iterato
     if bit_depth is None:
         return
     white = 2**bit_depth - 1
-    summary = f"their values use {bit_depth} of 16 bits: 0 to {white:,} become 0 to 255 in all of them"
+    share = f"{1 - BRIGHTER_PIXELS:.1%} of their pixels"
+    summary = f"{share} use {bit_depth} of 16 bits: 0 to {white:,} become 0 to 255 in all of them"
     yield Finding("note", "16-bit images", summary)
     if (brighter := np.flatnonzero(table.survey.largest_values > white)).size:
         summary = f"{image_count(brighter.size)} with values above {white:,}, which become white"

@@ -29,7 +29,9 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
-def discover_parquet(paths: Sequence[Path], name: str, columns: tuple[str | None, str | None]) -> DiscoveredData:
+def discover_parquet(
+    paths: Sequence[Path], name: str, columns: tuple[str | None, str | None], *, for_validation: bool = False
+) -> DiscoveredData:
     """Return the images in some Parquet files.
 
     A file that cannot be read, lacks a column, or has images without a label becomes one of `LabeledImages.problems`.
@@ -38,11 +40,12 @@ def discover_parquet(paths: Sequence[Path], name: str, columns: tuple[str | None
         paths: The files, at least one.
         name: The name of the data.
         columns: The columns of the images and of the labels; None for the first of their usual names.
+        for_validation: Whether no training files are needed.
 
     Raises:
         UserError: That is so for all files of a split, or the columns do not exist or are of other types.
     """
-    train, val, test = _split_by_name(paths)
+    train, val, test = _split_by_name(paths, for_validation)
     return DiscoveredData(
         name,
         _labeled_images(train, columns),
@@ -51,13 +54,14 @@ def discover_parquet(paths: Sequence[Path], name: str, columns: tuple[str | None
     )
 
 
-def _split_by_name(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+def _split_by_name(paths: Sequence[Path], for_validation: bool) -> tuple[list[Path], list[Path], list[Path]]:
     """Return training, validation and test files; of the latter two those with the first of their names that there is.
 
-    The word is in the file's name, or in that of a folder below the one that all are in.
+    The word is in the file's name, or in that of a folder below the one that all are in. Where none are training files
+    and none are needed, those for validation, or else all, come first.
 
     Raises:
-        UserError: None are training files.
+        UserError: None are training files, and some are needed.
     """
     ordered = sorted(paths, key=str)
     if len(ordered) == 1:
@@ -67,6 +71,8 @@ def _split_by_name(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[
     shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     words = [next(filter(None, map(split_word, reversed(own[shared:]))), None) for own in parts]
     train = [path for path, word in zip(ordered, words, strict=True) if word not in VAL_NAMES + TEST_NAMES]
+    if not train and for_validation:
+        return [path for path, word in zip(ordered, words, strict=True) if word in VAL_NAMES] or ordered, [], []
     if not train:
         raise UserError(
             f"{ordered[0].parent} contains only validation or test files ({ordered[0].name}...).",

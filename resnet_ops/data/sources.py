@@ -5,18 +5,27 @@ is not in the cache. Which images a path holds is in discovery.py. Nothing here 
 """
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from resnet_ops import files
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder, cache_key, cached_array, cached_images
-from resnet_ops.data.class_labels import check_every_class_is_trained, check_label_range, class_names, match_classes
+from resnet_ops.data.class_labels import (
+    check_every_class_is_trained,
+    check_label_range,
+    class_names,
+    match_classes,
+    match_test_classes,
+)
 from resnet_ops.data.dataset import (
     SPLIT_NAMES,
     VAL_FRACTION,
@@ -32,7 +41,7 @@ from resnet_ops.data.dataset import (
     subset,
     validation_counts,
 )
-from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, largest_value, read_header
+from resnet_ops.data.decode import WHITE_OF_16_BITS, CropSpec, DecodeError, ImageHeader, read_header
 from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.listing import File
 from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, decode_all, hash_all, map_chunks
@@ -41,7 +50,9 @@ from resnet_ops.machine import memory_bytes
 from resnet_ops.run_records import DataRecord
 
 HEADERS_READ = 64  # images whose headers decide the size and the channels of all
-WIDE_IMAGES_READ = 256  # 16-bit images whose largest value decides how many bits all of them use: 10 s at 4000x3000
+WIDE_IMAGES_READ = 256  # 16-bit images whose values decide how many bits all of them use: 10 s at 4000x3000
+BIT_DEPTHS = range(8, 17)
+BRIGHTER_PIXELS = 0.001  # of all pixels of 16-bit images: hot pixels, which are clipped to white
 MAX_NATIVE_SIDE = 64  # images of one size are not resized up to this side
 IMAGE_SIZE = 224
 STORED_SCALE = 256 / 224  # side of what training crops from to that of the crop (Krizhevsky et al. 2012)
@@ -59,7 +70,8 @@ class Source:
         config: The options that it was opened with.
         splits: Its training images, its validation images unless they are held out of the former, and its test images
             if it has some.
-        files: All its files, in order.
+        files: The files of its training and validation images, in order.
+        test_files: The files of its test images.
         notes: What the user should know.
         whole: Whether training images that are resized are kept whole, for random resized crops, and not cut at the
             center to a square.
@@ -69,6 +81,7 @@ class Source:
     config: DataConfig
     splits: dict[Split, EncodedImages]
     files: tuple[File, ...]
+    test_files: tuple[File, ...] = ()
     notes: tuple[str, ...] = ()
     whole: bool = False
 
@@ -149,17 +162,16 @@ class Source:
         if self.embedded:
             return self
         decoded = {split: self.decoded(split) for split in self.used_splits}
-        train = decoded["train"]
         bad, notes = [image for part in decoded.values() for image in part.bad], list(self.notes)
         if bad:
             notes.append(
                 f"Skipped {image_count(len(bad))} that cannot be decoded, first: {bad[0].name}: {bad[0].reason}."
             )
-        for split in self.used_splits[1:]:
-            if in_both := int(np.isin(decoded[split].digests, train.digests).sum()):
+        for earlier, split in combinations(self.used_splits, 2):
+            if in_both := int(np.isin(decoded[split].digests, decoded[earlier].digests).sum()):
                 notes.append(
                     f"{image_count(in_both)} of the {len(decoded[split].images):,} in the {SPLIT_NAMES[split]} split "
-                    "are also in the training split."
+                    f"are also in the {SPLIT_NAMES[earlier]} split."
                 )
         update = {
             **{f"{split}_images": len(part.images) for split, part in decoded.items()},
@@ -196,6 +208,7 @@ class Source:
             labels,
             self.config.image_column,
             self._modification_times,
+            *([self._test_identity] if content == "test" else []),
         )
         return cache_folder(self.config.cache_dir) / "images" / name
 
@@ -204,8 +217,18 @@ class Source:
         """A hash of the files' times, where the fingerprint misses that an image is replaced by another of its size."""
         if self.record.fingerprint_of == "content":
             return ""
-        times = [files.modified_ns(file.path) for file in self.files if not files.is_remote(file.root)]
-        return hashlib.sha256(str(times).encode()).hexdigest()
+        return _hash_times(self.files)
+
+    @cached_property
+    def _test_identity(self) -> str:
+        """A hash of the test files, which the fingerprint leaves out: a training does not depend on them."""
+        digest, kind = fingerprint({"test": self.test_files}, names_matter=True)
+        return digest if kind == "content" else digest + _hash_times(self.test_files)
+
+
+def _hash_times(of: Sequence[File]) -> str:
+    times = [files.modified_ns(file.path) for file in of if not files.is_remote(file.root)]
+    return hashlib.sha256(str(times).encode()).hexdigest()
 
 
 def open_source(data: str | DataConfig) -> Source:
@@ -218,7 +241,7 @@ def open_source(data: str | DataConfig) -> Source:
 
     Raises:
         UserError: There is nothing, it is not readable, it is empty, it has one class only, a label is out of range,
-            a validation or test image is of a class that training lacks, or no image of a few can be decoded.
+            a validation image is of a class that training lacks, or no image of a few can be decoded.
     """
     config = DataConfig(data=data) if isinstance(data, str) else data
     return make_source(config, discover(config))
@@ -235,9 +258,8 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         raise problems[0]
     names, labels = class_names(data), train.encoded.labels
     splits: dict[Split, EncodedImages] = {"train": train.encoded}
-    for split, part in data.by_split.items():
-        if split != "train" and len(part.encoded.labels):
-            splits[split] = match_classes(part, names, (split == "val" and config.val_data) or name, split)
+    if data.val and len(data.val.encoded.labels):
+        splits["val"] = match_classes(data.val, names, config.val_data or name)
     if not len(labels):
         raise UserError(
             f"--data {name} contains no training images.", "Choose a dataset that contains training images."
@@ -249,15 +271,21 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
             f"--data {name} has training images of one class only ({names[labels[0]]}).",
             "Add images of another class.",
         )
-    check_every_class_is_trained(splits, names)
+    check_every_class_is_trained(train.encoded, splits.get("val", train.encoded), names)
+    notes = list(data.notes)
+    if data.test:
+        test = match_test_classes(data.test, names, labels)
+        if len(test.labels):
+            splits["test"] = test
+        if left_out := len(data.test.encoded.labels) - len(test.labels):
+            notes.append(f"Left out {image_count(left_out)} of the test split, whose classes have no training images.")
     held_out = 0 if "val" in splits else int(validation_counts(labels, _val_fraction(splits)).sum())
     val_images = len(splits["val"].labels) if "val" in splits else held_out
     if not val_images:
         raise UserError(
             f"--data {name} is too small to hold out validation images.", "Provide at least 3 images of a class."
         )
-    parts: dict[Split, Sequence[File]] = {"train": train.files, "val": ()}
-    parts.update((split, part.files) for split, part in data.by_split.items())
+    parts: dict[Split, Sequence[File]] = {"train": train.files, "val": data.val.files if data.val else ()}
     digest, kind = fingerprint(parts, names_matter=data.names_matter)
     headers = read_headers(train.encoded)
     height, width, channels, stored = network_size(headers, config.image_size)
@@ -266,6 +294,7 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         fingerprint=digest,
         fingerprint_of=kind,
         class_names=names,
+        numbered=not any(part.class_names for part in data.parts),
         train_images=len(labels) - held_out + (val_images if config.fit_all else 0),
         val_images=0 if config.fit_all else val_images,
         test_images=len(splits["test"].labels) if "test" in splits else 0,
@@ -276,7 +305,8 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         bit_depth=find_bit_depth(train.encoded) if any(header.wide for header in headers) else None,
     )
     files = tuple(file for part in parts.values() for file in part)
-    return Source(record, config, splits, files, tuple(_bit_depth_notes(record)))
+    test_files = data.test.files if "test" in splits and data.test else ()
+    return Source(record, config, splits, files, test_files, (*notes, *_bit_depth_notes(record)))
 
 
 def _val_fraction(splits: dict[Split, EncodedImages]) -> float:
@@ -329,21 +359,36 @@ def resized_side(side: int) -> int:
 def find_bit_depth(encoded: EncodedImages) -> int:
     """Return how many bits, 8 to 16, the values of 16-bit images use: cameras have 10, 12 or 14.
 
-    One number for all of them, as stretching each image would take away how bright it is.
+    One number for all of them, as stretching each image would take away how bright it is. `BRIGHTER_PIXELS` may exceed
+    it: one hot pixel would leave 17 levels of 12 bits.
     """
     rows = _spread_rows(encoded, WIDE_IMAGES_READ)
 
-    def largest_of_chunk(chunk: range) -> int:
-        return max(map(largest_value, encoded.read([int(rows[position]) for position in chunk])))
+    def count_of_chunk(chunk: range) -> np.ndarray:
+        images = encoded.read([int(rows[position]) for position in chunk])
+        return np.asarray(np.stack([_count_brighter(image) for image in images]).sum(0))
 
-    return min(max(max(map_chunks(len(rows), largest_of_chunk)).bit_length(), 8), 16)
+    pixels, *brighter = np.sum(list(map_chunks(len(rows), count_of_chunk)), axis=0).tolist()
+    return next(bits for bits, count in zip(BIT_DEPTHS, brighter, strict=True) if count <= BRIGHTER_PIXELS * pixels)
+
+
+def _count_brighter(encoded: bytes | OSError) -> np.ndarray:
+    """Count the pixels of a 16-bit image, and those that exceed each of `BIT_DEPTHS`; zeros for other images."""
+    zeros = np.zeros(1 + len(BIT_DEPTHS), np.int64)
+    try:
+        if isinstance(encoded, OSError) or not read_header(encoded).wide:
+            return zeros
+        values = np.asarray(Image.open(io.BytesIO(encoded))).clip(0, WHITE_OF_16_BITS)
+    except Exception:  # broken images are reported where they are decoded
+        return zeros
+    return np.array([values.size, *(np.count_nonzero(values >= 2**bits) for bits in BIT_DEPTHS)])
 
 
 def _bit_depth_notes(record: DataRecord) -> Iterator[str]:
     if record.bit_depth is not None and record.bit_depth < 16:
         yield (
-            f"16-bit images of {record.name} use {record.bit_depth} bits: 0 to {2**record.bit_depth - 1:,} become 0 to "
-            "255."
+            f"{1 - BRIGHTER_PIXELS:.1%} of the pixels in 16-bit images of {record.name} use {record.bit_depth} bits: "
+            f"0 to {2**record.bit_depth - 1:,} become 0 to 255, and brighter ones white."
         )
 
 

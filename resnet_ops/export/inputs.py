@@ -83,9 +83,9 @@ def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
         except PickledFileError as error:
             raise error.copy_with(remedy=f"{error.remedy} For weights trained elsewhere, add --model.") from None
         _ = checkpoint.info.validated  # only such weights are exported
-        is_run = files.is_file(owner.record_file)
-        folder = owner.export if is_run else path.absolute().parent
-        return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), owner if is_run else None, folder)
+        if not files.is_file(owner.record_file):
+            return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), None, path.absolute().parent)
+        return _of_run(checkpoint, owner)
     run = runs.find_or_open(runs_dir, name)
     run.read()
     checkpoint, refused = checkpoints.read_best(run)
@@ -93,7 +93,22 @@ def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
         warn(f"Skipping a checkpoint: {reason}")
     if refused:
         warn(f"Using {checkpoint.path.name}, the best intact checkpoint (epoch {checkpoint.info.epoch}).")
-    return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(checkpoint.path), run, run.export)
+    return _of_run(checkpoint, run)
+
+
+def _of_run(checkpoint: Checkpoint, run: Run) -> ResolvedCheckpoint:
+    """Return a checkpoint of a run, with what earlier versions did not write: that it is fitted on all images."""
+    fit_all = run.read_as_written().config.fit_all
+
+    def completed(read: Checkpoint) -> Checkpoint:
+        if read.info.fitted_on_all or not fit_all:
+            return read
+        metrics = read.info.metrics and read.info.metrics.without_validation()
+        return replace(read, info=read.info.model_copy(update={"fitted_on_all": True, "metrics": metrics}))
+
+    return ResolvedCheckpoint(
+        completed(checkpoint), lambda: completed(checkpoints.read(checkpoint.path)), run, run.export
+    )
 
 
 def find_exported_checkpoint(file: Path, sha256: str) -> ResolvedCheckpoint | None:
@@ -107,7 +122,7 @@ def find_exported_checkpoint(file: Path, sha256: str) -> ResolvedCheckpoint | No
         except UserError:
             continue
         if checkpoint.sha256 == sha256:
-            return ResolvedCheckpoint(checkpoint, lambda path=path: checkpoints.read(path), run, run.export)  # type: ignore[misc]
+            return _of_run(checkpoint, run)
     return None
 
 

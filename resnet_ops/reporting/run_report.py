@@ -56,12 +56,19 @@ class RunData:
             missing = str(error)
         exported = [path for path in files.listed(run.export) if path.suffix == ".json"]
         proofs = [json.loads(files.read(path)) for path in sorted(exported, key=lambda path: path.name)]
-        return cls(run, record, run.epochs(), predictions, missing, [proof for proof in proofs if "checks" in proof])
+        return cls(
+            run,
+            record,
+            record.curve(run.epochs()),
+            predictions,
+            missing,
+            [proof for proof in proofs if "checks" in proof],
+        )
 
     @cached_property
     def best(self) -> Epoch | None:
         """The epoch with the best validation accuracy; with `fit_all` the last one."""
-        return max(self.epochs, key=lambda epoch: epoch.score, default=None)
+        return self.record.best_of(self.epochs)
 
     @cached_property
     def test_accuracy(self) -> float | None:

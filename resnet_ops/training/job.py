@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from resnet_ops import files, runs
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import TEST_NAME, TrainConfig
 from resnet_ops.data.discovery import absolute_paths
-from resnet_ops.data.sources import MAX_LISTED
+from resnet_ops.data.sources import MAX_LISTED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.allocation import allocate
@@ -175,13 +175,10 @@ def resume(
         tracker.check_service(config.track)
         with allocate(config, observer.warn) as placement:
             with check_every_node(placement.remote_nodes, run.path, config) as compare:
-                source, _ = check_training(config, placement.layout.device)
+                source, _ = check_training(config, placement.layout.device, resumes=True)
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
-                raise UserError(
-                    f"The images in {config.data} differ from those {name} was trained on.",
-                    "Restore them, or train a new run.",
-                )
+                raise _other_images(name, record.data, source)
             layout = placement.layout
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:
@@ -208,6 +205,19 @@ def resume(
                     result = launch_workers(run_worker, run, record, source, placement, halt)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
+
+
+def _other_images(name: str, trained_on: DataRecord, source: Source) -> UserError:
+    data = source.config.data
+    if source.record.test_images and not trained_on.test_images and "val" not in source.splits:
+        return UserError(
+            f"{name} may have been trained before test images and validation images were told apart: of {data} it then "
+            "chose on the test images, and now others are held out to choose on.",
+            f"Train a new run: --data {data} --val-data {TEST_NAME} chooses on the test images as before.",
+        )
+    return UserError(
+        f"The images in {data} differ from those {name} was trained on.", "Restore them, or train a new run."
+    )
 
 
 def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, workers: int, device: Device) -> RunRecord:
@@ -331,7 +341,7 @@ def measure_test(run: Run, observer: Observer) -> RunRecord:
         from resnet_ops.training.launch import launch_workers
         from resnet_ops.training.worker import run_measurement
 
-        source, _ = check_training(record.config, placement.layout.device)
+        source, _ = check_training(record.config, placement.layout.device, resumes=True)
         result = launch_workers(run_measurement, run, record, source, placement)
     best = record.best.model_copy(update={"test_accuracy": result.test_accuracy})
     return run.write(record.model_copy(update={"best": best}))

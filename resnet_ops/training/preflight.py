@@ -30,13 +30,16 @@ FEWEST_STEPS, SMALLEST_BATCH = 11, 8
 # torch is imported in the functions, while nodes are being asked.
 
 
-def check_training(config: TrainConfig, device: str, source: Source | None = None) -> tuple[Source, TrainConfig]:
+def check_training(
+    config: TrainConfig, device: str, source: Source | None = None, *, resumes: bool = False
+) -> tuple[Source, TrainConfig]:
     """Check that network, images and device fit each other, and settle what depends on them.
 
     Args:
         config: What is to be trained.
         device: On what.
         source: Its images, where they are open already.
+        resumes: Whether a training goes on that has been checked, maybe by a version that allowed more.
 
     Returns:
         The images, and the configuration with every default resolved.
@@ -71,10 +74,10 @@ def check_training(config: TrainConfig, device: str, source: Source | None = Non
         "batch_size": batch_size,
         "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
-        "flip": mirroring_harm(data.class_names) is None if config.flip is None else config.flip,
+        "flip": _mirroring_harm(data) is None if config.flip is None else config.flip,
     }
     settled = config.model_copy(update=update)
-    if not config.auto_batch:
+    if not config.auto_batch and not resumes:
         check_steps(settled, data)
     return source, settled
 
@@ -101,16 +104,36 @@ def check_steps(config: TrainConfig, data: DataRecord) -> None:
 
 
 def _batch_size(config: TrainConfig, data: DataRecord) -> int:
-    """Return the batch size that was asked for, or else the default, or a smaller power of two for fewer images."""
+    """Return the batch size that was asked for, or else the default, or a smaller power of two for fewer images.
+
+    Raises:
+        UserError: It exceeds the number of images, or has fewer images than micro-batches.
+    """
     if "batch_size" not in config.model_fields_set and not config.auto_batch:
         power = 1 << (data.train_images // FEWEST_STEPS | 1).bit_length() - 1
-        return min(max(power, SMALLEST_BATCH), data.train_images, config.batch_size)
+        chosen = min(max(power, SMALLEST_BATCH, config.accumulate), data.train_images, config.batch_size)
+        _check_micro_batches(config, chosen, data)
+        return chosen
     if config.batch_size > data.train_images and not config.auto_batch:
         raise UserError(
             f"--batch-size {config.batch_size} exceeds the {data.train_images:,} training images of {data.name}.",
             f"Use at most {data.train_images}.",
         )
     return config.batch_size
+
+
+def _check_micro_batches(config: TrainConfig, batch_size: int, data: DataRecord) -> None:
+    """Check that each micro-batch has an image.
+
+    Raises:
+        UserError: There are more of them than images.
+    """
+    if config.accumulate > batch_size:
+        raise UserError(
+            f"--accumulate {config.accumulate} splits a batch of {batch_size} of the {data.train_images:,} training "
+            f"images of {data.name} into more micro-batches than images.",
+            f"Use at most {batch_size}.",
+        )
 
 
 def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
@@ -122,13 +145,18 @@ def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataR
 
 def warn_of_mirroring(requested: TrainConfig, data: DataRecord, observer: Observer) -> None:
     """Say where the names of classes decided that images are not mirrored, and warn where they speak against it."""
-    harm = mirroring_harm(data.class_names)
-    if harm is None or requested.data in EMBEDDED:
+    harm = _mirroring_harm(data)
+    if harm is None:
         return
     if requested.flip is None:
-        observer.warn(f"No horizontal flip, as {harm}; --flip turns it on.")
+        if requested.data not in EMBEDDED:  # of which it is known
+            observer.warn(f"No horizontal flip, as {harm}; --flip turns it on.")
     elif requested.flip:
         observer.warn(f"Horizontal flip is on, but {harm}: --no-flip is probably more accurate.")
+
+
+def _mirroring_harm(data: DataRecord) -> str | None:
+    return None if data.numbered else mirroring_harm(data.class_names)
 
 
 def check_shares(config: TrainConfig, workers: int) -> None:
@@ -167,6 +195,7 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
 
     batch_size, why = largest_batch(config, data, placement)
     observer.warn(why)
+    _check_micro_batches(config, batch_size, data)
     config = config.model_copy(update={"batch_size": batch_size})
     check_steps(config, data)
     return config

@@ -9,13 +9,14 @@ from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.recipes.reading import configure
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import check_training, warn_of_mirroring
-from tests.data.samples import shades, write_class_folders
+from tests.data.samples import noise, shades, write_class_folders, write_parquet
 
 
 @pytest.mark.parametrize(
     "names",
     [
-        "0 1 2 3 4 5 6 7 8 9", "b d", "A B C none", "zero one two", "digit_1 digit_7 other", "Letter-A Letter-b",
+        "0 1 2 3 4 5 6 7 8 9", "10 11 12 13", "b d", "A B C none", "zero one two", "digit_1 digit_7 other",
+        "Letter-A Letter-b",
         "left right", "left_turn right_turn straight", "TurnLeft TurnRight", "clockwise counterclockwise",
         "hand-left hand-right cup",
     ],
@@ -27,7 +28,7 @@ def test_names_tell_that_mirrored_images_are_others(names: str) -> None:
 @pytest.mark.parametrize(
     "names",
     [
-        "cat dog", "bright dark", "left cat", "copyright free", "a cat dog", "10 11 12 13", "n01440764 n01443537",
+        "cat dog", "bright dark", "left cat", "copyright free", "a cat dog", "n01440764 n01443537",
         "onear sevenfold", "airplane automobile bird cat deer dog frog horse ship truck",
     ],
 )  # fmt: skip
@@ -46,7 +47,8 @@ class Notes(Observer):
 @pytest.mark.parametrize(
     ("names", "flip", "settled", "said"),
     [
-        (("3", "5"), None, False, "No horizontal flip, as classes are digits or letters (3, 5...); --flip turns it on"),
+        (("3", "5"), None, False, "No horizontal flip, as class names are numbers (3, 5); --flip turns it on"),
+        (("b", "d"), None, False, "as classes are digits or letters (b, d); --flip"),
         (("3", "5"), True, True, "--no-flip"),
         (("3", "5"), False, False, None),
         (("left", "right"), None, False, "class left mirrored may be class right"),
@@ -78,3 +80,19 @@ def test_augmentation_is_told_in_words() -> None:
     assert configure(crop_padding=4, flip=False, **mixed).augmentation(256) == (
         "random resized crop, cutout 8, MixUp 0.2, CutMix 1"
     )
+
+
+def test_numbers_that_stand_for_missing_names_tell_nothing(tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "a.parquet", noise(20), [0, 1] * 10, names=())
+    config, notes = TrainConfig.of(data=str(data), batch_size=4), Notes()
+    source, checked = check_training(config, "cpu")
+    warn_of_mirroring(config, source.record, notes)
+    assert (source.record.class_names, checked.flip, notes.messages) == (("0", "1"), True, [])
+    assert mirroring_harm(["0", "1", "2", "10"]) == "class names are numbers (0, 1, 2...)"
+
+
+def test_mirrored_digits_are_warned_of_only_where_mirroring_was_asked_for() -> None:
+    for flip, said in ((None, 0), (True, 1), (False, 0)):
+        config, notes = TrainConfig.of(flip=flip), Notes()
+        warn_of_mirroring(config, check_training(config, "cpu")[0].record, notes)
+        assert len(notes.messages) == said

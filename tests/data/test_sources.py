@@ -261,3 +261,21 @@ def test_what_is_wrong_with_the_data_is_an_error(tmp_path: Path) -> None:
     only_val = write_parquet(tmp_path / "v" / "test-0.parquet", noise(4), [0, 1] * 2)
     write_parquet(tmp_path / "v" / "test-1.parquet", noise(4), [0, 1] * 2)
     refused(only_val.parent, "only validation or test files")
+
+
+def test_hot_pixels_take_no_levels_from_others(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (40, 16, 16)).astype(np.uint16)
+    values[3, 5, 5] = values[8, 2, 2] = 65535
+    for index, image in enumerate(values):
+        path = tmp_path / "ab"[index % 2] / f"{index:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    source = open_source(str(tmp_path))
+    assert source.record.bit_depth == 12
+    assert "99.9% of the pixels" in source.notes[0]
+    pixels = np.concatenate([source.load("train").pixels, source.load("val").pixels])
+    assert len(np.unique(pixels)) == 256
+    values[:, 0, 0] = 65535  # 1 of 256 pixels
+    for index, image in enumerate(values):
+        Image.fromarray(image).save(tmp_path / "ab"[index % 2] / f"{index:02}.png")
+    assert open_source(str(tmp_path)).record.bit_depth == 16

@@ -130,6 +130,17 @@ def test_of_a_network_that_is_fitted_on_all_images_nothing_is_claimed(
         assert not CLAIM.search(said), CLAIM.search(said)
     assert "fitted on all images" in page.read_text()
 
+    # As earlier versions wrote it: measured on images that were trained on, without saying so.
+    selected, _ = checkpoints.read_best(run)
+    metrics = selected.info.validated.model_copy(update={"val_loss": 0.1, "val_error": 0.0})
+    info = selected.info.model_copy(update={"fitted_on_all": False, "metrics": metrics})
+    tensors = {f"{checkpoints.MODEL}{name}": value for name, value in selected.model.items()}
+    checkpoints.save(checkpoints.best_file(run), info, tensors)
+    again = done("export", "all", "--onnx", "--out", tmp_path / "again.onnx")
+    properties = {entry.key: entry.value for entry in onnx.load(again.json["onnx"]).metadata_props}
+    assert (properties["fitted_on_all"], "val_accuracy" in properties) == ("true", False)
+    assert again.json["val_accuracy_torch"] is None
+
 
 def test_with_fit_all_a_test_split_is_measured_as_in_the_paper(photos: Path, done: Callable[..., Ended]) -> None:
     ended = done("train", "--data", photos, *SMALL, "--epochs", 1, "--fit-all", "--stream", "on", "--name", "paper")

@@ -6,9 +6,11 @@ from typing import NoReturn
 import pytest
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
 from resnet_ops.training import job
+from tests.data.samples import noise, write_class_folders
 from tests.test_runs import record
 
 
@@ -25,3 +27,23 @@ def test_options_that_change_on_resume_are_validated(tmp_path: Path, monkeypatch
         job.resume(tmp_path, "r", changes={"nodes": "2:4"})  # as typed
     with pytest.raises(UserError, match="--max-failures"):
         job.resume(tmp_path, "r", changes={"max_failures": -1})
+
+
+def test_runs_that_chose_on_test_images_are_refused_with_the_way_to_choose_on_them_again(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for part, count in (("train", 20), ("test", 5)):
+        write_class_folders(images / part, {"a": noise(count, seed=count), "b": noise(count, seed=count + 1)})
+    run = Run(tmp_path / "r")
+    run.path.mkdir()
+    # As the version that selected on test images wrote it: their files were those of the validation split.
+    data = open_source(str(images)).record.model_copy(
+        update={"fingerprint": "0" * 64, "val_images": 10, "test_images": 0}
+    )
+    config = TrainConfig.of(data=str(images), batch_size=8, crop_padding=0, flip=False, device="cpu")
+    before = record(status="interrupted").model_copy(update={"config": config, "data": data})
+    run.write(before)
+    with pytest.raises(UserError, match=r"chose on the test images.*--val-data test chooses on the test images"):
+        job.resume(tmp_path, "r")
+    run.write(before.model_copy(update={"data": data.model_copy(update={"test_images": 10})}))
+    with pytest.raises(UserError, match="differ from those r was trained on"):
+        job.resume(tmp_path, "r")

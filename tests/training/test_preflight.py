@@ -52,6 +52,13 @@ def test_a_batch_size_that_is_given_stays(digits: Source) -> None:
         check_shares(given, 129)
 
 
+def test_each_micro_batch_has_an_image(digits: Source) -> None:
+    config = TrainConfig.of(accumulate=16)
+    assert {images: batch_size(digits, images, config) for images in (16, 100, 1438)} == {16: 16, 100: 16, 1438: 128}
+    with pytest.raises(UserError, match=r"--accumulate 16 splits a batch of 15 of the 15.*Use at most 15"):
+        batch_size(digits, 15, config)
+
+
 def test_more_images_make_no_worse_network(digits: Source) -> None:
     """In 15 epochs each. With 128 images to a step from 128 images on it was 60% of the digits, from 9%."""
     loader, errors = open_loader(digits, CPU, batch_size=8, augmentation=Augmentation(1), seed=0), []

@@ -116,6 +116,7 @@ def test_what_is_counted_in_steps_fits_into_the_training(options: dict[str, Any]
     config = TrainConfig.of(**{"schedule": "cosine", "epochs": 10, "batch_size": 719} | options)
     with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
         check_training(config, "cpu")
+    check_training(config, "cpu", resumes=True)  # a run of a version that allowed it goes on
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "steps", "cosine"])
