@@ -96,8 +96,14 @@ def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
     return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(checkpoint.path), run, run.export)
 
 
-def find_exported_checkpoint(file: Path, sha256: str) -> ResolvedCheckpoint | None:
-    """Return the checkpoint that a file in a run's folder was exported from, if it still exists."""
+def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> ResolvedCheckpoint | None:
+    """Return the checkpoint that a file in a run's folder was exported from, if it still exists.
+
+    Args:
+        file: The file.
+        sha256: The checkpoint's checksum, as the file has it.
+        or_best: If none has that checksum, return the best one: a file must not choose to have none.
+    """
     run = Run(file.absolute().parent.parent)
     if not files.is_file(run.record_file):
         return None
@@ -108,6 +114,10 @@ def find_exported_checkpoint(file: Path, sha256: str) -> ResolvedCheckpoint | No
             continue
         if checkpoint.sha256 == sha256:
             return ResolvedCheckpoint(checkpoint, lambda path=path: checkpoints.read(path), run, run.export)  # type: ignore[misc]
+    if or_best:
+        with contextlib.suppress(UserError):  # none is intact
+            best, _ = checkpoints.read_best(run)
+            return ResolvedCheckpoint(best, lambda: checkpoints.read(best.path), run, run.export)
     return None
 
 

@@ -29,6 +29,7 @@ from resnet_ops.export.metadata_checks import (
     check_metadata,
     check_recorded_proof,
     read_recorded_proof,
+    unverified_claims,
 )
 from resnet_ops.export.proof_report import ProofDraft, ProofReport
 from resnet_ops.export.reference import Reference
@@ -314,6 +315,7 @@ def _check_record(draft: ProofDraft, model: onnx.ModelProto, metadata: ModelMeta
             allowed = calibration_margin(recorded, draft)
             # Not (off > allowed): outputs that are not finite have no calibration error.
             draft.add("calibration as in metadata", f"differs by {off:.4f}", off <= allowed, f"{allowed:.4f}")
+    draft.unverified = unverified_claims(metadata, draft, same_data)
     draft.run("recorded proof", lambda: check_recorded_proof(metadata, model, draft, same_data))
 
 
