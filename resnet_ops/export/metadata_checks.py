@@ -110,7 +110,7 @@ def _release(version: str) -> tuple[int, ...]:
 def _claims_elsewhere(model: onnx.ModelProto, torch_version: str) -> Iterator[str]:
     """Yield what a file says where no export says anything, such as in documentation strings."""
     keys = Counter(entry.key for entry in model.metadata_props)
-    if unknown := sorted(keys - Counter(ModelMetadata.model_fields)):
+    if unknown := sorted(keys - Counter(list(ModelMetadata.model_fields))):
         yield f"unknown or repeated metadata {', '.join(key[:40] for key in unknown[:5])}"
     named = model.graph
     parts = (named, *named.node, *named.value_info, *named.input, *named.output, *named.initializer)

@@ -153,7 +153,7 @@ def test_weights_elsewhere_are_not_followed(
     ("entries", "message"),
     [
         ((("location", "w"), ("location", "v")), "says twice"),
-        ((("location", "w"), ("basepath", "/tmp")), "otherwise than ONNX"),  # noqa: S108
+        ((("location", "w"), ("basepath", "/tmp")), "otherwise than ONNX"),
         ((("location", "w"), ("offset", "1e3")), "a place that is no number"),
     ],
 )
