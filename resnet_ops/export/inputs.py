@@ -111,8 +111,14 @@ def _of_run(checkpoint: Checkpoint, run: Run) -> ResolvedCheckpoint:
     )
 
 
-def find_exported_checkpoint(file: Path, sha256: str) -> ResolvedCheckpoint | None:
-    """Return the checkpoint that a file in a run's folder was exported from, if it still exists."""
+def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> ResolvedCheckpoint | None:
+    """Return the checkpoint that a file in a run's folder was exported from, if it still exists.
+
+    Args:
+        file: The file.
+        sha256: The checkpoint's checksum, as the file has it.
+        or_best: If none has that checksum, return the best one: a file must not choose to have none.
+    """
     run = Run(file.absolute().parent.parent)
     if not files.is_file(run.record_file):
         return None
@@ -123,6 +129,9 @@ def find_exported_checkpoint(file: Path, sha256: str) -> ResolvedCheckpoint | No
             continue
         if checkpoint.sha256 == sha256:
             return _of_run(checkpoint, run)
+    if or_best:
+        with contextlib.suppress(UserError):  # none is intact
+            return _of_run(checkpoints.read_best(run)[0], run)
     return None
 
 

@@ -5,13 +5,16 @@ does not follow from the checkpoint is compared with the graph, the run and this
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import hypot, isclose, nan, sqrt
+from math import hypot, isclose, isfinite, isnan, nan, sqrt
 
 import onnx
 from onnx import TensorProto
 from pydantic import ValidationError
 
+import resnet_ops
 from resnet_ops.data.parallel_decode import MAX_BAD_SHARE
 from resnet_ops.export import graph, precision
 from resnet_ops.export.checks import MAX_BATCH, summarize
@@ -25,7 +28,16 @@ from resnet_ops.training.checkpoint import Checkpoint
 # Not from the checkpoint: those of the form of the file are compared with its graph, `run` with the run's name.
 OF_THE_FILE = {"input", "output", "precision", "precision_choice", "quantization_error", "made_by", "validation", "run"}
 VERSION = r"\d+(\.\d+)+[\w.+-]*"
-MADE_BY = re.compile(rf"resnet-ops {VERSION}, torch {VERSION}, onnx {VERSION}")
+MADE_BY = re.compile(rf"resnet-ops (?P<ours>{VERSION}), torch (?P<torch>{VERSION}), onnx {VERSION}")
+QUANTIZER = "onnx.quantize"  # ONNX Runtime's name for itself as the producer of int8 files
+MAX_IMAGES = 10**12  # a guard: more of them than anybody has
+# Of a recorded proof: what version 0.1 already recorded, what every later one does, and what depends on images.
+RECORDED_BY_0_1 = {"provider", "tolerance", "nodes_by_provider", "images", "largest_batch", "validated"}
+RECORDED_SINCE = {"black_box_only", "images_total", "images_fingerprint", "sample"}
+ON_IMAGES = ("accuracy_torch", "accuracy_onnx", "top1_agreement", "max_abs_diff", "max_rel_diff")
+ON_UNSEEN_IMAGES = ("val_accuracy_torch", "val_accuracy_onnx", "calibration_error_torch", "calibration_error_onnx")
+SHARES = ("accuracy_torch", "accuracy_onnx", "top1_agreement", "calibration_error_torch", "calibration_error_onnx")
+NOT_RECORDED = {"checks", "unverified"}
 SAME_CALIBRATION = 0.02  # int8 on a CPU with other instructions
 MARGINS = 1.5  # margins of 95%, three standard errors, by which two accuracies of the same network may differ
 RELATIVE = 1e-3  # by which numbers that float64 gives differ from one machine to another
@@ -59,26 +71,60 @@ def check_metadata(
         The faults, or what was compared, and whether it passed.
     """
     choices, names = precision_choices(metadata, model), origin.run_names
+    made_by, error = MADE_BY.fullmatch(metadata.made_by), metadata.quantization_error
     faults = {
-        f"made by {metadata.made_by[:40]!r}, not by resnet-ops": not MADE_BY.fullmatch(metadata.made_by),
+        f"made by {metadata.made_by[:40]!r}, not by resnet-ops": made_by is None,
+        f"made by {metadata.made_by[:40]!r}, newer than this resnet-ops {resnet_ops.__version__}": (
+            made_by is not None and _release(made_by["ours"]) > _release(resnet_ops.__version__)
+        ),
         f"precision choice {metadata.precision_choice!r}, the graph has {' or '.join(map(repr, sorted(choices)))}": (
             (metadata.precision_choice or "") not in choices
         ),
-        f"a quantization error though it is {metadata.precision}": (
-            metadata.quantization_error is not None and metadata.precision != "int8"
+        f"a quantization error though it is {metadata.precision}": error is not None and metadata.precision != "int8",
+        "no quantization error though it is int8": (
+            error is None and metadata.precision == "int8" and not _is_from_0_1(metadata)
         ),
-        f"run is {metadata.run}, expected {' or '.join(sorted(names))}": (
-            bool(names) and metadata.run is not None and metadata.run not in names
+        "a quantization error on more images than are ever used": (
+            error is not None and error.images > precision.CHOICE_IMAGES
         ),
+        f"run is {metadata.run}, expected {' or '.join(sorted(names))}": (bool(names) and metadata.run not in names),
         f"{metadata.data} has another fingerprint": origin.data_fingerprint not in (None, metadata.data_fingerprint),
-    }
+    } | dict.fromkeys(_claims_elsewhere(model, made_by["torch"] if made_by else ""), True)
     if checkpoint is not None:
         same = {name: getattr(metadata, name) for name in OF_THE_FILE}
         expected = ModelMetadata.of(checkpoint.info, checkpoint.sha256, **same)
         for name in ModelMetadata.model_fields:
             actual, required = getattr(metadata, name), getattr(expected, name)
             faults[_difference(name, actual, required)] = actual != required
-    return summarize(faults, "as in the checkpoint" if checkpoint else "as in the graph")
+    versions = graph.tool_versions()
+    other = "" if metadata.made_by == versions else f"; made by {metadata.made_by[:100]}, this is {versions}"
+    return summarize(faults, ("as in the checkpoint" if checkpoint else "as in the graph") + other)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version: (0, 1, 0) for 0.1.0.dev3."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
+
+
+def _claims_elsewhere(model: onnx.ModelProto, torch_version: str) -> Iterator[str]:
+    """Yield what a file says where no export says anything, such as in documentation strings."""
+    keys = Counter(entry.key for entry in model.metadata_props)
+    if unknown := sorted(keys - Counter(list(ModelMetadata.model_fields))):
+        yield f"unknown or repeated metadata {', '.join(key[:40] for key in unknown[:5])}"
+    named = model.graph
+    parts = (named, *named.node, *named.value_info, *named.input, *named.output, *named.initializer)
+    attributes = (attribute for node in named.node for attribute in node.attribute)
+    if model.doc_string or any(part.doc_string for part in (*parts, *attributes)):
+        yield "it has documentation strings"
+    if any(len(part.metadata_props) for part in parts):
+        yield "parts of its graph have metadata"
+    name, version = model.producer_name, model.producer_version
+    by_torch = (name, version) == ("pytorch", torch_version)
+    if not by_torch and not (name == QUANTIZER and re.fullmatch(VERSION, version)):
+        yield f"its producer is {name[:40]!r} {version[:40]!r}"
+    if model.domain or model.model_version:
+        yield "it has a domain or a model version"
 
 
 def _difference(name: str, actual: object, required: object) -> str:
@@ -125,15 +171,20 @@ def check_recorded_proof(
     recorded = read_recorded_proof(metadata)
     if recorded is None:
         return "it is damaged", False
+    faults = _form_faults(recorded, metadata)
+    if any(faults.values()):  # the others compare numbers that are there
+        return summarize(faults, "")
     n, total = recorded.images, recorded.images_total
-    ran = sum(recorded.nodes_by_provider.values())
+    nodes = recorded.nodes_by_provider
     counts = {
-        name: round(value * n, 6) % 1 == 0 or not n
+        name: round(value * n, 6) % 1 == 0
         for name in ("accuracy_torch", "accuracy_onnx", "top1_agreement")
-        if (value := getattr(recorded, name)) == value
+        if n and (value := getattr(recorded, name)) == value
     }
-    margin = sampling_margin(recorded.accuracy_onnx, n, total) if n and total >= n else 0.0
+    margin = sampling_margin(recorded.accuracy_onnx, n, total) if n else 0.0
     of_training = (recorded.images_fingerprint or metadata.data_fingerprint) == metadata.data_fingerprint
+    # The checkpoint's own images are at hand, so that a claim about others needs them as well.
+    own_images = report.images_fingerprint == metadata.data_fingerprint and not isnan(report.val_accuracy_torch)
     faults = {
         "it claims an accuracy on images that the network was trained on": (
             metadata.fitted_on_all and of_training and not recorded.has_seen_images and n > 0
@@ -141,22 +192,85 @@ def check_recorded_proof(
         "it says of images that the network has seen them": (
             recorded.has_seen_images and not (metadata.fitted_on_all and of_training)
         ),
+        "it is of other images than the run's own; if they are at hand, give them: --data": (
+            own_images and not same_data and n > 0
+        ),
         "it is of outputs only": bool(recorded.black_box_only),
         "it did not pass": (metadata.validation or {}).get("validated") is not True,
-        f"provider {recorded.provider[:40]!r} is unknown": recorded.provider not in EVERYWHERE,
-        f"{ran} nodes ran of {len(model.graph.node)}": bool(recorded.nodes_by_provider)
-        and not 0 < ran <= 2 * len(model.graph.node),
-        f"{n:,} of {total:,} images": not 0 <= n <= total or (n < total) != bool(recorded.sample),
+        f"provider {recorded.provider[:40]!r} is unknown": not {recorded.provider, *nodes} <= set(EVERYWHERE),
+        f"{sum(nodes.values())} nodes ran of {len(model.graph.node)}": bool(nodes)
+        and not (min(nodes.values()) > 0 and sum(nodes.values()) <= 2 * len(model.graph.node)),
         f"a largest batch of {recorded.largest_batch:,}": not _is_batch(recorded.largest_batch),
-        f"a difference above its tolerance of {recorded.tolerance:g}": recorded.max_rel_diff > recorded.tolerance,
+        f"a difference above its tolerance of {recorded.tolerance:g}": n > 0
+        and not recorded.max_rel_diff <= recorded.tolerance,
+        f"differences of {recorded.max_abs_diff:.1e} and, as a share, {recorded.max_rel_diff:.1e}": n > 0
+        and not (
+            min(recorded.max_abs_diff, recorded.max_rel_diff) > 0 or recorded.max_abs_diff == recorded.max_rel_diff
+        ),
         "its margin does not follow from its numbers": n > 0
         and recorded.accuracy_margin == recorded.accuracy_margin
         and not isclose(recorded.accuracy_margin, margin, rel_tol=RELATIVE, abs_tol=1e-9),
     } | {f"no count of {n:,} images is a {name.replace('_', ' ')}": not is_count for name, is_count in counts.items()}
-    if same_data and 0 < n <= total:
+    if same_data and n:
         faults |= _compare(recorded, report, metadata)
-    passed = "possible" if not (same_data and n) else "its numbers are those of now"
-    return summarize(faults, passed + ("" if same_data else "; it is of other images"))
+    passed = "its numbers are those of now" if same_data and n else "possible"
+    return summarize(faults, "; ".join((passed, *report.unverified)))
+
+
+def _form_faults(recorded: ProofReport, metadata: ModelMetadata) -> dict[str, bool]:
+    """Return what of a recorded proof is missing, or is no number that it can be."""
+    recorded_names, n = (metadata.validation or {}).keys(), recorded.images
+    required = RECORDED_BY_0_1 | (set() if _is_from_0_1(metadata) else RECORDED_SINCE)
+    if n and not _is_from_0_1(metadata):
+        required |= {"accuracy_margin"}
+    missing = required - recorded_names
+    unknown = recorded_names - (ProofReport.model_fields.keys() - NOT_RECORDED) - {"validated"}
+    values = {name: getattr(recorded, name) for name in {*recorded_names, *ON_IMAGES, *SHARES} - unknown}
+    numbers = {
+        name: value for name, value in values.items() if isinstance(value, float) and not isinstance(value, bool)
+    }
+    expected = {*ON_IMAGES, "tolerance"} if n else {"tolerance"}
+    if n and not recorded.has_seen_images:
+        expected |= set(ON_UNSEEN_IMAGES)
+    no_numbers = {
+        name for name in expected | (numbers.keys() & recorded_names) if not isfinite(getattr(recorded, name))
+    }
+    known = {name: value for name, value in numbers.items() if isfinite(value)}
+    claims = known.keys() - {"tolerance"}
+    return {
+        f"{n:,} of {recorded.images_total:,} images": not 0 <= n <= recorded.images_total
+        or (n < recorded.images_total) != bool(recorded.sample),
+        f"it lacks {_listed(missing)}": bool(missing),
+        f"it has {_listed(unknown)}, which none has": bool(unknown),
+        f"no number as {_listed(no_numbers)}": bool(no_numbers),
+        f"numbers without images: {_listed(claims)}": n == 0 and bool(claims),
+        "numbers that cannot be": any(value < 0 for value in known.values())
+        or any(known.get(name, 0.0) > 1 for name in SHARES),
+        "it claims an accuracy on unseen images beside that on seen ones": recorded.has_seen_images
+        and any(name in known for name in ON_UNSEEN_IMAGES),
+    }
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(name.replace("_", " ")[:40] for name in sorted(names)[:5])
+
+
+def _is_from_0_1(metadata: ModelMetadata) -> bool:
+    """Return whether the file has, or before its verification may have, the form that version 0.1 wrote."""
+    return not (metadata.validation or {}).keys() & RECORDED_SINCE
+
+
+def unverified_claims(metadata: ModelMetadata, report: ProofReport, same_data: bool) -> tuple[str, ...]:
+    """Return what this verification cannot tell about the recorded proof."""
+    recorded = read_recorded_proof(metadata)
+    if recorded is None:
+        return ()
+    notes = {
+        "it is of other images, not verified here": recorded.images > 0 and not same_data,
+        f"recorded on {recorded.provider[:40]}, not verified here": recorded.provider != report.provider,
+        "its form is that of version 0.1": _is_from_0_1(metadata),
+    }
+    return tuple(note for note, applies in notes.items() if applies)
 
 
 def read_recorded_proof(metadata: ModelMetadata) -> ProofReport | None:
@@ -164,6 +278,8 @@ def read_recorded_proof(metadata: ModelMetadata) -> ProofReport | None:
     try:
         recorded = ProofReport.model_validate(metadata.validation)
     except ValidationError:
+        return None
+    if max(abs(recorded.images), abs(recorded.images_total)) > MAX_IMAGES:
         return None
     if recorded.images_total:
         return recorded
@@ -188,15 +304,22 @@ def _compare(recorded: ProofReport, now: ProofReport, metadata: ModelMetadata) -
         allowed = 1 / now.images if metadata.precision != "int8" or name == "accuracy_torch" else SAME_CALIBRATION
         if not same_sample:
             allowed += MARGINS * accuracy_margin(recorded, now, then, value)
-        faults[f"{name.replace('_', ' ')} {percent(then)}, now {percent(value)}"] = abs(then - value) > allowed + 1e-9
+        faults[f"{name.replace('_', ' ')} {percent(then)}, now {percent(value)}"] = _differs(
+            then, value, allowed + 1e-9
+        )
     then, value = recorded.calibration_error_torch, now.calibration_error_torch
-    faults[f"calibration error torch {then:.4f}, now {value:.4f}"] = abs(then - value) > calibration_margin(
-        recorded, now
+    faults[f"calibration error torch {then:.4f}, now {value:.4f}"] = not recorded.has_seen_images and _differs(
+        then, value, calibration_margin(recorded, now)
     )
     scale, scale_now = _scale(recorded), _scale(now)
-    if same_sample and metadata.output == "logits":
-        faults[f"largest logit {scale:.4g}, now {scale_now:.4g}"] = abs(scale - scale_now) > RELATIVE * scale_now
+    if same_sample and metadata.output == "logits" and recorded.max_rel_diff:
+        faults[f"largest logit {scale:.4g}, now {scale_now:.4g}"] = _differs(scale, scale_now, RELATIVE * scale_now)
     return faults
+
+
+def _differs(then: float, now: float, allowed: float) -> bool:
+    """Return whether a recorded number is not that of now; without a checkpoint there is none to compare with."""
+    return not isnan(now) and not abs(then - now) <= allowed  # a recorded NaN differs
 
 
 def calibration_margin(recorded: ProofReport, now: ProofReport) -> float:

@@ -29,6 +29,7 @@ from resnet_ops.export.metadata_checks import (
     check_metadata,
     check_recorded_proof,
     read_recorded_proof,
+    unverified_claims,
 )
 from resnet_ops.export.proof_report import ProofDraft, ProofReport
 from resnet_ops.export.reference import Reference
@@ -65,6 +66,7 @@ class ProofThresholds:
         origin: The run and the dataset that the metadata names.
         images: The number of images to use; by default all, or as many as take about a minute.
         seen: Whether the network was trained on the images: then it has no validation accuracy.
+        recorded: Whether the file must record a proof, as every exported one does.
         black_box: Whether only outputs are checked: structure and weights are not.
     """
 
@@ -77,6 +79,7 @@ class ProofThresholds:
     origin: Origin = field(default_factory=Origin)
     images: int | None = None
     seen: bool = False
+    recorded: bool = False
     black_box: bool = False
 
 
@@ -216,7 +219,7 @@ def _check_validation_set(
         draft.val_accuracy_torch = top1_accuracy(expected, labels)
         draft.calibration_error_torch = calibration_error(softmax(expected), labels)
         _check_outputs(draft, comparison, labels, metadata.precision, box.tolerances, thresholds)
-    if metadata.validation is not None:
+    if metadata.validation is not None or thresholds.recorded:
         _check_record(draft, model, metadata)
     _check_training_accuracy(draft, comparison, metadata, thresholds)
 
@@ -314,6 +317,7 @@ def _check_record(draft: ProofDraft, model: onnx.ModelProto, metadata: ModelMeta
             allowed = calibration_margin(recorded, draft)
             # Not (off > allowed): outputs that are not finite have no calibration error.
             draft.add("calibration as in metadata", f"differs by {off:.4f}", off <= allowed, f"{allowed:.4f}")
+    draft.unverified = unverified_claims(metadata, draft, same_data)
     draft.run("recorded proof", lambda: check_recorded_proof(metadata, model, draft, same_data))
 
 

@@ -34,6 +34,9 @@ class ProofReport(Result):
     black_box_only: str = Field(
         default="", description="Why structure or weights were not compared with the checkpoint's; empty if they were."
     )
+    unverified: tuple[str, ...] = Field(
+        default=(), description="What the file's recorded proof claims that could not be verified here."
+    )
     images: int = Field(default=0, description="Validation images that were used.")
     images_total: int = Field(default=0, description="Validation images that there are; with fewer, a sample was used.")
     images_fingerprint: str = Field(default="", description="Fingerprint of the dataset that they are of.")
@@ -98,7 +101,9 @@ class ProofReport(Result):
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers that were measured, as the metadata of the file keeps them."""
-        return {name: value for name, value in self.model_dump(exclude={"checks"}).items() if value == value}
+        return {
+            name: value for name, value in self.model_dump(exclude={"checks", "unverified"}).items() if value == value
+        }
 
 
 class ValidationResult(ProofReport):

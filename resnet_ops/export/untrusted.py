@@ -20,6 +20,7 @@ from resnet_ops.export.metadata import ModelMetadata
 
 MAX_FILE_BYTES = 2**31 - 1  # what protobuf can read
 SANDBOX_TIMEOUT_S = 60.0
+EXTERNAL_DATA_KEYS = {"location", "offset", "length", "checksum"}
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 
@@ -122,14 +123,26 @@ def _tensor_fault(tensor: onnx.TensorProto) -> str:
 
 def _external_data_faults(path: Path, tensor: onnx.TensorProto) -> Iterator[UserError]:
     """Check that weights in another file are in the same folder and no link: ONNX Runtime follows hard links, too."""
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    file = path.parent / location
-    if not location or Path(location).name != location:
-        yield UserError(f"{path} keeps weights outside its folder, in {location[:200]!r}.", "Such paths are refused.")
-    elif not file.exists():
-        yield UserError(f"{path} needs {location}, which is missing next to it.", "Copy both files.")
-    elif file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1:
-        yield UserError(f"{path} keeps weights in a symbolic link, {location}.", "Replace it by a copy.")
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    shown, file = ascii(location[:200]), path.parent / location
+    if len(entries) < len(tensor.external_data) or not entries.keys() <= EXTERNAL_DATA_KEYS:
+        yield UserError(
+            f"{path} says twice, or otherwise than ONNX, where weights are.", "Use a file made by `resnet-ops export`."
+        )
+        return
+    if not all(value.isascii() and value.isdigit() for key, value in entries.items() if key in ("offset", "length")):
+        yield UserError(f"{path} keeps weights at a place that is no number.", "Export it again.")
+        return
+    try:
+        if not location or Path(location).name != location:
+            yield UserError(f"{path} keeps weights outside its folder, in {shown}.", "Such paths are refused.")
+        elif not file.exists():
+            yield UserError(f"{path} needs {shown}, which is missing next to it.", "Copy both files.")
+        elif file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1:
+            yield UserError(f"{path} keeps weights in a symbolic link, {shown}.", "Replace it by a copy.")
+    except OSError as error:  # such as a name that is too long
+        yield UserError(f"{path} needs {shown}, which cannot be read: {error.strerror}.", "Export it again.")
 
 
 def _run_in_sandbox(path: Path) -> None:

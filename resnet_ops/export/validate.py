@@ -22,7 +22,8 @@ def validate_onnx(
 ) -> ValidationResult:
     """Verify an exported file against its checkpoint and on validation images.
 
-    The checkpoint is the one given, or the one with the checksum of the file's metadata in the run that the file is in.
+    The checkpoint is the one given, or of the run that the file is in the one with the checksum of the file's metadata.
+    If none has it, it is the run's best one, which the file is not of; only `black_box` excuses it from that.
 
     Args:
         config: The options, or the path of the file.
@@ -42,7 +43,7 @@ def validate_onnx(
     resolved = (
         inputs.resolve_run(config.checkpoint, config.runs_dir, warn)
         if config.checkpoint is not None
-        else inputs.find_exported_checkpoint(file, metadata.checkpoint_sha256)
+        else inputs.find_exported_checkpoint(file, metadata.checkpoint_sha256, or_best=not config.black_box)
     )
     checkpoint = resolved.checkpoint if resolved else None
     source, is_training_data = inputs.open_validation_data(
@@ -50,6 +51,8 @@ def validate_onnx(
     )
     if source is None:
         raise UserError(f"{file} has no dataset in its metadata.", "Choose images to validate on: --data.")
+    if checkpoint is not None and config.checkpoint is None and checkpoint.sha256 != metadata.checkpoint_sha256:
+        warn(f"No checkpoint of its run has the checksum in its metadata: compared with {checkpoint.path.name}.")
     if checkpoint is None:
         warn("Its checkpoint was not found: compared with its metadata only, not with torch.")
     same_images = source.record.fingerprint == metadata.data_fingerprint
@@ -65,6 +68,7 @@ def validate_onnx(
         origin=Origin(resolved.run_names if resolved else frozenset(), source.record.fingerprint if by_name else None),
         images=config.images,
         seen=seen,
+        recorded=True,
         black_box=config.black_box,
     )
     images = inputs.select_images(source, "val", metadata.class_names)

@@ -53,7 +53,7 @@ def test_other_images_and_other_sizes_are_cached_apart(tmp_path: Path, opened: C
     changed = opened().load("train").pixels
     assert np.array_equal(changed[0], changed[1])
     larger = DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache", image_size=16)
-    assert open_source(larger).load("train").pixels.shape == (40, 18, 18, 3)
+    assert open_source(larger).load("train").pixels.shape == (40, 20, 20, 3)
     assert len(cached_files(tmp_path)) == 3
 
 

@@ -363,7 +363,7 @@ def test_no_more_is_read_than_there_is_memory_for_and_closing_ends_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "PIECE_IMAGES", 5)
-    monkeypatch.setattr(stream, "AHEAD_BYTES", 4 * 10 * noise(1, side=18).nbytes)
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 4 * 10 * noise(1, side=20).nbytes)
     images, rows = counted(folder)
     batches = images.load_batches(images.sequential_batches(10, 0, 1), lambda: None)
     next(batches)
@@ -447,7 +447,7 @@ def test_the_slots_of_a_ring_are_free_when_their_batches_are_done() -> None:
 
 def test_what_does_not_fit_is_streamed_and_the_check_reports_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig.of(model="resnet8", data=str(folder), image_size=16, batch_size=16)
-    train_bytes = 120 * 18 * 18 * 3  # stored larger by 256/224, to be cropped
+    train_bytes = 120 * 20 * 20 * 3  # stored larger by 256/224, to be cropped
     for memory, how, state in ((2 * train_bytes, "off", "ok"), (2 * train_bytes - 1, "on", "note")):
         monkeypatch.setattr(sources, "memory_bytes", lambda memory=memory: memory)
         source, settled = preflight.check_training(config, "cpu")

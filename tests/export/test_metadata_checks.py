@@ -1,27 +1,32 @@
 """What a file says of itself is compared: a forgery in any field of its metadata, or of its proof, is found."""
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
 from resnet_ops.data.sources import open_source
-from resnet_ops.export import checks, runtime
-from resnet_ops.export.config import ExportConfig
+from resnet_ops.export import checks, graph, runtime
+from resnet_ops.export.config import ExportConfig, ValidateConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import ExportResult, export_onnx
 from resnet_ops.export.metadata import JSON_FIELDS, ModelMetadata
-from resnet_ops.export.metadata_checks import Origin
+from resnet_ops.export.metadata_checks import Origin, check_metadata
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.reference import Reference
+from resnet_ops.export.validate import validate_onnx
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.job import TrainResult
-from tests.export.samples import copy, properties_of, verify_model
+from tests.export.samples import copy, make_lower, properties_of, verify_model
 
 IMAGES = 359
 # Of each field of the metadata a forgery, and the check that finds it.
@@ -66,9 +71,25 @@ FORGED_NUMBERS: dict[str, dict[str, Any]] = {
     "calibration_error_onnx": {"calibration_error_onnx": 0.3},
     "black_box_only": {"black_box_only": "--black-box"},
     "validated": {"validated": False},
+    "images_fingerprint": {"images_fingerprint": "d" * 64},
+    "checks": {"checks": []},
+    "unverified": {"unverified": []},
 }
-# Of another dataset, which is not at hand: that is said, and its numbers are not compared.
-NOT_COMPARED = {"images_fingerprint", "checks"}
+PERFECT = dict.fromkeys(("val_accuracy_torch", "val_accuracy_onnx"), 0.9999) | {"accuracy_margin": 0.0}
+ELSEWHERE = PERFECT | {"images": 50_000, "images_total": 50_000, "images_fingerprint": "d" * 64}
+# Claims of several numbers, and those that no comparison with a number finds.
+FORGED_PROOFS: dict[str, dict[str, Any]] = {
+    "of images elsewhere": ELSEWHERE,
+    "of no images": PERFECT | {"images": 0, "images_total": 0},
+    "NaN": dict.fromkeys(("val_accuracy_torch", "top1_agreement", "calibration_error_torch"), float("nan")),
+    "infinite": {"val_accuracy_torch": float("inf")},
+    "absurdly many images": {"images": 10**300, "images_total": 10**300},
+    "a difference that is none": {"max_abs_diff": 1e9, "max_rel_diff": 0.0},
+    "negative counts of nodes": {"nodes_by_provider": {runtime.CPU: -4, runtime.CUDA: 30}},
+    "nodes nowhere": {"nodes_by_provider": {"x": 26}},
+    "another number": {"test_accuracy": 0.9999},
+    "seen and unseen": {"seen_accuracy_torch": 1.0, "seen_accuracy_onnx": 1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +135,7 @@ def failed(
 
 def test_each_field_and_each_number_has_a_forgery() -> None:
     assert FORGERIES.keys() == ModelMetadata.model_fields.keys()
-    assert FORGED_NUMBERS.keys() == (ProofReport.model_fields.keys() | {"validated"}) - NOT_COMPARED
+    assert FORGED_NUMBERS.keys() == ProofReport.model_fields.keys() | {"validated"}
 
 
 @pytest.mark.parametrize("field", FORGERIES)
@@ -160,6 +181,119 @@ def test_a_forged_number_of_the_proof_is_found(
     assert found.keys() & {"recorded proof", "accuracy as in metadata", "calibration as in metadata"}
 
 
+@pytest.mark.parametrize("name", FORGED_PROOFS)
+def test_a_forged_proof_is_found(
+    name: str,
+    exported: ExportResult,
+    digit_reference: Reference,
+    digits: ValidationImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks, "MAX_BATCH", 4)
+    model = forged(exported.onnx, validation=FORGED_PROOFS[name])
+    assert "recorded proof" in failed(model, digit_reference, digits, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["top1_agreement", "max_rel_diff", "val_accuracy_torch", "images_fingerprint"])
+def test_a_proof_that_lacks_a_number_is_found(
+    name: str, exported: ExportResult, digits: ValidationImages, tmp_path: Path
+) -> None:
+    model = onnx.load(exported.onnx)
+    properties = properties_of(model)
+    recorded = json.loads(properties["validation"])
+    del recorded[name]
+    helper.set_model_props(model, properties | {"validation": json.dumps(recorded)})
+    assert name.replace("_", " ") in failed(model, None, digits, tmp_path)["recorded proof"]
+
+
+def test_what_a_file_says_where_no_export_says_anything_is_found(exported: ExportResult) -> None:
+    """Of properties, documentation strings, producer and domain, an export has its exporter's only."""
+
+    def fault(change: Callable[[onnx.ModelProto], object], origin: Origin | None = None) -> str:
+        model = onnx.load(exported.onnx)
+        change(model)
+        metadata = ModelMetadata.parse("m.onnx", properties_of(model))
+        result, passed = check_metadata(metadata, model, None, origin or Origin())
+        return "" if passed else result
+
+    def remove_run(model: onnx.ModelProto) -> None:
+        properties = properties_of(model)
+        del properties["run"]
+        helper.set_model_props(model, properties)
+
+    def repeat_accuracy(model: onnx.ModelProto) -> None:
+        model.metadata_props.add(key="val_accuracy", value=properties_of(model)["val_accuracy"])
+
+    assert fault(lambda model: None) == ""
+    assert "unknown or repeated metadata names" in fault(lambda m: m.metadata_props.add(key="names", value="cat"))
+    assert "repeated metadata val_accuracy" in fault(repeat_accuracy)
+    assert "documentation strings" in fault(lambda m: setattr(m, "doc_string", "99.99% on ImageNet"))
+    assert "documentation strings" in fault(lambda m: setattr(m.graph, "doc_string", "best"))
+    assert "documentation strings" in fault(lambda m: setattr(m.graph.node[3], "doc_string", "best"))
+    assert "have metadata" in fault(lambda m: m.graph.node[0].metadata_props.add(key="a", value="b"))
+    assert "producer is 'evil'" in fault(lambda m: setattr(m, "producer_name", "evil"))
+    assert "producer is 'pytorch' '9.9'" in fault(lambda m: setattr(m, "producer_version", "9.9"))
+    assert "a domain or a model version" in fault(lambda m: setattr(m, "domain", "com.example"))
+    assert "a domain or a model version" in fault(lambda m: setattr(m, "model_version", 77))
+    assert "run is None" in fault(remove_run, Origin(frozenset({"trained"})))
+
+
+def test_other_versions_are_named_and_later_ones_refused(exported: ExportResult) -> None:
+    def check(made_by: str) -> tuple[str, bool]:
+        model = onnx.load(exported.onnx)
+        model.producer_version = made_by.split()[3].rstrip(",")
+        metadata = exported.metadata.model_copy(update={"made_by": made_by})
+        return check_metadata(metadata, model, None, Origin())
+
+    assert check(graph.tool_versions()) == ("as in the graph", True)
+    earlier = "resnet-ops 0.0.9, torch 2.9.0, onnx 1.19.0"
+    assert check(earlier) == (f"as in the graph; made by {earlier}, this is {graph.tool_versions()}", True)
+    for later in ("9.9", "0.1.1", "0.10"):
+        result, passed = check(f"resnet-ops {later}, torch 2.9.0, onnx 1.19.0")
+        assert not passed
+        assert "newer than this resnet-ops" in result
+
+
+def test_an_int8_file_states_its_error(digit_checkpoint: Checkpoint, exported: ExportResult) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+    model = make_lower(digit_checkpoint, "int8", pixels)
+    recorded = json.loads(properties_of(onnx.load(exported.onnx))["validation"])
+    metadata = ModelMetadata.parse("m.onnx", properties_of(model)).model_copy(update={"validation": recorded})
+    error = metadata.quantization_error
+    assert error is not None
+    assert check_metadata(metadata, model, digit_checkpoint, Origin())[1]
+    for forgery, expected in (
+        (None, "no quantization error though it is int8"),
+        (error.model_copy(update={"images": 50_000}), "on more images than are ever used"),
+        (error.model_copy(update={"images": error.images + 1}), "precision choice"),
+    ):
+        lying = metadata.model_copy(update={"quantization_error": forgery})
+        result, passed = check_metadata(lying, model, digit_checkpoint, Origin())
+        assert not passed
+        assert expected in result
+
+
+def test_a_file_in_a_run_cannot_disown_its_checkpoint(
+    trained: TrainResult, exported: ExportResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checksum that no checkpoint of the run has, it is compared with the best, unless the user excuses it."""
+    monkeypatch.setattr(checks, "MAX_BATCH", 4)
+    run = Path(shutil.copytree(trained.run.path, tmp_path / "runs" / trained.run.path.name))
+    (run / "export").mkdir(exist_ok=True)
+    file = run / "export" / "lying.onnx"
+    graph.write(forged(exported.onnx, checkpoint_sha256="0" * 64), file)
+    report = validate_onnx(file)
+    assert report.black_box_only == ""
+    assert {check.name: check.result for check in report.failed_checks} == {
+        "metadata": "exported from another checkpoint"
+    }
+    excused = validate_onnx(ValidateConfig(file=file, black_box=True))
+    assert (excused.validated, excused.black_box_only, excused.checkpoint) == (True, "--black-box", None)
+    alone = Path(shutil.copy(file, tmp_path / "alone.onnx"))
+    assert validate_onnx(alone).black_box_only == "its checkpoint was not found"
+
+
 @pytest.mark.parametrize("validation", [{"images": -3}, {"provider": 7}, {"tolerance": "much"}])
 def test_a_damaged_proof_is_found(
     validation: dict[str, Any], exported: ExportResult, digits: ValidationImages, tmp_path: Path
@@ -186,11 +320,19 @@ def test_without_its_checkpoint_a_file_is_held_to_graph_data_and_itself(
     assert check in failed(model, None, digits, tmp_path, origin=Origin(data_fingerprint=digits.fingerprint))
 
 
-def test_a_proof_of_other_images_is_named_as_such(
-    exported: ExportResult, digits: ValidationImages, tmp_path: Path
+def test_what_cannot_be_verified_here_is_named(
+    exported: ExportResult, digit_reference: Reference, digits: ValidationImages, tmp_path: Path
 ) -> None:
-    model = forged(exported.onnx, validation={"images_fingerprint": "another"})
-    report = verify_model(model, None, digits, tmp_path)
-    assert report.validated, report.failed_checks
-    result = next(check.result for check in report.checks if check.name == "recorded proof")
-    assert result == "possible; it is of other images"
+    """Of other images without the network's own, and on a GPU that is not here."""
+    claim = {"images_fingerprint": "d" * 64, "provider": runtime.CUDA, "nodes_by_provider": {runtime.CUDA: 26}}
+    model, expected = forged(exported.onnx, validation=claim), "of other images, not verified here"
+    elsewhere = replace(digits, fingerprint="e" * 64)
+    for reference, images in ((None, digits), (digit_reference, elsewhere)):
+        report = verify_model(model, reference, images, tmp_path)
+        assert report.validated, report.failed_checks
+        assert report.unverified == (f"it is {expected}", f"recorded on {runtime.CUDA}, not verified here")
+        result = next(check.result for check in report.checks if check.name == "recorded proof")
+        assert result == f"possible; {'; '.join(report.unverified)}"
+    # Nor is the proof of an export with --data refused where these images are at hand.
+    there = replace(digits, fingerprint="d" * 64)
+    assert verify_model(model, digit_reference, there, tmp_path).unverified == report.unverified[1:]

@@ -127,6 +127,7 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
         ("soft", "keeps weights in a symbolic link"),
         ("hard", "keeps weights in a symbolic link"),
         ("none", "is missing next to it"),
+        ("w" * 300, "cannot be read: File name too long"),
     ],
 )
 def test_weights_elsewhere_are_not_followed(
@@ -146,6 +147,29 @@ def test_weights_elsewhere_are_not_followed(
         entry.key, entry.value = "location", location
 
     assert message in refusal(broken(files, point, inner))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ((("location", "w"), ("location", "v")), "says twice"),
+        ((("location", "w"), ("basepath", "/tmp")), "otherwise than ONNX"),
+        ((("location", "w"), ("offset", "1e3")), "a place that is no number"),
+    ],
+)
+def test_the_place_of_weights_is_said_once(
+    entries: tuple[tuple[str, str], ...], message: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "w").write_bytes(bytes(2**20))
+
+    def point(model: onnx.ModelProto) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in entries:
+            tensor.external_data.add(key=key, value=value)
+
+    assert message in refusal(broken(files, point, tmp_path))
 
 
 def test_a_command_says_it_and_ends(cli: Callable[..., Ended], files: dict[str, Path], tmp_path: Path) -> None:
