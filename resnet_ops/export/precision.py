@@ -192,8 +192,9 @@ def to_int8(
 ) -> tuple[onnx.ModelProto, list[QuantizationCandidate]]:
     """Quantize statically (QDQ, weights per channel) in several forms and with several methods, and select the best.
 
-    A form that is clearly faster is selected unless its error is much larger; of its methods the first whose error is
-    near the smallest: so that the choice, and with it the file, is reproducible. On GPUs the form is TensorRT's.
+    A form that is clearly faster is selected unless its error is much larger; of its methods, where the error is
+    near the smallest, the one with the best agreement, and the first of equal ones: so that the choice, and with it the
+    file, is reproducible. On GPUs the form is TensorRT's.
 
     Args:
         model: An fp32 graph.
@@ -204,7 +205,7 @@ def to_int8(
         The graph, and all candidates.
     """
     calibration, held_out = x[::2], x[1::2]
-    expected = _run_batches(runtime.create_session(model.SerializeToString(), runtime.CPU), held_out)
+    expected = run_batches(runtime.create_session(model.SerializeToString(), runtime.CPU), held_out)
     forms = list(FORMS) if provider == runtime.CPU else ["s8s8 symmetric"]
     variants = [(form, *method) for form in forms for method in (METHODS if form == forms[0] else METHODS[:1])]
     models: list[onnx.ModelProto] = []
@@ -220,7 +221,7 @@ def to_int8(
     sessions = [runtime.create_session(quantized.SerializeToString(), runtime.CPU) for quantized in models]
     speeds = _measure_speeds(sessions, held_out[: images_within(TIMING, model, BATCH)])
     candidates = [
-        _evaluate(_run_batches(session, held_out), expected, name, form, speed)
+        _evaluate(run_batches(session, held_out), expected, name, form, speed)
         for session, speed, (form, _, name) in zip(sessions, speeds, variants, strict=True)
     ]
     best = _select(candidates)
@@ -261,7 +262,8 @@ def _select(candidates: list[QuantizationCandidate]) -> QuantizationCandidate:
     form = next(form for form in speeds if speeds[form] * CLEARLY_FASTER >= fastest)
     of_form = [candidate for candidate in usable if candidate.form == form]
     least = min(candidate.error for candidate in of_form)
-    return next(candidate for candidate in of_form if candidate.error <= SIMILAR_ERROR * least)
+    similar = [candidate for candidate in of_form if candidate.error <= SIMILAR_ERROR * least]
+    return max(similar, key=lambda candidate: candidate.agreement)  # the first of those that are equal
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
@@ -317,7 +319,8 @@ def _evaluate(outputs: np.ndarray, expected: np.ndarray, method: str, form: str,
     return QuantizationCandidate(method, form, agreement, mean, largest, len(outputs), speed)
 
 
-def _run_batches(session: runtime.OnnxSession, x: np.ndarray) -> np.ndarray:
+def run_batches(session: runtime.OnnxSession, x: np.ndarray) -> np.ndarray:
+    """Compute the outputs for inputs (N, C, H, W) float32, in batches."""
     return np.concatenate([session.run(x[start : start + BATCH]) for start in range(0, len(x), BATCH)])
 
 

@@ -42,7 +42,7 @@ def files(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[F
     """The file of every form."""
     folder = tmp_path_factory.mktemp("forms")
     steps = Preprocessing.of(small.info, "normalized")
-    x = normalize_pixels(make_images((57, 63)).first(64, steps.crop), steps)
+    x = normalize_pixels(make_images((57, 63)).sample(64, steps.crop), steps)
     fp32 = graph.to_onnx(small.info, small.model, 18)
     models = {
         "fp32": fp32,

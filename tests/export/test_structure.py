@@ -62,7 +62,7 @@ def failures(
 def lower(checkpoint: Checkpoint, form: str, images: ValidationImages) -> onnx.ModelProto:
     """Return a network in fp16, or in one form of int8."""
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    x = normalize_pixels(images.first(64, steps.crop), steps)
+    x = normalize_pixels(images.sample(64, steps.crop), steps)
     model = graph.to_onnx(checkpoint.info, checkpoint.model, OPSET)
     return precision.to_fp16(model, x)[0] if form == "fp16" else precision.quantize(model, x, form)
 
@@ -130,7 +130,7 @@ def test_a_sound_export_passes(
     )
     images = make_images(size, channels, 40)
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    x = normalize_pixels(images.first(64, steps.crop), steps)
+    x = normalize_pixels(images.sample(64, steps.crop), steps)
     model = graph.to_onnx(checkpoint.info, checkpoint.model, opset)
     said = form if form in ("fp32", "fp16") else "int8"
     if form == "fp16":
@@ -148,7 +148,7 @@ def test_each_calibration_passes(
     method: int, form: str, checkpoint: Checkpoint, model: onnx.ModelProto, images: ValidationImages, tmp_path: Path
 ) -> None:
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    x = normalize_pixels(images.first(64, steps.crop), steps)
+    x = normalize_pixels(images.sample(64, steps.crop), steps)
     prepared = precision._prepare(copy(model), tmp_path)
     quantized = precision._quantize(prepared, tmp_path / "q.onnx", x, precision.METHODS[method][0], form)
     assert failures(finish(quantized, checkpoint, precision="int8"), checkpoint, images) == {}
