@@ -19,7 +19,7 @@ from resnet_ops.export.classifier import normalize_pixels, softmax
 from resnet_ops.export.expected_graph import OPSETS, WEIGHTED, ExpectedGraph, FreshExport
 from resnet_ops.export.folding import fold
 from resnet_ops.export.inputs import ValidationImages, random_pixels
-from resnet_ops.export.metadata import ModelMetadata, Output, Preprocessing, QuantizationError
+from resnet_ops.export.metadata import IMAGES, ModelMetadata, Output, Preprocessing, QuantizationError
 from resnet_ops.export.rounding import check_ranges, check_weights
 from resnet_ops.export.structure import DifferenceError
 from resnet_ops.export.tolerances import MEASURED_ERRORS, RULE_OF_THREE, Comparison, comparable
@@ -81,7 +81,10 @@ class WhiteBox:
         Raises:
             DifferenceError: The graphs differ.
         """
-        return structure.match(self.expected, self.model, self.metadata.precision == "fp16")
+        half, large = self.metadata.precision == "fp16", set[str]()
+        if half and self.checkpoint is not None:
+            large = precision.large_values(self.expected.widest_ranges, precision.REQUIRED_HEADROOM) - {IMAGES}
+        return structure.match(self.expected, self.model, half, large)
 
     @cached_property
     def expected(self) -> ExpectedGraph:
