@@ -234,5 +234,6 @@ class FreshQuantization:
         ratio = recorded.mean / measured.mean if measured.mean else 1.0
         images = min(recorded.images, measured.images)
         flips = MEASURED_ERRORS * (1 - measured.agreement) + RULE_OF_THREE / images
-        passed = 1 / RECORDED_FACTOR <= ratio <= RECORDED_FACTOR and 1 - recorded.agreement <= flips
+        most = RECORDED_FACTOR * (1 + 1 / math.sqrt(measured.images))
+        passed = 1 / most <= ratio <= most and 1 - recorded.agreement <= flips
         return f"recorded mean {recorded.mean:.1e}, a fresh quantization has {measured.mean:.1e}", passed

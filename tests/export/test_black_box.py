@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from resnet_ops.data.sources import open_source
-from resnet_ops.export import graph, runtime
+from resnet_ops.export import graph, precision, runtime
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import export_onnx
 from resnet_ops.export.metadata import ModelMetadata, QuantizationError
+from resnet_ops.export.precision import QuantizationCandidate
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.tolerances import INT8, Tolerances, is_improbable, rounding_flips, tolerances_of
 from resnet_ops.training import checkpoint as checkpoints
@@ -263,6 +264,28 @@ def test_an_error_that_is_made_up_is_refuted(
         graph.set_metadata(faulty, metadata.model_copy(update={"quantization_error": error}))
         failed = [c.name for c in verify_model(faulty, Reference(digit_checkpoint), digits, tmp_path).failed_checks]
         assert failed == ["quantization error"]
+
+
+def test_of_similar_quantizations_the_one_that_agrees_most_is_selected() -> None:
+    methods = (("minmax", 0.0040, 0.98), ("entropy", 0.0041, 1.0), ("percentile", 0.0080, 1.0))
+    candidates = [
+        QuantizationCandidate(name, "u8s8", agreement, error, 1, 9, 100) for name, error, agreement in methods
+    ]
+    assert precision._select(candidates).method == "entropy"
+
+
+def test_images_to_probe_with_are_of_all_classes() -> None:
+    """Datasets are sorted by class; a fifth of these images are damaged."""
+    labels = np.repeat(np.arange(10), 20)
+    images = InMemoryImages([np.full((1, 1, 3), label, np.uint8) for label in labels], labels)
+    images.stored[::5] = [b""] * 40
+    chosen = ValidationImages(images, np.arange(200), labels)
+    for count in (16, 30):
+        pixels = chosen.sample(count, RGB)
+        assert pixels.shape == (count, 1, 1, 3)
+        assert len(np.unique(pixels)) == 10
+    few = ValidationImages(images, np.arange(1, 3), labels[1:3])
+    assert few.sample(16, RGB).shape == (16, 1, 1, 3)
 
 
 def test_one_quantized_convolution_is_not_int8(
