@@ -127,10 +127,16 @@ def _remove_cast_pairs(model: onnx.ModelProto) -> None:
     original = {
         name: source[source[name]]
         for name, dtype in target.items()
-        if dtype == TensorProto.FLOAT and target.get(source[name]) == TensorProto.FLOAT16 and name not in outputs
+        if dtype == TensorProto.FLOAT and target.get(source[name]) == TensorProto.FLOAT16
     }
+    # What an output is cast from gets its name, which others know it by.
+    final = {original[name]: name for name in outputs & original.keys()}
+    for node in [n for n in graph.node if n.output[0] in final.values()]:
+        graph.node.remove(node)
     for node in graph.node:
-        node.input[:] = [original.get(name, name) for name in node.input]
+        names = [original.get(name, name) for name in node.input]
+        node.input[:] = [final.get(name, name) for name in names]
+        node.output[:] = [final.get(name, name) for name in node.output]
     used = outputs | {name for node in graph.node for name in node.input}
     while unused := [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in used]:
         for node in unused:
