@@ -163,7 +163,7 @@ class BlackBox:
 def probe_images(crop: CropSpec, images: ValidationImages | None) -> dict[str, list[Probe]]:
     """Return named images for each check of single images: random pixels, extreme images and, if given, real ones."""
     random = [(f"random image {i}", image) for i, image in enumerate(random_pixels(RANDOM_IMAGES, crop))]
-    real = [] if images is None else [(f"image {i}", x) for i, x in enumerate(images.first(REAL_IMAGES, crop))]
+    real = [] if images is None else [(f"image {i}", x) for i, x in enumerate(images.sample(REAL_IMAGES, crop))]
     probes = {"random pixels": random, "extreme images": list(_extreme_images(crop, real))}
     return probes | ({"real images": real} if real else {})
 
@@ -179,7 +179,7 @@ def _extreme_images(crop: CropSpec, real: list[Probe]) -> Iterator[Probe]:
     for side in (1, 4):
         board = ((rows // side + columns // side) % 2 * 255).astype(np.uint8)
         yield f"a checkerboard of {side}", np.repeat(board[..., None], crop.channels, 2)
-    for name, image in real[:ALTERED_IMAGES]:
+    for name, image in real[:: REAL_IMAGES // ALTERED_IMAGES]:
         yield f"{name} inverted", 255 - image
         yield f"{name} brightened", 255 - (255 - image) // 4
         yield f"{name} darkened", image // 4

@@ -5,6 +5,7 @@ of its metadata in `metadata_checks`.
 """
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from resnet_ops.export.black_box import noise
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Precision, Preprocessing
 from resnet_ops.export.precision import activation_bytes_per_image
+from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.memory import free_bytes
 
 MAX_BATCH = 4096
@@ -71,6 +73,25 @@ def check_graph(
         },
         f"opset {actual_opset}, {len(model.graph.node)} nodes, dynamic batch",
     )
+
+
+def size_fault(model: onnx.ModelProto, metadata: ModelMetadata, checkpoint: Checkpoint | None) -> str:
+    """Return how the size of images in the metadata is not the graph's or the checkpoint's; '' if it is."""
+    steps = metadata.preprocessing
+    size = steps.channels, steps.height, steps.width
+    if checkpoint is not None:
+        info = checkpoint.info
+        own = Preprocessing.of(info, metadata.input)
+        if (size, steps.resize) != ((info.channels, info.height, info.width), own.resize):
+            trained_on = _sizes((own.channels, own.height, own.width))
+            return f"images of {_sizes(size)} in the metadata, {trained_on} in the checkpoint"
+    sides = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    expected = [0, 0, steps.channels] if metadata.input == "raw" else list(size)
+    return "" if sides == expected else f"an input of {_sizes(sides)} in the graph, expected {_sizes(expected)}"
+
+
+def _sizes(sides: Iterable[int]) -> str:
+    return " x ".join(str(side) if side else "any" for side in sides)
 
 
 def check_nodes(file: Path, session: runtime.OnnxSession) -> tuple[str, bool]:

@@ -3,9 +3,10 @@
 Files are compared with it: their operators and wiring in `structure`, their numbers in `rounding`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from resnet_ops.training.checkpoint import CheckpointInfo
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 OPSETS = range(18, 24)
+Ranges = dict[str, tuple[float, float]]  # the lowest and the highest value of tensors, by their names
 WEIGHT, BIAS = ".weight", ".bias"  # of the names of weights, after the name of their layer
 
 
@@ -52,6 +54,18 @@ class FreshExport:
         return model, _set_weights(model, layers)
 
 
+class Probes(Protocol):
+    """Inputs (N, C, H, W) float32 to measure with, which are decoded when they are needed."""
+
+    @property
+    def real(self) -> np.ndarray:
+        """Return images of the kind that the network was trained on, or random ones if none are at hand."""
+
+    @property
+    def random(self) -> np.ndarray:
+        """Return random pixels."""
+
+
 @dataclass(frozen=True)
 class ExpectedGraph:
     """A graph as `resnet-ops export` makes it, but in fp32 where it asks for fp16.
@@ -61,21 +75,39 @@ class ExpectedGraph:
         layers: The folded layers of the checkpoint, in the order in which they are computed.
         layer_of: The layer of each node that has weights or dequantizes them, by the node's name.
         fresh: The network in fp32.
-        probes: Returns inputs (N, C, H, W) float32 to measure the ranges of values with.
+        probes: Inputs to measure with.
+        quantized: The network in int8 alone, without preprocessing and softmax.
     """
 
     model: onnx.ModelProto
     layers: Sequence[FoldedLayer]
     layer_of: dict[str, str]
     fresh: FreshExport
-    probes: Callable[[], np.ndarray]
+    probes: Probes
+    quantized: onnx.ModelProto | None = None
 
     @cached_property
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Return the lowest and the highest value of each tensor of the network in fp32 on the probe images."""
-        model, _ = self.fresh.with_weights(self.layers)
-        x = self.probes()
-        return {IMAGES: (float(x.min()), float(x.max()))} | precision.value_ranges(model, x)
+    def fp32(self) -> onnx.ModelProto:
+        """Return the network in fp32, without preprocessing and softmax."""
+        return self.fresh.with_weights(self.layers)[0]
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """Return the ranges of the network's tensors in fp32 on images of the kind that it was trained on."""
+        return self._ranges_on(self.probes.real)
+
+    @cached_property
+    def widest_ranges(self) -> Ranges:
+        """Return the ranges on random pixels and images of the kind that it was trained on, together."""
+        of_random = self._ranges_on(self.probes.random)
+        # By NumPy, which keeps NaN.
+        return {
+            name: (float(np.minimum(low, of_random[name][0])), float(np.maximum(high, of_random[name][1])))
+            for name, (low, high) in self.ranges.items()
+        }
+
+    def _ranges_on(self, x: np.ndarray) -> Ranges:
+        return {IMAGES: (float(x.min()), float(x.max()))} | precision.value_ranges(self.fp32, x)
 
     @cached_property
     def rectified(self) -> set[str]:
@@ -96,7 +128,8 @@ def build(
     form: str | None,
     raw: Preprocessing | None,
     softmax: bool,
-    probes: Callable[[], np.ndarray],
+    probes: Probes,
+    calibrate: bool = False,
 ) -> ExpectedGraph:
     """Build the graph that an export of a network has.
 
@@ -106,19 +139,23 @@ def build(
         form: For int8, one of `precision.FORMS`.
         raw: The preprocessing, if the graph takes raw pixels.
         softmax: Whether its output are probabilities.
-        probes: Returns inputs (N, C, H, W) float32 to measure the ranges of values with.
+        probes: Inputs to measure with.
+        calibrate: Whether int8 is calibrated on half of the real ones.
     """
     model, layer_of = fresh.with_weights(layers)
+    quantized = None
     if form is not None:
         info = fresh.info
         anything = np.zeros((1, info.channels, info.height, info.width), np.float32)
-        model = precision.quantize(model, anything, form)
+        model = precision.quantize(model, probes.real[::2] if calibrate else anything, form)
         layer_of |= _layers_of_parameters(model, layer_of)
+        quantized = onnx.ModelProto()
+        quantized.CopyFrom(model)
     if raw is not None:
         graph.prepend_preprocessing(model, raw)
     if softmax:
         graph.append_softmax(model)
-    return ExpectedGraph(model, layers, layer_of, fresh, probes)
+    return ExpectedGraph(model, layers, layer_of, fresh, probes, quantized)
 
 
 def blank_layers(info: CheckpointInfo) -> list[FoldedLayer]:

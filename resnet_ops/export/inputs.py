@@ -202,16 +202,19 @@ class ValidationImages:
         for places, pixels in decode_rows(self.encoded, self.rows, crop):
             yield pixels, self.labels[places]
 
-    def first(self, count: int, crop: CropSpec) -> np.ndarray:
-        """Decode the first `count` images, repeated if there are fewer: (count, H, W, C) uint8.
+    def sample(self, count: int, crop: CropSpec) -> np.ndarray:
+        """Decode `count` images of all labels, repeated if there are fewer: (count, H, W, C) uint8.
 
         Raises:
             UserError: None can be decoded.
         """
-        some = replace(self, rows=self.rows[: 2 * count], labels=self.labels[: 2 * count])
-        for pixels, _ in some.batches(crop):
-            return np.asarray(pixels[np.arange(count) % len(pixels)])
-        raise UserError("No image can be decoded.", "Choose others: --data.")
+        # Twice as many, as some may be damaged. Datasets are sorted by label.
+        parts = [pixels for pixels, _ in self.stratified(2 * count).batches(crop)]
+        if not parts:
+            raise UserError("No image can be decoded.", "Choose others: --data.")
+        pixels = np.concatenate(parts)
+        places = np.arange(count) * max(len(pixels), count) // count
+        return np.asarray(pixels[places % len(pixels)])
 
     def stored(self, count: int) -> list[bytes | OSError]:
         """Read up to `count` of the images as they are stored, evenly spaced among them."""

@@ -31,6 +31,8 @@ from resnet_ops.files import Place, write_atomically
 from resnet_ops.machine import versions
 from resnet_ops.training.checkpoint import Checkpoint
 
+FP16_IMAGES = 64  # whose values are measured
+
 
 class ExportResult(ValidationResult):
     """An export and its verification; if a check failed, `onnx` is the name of the rejected file."""
@@ -124,10 +126,10 @@ def _build_model(
     steps = Preprocessing.of(info, "normalized")
     candidates, choice, error = list[QuantizationCandidate](), None, None
     if config.precision == "fp16":
-        if source is None:
-            pixels = random_pixels(precision.BATCH, steps.crop)
-        else:
-            pixels = _decode_all(select_images(source, "train", info.class_names), precision.BATCH, steps)
+        pixels = random_pixels(precision.BATCH, steps.crop)
+        if source is not None:
+            images = select_images(source, "train", info.class_names)
+            pixels = np.concatenate([pixels, _decode_all(images, FP16_IMAGES, steps)])
         model, choice = precision.to_fp16(model, normalize_pixels(pixels, steps))
     elif config.precision == "int8":
         assert source is not None

@@ -35,7 +35,9 @@ from resnet_ops.export.metadata import IMAGES, QuantizationError
 CALIBRATION_IMAGES, CHOICE_IMAGES = 512, 512
 BATCH = 32
 FP16_LARGEST = 65_504.0
-HEADROOM = 4  # other images may have larger values than those that were measured
+# Other images may have larger values than those that were measured: what is held to be kept in fp32, and, as that is
+# measured on other images again, what an export keeps.
+REQUIRED_HEADROOM, HEADROOM = 4, 8
 HISTOGRAM_BYTES = 2**30  # of intermediate values that entropy and percentile calibration may keep
 SIMILAR_ERROR = 1.1  # times the smallest error: no method beats MinMax by more than chance (measured)
 CLEARLY_FASTER = 1.2
@@ -125,10 +127,16 @@ def _remove_cast_pairs(model: onnx.ModelProto) -> None:
     original = {
         name: source[source[name]]
         for name, dtype in target.items()
-        if dtype == TensorProto.FLOAT and target.get(source[name]) == TensorProto.FLOAT16 and name not in outputs
+        if dtype == TensorProto.FLOAT and target.get(source[name]) == TensorProto.FLOAT16
     }
+    # What an output is cast from gets its name, which others know it by.
+    final = {original[name]: name for name in outputs & original.keys()}
+    for node in [n for n in graph.node if n.output[0] in final.values()]:
+        graph.node.remove(node)
     for node in graph.node:
-        node.input[:] = [original.get(name, name) for name in node.input]
+        names = [original.get(name, name) for name in node.input]
+        node.input[:] = [final.get(name, name) for name in names]
+        node.output[:] = [final.get(name, name) for name in node.output]
     used = outputs | {name for node in graph.node for name in node.input}
     while unused := [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in used]:
         for node in unused:
@@ -155,14 +163,15 @@ def _overflowing_nodes(model: onnx.ModelProto, x: np.ndarray) -> set[str]:
     """Return the names of nodes whose weights or results, times `HEADROOM`, overflow fp16."""
     floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
     weights = {t.name: float(np.abs(numpy_helper.to_array(t)).max(initial=0)) for t in floats}
-    largest = weights | {name: float(np.abs(extremes).max()) for name, extremes in value_ranges(model, x).items()}
-    limit = FP16_LARGEST / HEADROOM
-    # Not (value <= limit): NaN and infinity are beyond it too.
-    return {
-        node.name
-        for node in model.graph.node
-        if any(not largest.get(n, 0) <= limit for n in [*node.input, *node.output])
-    }
+    large = {name for name, value in weights.items() if not value <= FP16_LARGEST / HEADROOM}  # NaN is large too
+    large |= large_values(value_ranges(model, x), HEADROOM)
+    return {node.name for node in model.graph.node if not large.isdisjoint([*node.input, *node.output])}
+
+
+def large_values(ranges: dict[str, tuple[float, float]], headroom: float) -> set[str]:
+    """Return the names of the tensors whose values, times `headroom`, overflow fp16."""
+    # Not (value > limit): NaN and infinity are beyond it too.
+    return {name for name, extremes in ranges.items() if not np.abs(extremes).max() <= FP16_LARGEST / headroom}
 
 
 def value_ranges(model: onnx.ModelProto, x: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -192,8 +201,9 @@ def to_int8(
 ) -> tuple[onnx.ModelProto, list[QuantizationCandidate]]:
     """Quantize statically (QDQ, weights per channel) in several forms and with several methods, and select the best.
 
-    A form that is clearly faster is selected unless its error is much larger; of its methods the first whose error is
-    near the smallest: so that the choice, and with it the file, is reproducible. On GPUs the form is TensorRT's.
+    A form that is clearly faster is selected unless its error is much larger; of its methods, where the error is
+    near the smallest, the one with the best agreement, and the first of equal ones: so that the choice, and with it the
+    file, is reproducible. On GPUs the form is TensorRT's.
 
     Args:
         model: An fp32 graph.
@@ -204,7 +214,7 @@ def to_int8(
         The graph, and all candidates.
     """
     calibration, held_out = x[::2], x[1::2]
-    expected = _run_batches(runtime.create_session(model.SerializeToString(), runtime.CPU), held_out)
+    expected = run_batches(runtime.create_session(model.SerializeToString(), runtime.CPU), held_out)
     forms = list(FORMS) if provider == runtime.CPU else ["s8s8 symmetric"]
     variants = [(form, *method) for form in forms for method in (METHODS if form == forms[0] else METHODS[:1])]
     models: list[onnx.ModelProto] = []
@@ -220,7 +230,7 @@ def to_int8(
     sessions = [runtime.create_session(quantized.SerializeToString(), runtime.CPU) for quantized in models]
     speeds = _measure_speeds(sessions, held_out[: images_within(TIMING, model, BATCH)])
     candidates = [
-        _evaluate(_run_batches(session, held_out), expected, name, form, speed)
+        _evaluate(run_batches(session, held_out), expected, name, form, speed)
         for session, speed, (form, _, name) in zip(sessions, speeds, variants, strict=True)
     ]
     best = _select(candidates)
@@ -261,7 +271,8 @@ def _select(candidates: list[QuantizationCandidate]) -> QuantizationCandidate:
     form = next(form for form in speeds if speeds[form] * CLEARLY_FASTER >= fastest)
     of_form = [candidate for candidate in usable if candidate.form == form]
     least = min(candidate.error for candidate in of_form)
-    return next(candidate for candidate in of_form if candidate.error <= SIMILAR_ERROR * least)
+    similar = [candidate for candidate in of_form if candidate.error <= SIMILAR_ERROR * least]
+    return max(similar, key=lambda candidate: candidate.agreement)  # the first of those that are equal
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
@@ -317,7 +328,8 @@ def _evaluate(outputs: np.ndarray, expected: np.ndarray, method: str, form: str,
     return QuantizationCandidate(method, form, agreement, mean, largest, len(outputs), speed)
 
 
-def _run_batches(session: runtime.OnnxSession, x: np.ndarray) -> np.ndarray:
+def run_batches(session: runtime.OnnxSession, x: np.ndarray) -> np.ndarray:
+    """Compute the outputs for inputs (N, C, H, W) float32, in batches."""
     return np.concatenate([session.run(x[start : start + BATCH]) for start in range(0, len(x), BATCH)])
 
 

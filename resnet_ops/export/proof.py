@@ -17,7 +17,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.black_box import BlackBox, probe_images
 from resnet_ops.export.budget import ProofSize, proof_size
-from resnet_ops.export.checks import check_graph, check_nodes, check_resizing, largest_batch
+from resnet_ops.export.checks import check_graph, check_nodes, check_resizing, largest_batch, size_fault
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Precision
@@ -35,6 +35,7 @@ from resnet_ops.export.proof_report import ProofDraft, ProofReport
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.tolerances import (
     BF16_ROUNDING,
+    MEASURED_LARGEST,
     Comparison,
     Tolerances,
     calibration_error,
@@ -43,13 +44,14 @@ from resnet_ops.export.tolerances import (
     tolerances_of,
     top1_accuracy,
 )
-from resnet_ops.export.white_box import WhiteBox
+from resnet_ops.export.white_box import FreshQuantization, WhiteBox
 from resnet_ops.formatting import percent
 from resnet_ops.significance import sampling_margin, standard_error
 
 BATCH = 256  # of the validation set
 SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
 CHANCE = 2.0  # standard errors by which a sample may exceed a limit
+NOT_RUN = "its outputs were not checked: --black-box does"
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,34 @@ def verify_file(
         draft.add("file", str(error), False)
         return ProofReport(**dict(draft))
     classifier = Classifier.from_session(metadata, session)
-    tolerances = tolerances_of(metadata, thresholds.provider, thresholds.tolerance)
-    draft.tolerance = tolerances.largest
     checkpoint = reference.checkpoint if reference else None
     draft.run("file", lambda: check_graph(file, model, metadata, thresholds.opset, thresholds.precision))
     if isinstance(session, runtime.OnnxSession):  # others do not tell where nodes run
         draft.nodes_by_provider = session.nodes_by_provider
         draft.run("nodes", partial(check_nodes, file, session))
     draft.run("metadata", lambda: check_metadata(metadata, model, checkpoint, thresholds.origin))
-    white_box = _check_white_box(
-        draft, WhiteBox(untrusted.with_weights(file, model), metadata, checkpoint, images, exported), thresholds
-    )
+    if fault := size_fault(model, metadata, checkpoint):
+        draft.add("structure", fault, False)
+        return ProofReport(**dict(draft))
+    box = WhiteBox(untrusted.with_weights(file, model), metadata, checkpoint, images, exported)
+    white_box = _check_white_box(draft, box, thresholds)
+    if any(check.name == "structure" for check in draft.failed_checks):  # it may compute anything, for any time
+        return ProofReport(**dict(draft))
+    afresh = None if thresholds.black_box else box.quantized_afresh()
+    measured = afresh.error if afresh else metadata.quantization_error
+    tolerances = tolerances_of(metadata, thresholds.provider, thresholds.tolerance, measured)
+    draft.tolerance = tolerances.largest
+    if afresh and images is not None and images.fingerprint == metadata.data_fingerprint:
+        draft.run("quantization error", partial(afresh.check_recorded, metadata.quantization_error))
     if images is not None:
         images = _choose_images(draft, model, images, reference, thresholds, white_box)
     if metadata.input == "raw":
         draft.run("resize and crop", lambda: check_resizing(file, thresholds.provider, metadata, images), "2 levels")
     draft.largest_batch = largest_batch(model, classifier.crop, thresholds.provider)
-    box = BlackBox(classifier, reference, tolerances)
-    _probe(draft, box, images)
+    outputs = BlackBox(classifier, reference, tolerances)
+    _probe(draft, outputs, images, afresh)
     if images is not None:
-        _check_validation_set(draft, box, model, images, thresholds)
+        _check_validation_set(draft, outputs, model, images, thresholds)
     return draft.of_seen_images() if thresholds.seen else ProofReport(**dict(draft))
 
 
@@ -137,6 +147,8 @@ def _check_white_box(draft: ProofDraft, box: WhiteBox, thresholds: ProofThreshol
         draft.black_box_only = "--black-box"
         return False
     draft.run("structure", box.check_structure)
+    if draft.checks[-1].name == "structure" and not draft.checks[-1].passed:
+        draft.checks[-1] = draft.checks[-1].model_copy(update={"result": f"{draft.checks[-1].result}; {NOT_RUN}"})
     if box.checkpoint is None:
         draft.black_box_only = "its checkpoint was not found"
         return False
@@ -166,7 +178,7 @@ def _choose_images(
     return chosen
 
 
-def _probe(draft: ProofDraft, box: BlackBox, images: ValidationImages | None) -> None:
+def _probe(draft: ProofDraft, box: BlackBox, images: ValidationImages | None, afresh: FreshQuantization | None) -> None:
     """Run the checks of single images, batches, repeated runs and, where the graph resizes, images of many sizes."""
     largest, unlike = box.tolerances.largest, box.tolerances.unlike
     try:
@@ -176,6 +188,8 @@ def _probe(draft: ProofDraft, box: BlackBox, images: ValidationImages | None) ->
         return
     for name, some in probes.items():
         limit = largest if name == "real images" else unlike
+        if afresh and limit == unlike:
+            limit = min(unlike, max(largest, MEASURED_LARGEST * afresh.largest_on([image for _, image in some])))
         draft.run(name, partial(box.check_images, some, limit), f"{limit:.1g}" if box.reference else "")
     pixels = np.stack([image for some in probes.values() for _, image in some])
     draft.run("batch sizes", lambda: box.check_batches(pixels, draft.largest_batch), f"{largest:.1g}")
@@ -269,8 +283,8 @@ def _check_outputs(
     if not exact:
         add("agreement by class", *_compare_classes(comparison, rounding, 1 - tolerances.agreement))
     drop, allowed = draft.val_accuracy_torch - draft.val_accuracy_onnx, thresholds.max_accuracy_drop
-    if draft.sample:  # what tells of two accuracies on the same images is where one is right only (McNemar 1947)
-        allowed += CHANCE * float(np.sqrt(comparison.discordant(labels).sum())) / draft.images
+    # What tells of two accuracies on the same images is where one is right only (McNemar 1947).
+    allowed += CHANCE * float(np.sqrt(comparison.discordant(labels).sum())) / draft.images
     # Not (drop > allowed): accuracies of NaN would pass.
     add("accuracy", f"{0 - drop * 100:+.2f} points", drop <= allowed + 1e-12, f"-{100 * allowed:.3g} points")
 

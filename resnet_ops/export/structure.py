@@ -5,6 +5,7 @@ matter. Weights and quantization parameters are only matched here, and compared 
 """
 
 from collections import Counter, deque
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,14 @@ def quote(text: str) -> str:
     return text if text.isidentifier() and len(text) <= SHOWN else repr(text[:SHOWN])
 
 
-def match(expected: ExpectedGraph, file: onnx.ModelProto, half: bool) -> dict[str, str]:
+def match(expected: ExpectedGraph, file: onnx.ModelProto, half: bool, large: Collection[str] = ()) -> dict[str, str]:
     """Compare a file's graph with the expected one, from its outputs back to its inputs.
 
     Args:
         expected: The expected graph.
         file: The file's model.
         half: Whether it is in fp16: its network may then have casts between fp32 and fp16, which are skipped.
+        large: The tensors whose values may overflow fp16: they must be in fp32, and used as such.
 
     Returns:
         For each tensor of the expected graph the file's; biases that are left out, which then are zeros, are missing.
@@ -83,6 +85,7 @@ def match(expected: ExpectedGraph, file: onnx.ModelProto, half: bool) -> dict[st
     theirs, ours = IndexedGraph(file), IndexedGraph(expected.model)
     _compare_frames(ours.model, file)
     free = free_constants(ours)
+    types = float_types(file.graph) if large else {}
     pairs: dict[str, str] = {}
     used: set[str] = set()  # of the file
     nodes = set[int]()
@@ -91,7 +94,11 @@ def match(expected: ExpectedGraph, file: onnx.ModelProto, half: bool) -> dict[st
     todo: deque[tuple[str, str, NodeProto | None]] = deque(stack)
     while todo:
         name, other, user = todo.popleft()
-        if half and not (user is not None and user.name.startswith(PREPROCESSING_PREFIX)):
+        if name in large:
+            cast = theirs.producer(other)
+            if types.get(other) != TensorProto.FLOAT or (cast is not None and cast.op_type == "Cast"):
+                raise DifferenceError(f"values{place(expected, ours, name, user)} can overflow fp16, expected fp32")
+        elif half and not (user is not None and user.name.startswith(PREPROCESSING_PREFIX)):
             other = _before_casts(theirs, other, nodes)
         if name in pairs:
             if pairs[name] != other:
@@ -120,6 +127,16 @@ def free_constants(graph: IndexedGraph) -> set[str]:
     weights = {name for node in network if node.op_type in WEIGHTED for name in node.input[1:]}
     parameters = {name for node in network if node.op_type in QUANTIZING for name in node.input}
     return (weights | parameters) & graph.initializers.keys()
+
+
+def float_types(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return the types of a graph's tensors, as far as operators keep that of their first input; casts do not."""
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    for node in graph.node:
+        target = attributes(node).get("to") if node.op_type == "Cast" else types.get(next(iter(node.input), ""))
+        types |= dict.fromkeys(node.output, target or TensorProto.UNDEFINED)
+    return types
 
 
 def place(expected: ExpectedGraph, graph: IndexedGraph, name: str, user: NodeProto | None = None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from resnet_ops.export import runtime
-from resnet_ops.export.metadata import ModelMetadata, Output
+from resnet_ops.export.metadata import ModelMetadata, Output, QuantizationError
 from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
 
 CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
@@ -46,10 +46,16 @@ FP16 = Tolerances(1e-2, 2e-3, 0.995, 1e-2)
 INT8 = Tolerances(0.25, 2e-2, 0.97, 1.0)
 
 
-def tolerances_of(metadata: ModelMetadata, provider: str, largest: float | None = None) -> Tolerances:
-    """Return the tolerances for a file on a provider or another runtime; `largest` is the one that was asked for.
+def tolerances_of(
+    metadata: ModelMetadata, provider: str, largest: float | None = None, measured: QuantizationError | None = None
+) -> Tolerances:
+    """Return the tolerances for a file on a provider or another runtime.
 
-    Those of int8 follow from the error that was measured when the file was quantized.
+    Args:
+        metadata: The file's metadata.
+        provider: The provider, or the name of the runtime.
+        largest: The largest difference that was asked for.
+        measured: The error that a quantization of the same network has: those of int8 follow from it.
     """
     if metadata.precision == "fp32":
         most = FP32_LARGEST[provider]
@@ -58,7 +64,7 @@ def tolerances_of(metadata: ModelMetadata, provider: str, largest: float | None 
         tolerances = FP16
     else:
         tolerances = INT8
-        if measured := metadata.quantization_error:
+        if measured is not None:
             flips = MEASURED_ERRORS * (1 - measured.agreement) + RULE_OF_THREE / measured.images
             tolerances = replace(
                 INT8,

@@ -5,6 +5,7 @@ be wrong with them though all of this is right, are checked in `proof`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,18 +14,20 @@ import onnx
 from pydantic import ValidationError
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import expected_graph, graph, structure
-from resnet_ops.export.classifier import normalize_pixels
+from resnet_ops.export import black_box, budget, expected_graph, graph, precision, runtime, structure
+from resnet_ops.export.classifier import normalize_pixels, softmax
 from resnet_ops.export.expected_graph import OPSETS, WEIGHTED, ExpectedGraph, FreshExport
 from resnet_ops.export.folding import fold
 from resnet_ops.export.inputs import ValidationImages, random_pixels
-from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.metadata import IMAGES, ModelMetadata, Output, Preprocessing, QuantizationError
 from resnet_ops.export.rounding import check_ranges, check_weights
 from resnet_ops.export.structure import DifferenceError
+from resnet_ops.export.tolerances import MEASURED_ERRORS, RULE_OF_THREE, Comparison, comparable
 from resnet_ops.models import parse_name
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 
-PROBE_IMAGES = 32
+FEWEST_PROBES, MOST_PROBES, RANDOM_PROBES = 64, 512, 32
+RECORDED_FACTOR = 3.0  # between the error that a file records and that of a fresh quantization, on other images
 RESULT_LENGTH = 300  # characters
 
 
@@ -78,7 +81,10 @@ class WhiteBox:
         Raises:
             DifferenceError: The graphs differ.
         """
-        return structure.match(self.expected, self.model, self.metadata.precision == "fp16")
+        half, large = self.metadata.precision == "fp16", set[str]()
+        if half and self.checkpoint is not None:
+            large = precision.large_values(self.expected.widest_ranges, precision.REQUIRED_HEADROOM) - {IMAGES}
+        return structure.match(self.expected, self.model, half, large)
 
     @cached_property
     def expected(self) -> ExpectedGraph:
@@ -112,7 +118,8 @@ class WhiteBox:
             self.form,
             raw if self.metadata.input == "raw" else None,
             self.metadata.output == "probabilities",
-            self._probes,
+            self.probes,
+            calibrate=self.checkpoint is not None,
         )
 
     @cached_property
@@ -134,9 +141,99 @@ class WhiteBox:
         """Return the form of quantization, None if it is not int8."""
         return expected_graph.quantized_form(self.model) if self.metadata.precision == "int8" else None
 
-    def _probes(self) -> np.ndarray:
-        """Return inputs (N, C, H, W) float32."""
-        steps = Preprocessing.of(self.info, "normalized")
-        crop = steps.crop
-        pixels = random_pixels(PROBE_IMAGES, crop) if self.images is None else self.images.first(PROBE_IMAGES, crop)
-        return normalize_pixels(pixels, steps)
+    @cached_property
+    def probes(self) -> "ProbeImages":
+        """Return inputs to measure with."""
+        return ProbeImages(Preprocessing.of(self.info, "normalized"), self.images, self.model)
+
+    def quantized_afresh(self) -> "FreshQuantization | None":
+        """Return a quantization of the same network, if the file is int8 and its checkpoint is at hand."""
+        if self.form is None or self.checkpoint is None:
+            return None
+        return FreshQuantization(self.expected, self.metadata.output, self.probes)
+
+
+@dataclass(frozen=True)
+class ProbeImages:
+    """Images of all classes, and random pixels.
+
+    Args:
+        steps: How they are normalized.
+        images: The images; without them there are random pixels only.
+        model: The model, whose arithmetic says how many there may be.
+    """
+
+    steps: Preprocessing
+    images: ValidationImages | None
+    model: onnx.ModelProto
+
+    @cached_property
+    def real(self) -> np.ndarray:
+        """Return images, or random pixels without any: (N, C, H, W) float32."""
+        if self.images is None:
+            return self.random
+        within = budget.images_within(budget.CALIBRATION / 4, self.model, MOST_PROBES)
+        count = min(len(self.images), max(FEWEST_PROBES, within))
+        return normalize_pixels(self.images.sample(count, self.steps.crop), self.steps)
+
+    @cached_property
+    def random(self) -> np.ndarray:
+        """Return random pixels (N, C, H, W) float32."""
+        return normalize_pixels(random_pixels(RANDOM_PROBES, self.steps.crop), self.steps)
+
+
+@dataclass(frozen=True)
+class FreshQuantization:
+    """A quantization of the same network, made here on other images, which a file should be about as good as.
+
+    Args:
+        expected: The graph, in int8.
+        output: What is compared.
+        probes: Images, half of which it was calibrated on.
+    """
+
+    expected: ExpectedGraph
+    output: Output
+    probes: ProbeImages
+
+    @cached_property
+    def sessions(self) -> list[runtime.OnnxSession]:
+        """Return the network in fp32 and in int8, loaded."""
+        assert self.expected.quantized is not None
+        models = (self.expected.fp32, self.expected.quantized)
+        return [runtime.create_session(model.SerializeToString(), runtime.CPU) for model in models]
+
+    def compare(self, x: np.ndarray, output: Output) -> Comparison:
+        """Compare int8 with fp32 for inputs (N, C, H, W) float32."""
+        exact, quantized = (precision.run_batches(session, x) for session in self.sessions)
+        if output == "probabilities":
+            exact, quantized = softmax(exact), softmax(quantized)
+        return Comparison(comparable(exact, output), comparable(quantized, output))
+
+    @cached_property
+    def error(self) -> QuantizationError:
+        """Return the error of what is compared, on the images that it was not calibrated on."""
+        return self._error(self.output)
+
+    def _error(self, output: Output) -> QuantizationError:
+        x = self.probes.real[1::2] if len(self.probes.real) > 1 else self.probes.real
+        found = self.compare(x, output)
+        agreement = float(found.same_top1.mean())
+        return QuantizationError(mean=found.mean_rel, largest=found.max_rel, agreement=agreement, images=len(x))
+
+    def largest_on(self, pixels: Sequence[np.ndarray]) -> float:
+        """Return the largest difference for images (H, W, C) uint8, unlike those of the training."""
+        resized = np.stack([black_box.resize_in_pillow(image, self.probes.steps.crop) for image in pixels])
+        return self.compare(normalize_pixels(resized, self.probes.steps), self.output).max_rel
+
+    def check_recorded(self, recorded: QuantizationError | None) -> tuple[str, bool]:
+        """Check that the error that a file records is about that of this quantization, on the same dataset."""
+        if recorded is None:  # files of version 0.1
+            return "not recorded", True
+        measured = self._error("logits")
+        ratio = recorded.mean / measured.mean if measured.mean else 1.0
+        images = min(recorded.images, measured.images)
+        flips = MEASURED_ERRORS * (1 - measured.agreement) + RULE_OF_THREE / images
+        most = RECORDED_FACTOR * (1 + 1 / math.sqrt(measured.images))
+        passed = 1 / most <= ratio <= most and 1 - recorded.agreement <= flips
+        return f"recorded mean {recorded.mean:.1e}, a fresh quantization has {measured.mean:.1e}", passed

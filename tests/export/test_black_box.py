@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from resnet_ops.data.sources import open_source
-from resnet_ops.export import runtime
+from resnet_ops.export import graph, precision, runtime
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import export_onnx
-from resnet_ops.export.metadata import QuantizationError
+from resnet_ops.export.metadata import ModelMetadata, QuantizationError
+from resnet_ops.export.precision import QuantizationCandidate
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.tolerances import INT8, Tolerances, is_improbable, rounding_flips, tolerances_of
 from resnet_ops.training import checkpoint as checkpoints
@@ -39,6 +40,7 @@ from tests.export.samples import (
     make_images,
     make_model,
     metadata_of,
+    properties_of,
     verify_model,
 )
 
@@ -69,7 +71,7 @@ def failed_checks(
 ) -> list[str]:
     faulty = copy(sound[name in RAW_FAULTS])
     FAULTS[name][0](faulty)
-    report = verify_model(faulty, reference, make_images((47, 53), count=12), folder)
+    report = verify_model(faulty, reference, make_images((47, 53), count=12), folder, black_box=True)
     return [check.name for check in report.failed_checks]
 
 
@@ -213,13 +215,77 @@ def test_most_faults_of_one_int8_channel_show_in_outputs(
 def test_a_forged_error_gains_nothing_beyond_the_limits_for_all(small: Checkpoint) -> None:
     def limits(**error: float) -> Tolerances:
         measured = QuantizationError.model_validate({"mean": 1, "largest": 9, "agreement": 0, "images": 1} | error)
-        return tolerances_of(metadata_of(small, precision="int8", quantization_error=measured), runtime.CPU)
+        return tolerances_of(metadata_of(small, precision="int8"), runtime.CPU, measured=measured)
 
     assert limits() == INT8 == tolerances_of(metadata_of(small, precision="int8"), runtime.CPU)
     assert limits(mean=0.004).mean == 0.008
     assert limits(largest=0.04).largest == 0.16
     # None of 512 images flipped: up to 3 of 512 may, with 95% confidence.
     assert limits(agreement=1, images=512).agreement == 1 - 3 / 512
+
+
+def test_a_file_is_not_run_on_images_of_a_size_that_it_makes_up(
+    small: Checkpoint, sound: dict[bool, onnx.ModelProto], tmp_path: Path
+) -> None:
+    steps = metadata_of(small).preprocessing.model_copy(update={"resize": (64, 64), "height": 64, "width": 64})
+    lying = copy(sound[False])
+    graph.set_metadata(lying, metadata_of(small, preprocessing=steps))
+    for reference, black_box in ((Reference(small), False), (None, True)):
+        report = verify_model(lying, reference, None, tmp_path, black_box=black_box)
+        assert report.checks[-1].name == "structure"
+        assert "3 x 64 x 64" in report.checks[-1].result
+
+
+def test_an_activation_that_is_clipped_is_refuted_whatever_the_file_says_of_its_error(
+    int8_model: onnx.ModelProto, digit_checkpoint: Checkpoint, digits: ValidationImages, tmp_path: Path
+) -> None:
+    faulty = copy(int8_model)
+    error = QuantizationError(mean=0.01, largest=0.0625, agreement=0.985, images=512)
+    metadata = ModelMetadata.parse("m.onnx", properties_of(faulty)).model_copy(update={"quantization_error": error})
+    graph.set_metadata(faulty, metadata)
+    change(faulty, "relu_3_scale", lambda s: s / 2)
+    reader = next(n for n in faulty.graph.node if n.input[0] == "relu_3_DequantizeLinear_Output")
+    bias = reader.input[2].removesuffix("_DequantizeLinear_Output")
+    change(faulty, f"{bias}_quantized_scale", lambda s: s / 2)
+    change(faulty, f"{bias}_quantized", lambda b: b * 2)
+    report = verify_model(faulty, Reference(digit_checkpoint), digits, tmp_path)
+    assert "activation ranges" in [check.name for check in report.failed_checks]
+
+
+def test_an_error_that_is_made_up_is_refuted(
+    int8_model: onnx.ModelProto, digit_checkpoint: Checkpoint, digits: ValidationImages, tmp_path: Path
+) -> None:
+    metadata = ModelMetadata.parse("m.onnx", properties_of(int8_model))
+    recorded = metadata.quantization_error
+    assert recorded is not None
+    for factor in (0.2, 5):
+        faulty = copy(int8_model)
+        error = recorded.model_copy(update={"mean": recorded.mean * factor})
+        graph.set_metadata(faulty, metadata.model_copy(update={"quantization_error": error}))
+        failed = [c.name for c in verify_model(faulty, Reference(digit_checkpoint), digits, tmp_path).failed_checks]
+        assert failed == ["quantization error"]
+
+
+def test_of_similar_quantizations_the_one_that_agrees_most_is_selected() -> None:
+    methods = (("minmax", 0.0040, 0.98), ("entropy", 0.0041, 1.0), ("percentile", 0.0080, 1.0))
+    candidates = [
+        QuantizationCandidate(name, "u8s8", agreement, error, 1, 9, 100) for name, error, agreement in methods
+    ]
+    assert precision._select(candidates).method == "entropy"
+
+
+def test_images_to_probe_with_are_of_all_classes() -> None:
+    """Datasets are sorted by class; a fifth of these images are damaged."""
+    labels = np.repeat(np.arange(10), 20)
+    images = InMemoryImages([np.full((1, 1, 3), label, np.uint8) for label in labels], labels)
+    images.stored[::5] = [b""] * 40
+    chosen = ValidationImages(images, np.arange(200), labels)
+    for count in (16, 30):
+        pixels = chosen.sample(count, RGB)
+        assert pixels.shape == (count, 1, 1, 3)
+        assert len(np.unique(pixels)) == 10
+    few = ValidationImages(images, np.arange(1, 3), labels[1:3])
+    assert few.sample(16, RGB).shape == (16, 1, 1, 3)
 
 
 def test_one_quantized_convolution_is_not_int8(

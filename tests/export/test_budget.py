@@ -68,7 +68,7 @@ def test_multiply_adds_are_those_that_torch_counts(
     exported = copy(model)
     if form != "fp32":
         steps = Preprocessing.of(checkpoint.info, "normalized")
-        x = normalize_pixels(images.first(32, steps.crop), steps)
+        x = normalize_pixels(images.sample(32, steps.crop), steps)
         exported = (
             precision.to_fp16(exported, x)[0] if form == "fp16" else precision.to_int8(exported, x, runtime.CPU)[0]
         )

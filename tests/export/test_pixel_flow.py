@@ -24,7 +24,7 @@ from tests.export.samples import copy
 @pytest.fixture(scope="module")
 def int8_model(model: onnx.ModelProto, checkpoint: Checkpoint, images: ValidationImages) -> onnx.ModelProto:
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    quantized, _ = precision.to_int8(copy(model), normalize_pixels(images.first(64, steps.crop), steps), CPU)
+    quantized, _ = precision.to_int8(copy(model), normalize_pixels(images.sample(64, steps.crop), steps), CPU)
     return quantized
 
 

@@ -248,7 +248,7 @@ def test_a_planted_fault_is_refuted(
 ) -> None:
     faulty = copy(raw_model if fault in RAW_FAULTS else model)
     fault(faulty)
-    report = verify_model(faulty, reference, images, tmp_path)
+    report = verify_model(faulty, reference, images, tmp_path, black_box=True)
     assert not report.validated
     by = (FAULTS | RAW_FAULTS)[fault]
     assert by in [check.name for check in report.failed_checks], report.failed_checks
@@ -270,7 +270,8 @@ def test_batchnorm_in_training_mode_is_refuted(
     nodes.insert(
         first + 1, helper.make_node("BatchNormalization", inputs, [out, "new_mean", "new_var"], training_mode=1)
     )
-    refuted = {check.name: check.result for check in verify_model(faulty, reference, images, tmp_path).failed_checks}
+    report = verify_model(faulty, reference, images, tmp_path, black_box=True)
+    refuted = {check.name: check.result for check in report.failed_checks}
     assert "BatchNorm not folded" in refuted["file"]
     assert "validation set" in refuted
 
@@ -312,7 +313,7 @@ def test_half_precision_that_overflows_is_refuted(
     refuted = [check.name for check in verify_model(naive, reference, images, tmp_path, black_box=True).failed_checks]
     assert "validation set" in refuted
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    converted, choice = precision.to_fp16(copy(huge), normalize_pixels(images.first(32, steps.crop), steps))
+    converted, choice = precision.to_fp16(copy(huge), normalize_pixels(images.sample(32, steps.crop), steps))
     assert "in fp32" in choice
     kept = finish(converted, checkpoint, precision="fp16", precision_choice=choice)
     report = verify_model(kept, reference, images, tmp_path, precision="fp16", black_box=True)
@@ -327,7 +328,7 @@ def test_int8_without_calibration_are_refuted(
 ) -> None:
     """Ranges of black images for images of all colors."""
     steps = Preprocessing.of(checkpoint.info, "normalized")
-    sound = make_lower(checkpoint, "int8", images.first(64, steps.crop))
+    sound = make_lower(checkpoint, "int8", images.sample(64, steps.crop))
     report = verify_model(sound, reference, images, tmp_path, max_accuracy_drop=0.1)
     assert report.validated, report.failed_checks
     black = normalize_pixels(np.zeros((32, *steps.crop.shape), np.uint8), steps)

@@ -89,7 +89,7 @@ def test_every_opset_passes(opset: int, tmp_path: Path) -> None:
 def test_lower_precisions_pass_too(name: str, form: str, raw: bool, softmax: bool, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", name, (16, 16), 3)
     images = make_images((16, 16), 3, 60)
-    pixels = images.first(60, Preprocessing.of(checkpoint.info, "normalized").crop)
+    pixels = images.sample(60, Preprocessing.of(checkpoint.info, "normalized").crop)
     model = make_lower(checkpoint, form, pixels, raw=raw, softmax=softmax)
     # Untrained networks are never sure: of 60 images of noise some change sides in int8.
     report = verify_model(model, Reference(checkpoint), images, tmp_path, max_accuracy_drop=0.2, precision=form)
