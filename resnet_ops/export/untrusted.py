@@ -125,7 +125,7 @@ def _external_data_faults(path: Path, tensor: onnx.TensorProto) -> Iterator[User
     """Check that weights in another file are in the same folder and no link: ONNX Runtime follows hard links, too."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    shown, file = ascii(location[:200]), path.parent / location
+    quoted, file = ascii(location[:200]), path.parent / location
     if len(entries) < len(tensor.external_data) or not entries.keys() <= EXTERNAL_DATA_KEYS:
         yield UserError(
             f"{path} says twice, or otherwise than ONNX, where weights are.", "Use a file made by `resnet-ops export`."
@@ -136,13 +136,13 @@ def _external_data_faults(path: Path, tensor: onnx.TensorProto) -> Iterator[User
         return
     try:
         if not location or Path(location).name != location:
-            yield UserError(f"{path} keeps weights outside its folder, in {shown}.", "Such paths are refused.")
+            yield UserError(f"{path} keeps weights outside its folder, in {quoted}.", "Such paths are refused.")
         elif not file.exists():
-            yield UserError(f"{path} needs {shown}, which is missing next to it.", "Copy both files.")
+            yield UserError(f"{path} needs {quoted}, which is missing next to it.", "Copy both files.")
         elif file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1:
-            yield UserError(f"{path} keeps weights in a symbolic link, {shown}.", "Replace it by a copy.")
+            yield UserError(f"{path} keeps weights in a symbolic link, {quoted}.", "Replace it by a copy.")
     except OSError as error:  # such as a name that is too long
-        yield UserError(f"{path} needs {shown}, which cannot be read: {error.strerror}.", "Export it again.")
+        yield UserError(f"{path} needs {quoted}, which cannot be read: {error.strerror}.", "Export it again.")
 
 
 def _run_in_sandbox(path: Path) -> None:

@@ -308,7 +308,7 @@ def test_a_damaged_proof_is_found(
         ("val_accuracy", 0.9999, "accuracy as in training"),
         ("data_fingerprint", "0" * 64, "metadata"),
         ("output", "probabilities", "file"),
-        ("class_names", [str(n) for n in range(11)], "random pixels"),
+        ("class_names", [str(n) for n in range(11)], "structure"),
         ("preprocessing", {"mean": [0.9]}, "accuracy as in metadata"),
         ("validation", {"images": 50_000, "images_total": 50_000}, "recorded proof"),
     ],
