@@ -219,7 +219,9 @@ class FreshQuantization:
         x = self.probes.real[1::2] if len(self.probes.real) > 1 else self.probes.real
         comparison = self.compare(x, output)
         agreement = float(comparison.same_top1.mean())
-        return QuantizationError(mean=comparison.mean_rel, largest=comparison.max_rel, agreement=agreement, images=len(x))
+        return QuantizationError(
+            mean=comparison.mean_rel, largest=comparison.max_rel, agreement=agreement, images=len(x)
+        )
 
     def largest_on(self, pixels: Sequence[np.ndarray]) -> float:
         """Return the largest difference for images (H, W, C) uint8, unlike those of the training."""
