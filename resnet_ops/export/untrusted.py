@@ -138,7 +138,7 @@ def _external_data_faults(path: Path, tensor: onnx.TensorProto) -> Iterator[User
         if not location or Path(location).name != location:
             yield UserError(f"{path} keeps weights outside its folder, in {quoted}.", "Such paths are refused.")
         elif not file.exists():
-            yield UserError(f"{path} needs {location}, which is missing next to it.", "Copy both files.")
+            yield UserError(f"{path} needs {quoted}, which is missing next to it.", "Copy both files.")
         elif file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1:
             yield UserError(f"{path} keeps weights in a symbolic link, {quoted}.", "Replace it by a copy.")
     except OSError as error:  # such as a name that is too long

@@ -170,4 +170,4 @@ def test_weights_beyond_the_limit_of_one_file_go_beside_it(
     assert (tmp_path / "m.onnx").stat().st_size < 100_000 < (tmp_path / "m.onnx.data").stat().st_size
     (tmp_path / "m.onnx.data").unlink()
     (refuted,) = verify_file(tmp_path / "m.onnx", reference, images, ProofThresholds(runtime.CPU, OPSET)).failed_checks
-    assert "needs m.onnx.data, which is missing next to it" in refuted.result
+    assert "needs 'm.onnx.data', which is missing next to it" in refuted.result

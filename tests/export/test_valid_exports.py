@@ -74,7 +74,7 @@ def test_a_valid_export_passes(
     assert report.nodes_by_provider == {runtime.CPU: len(model.graph.node)}
 
 
-@pytest.mark.parametrize("opset", [pytest.param(o, marks=pytest.mark.slow) if o % 3 else o for o in OPSETS])
+@pytest.mark.parametrize("opset", [pytest.param(o, marks=pytest.mark.slow) if o != 21 else o for o in OPSETS])
 def test_every_opset_passes(opset: int, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", "resnet8", (10, 12), 3)
     model = finish(graph.to_onnx(checkpoint.info, checkpoint.model, opset), checkpoint, raw=opset % 2 == 0)
