@@ -124,6 +124,12 @@ def test_accuracy_line(accuracy: float, data: "DataRecord") -> str:
     return f"[bold]{percent(accuracy)}[/] test accuracy: on {data.test_images:,} images that nothing was chosen on"
 
 
+def accuracy_cells(best: float | None, last: float | None, test: float | None, fit_all: bool) -> list[str]:
+    """Return the cells of the columns that `accuracy_legend` explains."""
+    chosen, *others = ("" if accuracy is None else percent(accuracy) for accuracy in (best, last, test))
+    return ["fit all" if fit_all else chosen, *others]
+
+
 def accuracy_legend(fit_all: bool) -> list[str]:
     """Return what the accuracies of a table of runs are; `fit_all` if one of the runs is fitted on all images."""
     return [

@@ -27,7 +27,7 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
         mark = "[green]PASS[/]" if check.passed else "[bold red]FAIL[/]"
         checks.add_row(check.name, escape(check.result), check.limit, mark)
     output.show(checks)
-    if proof.seen_accuracy_onnx == proof.seen_accuracy_onnx:  # not NaN
+    if proof.has_seen_images:
         torch = f"torch {percent(proof.seen_accuracy_torch)}, " if against_torch else ""
         seen = f"{torch}ONNX {percent(proof.seen_accuracy_onnx)} on images seen in training, to compare the two only"
         output.show(f"fitted on all images, so without a validation accuracy: {seen}")

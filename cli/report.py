@@ -12,7 +12,7 @@ from resnet_ops.config import RunsConfig
 from resnet_ops.runs import Run
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, accuracy_legend, err, short, table, warn
+from .console import Output, accuracy_cells, accuracy_legend, err, short, table, warn
 from .startup import importing, process_started_at
 
 EXAMPLES = """
@@ -47,11 +47,9 @@ def report(
         result = library_report.write([Run(path) for path in paths], output, warn, process_started_at())
     rows = table("run", "network", "status", ">epochs", ">chosen", ">last", ">test", ">errors")
     for row in result.runs:
-        accuracies = row.val_accuracy, row.last_val_accuracy, row.test_accuracy
-        best, last, test = ("" if accuracy is None else formatting.percent(accuracy) for accuracy in accuracies)
-        best = "fit all" if row.fit_all else best
+        accuracies = accuracy_cells(row.val_accuracy, row.last_val_accuracy, row.test_accuracy, row.fit_all)
         wrong = "" if row.mistakes is None else str(row.mistakes)
-        rows.add_row(row.name, row.model, row.status, str(row.epochs), best, last, test, wrong)
+        rows.add_row(row.name, row.model, row.status, str(row.epochs), *accuracies, wrong)
     size = formatting.size(result.size_bytes)
     out.show(rows, *accuracy_legend(any(row.fit_all for row in result.runs)))
     out.show(f"[bold green]Written:[/] {escape(short(result.report))} ({size})")

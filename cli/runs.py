@@ -2,10 +2,9 @@
 
 from resnet_ops import runs as library
 from resnet_ops.config import RunsConfig
-from resnet_ops.formatting import percent
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, accuracy_legend, ago, table, warn
+from .console import Output, accuracy_cells, accuracy_legend, ago, table, warn
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
 
@@ -18,11 +17,9 @@ def runs(options: Options, json: Json = False, debug: Debug = False) -> None:
     rows = table("name", "model", "data", "status", ">epochs", ">chosen", ">last", ">test", "when")
     result = library.summarize(runs_dir, warn)
     for run in result.runs:
-        accuracies = run.best_val_accuracy, run.last_val_accuracy, run.test_accuracy
-        best, last, test = ("" if accuracy is None else percent(accuracy) for accuracy in accuracies)
-        best = "fit all" if run.fit_all else best
+        accuracies = accuracy_cells(run.best_val_accuracy, run.last_val_accuracy, run.test_accuracy, run.fit_all)
         status, epochs = f"[{COLORS[run.status]}]{run.status}[/]", f"{run.epochs_done}/{run.epochs}"
-        rows.add_row(run.name, run.model, run.data, status, epochs, best, last, test, ago(run.updated))
+        rows.add_row(run.name, run.model, run.data, status, epochs, *accuracies, ago(run.updated))
     if not result.runs:
         output.show(f"No runs in {runs_dir.absolute()}. Train one: resnet-ops train")
     else:

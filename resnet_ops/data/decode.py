@@ -53,7 +53,7 @@ class CropSpec:
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size (width, height) that an upright image of a size is resized to."""
         cover = self.cover[1], self.cover[0]
-        return cover if self.whole else _covering_size(size, cover)
+        return cover if self.whole else covering_size(size, cover)
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,30 @@ def decode_with_aspect(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.nda
         raise _decode_error(error) from None
 
 
-def largest_value(encoded: bytes | OSError) -> int:
-    """Return the largest value in a 16-bit image, 0 to 65535; 0 where it has not 16 bits or is broken."""
+def wide_values(encoded: bytes | OSError) -> np.ndarray | None:
+    """Return the values (H, W) int64 of a 16-bit image, 0 to 65535; None where it has not 16 bits or is broken."""
     try:
         image = _open(encoded)
-        return int(_wide_values(image).max()) if _is_wide(image.mode) else 0
+        return _wide_values(image) if _is_wide(image.mode) else None
     except Exception:  # broken images are reported where they are decoded
-        return 0
+        return None
+
+
+def largest_value(encoded: bytes | OSError) -> int:
+    """Return the largest value in a 16-bit image, 0 to 65535; 0 where it has not 16 bits or is broken."""
+    values = wide_values(encoded)
+    return 0 if values is None else int(values.max())
+
+
+def decode_whole(encoded: bytes | OSError, channels: int, bit_depth: int = 16) -> np.ndarray:
+    """Decode an image at its own size, upright: (H, W, C) uint8. JPEGs at full scale, as other programs do.
+
+    Raises:
+        DecodeError: It cannot be decoded.
+    """
+    header = read_header(encoded)
+    size = header.height, header.width
+    return decode(encoded, CropSpec(size, *size, channels, bit_depth=bit_depth))
 
 
 def _decode_jpeg(image: Image.Image, mode: str, size: tuple[int, int]) -> Image.Image:
@@ -206,7 +223,7 @@ def _convert(image: Image.Image, mode: str, bit_depth: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _covering_size(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
+def covering_size(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
     """Return the smallest size of the same aspect ratio that covers `cover`; its longer side is rounded down."""
     return max(cover[0], size[0] * cover[1] // size[1]), max(cover[1], size[1] * cover[0] // size[0])
 

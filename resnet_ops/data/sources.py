@@ -5,7 +5,6 @@ is not in the cache. Which images a path holds is in discovery.py. Nothing here 
 """
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from resnet_ops import files
 from resnet_ops.config import DataConfig
@@ -41,7 +39,7 @@ from resnet_ops.data.dataset import (
     subset,
     validation_counts,
 )
-from resnet_ops.data.decode import WHITE_OF_16_BITS, CropSpec, DecodeError, ImageHeader, read_header
+from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, read_header, wide_values
 from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.listing import File
 from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, decode_all, hash_all, map_chunks
@@ -374,13 +372,9 @@ def find_bit_depth(encoded: EncodedImages) -> int:
 
 def _count_brighter(encoded: bytes | OSError) -> np.ndarray:
     """Count the pixels of a 16-bit image, and those that exceed each of `BIT_DEPTHS`; zeros for other images."""
-    zeros = np.zeros(1 + len(BIT_DEPTHS), np.int64)
-    try:
-        if isinstance(encoded, OSError) or not read_header(encoded).wide:
-            return zeros
-        values = np.asarray(Image.open(io.BytesIO(encoded))).clip(0, WHITE_OF_16_BITS)
-    except Exception:  # broken images are reported where they are decoded
-        return zeros
+    values = wide_values(encoded)
+    if values is None:
+        return np.zeros(1 + len(BIT_DEPTHS), np.int64)
     return np.array([values.size, *(np.count_nonzero(values >= 2**bits) for bits in BIT_DEPTHS)])
 
 

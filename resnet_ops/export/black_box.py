@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from resnet_ops.data.decode import CropSpec, DecodeError, decode
+from resnet_ops.data.decode import CropSpec, DecodeError, covering_size, decode, decode_whole
 from resnet_ops.export import runtime
 from resnet_ops.export.classifier import Classifier, softmax
-from resnet_ops.export.inputs import ValidationImages, decode_whole, random_pixels
+from resnet_ops.export.inputs import ValidationImages, random_pixels
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.tolerances import Comparison, Tolerances, comparable
@@ -133,7 +133,7 @@ class BlackBox:
         exact, scaled, levels, count = 0.0, 0.0, 0.0, 0
         for encoded in images.stored(STORED_IMAGES):
             try:
-                whole, decoded = decode_whole(encoded, crop), decode(encoded, crop)
+                whole, decoded = decode_whole(encoded, crop.channels, crop.bit_depth), decode(encoded, crop)
             except DecodeError:
                 continue
             count += 1
@@ -195,7 +195,8 @@ def noise(steps: Preprocessing) -> list[np.ndarray]:
     return [rng.integers(0, 256, (*size, steps.channels), np.uint8) for size in sizes]
 
 
-def _is_tall(image: np.ndarray) -> bool:
+def is_tall(image: np.ndarray) -> bool:
+    """Return whether Pillow 13 resizes the rows of an image first."""
     return bool(image.shape[0] > 2 * image.shape[1])
 
 
@@ -204,15 +205,15 @@ def resize_in_pillow(image: np.ndarray, crop: CropSpec) -> np.ndarray:
 
     Pillow 13 resizes the rows of tall images first, which moves a quarter of the pixels by a level.
     """
-    if _is_tall(image):
-        pillow, (height, width) = _to_pillow(image), crop.cover
-        columns = max(width, image.shape[1] * height // image.shape[0])
-        image = np.asarray(pillow.resize((columns, pillow.height), Image.Resampling.BILINEAR)).reshape(
-            image.shape[0], columns, -1
-        )
-        rows = max(height, pillow.height * width // pillow.width)
-        resized = _to_pillow(image).resize((columns, rows), Image.Resampling.BILINEAR)
-        image = np.asarray(resized).reshape(rows, columns, -1)
+    if is_tall(image):
+        rows, columns = covering_size((image.shape[0], image.shape[1]), crop.cover)
+        for size in ((columns, image.shape[0]), (columns, rows)):
+            image = np.asarray(_to_pillow(image).resize(size, Image.Resampling.BILINEAR)).reshape(*size[::-1], -1)
+    return crop_pixels(image, crop)
+
+
+def crop_pixels(image: np.ndarray, crop: CropSpec) -> np.ndarray:
+    """Resize and crop an image as `decode` does."""
     stored = io.BytesIO()
     _to_pillow(image).save(stored, "PNG")
     return decode(stored.getvalue(), crop)

@@ -4,7 +4,6 @@ Which of them are run, and on which images, is in `proof`; probes of what a file
 of its metadata in `metadata_checks`.
 """
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 from onnx.shape_inference import infer_shapes
-from PIL import Image
 
-from resnet_ops.data.decode import CropSpec, decode
+from resnet_ops.data.decode import CropSpec
 from resnet_ops.export import budget, graph, pixel_flow, runtime
-from resnet_ops.export.black_box import noise
+from resnet_ops.export.black_box import crop_pixels, is_tall, noise
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Precision, Preprocessing
 from resnet_ops.export.precision import activation_bytes_per_image
@@ -31,7 +29,7 @@ RANDOM_OPERATORS = {
 MEMORY_SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
 RESIZED_IMAGES = 16
 MAX_LEVELS, MEAN_LEVELS = 2, 0.05  # Pillow rounds twice, once for each direction
-TALL, TALL_MEAN_LEVELS = 2, 0.3  # height / width from which Pillow 13 resizes rows first: a quarter is a level off
+TALL_MEAN_LEVELS = 0.3  # where Pillow 13 resizes rows first, a quarter is a level off
 
 
 def check_graph(
@@ -161,10 +159,9 @@ def check_resizing(
         (pixels,) = session.run(image[None])
         if not np.isfinite(pixels).all():
             return f"not finite, size {image.shape[:2]}", False
-        difference = np.abs(pixels.transpose(1, 2, 0).astype(np.float64) - _resize_as_decoded(image, steps))
+        difference = np.abs(pixels.transpose(1, 2, 0).astype(np.float64) - crop_pixels(image, steps.crop))
         worst = max(worst, float(difference.max()))
-        is_tall = image.shape[0] > TALL * image.shape[1]
-        (tall_means if is_tall else means).append(float(difference.mean()))
+        (tall_means if is_tall(image) else means).append(float(difference.mean()))
     mean, sizes = float(np.mean(means + tall_means)), len({image.shape for image in samples})
     return (
         f"at most {worst:g} level{'' if worst == 1 else 's'}, mean {mean:.4f}, {sizes} sizes",
@@ -172,12 +169,6 @@ def check_resizing(
         and sum(means) <= MEAN_LEVELS * len(means)
         and max(tall_means, default=0.0) <= TALL_MEAN_LEVELS,
     )
-
-
-def _resize_as_decoded(image: np.ndarray, steps: Preprocessing) -> np.ndarray:
-    stored = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(stored, "PNG")
-    return decode(stored.getvalue(), steps.crop)
 
 
 def largest_batch(model: onnx.ModelProto, crop: CropSpec, provider: str) -> int:

@@ -14,7 +14,7 @@ from pydantic import Field
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import EncodedImages
-from resnet_ops.data.decode import DecodeError
+from resnet_ops.data.decode import DecodeError, decode_whole
 from resnet_ops.data.discovery import FolderImages, is_image
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
@@ -25,7 +25,6 @@ from resnet_ops.export.config import DiagnoseConfig
 from resnet_ops.export.fault_match import EVIDENCE, FaultMatch
 from resnet_ops.export.fault_search import FaultSearch
 from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.export.program_steps import read_upright
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
@@ -198,7 +197,7 @@ def _decodable(answers: Answers, images: EncodedImages, metadata: ModelMetadata)
             (encoded,) = images.read([int(image)])
             if isinstance(encoded, OSError):
                 raise DecodeError(encoded.strerror or str(encoded))
-            read_upright(encoded, metadata.preprocessing.channels)
+            decode_whole(encoded, metadata.preprocessing.channels)
             rows.append(row)
         except DecodeError as error:
             broken.append(f"{images.name(int(image))}: {error}".rstrip("."))

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from resnet_ops.data.dataset import EncodedImages
+from resnet_ops.data.decode import decode_whole
 from resnet_ops.export.answers import Answers
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.fault_match import EVIDENCE, EXACT, Combination, FaultMatch
 from resnet_ops.export.faults import as_told, input_faults, output_faults
-from resnet_ops.export.program_steps import Fault, read_upright, right_steps
+from resnet_ops.export.program_steps import Fault, right_steps
 
 SCREENED = {"classes": 24, "probabilities": 10, "logits": 10}  # images that every fault is replayed on first
 CHUNK_IMAGES, CHUNK_BYTES = 32, 128 * 2**20  # decoded at a time
@@ -139,7 +140,7 @@ class FaultSearch:
             (encoded,) = self.images.read([int(image)])
             assert isinstance(encoded, bytes)  # it was read before
             chunk[0].append(encoded)
-            chunk[1].append(read_upright(encoded, self.classifier.metadata.preprocessing.channels))
+            chunk[1].append(decode_whole(encoded, self.classifier.metadata.preprocessing.channels))
             if len(chunk[0]) == CHUNK_IMAGES or sum(pixels.nbytes for pixels in chunk[1]) > CHUNK_BYTES:
                 yield chunk
                 chunk = ([], [])
@@ -153,7 +154,7 @@ class ChunkReplay:
     def __init__(self, classifier: Classifier, encoded: list[bytes], upright: list[np.ndarray]) -> None:
         self.session, self.steps = classifier.session, classifier.metadata.preprocessing
         self.encoded, self.upright = encoded, upright
-        self.decoded = {read_upright: upright}
+        self.decoded = {decode_whole: upright}
         self.resized: dict[tuple[object, object], list[np.ndarray]] = {}
         self.outputs: dict[bytes, np.ndarray] = {}
 

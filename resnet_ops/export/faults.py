@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageOps
 
+from resnet_ops.data.decode import decode_whole
 from resnet_ops.export.classifier import natural_order, softmax
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.program_steps import (
@@ -29,7 +30,6 @@ from resnet_ops.export.program_steps import (
     keep,
     letterbox,
     only_crop,
-    read_upright,
     squash,
     squash_and_crop,
 )
@@ -183,7 +183,7 @@ def _without_orientation(encoded: bytes, channels: int) -> np.ndarray:
 def _composite(color: str, encoded: bytes, channels: int) -> np.ndarray:
     image = _open(encoded)
     if not image.has_transparency_data:
-        return read_upright(encoded, channels)
+        return decode_whole(encoded, channels)
     image = ImageOps.exif_transpose(image).convert("RGBA")
     return _pixels(Image.alpha_composite(Image.new("RGBA", image.size, color), image), channels)
 
@@ -191,19 +191,19 @@ def _composite(color: str, encoded: bytes, channels: int) -> np.ndarray:
 def _palette_indices(encoded: bytes, channels: int) -> np.ndarray:
     image = _open(encoded)
     return (
-        _pixels(Image.fromarray(np.asarray(image)), channels) if image.mode == "P" else read_upright(encoded, channels)
+        _pixels(Image.fromarray(np.asarray(image)), channels) if image.mode == "P" else decode_whole(encoded, channels)
     )
 
 
 def _clipped(encoded: bytes, channels: int) -> np.ndarray:
     image = _open(encoded)
     if not image.mode.startswith("I"):
-        return read_upright(encoded, channels)
+        return decode_whole(encoded, channels)
     return _pixels(Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)), channels)
 
 
 def _grey_of(weights: tuple[float, float, float], encoded: bytes, _: int) -> np.ndarray:
-    return np.asarray(np.round(read_upright(encoded, 3) @ np.array(weights)).astype(np.uint8))[..., None]
+    return np.asarray(np.round(decode_whole(encoded, 3) @ np.array(weights)).astype(np.uint8))[..., None]
 
 
 def _read_faults(channels: int) -> Iterator[Fault]:

@@ -13,7 +13,7 @@ import numpy as np
 from resnet_ops import files, runs
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data.dataset import EncodedImages, Split
-from resnet_ops.data.decode import CropSpec, DecodeError, decode, read_header
+from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.parallel_decode import decode_rows
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError, did_you_mean
@@ -226,19 +226,8 @@ class ValidationImages:
         images = []
         for encoded in self.stored(count):
             with contextlib.suppress(DecodeError):
-                images.append(decode_whole(encoded, crop))
+                images.append(decode_whole(encoded, crop.channels, crop.bit_depth))
         return images
-
-
-def decode_whole(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
-    """Decode an image as `crop` says, but without resizing or cropping it: (H, W, C) uint8.
-
-    Raises:
-        DecodeError: It cannot be decoded.
-    """
-    header = read_header(encoded)
-    height, width = header.height, header.width
-    return decode(encoded, replace(crop, cover=(height, width), height=height, width=width))
 
 
 def random_pixels(images: int, crop: CropSpec) -> np.ndarray:

@@ -162,13 +162,16 @@ def precision_choices(metadata: ModelMetadata, model: onnx.ModelProto) -> set[st
 
 
 def check_recorded_proof(
-    metadata: ModelMetadata, model: onnx.ModelProto, report: ProofReport, same_data: bool
+    recorded: ProofReport | None,
+    metadata: ModelMetadata,
+    model: onnx.ModelProto,
+    report: ProofReport,
+    same_data: bool,
 ) -> tuple[str, bool]:
     """Check that the recorded proof is possible and, if it is of the same dataset, that its numbers are those of now.
 
     What depends on the machine, such as differences by rounding, is only held to the limit that it records.
     """
-    recorded = read_recorded_proof(metadata)
     if recorded is None:
         return "it is damaged", False
     faults = _form_faults(recorded, metadata)
@@ -260,9 +263,10 @@ def _is_from_0_1(metadata: ModelMetadata) -> bool:
     return not (metadata.validation or {}).keys() & RECORDED_SINCE
 
 
-def unverified_claims(metadata: ModelMetadata, report: ProofReport, same_data: bool) -> tuple[str, ...]:
+def unverified_claims(
+    recorded: ProofReport | None, metadata: ModelMetadata, report: ProofReport, same_data: bool
+) -> tuple[str, ...]:
     """Return what this verification cannot tell about the recorded proof."""
-    recorded = read_recorded_proof(metadata)
     if recorded is None:
         return ()
     notes = {

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from resnet_ops.data.decode import CropSpec, decode, read_header
+from resnet_ops.data.decode import covering_size, decode_whole
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 
 Stage = Literal["read", "resize", "color", "normalize", "layout", "output"]
@@ -45,13 +45,6 @@ class Fault:
     filter_name: str = ""
 
 
-def read_upright(encoded: bytes, channels: int) -> np.ndarray:
-    """Decode an image at its own size, upright: (H, W, C) uint8. JPEGs at full scale, as other programs do."""
-    header = read_header(encoded)
-    size = header.height, header.width
-    return decode(encoded, CropSpec(size, *size, channels))
-
-
 def keep(x: np.ndarray, _: Preprocessing | None = None) -> np.ndarray:
     """Leave the pixels as they are."""
     return x
@@ -76,7 +69,7 @@ def right_steps(metadata: ModelMetadata) -> dict[Stage, Callable[..., np.ndarray
     """
     raw = metadata.input == "raw"
     return {
-        "read": read_upright,
+        "read": decode_whole,
         "resize": keep if raw else partial(cover, pillow(Image.Resampling.BILINEAR)),
         "color": keep,
         "normalize": keep if raw else standardize,
@@ -152,13 +145,9 @@ def _crop(pixels: np.ndarray, size: tuple[int, int], centered: bool = True) -> n
     return pixels[top : top + size[0], left : left + size[1]]
 
 
-def _covering(size: tuple[int, int], cover: tuple[int, int]) -> tuple[int, int]:
-    return max(cover[0], size[0] * cover[1] // size[1]), max(cover[1], size[1] * cover[0] // size[0])
-
-
 def cover(resample: Resample, pixels: np.ndarray, steps: Preprocessing, centered: bool = True) -> np.ndarray:
     """Resize to cover `steps.resize`, and cut out the center: what the metadata says, with Pillow's bilinear filter."""
-    covering = _resized(resample, pixels, _covering((pixels.shape[0], pixels.shape[1]), steps.resize))
+    covering = _resized(resample, pixels, covering_size((pixels.shape[0], pixels.shape[1]), steps.resize))
     if centered:
         covering = _crop(covering, steps.resize)
     return _crop(covering, (steps.height, steps.width), centered)

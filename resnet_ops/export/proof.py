@@ -331,8 +331,8 @@ def _check_record(draft: ProofDraft, model: onnx.ModelProto, metadata: ModelMeta
             allowed = calibration_margin(recorded, draft)
             # Not (off > allowed): outputs that are not finite have no calibration error.
             draft.add("calibration as in metadata", f"differs by {off:.4f}", off <= allowed, f"{allowed:.4f}")
-    draft.unverified = unverified_claims(metadata, draft, same_data)
-    draft.run("recorded proof", lambda: check_recorded_proof(metadata, model, draft, same_data))
+    draft.unverified = unverified_claims(recorded, metadata, draft, same_data)
+    draft.run("recorded proof", lambda: check_recorded_proof(recorded, metadata, model, draft, same_data))
 
 
 def _compare_accuracy(measured: float, recorded: float, limit: float) -> tuple[str, bool, str]:

@@ -14,10 +14,10 @@ from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from resnet_ops.export.expected_graph import WEIGHTED, ExpectedGraph
 from resnet_ops.export.graph import PREPROCESSING_PREFIX
+from resnet_ops.export.untrusted import STANDARD_DOMAINS
 
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
-STANDARD_DOMAINS = ("", "ai.onnx")
 MAX_CASTS = 2  # in a row
 SHOWN = 60  # characters of a text from a file, values of a constant
 
@@ -65,6 +65,11 @@ class IndexedGraph:
 def quote(text: str) -> str:
     """Return a text from a file in a form that can be shown."""
     return text if text.isidentifier() and len(text) <= SHOWN else repr(text[:SHOWN])
+
+
+def opset_versions(model: onnx.ModelProto) -> list[int]:
+    """Return the versions of ONNX's own operators that a model imports: one, if it is sound."""
+    return [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
 
 
 def match(expected: ExpectedGraph, file: onnx.ModelProto, half: bool, large: Collection[str] = ()) -> dict[str, str]:
@@ -167,8 +172,7 @@ def place(expected: ExpectedGraph, graph: IndexedGraph, name: str, user: NodePro
 
 def _compare_frames(expected: onnx.ModelProto, file: onnx.ModelProto) -> None:
     """Compare all of two models but their nodes and constants."""
-    versions = [entry.version for entry in file.opset_import if entry.domain in STANDARD_DOMAINS]
-    opsets = [entry.version for entry in expected.opset_import if entry.domain in STANDARD_DOMAINS]
+    versions, opsets = opset_versions(file), opset_versions(expected)
     if versions != opsets:
         raise DifferenceError(f"its opset is {', '.join(map(str, versions[:9])) or 'unknown'}, expected {opsets[0]}")
     graph = file.graph
@@ -220,7 +224,7 @@ def _compare_nodes(
 ) -> None:
     """Compare two nodes of the same operator, but for what their inputs are."""
     where = place(expected, graph, node.output[0])
-    opset = next(entry.version for entry in expected.model.opset_import if entry.domain in STANDARD_DOMAINS)
+    opset = opset_versions(expected.model)[0]
     if actual.domain not in STANDARD_DOMAINS or actual.overload:
         raise DifferenceError(
             f"node {index} is {quote(actual.op_type)} of {quote(actual.domain)}, expected ONNX's{where}"

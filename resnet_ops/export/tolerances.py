@@ -65,16 +65,20 @@ def tolerances_of(
     else:
         tolerances = INT8
         if measured is not None:
-            flips = MEASURED_ERRORS * (1 - measured.agreement) + RULE_OF_THREE / measured.images
             tolerances = replace(
                 INT8,
                 largest=min(INT8.largest, MEASURED_LARGEST * measured.largest),
                 mean=min(INT8.mean, MEASURED_ERRORS * measured.mean),
-                agreement=max(INT8.agreement, 1 - flips),
+                agreement=max(INT8.agreement, 1 - allowed_flips(measured.agreement, measured.images)),
             )
     return (
         tolerances if largest is None else replace(tolerances, largest=largest, unlike=max(largest, tolerances.unlike))
     )
+
+
+def allowed_flips(agreement: float, images: int) -> float:
+    """Return the share of images that may flip where a quantization had an agreement on so many images."""
+    return MEASURED_ERRORS * (1 - agreement) + RULE_OF_THREE / images
 
 
 @dataclass(frozen=True)

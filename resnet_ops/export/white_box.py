@@ -22,7 +22,7 @@ from resnet_ops.export.inputs import ValidationImages, random_pixels
 from resnet_ops.export.metadata import IMAGES, ModelMetadata, Output, Preprocessing, QuantizationError
 from resnet_ops.export.rounding import check_ranges, check_weights
 from resnet_ops.export.structure import DifferenceError
-from resnet_ops.export.tolerances import MEASURED_ERRORS, RULE_OF_THREE, Comparison, comparable
+from resnet_ops.export.tolerances import Comparison, allowed_flips, comparable
 from resnet_ops.models import parse_name
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 
@@ -93,7 +93,7 @@ class WhiteBox:
         Raises:
             DifferenceError: No export can have so few weights, or the file's opset.
         """
-        opsets = [entry.version for entry in self.model.opset_import if entry.domain in structure.STANDARD_DOMAINS]
+        opsets = structure.opset_versions(self.model)
         if len(opsets) != 1 or opsets[0] not in OPSETS:
             listed = ", ".join(map(str, opsets[:3])) or "unknown"
             raise DifferenceError(f"its opset is {listed}, expected one of {OPSETS.start} to {OPSETS.stop - 1}")
@@ -235,7 +235,7 @@ class FreshQuantization:
         measured = self._error("logits")
         ratio = recorded.mean / measured.mean if measured.mean else 1.0
         images = min(recorded.images, measured.images)
-        flips = MEASURED_ERRORS * (1 - measured.agreement) + RULE_OF_THREE / images
+        flips = allowed_flips(measured.agreement, images)
         most = RECORDED_FACTOR * (1 + 1 / math.sqrt(measured.images))
         passed = 1 / most <= ratio <= most and 1 - recorded.agreement <= flips
         return f"recorded mean {recorded.mean:.1e}, a fresh quantization has {measured.mean:.1e}", passed
