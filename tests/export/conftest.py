@@ -12,7 +12,7 @@ from tests.export.samples import make_checkpoint, make_images, make_model
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return make_checkpoint(tmp_path_factory.mktemp("c") / "c.safetensors", "resnet20", stored=33)
+    return make_checkpoint(tmp_path_factory.mktemp("c") / "c.safetensors", "resnet8", stored=33)
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ def noise_of_a_hundredth_in_one_layer(model: onnx.ModelProto) -> None:
     rng = np.random.default_rng(0)
     change(
         model,
-        "layer2.1.conv1.weight",
+        "layer2.0.conv2.weight",
         lambda w: (w * (1 + 1e-2 * rng.standard_normal(w.shape))).astype(np.float32),
     )
 
@@ -118,12 +118,12 @@ def class_names_in_another_order(model: onnx.ModelProto) -> None:
 
 
 def a_missing_relu(model: onnx.ModelProto) -> None:
-    relu = [node for node in model.graph.node if node.op_type == "Relu"][7]
+    relu = [node for node in model.graph.node if node.op_type == "Relu"][5]
     relu.op_type = "Identity"
 
 
 def a_missing_shortcut(model: onnx.ModelProto) -> None:
-    add = [node for node in model.graph.node if node.op_type == "Add"][4]
+    add = [node for node in model.graph.node if node.op_type == "Add"][1]
     add.op_type = "Identity"
     del add.input[0 if "relu" in add.input[0] else 1]
 
@@ -280,7 +280,7 @@ def test_another_epochs_weights_are_refuted(
     model: onnx.ModelProto, checkpoint: Checkpoint, images: ValidationImages, tmp_path: Path
 ) -> None:
     """A stale file, and one that says that it is of the checkpoint that it is not of."""
-    other = make_checkpoint(tmp_path / "other.safetensors", "resnet20", stored=33, seed=1)
+    other = make_checkpoint(tmp_path / "other.safetensors", "resnet8", stored=33, seed=1)
     stale = verify_model(model, Reference(other), images, tmp_path)
     refuted = {check.name: check.result for check in stale.failed_checks}
     assert "another checkpoint" in refuted["metadata"]

@@ -482,8 +482,8 @@ def noise_of_a_hundred_thousandth(model: onnx.ModelProto) -> None:
 
 
 def a_shared_weight(model: onnx.ModelProto) -> None:
-    node_of(model, "layer2.1.conv1").input[1] = f"{LAYER}.weight"
-    unused = next(t for t in model.graph.initializer if t.name == "layer2.1.conv1.weight")
+    node_of(model, "layer1.0.conv2").input[1] = "layer1.0.conv1.weight"
+    unused = next(t for t in model.graph.initializer if t.name == "layer1.0.conv2.weight")
     model.graph.initializer.remove(unused)
 
 
@@ -743,9 +743,9 @@ def test_a_planted_fault_is_refused(
 @pytest.mark.parametrize(
     ("fault", "check", "text"),
     [
-        (clipped_instead_of_rectified, "structure", "node 13 is Clip, expected Relu after layer1.2.conv1"),
+        (clipped_instead_of_rectified, "structure", "node 16 is Clip, expected Relu after layer3.0.conv1"),
         (strides_swapped, "structure", "strides of Conv of layer2.0.conv2 is [2, 2], expected [1, 1]"),
-        (logits_scaled, "structure", "node 56 is Mul, expected Gemm of fc"),
+        (logits_scaled, "structure", "node 26 is Mul, expected Gemm of fc"),
         (a_dead_channel, "weights", "layer2.0.conv2: weight of channel 3 is 0, expected "),
         (a_bias_shifted, "weights", "layer2.0.conv2: bias of channel 7 is "),
     ],
@@ -800,25 +800,30 @@ def test_noise_under_the_name_of_int8_is_refused(
     node.input[1] = "conv1.weight_float"
     del faulty.metadata_props[:]
     failed = failures(finish(faulty, checkpoint, precision="int8"), checkpoint, images)
-    assert failed["structure"].startswith("node 56 is Gemm, expected DequantizeLinear")
+    assert failed["structure"].startswith("node 26 is Gemm, expected DequantizeLinear")
 
 
-def test_a_file_of_another_network_is_refused(model: onnx.ModelProto, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def deeper(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    return make_model(make_checkpoint(tmp_path_factory.mktemp("c") / "c.safetensors", "resnet20"))
+
+
+def test_a_file_of_another_network_is_refused(deeper: onnx.ModelProto, tmp_path: Path) -> None:
     other = make_checkpoint(tmp_path / "c.safetensors", "resnet56")
-    result = failures(model, other)["structure"]
+    result = failures(deeper, other)["structure"]
     assert result.startswith("it has 20 layers with weights, resnet56 has 56 ")
     wider = make_checkpoint(tmp_path / "d.safetensors", "resnet18", shortcut="A")
-    assert "weights, resnet18 has 11,0" in failures(model, wider)["structure"]
+    assert "weights, resnet18 has 11,0" in failures(deeper, wider)["structure"]
 
 
-def test_an_unknown_network_is_refused_without_an_export(model: onnx.ModelProto) -> None:
+def test_an_unknown_network_is_refused_without_an_export(deeper: onnx.ModelProto) -> None:
     """A file names its network itself where there is no checkpoint: it must not cost hours, or memory."""
     for name, expected in (
         ("resnet9998", "20 layers with weights, resnet9998 has 9,998"),
         ("vgg19", "no shortcuts"),
         ("nothing", "no network"),
     ):
-        faulty = copy(model)
+        faulty = copy(deeper)
         for entry in faulty.metadata_props:
             if entry.key == "model":
                 entry.value = name

@@ -34,11 +34,10 @@ def some_of_cifar10(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("data", "forms"),
     [
-        ("digits", SOME),
         pytest.param("digits", EVERY, marks=pytest.mark.slow),
         pytest.param("cifar10", SOME, marks=[needs_cifar10, pytest.mark.slow]),
     ],
-    ids=["digits", "digits-in-every-form", "cifar10"],
+    ids=["digits", "cifar10"],
 )
 def test_from_images_to_answers(
     data: str, forms: list[tuple[str, str]], cli: Callable[..., Ended], tmp_path: Path
