@@ -141,8 +141,8 @@ def _deployment(config: ServeConfig, resources: dict[str, float]) -> Any:
         name="Classifier",
         num_replicas=config.replicas,
         ray_actor_options=resources,
-        # A replica itself refuses requests beyond its limit, with a reason, and answers /health even then; these are for
-        # those that come faster.
+        # A replica itself refuses requests beyond its limit, with a reason, and answers /health even then; these limits
+        # are for requests that come faster.
         max_ongoing_requests=config.max_waiting + 100,
         max_queued_requests=config.max_waiting + 100,
         graceful_shutdown_wait_loop_s=0.1,
