@@ -65,6 +65,9 @@ def _show(output: Output, result: "ExportResult") -> None:
         output.show(candidates, "")
     if result.kept_in_fp32:
         output.show(f"fp16: {result.kept_in_fp32}")
+    if calibration := result.metadata.calibration:
+        temperature = f"temperature {calibration.temperature:.3g}, fitted on {calibration.images:,} validation images"
+        output.show(f"calibrated: {temperature}")
     show_proof(output, result)
     if not result.validated:
         refuse(output, result, "Verification failed", f"The file is kept as {result.onnx} for inspection.")

@@ -11,7 +11,7 @@ ranks networks, or says that one is better, uses `compare`; whatever shows an ac
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -44,6 +44,12 @@ class MeasuredAccuracy:
         """Return the result behind an accuracy from 0 to 1; `which` is left out where it is of other weights."""
         correct = round(accuracy * images)
         return cls(correct, images, which if which is not None and which.bit_count() == correct else None)
+
+    @classmethod
+    def of_images(cls, correct: Iterable[bool]) -> "MeasuredAccuracy":
+        """Return the result of which it is known of each image whether it is classified correctly."""
+        bits = [bool(each) for each in correct]
+        return cls(sum(bits), len(bits), int("".join("01"[bit] for bit in reversed(bits)) or "0", 2))
 
 
 @dataclass(frozen=True)

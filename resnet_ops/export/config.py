@@ -88,6 +88,14 @@ class ExportConfig(ProofConfig):
         ),
     ] = "normalized"
     softmax: Annotated[bool, option("Output probabilities instead of logits.", panel="Model")] = False
+    calibrate: Annotated[
+        bool,
+        option(
+            "Temperature scaling: fit one factor of the logits on the validation images, so that probabilities are "
+            "calibrated, and fold it into the weights.",
+            panel="Model",
+        ),
+    ] = False
     opset: Annotated[int, option("ONNX opset version.", panel="Model", ge=18, le=23)] = 18
     out: Annotated[
         Path | None,

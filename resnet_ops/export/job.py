@@ -18,10 +18,11 @@ from resnet_ops.config_base import as_typed
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import budget, graph, inputs, precision, runtime, untrusted
+from resnet_ops.export.calibration import calibrate, scaled_checkpoint
 from resnet_ops.export.classifier import Classifier, normalize_pixels
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import ResolvedCheckpoint, ValidationImages, Warn, random_pixels, select_images
-from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.metadata import Calibration, ModelMetadata, Preprocessing
 from resnet_ops.export.metadata_checks import Origin
 from resnet_ops.export.precision import QuantizationCandidate
 from resnet_ops.export.proof import ProofThresholds, verify_file
@@ -75,10 +76,20 @@ def export_onnx(
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
         warn("Accuracy is not measured, as no validation images are known; add --data.")
     images = select_images(source, "val", info.class_names) if source else None
+    if config.calibrate and (images is None or (is_training_data and info.fitted_on_all)):
+        raise UserError(
+            "--calibrate needs validation images; none are known that the network was not trained on.", "Add --data."
+        )
     final = config.out or resolved.folder / graph.file_name(config.precision, config.input)
     files.make_folder(final.parent, exist_ok=True)
     exported = graph.to_onnx(info, resolved.checkpoint.model, config.opset)
-    model, metadata, candidates = _build_model(exported, config, resolved, source, provider)
+    calibration = None
+    if config.calibrate and images is not None:
+        proof_size = budget.proof_size(exported, images, provider, None, white_box=True)
+        calibration = calibrate(resolved.checkpoint, images.stratified(config.images or proof_size.images))
+        resolved = scaled_checkpoint(resolved, calibration)
+        exported = graph.to_onnx(info, resolved.checkpoint.model, config.opset)
+    model, metadata, candidates = _build_model(exported, config, resolved, source, provider, calibration)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:  # ONNX Runtime reads disks only
         unverified = Path(folder) / final.name
         graph.set_metadata(model, metadata)
@@ -116,7 +127,12 @@ def export_onnx(
 
 
 def _build_model(
-    exported: onnx.ModelProto, config: ExportConfig, resolved: ResolvedCheckpoint, source: Source | None, provider: str
+    exported: onnx.ModelProto,
+    config: ExportConfig,
+    resolved: ResolvedCheckpoint,
+    source: Source | None,
+    provider: str,
+    calibration: Calibration | None,
 ) -> tuple[onnx.ModelProto, ModelMetadata, list[QuantizationCandidate]]:
     """Return the model, made of the network in fp32, its metadata, and the quantizations tried for int8."""
     checkpoint = resolved.checkpoint
@@ -148,6 +164,7 @@ def _build_model(
         precision=config.precision,
         precision_choice=choice,
         quantization_error=error,
+        calibration=calibration,
         made_by=graph.tool_versions(),
     )
     if config.input == "raw":

@@ -19,6 +19,7 @@ Output = Literal["logits", "probabilities"]
 Side = Annotated[int, Field(ge=1, le=4096)]
 IMAGES = "images"  # the name of the input
 MAX_CLASSES = 1_000_000  # a guard: more of them than anybody has
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 JSON_FIELDS = {
     "class_names",
     "preprocessing",
@@ -26,6 +27,7 @@ JSON_FIELDS = {
     "val_accuracy",
     "fitted_on_all",
     "quantization_error",
+    "calibration",
     "validation",
 }
 
@@ -106,6 +108,15 @@ class QuantizationError(BaseModel):
     images: Annotated[int, Field(ge=1)]
 
 
+class Calibration(BaseModel):
+    """Temperature scaling: logits are divided by `temperature`, which was fitted on so many validation images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    temperature: Annotated[FiniteFloat, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
+    images: Annotated[int, Field(ge=1)]
+
+
 class ModelMetadata(BaseModel):
     """The metadata of an exported file. `validation` is the summary of its verification, None before.
 
@@ -132,6 +143,7 @@ class ModelMetadata(BaseModel):
     made_by: str
     precision_choice: str | None = None
     quantization_error: QuantizationError | None = None
+    calibration: Calibration | None = None
     validation: dict[str, Any] | None = None
 
     @classmethod

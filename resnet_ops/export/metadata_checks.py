@@ -25,8 +25,19 @@ from resnet_ops.formatting import percent
 from resnet_ops.significance import sampling_margin
 from resnet_ops.training.checkpoint import Checkpoint
 
-# Not from the checkpoint: those of the form of the file are compared with its graph, `run` with the run's name.
-OF_THE_FILE = {"input", "output", "precision", "precision_choice", "quantization_error", "made_by", "validation", "run"}
+# Not from the checkpoint: those of the form of the file are compared with its graph, `run` with the run's name, the
+# temperature with one fitted anew.
+OF_THE_FILE = {
+    "input",
+    "output",
+    "precision",
+    "precision_choice",
+    "quantization_error",
+    "calibration",
+    "made_by",
+    "validation",
+    "run",
+}
 VERSION = r"\d+(\.\d+)+[\w.+-]*"
 MADE_BY = re.compile(rf"resnet-ops (?P<ours>{VERSION}), torch (?P<torch>{VERSION}), onnx {VERSION}")
 QUANTIZER = "onnx.quantize"  # ONNX Runtime's name for itself as the producer of int8 files
@@ -83,6 +94,9 @@ def check_metadata(
         f"a quantization error though it is {metadata.precision}": error is not None and metadata.precision != "int8",
         "no quantization error though it is int8": (
             error is None and metadata.precision == "int8" and not _is_from_0_1(metadata)
+        ),
+        "a temperature though it was trained on all images, so that there were none to fit it on": (
+            metadata.calibration is not None and metadata.fitted_on_all
         ),
         "a quantization error on more images than are ever used": (
             error is not None and error.images > precision.CHOICE_IMAGES
@@ -273,6 +287,9 @@ def unverified_claims(
         "it is of other images, not verified here": recorded.images > 0 and not same_data,
         f"recorded on {recorded.provider[:40]}, not verified here": recorded.provider != report.provider,
         "its form is that of version 0.1": _is_from_0_1(metadata),
+        "its temperature is fitted on other images, not verified here": (
+            metadata.calibration is not None and report.images_fingerprint != metadata.data_fingerprint
+        ),
     }
     return tuple(note for note, applies in notes.items() if applies)
 

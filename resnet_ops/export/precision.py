@@ -225,7 +225,8 @@ def to_int8(
             if method != CalibrationMethod.MinMax:
                 fitting = max(1, min(len(calibration), HISTOGRAM_BYTES // activation_bytes_per_image(model)))
                 # One batch, or whole ones: histograms of batches of unequal size cannot be added up.
-                images = calibration[: fitting - fitting % BATCH if fitting > BATCH else fitting]
+                count = fitting - fitting % BATCH if fitting > BATCH else fitting
+                images = calibration[np.arange(count) * len(calibration) // count]  # of all classes: they are sorted
             models.append(_quantize(prepared, Path(folder) / "int8.onnx", images, method, form))
     sessions = [runtime.create_session(quantized.SerializeToString(), runtime.CPU) for quantized in models]
     speeds = _measure_speeds(sessions, held_out[: images_within(TIMING, model, BATCH)])

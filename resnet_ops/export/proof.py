@@ -17,6 +17,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.black_box import BlackBox, probe_images
 from resnet_ops.export.budget import ProofSize, proof_size
+from resnet_ops.export.calibration import check_calibration
 from resnet_ops.export.checks import check_graph, check_nodes, check_resizing, largest_batch, size_fault
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.inputs import ValidationImages
@@ -39,6 +40,7 @@ from resnet_ops.export.tolerances import (
     Comparison,
     Tolerances,
     calibration_error,
+    compare_recalls,
     is_improbable,
     rounding_flips,
     tolerances_of,
@@ -232,7 +234,9 @@ def _check_validation_set(
     else:
         draft.val_accuracy_torch = top1_accuracy(expected, labels)
         draft.calibration_error_torch = calibration_error(softmax(expected), labels)
-        _check_outputs(draft, comparison, labels, metadata.precision, box.tolerances, thresholds)
+        _check_outputs(draft, comparison, labels, metadata, box.tolerances, thresholds)
+        if metadata.calibration and images.fingerprint == metadata.data_fingerprint and not thresholds.seen:
+            draft.run("temperature", partial(check_calibration, expected, labels, metadata.calibration))
     if metadata.validation is not None or thresholds.recorded:
         _check_record(draft, model, metadata)
     _check_training_accuracy(draft, comparison, metadata, thresholds)
@@ -253,12 +257,12 @@ def _check_outputs(
     draft: ProofDraft,
     comparison: Comparison,
     labels: np.ndarray,
-    precision: Precision,
+    metadata: ModelMetadata,
     tolerances: Tolerances,
     thresholds: ProofThresholds,
 ) -> None:
     """Check the differences between the outputs of both pipelines for the validation set."""
-    finite, exact = comparison.finite, precision == "fp32"
+    finite, exact = comparison.finite, metadata.precision == "fp32"
     draft.max_abs_diff, draft.max_rel_diff = comparison.max_abs, comparison.max_rel
     draft.top1_agreement = float(comparison.same_top1.mean())
 
@@ -282,6 +286,7 @@ def _check_outputs(
     add("top-1 agreement", percent(draft.top1_agreement) + ties, agreement >= least, limit)
     if not exact:
         add("agreement by class", *_compare_classes(comparison, rounding, 1 - tolerances.agreement))
+        add("recall by class", *compare_recalls(comparison, labels, metadata.class_names, thresholds.max_accuracy_drop))
     drop, allowed = draft.val_accuracy_torch - draft.val_accuracy_onnx, thresholds.max_accuracy_drop
     # What tells of two accuracies on the same images is where one is right only (McNemar 1947).
     allowed += CHANCE * float(np.sqrt(comparison.discordant(labels).sum())) / draft.images

@@ -1,6 +1,7 @@
 """How far the outputs of an exported file are from torch's, and how far they may be, by precision and provider."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from resnet_ops.export import runtime
 from resnet_ops.export.metadata import ModelMetadata, Output, QuantizationError
 from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
+from resnet_ops.significance import LEVEL, MeasuredAccuracy, holm, p_value
 
 CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
 SMALLEST_PROBABILITY = 1e-30  # of which the logarithm is compared; fp32 ends at 1e-38
@@ -158,6 +160,24 @@ def is_improbable(flips: int, images: int, rate: float, classes: int) -> bool:
         if term < 1e-9 * tail:
             break
     return tail < CLASS_FLIPS / classes
+
+
+def compare_recalls(
+    comparison: Comparison, labels: np.ndarray, class_names: Sequence[str], max_drop: float
+) -> tuple[str, bool]:
+    """Check that the recall of no class falls by more than the accuracy may and than chance explains.
+
+    Each class's images are those of its label, its test the exact one of McNemar, corrected for the classes (Holm).
+    """
+    before, after = comparison.torch.argmax(1) == labels, comparison.onnx.argmax(1) == labels
+    classes = np.unique(labels)
+    rows = [labels == label for label in classes]
+    drops = np.array([float(before[row].mean() - after[row].mean()) for row in rows])
+    p_values = holm([p_value(*(MeasuredAccuracy.of_images(right[row]) for right in (before, after))) for row in rows])
+    lost = [k for k in range(len(classes)) if drops[k] > max_drop and p_values[k] <= LEVEL]
+    worst = max(lost or range(len(classes)), key=lambda k: drops[k])
+    name = class_names[classes[worst]][:40]
+    return f"{0 - 100 * drops[worst]:+.1f} points at most, of {rows[worst].sum():,} images of {name}", not lost
 
 
 def rounding_flips(near_ties: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from resnet_ops.errors import UserError
 from resnet_ops.export import inputs, runtime, untrusted
+from resnet_ops.export.calibration import scale_head
 from resnet_ops.export.config import ValidateConfig
 from resnet_ops.export.inputs import Warn
 from resnet_ops.export.metadata_checks import Origin
@@ -45,7 +46,7 @@ def validate_onnx(
         if config.checkpoint is not None
         else inputs.find_exported_checkpoint(file, metadata.checkpoint_sha256, or_best=not config.black_box)
     )
-    checkpoint = resolved.checkpoint if resolved else None
+    checkpoint = scale_head(resolved.checkpoint, metadata.calibration) if resolved else None
     source, is_training_data = inputs.open_validation_data(
         config, resolved.run if resolved else None, checkpoint.info if checkpoint else None, metadata.data
     )

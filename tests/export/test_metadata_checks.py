@@ -48,6 +48,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "made_by": ("hand", "metadata"),
     "precision_choice": ("all nodes", "metadata"),
     "quantization_error": ({"mean": 1.0, "largest": 9.0, "agreement": 0.5, "images": 9}, "metadata"),
+    "calibration": ({"temperature": 1.5, "images": IMAGES}, "temperature"),
     "validation": ({"images": 50_000, "images_total": 50_000}, "recorded proof"),
 }
 # Of each number of the proof that a file records.
