@@ -126,12 +126,12 @@ def check_freezing(config: TrainConfig, architecture: "Architecture") -> None:
         raise UserError(f"{option} keeps weights as they are, but none are given.", "Add --weights, or remove it.")
 
 
-def _freezes_batchnorm(config: TrainConfig, architecture: "Architecture", images: int) -> bool:
+def _freezes_batchnorm(config: TrainConfig, architecture: "Architecture", images: int) -> bool | None:
     """Return whether BatchNorm keeps the statistics that it has, in batches with so many images of a worker."""
-    if config.freeze_batchnorm is not None:
-        return config.freeze_batchnorm
-    few = images < FEWEST_NORMALIZED and architecture.has_batchnorm
-    return config.weights is not None and few and not config.sync_batchnorm
+    few = images < FEWEST_NORMALIZED and architecture.has_batchnorm and not config.sync_batchnorm
+    if config.freeze_batchnorm is None and config.weights is not None and few:
+        return True
+    return config.freeze_batchnorm
 
 
 def _optimizer_defaults(config: TrainConfig) -> dict[str, float]:

@@ -326,7 +326,9 @@ def test_the_defaults_of_adamw_are_its_own_and_said() -> None:
     assert "AdamW with --lr 0.001, --weight-decay 0.01" in said[0]
     config, said = settled(optimizer="adamw", lr=3e-4, weight_decay=0.0)
     assert (config.lr, config.weight_decay, said) == (3e-4, 0.0, [])
-    assert (settled()[0].lr, settled()[1]) == (0.1, [])
+    config, said = settled()
+    assert (config.lr, said) == (0.1, [])
+    assert not {"lr", "freeze_batchnorm", "weight_decay"} & config.unusual().keys()
     # Those of a recipe are SGD's.
     config, _ = settled(recipe="fast", optimizer="adamw")
     assert (config.lr, config.nesterov, config.norm_weight_decay) == (1e-3, False, 0.0)
@@ -351,7 +353,7 @@ def test_small_batches_do_not_move_the_statistics_of_given_weights(options: dict
     observer = Noting()
     _, config = preflight.check_training(requested, "cpu", workers=options.get("workers_per_node", 1))
     preflight.report_defaults(requested, config, "cpu", observer)
-    assert config.freeze_batchnorm is freezes
+    assert bool(config.freeze_batchnorm) is freezes
     assert bool(observer.warnings) is freezes
 
 
