@@ -35,12 +35,12 @@ def build_trainer(
     device: torch.device,
     log_event: Callable[[str], None] = lambda _: None,
 ) -> Trainer:
-    """Put a fresh network on the device, with its optimizer, ready for the first epoch.
+    """Put a network, fresh or with given weights, on the device, with its optimizer, ready for the first epoch.
 
     Raises:
         UserError: Steps have to be captured in a CUDA graph and cannot be.
     """
-    if config.zero_init_residual:
+    if config.zero_init_residual and config.weights is None:  # of given weights it would undo the training
         zero_init_residual(network)
     network = network.to(device)
     if config.channels_last:
@@ -175,7 +175,10 @@ def _optimizer(config: TrainConfig, network: nn.Module, device: torch.device) ->
     groups = _parameter_groups(config, network, lr)
     common: dict[str, Any] = {"lr": lr, "weight_decay": config.weight_decay, "fused": config.fused}
     if config.optimizer == "adamw":
-        return without_dynamo(torch.optim.AdamW)(groups, capturable=on_gpu, **common)
+        adamw = without_dynamo(torch.optim.AdamW)(groups, capturable=on_gpu, **common)
+        # torch would warn of steps that are not captured, such as those before the capture.
+        vars(adamw)["_warned_capturable_if_run_uncaptured"] = True
+        return adamw
     sgd = without_dynamo(torch.optim.SGD)(groups, momentum=config.momentum, nesterov=config.nesterov, **common)
     if config.momentum:
         # The fused one would make them itself in the first step, and leave them as the memory was if fp16 skips that.

@@ -111,10 +111,10 @@ def train(
             compare(source.record.fingerprint)
         warn_of_batch_size(requested, config, source.record, observer)
         warn_of_mirroring(requested, source.record, observer)
-        report_defaults(requested, config, layout.device, observer)
         source = decode_images(source, config, observer)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)
+        report_defaults(requested, config, layout.device, observer)
         check_shares(config, layout.workers)
         parameters = count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)

@@ -88,7 +88,9 @@ def check_training(
         "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
         "flip": _mirroring_harm(data) is None if config.flip is None else config.flip,
-        "freeze_batchnorm": _freezes_batchnorm(config, architecture, batch_size // workers // config.accumulate),
+        "freeze_batchnorm": (
+            config.freeze_batchnorm if config.auto_batch else _freezes_batchnorm(config, batch_size, workers)
+        ),
         **_optimizer_defaults(config),
     }
     settled = config.model_copy(update=update)
@@ -126,11 +128,13 @@ def check_freezing(config: TrainConfig, architecture: "Architecture") -> None:
         raise UserError(f"{option} keeps weights as they are, but none are given.", "Add --weights, or remove it.")
 
 
-def _freezes_batchnorm(config: TrainConfig, architecture: "Architecture", images: int) -> bool | None:
-    """Return whether BatchNorm keeps the statistics that it has, in batches with so many images of a worker."""
-    few = images < FEWEST_NORMALIZED and architecture.has_batchnorm and not config.sync_batchnorm
+def _freezes_batchnorm(config: TrainConfig, batch_size: int, workers: int) -> bool | None:
+    """Return whether BatchNorm keeps the statistics of given weights: as asked for, or where it sees few images."""
+    from resnet_ops.models import parse_name
+
+    few = batch_size // workers // config.accumulate < FEWEST_NORMALIZED and not config.sync_batchnorm
     if config.freeze_batchnorm is None and config.weights is not None and few:
-        return True
+        return parse_name(config.model).has_batchnorm or None
     return config.freeze_batchnorm
 
 
@@ -274,7 +278,8 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
     batch_size, why = largest_batch(config, data, placement)
     observer.warn(why)
     _check_micro_batches(config, batch_size, data)
-    config = config.model_copy(update={"batch_size": batch_size})
+    freezes = _freezes_batchnorm(config, batch_size, placement.layout.workers)
+    config = config.model_copy(update={"batch_size": batch_size, "freeze_batchnorm": freezes})
     check_steps(config, data)
     return config
 

@@ -162,6 +162,12 @@ def test_captured_steps_whose_gradients_overflow_are_skipped(optimizer: str, rep
     assert_same_bytes(captured, eager)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", ["off", CAPTURE])
+def test_torch_has_nothing_to_say_of_adamw(how: str) -> None:
+    run(prepare(settle(epochs=1, optimizer="adamw", lr=2e-3, precision="fp16", cuda_graph=how)))
+
+
 @cuda_itself
 def test_gradient_checkpointing_takes_less_of_the_gpus_memory() -> None:
     peaks = []
