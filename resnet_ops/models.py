@@ -67,6 +67,21 @@ class Architecture:
         return "A" if self.family == "cifar" else "B"
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that `layers_of` returns of a network, in their order, without the head."""
+        if self.kind == "googlenet":
+            blocks = (f"inception{stage}" for stage in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"))
+            return ("conv1", "conv2", "conv3", *blocks)
+        if self.kind in BASELINES:
+            return ("features", "classifier")
+        return ("stem", *(f"layer{stage + 1}" for stage in range(len(self.blocks))))
+
+    @property
+    def has_batchnorm(self) -> bool:
+        """Whether there is BatchNorm in it: AlexNet and VGG are older."""
+        return self.kind not in ("alexnet", "vgg")
+
+    @property
     def smallest_image(self) -> int:
         """Pixels a side below which a stride-2 layer has nothing left to halve."""
         if self.kind in BASELINES:
@@ -296,6 +311,25 @@ def _shortcut(option: Shortcut, in_channels: int, out_channels: int, stride: int
         nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
         nn.BatchNorm2d(out_channels),
     )
+
+
+def head_of(network: nn.Module) -> nn.Linear:
+    """Return the layer that the logits come from."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def layers_of(network: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the modules of each layer with weights, in their order, by torchvision's names, without the head.
+
+    A `ResNet`'s first convolution and BatchNorm are its `stem`; of a `classifier`, the head is left out.
+    """
+    head, layers = head_of(network), dict[str, list[nn.Module]]()
+    for name, child in network.named_children():
+        modules = [child] if head not in child.modules() else [part for part in child.children() if part is not head]
+        if any(True for module in modules for _ in module.parameters()):
+            is_stem = isinstance(network, ResNet) and name in ("conv1", "bn1")
+            layers.setdefault("stem" if is_stem else name, []).extend(modules)
+    return layers
 
 
 def zero_init_residual(network: nn.Module) -> None:

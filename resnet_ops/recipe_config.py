@@ -11,6 +11,9 @@ from resnet_ops.errors import UserError
 
 AUGMENTATION = ("crop_padding", "flip", "random_resized_crop", "cutout", "mixup", "cutmix")
 IMAGE_DEFAULTS = ("crop_padding", "flip")  # options whose defaults depend on the images
+ADAMW_DEFAULTS = {"lr": 1e-3, "weight_decay": 1e-2}  # torch's own; those of the fields are SGD's
+OF_THE_OPTIMIZER = ("lr", "weight_decay", "momentum", "nesterov")  # options that mean nothing to another optimizer
+NO_LAYER = "none"  # what --freeze takes to freeze nothing, for searches
 
 
 class Recipe(Config):
@@ -41,7 +44,53 @@ class Recipe(Config):
         ),
     ] = 1
 
-    lr: Annotated[float, option("Peak learning rate.", panel="Training", gt=0, allow_inf_nan=False)] = 0.1
+    lr: Annotated[
+        float,
+        option(
+            "Peak learning rate; by default 0.1, or 0.001 with --optimizer adamw.",
+            panel="Training",
+            gt=0,
+            allow_inf_nan=False,
+        ),
+    ] = 0.1
+    head_lr: Annotated[
+        float,
+        option(
+            "Factor on the learning rate of the head, the last layer, such as 10 where the other weights are given.",
+            advanced="fine-tuning",
+            gt=0,
+            allow_inf_nan=False,
+        ),
+    ] = 1.0
+    freeze: Annotated[
+        str | None,
+        option(
+            "Freeze this layer and all before it (stem, layer1, layer2, ...; none): they stay as the given weights "
+            "are, BatchNorm statistics included.",
+            advanced="fine-tuning",
+            metavar="LAYER",
+        ),
+    ] = None
+    freeze_epochs: Annotated[
+        int | None,
+        option(
+            "Freeze layers in the first epochs only: those of --freeze, or all but the head. By default --freeze "
+            "lasts for the whole training.",
+            advanced="fine-tuning",
+            ge=0,
+        ),
+    ] = None
+    freeze_batchnorm: Annotated[
+        bool | None,
+        option(
+            "Freeze the BatchNorm statistics of the given weights in all layers; by default where a worker's "
+            "micro-batch has fewer than 16 images.",
+            advanced="fine-tuning",
+        ),
+    ] = None
+    optimizer: Annotated[
+        Literal["sgd", "adamw"], option("Optimizer: SGD with momentum, or AdamW.", panel="Training")
+    ] = "sgd"
     schedule: Annotated[
         Literal["one-cycle", "steps", "cosine"],
         option(
@@ -90,7 +139,14 @@ class Recipe(Config):
     momentum: Annotated[float, option("SGD momentum.", advanced="optimizer", ge=0, lt=1)] = 0.9
     nesterov: Annotated[bool, option("Use Nesterov momentum.", advanced="optimizer")] = False
     weight_decay: Annotated[
-        float, option("Weight decay (L2 penalty).", advanced="optimizer", ge=0, allow_inf_nan=False)
+        float,
+        option(
+            "Weight decay: an L2 penalty with SGD, decoupled with AdamW; by default 0.0001, or 0.01 with --optimizer "
+            "adamw.",
+            advanced="optimizer",
+            ge=0,
+            allow_inf_nan=False,
+        ),
     ] = 1e-4
     norm_weight_decay: Annotated[
         float | None,
@@ -171,12 +227,21 @@ class Recipe(Config):
         bool, option("Synchronize BatchNorm statistics across workers (GPUs only).", advanced="model")
     ] = False
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
+        Literal["auto", "fp32", "bf16", "fp16"],
         option(
-            "Training precision; bf16 is mixed precision (autocast). auto: bf16 on GPUs that support it, else fp32.",
+            "Training precision; bf16 and fp16 are mixed precision (autocast), fp16 with loss scaling. auto: bf16 on "
+            "GPUs that support it, fp16 on older ones with tensor cores, else fp32.",
             advanced="performance",
         ),
     ] = "auto"
+    gradient_checkpointing: Annotated[
+        bool,
+        option(
+            "Gradient checkpointing: compute each block again in the backward pass instead of keeping it in memory; "
+            "the same gradients with less memory, slower.",
+            advanced="performance",
+        ),
+    ] = False
     channels_last: Annotated[bool, option("Use the channels-last (NHWC) memory format.", advanced="performance")] = True
     fused: Annotated[bool, option("Use the fused optimizer kernel.", advanced="performance")] = True
     compile: Annotated[
@@ -253,6 +318,21 @@ class Recipe(Config):
             raise UserError(
                 f"{warmup} does not end before the first milestone, {self.last_warmup} of training.",
                 "Use a smaller one, or a later first milestone (--milestones).",
+            )
+        if self.optimizer == "adamw":
+            for name in ("momentum", "nesterov"):
+                if getattr(self, name) != self.default(name):
+                    raise UserError(
+                        f"--{name} is an option of SGD, not of AdamW.", f"Remove it, or --optimizer {self.optimizer}."
+                    )
+        if self.freeze_batchnorm and self.sync_batchnorm:
+            raise UserError(
+                "--freeze-batchnorm keeps the statistics that --sync-batchnorm would synchronize.",
+                "Remove one of them.",
+            )
+        if self.gradient_checkpointing and self.compile != "off":
+            raise UserError(
+                "--gradient-checkpointing: the compiler decides by itself what to compute again.", "Remove --compile."
             )
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov needs a momentum.", "Use --momentum 0.9, or remove --nesterov.")

@@ -20,7 +20,8 @@ EventKind = Literal["note", "loss"]
 class Epoch(BaseModel):
     """A line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1.
 
-    Those of the validation images are None where there are none, with `fit_all`.
+    Those of the validation images are None where there are none, with `fit_all`. `skipped_steps`, in fp16, are those
+    that changed nothing as their gradients overflowed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,6 +36,7 @@ class Epoch(BaseModel):
     images_per_second: float
     seconds: float
     world_size: int = 1
+    skipped_steps: int = 0
 
     @property
     def val_accuracy(self) -> float | None:

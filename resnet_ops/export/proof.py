@@ -35,8 +35,8 @@ from resnet_ops.export.metadata_checks import (
 from resnet_ops.export.proof_report import ProofDraft, ProofReport
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.tolerances import (
-    BF16_ROUNDING,
     MEASURED_LARGEST,
+    TRAINING_ROUNDING,
     Comparison,
     Tolerances,
     calibration_error,
@@ -49,9 +49,10 @@ from resnet_ops.export.tolerances import (
 from resnet_ops.export.white_box import FreshQuantization, WhiteBox
 from resnet_ops.formatting import percent
 from resnet_ops.significance import sampling_margin, standard_error
+from resnet_ops.training.trainer import MeasuredPrecision
 
 BATCH = 256  # of the validation set
-SAME_ACCURACY = 0.005  # bf16 on a GPU while training, float64 here
+SAME_ACCURACY = 0.005  # images may be decoded a little otherwise elsewhere
 CHANCE = 2.0  # standard errors by which a sample may exceed a limit
 NOT_RUN = "its outputs were not checked: --black-box does"
 
@@ -239,7 +240,8 @@ def _check_validation_set(
             draft.run("temperature", partial(check_calibration, expected, labels, metadata.calibration))
     if metadata.validation is not None or thresholds.recorded:
         _check_record(draft, model, metadata)
-    _check_training_accuracy(draft, comparison, metadata, thresholds)
+    precision = box.reference.info.precision if box.reference else None
+    _check_training_accuracy(draft, comparison, metadata, thresholds, precision)
 
 
 def _check_form(outputs: np.ndarray, metadata: ModelMetadata) -> tuple[str, bool]:
@@ -304,9 +306,13 @@ def _compare_classes(comparison: Comparison, rounding: float, rate: float) -> tu
 
 
 def _check_training_accuracy(
-    draft: ProofDraft, comparison: Comparison, metadata: ModelMetadata, thresholds: ProofThresholds
+    draft: ProofDraft,
+    comparison: Comparison,
+    metadata: ModelMetadata,
+    thresholds: ProofThresholds,
+    precision: MeasuredPrecision | None,
 ) -> None:
-    """Compare the accuracy with that of the training on the same images."""
+    """Compare the accuracy with that of the training on the same images, measured in `precision`."""
     measured, trained = draft.val_accuracy_torch, thresholds.training_accuracy
     drop = 0.0
     if measured != measured:  # without a checkpoint: the file's, which says what its checkpoint had
@@ -314,8 +320,8 @@ def _check_training_accuracy(
         measured, trained = draft.val_accuracy_onnx, metadata.val_accuracy if same else None
         drop = 0.0 if metadata.precision == "fp32" else thresholds.max_accuracy_drop
     if trained is not None:
-        # Training may have run in bf16: of images that are near ties there, each may have had another answer.
-        ties = int(comparison.near_ties(BF16_ROUNDING * comparison.scale).sum())
+        # Of images that are near ties in the training's precision, each may have had another answer there.
+        ties = int(comparison.near_ties(TRAINING_ROUNDING[precision] * comparison.scale).sum())
         limit = max(SAME_ACCURACY, rounding_flips(ties) / draft.images) + drop + MARGINS * draft.accuracy_margin
         draft.add("accuracy as in training", *_compare_accuracy(measured, trained, limit))
 

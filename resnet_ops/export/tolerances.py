@@ -10,6 +10,7 @@ from resnet_ops.export import runtime
 from resnet_ops.export.metadata import ModelMetadata, Output, QuantizationError
 from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
 from resnet_ops.significance import LEVEL, MeasuredAccuracy, holm, p_value
+from resnet_ops.training.trainer import MeasuredPrecision
 
 CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
 SMALLEST_PROBABILITY = 1e-30  # of which the logarithm is compared; fp32 ends at 1e-38
@@ -17,6 +18,10 @@ MEASURED_ERRORS = 2.0  # times the mean error that a quantization had on other i
 MEASURED_LARGEST = 4.0  # times the largest: that of one image beyond the calibrated ranges, of others by 2.8 times
 RULE_OF_THREE = 3.0  # of n images without an event, its rate is below 3 / n with 95% confidence (Hanley 1983)
 BF16_ROUNDING = 1e-2  # of the largest logit: ResNet-8 trained on digits, then run in bf16, differs by at most 6e-3
+# Of other precisions, which keep 3 bits more, and 16 bits more; None of checkpoints that do not say it.
+TRAINING_ROUNDING: dict[MeasuredPrecision | None, float] = {
+    "fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": BF16_ROUNDING, None: BF16_ROUNDING
+}  # fmt: skip
 CLASS_FLIPS = 1e-3  # the probability that a file as good as its limit fails for the images of one class
 
 

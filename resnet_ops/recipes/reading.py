@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from resnet_ops.config import TrainConfig
 from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.recipe_config import Recipe
+from resnet_ops.recipe_config import OF_THE_OPTIMIZER, Recipe
 from resnet_ops.results import Result
 
 FOLDER = Path(__file__).parent
@@ -42,11 +42,17 @@ class RecipeList(Result):
 def configure(**options: Any) -> TrainConfig:
     """Make a configuration of these options, and of those of their `recipe` that are not among them.
 
+    Where they name another optimizer than the recipe's, its learning rate and what else belongs to it is left out.
+
     Raises:
         UserError: There is no such recipe, or an option is wrong.
     """
     recipe = options.get("recipe")
-    return TrainConfig.of(**{**(read_recipe(recipe) if recipe else {}), **options})
+    of_the_recipe = read_recipe(recipe) if recipe else {}
+    optimizer = of_the_recipe.get("optimizer", TrainConfig.default("optimizer"))
+    if options.get("optimizer", optimizer) != optimizer:
+        of_the_recipe = {name: value for name, value in of_the_recipe.items() if name not in OF_THE_OPTIMIZER}
+    return TrainConfig.of(**{**of_the_recipe, **options})
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

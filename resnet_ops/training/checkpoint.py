@@ -2,7 +2,7 @@
 
 The file's metadata holds a `CheckpointInfo` (network, classes, preprocessing, metrics) and a
 SHA-256 of that and of every tensor. Tensors are named `model/...`, `optimizer/PARAMETER/...`,
-`trained/...` where `model/` is their average over time, and, within an epoch, `workers/...`: a
+`trained/...` where `model/` is their average over time, `scaler/...` of fp16, and, within an epoch, `workers/...`: a
 row for each worker of what differs between them. Nothing is ever unpickled: a pickle can run code
 when it is loaded.
 """
@@ -29,9 +29,9 @@ from resnet_ops.models import Shortcut, build
 from resnet_ops.run_records import Epoch
 from resnet_ops.runs import Run
 from resnet_ops.training.distributed import set_statistics, statistics
-from resnet_ops.training.trainer import Trainer
+from resnet_ops.training.trainer import MeasuredPrecision, Trainer
 
-MODEL, OPTIMIZER, WORKERS, TRAINED = "model/", "optimizer/", "workers/", "trained/"
+MODEL, OPTIMIZER, WORKERS, TRAINED, SCALER = "model/", "optimizer/", "workers/", "trained/", "scaler/"
 STATISTICS = ("statistics", "averaged")  # of BatchNorm, in the network and in its average
 
 
@@ -55,6 +55,7 @@ class CheckpointInfo(BaseModel):
     data_fingerprint: str
     fitted_on_all: bool = False  # the validation images were trained on, too: what is measured on them is no accuracy
     metrics: Epoch | None  # of the last epoch that was finished
+    precision: MeasuredPrecision | None = None  # that they were measured in; None in older files
     step: int = 0  # steps into the epoch after it; 0 where these are the weights that the metrics are of
     val_correct: str = ""  # hexadecimal: bit n tells whether validation image n is classified correctly
 
@@ -99,6 +100,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     workers: dict[str, Tensor]
     trained: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, Tensor] = field(default_factory=dict)
 
 
 class PickledFileError(UserError):
@@ -130,6 +132,8 @@ def collect(trainer: Trainer) -> dict[str, Tensor]:
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"{OPTIMIZER}{names[parameter]}/{key}"] = value
+    if trainer.scaler:
+        tensors |= {SCALER + name: value for name, value in trainer.scaler.state().items()}
     if trainer.step:
         tensors[WORKERS + "totals"] = trainer.group.gather(trainer.totals)
         for key, network in zip(STATISTICS, trainer.networks, strict=False):
@@ -166,7 +170,7 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged ({reason}).", exit_code=WORK_FAILED) from None
     if _digest(header["resnet_ops"], tensors) != header.get("sha256"):
         raise UserError(f"{path} is damaged (its checksum differs).", exit_code=WORK_FAILED)
-    parts = (_below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, WORKERS, TRAINED))
+    parts = (_below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, WORKERS, TRAINED, SCALER))
     return Checkpoint(path, info, header["sha256"], *parts)
 
 
@@ -190,15 +194,21 @@ def restore(checkpoint: Checkpoint, trainer: Trainer) -> None:
     for name, value in checkpoint.optimizer.items():
         parameter_name, key = name.rsplit("/", 1)
         parameter = parameters[parameter_name]
-        # preserve_format: the buffer takes the memory layout of its parameter, as a fresh one would.
-        optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+        if value.shape == parameter.shape:
+            # preserve_format: the buffer takes the memory layout of its parameter, as a fresh one would.
+            optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+        else:  # AdamW's count of steps, which only the fused one reads on the GPU
+            on_device = optimizer.defaults["fused"] or optimizer.defaults["capturable"]
+            optimizer.state[parameter][key] = value.to(parameter.device) if on_device else value
+    if trainer.scaler and checkpoint.scaler:
+        trainer.scaler.load_state(checkpoint.scaler)
     trainer.epoch, trainer.step = checkpoint.info.epoch, checkpoint.info.step
     if checkpoint.workers:
         totals = checkpoint.workers["totals"]
         same = len(totals) == group.size
         for key, each in zip(STATISTICS, trainer.networks, strict=False):
             rows = checkpoint.workers[key]
-            set_statistics(each, rows[group.rank] if same else rows.mean(0))
+            set_statistics(each, rows[group.rank] if same else rows.double().mean(0))
         trainer.totals.copy_(totals[group.rank] if same else totals.sum(0) / group.size)
 
 

@@ -54,7 +54,7 @@ class ProcessGroup:
         """Give all workers the mean of their BatchNorm statistics; each has seen other images."""
         if self.size == 1:
             return
-        flat = statistics(network)
+        flat = statistics(network).double()  # exact: the mean of statistics that are frozen is what they are
         if len(flat):
             dist.all_reduce(flat)
             set_statistics(network, flat / self.size)

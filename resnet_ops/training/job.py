@@ -36,6 +36,7 @@ from resnet_ops.training.preflight import (
     check_training,
     count_parameters,
     decode_images,
+    report_defaults,
     warn_of_batch_size,
     warn_of_mirroring,
     with_largest_batch,
@@ -105,18 +106,19 @@ def train(
     with allocate(config, observer.warn) as placement:
         with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
             requested = config
-            source, config = check_training(requested, placement.layout.device)
+            layout = placement.layout
+            source, config = check_training(requested, layout.device, workers=layout.workers)
             compare(source.record.fingerprint)
         warn_of_batch_size(requested, config, source.record, observer)
         warn_of_mirroring(requested, source.record, observer)
         source = decode_images(source, config, observer)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)
-        check_shares(config, placement.layout.workers)
+        report_defaults(requested, config, layout.device, observer)
+        check_shares(config, layout.workers)
         parameters = count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         with run.lock():
-            layout = placement.layout
             record = begin(run, config, source.record, parameters, layout.workers, layout.device)
             observer.run_created(run, record)
             with _followed(run, observer, tracked):

@@ -16,6 +16,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.run_records import DataRecord
+from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
 from resnet_ops.training.preflight import count_parameters
 from resnet_ops.training.trainer import autocast
 
@@ -69,7 +70,8 @@ def training_bytes(config: TrainConfig, data: DataRecord, gpu_bytes: int) -> int
     weights = 4 * count_parameters(config, data)
     images = 0 if config.stream == "on" or stored_bytes(data) > gpu_bytes / 2 else stored_bytes(data)
     batch = -(-config.batch_size // config.accumulate) * memory_per_image(config, data, torch.device("cpu"))
-    copies = 4 if config.ema else 3  # the weights, their gradients and momentum, and their moving average
+    moments = 2 if config.optimizer == "adamw" else 1
+    copies = 2 + moments + bool(config.ema)  # the weights, their gradients and momentum, and their moving average
     return int(CONTEXT_BYTES + copies * weights + images + BATCHES_KEPT * batch)
 
 
@@ -80,6 +82,8 @@ def memory_per_image(config: TrainConfig, data: DataRecord, device: torch.device
     ).to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    if config.gradient_checkpointing and device.type == "cuda":  # on CPUs only what is kept is counted: an upper bound
+        checkpoint_blocks(network)
     small, larger = (_peak_bytes(network, data, images, device, config.precision) for images in (SMALL, LARGER))
     return (larger - small) / (LARGER - SMALL)
 

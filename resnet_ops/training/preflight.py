@@ -7,31 +7,38 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
-from resnet_ops.errors import UserError
+from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.shared_storage import probe_nodes
-from resnet_ops.recipe_config import IMAGE_DEFAULTS, steps_per_epoch
+from resnet_ops.recipe_config import ADAMW_DEFAULTS, IMAGE_DEFAULTS, NO_LAYER, steps_per_epoch
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.observer import Observer
+
+if TYPE_CHECKING:
+    from resnet_ops.models import Architecture
 
 OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check_training` settles alike for every network
 # Where the batch size is chosen here. ResNet-8's error on 64 to 1,438 digits, 30 epochs each, falls as there are more
 # images; with 1 or 2 steps an epoch it was 2 to 4 times as high, with more than 11 it is the same within chance.
 FEWEST_STEPS, SMALLEST_BATCH = 11, 8
+FEWEST_NORMALIZED = (
+    16  # images whose BatchNorm statistics do not harm (Wu and He 2018, fig. 1: 32 to 16 cost 0.5 points)
+)
 
 # torch is imported in the functions, while nodes are being asked.
 
 
 def check_training(
-    config: TrainConfig, device: str, source: Source | None = None, *, resumes: bool = False
+    config: TrainConfig, device: str, source: Source | None = None, *, resumes: bool = False, workers: int = 1
 ) -> tuple[Source, TrainConfig]:
     """Check that network, images and device fit each other, and settle what depends on them.
 
@@ -40,6 +47,7 @@ def check_training(
         device: On what.
         source: Its images, where they are open already.
         resumes: Whether a training goes on that has been checked, maybe by a version that allowed more.
+        workers: How many share a batch.
 
     Returns:
         The images, and the configuration with every default resolved.
@@ -67,6 +75,11 @@ def check_training(
         raise UserError("--sync-batchnorm needs GPUs: torch does not support it on CPUs.", "Remove it.")
     if config.cuda_graph == "on" and device == "cpu":
         raise UserError("--cuda-graph on needs a GPU.", "Use --cuda-graph auto.")
+    check_freezing(config, architecture)
+    if config.gradient_checkpointing and architecture.kind not in ("resnet", "plain"):
+        raise UserError(
+            f"{architecture.name} has no blocks to compute again.", "Remove --gradient-checkpointing, or use a ResNet."
+        )
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
     update = {
         "model": architecture.name,
@@ -75,11 +88,75 @@ def check_training(
         "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
         "crop_padding": padding,
         "flip": _mirroring_harm(data) is None if config.flip is None else config.flip,
+        "freeze_batchnorm": (
+            config.freeze_batchnorm if config.auto_batch else _freezes_batchnorm(config, batch_size, workers)
+        ),
+        **_optimizer_defaults(config),
     }
     settled = config.model_copy(update=update)
     if not config.auto_batch and not resumes:
         check_steps(settled, data)
     return source, settled
+
+
+def check_freezing(config: TrainConfig, architecture: "Architecture") -> None:
+    """Check that there is what is to be frozen.
+
+    Raises:
+        UserError: The network has no such layer, or what it has is not worth keeping.
+    """
+    layers = architecture.layers
+    if config.freeze in ("fc", "head"):
+        raise UserError(
+            f"--freeze {config.freeze}: the head is always trained.",
+            f"Use --freeze {layers[-1]} to train nothing else.",
+        )
+    if config.freeze is not None and config.freeze not in (*layers, NO_LAYER):
+        raise UserError(
+            f"--freeze {config.freeze}: {architecture.name} has no such layer.",
+            f"{did_you_mean(config.freeze, layers)} Its layers are {', '.join(layers)}.".strip(),
+        )
+    if config.freeze_batchnorm and not architecture.has_batchnorm:
+        raise UserError(f"{architecture.name} has no BatchNorm.", "Remove --freeze-batchnorm.")
+    freezes = {
+        f"--freeze {config.freeze}": config.freeze not in (None, NO_LAYER),
+        f"--freeze-epochs {config.freeze_epochs}": config.freeze_epochs,
+        "--freeze-batchnorm": config.freeze_batchnorm,
+    }
+    if config.weights is None and any(freezes.values()):
+        option = next(option for option, is_given in freezes.items() if is_given)
+        raise UserError(f"{option} keeps weights as they are, but none are given.", "Add --weights, or remove it.")
+
+
+def _freezes_batchnorm(config: TrainConfig, batch_size: int, workers: int) -> bool | None:
+    """Return whether BatchNorm keeps the statistics of given weights: as asked for, or where it sees few images."""
+    from resnet_ops.models import parse_name
+
+    few = batch_size // workers // config.accumulate < FEWEST_NORMALIZED and not config.sync_batchnorm
+    if config.freeze_batchnorm is None and config.weights is not None and few:
+        return parse_name(config.model).has_batchnorm or None
+    return config.freeze_batchnorm
+
+
+def _optimizer_defaults(config: TrainConfig) -> dict[str, float]:
+    """Return the defaults of the optimizer for options that were not given."""
+    if config.optimizer == "sgd":
+        return {}
+    return {name: value for name, value in ADAMW_DEFAULTS.items() if name not in config.model_fields_set}
+
+
+def report_defaults(requested: TrainConfig, settled: TrainConfig, device: str, observer: Observer) -> None:
+    """Say what `check_training` chose for an optimizer or for fine-tuning, and warn of a precision that is slow."""
+    if _optimizer_defaults(requested):
+        chosen = ", ".join(f"--{name.replace('_', '-')} {v:g}" for name, v in _optimizer_defaults(requested).items())
+        observer.warn(f"AdamW with {chosen}: its usual values, not those of SGD.")
+    if settled.freeze_batchnorm and requested.freeze_batchnorm is None:
+        observer.warn(
+            "BatchNorm keeps the statistics of the given weights: those of fewer than "
+            f"{FEWEST_NORMALIZED} images vary too much. --no-freeze-batchnorm updates them."
+        )
+    if device == "cpu" and settled.precision in ("bf16", "fp16"):
+        observer.warn(f"--precision {settled.precision} is slower than fp32 on most CPUs.")
 
 
 def check_steps(config: TrainConfig, data: DataRecord) -> None:
@@ -88,6 +165,11 @@ def check_steps(config: TrainConfig, data: DataRecord) -> None:
     Raises:
         UserError: It does not: the learning rate would never reach its peak, or nothing would be saved within epochs.
     """
+    if config.freeze_epochs and config.freeze_epochs >= config.epochs:
+        raise UserError(
+            f"--freeze-epochs {config.freeze_epochs}: the whole training is {config.epochs} epochs.",
+            "Use fewer; --freeze alone lasts to the end.",
+        )
     per_epoch = steps_per_epoch(data.train_images, config.batch_size)
     steps = config.epochs * per_epoch
     whole = f"the whole training is {steps:,} steps ({config.epochs:,} epochs of {per_epoch:,})"
@@ -196,7 +278,8 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
     batch_size, why = largest_batch(config, data, placement)
     observer.warn(why)
     _check_micro_batches(config, batch_size, data)
-    config = config.model_copy(update={"batch_size": batch_size})
+    freezes = _freezes_batchnorm(config, batch_size, placement.layout.workers)
+    config = config.model_copy(update={"batch_size": batch_size, "freeze_batchnorm": freezes})
     check_steps(config, data)
     return config
 

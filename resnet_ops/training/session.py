@@ -26,7 +26,7 @@ from resnet_ops.training import checkpoint as checkpoint_files
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore
 from resnet_ops.training.distributed import ProcessGroup
-from resnet_ops.training.trainer import Progress, Trainer
+from resnet_ops.training.trainer import Progress, Trainer, measured_precision
 
 PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
 
@@ -203,6 +203,7 @@ class TrainingSession:
             data_fingerprint=data.fingerprint,
             fitted_on_all=record.config.fit_all,
             metrics=self.metrics,
+            precision=measured_precision(record.config.precision, self.trainer.device),
             step=self.trainer.step,
             val_correct=_hexadecimal(self.trainer.val_correct) if self.trainer.val_correct is not None else "",
         )

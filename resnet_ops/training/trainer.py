@@ -5,10 +5,12 @@ batch. Sums and counts are added up over all workers, so that metrics are exact 
 """
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +25,13 @@ from resnet_ops.training.capture import Part, StepInputs, StepRunner
 from resnet_ops.training.compile_trial import CompileTrial
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.ema import ExponentialMovingAverage
+from resnet_ops.training.freezing import freeze, keep_statistics
+from resnet_ops.training.loss_scaling import SMALLEST_SCALE, LossScaler
 from resnet_ops.training.schedule import learning_rate
 
+MeasuredPrecision = Literal["fp32", "tf32", "fp16", "bf16"]
 PROGRESS_INTERVAL_S = 0.25
+TENSOR_CORES, TF32 = (7, 0), (8, 0)  # the first compute capabilities that have them
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,26 @@ class Progress:
     images_per_second: float
 
 
+@dataclass(frozen=True)
+class Parallel:
+    """What is called on a batch: the network, DistributedDataParallel around it, or either compiled.
+
+    Args:
+        network: It.
+        ddp: DistributedDataParallel, where it reduces the gradients.
+        obstacle: Why steps are not captured in a CUDA graph; None where they are.
+    """
+
+    network: nn.Module
+    ddp: nn.parallel.DistributedDataParallel | None = None
+    obstacle: str | None = None
+
+
 @dataclass
 class Trainer:
     """One worker's training: its network, its data, and its position: epochs and steps done.
 
-    `network` holds the weights; `parallel` is what is called on a batch: the same network,
-    DistributedDataParallel around it, or either compiled. `obstacle` is why steps are not captured in a CUDA graph.
+    `network` holds the weights; `parallel`, `ddp` and `obstacle` are a `Parallel`'s. `scaler` is that of fp16.
     """
 
     config: TrainConfig
@@ -58,12 +78,14 @@ class Trainer:
     totals: Tensor  # (2,) float64: this worker's sums of losses and errors in the current epoch
     ddp: nn.parallel.DistributedDataParallel | None = None  # where it reduces the gradients
     ema: ExponentialMovingAverage | None = None
+    scaler: LossScaler | None = None
     obstacle: str | None = "training runs on the CPU"
     beat: Callable[[], None] = lambda: None  # a heartbeat, called at each batch
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the current epoch
     val_correct: Tensor | None = None  # (validation images,) uint8: those classified correctly after the last epoch
     log_event: Callable[[str], None] = lambda _: None
+    parallelize: "Callable[[], Parallel] | None" = None  # what `parallel` comes from, where other layers are trained
     inputs: StepInputs = field(init=False)
     step_runner: StepRunner = field(init=False)
     compile_trial: CompileTrial | None = field(init=False, default=None)
@@ -72,7 +94,13 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.inputs = StepInputs(self.device, BLOCK_STEPS)
-        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        groups = self.optimizer.param_groups
+        # Each tensor once, and what it is of the rate of the schedule.
+        self.learning_rates = {id(group["lr"]): (group["lr"], group["lr_factor"]) for group in groups}
+        self._begin_steps()
+
+    def _begin_steps(self) -> None:
+        """Have the next steps captured anew."""
         self.step_runner = self._new_runner()
         alone = self.group.size == 1 and not self.config.deterministic  # a clock decides
         if self.config.compile == "auto" and self.obstacle is None and alone:
@@ -103,6 +131,7 @@ class Trainer:
                 yield None
             steps, batch_size = self.loader.steps, self.config.batch_size
             train = MeanLoss.of(self.group.add(self.totals), steps * batch_size)
+            skipped = self._skipped_steps()
             trained = time.perf_counter()
             if self.compile_trial is not None:
                 self._settle_compiler(self.compile_trial, trained)
@@ -122,7 +151,31 @@ class Trainer:
                 images_per_second=(steps - first_step) * batch_size / (trained - started),
                 seconds=time.perf_counter() - started,
                 world_size=self.group.size,
+                skipped_steps=skipped,
             )
+
+    def _skipped_steps(self) -> int:
+        """Return how many steps of an epoch, which ends, loss scaling has skipped, and report it.
+
+        Raises:
+            UserError: Gradients are not finite at any scale.
+        """
+        if self.scaler is None:
+            return 0
+        skipped, scale = int(self.scaler.skipped), self.scaler.scale
+        self.scaler.skipped.zero_()
+        if scale < SMALLEST_SCALE:
+            raise UserError(
+                f"Training diverged in epoch {self.epoch + 1}: its gradients are not finite in fp16.",
+                "Try a smaller --lr, or --precision fp32.",
+                WORK_FAILED,
+            )
+        if skipped and self.group.rank == 0:
+            self.log_event(
+                f"fp16: {skipped} of {self.loader.steps} steps of epoch {self.epoch + 1} were skipped, as their "
+                f"gradients overflowed; losses are now scaled by {scale:g}."
+            )
+        return skipped
 
     def _settle_compiler(self, trial: CompileTrial, trained: float) -> None:
         """Go on with the network that the trial decides on, after an epoch that ended at `trained`."""
@@ -157,7 +210,7 @@ class Trainer:
 
     def train_epoch(self, after_step: Callable[[Progress], None], is_due: Callable[[int], bool]) -> Iterator[None]:
         """Train the rest of an epoch, adding up loss and errors; yield where a save is due."""
-        self.parallel.train()
+        self._freeze()
         drops = any(isinstance(module, nn.Dropout) for module in self.network.modules())
         steps, batch_size = self.loader.steps, self.config.batch_size
         first_step, started = self.step, time.perf_counter()
@@ -186,6 +239,18 @@ class Trainer:
                 if self.step < steps and is_due(self.epoch * steps + self.step):
                     yield None
 
+    def _freeze(self) -> None:
+        """Prepare for the steps of an epoch, which may train other layers than the one before."""
+        if freeze(self.network, self.config, self.epoch) and self.parallelize is not None:
+            self.drop_graph()
+            self.parallel, self.ddp = self.network, None
+            gc.collect()  # the hooks of the old DistributedDataParallel go with it
+            wrapped = self.parallelize()
+            self.parallel, self.ddp, self.obstacle = wrapped.network, wrapped.ddp, wrapped.obstacle
+            self._begin_steps()
+        self.parallel.train()
+        keep_statistics(self.network, self.config, self.epoch)
+
     @property
     def share(self) -> int:
         """Images of each batch that are this worker's."""
@@ -207,7 +272,8 @@ class Trainer:
         """Return what follows from the number of a step, for some steps, counted from 0 since the training began."""
         total = self.config.epochs * self.loader.steps
         rates = [learning_rate(self.config, step, total) for step in steps]
-        columns = {"learning_rate": torch.tensor(rates, dtype=self.learning_rate.dtype)}
+        dtype = self.optimizer.param_groups[0]["lr"].dtype
+        columns = {"learning_rate": torch.tensor(rates, dtype=dtype)}
         if self.ema:
             columns["ema_share"] = torch.tensor([1 - self.ema.decay_after(step) for step in steps])
         return columns
@@ -231,7 +297,8 @@ class Trainer:
                 loss_sum = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=config.label_smoothing)
                 # Scaled by the whole batch, so that uneven shares still add up to the batch's mean;
                 # DistributedDataParallel averages over workers, where a sum is wanted.
-                (loss_sum * ((self.group.size if self.ddp else 1) / config.batch_size)).backward()
+                loss = loss_sum * ((self.group.size if self.ddp else 1) / config.batch_size)
+                (self.scaler.scaled(loss) if self.scaler else loss).backward()
             classes = labels if labels.dim() == 1 else labels.argmax(1)
             self.totals += torch.stack((loss_sum.detach(), (logits.detach().argmax(1) != classes).sum()))
 
@@ -241,10 +308,16 @@ class Trainer:
 
     def update(self) -> None:
         """Update the weights and their average; the last part of a step, which CUDA captures."""
-        self.learning_rate.copy_(self.row["learning_rate"])
+        for rate, factor in self.learning_rates.values():
+            rate.copy_(self.row["learning_rate"] * factor)
+        if self.scaler:
+            self.scaler.unscale(self.optimizer)
         if self.config.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_grad_norm)
-        self.optimizer.step()
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+        else:
+            self.optimizer.step()
         if self.ema:
             self.ema.update(self.row["ema_share"])
         self.inputs.advance()
@@ -318,15 +391,34 @@ def sum_losses(
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context of bf16 where `--precision` asks for it.
+    """Return a context of mixed precision where `--precision` asks for it."""
+    chosen = mixed_precision(precision, device)
+    if chosen == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if chosen == "bf16" else torch.float16)
+
+
+def mixed_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """Return the precision that `--precision` means on a device.
 
     On CPUs 'auto' is fp32: bf16 autocast trains at 0.7 of its speed there.
     """
-    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        precision = "bf16"
-    if precision != "bf16":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    if precision in ("fp32", "bf16", "fp16"):
+        return cast("Literal['fp32', 'bf16', 'fp16']", precision)
+    if device.type == "cpu":
+        return "fp32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "fp32"
+
+
+def measured_precision(precision: str, device: torch.device) -> MeasuredPrecision:
+    """Return the precision in which a network is validated: mixed, or fp32, which GPUs may round to TF32."""
+    chosen = mixed_precision(precision, device)
+    rounds = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    if chosen == "fp32" and device.type == "cuda" and rounds and torch.cuda.get_device_capability(device) >= TF32:
+        return "tf32"
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,11 @@ def _population_based_training(config: TuneConfig, space: Space, interval: int) 
             f"{', '.join(sorted(networks))} cannot be searched.",
             "Give one depth, such as --depths 20, or use --scheduler asha.",
         )
+    if "optimizer" in space.searched:
+        raise UserError(
+            "--scheduler pbt copies what the optimizer keeps between trials, so all must have the same optimizer.",
+            "Give one optimizer, or use --scheduler asha.",
+        )
     if "recipe" in space.searched:
         raise UserError(
             "--scheduler pbt copies weights at the same epoch of all trials, but recipes differ in their epochs.",

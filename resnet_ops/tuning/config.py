@@ -67,7 +67,12 @@ class TuneConfig(TrialsConfig):
     ] = "8,14,20,32"
     family: Annotated[str, option("Networks to search: resnet, plain, or resnet,plain.", panel="Search")] = "resnet"
     lr: Annotated[
-        str, option("Peak learning rates to search: a range MIN:MAX, or a list, 0.05,0.1,0.2.", panel="Search")
+        str,
+        option(
+            "Peak learning rates to search: a range MIN:MAX, or a list, 0.05,0.1,0.2; of AdamW, which wants smaller "
+            "ones, by default 0.0001:0.01.",
+            panel="Search",
+        ),
     ] = "0.01:1"
     space: Annotated[
         Path | None,

@@ -86,11 +86,17 @@ def check_search(
     recipes = [read_recipe(str(recipe)) for recipe in _values(space, "recipe")]
     if base.fit_all or any(recipe.get("fit_all") for recipe in recipes):
         raise UserError("A search compares networks on validation images, and --fit-all leaves none.", "Use --refit.")
+    from resnet_ops.models import parse_name
+
     source = None
     with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
         for model in _models(space):
             base = base.model_copy(update={"model": model})
             source, settled = preflight.check_training(base, slots.device, source)
+            for layer in _values(space, "freeze"):
+                given = next(iter(_values(space, "weights")), base.weights)
+                frozen = base.model_copy(update={"freeze": layer, "weights": given})
+                preflight.check_freezing(frozen, parse_name(model))
         assert source is not None
         compare(source.record.fingerprint)
     largest = max(_values(space, "batch_size") or [settled.batch_size])
@@ -154,6 +160,7 @@ def largest_trial_bytes(space: Space, base: TrainConfig, data: DataRecord, gpu_b
         "batch_size": max(candidates("batch_size")),
         "accumulate": min(candidates("accumulate")),
         "ema": max(candidates("ema")),
+        "optimizer": "adamw" if "adamw" in candidates("optimizer") else "sgd",
         "precision": "fp32" if len(set(candidates("precision"))) > 1 else base.precision,
     }
     largest = base.model_copy(update=update)

@@ -16,6 +16,7 @@ from resnet_ops.config import NetworkConfig, TrainConfig
 from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.recipe_config import Recipe
+from resnet_ops.recipes.reading import configure
 from resnet_ops.tuning.config import TuneConfig
 
 Value = str | int | float | bool
@@ -46,6 +47,11 @@ class Range:
     high: float
     log: bool
     whole: bool  # integers only
+
+
+# The learning rates that are searched by default with other optimizers than SGD, and with several of them.
+ADAMW_RATES = Range(1e-4, 1e-2, log=True, whole=False)
+RATES_OF_BOTH = Range(1e-4, 1.0, log=True, whole=False)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,10 @@ def read_space(config: TuneConfig, pairs: Iterable[str] = ()) -> Space:
             fixed[option] = values.values[0]
         else:
             searched[option] = values
+    if requested.get("lr") == tune_options["lr"] and "lr" not in config.model_fields_set:
+        optimizer = searched.get("optimizer") or fixed.get("optimizer") or configure(**config.train_options).optimizer
+        if optimizer != "sgd":
+            searched["lr"] = ADAMW_RATES if optimizer == "adamw" else RATES_OF_BOTH
     for name in config.given:
         if name in searched or name in fixed:
             option = "--" + name.replace("_", "-")

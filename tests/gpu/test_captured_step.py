@@ -47,6 +47,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "constant warm-up": {"schedule": "cosine", "warmup_steps": 7, "warmup": "constant"},
     "fp32": {"precision": "fp32"},
     "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "fp16 accumulated and clipped": {"precision": "fp16", "accumulate": 2, "clip_grad_norm": 0.5},
+    "AdamW": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.05, "norm_weight_decay": 0.0},
+    "AdamW in fp16": {"optimizer": "adamw", "lr": 2e-3, "precision": "fp16", "ema": 0.9},
+    "another rate of the head": {"head_lr": 5.0, "lr": 0.02},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "frozen at first": {"freeze_epochs": 1},  # another step is captured in the second epoch
+    "AdamW, frozen at first": {"freeze_epochs": 1, "freeze": "layer2", "optimizer": "adamw", "lr": 2e-3},
+    "statistics frozen": {"freeze_batchnorm": True, "lr": 0.01},
     "NCHW": {"channels_last": False},
     "residual branches from zero": {"zero_init_residual": True},
     "all at once": MIXED | {
@@ -136,14 +145,52 @@ def test_steps_are_captured_by_default() -> None:
     assert bool(trainer.step_runner.why_not) == REHEARSAL
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_captured_steps_whose_gradients_overflow_are_skipped(optimizer: str, reproducible: None) -> None:
+    """The first ones are launched one by one, the others are in the graph; the same are skipped, and counted."""
+    outcomes = []
+    for how in ("off", CAPTURE):
+        trainer = prepare(settle(precision="fp16", optimizer=optimizer, lr=2e-3, deterministic=True, cuda_graph=how))
+        assert trainer.scaler is not None
+        trainer.scaler.load_state(trainer.scaler.state() | {"scale": torch.tensor(2.0**28)})
+        epochs = [epoch for epoch in trainer.run(lambda _: None) if epoch is not None]
+        assert epochs[0].skipped_steps > 4  # of 12, of which four are before the capture
+        assert epochs[1].skipped_steps < 12
+        outcomes.append(([epoch.skipped_steps for epoch in epochs], checkpoint.collect(trainer)))
+    (eager_skips, eager), (captured_skips, captured) = outcomes
+    assert captured_skips == eager_skips
+    assert_same_bytes(captured, eager)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", ["off", CAPTURE])
+def test_torch_has_nothing_to_say_of_adamw(how: str) -> None:
+    run(prepare(settle(epochs=1, optimizer="adamw", lr=2e-3, precision="fp16", cuda_graph=how)))
+
+
+@cuda_itself
+def test_gradient_checkpointing_takes_less_of_the_gpus_memory() -> None:
+    peaks = []
+    for checkpointed in (False, True):
+        trainer = prepare(settle(model="resnet56", epochs=1, cuda_graph="off", gradient_checkpointing=checkpointed))
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(trainer)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 0.6 * peaks[0], peaks
+
+
+@pytest.mark.parametrize("more", [{}, {"optimizer": "adamw", "lr": 2e-3, "precision": "fp16"}], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("captured", [False, True])
 def test_what_is_saved_within_an_epoch_goes_on_to_the_same_bytes(
-    captured: bool, tmp_path: Path, reproducible: None
+    captured: bool, more: dict[str, Any], tmp_path: Path, reproducible: None
 ) -> None:
     """Restored into a trainer whose graph is not there yet, while the first one's goes on."""
     config = settle(
-        ema=0.9, crop_padding=1, cutout=2, mixup=0.2, deterministic=True, cuda_graph=CAPTURE if captured else "off"
-    )
+        ema=0.9, crop_padding=1, cutout=2, mixup=0.2, deterministic=True, cuda_graph=CAPTURE if captured else "off",
+        **more,
+    )  # fmt: skip
     first, second = prepare(config), prepare(config)
     file = tmp_path / "within.safetensors"
     for epoch in first.run(lambda _: None, lambda step: step == 17):  # 12 steps an epoch

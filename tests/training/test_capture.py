@@ -5,6 +5,7 @@ That it is captured, and replayed to the same bits, is shown on a GPU: see tests
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,27 +80,36 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_waits_for_nothing() -> None:
+@pytest.mark.parametrize(
+    ("options", "kernel"),
+    [
+        ({"nesterov": True}, "_fused_sgd_"),
+        ({"optimizer": "adamw", "precision": "fp16", "head_lr": 10.0}, "_fused_adamw_"),
+    ],
+)
+def test_a_step_waits_for_nothing(options: dict[str, Any], kernel: str) -> None:
     ours = trainer(
-        AUGMENTATIONS["all"], ema=0.9, clip_grad_norm=1.0, accumulate=3, label_smoothing=0.1, nesterov=True,
-        norm_weight_decay=0.0,
+        AUGMENTATIONS["all"], ema=0.9, clip_grad_norm=1.0, accumulate=3, label_smoothing=0.1, norm_weight_decay=0.0,
+        **options,
     )  # fmt: skip
     block = next(ours.loader.blocks(0))
     ours.inputs.load(block.columns | ours.schedules(range(block.steps)))
     ours.step_runner(ours.parts)  # the first makes momentum and what else stays
     with Operators() as seen:
         ours.step_runner(ours.parts)
-    assert {"convolution", "convolution_backward", "_fused_sgd_", "lerp_"} <= seen.names
+    assert {"convolution", "convolution_backward", kernel, "lerp_"} <= seen.names
     assert not seen.names & WAITING
 
 
-def test_what_a_step_changes_stays_where_it_is() -> None:
-    ours = trainer(AUGMENTATIONS["crop"], ema=0.9)
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "head_lr": 10.0, "gradient_checkpointing": True}])
+def test_what_a_step_changes_stays_where_it_is(options: dict[str, Any]) -> None:
+    ours = trainer(AUGMENTATIONS["crop"], ema=0.9, **options)
 
     def places() -> list[int]:
-        state = [each["momentum_buffer"] for each in ours.optimizer.state.values()]
+        state = [tensor for each in ours.optimizer.state.values() for tensor in each.values()]
+        rates = [rate for rate, _ in ours.learning_rates.values()]
         kept = [*ours.network.state_dict().values(), *ours.eval_network.state_dict().values(), *state]
-        return [tensor.data_ptr() for tensor in (*kept, ours.totals, ours.learning_rate, ours.inputs.step)]
+        return [tensor.data_ptr() for tensor in (*kept, ours.totals, *rates, ours.inputs.step)]
 
     before = None
     for _ in ours.run(lambda _: None, lambda step: step in (1, 5)):

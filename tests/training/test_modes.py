@@ -35,8 +35,16 @@ MODES: dict[str, dict[str, Any]] = {
     "mixed": {"mixup": 0.4, "cutmix": 0.4, "label_smoothing": 0.1},
     "clipped": {"clip_grad_norm": 0.01, "nesterov": True, "norm_weight_decay": 0.0},
     "slow": {"fused": False, "channels_last": False, "deterministic": True},
+    "adamw": {"optimizer": "adamw", "head_lr": 10.0, "norm_weight_decay": 0.0},
+    "fp16": {"precision": "fp16", "gradient_checkpointing": True},
+    "frozen at first": {"freeze_epochs": 1, "freeze_batchnorm": True},
+    "fine-tuned": {
+        "optimizer": "adamw", "precision": "fp16", "freeze_epochs": 1, "head_lr": 10.0, "gradient_checkpointing": True,
+        "ema": 0.9, "accumulate": 2, "clip_grad_norm": 1.0,
+    },
     "all": {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "clip_grad_norm": 1.0, "deterministic": True},
-}
+}  # fmt: skip
+WITH_WORKERS = [*itertools.product(NETWORKS, ("plain", "all")), ("resnet8", "fine-tuned")]
 CPU = torch.device("cpu")
 BATCH, IMAGES, STEPS = 8, 22, 3  # steps of an epoch; the last one has two of the images again
 THINNED = (("Conv2d", 2), ("Linear", 2), ("BatchNorm2d", 1))  # and how many arguments are widths
@@ -120,18 +128,27 @@ def undisturbed(name: str, mode: str) -> tuple[dict[str, Tensor], list[Epoch]]:
     return run(trainer(name, **MODES[mode]))
 
 
-# "all" has most of what the others have; of those, one is checked each time, all by `make test-chaos`.
+# These have most of what the others have, which are checked by `make test-chaos`.
+USUAL = {*itertools.product(NETWORKS, ["all"]), ("resnet8", "fine-tuned"), ("alexnet", "fine-tuned")}
+
+
 @pytest.mark.parametrize(
-    "mode", [mode if mode in ("all", "averaged") else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+    ("name", "mode"),
+    [
+        case if case in USUAL else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(NETWORKS, MODES)
+    ],
 )
-@pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_goes_on_from_within_an_epoch_in_every_mode(name: str, mode: str, tmp_path: Path) -> None:
-    """By way of a file, from a step of the second epoch, and with all modes at once from one of the first too."""
+    """By way of a file, from a step of the second epoch, and with all modes at once from one of the first too.
+
+    Where other layers are trained from the second epoch on, also from right before its first step.
+    """
     options, file = MODES[mode], tmp_path / "c.safetensors"
     whole, epochs = undisturbed(name, mode)
     assert len(epochs) == 2
     assert all(torch.isfinite(value).all() for value in whole.values())
-    for step in (2, 4) if mode == "all" else (4,):
+    for step in {"all": (2, 4), "fine-tuned": (STEPS, 4), "frozen at first": (STEPS, 4)}.get(mode, (4,)):
         run_to(trainer(name, **options), step, file)
         resumed = trainer(name, seed=9, **options)
         resumed.rehearse(resumed.network)  # as the compiler's trial does; it leaves nothing behind
@@ -159,7 +176,7 @@ def work(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     group = ProcessGroup(rank, 2)
     left = {}
-    for name, mode in itertools.product(NETWORKS, ("plain", "all")):
+    for name, mode in WITH_WORKERS:
         options, file = MODES[mode], folder / f"{name}-{mode}.safetensors"
         whole, (_, epoch) = run(trainer(name, group, **options))
         run_to(trainer(name, group, **options), 2, file)
@@ -182,7 +199,7 @@ def test_every_network_trains_with_two_workers(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first.keys() == set(itertools.product(NETWORKS, ("plain", "all")))
+    assert first.keys() == set(WITH_WORKERS)
     for (name, mode), ended in first.items():
         assert_same_bytes(ended["whole"], ended["resumed"])
         assert_same_bytes(ended["whole"], second[name, mode]["whole"])

@@ -32,6 +32,35 @@ def test_lists_ranges_and_single_values_are_told_apart(tmp_path: Path) -> None:
     assert search_space.fixed == {"lr": 0.1, "nesterov": True, "milestones": "0.5,0.75"}
 
 
+def test_adamw_searches_smaller_learning_rates_unless_they_are_given() -> None:
+    assert space("optimizer=adamw").searched["lr"] == Range(1e-4, 1e-2, log=True, whole=False)
+    assert space("optimizer=adamw,sgd").searched["lr"] == Range(1e-4, 1.0, log=True, whole=False)
+    assert space("optimizer=sgd").searched["lr"] == Range(0.01, 1.0, log=True, whole=False)
+    assert space("optimizer=adamw", "lr=0.1,0.2").searched["lr"] == Choices((0.1, 0.2))
+    assert space("optimizer=adamw", lr="0.01:1").searched["lr"] == Range(0.01, 1.0, log=True, whole=False)
+    given = read_space(TuneConfig.of(given={"optimizer": "adamw"}))
+    assert given.searched["lr"] == Range(1e-4, 1e-2, log=True, whole=False)
+
+
+def test_what_fine_tuning_has_can_be_searched() -> None:
+    pairs = (
+        "freeze=none,stem,layer2", "freeze_epochs=0:3", "freeze_batchnorm=true,false", "head_lr=1:20", "weights=a,b",
+        "precision=fp16,bf16", "gradient_checkpointing=true",
+    )  # fmt: skip
+    found = space(*pairs)
+    assert found.searched["freeze"] == Choices(("none", "stem", "layer2"))
+    assert found.searched["freeze_epochs"] == Range(0, 3, log=False, whole=True)
+    assert found.searched["freeze_batchnorm"] == Choices((True, False))
+    assert found.searched["head_lr"] == Range(1.0, 20.0, log=True, whole=False)
+    assert found.fixed["gradient_checkpointing"] is True
+
+
+def test_pbt_keeps_the_optimizer() -> None:
+    config = TuneConfig.of(scheduler="pbt", depths="8")
+    with pytest.raises(UserError, match="so all must have the same optimizer"):
+        algorithms.build_scheduler(config, read_space(config, ["optimizer=sgd,adamw"]), 8)
+
+
 def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text('lr = "0.1:0.2"\ndepths = [8, 14]\n')
