@@ -3,8 +3,6 @@
 Nothing is downloaded in silence, and what is in a cache needs no network.
 """
 
-import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,28 +112,24 @@ def _fetch_from_hub(weights: str, options: dict[str, Any]) -> str:
     from huggingface_hub import constants, errors
 
     try:
-        for name in HUB_FILES:
-            try:
-                file = str(hub.hf_hub_download(filename=name, **options))
-            except errors.LocalEntryNotFoundError:  # a kind of the next
-                raise
-            except errors.EntryNotFoundError:
-                continue
-            with contextlib.suppress(errors.EntryNotFoundError):  # what it would say is then assumed
+        # First what there is: without a network this fails at once, where a download would be tried for half a minute.
+        listed = hub.HfApi().model_info(**options).siblings or []
+        names = {sibling.rfilename for sibling in listed}
+        if (name := next((name for name in HUB_FILES if name in names), None)) is not None:
+            if CONFIG_NAME in names:
                 hub.hf_hub_download(filename=CONFIG_NAME, **options)
-            return file
+            return str(hub.hf_hub_download(filename=name, **options))
     except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         reason = "it is gated" if isinstance(error, errors.GatedRepoError) else "there is no such public repository"
         raise UserError(
             f"{weights} cannot be fetched: {reason}.",
             "Check its name; for a private or gated one, log in: hf auth login",
         ) from None
-    except (OSError, ValueError, errors.HfHubHTTPError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        reason = type(error.__cause__ or error).__name__
+    except Exception as error:  # of whichever HTTP client it has
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{weights} is not in {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be reached"
-            f"{offline or f' ({reason})'}.",
+            f"{weights} is not in {constants.HF_HUB_CACHE}, and cannot be fetched from {constants.ENDPOINT} "
+            f"({reason}).",
             f"Where there is a network, run: hf download {options['repo_id']}; then copy that folder here, or give "
             f"--weights the {HUB_FILES[0]} in it.",
             WORK_FAILED,

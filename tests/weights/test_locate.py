@@ -24,13 +24,20 @@ CONFIG = {
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+def listing(*names: str) -> bytes:
+    return json.dumps({"id": "me/net", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}).encode()
+
+
 @pytest.fixture
 def hub_files() -> dict[str, bytes]:
     torch.manual_seed(0)
     return {
         "/me/net/resolve/main/model.safetensors": save(build("resnet8", num_classes=3).state_dict()),
         "/me/net/resolve/main/config.json": json.dumps(CONFIG).encode(),
+        "/api/models/me/net": listing("model.safetensors", "config.json", "pytorch_model.bin"),
         "/me/old/resolve/main/pytorch_model.bin": b"\x80\x02N.",
+        "/api/models/me/old": listing("pytorch_model.bin"),
+        "/api/models/me/empty": listing("README.md"),
     }
 
 
@@ -45,8 +52,7 @@ def hub(hub_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyP
             asked.append(f"{self.command} {self.path}")
             self.send_response(200 if content is not None else 404)
             if content is None:
-                known = any(path.startswith(self.path.partition("/resolve")[0]) for path in hub_files)
-                self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+                self.send_header("X-Error-Code", "RepoNotFound")
                 self.send_header("Content-Length", "0")
             else:
                 self.send_header("X-Repo-Commit", COMMIT)
@@ -64,6 +70,9 @@ def hub(hub_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyP
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     yield asked
     server.shutdown()
@@ -92,6 +101,8 @@ def test_the_hub_says_what_it_does_not_have(hub: list[str]) -> None:
     assert (located.path.name, located.metadata) == ("pytorch_model.bin", None)
     with pytest.raises(UserError, match=r"hf:you/none cannot be fetched: there is no such public repository.*hf auth"):
         locate("hf:you/none", "resnet8", lambda _: None)
+    with pytest.raises(UserError, match=r"hf:me/empty has neither model.safetensors nor pytorch_model.bin"):
+        locate("hf:me/empty", "resnet8", lambda _: None)
     with pytest.raises(UserError, match="names no repository"):
         locate("hf:resnet50", "resnet8", lambda _: None)
 
@@ -102,7 +113,10 @@ def test_without_a_network_it_says_what_to_fetch_from_the_hub(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError) as refused:
         locate("hf:me/net", "resnet8", lambda _: None)
-    assert f"hf:me/net is not in {tmp_path / 'hub'}, and http://127.0.0.1:9 cannot be reached" in refused.value.cause
+    assert (
+        f"hf:me/net is not in {tmp_path / 'hub'}, and cannot be fetched from http://127.0.0.1:9 ("
+        in refused.value.cause
+    )
     assert "hf download me/net" in refused.value.remedy
 
 
