@@ -37,7 +37,7 @@ class StateDict:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know: which weights were taken of several, and what was left out."""
+        """Say which weights were taken of several, and what was left out."""
         notes = []
         if self.others:
             others = " or ".join(f"--weights-key {name}" for name in self.others if name)
