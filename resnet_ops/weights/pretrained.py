@@ -103,7 +103,9 @@ def read(
         channels=channels,
         classes=classes,
         class_names=metadata.class_names if len(metadata.class_names) == classes else (),
-        preprocessing=metadata.preprocessing or assumed_preprocessing(architecture, channels),
+        # A CIFAR network has no usual constants: training then takes those of its own images.
+        preprocessing=metadata.preprocessing
+        or (assumed_preprocessing(channels) if architecture.family == "imagenet" else None),
     )
     return PretrainedWeights(info, tensors, tuple(state.notes))
 
