@@ -32,6 +32,7 @@ from resnet_ops.training.distributed import set_statistics, statistics
 from resnet_ops.training.trainer import MeasuredPrecision, Trainer
 
 MODEL, OPTIMIZER, WORKERS, TRAINED, SCALER = "model/", "optimizer/", "workers/", "trained/", "scaler/"
+LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file; longer ones its own reader refuses
 STATISTICS = ("statistics", "averaged")  # of BatchNorm, in the network and in its average
 
 
@@ -172,6 +173,17 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path} is damaged (its checksum differs).", exit_code=WORK_FAILED)
     parts = (_below(prefix, tensors) for prefix in (MODEL, OPTIMIZER, WORKERS, TRAINED, SCALER))
     return Checkpoint(path, info, header["sha256"], *parts)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file says that it is a checkpoint of ours, be it intact or not."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            size = int.from_bytes(start, "little")
+            return size <= LARGEST_HEADER and "resnet_ops" in _metadata(start + file.read(size))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def is_pickle(content: bytes) -> bool:

@@ -3,7 +3,7 @@
 The checks of each training are those of `training.preflight`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
@@ -22,9 +22,13 @@ from resnet_ops.recipe_config import AUGMENTATION
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training import preflight
+from resnet_ops.training.start import start_weights, with_start
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
 from resnet_ops.tuning.space import Choices, Range, Space, train_options
+
+if TYPE_CHECKING:
+    from resnet_ops.weights.pretrained import PretrainedWeights
 
 COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or search differently
 
@@ -75,8 +79,11 @@ def refuse_other_code(record: SearchRecord) -> None:
 
 def check_search(
     space: Space, base: TrainConfig, slots: TrialSlots, observer: SearchObserver
-) -> tuple[TrainConfig, DataRecord]:
+) -> tuple[TrainConfig, DataRecord, "PretrainedWeights | None"]:
     """Check every network against the images, set the options that depend on them, and decode them here once.
+
+    Returns:
+        The options that all trials share, the images, and the weights that all begin with, if any.
 
     Raises:
         UserError: They do not fit each other, or a machine has other images.
@@ -88,16 +95,22 @@ def check_search(
         raise UserError("A search compares networks on validation images, and --fit-all leaves none.", "Use --refit.")
     from resnet_ops.models import parse_name
 
-    source = None
+    names, source, weights = _models(space), None, None
+    if base.weights is not None and len(names) > 1:
+        raise UserError(
+            f"--weights are those of one network, and this search has {len(names)}.",
+            "Search one network, such as model=resnet18.",
+        )
     with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
-        for model in _models(space):
-            base = base.model_copy(update={"model": model})
+        for model in names:
+            base, weights = start_weights(base.model_copy(update={"model": model}), observer)
             source, settled = preflight.check_training(base, slots.device, source)
             for layer in _values(space, "freeze"):
                 given = next(iter(_values(space, "weights")), base.weights)
                 frozen = base.model_copy(update={"freeze": layer, "weights": given})
                 preflight.check_freezing(frozen, parse_name(model))
         assert source is not None
+        source, _ = with_start(source, base, weights, observer)
         compare(source.record.fingerprint)
     largest = max(_values(space, "batch_size") or [settled.batch_size])
     preflight.check_steps(settled.model_copy(update={"batch_size": largest}), source.record)
@@ -108,7 +121,7 @@ def check_search(
     observer.warn(f"Augmentation{searched}: {settled.augmentation(source.record.stored)}.")
     source = preflight.decode_images(source, settled, observer)
     update = {"device": slots.device, **{name: getattr(settled, name) for name in preflight.OF_THE_IMAGES}}
-    return base.model_copy(update=update), source.record
+    return base.model_copy(update=update), source.record, weights
 
 
 def with_shared_gpus(

@@ -22,7 +22,7 @@ from resnet_ops.tuning.config import TuneConfig
 Value = str | int | float | bool
 FAMILIES = ("resnet", "plain")
 TUNE_OPTIONS = {"depths": "depth", "family": "family", "lr": "lr"}  # options of tune, and their names in a point
-NOT_SEARCHABLE = {"epochs", "auto_batch"}  # the budget, which is the same for all trials
+NOT_SEARCHABLE = {"epochs", "auto_batch", "weights", "weights_key"}  # the same for all trials
 # What `tune` has no option of the same name for.
 NO_OPTION = {"fit_all": "Use --refit.", "stream": "Set it in a file that --recipe names."}
 TRAIN_OPTIONS = tuple(
