@@ -30,14 +30,6 @@ class NetworkConfig(Config):
             panel="Model and data",
         ),
     ] = "resnet20"
-    weights: Annotated[
-        str | None,
-        option(
-            "Weights to begin with: imagenet (torchvision's), a file, hf:OWNER/NAME or the name of a run; by default "
-            "fresh ones.",
-            panel="Model and data",
-        ),
-    ] = None
     shortcut: Annotated[
         Literal["A", "B", "C"] | None,
         option(
