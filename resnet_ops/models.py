@@ -78,7 +78,7 @@ class Architecture:
 
     @property
     def has_batchnorm(self) -> bool:
-        """Whether there is BatchNorm in it: AlexNet and VGG are older."""
+        """Return whether there is BatchNorm in it: AlexNet and VGG are older."""
         return self.kind not in ("alexnet", "vgg")
 
     @property

@@ -48,10 +48,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Parallel:
-    """What is called on a batch: the network, DistributedDataParallel around it, or either compiled.
+    """The module that is called on a batch: the network, DistributedDataParallel around it, or either compiled.
 
     Args:
-        network: It.
+        network: This module.
         ddp: DistributedDataParallel, where it reduces the gradients.
         obstacle: Why steps are not captured in a CUDA graph; None where they are.
     """
