@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import Loader
@@ -15,6 +15,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.models import zero_init_residual
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.ema import ExponentialMovingAverage
+from resnet_ops.training.loss import Loss
 from resnet_ops.training.trainer import Trainer
 
 BUCKETS = 8  # that the gradients are added up in: the first ones while others are still computed
@@ -30,8 +31,18 @@ def build_trainer(
     group: ProcessGroup,
     device: torch.device,
     log_event: Callable[[str], None] = lambda _: None,
+    class_weights: Tensor | None = None,
 ) -> Trainer:
     """Put a fresh network on the device, with its optimizer, ready for the first epoch.
+
+    Args:
+        config: How to train.
+        network: The network.
+        loader: Its images.
+        group: The workers.
+        device: That of the loader.
+        log_event: Called with what the user should know.
+        class_weights: (K,) float32, see `loss.weigh_classes`; None where classes count alike.
 
     Raises:
         UserError: Steps have to be captured in a CUDA graph and cannot be.
@@ -55,9 +66,11 @@ def build_trainer(
     obstacle = obstacle_to_capture(config, group, device, overlaps=ddp is not None)
     if obstacle and device.type == "cuda" and config.cuda_graph == "auto" and group.rank == 0:
         log_event(f"Steps are not captured in a CUDA graph: {obstacle}.")
+    loss = Loss(None if class_weights is None else class_weights.to(device), config.label_smoothing, config.focal_gamma)
     return Trainer(
-        config, network, parallel, optimizer, loader, group, device, totals, ddp, ema, obstacle, log_event=log_event
-    )
+        config, network, parallel, optimizer, loader, group, device, totals, ddp, ema, loss, obstacle,
+        log_event=log_event,
+    )  # fmt: skip
 
 
 def obstacle_to_capture(config: TrainConfig, group: ProcessGroup, device: torch.device, overlaps: bool) -> str | None:
