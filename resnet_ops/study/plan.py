@@ -57,7 +57,7 @@ def search_space(config: StudyConfig, warn: Callable[[str], None] = lambda _: No
         UserError: A depth or a shortcut is not valid, or the images for baselines cannot be read.
     """
     base = configure(**shared_options(config))
-    for name in EXTENDING - {"epochs"}:
+    for name in sorted(EXTENDING - {"epochs"}):
         if getattr(base, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option}: a study compares trainings of one length.", f"Remove {option}.")

@@ -55,7 +55,7 @@ def test_workers_share_the_batches_of_one(world_size: int) -> None:
     shares = [numbers(loader(rank, world_size), 1) for rank in range(world_size)]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert [batch[rank::world_size] for rank in range(world_size)] == parts
-    drawn = torch.bincount(torch.tensor([0] * 180 + [1] * 20 + [2] * 3)[torch.tensor(sum(whole, []))])
+    drawn = torch.bincount(torch.tensor([0] * 180 + [1] * 20 + [2] * 3)[torch.tensor(whole).flatten()])
     assert sorted(drawn.tolist()) == [69, 69, 70]
 
 

@@ -21,6 +21,7 @@ from resnet_ops.training.build import build_trainer, obstacle_to_capture
 from resnet_ops.training.capture import StepInputs
 from resnet_ops.training.compile_trial import CompileTrial
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.trainer import Trainer
 from tests.data.test_loader import pixels
 
@@ -47,7 +48,9 @@ def loader(augmentation: Augmentation, images: int = 64) -> Loader:
 def trainer(augmentation: Augmentation, **options: object) -> Trainer:
     config = TrainConfig.of(model="resnet8", epochs=2, batch_size=8, **options)
     torch.manual_seed(0)
-    return build_trainer(config, build("resnet8", num_classes=10), loader(augmentation), ProcessGroup(), CPU)
+    weights = weigh_classes(config, tuple("0123456789"), torch.arange(64) % 10)
+    network = build("resnet8", num_classes=10)
+    return build_trainer(config, network, loader(augmentation), ProcessGroup(), CPU, class_weights=weights)
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
@@ -79,10 +82,11 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_waits_for_nothing() -> None:
+@pytest.mark.parametrize(("augmentation", "focal_gamma"), [("all", 0.0), ("crop", 2.0)])
+def test_a_step_waits_for_nothing(augmentation: str, focal_gamma: float) -> None:
     ours = trainer(
-        AUGMENTATIONS["all"], ema=0.9, clip_grad_norm=1.0, accumulate=3, label_smoothing=0.1, nesterov=True,
-        norm_weight_decay=0.0,
+        AUGMENTATIONS[augmentation], ema=0.9, clip_grad_norm=1.0, accumulate=3, label_smoothing=0.1, nesterov=True,
+        norm_weight_decay=0.0, class_weights="balanced", focal_gamma=focal_gamma,
     )  # fmt: skip
     block = next(ours.loader.blocks(0))
     ours.inputs.load(block.columns | ours.schedules(range(block.steps)))

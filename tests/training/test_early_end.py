@@ -181,8 +181,8 @@ def test_a_run_that_ended_early_goes_on_to_the_bytes_of_one_planned_so_long(
     images: Path, tmp_path: Path, cli: Callable[..., Ended]
 ) -> None:
     options = {
-        "data": str(images), "model": "resnet8", "runs_dir": tmp_path, "batch_size": 16, "schedule": "steps", "lr": 0.05,
-        "ema": 0.9, "warmup_ratio": 0.2, "sampler": "balanced",
+        "data": str(images), "model": "resnet8", "runs_dir": tmp_path, "batch_size": 16, "schedule": "steps",
+        "lr": 0.05, "ema": 0.9, "warmup_ratio": 0.2, "sampler": "balanced",
     }  # fmt: skip
     ended = job.train(TrainConfig.of(name="r", epochs=3, target_accuracy=2, **options))
     assert (ended.status, ended.epochs) == ("finished", 1)
@@ -222,6 +222,10 @@ def test_time_spent_before_counts(images: Path, tmp_path: Path) -> None:
     assert sum(spent[:-1]) + spent[-2] <= 1
     assert "cuts the learning rate schedule short" in cut.reason
     assert any("fit into --max-time 1s" in event.what for event in cut.run.events())
-    more = job.resume(tmp_path, "t", changes={"max_time": "2s"})
+    more = job.resume(tmp_path, "t", changes={"max_time": "2s", "epochs": 6000})
     assert len(spent) < more.epochs
     assert sum(epoch.seconds for epoch in more.run.epochs()) <= 2.2
+    steps = -(-more.record.data.train_images // 16)
+    anew = learning_rate(config, steps - 1, (6000 - len(spent)) * steps)
+    assert more.run.epochs()[len(spent)].lr == pytest.approx(anew)
+    assert any("one-cycle schedule, which was made for 5000, begins anew" in e.what for e in more.run.events())
