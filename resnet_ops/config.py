@@ -263,7 +263,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
 
     def unusual(self) -> dict[str, Any]:
         """Return the training options that differ from their defaults, except those that depend on the images."""
-        names = {"recipe", *Recipe.model_fields}.difference(IMAGE_DEFAULTS)
+        names = {"recipe", *Recipe.model_fields, *EXTENDING}.difference(IMAGE_DEFAULTS)
         values = {name: getattr(self, name) for name in TrainConfig.model_fields if name in names}
         return {name: value for name, value in values.items() if value != self.default(name)}
 

@@ -19,7 +19,7 @@ ROUNDING = 1e-9  # of accuracies: 1 - 0.43 is less than 0.57
 
 @dataclass(frozen=True)
 class EarlyEnd:
-    """Why a training ends early: `reason` for users, and the `option` that a resumed run needs to go on."""
+    """An end before the last epoch: the `reason`, for users, and the `option` with which a resumed run goes on."""
 
     reason: str
     option: str

@@ -133,7 +133,7 @@ class Trainer:
 
     @property
     def ended(self) -> EarlyEnd | None:
-        """Why the training ends after the epochs done, before its last one; None where it goes on."""
+        """Return why the training ends with the epochs done, before its last one; None where it goes on."""
         return early_end(self.config, self.history, self.extended_after)
 
     def learning_rate_of(self, step: int) -> float:

@@ -143,24 +143,24 @@ def test_weights_that_cannot_be_meant_are_refused(options: dict[str, Any], cause
     assert remedy in error.value.remedy
 
 
-RARE = 8  # which many other digits are taken for
+RARE = 0
 
 
 def imbalanced(loader: Loader, **options: Any) -> Trainer:
-    """Train on 400 digits that are no 8, and 4 that are one."""
+    """Train on 300 digits that are no zeros, and 3 that are."""
     train = loader.train
     assert isinstance(train, DeviceImages)
     is_rare = train.labels == RARE
-    rows = torch.cat(((~is_rare).nonzero()[:400, 0], is_rare.nonzero()[:4, 0]))
+    rows = torch.cat(((~is_rare).nonzero()[:300, 0], is_rare.nonzero()[:3, 0]))
     few = DeviceImages(train.pixels[rows], (train.labels[rows] == RARE).long())
     val = loader.val
     assert isinstance(val, DeviceImages)
     val = DeviceImages(val.pixels, (val.labels == RARE).long())
-    config = TrainConfig.of(model="resnet8", epochs=4, batch_size=32, **options)
+    config = TrainConfig.of(model="resnet8", epochs=6, batch_size=32, lr=0.03, **options)
     loader = replace(loader, train=few, val=val, batch_size=32, balanced=config.sampler == "balanced")
     torch.manual_seed(0)
     network = build("resnet8", num_classes=2, in_channels=1)
-    found = weigh_classes(config, ("other", "eight"), few.labels)
+    found = weigh_classes(config, ("other", "zero"), few.labels)
     return build_trainer(config, network, loader, ProcessGroup(), CPU, class_weights=found)
 
 
@@ -179,5 +179,6 @@ def test_balanced_training_finds_a_class_of_one_in_a_hundred() -> None:
             found = [(network(x).argmax(1), y) for x, y in trainer.loader.val_batches()]
         predicted, true = (torch.cat(each).numpy() for each in zip(*found, strict=True))
         recalls[name] = recall_score(true, predicted)
+    # Of four seeds: 0 as it comes, with weights 0.44 to 1, with the sampler 0.97 to 1.
     assert recalls["weights"] > recalls["as it comes"] + 0.3
-    assert recalls["sampler"] > recalls["as it comes"] + 0.3
+    assert recalls["sampler"] > recalls["as it comes"] + 0.6

@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from resnet_ops.data.sources import open_source
 from resnet_ops.runs import Run
 from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, SHARE
 from resnet_ops.tuning.trial import TrialTask, TrialWorker
 
 
-@pytest.mark.parametrize(("patience", "target"), [(None, 2.0), (1, None)])
-def test_a_trial_ends_by_its_own_options(patience: int | None, target: float | None, tmp_path: Path) -> None:
-    options = {"epochs": 4, "patience": patience, "target_accuracy": target, "model": "resnet8", "schedule": "steps"}
+def test_a_trial_ends_by_its_own_options(tmp_path: Path) -> None:
+    options = {"epochs": 4, "patience": 1, "model": "resnet8", "schedule": "steps"}
     task = TrialTask(str(tmp_path), options, open_source("digits").record, "cpu", threads=1, nodes=1)
 
     class Worker(TrialWorker):
