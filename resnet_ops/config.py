@@ -170,7 +170,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         int | None,
         option(
             "Early stopping: end after so many epochs without a better one. On resuming, it may be changed.",
-            panel="Training",
+            advanced="early stopping",
             shared=True,
             ge=1,
         ),
@@ -180,7 +180,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         option(
             "Longest training, such as 90s, 30m or 8h, over all resumes, start-up not counted: an epoch that would not "
             "be done in time is not begun, whatever the learning rate schedule. On resuming, it may be changed.",
-            panel="Training",
+            advanced="early stopping",
             metavar="TIME",
         ),
     ] = None
