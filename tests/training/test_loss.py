@@ -1,6 +1,7 @@
 """The loss is torch's, weighted as scikit-learn and focal as torchvision have it; rare classes are found with it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.data import stream
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, Loader, open_loader
 from resnet_ops.data.sources import open_source
@@ -23,6 +25,7 @@ from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.loss import Loss, weigh_classes
 from resnet_ops.training.preflight import check_training
 from resnet_ops.training.trainer import Trainer
+from tests.data.samples import noise, write_parquet
 
 CPU = torch.device("cpu")
 NAMES = ("cat", "dog", "emu")
@@ -182,3 +185,15 @@ def test_balanced_training_finds_a_class_of_one_in_a_hundred() -> None:
     # Of four seeds: 0 as it comes, with weights 0.44 to 1, with the sampler 0.97 to 1.
     assert recalls["weights"] > recalls["as it comes"] + 0.3
     assert recalls["sampler"] > recalls["as it comes"] + 0.6
+
+
+def test_rare_images_are_not_looked_for_in_all_of_a_streamed_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "table.parquet", noise(40), [0, 1] * 20)
+    monkeypatch.setattr(stream, "FULL_SHUFFLE_BYTES", 0)  # of tables that are mixed as a whole
+    config = TrainConfig.of(data=str(tmp_path / "table.parquet"), sampler="balanced", batch_size=8, stream="on")
+    with pytest.raises(UserError, match="streamed, a part at a time") as error:
+        check_training(config, "cpu")
+    assert "--class-weights balanced" in error.value.remedy
+    check_training(config.model_copy(update={"stream": "off"}), "cpu")
