@@ -226,7 +226,7 @@ def _with_changes(run: Run, record: RunRecord, changes: dict[str, Any]) -> tuple
     config = record.config.model_copy(update=update)
     record = record.model_copy(update={"config": config.model_copy(update=absolute_paths(config))})
     epochs, meaning = run.epochs(), ""
-    if changes.get("epochs") not in (None, config.epochs):
+    if "epochs" in changes and changed.epochs != config.epochs:
         extension = extend(record, changed.epochs, len(epochs))
         record = record.model_copy(update={"config": extension.config, "extended_after": extension.after})
         meaning = extension.meaning
