@@ -6,7 +6,7 @@ The jobs are submitted in submit.py.
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import EXTENDING, TrainConfig
 from resnet_ops.config_base import as_options
 
 
@@ -21,7 +21,7 @@ def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: boo
     for name in TrainConfig.model_fields:
         value = getattr(config, name)
         if resume:  # what was typed, even if it is the default: the run may have begun with another value
-            changeable = {*config.changeable_on_resume(), "runs_dir"}
+            changeable = {*config.changeable_on_resume(), *EXTENDING, "runs_dir"}
             is_passed = name in config.model_fields_set & changeable and value is not None
         else:
             is_passed = value is not None if config.recipe else value != TrainConfig.default(name)

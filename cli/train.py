@@ -3,7 +3,7 @@
 import functools
 from typing import TYPE_CHECKING
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import EXTENDING, TrainConfig
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.connect import LOCAL, cluster_address, import_ray
 from resnet_ops.orchestration.job_client import is_job_server
@@ -26,6 +26,7 @@ resnet-ops train --model plain56 --epochs 15 --name plain56  # see depth hurt a 
 resnet-ops train --data ~/images --model resnet56 --name mine  # your own images, one folder per class
 resnet-ops train --data ~/images --recipe fast --epochs 10  # a recipe, with fewer epochs
 resnet-ops train --resume mine  # resume an interrupted run
+resnet-ops train --resume mine --epochs 60  # more epochs
 """
 
 
@@ -43,7 +44,7 @@ def train(
     if resume is None:
         config = configure(**typed)
     else:
-        changeable = TrainConfig.changeable_on_resume()
+        changeable = TrainConfig.changeable_on_resume() | EXTENDING
         refuse_changes(options, resume, changeable, "run")
         changes = {name: value for name, value in typed.items() if name in changeable}
         config = options.make(TrainConfig)
@@ -84,6 +85,8 @@ def _show(output: Output, result: "TrainResult") -> None:
             f"{result.epochs}, chosen on these {data.val_images:,} images{last}"
         )
     output.show(f"{accuracy}{speed}, total {result.total_s:.0f} s")
+    if result.reason:
+        output.show(f"  {result.reason[0].upper()}{result.reason[1:]}")
     if best.test_accuracy is not None:
         output.show(test_accuracy_line(best.test_accuracy, data))
     output.show(

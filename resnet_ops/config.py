@@ -17,6 +17,10 @@ from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+EXTENDING = frozenset(
+    {"epochs", "patience", "max_time", "target_accuracy"}
+)  # what a run that is resumed may have more of
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
 
 
@@ -198,6 +202,35 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
             le=100,
         ),
     ] = None
+    patience: Annotated[
+        int | None,
+        option(
+            "Early stopping: end after so many epochs without a better one. On resuming, it may be changed.",
+            advanced="early stopping",
+            shared=True,
+            ge=1,
+        ),
+    ] = None
+    max_time: Annotated[
+        str | None,
+        option(
+            "Longest training, such as 90s, 30m or 8h, over all resumes, start-up not counted: an epoch that would not "
+            "be done in time is not begun, whatever the learning rate schedule. On resuming, it may be changed.",
+            advanced="early stopping",
+            metavar="TIME",
+        ),
+    ] = None
+    target_accuracy: Annotated[
+        float | None,
+        option(
+            "End after the first epoch with this validation accuracy (top-1), in percent. On resuming, it may be "
+            "changed.",
+            advanced="early stopping",
+            metavar="PERCENT",
+            gt=0,
+            le=100,
+        ),
+    ] = None
 
     name: Annotated[
         str | None, option("Name of the run; by default made of model and dataset.", panel="Run", shared=True)
@@ -244,9 +277,38 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
             raise UserError("--expect measures on validation images, and --fit-all leaves none.", "Remove one of them.")
         return self
 
+    @field_validator("max_time")
+    @classmethod
+    def _longest_is_a_time(cls, longest: str | None) -> str | None:
+        if longest is not None and re.fullmatch(r"[1-9]\d{0,8}[smh]", longest) is None:
+            raise ValueError("must be a time, such as 90s, 30m or 8h")
+        return longest
+
+    @field_validator("target_accuracy")
+    @classmethod
+    def _target_is_in_percent(cls, target: float | None) -> float | None:
+        if target is not None and target <= 1:
+            raise ValueError("must be in percent, such as 95")
+        return target
+
+    @model_validator(mode="after")
+    def _early_ends_can_be_measured(self) -> Self:
+        for name in ("patience", "target_accuracy"):
+            if self.fit_all and getattr(self, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} needs validation images, and --fit-all trains on all of them.",
+                    "Remove one of the two.",
+                )
+        return self
+
+    @property
+    def max_time_s(self) -> int | None:
+        """The longest training in seconds, if it is limited."""
+        return None if self.max_time is None else int(self.max_time[:-1]) * SECONDS[self.max_time[-1]]
+
     def unusual(self) -> dict[str, Any]:
         """Return the training options that differ from their defaults, except those that depend on the images."""
-        names = {"recipe", *Recipe.model_fields}.difference(IMAGE_DEFAULTS)
+        names = {"recipe", *Recipe.model_fields, *EXTENDING}.difference(IMAGE_DEFAULTS)
         values = {name: getattr(self, name) for name in TrainConfig.model_fields if name in names}
         return {name: value for name, value in values.items() if value != self.default(name)}
 
@@ -256,7 +318,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         every = self.checkpoint_every
         if every is None or every.isdigit():
             return (int(every) if every else None), None
-        return None, int(every[:-1]) * {"s": 1, "m": 60, "h": 3600}[every[-1]]
+        return None, int(every[:-1]) * SECONDS[every[-1]]
 
     @field_validator("name")
     @classmethod

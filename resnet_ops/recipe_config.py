@@ -1,6 +1,7 @@
 """The options that a recipe may contain: how to train, on whatever data and wherever."""
 
 import functools
+import math
 from fractions import Fraction
 from typing import Annotated, Literal, Self
 
@@ -158,6 +159,33 @@ class Recipe(Config):
         ),
     ] = None
     label_smoothing: Annotated[float, option("Label smoothing (0: off).", advanced="optimizer", ge=0, lt=1)] = 0.0
+    class_weights: Annotated[
+        str | None,
+        option(
+            "Weights of the classes in the loss: balanced (in inverse proportion to their training images, as "
+            "scikit-learn's), or CLASS=WEIGHT,..., such as cat=2,dog=0.5, others 1; scaled to a mean of 1 over the "
+            "training images. none: off.",
+            advanced="class imbalance",
+        ),
+    ] = None
+    sampler: Annotated[
+        Literal["shuffle", "balanced"],
+        option(
+            "Images of an epoch: shuffle (each once), or balanced (as many, but of each class equally many: those of "
+            "rare classes several times, of frequent ones a part).",
+            advanced="class imbalance",
+        ),
+    ] = "shuffle"
+    focal_gamma: Annotated[
+        float,
+        option(
+            "Focal loss (Lin et al. 2017): exponent by which images that are classified well count less, such as 2 "
+            "(0: cross entropy).",
+            advanced="class imbalance",
+            ge=0,
+            le=20,
+        ),
+    ] = 0.0
     clip_grad_norm: Annotated[
         float, option("Clip gradients to this norm (0: off).", advanced="optimizer", ge=0, allow_inf_nan=False)
     ] = 0.0
@@ -300,6 +328,19 @@ class Recipe(Config):
             raise ValueError("must be increasing fractions of training between 0 and 1, such as 0.5,0.75 or 1/3,2/3")
         return milestones
 
+    @field_validator("class_weights")
+    @classmethod
+    def _weights_have_names(cls, text: str | None) -> str | None:
+        if text in (None, "balanced", "none"):
+            return text
+        try:
+            weights = parse_class_weights(str(text))
+        except ValueError:
+            weights = {}
+        if not weights or not all(0 < weight < math.inf for weight in weights.values()):
+            raise ValueError("must be balanced, none, or CLASS=WEIGHT,... with positive weights, such as cat=2,dog=0.5")
+        return text
+
     @model_validator(mode="after")
     def _options_fit_together(self) -> Self:
         if self.accumulate > self.batch_size and not self.auto_batch:
@@ -347,6 +388,19 @@ class Recipe(Config):
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Return how many batches have every image in them."""
     return -(-images // batch_size)
+
+
+def parse_class_weights(text: str) -> dict[str, float]:
+    """Return the weights written as `cat=2,dog=0.5`, by the names of the classes.
+
+    Raises:
+        ValueError: It is no such list, or names a class twice.
+    """
+    pairs = [pair.rpartition("=") for pair in text.split(",")]
+    weights = {name.strip(): float(weight) for name, _, weight in pairs if name.strip()}
+    if len(weights) < len(pairs):
+        raise ValueError(text)
+    return weights
 
 
 @functools.cache

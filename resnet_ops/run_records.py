@@ -159,7 +159,12 @@ class StartRecord(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """The content of run.json."""
+    """The content of run.json.
+
+    `reason` is why the run failed, was interrupted, or ended before its last epoch. `extended_after` is how many epochs
+    were done when the run was given more: schedules other than `steps` began anew there, and patience counts from
+    there.
+    """
 
     format: Literal[1] = 1
     name: str
@@ -176,6 +181,7 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     start: StartRecord | None = None
     resumed: int = 0
+    extended_after: int = 0
     best: Best | None = None
 
     @model_validator(mode="after")
@@ -206,7 +212,7 @@ class RunSummary(Result):
     name: str = Field(description="Name of the run.")
     run_dir: files.Place = Field(description="Folder of the run.")
     status: Status
-    reason: str = Field(description="Why it failed or was interrupted, if it was.")
+    reason: str = Field(description="Why it failed, was interrupted or ended before its last epoch, if it did.")
     model: str = Field(description="Network, such as resnet20.")
     data: str = Field(description="Name of the dataset.")
     epochs_done: int = Field(description="Epochs trained so far.")

@@ -43,6 +43,10 @@ class SplitImages(Protocol):
         """Height and width of its images."""
 
     @property
+    def labels(self) -> Tensor:
+        """The class of each image, (N,) int64."""
+
+    @property
     def bad(self) -> tuple[BadImage, ...]:
         """Images that could not be decoded so far."""
 
@@ -175,6 +179,7 @@ class Loader:
     seed: int
     rank: int = 0
     world_size: int = 1
+    balanced: bool = False  # whether classes are drawn equally often, instead of each image once
 
     @property
     def steps(self) -> int:
@@ -203,7 +208,11 @@ class Loader:
         are read meanwhile, `beat` is called as they come.
         """
         generator = _generator(stream_seed(self.seed, RandomStream.ORDER, epoch))
-        batches = self.train.shuffled_batches(self.batch_size, self.rank, self.world_size, generator)
+        if self.balanced:
+            order = sampling.balanced_order(self.train.labels.cpu(), self.steps * self.batch_size, generator)
+            batches = sampling.rank_batches(order, self.batch_size, self.rank, self.world_size)
+        else:
+            batches = self.train.shuffled_batches(self.batch_size, self.rank, self.world_size, generator)
         images = None if self.resident else self.train.load_batches(batches[start:], beat)
         for first in range(start, len(batches), BLOCK_STEPS):
             rows = batches[first : first + BLOCK_STEPS]
@@ -281,6 +290,7 @@ def open_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    balanced: bool = False,
     log_event: Callable[[str], None] = lambda _: None,
 ) -> Loader:
     """Decode a source onto the device, or stream it while training, as its configuration says."""
@@ -297,7 +307,7 @@ def open_loader(
             mean, std = pixel_statistics(decoded.counts)
     assert mean is not None
     assert std is not None
-    return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
+    return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size, balanced)
 
 
 def _generator(seed: int) -> torch.Generator:

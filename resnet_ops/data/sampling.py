@@ -38,6 +38,28 @@ def rank_batches(order: Tensor, batch_size: int, rank: int, world_size: int) -> 
     return [batch[rank::world_size] for batch in filled.split(batch_size)]
 
 
+def balanced_order(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` rows in random order, of each class equally many, give or take one.
+
+    A class with more images than that gives a random part of them, one with fewer each of its images equally often,
+    give or take once.
+
+    Args:
+        labels: The class of each row, (N,) int64; classes without rows are left out.
+        count: Rows to return.
+        generator: In the same state on all ranks.
+    """
+    rows = torch.argsort(labels, stable=True)
+    of_class = rows.split(torch.unique(labels, return_counts=True)[1].tolist())
+    shares = torch.full((len(of_class),), count // len(of_class))
+    shares[torch.randperm(len(of_class), generator=generator)[: count % len(of_class)]] += 1  # another few each epoch
+    drawn = []
+    for own, share in zip(of_class, shares.tolist(), strict=True):
+        rounds = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-share // len(own)))]
+        drawn.append(torch.cat([own[:0], *rounds])[:share])
+    return torch.cat(drawn)[torch.randperm(count, generator=generator)]
+
+
 def rank_batches_by_row_group(
     row_groups: np.ndarray, window: int, batch_size: int, rank: int, world_size: int, generator: torch.Generator
 ) -> list[Tensor]:

@@ -74,6 +74,11 @@ class StreamedImages:
         return self.options.crop.height, self.options.crop.width
 
     @property
+    def labels(self) -> Tensor:
+        """The class of each image, (N,) int64."""
+        return torch.from_numpy(self.encoded.labels)
+
+    @property
     def bad(self) -> tuple[BadImage, ...]:
         """Images that could not be decoded so far."""
         return tuple(BadImage(name=self.encoded.name(row), reason=reason) for row, reason in self.broken.items())

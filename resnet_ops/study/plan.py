@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, get_args
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import EXTENDING, TrainConfig
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import BASELINES, Shortcut, parse_name
@@ -57,6 +57,10 @@ def search_space(config: StudyConfig, warn: Callable[[str], None] = lambda _: No
         UserError: A depth or a shortcut is not valid, or the images for baselines cannot be read.
     """
     base = configure(**shared_options(config))
+    for name in sorted(EXTENDING - {"epochs"}):
+        if getattr(base, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option}: a study compares trainings of one length.", f"Remove {option}.")
     first_seed = config.given.get("seed", TrainConfig.default("seed"))
     networks = _networks(config) + (_baselines(config, base, warn) if config.baselines else [])
     points = [

@@ -18,6 +18,7 @@ from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.freezing import freeze, frozen_layers, parameters_of
 from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
+from resnet_ops.training.loss import Loss
 from resnet_ops.training.loss_scaling import LossScaler
 from resnet_ops.training.trainer import Parallel, Trainer, mixed_precision
 
@@ -34,8 +35,18 @@ def build_trainer(
     group: ProcessGroup,
     device: torch.device,
     log_event: Callable[[str], None] = lambda _: None,
+    class_weights: Tensor | None = None,
 ) -> Trainer:
     """Put a network, fresh or with given weights, on the device, with its optimizer, ready for the first epoch.
+
+    Args:
+        config: How to train.
+        network: The network.
+        loader: Its images.
+        group: The workers.
+        device: That of the loader.
+        log_event: Called with what the user should know.
+        class_weights: (K,) float32, see `loss.weigh_classes`; None where classes count alike.
 
     Raises:
         UserError: Steps have to be captured in a CUDA graph and cannot be.
@@ -56,8 +67,9 @@ def build_trainer(
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     optimizer = _optimizer(config, network, device)
     scaler = LossScaler(device) if mixed_precision(config.precision, device) == "fp16" else None
+    loss = Loss(None if class_weights is None else class_weights.to(device), config.label_smoothing, config.focal_gamma)
     return Trainer(
-        config, network, parallel.network, optimizer, loader, group, device, totals, parallel.ddp, ema, scaler,
+        config, network, parallel.network, optimizer, loader, group, device, totals, parallel.ddp, ema, scaler, loss,
         parallel.obstacle, log_event=log_event, parallelize=parallelize,
     )  # fmt: skip
 

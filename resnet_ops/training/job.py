@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from resnet_ops import files, runs
-from resnet_ops.config import TEST_NAME, TrainConfig
+from resnet_ops.config import EXTENDING, TEST_NAME, TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.data.sources import MAX_LISTED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
@@ -29,6 +29,7 @@ from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Sta
 from resnet_ops.runs import Run
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
+from resnet_ops.training.early_end import early_end, extend
 from resnet_ops.training.observer import Observer, follow
 from resnet_ops.training.preflight import (
     check_every_node,
@@ -38,6 +39,7 @@ from resnet_ops.training.preflight import (
     decode_images,
     report_defaults,
     warn_of_batch_size,
+    warn_of_double_balance,
     warn_of_mirroring,
     with_largest_batch,
 )
@@ -56,6 +58,7 @@ class TrainResult(Result):
     name: str = Field(description="Name of the run.")
     run_dir: files.Place = Field(description="Folder of the run.")
     status: Status
+    reason: str = Field(description="Why it ended before its last epoch, if it did.")
     model: str = Field(description="Network, such as resnet20.")
     data: str = Field(description="Name of the dataset.")
     epochs: int = Field(description="Epochs trained, those before a resume included.")
@@ -113,6 +116,7 @@ def train(
             compare(source.record.fingerprint)
         warn_of_batch_size(requested, config, source.record, observer)
         warn_of_mirroring(requested, source.record, observer)
+        warn_of_double_balance(config, observer)
         source = decode_images(source, config, observer)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)
@@ -144,20 +148,20 @@ def resume(
     halt: threading.Event | None = None,
     tracked: bool = True,
 ) -> TrainResult:
-    """Resume a run from its last intact checkpoint; one that is finished is returned as it is.
+    """Resume a run from its last intact checkpoint; one that is finished is returned as it is, unless it is given more.
 
     Args:
         runs_dir: Folder that holds the run.
         name: The run.
-        changes: Options of where it runs that differ from now on.
+        changes: Options that differ from now on: those of where it runs, and `EXTENDING`, such as more epochs.
         observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
         halt: As for `train`.
         tracked: As for `train`.
 
     Raises:
-        UserError: There is no such run, its data changed or is gone, another process trains it,
-            its workers do not fit, or the work failed.
+        UserError: There is no such run, it would train no further with these changes, its data changed or is gone,
+            another process trains it, its workers do not fit, or the work failed.
     """
     observer, started_at = observer or Observer(), started_at or time.time()
     run = runs.find(runs_dir, name)
@@ -167,16 +171,15 @@ def resume(
         raise UserError(f"{name} is a {kind}.", f"Resume it with: resnet-ops {command} --resume {name}")
     with run.lock():
         record = run.read()
+        record, extended = _with_changes(run, record, changes or {})
+        config = record.config
         if record.status == "finished":
             observer.run_created(run, record)
-            observer.warn(f"{name} is finished: all {record.config.epochs} epochs are done.")
+            observer.warn(_why_finished(run, record))
             if record.config.track != "none" and tracked:
                 with Tracker(record.config.track, observer.warn, resume_command) as own_tracker:
                     own_tracker.update(run)  # for what could not be logged then
             return _result(run, record, (), started_at)
-        changed = TrainConfig.of(**(changes or {}))  # model_copy does not validate
-        config = record.config.model_copy(update={name: getattr(changed, name) for name in changes or {}})
-        config = config.model_copy(update=absolute_paths(config))
         tracker.check_service(config.track)
         with allocate(config, observer.warn) as placement:
             with check_every_node(placement.remote_nodes, run.path, config) as compare:
@@ -194,13 +197,16 @@ def resume(
             update = {
                 "status": "running",
                 "reason": "",
-                "config": config,
+                "best": None,
                 "device": layout.device,
                 "world_size": layout.workers,
                 "resumed": record.resumed + 1,
             }
             record = run.write(record.model_copy(update=update))
             observer.run_created(run, record)
+            if extended:
+                run.log_event(extended)
+                observer.warn(extended)
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
                     from resnet_ops.training.launch import launch_workers
@@ -210,6 +216,43 @@ def resume(
                     result = launch_workers(run_worker, run, record, source, placement, halt)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
+
+
+def _with_changes(run: Run, record: RunRecord, changes: dict[str, Any]) -> tuple[RunRecord, str]:
+    """Return the record of a run with options that differ from now on, and what more epochs mean, if it gets any.
+
+    A finished run that is given more is no longer finished.
+
+    Raises:
+        UserError: A change is wrong, or of a finished run and of no effect.
+    """
+    changed = TrainConfig.of(fit_all=record.config.fit_all, **changes)  # model_copy does not validate
+    update = {name: getattr(changed, name) for name in changes if name != "epochs"}
+    config = record.config.model_copy(update=update)
+    record = record.model_copy(update={"config": config.model_copy(update=absolute_paths(config))})
+    epochs, meaning = run.epochs(), ""
+    if "epochs" in changes and changed.epochs != config.epochs:
+        extension = extend(record, changed.epochs, len(epochs))
+        record = record.model_copy(update={"config": extension.config, "extended_after": extension.after})
+        meaning = extension.meaning
+    if record.status == "finished" and EXTENDING & changes.keys() and len(epochs) < record.config.epochs:
+        if end := early_end(record.config, epochs, record.extended_after):
+            raise UserError(
+                f"{run.name} would train no further: {end.reason}.", f"Use {resume_command(run)} {end.option}"
+            )
+        if not any(path.name.startswith("epoch-") for path in files.listed(run.checkpoints)):
+            raise UserError(f"{run.name} has no checkpoint to go on from.", "Train a new run.")
+        record = record.model_copy(update={"status": "interrupted"})
+    return record, meaning
+
+
+def _why_finished(run: Run, record: RunRecord) -> str:
+    """Say why a run is finished, and how it is given more."""
+    done = run.epochs()
+    end = early_end(record.config, done, record.extended_after)
+    option = end.option if end else f"--epochs {2 * record.config.epochs}"
+    why = record.reason or f"all {record.config.epochs} epochs are done"
+    return f"{run.name} is finished: {why}. To train it further: {resume_command(run)} {option}"
 
 
 def _other_images(name: str, trained_on: DataRecord, source: Source) -> UserError:
@@ -282,7 +325,8 @@ def _finish(run: Run, record: RunRecord, result: "WorkerResult") -> RunRecord:
 
     best, _ = read_best(run)
     selected = Best.of(best.info.validated, run.epochs()[-1], best.path, result.test_accuracy)
-    update: dict[str, Any] = {"status": "finished", "best": selected}
+    reason = result.early_end.reason if result.early_end else ""
+    update: dict[str, Any] = {"status": "finished", "reason": reason, "best": selected}
     if result.bad_images:  # met by workers that stream
         bad = {
             "val_images": record.data.val_images - len(result.bad_val_images),
@@ -370,6 +414,7 @@ def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at
         name=run.name,
         run_dir=run.path,
         status=record.status,
+        reason=record.reason,
         model=record.config.model,
         data=record.data.name,
         epochs=len(epochs),

@@ -19,7 +19,7 @@ from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.shared_storage import probe_nodes
-from resnet_ops.recipe_config import ADAMW_DEFAULTS, IMAGE_DEFAULTS, NO_LAYER, steps_per_epoch
+from resnet_ops.recipe_config import ADAMW_DEFAULTS, IMAGE_DEFAULTS, NO_LAYER, parse_class_weights, steps_per_epoch
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.observer import Observer
 
@@ -33,6 +33,7 @@ FEWEST_STEPS, SMALLEST_BATCH = 11, 8
 FEWEST_NORMALIZED = (
     16  # images whose BatchNorm statistics do not harm (Wu and He 2018, fig. 1: 32 to 16 cost 0.5 points)
 )
+MAX_NAMED = 10  # classes that a message lists
 
 # torch is imported in the functions, while nodes are being asked.
 
@@ -80,12 +81,16 @@ def check_training(
         raise UserError(
             f"{architecture.name} has no blocks to compute again.", "Remove --gradient-checkpointing, or use a ResNet."
         )
+    stream = should_stream(config, source.decoded_bytes)
+    _check_class_weights(config, data)
+    if stream:
+        _check_sampler(config, source)
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
         "batch_size": batch_size,
-        "stream": "on" if should_stream(config, source.decoded_bytes) else "off",
+        "stream": "on" if stream else "off",
         "crop_padding": padding,
         "flip": _mirroring_harm(data) is None if config.flip is None else config.flip,
         "freeze_batchnorm": (
@@ -157,6 +162,49 @@ def report_defaults(requested: TrainConfig, settled: TrainConfig, device: str, o
         )
     if device == "cpu" and settled.precision in ("bf16", "fp16"):
         observer.warn(f"--precision {settled.precision} is slower than fp32 on most CPUs.")
+
+
+def _check_class_weights(config: TrainConfig, data: DataRecord) -> None:
+    """Check that every class that has a weight of its own is there.
+
+    Raises:
+        UserError: One is not.
+    """
+    if config.class_weights in (None, "none", "balanced"):
+        return
+    for name in parse_class_weights(str(config.class_weights)):
+        if name not in data.class_names:
+            remedy = did_you_mean(name, data.class_names)
+            known = ", ".join(data.class_names[:MAX_NAMED]) + (", ..." if len(data.class_names) > MAX_NAMED else "")
+            raise UserError(
+                f"--class-weights: {data.name} has no class {name!r}.", f"{remedy} Its classes: {known}.".strip()
+            )
+
+
+def _check_sampler(config: TrainConfig, source: Source) -> None:
+    """Check that images of all classes can be drawn from streamed images.
+
+    Raises:
+        UserError: They are read in the order of row groups.
+    """
+    from resnet_ops.data.stream import FULL_SHUFFLE_BYTES
+
+    in_row_groups = source.splits["train"].row_groups is not None
+    if config.sampler == "balanced" and in_row_groups and source.decoded_bytes > FULL_SHUFFLE_BYTES:
+        raise UserError(
+            f"--sampler balanced draws from all images, but the Parquet files of {source.record.name} are streamed, a "
+            "part at a time.",
+            "Use --class-weights balanced, or images in class folders.",
+        )
+
+
+def warn_of_double_balance(config: TrainConfig, observer: Observer) -> None:
+    """Warn where two options do the same for rare classes, which then count more than frequent ones."""
+    if config.sampler == "balanced" and config.class_weights == "balanced":
+        observer.warn(
+            "--sampler balanced already trains on each class equally often; with --class-weights balanced, too, rare "
+            "classes count more than frequent ones. One of the two is enough."
+        )
 
 
 def check_steps(config: TrainConfig, data: DataRecord) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,8 @@ from resnet_ops.training import checkpoint as checkpoint_files
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.early_end import foresee_cut
+from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.start import begin_from_weights
 from resnet_ops.training.trainer import Progress, Trainer, measured_precision
 
@@ -138,6 +139,7 @@ class TrainingSession:
             seed=config.seed,
             rank=group.rank,
             world_size=group.size,
+            balanced=config.sampler == "balanced",
             log_event=run.log_event,
         )
         torch.manual_seed(config.seed)
@@ -147,7 +149,9 @@ class TrainingSession:
             in_channels=record.data.channels,
             shortcut=config.shortcut,
         )
-        trainer = build_trainer(config, network, loader, group, device, run.log_event)
+        weights = weigh_classes(config, record.data.class_names, loader.train.labels)
+        trainer = build_trainer(config, network, loader, group, device, run.log_event, weights)
+        trainer.extended_after = record.extended_after
         checkpoints = CheckpointStore(run, config.num_to_keep)
         metrics = _resume(trainer, checkpoints)
         if record.start and not (trainer.epoch or trainer.step):
@@ -182,6 +186,8 @@ class TrainingSession:
         self.metrics = epoch or self.metrics
         if self.trainer.group.rank == 0:
             assert self.writer is not None
+            if epoch and (warning := foresee_cut(self.record.config, self.trainer.history)):
+                self.run.log_event(warning)
             self.writer.start(self.checkpoints.save, self._info(), tensors)
 
     def wait(self) -> None:
@@ -226,15 +232,16 @@ def _clock(device: torch.device) -> float:
 
 def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> Epoch | None:
     """Restore the last intact checkpoint, if there is one: rank 0 chooses, every rank reads it."""
-    chosen: list[Path | None] = [None]
+    chosen: list[Any] = [None, []]  # the checkpoint's path, and the epochs done
     if trainer.group.rank == 0:
         latest, refused = checkpoints.latest()
         for reason in refused:
             checkpoints.run.log_event(f"Skipping a checkpoint: {reason}")
-        chosen = [latest.path if latest else None]
         checkpoints.rewind(latest)
+        chosen = [latest.path if latest else None, checkpoints.run.epochs()]
     if trainer.group.size > 1:
         dist.broadcast_object_list(chosen)
+    trainer.history = chosen[1]
     if chosen[0] is None:
         return None
     checkpoint = checkpoint_files.read(chosen[0])

@@ -24,8 +24,10 @@ from resnet_ops.run_records import Epoch
 from resnet_ops.training.capture import Part, StepInputs, StepRunner
 from resnet_ops.training.compile_trial import CompileTrial
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.early_end import EarlyEnd, early_end
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.freezing import freeze, keep_statistics
+from resnet_ops.training.loss import Loss
 from resnet_ops.training.loss_scaling import SMALLEST_SCALE, LossScaler
 from resnet_ops.training.schedule import learning_rate
 
@@ -79,10 +81,13 @@ class Trainer:
     ddp: nn.parallel.DistributedDataParallel | None = None  # where it reduces the gradients
     ema: ExponentialMovingAverage | None = None
     scaler: LossScaler | None = None
+    loss: Loss = field(default_factory=Loss)
     obstacle: str | None = "training runs on the CPU"
     beat: Callable[[], None] = lambda: None  # a heartbeat, called at each batch
     epoch: int = 0  # epochs done
     step: int = 0  # steps done of the current epoch
+    history: list[Epoch] = field(default_factory=list)  # the epochs done, the same on every worker
+    extended_after: int = 0  # epochs done when the training was given more, see `RunRecord`
     val_correct: Tensor | None = None  # (validation images,) uint8: those classified correctly after the last epoch
     log_event: Callable[[str], None] = lambda _: None
     parallelize: "Callable[[], Parallel] | None" = None  # what `parallel` comes from, where other layers are trained
@@ -125,7 +130,7 @@ class Trainer:
         Raises:
             UserError: The loss is no longer a finite number.
         """
-        while self.epoch < self.config.epochs:
+        while self.epoch < self.config.epochs and self.ended is None:
             started, first_step = time.perf_counter(), self.step
             for _ in self.train_epoch(after_step, is_due):
                 yield None
@@ -140,19 +145,33 @@ class Trainer:
             val = self.evaluate()
             self.epoch, self.step = self.epoch + 1, 0
             self.totals.zero_()
-            yield Epoch(
+            metrics = Epoch(
                 epoch=self.epoch,
                 step=self.epoch * steps,
                 train_loss=self.finite(train.loss),
                 train_error=train.error,
                 val_loss=self.finite(val.loss) if val else None,
                 val_error=val.error if val else None,
-                lr=learning_rate(self.config, self.epoch * steps - 1, self.config.epochs * steps),
+                lr=self.learning_rate_of(self.epoch * steps - 1),
                 images_per_second=(steps - first_step) * batch_size / (trained - started),
-                seconds=time.perf_counter() - started,
+                seconds=self.group.agree(time.perf_counter() - started),  # which may end the training on all of them
                 world_size=self.group.size,
                 skipped_steps=skipped,
             )
+            self.history.append(metrics)
+            yield metrics
+
+    @property
+    def ended(self) -> EarlyEnd | None:
+        """Return why the training ends with the epochs done, before its last one; None where it goes on."""
+        return early_end(self.config, self.history, self.extended_after)
+
+    def learning_rate_of(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0 since the training began."""
+        steps = self.loader.steps
+        # Milestones stay where they were; other schedules begin anew when a training is given more epochs.
+        first = 0 if self.config.schedule == "steps" else self.extended_after * steps
+        return learning_rate(self.config, max(step - first, 0), self.config.epochs * steps - first)
 
     def _skipped_steps(self) -> int:
         """Return how many steps of an epoch, which ends, loss scaling has skipped, and report it.
@@ -270,8 +289,7 @@ class Trainer:
 
     def schedules(self, steps: range) -> dict[str, Tensor]:
         """Return what follows from the number of a step, for some steps, counted from 0 since the training began."""
-        total = self.config.epochs * self.loader.steps
-        rates = [learning_rate(self.config, step, total) for step in steps]
+        rates = [self.learning_rate_of(step) for step in steps]
         dtype = self.optimizer.param_groups[0]["lr"].dtype
         columns = {"learning_rate": torch.tensor(rates, dtype=dtype)}
         if self.ema:
@@ -294,7 +312,7 @@ class Trainer:
             waits = self.ddp.no_sync() if self.ddp and index < micro_batches else contextlib.nullcontext()
             with waits:
                 logits = self.logits(self.parallel, images)
-                loss_sum = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=config.label_smoothing)
+                loss_sum = self.loss(logits, labels)
                 # Scaled by the whole batch, so that uneven shares still add up to the batch's mean;
                 # DistributedDataParallel averages over workers, where a sum is wanted.
                 loss = loss_sum * ((self.group.size if self.ddp else 1) / config.batch_size)

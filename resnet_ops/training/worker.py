@@ -34,6 +34,7 @@ from resnet_ops.run_records import BadImage, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.early_end import EarlyEnd
 from resnet_ops.training.measure import measure_test
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import Trainer
@@ -68,12 +69,14 @@ class WorkerResult:
         bad_images: Images that any worker could not decode.
         bad_val_images: Those of them that are validation images.
         test_accuracy: Of the selected weights on the test images, from 0 to 1; None where there are none.
+        early_end: Why the training ended before its last epoch, if it did.
     """
 
     steps_at: tuple[float, ...]
     bad_images: tuple[BadImage, ...]
     bad_val_images: tuple[BadImage, ...] = ()
     test_accuracy: float | None = None
+    early_end: EarlyEnd | None = None
 
 
 def run_worker(task: WorkerTask) -> WorkerResult:
@@ -97,7 +100,8 @@ def run_worker(task: WorkerTask) -> WorkerResult:
                 session.save(epoch)
                 if epoch is not None:
                     ray.train.report(epoch.model_dump())
-                if session.trainer.epoch < record.config.epochs and nodes.can_grow():
+                goes_on = session.trainer.epoch < record.config.epochs and session.trainer.ended is None
+                if goes_on and nodes.can_grow():
                     session.wait()
                     group.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                     raise RegroupError
@@ -107,7 +111,8 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         loader = session.trainer.loader
         bad_train = _gather_bad_images(group, loader.train.bad)
         bad_val = _gather_bad_images(group, loader.val.bad if loader.val else ())
-        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, test_accuracy)
+        early_end = session.trainer.ended
+        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, test_accuracy, early_end)
 
 
 def run_measurement(task: WorkerTask) -> WorkerResult:

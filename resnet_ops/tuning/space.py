@@ -24,11 +24,12 @@ FAMILIES = ("resnet", "plain")
 TUNE_OPTIONS = {"depths": "depth", "family": "family", "lr": "lr"}  # options of tune, and their names in a point
 NOT_SEARCHABLE = {"epochs", "auto_batch", "weights", "weights_key"}  # the same for all trials
 # What `tune` has no option of the same name for.
-NO_OPTION = {"fit_all": "Use --refit.", "stream": "Set it in a file that --recipe names."}
+IN_A_RECIPE = "Set it in a file that --recipe names."
+NO_OPTION = {"fit_all": "Use --refit."} | dict.fromkeys(("stream", "max_time", "target_accuracy"), IN_A_RECIPE)
 TRAIN_OPTIONS = tuple(
     n for n in ("recipe", "seed", *NetworkConfig.model_fields, *Recipe.model_fields) if n not in NOT_SEARCHABLE
 )
-WITH_COMMAS = {"milestones"}  # options whose value is itself a list with commas
+WITH_COMMAS = {"milestones"}  # options whose value is itself a list with commas; so is that of CLASS=WEIGHT
 LOG_RATIO = 10  # a range that spans as much is searched on a logarithmic scale
 
 
@@ -135,7 +136,7 @@ def _parse(name: str, source: str, value: Any) -> Choices | Range:
     if isinstance(value, str) and _is_number(name) and ":" in value:
         return _parse_range(name, source, value)
     if isinstance(value, str):
-        value = [value] if name in WITH_COMMAS else [part.strip() for part in value.split(",")]
+        value = [value] if name in WITH_COMMAS or "=" in value else [part.strip() for part in value.split(",")]
     values = tuple(_parse_value(name, source, each) for each in (value if isinstance(value, list) else [value]))
     if not values:
         raise UserError(f"{source}: no value to search.", "Give one or more.")

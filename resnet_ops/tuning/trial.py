@@ -30,6 +30,7 @@ from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
 from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.early_end import early_end
 from resnet_ops.training.memory import free_bytes
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.session import TrainingSession
@@ -94,6 +95,7 @@ class TrialWorker(tune.Trainable):
         self.run = Run(files.to_path(self.task.trials) / f"{self.number:03d}")
         self.options = train_options({name: value for name, value in point.items() if name != NUMBER})
         self.best: Epoch | None = None  # the one whose weights are in best/
+        self.history: list[Epoch] = []
         self.epoch, self.seconds = 0, 0.0
         self.memory_retries = MEMORY_RETRIES if self.task.shares_gpu else 0
         self.record: RunRecord | None = None
@@ -132,11 +134,23 @@ class TrialWorker(tune.Trainable):
         assert self.record is not None
         # `check_search` refuses to search without validation images.
         assert epoch.val_error is not None
-        return self._result(done=epoch.epoch >= self.record.config.epochs, val_error=epoch.val_error)
+        if end := early_end(self.record.config, self.history):
+            # To schedulers it is done: its best accuracy is what trials that train longer have to reach.
+            return self._result(done=True, val_error=epoch.val_error, ended=end.reason, **{SHARE: 1.0})
+        return self._result(done=self._is_last(epoch), val_error=epoch.val_error)
 
     def _rank(self, epoch: Epoch) -> None:
+        self.history = [*self._history_before(epoch), epoch]
         if self.best is None or epoch.score > self.best.score:
             self.best = epoch
+
+    def _history_before(self, epoch: Epoch) -> list[Epoch]:
+        return [before for before in self.history if before.epoch < epoch.epoch]
+
+    def _is_last(self, epoch: Epoch) -> bool:
+        assert self.record is not None
+        config = self.record.config
+        return epoch.epoch >= config.epochs or early_end(config, [*self._history_before(epoch), epoch]) is not None
 
     def _retry_or_give_up(self, reason: str) -> dict[str, Any]:
         """Continue from the last checkpoint once the trials that share this one's GPU have left it enough memory."""
@@ -154,7 +168,7 @@ class TrialWorker(tune.Trainable):
 
     def _next_epoch(self) -> Epoch | None:
         epoch, session = next(self.epochs, None), self.session
-        if epoch and session and self.task.at_end and epoch.epoch == session.record.config.epochs:
+        if epoch and session and self.task.at_end and self._is_last(epoch):
             self.task.at_end(session)
         return epoch
 
@@ -243,7 +257,7 @@ class TrialWorker(tune.Trainable):
                 ended = not thread.is_alive()
                 for epoch in self.run.epochs()[reported:]:
                     self.record = self.record or self.run.read_as_written()
-                    if epoch.epoch == self.record.config.epochs:  # the job ends by itself, and frees its resources
+                    if self._is_last(epoch):  # the job ends by itself, and frees its resources
                         thread.join()
                     reported += 1
                     yield epoch

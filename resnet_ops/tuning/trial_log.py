@@ -79,6 +79,8 @@ class TrialLog:
         if "failed" in result:
             update |= {"status": "failed", "reason": result["failed"]}
             update.pop("val_accuracy", None)
+        if "ended" in result:  # by its own options, early
+            update["reason"] = result["ended"]
         self.trials[number] = trial.model_copy(update=update)
         if "paused" in result:
             self.pause_reason = result["paused"]
@@ -94,7 +96,7 @@ class TrialLog:
             update: dict[str, Any] = {"status": "finished"}
             if failure:
                 update = {"status": "failed", "reason": failure}
-            elif trial.epochs < trial.planned_epochs:
+            elif trial.epochs < trial.planned_epochs and not trial.reason:
                 reason = STOP_REASON.get(self.record.config.scheduler, "by the scheduler")
                 update = {
                     "status": "stopped",

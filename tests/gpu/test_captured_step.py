@@ -38,6 +38,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mixup or cutmix": MIXED,
     "label smoothing": {"label_smoothing": 0.1},
     "mixed and smoothed": MIXED | {"label_smoothing": 0.1},
+    "focal loss": {"focal_gamma": 2.0},
+    "focal loss of mixed labels": MIXED | {"focal_gamma": 0.5},
     "accumulation": {"accumulate": 4},
     "accumulation of uneven parts": {"accumulate": 3},
     "average of weights": {"ema": 0.9},

@@ -35,7 +35,6 @@ EVERY_OPTION = TrainConfig.of(
     image_column="picture",
     label_column="what it is",
     image_size=160,
-    fit_all=True,
     on_bad_image="fail",
     stream="on",
     cache_dir=Path("/scratch/a cache"),
@@ -55,6 +54,9 @@ EVERY_OPTION = TrainConfig.of(
     weight_decay=0.0,
     norm_weight_decay=0.0,
     label_smoothing=0.1,
+    class_weights="cat=2,dog=0.5",
+    sampler="balanced",
+    focal_gamma=2.0,
     clip_grad_norm=1.5,
     ema=0.999,
     random_resized_crop=True,
@@ -85,6 +87,9 @@ EVERY_OPTION = TrainConfig.of(
     name="a.b-c_d",
     runs_dir=Path("/shared/a folder"),
     checkpoint_every="10m",
+    patience=5,
+    max_time="30m",
+    target_accuracy=95.5,
     num_to_keep=5,
     track="mlflow",
 )
@@ -114,7 +119,7 @@ def test_help(cli: Cli) -> None:
 
 @pytest.mark.parametrize("field", TrainConfig.model_fields)
 def test_every_option_reaches_the_cluster(field: str) -> None:
-    value = getattr(EVERY_OPTION, field)
+    value = True if field == "fit_all" else getattr(EVERY_OPTION, field)  # which --patience does not go with
     assert value != TrainConfig.default(field)
     config = TrainConfig.of(**{"schedule": "steps", field: value})
     sent = train_arguments(config)

@@ -93,3 +93,10 @@ def test_what_cannot_be_studied_is_refused(options: dict[str, object], message: 
     with pytest.raises(UserError) as refused:
         points(**options)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("option", [{"patience": 3}, {"max_time": "1h"}, {"target_accuracy": 90}])
+def test_trainings_of_a_study_are_of_one_length(option: dict[str, object]) -> None:
+    (name,) = option
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')}: a study compares trainings of one length"):
+        points(depths="8", given=option)

@@ -22,6 +22,7 @@ from resnet_ops.training.build import build_trainer, obstacle_to_capture
 from resnet_ops.training.capture import StepInputs
 from resnet_ops.training.compile_trial import CompileTrial
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.trainer import Trainer
 from tests.data.test_loader import pixels
 
@@ -48,7 +49,9 @@ def loader(augmentation: Augmentation, images: int = 64) -> Loader:
 def trainer(augmentation: Augmentation, **options: object) -> Trainer:
     config = TrainConfig.of(model="resnet8", epochs=2, batch_size=8, **options)
     torch.manual_seed(0)
-    return build_trainer(config, build("resnet8", num_classes=10), loader(augmentation), ProcessGroup(), CPU)
+    weights = weigh_classes(config, tuple("0123456789"), torch.arange(64) % 10)
+    network = build("resnet8", num_classes=10)
+    return build_trainer(config, network, loader(augmentation), ProcessGroup(), CPU, class_weights=weights)
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
@@ -83,8 +86,8 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("options", "kernel"),
     [
-        ({"nesterov": True}, "_fused_sgd_"),
-        ({"optimizer": "adamw", "precision": "fp16", "head_lr": 10.0}, "_fused_adamw_"),
+        ({"nesterov": True, "class_weights": "balanced"}, "_fused_sgd_"),
+        ({"optimizer": "adamw", "precision": "fp16", "head_lr": 10.0, "focal_gamma": 2.0}, "_fused_adamw_"),
     ],
 )
 def test_a_step_waits_for_nothing(options: dict[str, Any], kernel: str) -> None:

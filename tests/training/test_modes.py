@@ -25,6 +25,7 @@ from resnet_ops.training import checkpoint
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import CheckpointInfo
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.trainer import Trainer
 
 NETWORKS = ("resnet8", "plain8", "alexnet", "vgg19", "googlenet")
@@ -42,7 +43,10 @@ MODES: dict[str, dict[str, Any]] = {
         "optimizer": "adamw", "precision": "fp16", "freeze_epochs": 1, "head_lr": 10.0, "gradient_checkpointing": True,
         "ema": 0.9, "accumulate": 2, "clip_grad_norm": 1.0,
     },
-    "all": {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "clip_grad_norm": 1.0, "deterministic": True},
+    "all": {
+        "ema": 0.9, "accumulate": 2, "mixup": 0.4, "clip_grad_norm": 1.0, "deterministic": True,
+        "focal_gamma": 2.0, "class_weights": "a=3", "sampler": "balanced",
+    },
 }  # fmt: skip
 WITH_WORKERS = [*itertools.product(NETWORKS, ("plain", "all")), ("resnet8", "fine-tuned")]
 CPU = torch.device("cpu")
@@ -70,13 +74,15 @@ def trainer(name: str, group: ProcessGroup | None = None, seed: int = 0, **optio
     split = DeviceImages(pixels, torch.arange(IMAGES) % 2)
     config = TrainConfig.of(model=name, epochs=2, batch_size=BATCH, lr=0.01, **options)
     augmentation = Augmentation.of(config, 2)
-    loader = Loader(split, split, (0.5,) * 3, (0.2,) * 3, BATCH, augmentation, 0, group.rank, group.size)
+    balanced = config.sampler == "balanced"
+    loader = Loader(split, split, (0.5,) * 3, (0.2,) * 3, BATCH, augmentation, 0, group.rank, group.size, balanced)
     with pytest.MonkeyPatch.context() as patch:
         for layer, widths in THINNED if parse_name(name).kind in BASELINES else ():
             patch.setattr(nn, layer, thin(getattr(nn, layer), widths))
         torch.manual_seed(seed)
         network = build(name, num_classes=2)
-    return build_trainer(config, network, loader, group, CPU)
+    weights = weigh_classes(config, ("a", "b"), split.labels)
+    return build_trainer(config, network, loader, group, CPU, class_weights=weights)
 
 
 def info(name: str, metrics: Epoch | None, step: int) -> CheckpointInfo:

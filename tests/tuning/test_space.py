@@ -21,10 +21,12 @@ def test_lists_ranges_and_single_values_are_told_apart(tmp_path: Path) -> None:
     file.write_text(
         'lr = 0.1\nweight_decay = "1e-5:1e-3"\nbatch_size = [64, 128]\nnesterov = true\nmilestones = "0.5,0.75"\n'
     )
-    search_space = space("momentum=0.8:0.95", "batch-size=32,64", depths="20,56", family="resnet,plain", space=file)
+    pairs = ("momentum=0.8:0.95", "batch-size=32,64", "class_weights=balanced,none")
+    search_space = space(*pairs, depths="20,56", family="resnet,plain", space=file)
     assert search_space.searched == {
         "depth": Choices((20, 56)),
         "family": Choices(("resnet", "plain")),
+        "class_weights": Choices(("balanced", "none")),
         "weight_decay": Range(1e-5, 1e-3, log=True, whole=False),
         "momentum": Range(0.8, 0.95, log=False, whole=False),
         "batch_size": Choices((32, 64)),  # what is typed goes before the file
@@ -84,6 +86,8 @@ def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_
         (("weight_decy=1",), "there is no option 'weight_decy' to search. Did you mean weight_decay?"),
         (("data=cifar10",), "data is the same for all trials. Set it with --data"),
         (("stream=on,off",), "stream is the same for all trials. Set it in a file that --recipe names"),
+        (("max_time=1m,2m",), "max_time is the same for all trials. Set it in a file that --recipe names"),
+        (("class_weights=balanced,even",), "must be balanced, none, or CLASS=WEIGHT"),
         (("fit_all=true,false",), "fit_all is the same for all trials. Use --refit."),
         (("epochs=10,20",), "epochs is the same for all trials"),
         (("schedule=steps,stairs",), "schedule=steps,stairs cannot be 'stairs'"),
@@ -148,3 +152,7 @@ def test_every_option_that_can_be_searched_is_one_of_train() -> None:
     from resnet_ops.tuning.space import TRAIN_OPTIONS
 
     assert set(TRAIN_OPTIONS) <= set(TrainConfig.model_fields)
+
+
+def test_weights_of_classes_are_one_value() -> None:
+    assert space("class_weights=cat=2,dog=0.5").fixed["class_weights"] == "cat=2,dog=0.5"
