@@ -16,6 +16,7 @@ from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+Select = Literal["top1", "macro-f1", "macro-recall", "loss"]  # what the best epoch is the best in
 TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
 
 
@@ -116,7 +117,7 @@ class DataConfig(ImagesConfig):
         bool,
         option(
             "Train on the validation images too, for a final model. Nothing is left to select or measure with: the "
-            "last epoch is the result, without a validation accuracy. A test split is still measured at the end.",
+            "last epoch is the result, without a validation accuracy. A test split is not trained on.",
             advanced="data",
         ),
     ] = False
@@ -140,6 +141,15 @@ class RunsConfig(Config):
 class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
     """A whole training run: what `run.json` stores and each worker receives."""
 
+    select: Annotated[
+        Select,
+        option(
+            "Metric on the validation images that decides which epoch is best, whose weights are kept and exported, "
+            "and which trial of a search: top-1 accuracy, macro F1, macro recall, or the lowest loss.",
+            panel="Training",
+            shared=True,
+        ),
+    ] = "top1"
     recipe: Annotated[
         str | None,
         option(

@@ -122,7 +122,7 @@ def test_the_best_epoch_of_ties_is_everywhere_that_of_the_weights_in_best(tmp_pa
     assert {
         result["best_epoch"],
         summary.best_epoch,
-        int(best_tags(run, epochs)["best_epoch"]),
+        int(best_tags(run, run.read_as_written(), epochs)["best_epoch"]),
         json.loads((run.best / "model.json").read_text())["metrics"]["epoch"],
     } == {3}
     assert (result["epoch"], result["planned_epochs"], result["share"], result["done"]) == (5, 5, 1.0, True)
