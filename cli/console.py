@@ -126,7 +126,7 @@ def test_accuracy_line(accuracy: float, data: "DataRecord") -> str:
     return f"[bold]{percent(accuracy)}[/] test accuracy: on {data.test_images:,} images that nothing was chosen on"
 
 
-def test_images_line(name: str, data: "DataRecord", more: str) -> str:
+def untouched_images_line(name: str, data: "DataRecord", more: str) -> str:
     """Return the line on test images that nothing has measured yet; `more` are options of the command that does."""
     return f"  test          {data.test_images:,} images, untouched so far: resnet-ops evaluate {name}{more}"
 

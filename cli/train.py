@@ -14,7 +14,7 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check_service
 
 from .config_options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
-from .console import Output, short, test_accuracy_line, test_images_line
+from .console import Output, short, test_accuracy_line, untouched_images_line
 from .job_arguments import train_arguments
 from .progress import TrainingProgress
 from .startup import cpu_times, importing, process_started_at, yield_cores
@@ -89,13 +89,13 @@ def _show(output: Output, result: "TrainResult") -> None:
         )
     output.show(f"{accuracy}{speed}, total {result.total_s:.0f} s")
     if metrics := _more_metrics(best):
-        output.show(f"  on the same   {metrics}")
+        output.show(f"  validation    {metrics}")
     for title, row in zip(["worst classes", *[""] * len(result.worst_classes)], result.worst_classes, strict=False):
         output.show(f"  {title:<13} {_recall_line(row)}")
     if best.test_accuracy is not None:
         output.show(test_accuracy_line(best.test_accuracy, data))
     elif data.test_images:
-        output.show(test_images_line(run.name, data, runs_dir_option(run.path.parent)))
+        output.show(untouched_images_line(run.name, data, runs_dir_option(run.path.parent)))
     output.show(
         f"  {'last' if best.selected_on is None else 'best'} weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",

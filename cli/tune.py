@@ -26,7 +26,7 @@ from .config_options import (
     runs_dir_option,
     shared_by_trials,
 )
-from .console import Output, short, table, test_accuracy_line, test_images_line
+from .console import Output, short, table, test_accuracy_line, untouched_images_line
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import importing, process_started_at
@@ -153,7 +153,7 @@ def _show(output: Output, result: "TuneResult") -> None:
     if best.test_accuracy is not None:
         output.show(test_accuracy_line(best.test_accuracy, data))
     elif data.test_images:
-        output.show(test_images_line(run.name, data, runs_dir))
+        output.show(untouched_images_line(run.name, data, runs_dir))
     output.show(
         f"  best weights  {short(best.checkpoint)}",
         f"  report        {short(search.page)}",

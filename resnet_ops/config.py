@@ -122,6 +122,26 @@ class DataConfig(ImagesConfig):
         ),
     ] = False
 
+    test_fraction: Annotated[
+        float | None,
+        option(
+            "Hold out this fraction of the images of each class as test images, chosen by a hash of their bytes, where "
+            "the data has no test split; `resnet-ops evaluate` alone measures on them.",
+            advanced="data",
+            shared=True,
+            gt=0,
+            le=0.5,
+        ),
+    ] = None
+    allow_duplicates: Annotated[
+        bool,
+        option(
+            "Train even if test images are also training or validation images, byte for byte.",
+            advanced="data",
+            shared=True,
+        ),
+    ] = False
+
 
 class RunsConfig(Config):
     """The folder or bucket that holds the runs."""

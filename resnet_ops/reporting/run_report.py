@@ -227,8 +227,8 @@ def verdict(runs: Sequence[RunData]) -> str:
     images, last = first.record.data.val_images, first.epochs[-1].val_accuracy or 0
     best = (
         f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {first.accuracy_text}, 95% "
-        f"confidence interval, on {images:,} validation images, which its best epoch was chosen on{first.chosen_by}; its last epoch has "
-        f"{percent(last)}{_test_clause(first)}."
+        f"confidence interval, on {images:,} validation images, which its best epoch was chosen on{first.chosen_by}; "
+        f"its last epoch has {percent(last)}{_test_clause(first)}."
     )
     best = f"{best} {unmeasured}".strip()
     if len(ranked) == 1:
