@@ -279,7 +279,7 @@ class Trainer:
         answers[self.loader.val_rows().to(self.device)] = share.answers
         self.val_answers = self.group.add(answers).cpu()  # each rank has rows of its own
         mean = MeanLoss.of_evaluation(self.group.add(share.totals))
-        more = _more_metrics(self.val_answers, share.classes) if self.group.rank == 0 else (math.nan,) * 3
+        more = more_metrics(self.val_answers, share.classes) if self.group.rank == 0 else (math.nan,) * 3
         top5_error, recall, f1 = (self.group.agree(metric) for metric in more)
         return Validation(mean.loss, mean.error, _unless_nan(top5_error), _unless_nan(recall), _unless_nan(f1))
 
@@ -355,7 +355,7 @@ def evaluate_batches(
     return EvaluatedImages(totals, torch.cat(answers), classes)
 
 
-def _more_metrics(answers: Tensor, classes: int) -> tuple[float, float, float]:
+def more_metrics(answers: Tensor, classes: int) -> tuple[float, float, float]:
     """Return top-5 error, macro recall and macro F1 of the answers (n, 3) of all workers; NaN where there is none."""
     label, predicted, in_top = answers[answers[:, 0] > 0].numpy().T
     if not len(label):
