@@ -17,6 +17,10 @@ Status = Literal["running", "finished", "failed", "interrupted"]
 EventKind = Literal["note", "loss"]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Epoch(BaseModel):
     """A line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1, as all but losses are.
 
@@ -37,9 +41,9 @@ class Epoch(BaseModel):
     images_per_second: float
     seconds: float
     world_size: int = 1
-    val_top5_error: float | None = None
-    val_macro_recall: float | None = None
-    val_macro_f1: float | None = None
+    val_top5_error: float | None = Field(None, exclude_if=_is_none)  # not there in lines of earlier versions
+    val_macro_recall: float | None = Field(None, exclude_if=_is_none)
+    val_macro_f1: float | None = Field(None, exclude_if=_is_none)
 
     @property
     def val_accuracy(self) -> float | None:

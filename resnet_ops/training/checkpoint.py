@@ -58,7 +58,7 @@ class CheckpointInfo(BaseModel):
     fitted_on_all: bool = False  # the validation images were trained on, too: what is measured on them is no accuracy
     metrics: Epoch | None  # of the last epoch that was finished
     step: int = 0  # steps into the epoch after it; 0 where these are the weights that the metrics are of
-    select: Select = "top1"  # what the best epoch is the best in
+    select: Select | None = None  # what the best epoch is the best in; None where an earlier version wrote it: top1
     val_correct: str = ""  # hexadecimal: bit n tells whether validation image n is classified correctly
     val_classes: tuple[ClassCount, ...] = ()  # of the validation images
 
@@ -94,7 +94,7 @@ class CheckpointInfo(BaseModel):
         Raises:
             UserError: See `validated`.
         """
-        return self.validated.score(self.select)
+        return self.validated.score(self.select or "top1")
 
     def build_network(self) -> nn.Module:
         """Build the network that the weights belong to."""
