@@ -55,15 +55,18 @@ def _import() -> None:
 
 
 def macro_scores(labels: "np.ndarray", predicted: "np.ndarray") -> tuple[float, float]:
-    """Return macro recall and macro F1: the means over all classes that an image has, or is taken for.
+    """Return macro recall and macro F1, the means over all classes that have images.
 
     Args:
         labels: (N,) int, the class of each image; at least one.
         predicted: (N,) int, the class that it is taken for.
     """
+    import numpy as np
     from sklearn.metrics import precision_recall_fscore_support
 
-    _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
+    _, recall, f1, _ = precision_recall_fscore_support(
+        labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
+    )
     return float(recall), float(f1)
 
 

@@ -25,8 +25,8 @@ class Epoch(BaseModel):
     """A line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1, as all but losses are.
 
     Those of the validation images are None where there are none, with `fit_all`; `val_top5_error` also where there are
-    at most 5 classes. Macro recall and macro F1 are scikit-learn's, the mean over classes: one that has no validation
-    image counts as 0 where some image is taken for it, and is left out otherwise.
+    at most 5 classes. Macro recall and macro F1 are scikit-learn's, the means over the classes that have validation
+    images.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -119,6 +119,11 @@ class Run:
         """
         return tuple((correct, images) for correct, images in self._of_best("val_classes") or ())
 
+    def best_metrics(self) -> Epoch | None:
+        """Read the metrics of the best weights; None where there are none."""
+        metrics = self._of_best("metrics")
+        return Epoch.model_validate(metrics) if metrics else None
+
     def _of_best(self, field: str) -> Any:
         try:
             return json.loads(files.read(self.best / "model.json")).get(field)

@@ -148,9 +148,15 @@ class Source:
     @cached_property
     def _test_copies(self) -> np.ndarray:
         """Test images that are in another split too, as `find_test_copies` has them."""
-        if self.held_out == ("val", "test"):  # all are of images that are hashed to hold them out
-            return find_test_copies({split: self._digests[self._rows_of(split)] for split in self._compared})
-        return cached_array(self._cache("copies"), lambda: find_test_copies(hash_candidates(self._compared)))
+        parts = self._compared
+        joined = self.config.fit_all and "val" in self.splits
+        hashed = [  # to hold some of them out
+            split for split in parts if self.left_out and (split in self.held_out or (split == "train" and not joined))
+        ]
+        known = {split: self._digests[self._rows_of(split)] for split in hashed}
+        if len(known) == len(parts):
+            return find_test_copies(known)
+        return cached_array(self._cache("copies"), lambda: find_test_copies(hash_candidates(parts, known)))
 
     @cached_property
     def _compared(self) -> dict[Split, EncodedImages]:
@@ -168,7 +174,7 @@ class Source:
         """
         if not self.record.test_images:
             return ()
-        if should_stream(self.config, self.decoded_bytes) and not self.held_out and not known_sizes(self._compared):
+        if should_stream(self.config, self.decoded_bytes) and not self.left_out and not known_sizes(self._compared):
             return (
                 f"Test images were not compared with the others: resnet-ops data check {self.config.data} does it.",
             )
@@ -176,16 +182,16 @@ class Source:
         if not len(copies):
             return ()
         counts = Counter(SPLIT_NAMES[SPLITS[number]] for number in copies[:, 1].tolist())
-        said = " and ".join(
+        summary = " and ".join(
             f"{image_count(count)} of the {len(parts['test'].labels):,} in the test split "
             f"{'is' if count == 1 else 'are'} also in the {split} split"
             for split, count in counts.items()
         )
         named = "; ".join(name_copies(parts, copies, COPIES_NAMED))
         if not refuses_test_copies(self.config):
-            return (f"{said}: {named}.",)
+            return (f"{summary}: {named}.",)
         raise UserError(
-            f"{said}, so that accuracy on them would be too high: {named}.",
+            f"{summary}, so that accuracy on them would be too high: {named}.",
             f"Remove them from one of the two (resnet-ops data check {self.config.data} lists them), or use "
             "--allow-duplicates.",
         )

@@ -85,7 +85,7 @@ class RunData:
 
     @property
     def chosen_by(self) -> str:
-        """What the best epoch was chosen by, as the end of a clause; "" where that is the accuracy."""
+        """Return what the best epoch was chosen by, as the end of a clause; "" where that is the accuracy."""
         select = self.record.config.select
         metric = self.best.selected_metric(select) if self.best else None
         return "" if select == "top1" or metric is None else f" by its {metric_text(select, metric)}"

@@ -51,6 +51,11 @@ def check_training(
     from resnet_ops import models
 
     architecture = models.parse_name(config.model)
+    if config.fit_all and config.select != config.default("select"):
+        raise UserError(
+            f"--select {config.select} chooses an epoch on validation images, and --fit-all leaves none.",
+            "Remove one of the two.",
+        )
     source = source or open_source(config)
     data = source.record
     models.check_image_size(architecture, (data.height, data.width))

@@ -349,7 +349,7 @@ def evaluate_batches(
         loss_sum = F.cross_entropy(logits, y, reduction="sum")
         predicted, classes = logits.argmax(1), logits.shape[1]
         in_top = (logits.topk(min(TOP, classes)).indices == y[:, None]).any(1)
-        answers.append(torch.stack((y + 1, predicted, in_top), 1).int())
+        answers.append(torch.stack((y + 1, predicted, in_top.long()), 1).int())
         totals[:2] += torch.stack((loss_sum, (predicted != y).sum()))
         totals[2] += len(y)
     return EvaluatedImages(totals, torch.cat(answers), classes)

@@ -145,9 +145,10 @@ class TrialLog:
 
     def _best(self, trial: Trial, run: Run, test_accuracy: float | None = None) -> Best:
         """Describe the best epoch of a trial, whose weights are in `run`, which is its own or the search's."""
-        epochs = self.search.trial_run(trial).epochs()
-        (best,) = [epoch for epoch in epochs if epoch.epoch == trial.best_epoch]
-        return Best.of(best, epochs[-1], checkpoints.best_file(run), self.record.select, test_accuracy)
+        source = self.search.trial_run(trial)
+        best, last = source.best_metrics(), source.epochs()[-1]
+        assert best is not None  # as the trial has a best epoch
+        return Best.of(best, last, checkpoints.best_file(run), self.record.select, test_accuracy)
 
     def _end_run(self, trial: Trial) -> None:
         """Record the trial's end in its own run, and keep only the best of its weights."""
