@@ -75,8 +75,10 @@ def worst_classes(class_names: Sequence[str], counts: Sequence[ClassCount]) -> t
 
     Args:
         class_names: Of all classes.
-        counts: Of each class, in the same order.
+        counts: Of each class, in the same order; () where they are not known.
     """
+    if not counts:
+        return ()
     images = sum(support for _, support in counts)
     accuracy = sum(correct for correct, _ in counts) / max(images, 1)
     recalls = [
