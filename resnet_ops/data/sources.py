@@ -237,7 +237,8 @@ class Source:
         """
         copies = self.check_test_images()
         if self.embedded:
-            return replace(self.with_exact_counts(), notes=(*self.notes, *copies))
+            exact = self.with_exact_counts()
+            return replace(exact, notes=(*self.notes, *copies)) if copies else exact
         decoded = {split: self.decoded(split) for split in self.used_splits}
         bad, notes = [image for part in decoded.values() for image in part.bad], [*self.notes, *copies]
         if bad:
