@@ -18,12 +18,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from resnet_ops.class_metrics import metric_text
 from resnet_ops.errors import INTERRUPTED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.results import Result
 
 if TYPE_CHECKING:
+    from resnet_ops.config import Select
     from resnet_ops.orchestration.nodes import Node
     from resnet_ops.run_records import DataRecord
 
@@ -124,17 +126,26 @@ def test_accuracy_line(accuracy: float, data: "DataRecord") -> str:
     return f"[bold]{percent(accuracy)}[/] test accuracy: on {data.test_images:,} images that nothing was chosen on"
 
 
-def accuracy_cells(best: float | None, last: float | None, test: float | None, fit_all: bool) -> list[str]:
-    """Return the cells of the columns that `accuracy_legend` explains."""
+def untouched_images_line(name: str, data: "DataRecord", more: str) -> str:
+    """Return the line on test images that nothing has measured yet; `more` are options of the command that does."""
+    return f"  test          {data.test_images:,} images, untouched so far: resnet-ops evaluate {name}{more}"
+
+
+def accuracy_cells(
+    best: float | None, last: float | None, test: float | None, selected_by: "Select | None", metric: float | None
+) -> list[str]:
+    """Return the cells of the columns that `accuracy_legend` explains; `metric` is what `selected_by` names."""
     chosen, *others = ("" if accuracy is None else percent(accuracy) for accuracy in (best, last, test))
-    return ["fit all" if fit_all else chosen, *others]
+    if selected_by not in (None, "top1") and metric is not None:
+        chosen += f" ({metric_text(selected_by, metric)})"
+    return ["fit all" if selected_by is None else chosen, *others]
 
 
 def accuracy_legend(fit_all: bool) -> list[str]:
     """Return what the accuracies of a table of runs are; `fit_all` if one of the runs is fitted on all images."""
     return [
-        "[dim]chosen: validation accuracy of the best epoch, which was chosen on these images; last: of the last "
-        "epoch; test: on images that nothing was chosen on[/]",
+        "[dim]chosen: validation accuracy of the best epoch, which was chosen on these images, by it or what else is "
+        "named; last: of the last epoch; test: on images that nothing was chosen on[/]",
         *(["[dim]fit all: fitted on all images, so without a validation accuracy[/]"] if fit_all else []),
     ]
 

@@ -13,6 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from resnet_ops.class_metrics import SELECT_NAMES, metric_text
 from resnet_ops.config_base import as_options
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_protocol import report_milestone
@@ -97,12 +98,18 @@ class TrainingProgress(Observer):
         width = len(str(self.record.config.epochs))
         val = ""
         if epoch.val_error is not None:
-            val = f"  val loss {epoch.val_loss:.4f} error {percent(epoch.val_error, 1):>6}"
+            val = f"  val loss {epoch.val_loss:.4f} error {percent(epoch.val_error, 1):>6}{self._selected(epoch)}"
         err.print(
             f"epoch {epoch.epoch:{width}}/{self.record.config.epochs}  train loss {epoch.train_loss:.4f} "
             f"error {percent(epoch.train_error, 1):>6}{val}  {epoch.images_per_second:>7,.0f} img/s",
             soft_wrap=True,
         )
+
+    def _selected(self, epoch: Epoch) -> str:
+        """Return the metric that the best epoch is chosen by, unless it is there already."""
+        select = self.record.config.select if self.record else "top1"
+        metric = epoch.selected_metric(select)
+        return "" if select in ("top1", "loss") or metric is None else f"  {metric_text(select, metric)}"
 
 
 STATUS_COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
@@ -169,7 +176,7 @@ class SearchProgress(SearchObserver):
                 self._show_end(trial)
 
     def _show_end(self, trial: Trial) -> None:
-        accuracy = "" if trial.val_accuracy is None else f"  {percent(trial.val_accuracy)}"
+        accuracy = "" if trial.val_accuracy is None else f"  {self._metric(trial)}"
         reason = f" {escape(trial.reason)}" if trial.reason else f" after {trial.epochs} epochs"
         err.print(
             f"trial {trial.id:>{len(str(self.record.planned))}}/{self.record.planned}  {trial.model:<10} "
@@ -178,23 +185,31 @@ class SearchProgress(SearchObserver):
         )
 
     def _best(self) -> str:
-        scored = [(t.val_accuracy, -t.id) for t in self.trials.values() if t.val_accuracy is not None]
+        select = self.record.select
+        scored = [(score, -t.id, t) for t in self.trials.values() if (score := t.score(select)) is not None]
         if not scored:
             return ""
-        accuracy, number = max(scored)
-        return f"; best so far {percent(accuracy)}, trial {-number}"
+        *_, best = max(scored)
+        return f"; best so far {self._metric(best)}, trial {best.id}"
+
+    def _metric(self, trial: Trial) -> str:
+        """Return what the best trial is chosen by, named unless it is the accuracy."""
+        select = self.record.select
+        if select == "top1" or trial.metric is None:
+            return "" if trial.val_accuracy is None else percent(trial.val_accuracy)
+        return metric_text(select, trial.metric)
 
     def _render(self) -> Any:
         with self.mutex:
             trials = sorted(self.trials.values(), key=lambda t: t.id)
         if not trials:
             return Spinner("dots", text=Text(self.stage))
-        rows: Table = table(">trial", "network", ">lr", ">epoch", ">best accuracy", "status")
+        rows: Table = table(">trial", "network", ">lr", ">epoch", f">best {SELECT_NAMES[self.record.select]}", "status")
         rows.columns[-1].no_wrap, rows.columns[-1].overflow = True, "ellipsis"
         running = [trial for trial in trials if not trial.has_ended]
         done = [trial for trial in trials if trial.has_ended]
         for trial in sorted([*done[-max(TABLE_ROWS - len(running), 3) :], *running], key=lambda t: t.id):
-            accuracy = "" if trial.val_accuracy is None else percent(trial.val_accuracy)
+            accuracy = self._metric(trial)
             rows.add_row(
                 str(trial.id),
                 trial.model,

@@ -47,7 +47,9 @@ def report(
         result = library_report.write([Run(path) for path in paths], output, warn, process_started_at())
     rows = table("run", "network", "status", ">epochs", ">chosen", ">last", ">test", ">errors")
     for row in result.runs:
-        accuracies = accuracy_cells(row.val_accuracy, row.last_val_accuracy, row.test_accuracy, row.fit_all)
+        accuracies = accuracy_cells(
+            row.val_accuracy, row.last_val_accuracy, row.test_accuracy, row.selected_by, row.metric
+        )
         wrong = "" if row.mistakes is None else str(row.mistakes)
         rows.add_row(row.name, row.model, row.status, str(row.epochs), *accuracies, wrong)
     size = formatting.size(result.size_bytes)

@@ -17,7 +17,9 @@ def runs(options: Options, json: Json = False, debug: Debug = False) -> None:
     rows = table("name", "model", "data", "status", ">epochs", ">chosen", ">last", ">test", "when")
     result = library.summarize(runs_dir, warn)
     for run in result.runs:
-        accuracies = accuracy_cells(run.best_val_accuracy, run.last_val_accuracy, run.test_accuracy, run.fit_all)
+        accuracies = accuracy_cells(
+            run.best_val_accuracy, run.last_val_accuracy, run.test_accuracy, run.selected_by, run.best_metric
+        )
         status, epochs = f"[{COLORS[run.status]}]{run.status}[/]", f"{run.epochs_done}/{run.epochs}"
         rows.add_row(run.name, run.model, run.data, status, epochs, *accuracies, ago(run.updated))
     if not result.runs:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from resnet_ops.class_metrics import SELECT_NAMES
 from resnet_ops.errors import INTERRUPTED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.serving.config import ServeConfig
@@ -52,7 +53,10 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
 
 def _show(output: Output, service: "ServeResult") -> None:
     metadata = service.metadata
-    accuracy = "" if metadata.val_accuracy is None else f", {percent(metadata.val_accuracy)} validation accuracy"
+    chosen = f" (epoch chosen by {SELECT_NAMES[metadata.selected_by]})" if metadata.selected_by else ""
+    accuracy = (
+        "" if metadata.val_accuracy is None else f", {percent(metadata.val_accuracy)} validation accuracy{chosen}"
+    )
     accuracy = ", fitted on all images" if metadata.fitted_on_all else accuracy
     output.show(
         f"[bold green]Serving[/] {metadata.model} ({metadata.precision}) on {service.provider}: "

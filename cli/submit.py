@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from rich.markup import escape
 
-from resnet_ops.config import DATA_SETS, TEST_NAME, TrainConfig
+from resnet_ops.class_metrics import SELECT_NAMES
+from resnet_ops.config import DATA_SETS, TEST_NAME, Select, TrainConfig
 from resnet_ops.config_base import RUN_NAME, as_typed
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
@@ -77,7 +78,9 @@ def submit(
     best = result.get("best") or {}
     accuracy = ""
     if best.get("val_accuracy"):
-        accuracy = f": {percent(best['val_accuracy'])} validation accuracy, chosen on these images"
+        select: Select = best.get("selected_by") or "top1"
+        by = "" if select == "top1" else f" by {SELECT_NAMES[select]}"
+        accuracy = f": {percent(best['val_accuracy'])} validation accuracy, chosen{by} on these images"
     elif result.get("fit_all"):
         accuracy = ", fitted on all images"
     if best.get("test_accuracy"):

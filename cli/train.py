@@ -3,6 +3,9 @@
 import functools
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
+from resnet_ops.class_metrics import ClassRecall, metric_text
 from resnet_ops.config import EXTENDING, TrainConfig
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.connect import LOCAL, cluster_address, import_ray
@@ -11,13 +14,14 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check_service
 
 from .config_options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
-from .console import Output, short, test_accuracy_line
+from .console import Output, short, test_accuracy_line, untouched_images_line
 from .job_arguments import train_arguments
 from .progress import TrainingProgress
 from .startup import cpu_times, importing, process_started_at, yield_cores
 from .submit import submit
 
 if TYPE_CHECKING:
+    from resnet_ops.run_records import Best
     from resnet_ops.training.job import TrainResult
 
 EXAMPLES = """
@@ -37,7 +41,7 @@ def train(
     """Train a plain or residual network with Ray and keep the best checkpoint.
 
     The run directory runs/NAME/ holds the configuration (run.json), the metrics of every epoch
-    (metrics.jsonl), checkpoints to resume from, and the weights with the best validation accuracy.
+    (metrics.jsonl), checkpoints to resume from, and the weights that validated best, by --select.
     """
     output = Output(json)
     typed = options.typed(TrainConfig)
@@ -82,16 +86,44 @@ def _show(output: Output, result: "TrainResult") -> None:
     if best.val_accuracy is not None:
         accuracy = (
             f"[bold]{percent(best.val_accuracy)}[/] validation accuracy: {trained}, best epoch {best.epoch} of "
-            f"{result.epochs}, chosen on these {data.val_images:,} images{last}"
+            f"{result.epochs}, chosen{_chosen_by(best)} on these {data.val_images:,} images{last}"
         )
     output.show(f"{accuracy}{speed}, total {result.total_s:.0f} s")
     if result.reason:
         output.show(f"  {result.reason[0].upper()}{result.reason[1:]}")
+    if metrics := _more_metrics(best):
+        output.show(f"  validation    {metrics}")
+    for title, row in zip(["worst classes", *[""] * len(result.worst_classes)], result.worst_classes, strict=False):
+        output.show(f"  {title:<13} {_recall_line(row)}")
     if best.test_accuracy is not None:
         output.show(test_accuracy_line(best.test_accuracy, data))
+    elif data.test_images:
+        output.show(untouched_images_line(run.name, data, runs_dir_option(run.path.parent)))
     output.show(
         f"  {'last' if best.selected_on is None else 'best'} weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",
         f"  next          resnet-ops export {run.name} --onnx" + runs_dir_option(run.path.parent),
     )
     output.end(result)
+
+
+def _chosen_by(best: "Best") -> str:
+    """Return what the best epoch was chosen by, unless that is the accuracy beside it."""
+    metric = {"macro-f1": best.val_macro_f1, "macro-recall": best.val_macro_recall, "loss": best.val_loss}
+    if best.selected_by is None or (value := metric.get(best.selected_by)) is None:
+        return ""
+    return f" by {metric_text(best.selected_by, value)}"
+
+
+def _more_metrics(best: "Best") -> str:
+    metrics = {
+        "top-5": best.val_top5_accuracy,
+        "macro recall": best.val_macro_recall,
+        "macro F1": best.val_macro_f1,
+    }
+    return ", ".join(f"{name} {percent(value)}" for name, value in metrics.items() if value is not None)
+
+
+def _recall_line(row: ClassRecall) -> str:
+    low, high = row.interval
+    return f"{escape(row.name)}: recall {percent(row.recall)} of {row.support:,} ({percent(low)} to {percent(high)})"

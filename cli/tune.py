@@ -1,10 +1,12 @@
 """`resnet-ops tune`: searches hyperparameters here or as a job on a cluster, and shows the best trials."""
 
 import functools
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resnet_ops.class_metrics import metric_text
 from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_client import is_job_server
@@ -24,7 +26,7 @@ from .config_options import (
     runs_dir_option,
     shared_by_trials,
 )
-from .console import Output, short, table, test_accuracy_line
+from .console import Output, short, table, test_accuracy_line, untouched_images_line
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import importing, process_started_at
@@ -32,6 +34,7 @@ from .submit import submit
 
 if TYPE_CHECKING:
     from resnet_ops.tuning.job import TuneResult
+    from resnet_ops.tuning.results import Trial
 
 EXAMPLES = """
 resnet-ops tune  # depths 8, 14, 20, 32 and learning rates on the built-in digits, about 3 minutes on 2 cores
@@ -124,7 +127,13 @@ def _draw(progress: SearchProgress) -> None:
 def _show(output: Output, result: "TuneResult") -> None:
     best, search = result.best, result.search
     rows = table(">trial", "network", ">lr", ">epochs", ">chosen", ">last", ">parameters", ">time (s)", "status")
-    ranked = sorted(result.trials, key=lambda t: (t.val_accuracy is None, -(t.val_accuracy or 0), t.parameters, t.id))
+    select = best.selected_by
+
+    def rank(trial: "Trial") -> tuple[float, int, int]:
+        score = trial.score(select)
+        return (math.inf if score is None else -score), trial.parameters, trial.id
+
+    ranked = sorted(result.trials, key=rank)
     for trial in ranked[:10]:
         mark = "[bold]" if trial.id == best.trial else ""
         rows.add_row(*(f"{mark}{cell}" for cell in _cells(trial)))
@@ -134,13 +143,17 @@ def _show(output: Output, result: "TuneResult") -> None:
     run, data = search.run, search.read().data
     last = "" if best.last_val_accuracy is None else f" (its last epoch: {percent(best.last_val_accuracy)})"
     runs_dir = runs_dir_option(run.path.parent)
+    by = "" if select == "top1" or best.metric is None else f" by {metric_text(select, best.metric)}"
     output.show(
         f"[bold]{percent(best.val_accuracy or 0)}[/] validation accuracy: selected trial {best.trial}, {best.model} "
         f"with lr {best.lr:g}, {best.why}; total {result.total_s:.0f} s",
-        f"  chosen on these {data.val_images:,} images: best of {len(result.trials)} trials and of their epochs{last}",
+        f"  chosen{by} on these {data.val_images:,} images: best of {len(result.trials)} trials and of their "
+        f"epochs{last}",
     )
     if best.test_accuracy is not None:
         output.show(test_accuracy_line(best.test_accuracy, data))
+    elif data.test_images:
+        output.show(untouched_images_line(run.name, data, runs_dir))
     output.show(
         f"  best weights  {short(best.checkpoint)}",
         f"  report        {short(search.page)}",

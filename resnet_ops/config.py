@@ -21,6 +21,7 @@ EXTENDING = frozenset(
     {"epochs", "patience", "max_time", "target_accuracy"}
 )  # what a run that is resumed may have more of
 SECONDS = {"s": 1, "m": 60, "h": 3600}
+Select = Literal["top1", "macro-f1", "macro-recall", "loss"]  # what the best epoch is the best in
 TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
 
 
@@ -147,8 +148,28 @@ class DataConfig(ImagesConfig):
         bool,
         option(
             "Train on the validation images too, for a final model. Nothing is left to select or measure with: the "
-            "last epoch is the result, without a validation accuracy. A test split is still measured at the end.",
+            "last epoch is the result, without a validation accuracy. A test split is not trained on.",
             advanced="data",
+        ),
+    ] = False
+
+    test_fraction: Annotated[
+        float | None,
+        option(
+            "Hold out this fraction of the images of each class as test images, chosen by a hash of their bytes, where "
+            "the data has no test split; `resnet-ops evaluate` alone measures on them.",
+            advanced="data",
+            shared=True,
+            gt=0,
+            le=0.5,
+        ),
+    ] = None
+    allow_duplicates: Annotated[
+        bool,
+        option(
+            "Train even if test images are also training or validation images, byte for byte.",
+            advanced="data",
+            shared=True,
         ),
     ] = False
 
@@ -171,6 +192,15 @@ class RunsConfig(Config):
 class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
     """A whole training run: what `run.json` stores and each worker receives."""
 
+    select: Annotated[
+        Select,
+        option(
+            "Metric on the validation images that decides which epoch is best, whose weights are kept and exported, "
+            "and which trial of a search: top-1 accuracy, macro F1, macro recall, or the lowest loss.",
+            panel="Training",
+            shared=True,
+        ),
+    ] = "top1"
     recipe: Annotated[
         str | None,
         option(

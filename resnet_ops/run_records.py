@@ -10,18 +10,23 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from resnet_ops import files
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import Select, TrainConfig
 from resnet_ops.results import Moment, Result
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 EventKind = Literal["note", "loss"]
 
 
-class Epoch(BaseModel):
-    """A line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1.
+def _is_none(value: object) -> bool:
+    return value is None
 
-    Those of the validation images are None where there are none, with `fit_all`. `skipped_steps`, in fp16, are those
-    that changed nothing as their gradients overflowed.
+
+class Epoch(BaseModel):
+    """A line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1, as all but losses are.
+
+    Those of the validation images are None where there are none, with `fit_all`; `val_top5_error` also where there are
+    at most 5 classes. Macro recall and macro F1 are scikit-learn's, the means over the classes that have validation
+    images. `skipped_steps`, in fp16, are those that changed nothing as their gradients overflowed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +41,9 @@ class Epoch(BaseModel):
     images_per_second: float
     seconds: float
     world_size: int = 1
+    val_top5_error: float | None = Field(None, exclude_if=_is_none)  # not there in lines of earlier versions
+    val_macro_recall: float | None = Field(None, exclude_if=_is_none)
+    val_macro_f1: float | None = Field(None, exclude_if=_is_none)
     skipped_steps: int = 0
 
     @property
@@ -45,17 +53,28 @@ class Epoch(BaseModel):
 
     def without_validation(self) -> "Epoch":
         """Return the epoch without what was measured on validation images."""
-        return self.model_copy(update={"val_loss": None, "val_error": None})
+        return self.model_copy(update={name: None for name in type(self).model_fields if name.startswith("val_")})
 
-    @property
-    def score(self) -> tuple[float, float]:
-        """The key that the selected epoch is the largest of.
+    def selected_metric(self, select: Select) -> float | None:
+        """Return the metric that `select` names; None where it was not measured."""
+        named = {
+            "top1": self.val_accuracy,
+            "macro-f1": self.val_macro_f1,
+            "macro-recall": self.val_macro_recall,
+            "loss": self.val_loss,
+        }
+        return named[select]
 
-        It is the validation accuracy, then the smaller validation loss; where there are none, the last epoch is taken.
+    def score(self, select: Select) -> tuple[float, float]:
+        """Return the key that the selected epoch is the largest of.
+
+        It is the metric that `select` names, then the smaller validation loss; where there are none, the last epoch is
+        taken.
         """
-        if self.val_error is None or self.val_loss is None:
+        metric = self.selected_metric(select)
+        if metric is None or self.val_loss is None:
             return float(self.epoch), 0.0
-        return 1 - self.val_error, -self.val_loss
+        return -metric if select == "loss" else metric, -self.val_loss
 
 
 class Event(BaseModel):
@@ -84,8 +103,8 @@ class DataRecord(BaseModel):
     The network's input is `height` x `width`; where the images are larger or of differing sizes, training crops that
     from squares with a side of `stored`, which hold the center of each image, or, for random resized crops, all of it,
     squeezed. `bad_images` are left out, and not counted elsewhere; the first are named.
-    With `fit_all` the validation images are among the `train_images`, and `val_images` is 0. Test images are measured
-    once, on the selected weights.
+    With `fit_all` the validation images are among the `train_images`, and `val_images` is 0. Test images are neither
+    trained nor selected on: `evaluate` alone measures them.
     Where images are streamed, bad ones are found during training: they are counted in the number of training images,
     where others take their places. `mean` and `std` normalize the pixels: those that pretrained weights were trained
     with, or, of streamed images, those of a sample; None where they are those of all training images.
@@ -117,10 +136,10 @@ class DataRecord(BaseModel):
 class Best(BaseModel):
     """The epoch whose weights are in best/, and their top-1 accuracies from 0 to 1.
 
-    With `fit_all` it is the last epoch, `selected_on` and both validation accuracies are None. Otherwise
-    `val_accuracy`, the highest of all epochs, is too high by chance; `last_val_accuracy`, of the last epoch, is of
-    weights that nothing selected. `test_accuracy` is measured once, at the end, on images that nothing was selected on;
-    None where the data has no test images.
+    With `fit_all` it is the last epoch, and what is said of validation is None. Otherwise the epoch is the best in what
+    `selected_by` names, so that this metric is too good by chance; `last_val_accuracy`, of the last epoch, is of
+    weights that nothing selected. `test_accuracy` is what `evaluate` measured on the test images, which nothing was
+    selected on; None until then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -128,17 +147,29 @@ class Best(BaseModel):
     epoch: int
     val_accuracy: float | None
     last_val_accuracy: float | None = None
+    val_loss: float | None = None
+    val_top5_accuracy: float | None = None
+    val_macro_recall: float | None = None
+    val_macro_f1: float | None = None
+    selected_by: Select | None = "top1"
     selected_on: Literal["validation images"] | None = "validation images"
     test_accuracy: float | None = None
     checkpoint: files.Place
 
     @classmethod
-    def of(cls, best: Epoch, last: Epoch, checkpoint: Path, test_accuracy: float | None) -> "Best":
+    def of(
+        cls, best: Epoch, last: Epoch, checkpoint: Path, select: Select, test_accuracy: float | None = None
+    ) -> "Best":
         """Describe the epoch that was selected of all up to the last."""
         return cls(
             epoch=best.epoch,
             val_accuracy=best.val_accuracy,
             last_val_accuracy=last.val_accuracy,
+            val_loss=best.val_loss,
+            val_top5_accuracy=None if best.val_top5_error is None else 1 - best.val_top5_error,
+            val_macro_recall=best.val_macro_recall,
+            val_macro_f1=best.val_macro_f1,
+            selected_by=None if best.val_accuracy is None else select,
             selected_on=None if best.val_accuracy is None else "validation images",
             test_accuracy=test_accuracy,
             checkpoint=checkpoint,
@@ -187,8 +218,8 @@ class RunRecord(BaseModel):
     @model_validator(mode="after")
     def _without_accuracy_of_seen_images(self) -> Self:
         if self.config.fit_all and self.best:
-            none = {"val_accuracy": None, "last_val_accuracy": None, "selected_on": None}
-            self.best = self.best.model_copy(update=none)
+            of_validation = [name for name in Best.model_fields if "val_" in name or name.startswith("selected_")]
+            self.best = self.best.model_copy(update=dict.fromkeys(of_validation))
         return self
 
     def curve(self, epochs: list[Epoch]) -> list[Epoch]:
@@ -198,7 +229,8 @@ class RunRecord(BaseModel):
     def best_of(self, epochs: list[Epoch]) -> Epoch | None:
         """Return the epoch whose weights are in best/, or, while none is recorded, that of the highest score."""
         chosen = self.best.epoch if self.best else None
-        return max(epochs, key=lambda epoch: (epoch.epoch == chosen, epoch.score), default=None)
+        select = self.config.select
+        return max(epochs, key=lambda epoch: (epoch.epoch == chosen, epoch.score(select)), default=None)
 
     @property
     def augmentation(self) -> str:
@@ -221,6 +253,8 @@ class RunSummary(Result):
         description="Top-1 accuracy of the best epoch, 0 to 1, on the images that it was selected on."
     )
     best_epoch: int | None = Field(description="The epoch that validated best; with --fit-all the last one.")
+    selected_by: Select | None = Field(description="The metric that it is the best in; null with --fit-all.")
+    best_metric: float | None = Field(description="Its value in the best epoch, on the same images.")
     last_val_accuracy: float | None = Field(description="Top-1 accuracy of the last epoch on the same images.")
     test_accuracy: float | None = Field(description="Top-1 accuracy on test images, which nothing was selected on.")
     fit_all: bool = Field(description="Whether it is fitted on all images, so that there are none to validate on.")

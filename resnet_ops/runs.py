@@ -8,7 +8,7 @@
              tracking.json   what has been sent to MLflow or W&B, only with --track
              checkpoints/    epoch-NNNN.safetensors: everything needed to resume; within an epoch
                              epoch-NNNN-step-NNNNNN.safetensors
-             best/           model.safetensors and model.json: the weights with the best validation accuracy; with
+             best/           model.safetensors and model.json: the weights that validated best, by --select; with
                              --fit-all the last ones
              weights.safetensors  the pretrained weights that it begins with, if any
              export/         model.onnx and the record of its verification
@@ -110,11 +110,27 @@ class Run:
         Returns:
             None where it is not recorded.
         """
+        digits = self._of_best("val_correct")
+        return int(digits, 16) if digits else None
+
+    def val_classes(self) -> tuple[tuple[int, int], ...]:
+        """Read how many validation images of each class the best weights classify correctly, and how many there are.
+
+        Returns:
+            () where it is not recorded.
+        """
+        return tuple((correct, images) for correct, images in self._of_best("val_classes") or ())
+
+    def best_metrics(self) -> Epoch | None:
+        """Read the metrics of the best weights; None where there are none."""
+        metrics = self._of_best("metrics")
+        return Epoch.model_validate(metrics) if metrics else None
+
+    def _of_best(self, field: str) -> Any:
         try:
-            digits = json.loads(files.read(self.best / "model.json")).get("val_correct")
+            return json.loads(files.read(self.best / "model.json")).get(field)
         except FileNotFoundError:
             return None
-        return int(digits, 16) if digits else None
 
     def events(self) -> list[Event]:
         """Read events.jsonl, in order."""
@@ -298,6 +314,8 @@ def _summary(run: Run, record: RunRecord) -> RunSummary:
         epochs=record.config.epochs,
         best_val_accuracy=None if best is None else best.val_accuracy,
         best_epoch=None if best is None else best.epoch,
+        selected_by=None if record.config.fit_all else record.config.select,
+        best_metric=None if best is None else best.selected_metric(record.config.select),
         last_val_accuracy=epochs[-1].val_accuracy if epochs else None,
         test_accuracy=record.best.test_accuracy if record.best else None,
         fit_all=record.config.fit_all,

@@ -27,6 +27,7 @@ BASE = {
     "results",
     "run_records",
     "runs",
+    "class_metrics",
 }
 FLOORS = {
     "errors": set(),
@@ -40,6 +41,7 @@ FLOORS = {
     "cluster_config": {"config_base"},
     "recipe_config": {"errors", "config_base"},
     "config": {"errors", "files", "config_base", "cluster_config", "recipe_config"},
+    "class_metrics": {"formatting", "significance", "config"},
     "run_records": {"files", "config", "results"},
     "runs": {"errors", "files", "locks", "config_base", "run_records"},
     "recipes": {"errors", "config_base", "recipe_config", "config", "results"},

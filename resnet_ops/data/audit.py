@@ -11,7 +11,7 @@ from pydantic import Field
 from resnet_ops.config import DataConfig
 from resnet_ops.data.cache import cache_folder
 from resnet_ops.data.class_labels import merge_classes
-from resnet_ops.data.dataset import SPLITS, DiscoveredData, EncodedImages, Subset, choose_validation, subset
+from resnet_ops.data.dataset import SPLITS, DiscoveredData, EncodedImages, Subset, subset
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.data.discovery import discover
 from resnet_ops.data.findings import (
@@ -33,7 +33,15 @@ from resnet_ops.data.findings import (
 )
 from resnet_ops.data.image_statistics import Survey, survey
 from resnet_ops.data.parallel_decode import check_broken_share
-from resnet_ops.data.sources import IMAGE_SIZE, Source, make_source, network_size, read_headers, should_stream
+from resnet_ops.data.sources import (
+    IMAGE_SIZE,
+    Source,
+    make_source,
+    network_size,
+    read_headers,
+    refuses_test_copies,
+    should_stream,
+)
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.results import Result
@@ -126,15 +134,15 @@ def check_data(
     parts = tuple(part.encoded for part in data.parts)
     facts = survey(parts, crop, set(example_rows.tolist()), lambda done: on_progress(done, len(labels)))
     held_out = source is not None and "val" not in source.splits
-    table = ImageTable(parts, labels, _split(data, facts, labels, source if held_out else None), names, facts)
+    table = ImageTable(parts, labels, _split(data, facts, source), names, facts)
     if source:
-        refused = _broken_share_error(source, table, held_out)
+        refused = _broken_share_error(source, table)
     train_images, val_images, test_images = table.per_class.sum(0).tolist()
     train_bytes = train_images * int(np.prod(crop.shape))
     decoded_bytes = train_bytes + (val_images + test_images) * height * width * channels
     streamed = should_stream(config, train_bytes)
     cache = None if streamed or (source and source.embedded) else cache_folder(config.cache_dir)
-    duplicates = find_duplicates(table)
+    duplicates = find_duplicates(table, refused=refuses_test_copies(config))
     mean, std = _statistics(facts.sums[facts.decodable & (table.split == TRAIN)], crop)
     findings = (
         _find_refusal(refused, data),
@@ -201,26 +209,28 @@ def _network_size(config: DataConfig, data: DiscoveredData, source: Source | Non
         return side, side, 3, None
 
 
-def _split(data: DiscoveredData, facts: Survey, labels: np.ndarray, source: Source | None) -> np.ndarray:
-    """Return the split of each image, (N,) int64; validation images are held out as in `source`, if it is given."""
+def _split(data: DiscoveredData, facts: Survey, source: Source | None) -> np.ndarray:
+    """Return the split of each image, (N,) int64; images are held out as in `source`, if it is given."""
     split = np.repeat([SPLITS.index(each) for each in data.by_split], [len(p.encoded.labels) for p in data.parts])
-    if source is not None:
+    if source is not None and source.held_out:
         train = split == TRAIN
-        split[train] = choose_validation(facts.digests[train], labels[train], source.val_fraction)
+        split[train] = [SPLITS.index(each) for each in source.choose_splits(facts.digests[train]).tolist()]
     return split
 
 
-def _broken_share_error(source: Source, table: ImageTable, held_out: bool) -> str:
+def _broken_share_error(source: Source, table: ImageTable) -> str:
     """Return the error that training would raise for broken images once it has decoded all, or an empty string."""
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(table.split == number).tolist()
-        if held_out and split != "test":
+        if split in source.held_out or (split == "train" and source.held_out):
             encoded: EncodedImages = subset(source.splits["train"], table.split[: len(table.parts[0].labels)] == number)
         elif split in source.splits:
             encoded = source.splits[split]
         else:
             continue
-        if split == "test" and isinstance(encoded, Subset):  # without images of classes that training lacks
+        if (
+            split == "test" and split in source.splits and isinstance(encoded, Subset)
+        ):  # without images of classes that training lacks
             rows = [rows[row] for row in encoded.rows.tolist()]
         reasons = {i: table.survey.broken[row] for i, row in enumerate(rows) if row in table.survey.broken}
         try:

@@ -42,6 +42,10 @@ class EncodedImages(Protocol):
     def row_groups(self) -> np.ndarray | None:
         """The number of the Parquet row group of each image, (N,) int64, ascending; None where each is read alone."""
 
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """The bytes of each image, (N,) int64, where they are known without reading it; None where they are not."""
+
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """Read the bytes of these images, in this order; for one that cannot be read, return the error in its place."""
 
@@ -114,6 +118,11 @@ class Subset:
         groups = self.images.row_groups
         return None if groups is None else np.unique(groups[self.rows], return_inverse=True)[1]
 
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """See `EncodedImages.sizes`."""
+        return None if self.images.sizes is None else self.images.sizes[self.rows]
+
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """See `EncodedImages.read`."""
         return self.images.read([int(self.rows[row]) for row in rows])
@@ -148,6 +157,12 @@ class JoinedImages:
         if first is None or second is None:
             return None
         return np.concatenate([first, second + first.max(initial=-1) + 1])
+
+    @cached_property
+    def sizes(self) -> np.ndarray | None:
+        """See `EncodedImages.sizes`."""
+        first, second = self.first.sizes, self.second.sizes
+        return None if first is None or second is None else np.concatenate([first, second])
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """See `EncodedImages.read`."""
@@ -187,6 +202,27 @@ def validation_counts(labels: np.ndarray, fraction: float = VAL_FRACTION) -> np.
     """Return how many images of each class `choose_validation` chooses: one at least where there are three."""
     counts = np.bincount(labels)
     return np.maximum(np.round(counts * fraction), counts >= 3).astype(int)
+
+
+def choose_test(digests: np.ndarray, labels: np.ndarray, fraction: float, val_fraction: float) -> np.ndarray:
+    """Choose the test images (N,) bool: a fraction of each class, those of the largest digests.
+
+    As stable as `choose_validation`, which with `val_fraction` chooses others. Where copies would be on both sides of
+    the border, they stay in the training split.
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label, count in enumerate(held_out_test_counts(labels, fraction, val_fraction)):
+        members = np.flatnonzero(labels == label)
+        if count:
+            chosen[members] = digests[members] > np.sort(digests[members])[-count - 1]
+    return chosen
+
+
+def held_out_test_counts(labels: np.ndarray, fraction: float, val_fraction: float) -> np.ndarray:
+    """Return how many images of each class `choose_test` chooses, without copies; one at least is left for training."""
+    counts = np.bincount(labels)
+    most = np.maximum(counts - validation_counts(labels, val_fraction) - 1, 0) if val_fraction else counts - 1
+    return np.asarray(np.clip(validation_counts(labels, fraction), 0, np.maximum(most, 0)))
 
 
 def image_count(images: int) -> str:

@@ -165,6 +165,7 @@ class FolderImages:
     root: Path
     names: tuple[str, ...]
     labels: np.ndarray
+    sizes: np.ndarray | None = None
     row_groups: None = None
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
@@ -234,7 +235,8 @@ def _class_folders(
     ]
     index = {name: number for number, name in enumerate(classes)}
     labels = np.array([index[class_of[file.name]] for file in images], np.int64)
-    encoded = FolderImages(root, tuple(file.name for file in images), labels)
+    sizes = np.array([file.size for file in images], np.int64)
+    encoded = FolderImages(root, tuple(file.name for file in images), labels, None if (sizes < 0).any() else sizes)
     return LabeledImages(encoded, tuple(classes), tuple(images), tuple(problems))
 
 
@@ -257,6 +259,7 @@ class ArrayImages:
     labels: np.ndarray
     description: str
     row_groups: None = None
+    sizes: None = None
 
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """See `EncodedImages.read`."""

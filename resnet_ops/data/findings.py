@@ -92,8 +92,13 @@ class Duplicates:
     findings: tuple[Finding, ...]
 
 
-def find_duplicates(table: ImageTable) -> Duplicates:
-    """Find images of the same bytes, leaving out those that cannot be decoded."""
+def find_duplicates(table: ImageTable, *, refused: bool = True) -> Duplicates:
+    """Find images of the same bytes, leaving out those that cannot be decoded.
+
+    Args:
+        table: The images.
+        refused: Whether training refuses test images that are in another split too.
+    """
     good = np.flatnonzero(table.survey.decodable)
     _, group, sizes = np.unique(table.survey.digests[good], return_inverse=True, return_counts=True)
     group_of = [group[table.split[good] == split] for split in (TRAIN, VAL, TEST)]
@@ -126,7 +131,7 @@ def find_duplicates(table: ImageTable) -> Duplicates:
         if conflicts
         else Finding("ok", "label conflicts", "no image has more than one label"),
         Finding(
-            "warning",
+            "error" if refused and (is_in_train.any() or is_in_val.any()) else "warning",
             "in both splits",
             f"{', '.join(shares)} split",
             details(shared),

@@ -258,6 +258,7 @@ class ParquetImages:
     groups: tuple[RowGroup, ...]
     column: str
     labels: np.ndarray
+    sizes: None = None
     cache: RowGroupCache = field(default_factory=RowGroupCache, compare=False, repr=False)
 
     @property

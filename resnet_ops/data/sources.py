@@ -5,6 +5,7 @@ is not in the cache. Which images a path holds is in discovery.py. Nothing here 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from resnet_ops import files
-from resnet_ops.config import DataConfig
+from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data.cache import cache_folder, cache_key, cached_array, cached_images
 from resnet_ops.data.class_labels import (
     check_every_class_is_trained,
@@ -24,8 +25,10 @@ from resnet_ops.data.class_labels import (
     match_classes,
     match_test_classes,
 )
+from resnet_ops.data.copies import find_test_copies, hash_candidates, known_sizes, name_copies
 from resnet_ops.data.dataset import (
     SPLIT_NAMES,
+    SPLITS,
     VAL_FRACTION,
     VAL_FRACTION_BESIDE_TEST,
     DiscoveredData,
@@ -33,8 +36,10 @@ from resnet_ops.data.dataset import (
     JoinedImages,
     Split,
     Subset,
+    choose_test,
     choose_validation,
     fingerprint,
+    held_out_test_counts,
     image_count,
     subset,
     validation_counts,
@@ -56,6 +61,7 @@ IMAGE_SIZE = 224
 STORED_SCALE = 256 / 224  # side of what training crops from to that of the crop (Krizhevsky et al. 2012)
 SAMPLE_SIZE = 2000  # images whose mean and deviation stand for all where they are streamed
 SAMPLE_ROW_GROUPS = 20  # row groups that these are from, in Parquet
+COPIES_NAMED = 3  # test images that are also in another split, in a message
 MAX_LISTED = 20  # bad images that the record names
 
 
@@ -91,14 +97,13 @@ class Source:
     @property
     def used_splits(self) -> tuple[Split, ...]:
         """The splits that training uses: with `fit_all` the validation images are training images."""
-        val: tuple[Split, ...] = () if self.config.fit_all else ("val",)
-        test: tuple[Split, ...] = ("test",) if "test" in self.splits else ()
-        return ("train", *val, *test)
+        return ("train",) if self.config.fit_all else ("train", "val")
 
     @property
-    def val_fraction(self) -> float:
-        """The fraction of each class that is held out for validation where the data has no validation images."""
-        return _val_fraction(self.splits)
+    def held_out(self) -> tuple[Split, ...]:
+        """The splits that are chosen from the training images."""
+        val: tuple[Split, ...] = () if "val" in self.splits else ("val",)
+        return (*val, "test") if self.config.test_fraction else val
 
     def encoded(self, split: Split) -> EncodedImages:
         """Return the encoded images of one split. Where validation images are held out, it reads all of them.
@@ -106,17 +111,90 @@ class Source:
         With `fit_all` training has them all, and "val" are those of them that would be for validation.
         """
         train = self.splits["train"]
-        if split == "train" and self.config.fit_all:
-            return JoinedImages(train, self.splits["val"]) if "val" in self.splits else train
-        if split == "test" or "val" in self.splits:
-            return self.splits[split]
-        return subset(train, self._held_out == (split == "val"))
+        if split != "train":
+            return subset(train, self._rows_of(split)) if split in self.held_out else self.splits[split]
+        kept = subset(train, self._rows_of(split)) if self.left_out else train
+        return JoinedImages(kept, self.splits["val"]) if self.config.fit_all and "val" in self.splits else kept
+
+    @property
+    def left_out(self) -> tuple[Split, ...]:
+        """The splits that are held out and that training does not have."""
+        return tuple(split for split in self.held_out if split == "test" or not self.config.fit_all)
+
+    def _rows_of(self, split: Split) -> np.ndarray:
+        """Return which of the data's training images are a split, (N,) bool, where some are held out."""
+        split_of = self._split_of
+        return np.asarray(~np.isin(split_of, self.left_out) if split == "train" else split_of == split)
 
     @cached_property
-    def _held_out(self) -> np.ndarray:
+    def _split_of(self) -> np.ndarray:
+        return self.choose_splits(self._digests)
+
+    def choose_splits(self, digests: np.ndarray) -> np.ndarray:
+        """Return the split, (N,) of their names, of each image of the data's training split by its digest."""
+        labels, chosen = self.splits["train"].labels, np.full(len(digests), "train", "U5")
+        fraction = val_fraction(self.config, self.splits)
+        if fraction:
+            chosen[choose_validation(digests, labels, fraction)] = "val"
+        if self.config.test_fraction:
+            chosen[choose_test(digests, labels, self.config.test_fraction, fraction)] = "test"
+        return chosen
+
+    @cached_property
+    def _digests(self) -> np.ndarray:
         train = self.splits["train"]
-        digests = hash_all(train) if self.embedded else cached_array(self._cache("digests"), lambda: hash_all(train))
-        return choose_validation(digests, train.labels, self.val_fraction)
+        return hash_all(train) if self.embedded else cached_array(self._cache("digests"), lambda: hash_all(train))
+
+    @cached_property
+    def _test_copies(self) -> np.ndarray:
+        """Test images that are in another split too, as `find_test_copies` has them."""
+        parts = self._compared
+        joined = self.config.fit_all and "val" in self.splits
+        hashed = [  # to hold some of them out
+            split for split in parts if self.left_out and (split in self.held_out or (split == "train" and not joined))
+        ]
+        known = {split: self._digests[self._rows_of(split)] for split in hashed}
+        if len(known) == len(parts):
+            return find_test_copies(known)
+        return cached_array(self._cache("copies"), lambda: find_test_copies(hash_candidates(parts, known)))
+
+    @cached_property
+    def _compared(self) -> dict[Split, EncodedImages]:
+        splits: tuple[Split, ...] = (*self.used_splits, "test")
+        return {split: self.encoded(split) for split in splits}
+
+    def check_test_images(self) -> tuple[str, ...]:
+        """Check that no test image is a training or a validation image too, byte for byte.
+
+        Returns:
+            Notes on those that are and are allowed, or that they were not compared.
+
+        Raises:
+            UserError: Some are, and that is not allowed.
+        """
+        if not self.record.test_images:
+            return ()
+        if should_stream(self.config, self.decoded_bytes) and not self.left_out and not known_sizes(self._compared):
+            return (
+                f"Test images were not compared with the others: resnet-ops data check {self.config.data} does it.",
+            )
+        parts, copies = self._compared, self._test_copies
+        if not len(copies):
+            return ()
+        counts = Counter(SPLIT_NAMES[SPLITS[number]] for number in copies[:, 1].tolist())
+        summary = " and ".join(
+            f"{image_count(count)} of the {len(parts['test'].labels):,} in the test split "
+            f"{'is' if count == 1 else 'are'} also in the {split} split"
+            for split, count in counts.items()
+        )
+        named = "; ".join(name_copies(parts, copies, COPIES_NAMED))
+        if not refuses_test_copies(self.config):
+            return (f"{summary}: {named}.",)
+        raise UserError(
+            f"{summary}, so that accuracy on them would be too high: {named}.",
+            f"Remove them from one of the two (resnet-ops data check {self.config.data} lists them), or use "
+            "--allow-duplicates.",
+        )
 
     def crop_spec(self, split: Split) -> CropSpec:
         """Return size and channels of a split's decoded images; training images keep a margin to crop from."""
@@ -154,13 +232,15 @@ class Source:
             The same source, whose record and notes say what was left out, and what is in more than one split.
 
         Raises:
-            UserError: See `decoded`.
+            UserError: See `decoded` and `check_test_images`.
             PausedError: See `decoded`.
         """
+        copies = self.check_test_images()
         if self.embedded:
-            return self
+            exact = self.with_exact_counts()
+            return replace(exact, notes=(*self.notes, *copies)) if copies else exact
         decoded = {split: self.decoded(split) for split in self.used_splits}
-        bad, notes = [image for part in decoded.values() for image in part.bad], list(self.notes)
+        bad, notes = [image for part in decoded.values() for image in part.bad], [*self.notes, *copies]
         if bad:
             notes.append(
                 f"Skipped {image_count(len(bad))} that cannot be decoded, first: {bad[0].name}: {bad[0].reason}."
@@ -176,7 +256,15 @@ class Source:
             "bad_images": len(bad),
             "first_bad_images": tuple(bad[:MAX_LISTED]),
         }
-        return replace(self, record=self.record.model_copy(update=update), notes=tuple(notes))
+        exact = self.with_exact_counts()
+        return replace(exact, record=exact.record.model_copy(update=update), notes=tuple(notes))
+
+    def with_exact_counts(self) -> "Source":
+        """Return the same source with the numbers of images after test images were held out, without copies."""
+        if "test" not in self.held_out:
+            return self
+        counts = {f"{split}_images": len(self.encoded(split).labels) for split in (*self.used_splits, "test")}
+        return replace(self, record=self.record.model_copy(update=counts))
 
     @property
     def decoded_bytes(self) -> int:
@@ -195,9 +283,9 @@ class Source:
         images = Subset(train, rows, np.zeros(len(rows), np.int64))
         return decode_all(images, self.decode_options("train")).counts
 
-    def _cache(self, content: Split | Literal["digests"]) -> Path:
+    def _cache(self, content: Split | Literal["digests", "copies"]) -> Path:
         labels = [(split, hashlib.sha256(images.labels.tobytes()).hexdigest()) for split, images in self.splits.items()]
-        crop = self.crop_spec(content) if content != "digests" else None
+        crop = self.crop_spec(content) if content in SPLITS else None
         whole_set = content == "train" and self.config.fit_all
         name = cache_key(
             "all" if whole_set else content,
@@ -206,7 +294,9 @@ class Source:
             labels,
             self.config.image_column,
             self._modification_times,
-            *([self._test_identity] if content == "test" else []),
+            *([self._test_identity] if content in ("test", "copies") else []),
+            *([self.config.test_fraction] if self.config.test_fraction and content != "digests" else []),
+            *([self.config.fit_all] if content == "copies" else []),
         )
         return cache_folder(self.config.cache_dir) / "images" / name
 
@@ -277,8 +367,14 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
             splits["test"] = test
         if left_out := len(data.test.encoded.labels) - len(test.labels):
             notes.append(f"Left out {image_count(left_out)} of the test split, whose classes have no training images.")
-    held_out = 0 if "val" in splits else int(validation_counts(labels, _val_fraction(splits)).sum())
+    fraction = val_fraction(config, splits)
+    held_out = int(validation_counts(labels, fraction).sum()) if fraction else 0
     val_images = len(splits["val"].labels) if "val" in splits else held_out
+    held_out_test = 0
+    if config.test_fraction:
+        held_out_test = _count_held_out_test(config, labels, splits, fraction)
+        share = f"{config.test_fraction:.0%} of each class, chosen by a hash of their bytes"
+        notes.append(f"Held out {image_count(held_out_test)} as test images: {share}.")
     if not val_images:
         raise UserError(
             f"--data {name} is too small to hold out validation images.", "Provide at least 3 images of a class."
@@ -293,9 +389,9 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
         fingerprint_of=kind,
         class_names=names,
         numbered=not any(part.class_names for part in data.parts),
-        train_images=len(labels) - held_out + (val_images if config.fit_all else 0),
+        train_images=len(labels) - held_out - held_out_test + (val_images if config.fit_all else 0),
         val_images=0 if config.fit_all else val_images,
-        test_images=len(splits["test"].labels) if "test" in splits else 0,
+        test_images=held_out_test or (len(splits["test"].labels) if "test" in splits else 0),
         channels=channels,
         height=height,
         width=width,
@@ -307,8 +403,33 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
     return Source(record, config, splits, files, test_files, (*notes, *_bit_depth_notes(record)))
 
 
-def _val_fraction(splits: dict[Split, EncodedImages]) -> float:
-    return VAL_FRACTION_BESIDE_TEST if "test" in splits else VAL_FRACTION
+def val_fraction(config: DataConfig, splits: dict[Split, EncodedImages]) -> float:
+    """Return the fraction of each class that is held out for validation; 0 where the data has validation images."""
+    if "val" in splits:
+        return 0.0
+    return VAL_FRACTION_BESIDE_TEST if "test" in splits or config.test_fraction else VAL_FRACTION
+
+
+def _count_held_out_test(
+    config: DataConfig, labels: np.ndarray, splits: dict[Split, EncodedImages], fraction: float
+) -> int:
+    """Return how many test images are held out, but for copies.
+
+    Raises:
+        UserError: The data has test images of its own, or is too small to hold out one.
+    """
+    assert config.test_fraction is not None
+    if "test" in splits:
+        raise UserError(
+            f"--data {config.data} has {image_count(len(splits['test'].labels))} in a test split of its own.",
+            "Remove --test-fraction.",
+        )
+    count = int(held_out_test_counts(labels, config.test_fraction, fraction).sum())
+    if not count:
+        raise UserError(
+            f"--data {config.data} is too small to hold out test images.", "Provide at least 3 images of a class."
+        )
+    return count
 
 
 def read_headers(encoded: EncodedImages) -> list[ImageHeader]:
@@ -417,6 +538,11 @@ def sample(images: int, row_groups: np.ndarray | None) -> np.ndarray:
 def should_stream(config: DataConfig, train_bytes: int) -> bool:
     """Return whether training decodes its images again in each epoch; `train_bytes` are those of all, decoded."""
     return train_bytes > memory_bytes() / 2 if config.stream == "auto" else config.stream == "on"
+
+
+def refuses_test_copies(config: DataConfig) -> bool:
+    """Return whether test images may not be in another split too; benchmarks are taken as they are."""
+    return not config.allow_duplicates and config.data not in DATA_SETS
 
 
 def fingerprint_of(config: DataConfig) -> str:

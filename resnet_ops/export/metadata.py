@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from resnet_ops.config import Select
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
 from resnet_ops.training.checkpoint import CheckpointInfo
@@ -120,8 +121,8 @@ class Calibration(BaseModel):
 class ModelMetadata(BaseModel):
     """The metadata of an exported file. `validation` is the summary of its verification, None before.
 
-    `val_accuracy` is that of the best epoch, on the images that it was selected on; None where the network is
-    `fitted_on_all` images.
+    `val_accuracy` is that of the best epoch, on the images that it was selected on by the metric `selected_by`; None
+    where the network is `fitted_on_all` images.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -138,6 +139,7 @@ class ModelMetadata(BaseModel):
     run: str | None = None
     epoch: int
     val_accuracy: float | None = None
+    selected_by: Select | None = None
     fitted_on_all: bool = False
     checkpoint_sha256: str
     made_by: str
@@ -156,6 +158,7 @@ class ModelMetadata(BaseModel):
             run: The name of the run that it belongs to.
             file: What depends on the options of the export: input, output, precision...
         """
+        val_accuracy = info.metrics.val_accuracy if info.metrics else None
         return cls(
             class_names=info.class_names,
             preprocessing=Preprocessing.of(info, file.get("input", "normalized")),
@@ -165,7 +168,8 @@ class ModelMetadata(BaseModel):
             data_fingerprint=info.data_fingerprint,
             run=run,
             epoch=info.epoch,
-            val_accuracy=info.metrics.val_accuracy if info.metrics else None,
+            val_accuracy=val_accuracy,
+            selected_by=None if val_accuracy is None else info.select,
             fitted_on_all=info.fitted_on_all,
             checkpoint_sha256=sha256,
             **file,

@@ -68,17 +68,19 @@ class Predictions:
 def predict(run: Run) -> Predictions:
     """Predict the classes of a run's validation images with its best weights, in fp32.
 
-    Of a run that is fitted on all images they are its test images. Images that training streams are decoded as they are
-    needed.
+    Images that training streams are decoded as they are needed.
 
     Raises:
         UserError: There are no intact weights, or the images are missing or not those of the training, or the network
             was fitted on all of them.
     """
     record = run.read_as_written()
-    split: Split = "test" if record.config.fit_all else "val"
-    if record.config.fit_all and not record.data.test_images:
-        raise UserError(f"{run.name} is fitted on all images, so that there are none to measure it on.")
+    split: Split = "val"
+    if record.config.fit_all:
+        remedy = f"Measure it on test images: resnet-ops evaluate {run.name}" if record.data.test_images else ""
+        raise UserError(
+            f"{run.name} is fitted on all images, so that there are no others to choose or report on.", remedy
+        )
     checkpoint, _ = read_best(run)
     source = open_source(record.config)
     if source.record.fingerprint != record.data.fingerprint:

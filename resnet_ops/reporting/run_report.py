@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import Field
 
 from resnet_ops import files
+from resnet_ops.class_metrics import SELECT_NAMES, metric_text
+from resnet_ops.config import Select
 from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import percent
@@ -81,6 +83,13 @@ class RunData:
         accuracy = self.best.val_accuracy if self.best else None
         return "" if accuracy is None else with_interval(accuracy, self.record.data.val_images)
 
+    @property
+    def chosen_by(self) -> str:
+        """Return what the best epoch was chosen by, as the end of a clause; "" where that is the accuracy."""
+        select = self.record.config.select
+        metric = self.best.selected_metric(select) if self.best else None
+        return "" if select == "top1" or metric is None else f" by its {metric_text(select, metric)}"
+
     @cached_property
     def images_per_second(self) -> float | None:
         """Training images per second, the median over epochs."""
@@ -104,6 +113,11 @@ class RunData:
             val_accuracy=best.val_accuracy if best else None,
             last_val_accuracy=self.epochs[-1].val_accuracy if self.epochs else None,
             test_accuracy=self.test_accuracy,
+            selected_by=None if self.record.config.fit_all else self.record.config.select,
+            metric=best.selected_metric(self.record.config.select) if best else None,
+            val_macro_recall=best.val_macro_recall if best else None,
+            val_macro_f1=best.val_macro_f1 if best else None,
+            val_top5_error=best.val_top5_error if best else None,
             val_accuracy_again=predictions.accuracy if predictions and predictions.split == "val" else None,
             mistakes=None if predictions is None else int((~predictions.correct).sum()),
             images_per_second=self.images_per_second,
@@ -125,10 +139,15 @@ class ReportedRun(Result):
     )
     last_val_accuracy: float | None = Field(description="That of the last epoch.")
     test_accuracy: float | None = Field(description="Top-1 accuracy on test images, which nothing was selected on.")
-    val_accuracy_again: float | None = Field(description="That of the best weights on the same images, measured again.")
-    mistakes: int | None = Field(
-        description="Images that they get wrong: of the validation images, or with --fit-all of the test images."
+    selected_by: Select | None = Field(
+        description="The metric that the best epoch is the best in; null with --fit-all."
     )
+    metric: float | None = Field(description="Its value in the best epoch, on the same validation images.")
+    val_macro_recall: float | None = Field(description="Macro recall of the best epoch, 0 to 1, on these images.")
+    val_macro_f1: float | None = Field(description="Macro F1 likewise.")
+    val_top5_error: float | None = Field(description="Top-5 error likewise, where there are more than 5 classes.")
+    val_accuracy_again: float | None = Field(description="That of the best weights on the same images, measured again.")
+    mistakes: int | None = Field(description="Validation images that they get wrong.")
     images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
     missing: str = Field(description="Why the images could not be classified again, if they could not.")
 
@@ -176,6 +195,8 @@ def write(
         values = {
             "runs": data,
             "verdict": verdict(data),
+            "any_top5": any(entry.best and entry.best.val_top5_error is not None for entry in data),
+            "chosen_by": " or ".join(dict.fromkeys(SELECT_NAMES[entry.record.config.select] for entry in data)),
             "curves": (curves, curves.svg()) if any(entry.epochs for entry in data) else None,
             "differences": configuration_differences(data),
             "sections": [_section(number, entry) for number, entry in enumerate(data, start=1)],
@@ -206,8 +227,8 @@ def verdict(runs: Sequence[RunData]) -> str:
     images, last = first.record.data.val_images, first.epochs[-1].val_accuracy or 0
     best = (
         f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {first.accuracy_text}, 95% "
-        f"confidence interval, on {images:,} validation images, which its best epoch was chosen on; its last epoch has "
-        f"{percent(last)}{_test_clause(first)}."
+        f"confidence interval, on {images:,} validation images, which its best epoch was chosen on{first.chosen_by}; "
+        f"its last epoch has {percent(last)}{_test_clause(first)}."
     )
     best = f"{best} {unmeasured}".strip()
     if len(ranked) == 1:

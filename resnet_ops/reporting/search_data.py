@@ -1,6 +1,7 @@
 """The data of a search that its report shows: trials, their epochs, and a verdict on depth. Drawing is not here."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,7 @@ class SearchData:
         """
         record, trials = search.read(), search.trials()
         tests = search.compare(trials, record.data.val_images)
-        selection = select_trial(trials, tests)
+        selection = select_trial(trials, tests, record.select)
         selected_run = None
         if selection is not None:
             with contextlib.suppress(UserError):  # it has just begun; the rest can be shown
@@ -56,7 +57,11 @@ class SearchData:
     @cached_property
     def validated(self) -> list[Trial]:
         """Trials with a validation accuracy, the best last."""
-        return sorted((t for t in self.trials if t.val_accuracy is not None), key=lambda t: (-error(t), -t.id))
+        return sorted((t for t in self.trials if t.val_accuracy is not None), key=self._rank)
+
+    def _rank(self, trial: Trial) -> tuple[float, int]:
+        score = trial.score(self.record.select)
+        return (-math.inf if score is None else score), -trial.id
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -78,7 +83,7 @@ class SearchData:
     def best_of(self, kind: str, depth: int) -> Trial | None:
         """Return the best trial of a depth, a failed one only if there is no other, as in the selection."""
         of_depth = [trial for trial in self.validated if kind_of(trial) == kind and trial.depth == depth]
-        return max(of_depth, key=lambda t: (t.status != "failed", -error(t), -t.id), default=None)
+        return max(of_depth, key=lambda t: (t.status != "failed", *self._rank(t)), default=None)
 
     def bests(self, kind: str) -> list[Trial]:
         """Return the best trial of each depth, the shallowest first."""

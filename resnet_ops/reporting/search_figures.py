@@ -178,7 +178,7 @@ def _curves(data: SearchData, part: FigureBase) -> None:
             numbers[-1:], errors[-1:], marker=MARKS[trial.status], ms=5.5, mec=style.INK, mew=0.5, clip_on=False, **line
         )
         if is_best:
-            lowest = max(epochs, key=lambda e: e.score)
+            lowest = max(epochs, key=lambda e: e.score(data.record.select))
             ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": style.VERMILION, "mew": 2}
             axes.plot(lowest.epoch, val_error(lowest), "o", clip_on=False, zorder=6, **ring)
     last = max([data.record.epochs, *(e.epoch for epochs in data.curves.values() for e in epochs)])

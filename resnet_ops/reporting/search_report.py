@@ -3,6 +3,7 @@
 from typing import Any
 
 from resnet_ops import files
+from resnet_ops.class_metrics import metric_text
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.search_data import SearchData, error
 from resnet_ops.reporting.search_figures import pictures
@@ -31,6 +32,7 @@ def _values(data: SearchData) -> dict[str, Any]:
     shared = record.config.model_dump(mode="json")
     return {
         "record": record,
+        "metric_text": metric_text,
         "selection": selection,
         "test_accuracy": data.test_accuracy,
         "error": None if selection is None else error(selection.trial),

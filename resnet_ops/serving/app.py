@@ -59,6 +59,7 @@ class ModelInfo(BaseModel):
     input: dict[str, Any]
     data: str
     val_accuracy: float | None
+    selected_by: str | None
     fitted_on_all: bool
     validation: dict[str, Any] | None
     provider: str
@@ -129,6 +130,7 @@ def build_app(service: InferenceService) -> FastAPI:
             input=metadata.preprocessing.model_dump(mode="json"),
             data=metadata.data,
             val_accuracy=metadata.val_accuracy,
+            selected_by=metadata.selected_by,
             fitted_on_all=metadata.fitted_on_all,
             validation=metadata.validation,
             provider=service.classifier.session.provider,

@@ -84,7 +84,7 @@ class MLflowRun:
         ]
         for start in range(0, len(metrics), METRICS_PER_REQUEST):
             self.client.log_batch(self.id, metrics=metrics[start : start + METRICS_PER_REQUEST])
-        best = best_tags(self.run, epochs)
+        best = best_tags(self.run, self.record, epochs)
         self.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in best.items()])
 
     def replace(self) -> str:

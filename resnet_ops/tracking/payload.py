@@ -27,6 +27,9 @@ def scalars(epoch: Epoch) -> dict[str, float]:
         "loss/val": epoch.val_loss,
         "error/train": epoch.train_error,
         "error/val": epoch.val_error,
+        "top5_error/val": epoch.val_top5_error,
+        "macro_recall/val": epoch.val_macro_recall,
+        "macro_f1/val": epoch.val_macro_f1,
         "lr": epoch.lr,
         "images_per_second": epoch.images_per_second,
         "step": float(epoch.step),
@@ -67,13 +70,16 @@ def tags(run: Run, record: RunRecord) -> dict[str, str]:
     }
 
 
-def best_tags(run: Run, epochs: Sequence[Epoch]) -> dict[str, str]:
+def best_tags(run: Run, record: RunRecord, epochs: Sequence[Epoch]) -> dict[str, str]:
     """Return the epoch that was selected, how, its accuracy and the last one's, and the file of its weights."""
-    best, weights = max(epochs, key=lambda epoch: epoch.score), as_typed(run.best / "model.safetensors")
-    if best.val_accuracy is None:
+    select, weights = record.config.select, as_typed(run.best / "model.safetensors")
+    best = max(epochs, key=lambda epoch: epoch.score(select))
+    metric = best.selected_metric(select)
+    if metric is None:
         return {"selected_on": "nothing: last epoch, fitted on all images", "best_weights": weights}
     return {
         "selected_on": "validation images",
+        "selected_by": f"{select} {metric:.6f}",
         "best_epoch": str(best.epoch),
         "best_val_accuracy": f"{best.val_accuracy:.6f}",
         "last_val_accuracy": f"{epochs[-1].val_accuracy:.6f}",

@@ -85,7 +85,7 @@ class WandbRun:
         """Log the epochs from index `first` on."""
         for epoch in epochs[first:]:
             self.wandb_run.log({"epoch": epoch.epoch, **scalars(epoch)}, step=epoch.epoch)
-        self.wandb_run.summary.update(best_tags(self.run, epochs))
+        self.wandb_run.summary.update(best_tags(self.run, self.record, epochs))
 
     def replace(self) -> str:
         """Create a run in the place of this one, which is tagged, since W&B cannot unlog; return its id."""

@@ -23,6 +23,8 @@ from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
 from resnet_ops import files
+from resnet_ops.class_metrics import ClassCount
+from resnet_ops.config import Select
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
@@ -58,7 +60,9 @@ class CheckpointInfo(BaseModel):
     metrics: Epoch | None  # of the last epoch that was finished
     precision: MeasuredPrecision | None = None  # that they were measured in; None in older files
     step: int = 0  # steps into the epoch after it; 0 where these are the weights that the metrics are of
+    select: Select | None = None  # what the best epoch is the best in; None where an earlier version wrote it: top1
     val_correct: str = ""  # hexadecimal: bit n tells whether validation image n is classified correctly
+    val_classes: tuple[ClassCount, ...] = ()  # of the validation images
 
     @property
     def epoch(self) -> int:
@@ -84,6 +88,15 @@ class CheckpointInfo(BaseModel):
                 "Use a checkpoint saved at the end of an epoch.",
             )
         return self.metrics
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """The key that the best of a run's weights are the largest of.
+
+        Raises:
+            UserError: See `validated`.
+        """
+        return self.validated.score(self.select or "top1")
 
     def build_network(self) -> nn.Module:
         """Build the network that the weights belong to."""
@@ -263,10 +276,10 @@ class CheckpointStore:
         with contextlib.suppress(UserError):  # nothing whole yet
             best, _ = read_best(self.run)
             candidates = [best, *([latest] if latest and not latest.info.step else [])]
-            winner = max(candidates, key=lambda c: c.info.validated.score)
+            winner = max(candidates, key=lambda c: c.info.score)
             if winner.path != best_file(self.run):
                 self._publish(winner.info, winner.model)
-            self.best = winner.info.validated.score
+            self.best = winner.info.score
 
     def save(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
         """Save the tensors of `collect`, and delete checkpoints that are neither among the best nor the last."""
@@ -288,7 +301,7 @@ class CheckpointStore:
         if info.step:
             self.within.add(path)
         else:
-            self.scores[path] = info.validated.score
+            self.scores[path] = info.score
 
     def _publish(self, info: CheckpointInfo, model: dict[str, Tensor]) -> None:
         file = best_file(self.run)
@@ -333,7 +346,7 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
             "Train it again: resnet-ops train",
             exit_code=WORK_FAILED,
         )
-    return max(whole, key=lambda checkpoint: checkpoint.info.validated.score), refused
+    return max(whole, key=lambda checkpoint: checkpoint.info.score), refused
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def early_end(config: TrainConfig, epochs: Sequence[Epoch], extended_after: int 
         reason = f"{cut}, which reached {percent(accuracy)} (--target-accuracy {target:g})"
         return EarlyEnd(reason, f"--target-accuracy {(target + 100) / 2:g}")
     if config.patience is not None:
-        best = max(epochs, key=lambda epoch: epoch.score).epoch
+        best = max(epochs, key=lambda epoch: epoch.score(config.select)).epoch
         if last.epoch - max(best, extended_after) >= config.patience:
             reason = f"{cut}, as none was better than epoch {best} (--patience {config.patience})"
             return EarlyEnd(reason, f"--patience {2 * config.patience}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from resnet_ops import files, runs
+from resnet_ops.class_metrics import ClassRecall, worst_classes
 from resnet_ops.config import EXTENDING, TEST_NAME, TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.data.sources import MAX_LISTED, Source
@@ -67,9 +68,13 @@ class TrainResult(Result):
     parameters: int = Field(description="Number of parameters.")
     augmentation: str = Field(description="Augmentation of the training images, in words.")
     best: Best = Field(
-        description="The selected epoch: epoch, checkpoint, val_accuracy (0 to 1, on the images that it was selected "
-        "on), last_val_accuracy (of the last epoch), selected_on, test_accuracy (of test images, which nothing was "
-        "selected on)."
+        description="The selected epoch: epoch, checkpoint, val_accuracy and other metrics of the validation images "
+        "(0 to 1, on the images that it was selected on), last_val_accuracy (of the last epoch), selected_by (the "
+        "metric), selected_on, test_accuracy (once `evaluate` has measured it on test images)."
+    )
+    test_images: int = Field(description="Test images, which training does not touch; `evaluate` measures on them.")
+    worst_classes: tuple[ClassRecall, ...] = Field(
+        description="Classes of the lowest recall on validation images, below the accuracy on all beyond chance."
     )
     fit_all: bool = Field(description="Whether it is fitted on all images: then there is no validation accuracy.")
     images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
@@ -324,7 +329,7 @@ def _finish(run: Run, record: RunRecord, result: "WorkerResult") -> RunRecord:
     from resnet_ops.training.checkpoint import read_best
 
     best, _ = read_best(run)
-    selected = Best.of(best.info.validated, run.epochs()[-1], best.path, result.test_accuracy)
+    selected = Best.of(best.info.validated, run.epochs()[-1], best.path, record.config.select)
     reason = result.early_end.reason if result.early_end else ""
     update: dict[str, Any] = {"status": "finished", "reason": reason, "best": selected}
     if result.bad_images:  # met by workers that stream
@@ -423,6 +428,8 @@ def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at
         parameters=record.parameters,
         augmentation=record.augmentation,
         best=record.best,
+        test_images=record.data.test_images,
+        worst_classes=worst_classes(record.data.class_names, run.val_classes()),
         fit_all=record.config.fit_all,
         images_per_second=rates[len(rates) // 2] if rates else None,
         time_to_first_step_s=steps_at[0] - started_at if steps_at else None,

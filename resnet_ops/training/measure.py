@@ -1,4 +1,4 @@
-"""Measures a run's selected weights on the test images of its data: once, at the end, on every worker a share."""
+"""Measures a run's selected weights on the test images of its data, on every worker a share; training never does."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from resnet_ops.run_records import RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import read_best
 from resnet_ops.training.distributed import ProcessGroup
-from resnet_ops.training.trainer import MeanLoss, sum_losses
+from resnet_ops.training.trainer import MeanLoss, evaluate_batches
 
 
 def measure_test(
@@ -36,5 +36,5 @@ def measure_test(
     images = open_split(replace(source, record=record.data, config=record.config), "test", device, run.log_event)
     normalizer = Normalizer(checkpoint.info.mean, checkpoint.info.std, device)
     batches = eval_batches(images, normalizer, group.rank, group.size, beat)
-    totals, _ = sum_losses(network, batches, record.config, device, beat)
-    return 1 - MeanLoss.of_evaluation(group.add(totals)).error
+    share = evaluate_batches(network, batches, record.config, device, beat)
+    return 1 - MeanLoss.of_evaluation(group.add(share.totals)).error

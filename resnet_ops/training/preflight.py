@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
+from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
 from resnet_ops.errors import UserError, did_you_mean
@@ -59,6 +60,11 @@ def check_training(
     from resnet_ops import models
 
     architecture = models.parse_name(config.model)
+    if config.fit_all and config.select != config.default("select"):
+        raise UserError(
+            f"--select {config.select} chooses an epoch on validation images, and --fit-all leaves none.",
+            "Remove one of the two.",
+        )
     source = source or open_source(config)
     data = source.record
     models.check_image_size(architecture, (data.height, data.width))
@@ -309,7 +315,7 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
     """
     source = replace(source, whole=config.random_resized_crop)
     if config.stream == "on":
-        return _sampled(source, config, observer)
+        return _sampled(source, observer)
     if not source.embedded:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
     source = source.prepare()
@@ -345,20 +351,20 @@ def with_sampled_statistics(source: Source) -> Source:
     return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
 
 
-def _sampled(source: Source, config: DataConfig, observer: Observer) -> Source:
-    held_out = (
-        ""
-        if config.fit_all or "val" in source.splits
-        else " All are read once now to hold out a validation split; --val-data avoids that."
-    )
-    for note in source.notes:
+def _sampled(source: Source, observer: Observer) -> Source:
+    read = ""
+    if source.left_out:
+        splits = " and a ".join(f"{SPLIT_NAMES[split]} split" for split in source.left_out)
+        avoided = "; --val-data avoids that" if source.left_out == ("val",) else ""
+        read = f" All are read once now to hold out a {splits}{avoided}."
+    for note in (*source.notes, *source.check_test_images()):
         observer.warn(note)
     observer.warn(
         f"Streaming: decoded, the training images take {size(source.decoded_bytes)}; this machine has "
-        f"{size(memory_bytes())} of memory.{held_out}"
+        f"{size(memory_bytes())} of memory.{read}"
     )
     observer.progress({"stage": f"Sampling the images of {source.record.name}"})
-    return with_sampled_statistics(source)
+    return with_sampled_statistics(source.with_exact_counts())
 
 
 def count_parameters(config: TrainConfig, data: DataRecord) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from resnet_ops.class_metrics import import_ahead
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import open_loader
 from resnet_ops.data.sources import Source
@@ -129,6 +130,8 @@ class TrainingSession:
     ) -> "TrainingSession":
         """Build network, optimizer and loader, and restore the run's last intact checkpoint."""
         config = record.config
+        if group.rank == 0 and not config.fit_all:
+            import_ahead()
         loader = open_loader(
             replace(source, record=record.data, config=config),
             device,
@@ -214,7 +217,9 @@ class TrainingSession:
             metrics=self.metrics,
             precision=measured_precision(record.config.precision, self.trainer.device),
             step=self.trainer.step,
+            select=record.config.select,
             val_correct=_hexadecimal(self.trainer.val_correct) if self.trainer.val_correct is not None else "",
+            val_classes=self.trainer.count_classes(len(data.class_names)),
         )
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_ops.class_metrics import TOP, ClassCount, macro_scores
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import BLOCK_STEPS, Loader
 from resnet_ops.data.sampling import RandomStream, stream_seed
@@ -88,7 +89,9 @@ class Trainer:
     step: int = 0  # steps done of the current epoch
     history: list[Epoch] = field(default_factory=list)  # the epochs done, the same on every worker
     extended_after: int = 0  # epochs done when the training was given more, see `RunRecord`
-    val_correct: Tensor | None = None  # (validation images,) uint8: those classified correctly after the last epoch
+    # Of the last epoch, (validation images, 3) int32 on the CPU: label + 1, or 0 of one that cannot be decoded; the
+    # class that it is taken for; whether the label is among the first 5.
+    val_answers: Tensor | None = None
     log_event: Callable[[str], None] = lambda _: None
     parallelize: "Callable[[], Parallel] | None" = None  # what `parallel` comes from, where other layers are trained
     inputs: StepInputs = field(init=False)
@@ -152,6 +155,9 @@ class Trainer:
                 train_error=train.error,
                 val_loss=self.finite(val.loss) if val else None,
                 val_error=val.error if val else None,
+                val_top5_error=val.top5_error if val else None,
+                val_macro_recall=val.macro_recall if val else None,
+                val_macro_f1=val.macro_f1 if val else None,
                 lr=self.learning_rate_of(self.epoch * steps - 1),
                 images_per_second=(steps - first_step) * batch_size / (trained - started),
                 seconds=self.group.agree(time.perf_counter() - started),  # which may end the training on all of them
@@ -354,16 +360,34 @@ class Trainer:
         """The network that is validated, kept as best and exported."""
         return self.networks[-1]
 
-    def evaluate(self) -> "MeanLoss | None":
-        """Return the mean loss and top-1 error over the validation images that can be decoded; None without any."""
+    def evaluate(self) -> "Validation | None":
+        """Return the metrics of the validation images that can be decoded; None without any."""
         if self.loader.val is None:
             return None
         batches = self.loader.val_batches(self.beat)
-        totals, is_correct = sum_losses(self.eval_network, batches, self.config, self.device, self.beat)
-        correct = torch.zeros(len(self.loader.val), dtype=torch.uint8, device=self.device)
-        correct[self.loader.val_rows().to(self.device)] = is_correct.byte()
-        self.val_correct = self.group.add(correct)  # each rank has rows of its own
-        return MeanLoss.of_evaluation(self.group.add(totals))
+        share = evaluate_batches(self.eval_network, batches, self.config, self.device, self.beat)
+        answers = torch.zeros(len(self.loader.val), 3, dtype=torch.int32, device=self.device)
+        answers[self.loader.val_rows().to(self.device)] = share.answers
+        self.val_answers = self.group.add(answers).cpu()  # each rank has rows of its own
+        mean = MeanLoss.of_evaluation(self.group.add(share.totals))
+        more = more_metrics(self.val_answers, share.classes) if self.group.rank == 0 else (math.nan,) * 3
+        top5_error, recall, f1 = (self.group.agree(metric) for metric in more)
+        return Validation(mean.loss, mean.error, _unless_nan(top5_error), _unless_nan(recall), _unless_nan(f1))
+
+    @property
+    def val_correct(self) -> Tensor | None:
+        """Validation images that are classified correctly after the last epoch, (validation images,) uint8."""
+        return None if self.val_answers is None else (self.val_answers[:, 0] == self.val_answers[:, 1] + 1).byte()
+
+    def count_classes(self, classes: int) -> tuple[ClassCount, ...]:
+        """Count the validation images of each class: those right after the last epoch, and all; () before one."""
+        if self.val_answers is None:
+            return ()
+        labels, correct = self.val_answers[:, 0].long(), self.val_correct
+        counts = (torch.bincount(labels, correct, classes + 1), torch.bincount(labels, minlength=classes + 1))
+        return tuple(
+            (int(right), images) for right, images in zip(*(each[1:].tolist() for each in counts), strict=True)
+        )
 
     def finite(self, loss: float, step: int | None = None) -> float:
         """Return `loss`, or stop the training if it is not a finite number."""
@@ -382,30 +406,56 @@ def compute_logits(network: nn.Module, x: Tensor, config: TrainConfig, device: t
     return logits.float()
 
 
+@dataclass(frozen=True)
+class EvaluatedImages:
+    """One worker's share of a split, evaluated.
+
+    Args:
+        totals: The sums of losses and of errors, and the number of images, (3,) float64.
+        answers: Of each image label + 1, the class that it is taken for, and whether the label is among the first 5,
+            (n, 3) int32.
+        classes: Of the network; 0 where there are no images.
+    """
+
+    totals: Tensor
+    answers: Tensor
+    classes: int
+
+
 @torch.no_grad()
-def sum_losses(
+def evaluate_batches(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     config: TrainConfig,
     device: torch.device,
     beat: Callable[[], None],
-) -> tuple[Tensor, Tensor]:
-    """Evaluate a network on batches.
-
-    Returns:
-        The sums of losses and of errors and the number of images, (3,) float64, and which of them are right, (n,) bool.
-    """
+) -> EvaluatedImages:
+    """Evaluate a network on batches."""
     network.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
-    correct = [torch.empty(0, dtype=torch.bool, device=device)]  # a rank may have no images
+    totals, classes = torch.zeros(3, dtype=torch.float64, device=device), 0
+    answers = [torch.empty(0, 3, dtype=torch.int32, device=device)]  # a rank may have no images
     for x, y in batches:
         beat()
         logits = compute_logits(network, x, config, device)
         loss_sum = F.cross_entropy(logits, y, reduction="sum")
-        correct.append(logits.argmax(1) == y)
-        totals[:2] += torch.stack((loss_sum, (~correct[-1]).sum()))
+        predicted, classes = logits.argmax(1), logits.shape[1]
+        in_top = (logits.topk(min(TOP, classes)).indices == y[:, None]).any(1)
+        answers.append(torch.stack((y + 1, predicted, in_top.long()), 1).int())
+        totals[:2] += torch.stack((loss_sum, (predicted != y).sum()))
         totals[2] += len(y)
-    return totals, torch.cat(correct)
+    return EvaluatedImages(totals, torch.cat(answers), classes)
+
+
+def more_metrics(answers: Tensor, classes: int) -> tuple[float, float, float]:
+    """Return top-5 error, macro recall and macro F1 of the answers (n, 3) of all workers; NaN where there is none."""
+    label, predicted, in_top = answers[answers[:, 0] > 0].numpy().T
+    if not len(label):
+        return math.nan, math.nan, math.nan
+    return float(1 - in_top.mean()) if classes > TOP else math.nan, *macro_scores(label - 1, predicted)
+
+
+def _unless_nan(metric: float) -> float | None:
+    return None if math.isnan(metric) else metric
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -454,5 +504,14 @@ class MeanLoss:
 
     @classmethod
     def of_evaluation(cls, totals: Tensor) -> "MeanLoss":
-        """Divide what `sum_losses` returns by its number of images."""
+        """Divide `EvaluatedImages.totals` by the number of images."""
         return cls.of(totals[:2], int(totals[2]))
+
+
+@dataclass(frozen=True)
+class Validation(MeanLoss):
+    """The metrics of the validation images, as `Epoch` has them."""
+
+    top5_error: float | None
+    macro_recall: float | None
+    macro_f1: float | None

@@ -68,7 +68,7 @@ class WorkerResult:
         steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
         bad_images: Images that any worker could not decode.
         bad_val_images: Those of them that are validation images.
-        test_accuracy: Of the selected weights on the test images, from 0 to 1; None where there are none.
+        test_accuracy: Of the selected weights on the test images, from 0 to 1; None where they were not measured.
         early_end: Why the training ended before its last epoch, if it did.
     """
 
@@ -80,7 +80,7 @@ class WorkerResult:
 
 
 def run_worker(task: WorkerTask) -> WorkerResult:
-    """Train a run from its last checkpoint to its last epoch, and measure the selected weights on test images.
+    """Train a run from its last checkpoint to its last epoch.
 
     Raises:
         UserError: The loss diverged, or the device's memory or the disk is full.
@@ -106,13 +106,11 @@ def run_worker(task: WorkerTask) -> WorkerResult:
                     group.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                     raise RegroupError
             session.wait()
-            group.agree(1)  # the others read what rank 0 has written
-            test_accuracy = measure_test(run, record, source, group, device, session.trainer.beat)
+            group.agree(1)  # the others stay until rank 0 has written
         loader = session.trainer.loader
         bad_train = _gather_bad_images(group, loader.train.bad)
         bad_val = _gather_bad_images(group, loader.val.bad if loader.val else ())
-        early_end = session.trainer.ended
-        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, test_accuracy, early_end)
+        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, early_end=session.trainer.ended)
 
 
 def run_measurement(task: WorkerTask) -> WorkerResult:

@@ -23,7 +23,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.space import Choices, Range, Space
 
-METRIC = "best_val_accuracy"
+METRIC = "best_score"  # `Epoch.score` of the best epoch without what decides ties
 EPOCH, SHARE = "epoch", "share"  # of a trial's own epochs: those done, and their share, as recipes differ in length
 DEFAULT_TRIALS = 12
 GRID_STEPS = 5  # values per range

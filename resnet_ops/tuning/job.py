@@ -17,7 +17,7 @@ from pydantic import Field
 
 from resnet_ops import files, runs
 from resnet_ops.cluster_config import JobConfig
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import Select, TrainConfig
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
@@ -75,8 +75,11 @@ class BestTrial(Result):
         description="Top-1 accuracy of its best epoch, from 0 to 1, on the validation images that it was selected on."
     )
     last_val_accuracy: float | None = Field(description="That of its last epoch.")
+    selected_by: Select = Field(description="The metric on these images that it and its best epoch were selected by.")
+    metric: float | None = Field(description="Its value.")
     test_accuracy: float | None = Field(
-        description="Top-1 accuracy of its best weights on test images, if any, which nothing was selected on."
+        description="Top-1 accuracy of its best weights on test images, once `evaluate` has measured it; nothing was "
+        "selected on them."
     )
     checkpoint: files.Place = Field(description="File of its best weights.")
     why: str = Field(description="Why it was selected, in a sentence.")
@@ -289,7 +292,7 @@ def _finish(log: "TrialLog", started_at: float) -> TuneResult:
         raise UserError(f"All {len(log.trials)} trials failed. {counts}", "Try other values.", WORK_FAILED)
     log.end_search("finished", "")
     trial = selected.trial
-    measured = training.measure_test(search.run, log.observer).best if log.record.command == TUNE.command else None
+    recorded = search.run.read_as_written().best
     refit = _refit(search, trial, log.observer) if log.record.config.refit else None
     best = BestTrial(
         trial=trial.id,
@@ -297,7 +300,9 @@ def _finish(log: "TrialLog", started_at: float) -> TuneResult:
         lr=trial.lr,
         val_accuracy=trial.val_accuracy,
         last_val_accuracy=trial.last_val_accuracy,
-        test_accuracy=measured.test_accuracy if measured else None,
+        selected_by=log.record.select,
+        metric=trial.metric,
+        test_accuracy=recorded.test_accuracy if recorded else None,
         checkpoint=search.run.best / "model.safetensors",
         why=selected.why,
     )
@@ -322,5 +327,5 @@ def _refit(search: Search, trial: Trial, observer: Observer) -> Run:
     """Train the best network on training and validation images, to the last epoch, as nothing is left to select on."""
     config = search.trial_run(trial).read_as_written().config
     own = {"name": f"{search.run.name}-refit", "runs_dir": search.run.path.parent, "fit_all": True, "num_to_keep": 2}
-    own |= {"patience": None, "target_accuracy": None}
+    own |= {"patience": None, "target_accuracy": None, "select": TrainConfig.default("select")}
     return training.train(config.model_copy(update=own), overwrite=True, observer=observer).run

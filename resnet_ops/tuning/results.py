@@ -19,6 +19,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resnet_ops import files, runs
+from resnet_ops.class_metrics import metric_text
+from resnet_ops.config import Select, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.placement import Device
@@ -51,13 +53,21 @@ class SearchRecord(BaseModel):
     machines: int | None = None  # of a cluster, to run the trials on
 
     @property
+    def select(self) -> Select:
+        """The metric that trials and their epochs are selected by."""
+        select: Select = self.config.given.get("select", TrainConfig.default("select"))
+        return select
+
+    @property
     def noun(self) -> str:
         """'search' or 'study', for messages."""
         return self.command.split()[0].replace("tune", "search")
 
 
 class Trial(BaseModel):
-    """A line of trials.jsonl. `val_accuracy` is that of `best_epoch`, by `Epoch.score`, `last_val_accuracy` the last's.
+    """A line of trials.jsonl. `val_accuracy` is that of `best_epoch`, `last_val_accuracy` the last's.
+
+    `metric` is what `--select` names, in the best epoch.
 
     Times are seconds.
 
@@ -77,9 +87,16 @@ class Trial(BaseModel):
     planned_epochs: int = 0  # those of its recipe; 0 until it has begun
     parameters: int = 0
     val_accuracy: float | None = None
+    metric: float | None = None
     last_val_accuracy: float | None = None
     best_epoch: int | None = None
     seconds: float = 0.0  # of training, in total
+
+    def score(self, select: Select) -> float | None:
+        """Return what trials are ranked by, the highest first; None where it was not measured."""
+        if select == "top1":  # of searches of earlier versions too
+            return self.val_accuracy
+        return -self.metric if self.metric is not None and select == "loss" else self.metric
 
     @property
     def has_ended(self) -> bool:
@@ -170,21 +187,28 @@ class SelectedTrial:
     why: str
 
 
-def select_trial(trials: Sequence[Trial], tests: PairwiseTests[int]) -> SelectedTrial | None:
+def select_trial(trials: Sequence[Trial], tests: PairwiseTests[int], select: Select = "top1") -> SelectedTrial | None:
     """Return the best trial: the smallest network's within one standard error of the highest accuracy.
+
+    Of other metrics it is the best itself, of equals the smallest network's: the tests are of accuracies.
 
     Args:
         trials: All trials.
         tests: Of their accuracies, as `Search.compare` makes them.
+        select: The metric.
 
     Returns:
         None if no trial has validated.
     """
-    scored = [(trial.val_accuracy, trial) for trial in trials if trial.val_accuracy is not None]
+    scored = [(score, trial) for trial in trials if (score := trial.score(select)) is not None]
     scored = [(accuracy, trial) for accuracy, trial in scored if trial.status != "failed"] or scored
     if not scored:
         return None
     highest, leader = max(scored, key=lambda pair: (pair[0], -pair[1].parameters, -pair[1].id))
+    if select != "top1":
+        best_is = "lowest" if select == "loss" else "highest"
+        why = f"the {best_is} validation {metric_text(select, abs(highest))}, of {len(scored)} trials"
+        return SelectedTrial(leader, why)
     tied = [(accuracy, trial) for accuracy, trial in scored if tests.is_tied(trial.id, leader.id)]
     _, best = min(tied, key=lambda pair: (pair[1].parameters, -pair[0], pair[1].id))
     if best is leader:

@@ -41,6 +41,7 @@ from resnet_ops.tuning.space import train_options
 POLL_INTERVAL_S = 0.2
 MEMORY_WAIT_S = 120.0  # for memory that other trials on the same GPU use
 MEMORY_RETRIES = 2
+WORST_SCORE = -1e9  # of a trial that failed; a finite number, as algorithms compute with it
 DONOR = "donor.safetensors"  # the weights that PBT copies from another trial
 
 
@@ -140,8 +141,10 @@ class TrialWorker(tune.Trainable):
         return self._result(done=self._is_last(epoch), val_error=epoch.val_error)
 
     def _rank(self, epoch: Epoch) -> None:
+        assert self.record is not None
+        select = self.record.config.select
         self.history = [*self._history_before(epoch), epoch]
-        if self.best is None or epoch.score > self.best.score:
+        if self.best is None or epoch.score(select) > self.best.score(select):
             self.best = epoch
 
     def _history_before(self, epoch: Epoch) -> list[Epoch]:
@@ -182,7 +185,9 @@ class TrialWorker(tune.Trainable):
             NUMBER: self.number,
             EPOCH: self.epoch,
             SHARE: self.epoch / planned if planned else 0.0,
-            METRIC: self.best.val_accuracy if self.best else 0.0,
+            METRIC: self.best.score(self.record.config.select)[0] if self.best and self.record else WORST_SCORE,
+            "best_val_accuracy": self.best.val_accuracy if self.best else 0.0,
+            "best_metric": self.best.selected_metric(self.record.config.select) if self.best and self.record else None,
             "planned_epochs": planned,
             "best_epoch": self.best.epoch if self.best else 0,
             "seconds": self.seconds,

@@ -10,6 +10,7 @@ from typing import Any
 from resnet_ops import files
 from resnet_ops.models import parse_name
 from resnet_ops.run_records import Best, Status
+from resnet_ops.runs import Run
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, SelectedTrial, Trial, select_trial
@@ -41,7 +42,7 @@ class TrialLog:
     def selected(self) -> SelectedTrial | None:
         """Return the best trial so far."""
         trials = list(self.trials.values())
-        return select_trial(trials, self.search.compare(trials, self.record.data.val_images))
+        return select_trial(trials, self.search.compare(trials, self.record.data.val_images), self.record.select)
 
     def save(self) -> None:
         """Write trials.jsonl."""
@@ -73,12 +74,17 @@ class TrialLog:
             "lr": float(point.get("lr", trial.lr)),
         }
         if result["best_epoch"]:
-            update |= {"val_accuracy": result["best_val_accuracy"], "best_epoch": result["best_epoch"]}
+            update |= {
+                "val_accuracy": result["best_val_accuracy"],
+                "metric": result["best_metric"],
+                "best_epoch": result["best_epoch"],
+            }
         if "val_error" in result:
             update["last_val_accuracy"] = 1 - result["val_error"]
         if "failed" in result:
             update |= {"status": "failed", "reason": result["failed"]}
             update.pop("val_accuracy", None)
+            update.pop("metric", None)
         if "ended" in result:  # by its own options, early
             update["reason"] = result["ended"]
         self.trials[number] = trial.model_copy(update=update)
@@ -134,16 +140,17 @@ class TrialLog:
                     "data": source.data,
                     "parameters": source.parameters,
                     "world_size": source.world_size,
-                    "best": Best(
-                        epoch=trial.best_epoch or 0,
-                        val_accuracy=trial.val_accuracy or 0.0,
-                        last_val_accuracy=trial.last_val_accuracy,
-                        # What a search that is finished has measured stays where it is resumed.
-                        test_accuracy=record.best.test_accuracy if record.best else None,
-                        checkpoint=run.best / "model.safetensors",
-                    ),
+                    # What `evaluate` has measured of a search that is finished stays where it is resumed.
+                    "best": self._best(trial, run, record.best.test_accuracy if record.best else None),
                 }
             run.write(record.model_copy(update=update))
+
+    def _best(self, trial: Trial, run: Run, test_accuracy: float | None = None) -> Best:
+        """Describe the best epoch of a trial, whose weights are in `run`, which is its own or the search's."""
+        source = self.search.trial_run(trial)
+        best, last = source.best_metrics(), source.epochs()[-1]
+        assert best is not None  # as the trial has a best epoch
+        return Best.of(best, last, checkpoints.best_file(run), self.record.select, test_accuracy)
 
     def _end_run(self, trial: Trial) -> None:
         """Record the trial's end in its own run, and keep only the best of its weights."""
@@ -156,13 +163,7 @@ class TrialLog:
             "reason": trial.reason,
         }
         if trial.best_epoch and trial.val_accuracy is not None:
-            best = run.best / "model.safetensors"
-            update["best"] = Best(
-                epoch=trial.best_epoch,
-                val_accuracy=trial.val_accuracy,
-                last_val_accuracy=trial.last_val_accuracy,
-                checkpoint=best,
-            )
+            update["best"] = self._best(trial, run)
         run.write(record.model_copy(update=update))
         for checkpoint in checkpoints.saved_checkpoints(run):
             files.remove(checkpoint)

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from resnet_ops.config import DataConfig
+from resnet_ops.data import listing
 from resnet_ops.data.audit import check_data
+from resnet_ops.data.copies import find_test_copies, hash_candidates, name_copies
+from resnet_ops.data.discovery import discover
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
 from tests.data.samples import noise, write_class_folders, write_parquet
@@ -115,16 +118,130 @@ def test_images_that_are_trained_or_selected_on_are_no_test_images(tmp_path: Pat
     assert open_source(DataConfig(data=str(root), val_data="test")).notes == ()
 
 
-def test_copies_of_validation_images_in_the_test_split_are_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", ["off", "on"])
+@pytest.mark.parametrize("stored", ["folders", "parquet"])
+def test_test_images_that_are_in_another_split_are_named_and_refused(stored: str, stream: str, tmp_path: Path) -> None:
     root = folders(tmp_path / "images", train=20, val=6)
     shutil.copytree(root / "val", root / "test")
-    for fit_all, other in ((False, "validation"), (True, "training")):
-        source = open_source(DataConfig(data=str(root), fit_all=fit_all, cache_dir=tmp_path / "cache"))
-        assert source.prepare().notes == (f"12 images of the 12 in the test split are also in the {other} split.",)
+    (root / "test" / "a" / "07.png").write_bytes((root / "train" / "b" / "03.png").read_bytes())
+    copy = f"{root}/test/a/07.png = {root}/train/b/03.png"
+    if stored == "parquet":
+        for part in ("train", "val", "test"):
+            images = [sorted((root / part / name).iterdir()) for name in ("a", "b")]
+            labels = [0] * len(images[0]) + [1] * len(images[1])
+            encoded = [file.read_bytes() for file in (*images[0], *images[1])]
+            write_parquet(tmp_path / f"tables/{part}-0.parquet", encoded, labels)
+        root = tmp_path / "tables"
+        copy = f"image 6 of {root}/test-0.parquet = image 23 of {root}/train-0.parquet"
+    options = {"data": str(root), "cache_dir": tmp_path / "cache", "stream": stream}
+
+    def check(**more: object) -> tuple[str, ...]:
+        source = open_source(DataConfig.of(**options, **more))
+        return source.check_test_images()
+
+    if (stored, stream) == ("parquet", "on"):  # which would have to be read as a whole
+        assert "were not compared" in check()[0]
+        (root / "val-0.parquet").unlink()  # then all are hashed, to hold validation images out
+        with pytest.raises(UserError, match="1 image of the 13 in the test split is also in the"):
+            check()
+        return
+    with pytest.raises(
+        UserError, match="1 image of the 13 in the test split is also in the training split and 12"
+    ) as no:
+        check()
+    assert copy in no.value.cause
+    assert "--allow-duplicates" in no.value.remedy
+    with pytest.raises(UserError, match="13 images of the 13 in the test split are also in the training split"):
+        check(fit_all=True)
+    (note,) = check(allow_duplicates=True)
+    assert "12 images of the 13 in the test split are also in the validation split" in note
     report = check_data(str(root))
-    assert report.in_both == 12
+    assert (report.in_both, report.fit) == (13, False)
     (finding,) = [each for each in report.findings if each.name == "in both splits"]
-    assert finding.summary == "12 images of the test split also in the validation split"
+    assert finding.state == "error"
+    assert check_data(DataConfig(data=str(root), allow_duplicates=True)).having("warning")
+
+
+def test_only_images_of_a_size_that_another_split_has_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "images"
+    for part, content in (("train", b"12345"), ("val", b"123456"), ("test", b"1234567")):
+        write_class_folders(root / part, {name: [content + name.encode()] * 3 for name in ("a", "b")})
+    (root / "test/a/00.png").write_bytes(b"12345b")
+    read: list[str] = []
+    of_disk = listing.read_files
+    monkeypatch.setattr(listing, "read_files", lambda at, names: (read.extend(names), of_disk(at, names))[1])
+    parts = {split: part.encoded for split, part in discover(DataConfig(data=str(root))).by_split.items()}
+    copies = find_test_copies(hash_candidates(parts, {}))
+    assert [list(name_copies(parts, copies, 9)), len(copies)] == [
+        [f"{root}/test/a/00.png = {root}/train/b/00.png"], 1
+    ]  # fmt: skip
+    assert {name.split("/")[0] for name in read} == {"train", "test"}
+    assert len(read) == 7
+
+
+@pytest.mark.parametrize("stored", ["folders", "parquet"])
+def test_a_test_part_is_held_out_by_the_images_alone(stored: str, tmp_path: Path) -> None:
+    images = {name: noise(40, seed=k) for k, name in enumerate(("a", "b"))}
+    root = tmp_path / "images"
+
+    def write(order: np.ndarray) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        if stored == "folders":
+            write_class_folders(root, {name: part[order] for name, part in images.items()})
+        else:
+            labels = [*[0] * len(order), *[1] * len(order)]
+            write_parquet(root / "all.parquet", [*images["a"][order], *images["b"][order]], labels, names=("a", "b"))
+
+    def contents(source: Source, split: str) -> set[bytes]:
+        encoded = source.encoded(split)  # type: ignore[arg-type]
+        return set(map(bytes, encoded.read(range(len(encoded.labels)))))
+
+    write(np.arange(40))
+    options = {"data": str(root), "cache_dir": tmp_path / "cache", "test_fraction": 0.2}
+    source, plain = open_source(DataConfig.of(**options)), open_source(DataConfig(data=str(root), val_data=None))
+    assert counts(source) == counts(source.prepare()) == (56, 8, 16)
+    assert source.notes == ("Held out 16 images as test images: 20% of each class, chosen by a hash of their bytes.",)
+    assert np.bincount(source.encoded("test").labels).tolist() == [8, 8]
+    parts = {split: contents(source, split) for split in ("train", "val", "test")}
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 80
+    assert parts["val"] < contents(plain, "val")  # the other tenth of the fifth is trained on
+    assert source.load("train").pixels.shape[0] == 56
+    everything = open_source(DataConfig.of(**options, fit_all=True)).prepare()
+    assert counts(everything) == (64, 0, 16)
+    assert (contents(everything, "test"), contents(everything, "train")) == (
+        parts["test"],
+        parts["train"] | parts["val"],
+    )
+    write(np.random.default_rng(0).permutation(40))
+    shuffled = open_source(DataConfig.of(**options))
+    assert {split: contents(shuffled, split) for split in parts} == parts
+    report = check_data(DataConfig.of(**options))
+    assert (report.images, report.held_out) == ((56, 8, 16), True)
+    streamed = open_source(DataConfig.of(**options, stream="on"))
+    assert {split: contents(streamed, split) for split in parts} == parts
+
+
+def test_copies_are_not_torn_apart_by_the_border_of_the_test_part(tmp_path: Path) -> None:
+    images = {name: [*noise(10, seed=k)] * 3 for k, name in enumerate(("a", "b"))}  # each three times
+    write_class_folders(tmp_path / "images", images)
+    write_class_folders(tmp_path / "val", {name: noise(4, seed=8 + k) for k, name in enumerate(images)})
+    config = DataConfig.of(data=str(tmp_path / "images"), val_data=str(tmp_path / "val"), test_fraction=0.25)
+    source = open_source(config).with_exact_counts()
+    assert source.record.test_images == 12  # of a quarter, 16, what is whole
+    assert counts(source) == (48, 8, 12)
+    assert source.check_test_images() == ()
+
+
+def test_a_test_part_that_cannot_be_held_out_is_refused(tmp_path: Path) -> None:
+    root = folders(tmp_path / "images", train=20, test=6)
+    with pytest.raises(UserError, match=r"12 images in a test split of its own\. Remove --test-fraction"):
+        open_source(DataConfig.of(data=str(root), test_fraction=0.1))
+    assert counts(open_source(DataConfig.of(data=str(root), val_data="test", test_fraction=0.1))) == (36, 12, 4)
+    few = folders(tmp_path / "few", train=2, val=2)
+    with pytest.raises(UserError, match="too small to hold out test images"):
+        open_source(DataConfig.of(data=str(few), test_fraction=0.1))
+    with pytest.raises(UserError, match="--test-fraction"):
+        DataConfig.of(test_fraction=0.9)
 
 
 def test_the_fingerprint_leaves_test_images_out_but_their_cache_does_not(tmp_path: Path) -> None:

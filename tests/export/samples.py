@@ -116,6 +116,7 @@ def metadata_of(checkpoint: Checkpoint, **update: object) -> ModelMetadata:
         "epoch": info.epoch,
         "checkpoint_sha256": checkpoint.sha256,
         "val_accuracy": info.metrics.val_accuracy if info.metrics else None,
+        "selected_by": info.select if info.metrics and info.metrics.val_accuracy is not None else None,
         "made_by": graph.tool_versions(),
     }
     return ModelMetadata.model_validate(values | update)

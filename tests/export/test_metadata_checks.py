@@ -43,6 +43,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "run": ("prize-winner", "metadata"),
     "epoch": (7777, "metadata"),
     "val_accuracy": (0.9999, "metadata"),
+    "selected_by": ("loss", "metadata"),
     "fitted_on_all": (True, "metadata"),
     "checkpoint_sha256": ("0" * 64, "metadata"),
     "made_by": ("hand", "metadata"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
 from resnet_ops.serving.app import ModelInfo
 from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training import job
+from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.config import TuneConfig
 from tests.conftest import Ended
@@ -45,33 +48,71 @@ def done(cli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return run
 
 
-def test_the_test_split_is_measured_once_on_the_selected_weights(
+def test_the_test_split_is_left_alone_until_it_is_measured_on_the_selected_weights(
     photos: Path, done: Callable[..., Ended], tmp_path: Path
 ) -> None:
-    ended = done("train", "--data", photos, *SMALL, "--epochs", 4, "--lr", 0.02, "--name", "a")
+    shutil.copytree(photos, tmp_path / "photos")
+    for file in (tmp_path / "photos/test").rglob("*.png"):  # of which training has the names and numbers alone
+        file.write_bytes(b"no image")
+    ended = done("train", "--data", tmp_path / "photos", *SMALL, "--epochs", 4, "--lr", 0.02, "--name", "a")
+    shutil.copytree(photos, tmp_path / "photos", dirs_exist_ok=True)
     best, run = ended.json["best"], Run(tmp_path / "a")
     epochs = run.epochs()
     accuracies = [epoch.val_accuracy or 0 for epoch in epochs]
     assert best["val_accuracy"] == max(accuracies)
     assert best["last_val_accuracy"] == accuracies[-1]
-    assert best["selected_on"] == "validation images"
+    assert (best["selected_on"], best["selected_by"]) == ("validation images", "top1")
     assert "chosen on these 8 images (last epoch " in ended.err
+    assert (best["test_accuracy"], ended.json["test_images"]) == (None, 40)
+    assert "40 images, untouched so far: resnet-ops evaluate a" in ended.err
+    assert "test accuracy" not in ended.err
+    measured = job.measure_test(run, Observer()).best
+    assert measured is not None
     # The same weights on the same images, by the exported file and ONNX Runtime.
     exported = done("export", "a", "--onnx").json
     assert exported["images"] == 8
     predictions = done("predict", exported["onnx"], photos / "test").json["predictions"]
     right = [Path(each["path"]).parent.name == each["top"][0]["class"] for each in predictions]
     assert len(right) == 40
-    assert best["test_accuracy"] == pytest.approx(sum(right) / 40)
-    assert f"{100 * best['test_accuracy']:.2f}% test accuracy: on 40 images" in ended.err
+    assert measured.test_accuracy == pytest.approx(sum(right) / 40)
     (listed,) = done("runs").json["runs"]
-    assert (listed["test_accuracy"], listed["last_val_accuracy"]) == (best["test_accuracy"], accuracies[-1])
+    assert (listed["test_accuracy"], listed["last_val_accuracy"]) == (measured.test_accuracy, accuracies[-1])
     page = tmp_path / "report.html"
     (reported,) = done("report", "a", "-o", page).json["runs"]
-    assert reported["test_accuracy"] == best["test_accuracy"]
+    assert reported["test_accuracy"] == measured.test_accuracy
     assert "which its best epoch was chosen on" in page.read_text()
-    resumed = done("train", "--resume", "a").json["best"]
-    assert resumed == best
+    resumed = done("train", "--resume", "a")
+    assert resumed.json["best"] == best | {"test_accuracy": measured.test_accuracy}
+    assert f"{100 * measured.test_accuracy:.2f}% test accuracy: on 40 images" in resumed.err
+
+
+def test_what_the_best_epoch_was_chosen_by_is_said_wherever_its_accuracy_stands(
+    done: Callable[..., Ended], tmp_path: Path
+) -> None:
+    ended = done("train", "--model", "resnet8", "--epochs", 3, "--select", "macro-f1", "--cpus-per-worker", 1,
+                 "--name", "f1")  # fmt: skip
+    best, run = ended.json["best"], Run(tmp_path / "f1")
+    chosen = max(run.epochs(), key=lambda epoch: (epoch.val_macro_f1 or 0, -(epoch.val_loss or 0)))
+    assert (best["epoch"], best["val_macro_f1"], best["selected_by"]) == (chosen.epoch, chosen.val_macro_f1, "macro-f1")
+    said = f"macro F1 {100 * best['val_macro_f1']:.2f}%"
+    assert f"chosen by {said} on these 359 images" in ended.err
+    assert (
+        f"top-5 {100 * best['val_top5_accuracy']:.2f}%, macro recall {100 * best['val_macro_recall']:.2f}%" in ended.err
+    )
+    assert len(re.findall(r"\nepoch \d/3 .*  macro F1 \d+\.\d\d%", ended.err)) == 3
+    for row in ended.json["worst_classes"]:
+        assert f"{row['name']}: recall {100 * row['recall']:.2f}% of {row['support']} (" in ended.err
+    assert checkpoints.read_best(run)[0].info.epoch == best["epoch"]
+    listed = done("runs")
+    (row,) = listed.json["runs"]
+    assert (row["selected_by"], row["best_metric"]) == ("macro-f1", best["val_macro_f1"])
+    assert "(macro" in listed.err  # and F1, where the terminal is wide enough
+    page = tmp_path / "report.html"
+    (reported,) = done("report", "f1", "-o", page).json["runs"]
+    assert (reported["selected_by"], reported["metric"]) == ("macro-f1", best["val_macro_f1"])
+    assert f"which its best epoch was chosen on by its {said}" in page.read_text()
+    drawn = read_curves(run.path / "tensorboard")
+    assert {"top5_error/val", "macro_recall/val", "macro_f1/val"} < set(drawn)
 
 
 def test_of_a_network_that_is_fitted_on_all_images_nothing_is_claimed(
@@ -142,33 +183,47 @@ def test_of_a_network_that_is_fitted_on_all_images_nothing_is_claimed(
     assert again.json["val_accuracy_torch"] is None
 
 
-def test_with_fit_all_a_test_split_is_measured_as_in_the_paper(photos: Path, done: Callable[..., Ended]) -> None:
+def test_with_fit_all_a_test_split_is_measured_as_in_the_paper(
+    photos: Path, done: Callable[..., Ended], tmp_path: Path
+) -> None:
     ended = done("train", "--data", photos, *SMALL, "--epochs", 1, "--fit-all", "--stream", "on", "--name", "paper")
     assert "80 training and 40 test images" in ended.err
     best = ended.json["best"]
-    assert (best["val_accuracy"], best["selected_on"]) == (None, None)
-    assert round(40 * best["test_accuracy"], 6) == round(40 * best["test_accuracy"])
+    assert {name for name, value in best.items() if value is not None} == {"epoch", "checkpoint"}
+    reported = done("report", "paper", "-o", tmp_path / "report.html").json["runs"][0]
+    assert "resnet-ops evaluate paper" in reported["missing"]
+    measured = job.measure_test(Run(tmp_path / "paper"), Observer()).best
+    assert measured is not None
+    assert measured.test_accuracy is not None
+    assert round(40 * measured.test_accuracy, 6) == round(40 * measured.test_accuracy)
 
 
-def test_a_search_measures_the_selected_trial_and_refits_on_photos(
+def test_a_search_leaves_test_images_alone_and_refits_on_photos(
     ray_session: None, photos: Path, tmp_path: Path
 ) -> None:
     given = {"data": str(photos), "image_size": 12, "runs_dir": tmp_path, "epochs": 1, "cpus_per_worker": 1}
+    given |= {"select": "loss"}
     config = TuneConfig.of(depths="8", lr="0.01,0.1", search="grid", refit=True, given=given | {"name": "s"})
     result = tuning.tune(config)
     for trial in result.trials:
         assert trial.val_accuracy == trial.last_val_accuracy  # of one epoch
     best = result.search.run.read().best
     assert best is not None
-    assert best.test_accuracy == result.best.test_accuracy
-    assert result.best.test_accuracy is not None
+    losses = [result.search.trial_run(trial).epochs()[-1].val_loss or 9 for trial in result.trials]
+    assert [trial.metric for trial in result.trials] == losses
+    assert (best.selected_by, best.val_loss, result.best.metric) == ("loss", min(losses), min(losses))
+    assert result.best.why == f"the lowest validation loss {min(losses):.4f}, of 2 trials"
+    assert (best.test_accuracy, result.best.test_accuracy) == (None, None)
+    measured = job.measure_test(result.search.run, Observer()).best
+    assert measured is not None
+    assert measured.test_accuracy is not None
     assert all(result.search.trial_run(t).read().best.test_accuracy is None for t in result.trials)  # type: ignore[union-attr]
     refit = Run(tmp_path / "s-refit").read()
     assert (refit.config.fit_all, refit.data.train_images, refit.data.val_images) == (True, 80, 0)
     assert refit.best is not None
-    assert (refit.best.val_accuracy, refit.best.test_accuracy is None) == (None, False)
+    assert (refit.best.val_accuracy, refit.best.test_accuracy) == (None, None)
     again = tuning.resume(tmp_path, "s")
-    assert again.best.test_accuracy == best.test_accuracy
+    assert again.best.test_accuracy == measured.test_accuracy
     with pytest.raises(UserError, match=r"compares networks on validation images.*--refit"):
         tuning.tune(TuneConfig.of(depths="8", given=given | {"fit_all": True, "name": "none"}))
     assert not (tmp_path / "none").exists()

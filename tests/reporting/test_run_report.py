@@ -82,12 +82,14 @@ def predictions(trained: job.TrainResult) -> Predictions:
 def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult) -> None:
     epochs = trained.run.epochs()
     best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
-    rows = {row[0]: row for row in page.rows if len(row) == 14}
+    rows = {row[0]: row for row in page.rows if len(row) == 17}
     assert rows["good"][4] == f"{len(epochs)} of {len(epochs)}"
     assert rows["good"][5].startswith(f"{best.val_accuracy:.2%} (")
     assert rows["good"][6] == str(best.epoch)
-    assert rows["good"][7] == f"{100 * epochs[-1].val_accuracy:.2f}%"
-    assert rows["good"][10] == f"{trained.record.parameters:,}"
+    assert rows["good"][7:9] == [f"{best.val_macro_recall:.2%}", f"{best.val_macro_f1:.2%}"]
+    assert rows["good"][9:11] == [f"{1 - best.val_top5_error:.2%}", f"{epochs[-1].val_accuracy:.2%}"]
+    assert rows["lost"][7:10] == ["", "", ""]  # as an earlier version wrote it
+    assert rows["good"][13] == f"{trained.record.parameters:,}"
     assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% (70.27% to 79.20%)", "2"]
     assert rows["empty"][5] == ""
     assert "No predictions: Run lost has no intact checkpoint" in page.text

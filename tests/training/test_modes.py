@@ -7,6 +7,7 @@ BatchNorm, branches. What each mode computes is in test_trainer.py, what a step 
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,18 @@ def test_every_mode_trains_otherwise(name: str) -> None:
         assert any(not torch.equal(ends[one][key], ends[other][key]) for key in ends[one] if key in ends[other])
 
 
+def evaluated(group: ProcessGroup) -> dict[str, Any]:
+    """Evaluate a network of 9 classes, of which 7 have images, on all workers of a group together."""
+    one = trainer("resnet8", group)
+    split = DeviceImages(one.loader.train.pixels, torch.arange(IMAGES) % 7)  # type: ignore[attr-defined]
+    loader = replace(one.loader, train=split, val=split)
+    torch.manual_seed(0)
+    ours = build_trainer(one.config, build("resnet8", num_classes=9), loader, group, CPU)
+    metrics = ours.evaluate()
+    assert metrics is not None
+    return {**asdict(metrics), "answers": ours.val_answers, "classes": ours.count_classes(9)}
+
+
 def work(rank: int, folder: Path) -> None:
     """Train every network as one of two workers, whole and resumed, and leave what both have."""
     torch.set_num_threads(1)
@@ -189,12 +202,12 @@ def work(rank: int, folder: Path) -> None:
         resumed = trainer(name, group, seed=9, **options)
         checkpoint.restore(checkpoint.read(file), resumed)
         left[name, mode] = {"whole": whole, "resumed": run(resumed)[0], "val_loss": epoch.val_loss}
-    torch.save(left, folder / f"{rank}.pt")
+    torch.save((left, evaluated(group)), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_every_network_trains_with_two_workers(tmp_path: Path) -> None:
-    """With gloo, to the same bytes on both, also where it is resumed within an epoch."""
+    """With gloo, to the same bytes on both, also where it is resumed within an epoch, with one worker's metrics."""
     context = torch.multiprocessing.get_context("spawn")
     processes = [context.Process(target=work, args=(rank, tmp_path)) for rank in (0, 1)]
     for process in processes:
@@ -204,7 +217,14 @@ def test_every_network_trains_with_two_workers(tmp_path: Path) -> None:
         process.kill()
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    (first, metrics), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    alone = evaluated(ProcessGroup())
+    for each in (metrics, others):
+        assert torch.equal(each.pop("answers"), alone["answers"])
+        assert each.pop("loss") == pytest.approx(alone["loss"], rel=1e-6)
+        assert each == {name: alone[name] for name in each}
+    assert others.keys() == {"error", "top5_error", "macro_recall", "macro_f1", "classes"}
+    assert [images for _, images in alone["classes"]] == [4, 3, 3, 3, 3, 3, 3, 0, 0]
     assert first.keys() == set(WITH_WORKERS)
     for (name, mode), ended in first.items():
         assert_same_bytes(ended["whole"], ended["resumed"])

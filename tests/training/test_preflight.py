@@ -75,3 +75,8 @@ def test_more_images_make_no_worse_network(digits: Source) -> None:
         errors.append(epochs[-1].val_error)
     assert all(more < fewer + 0.1 for fewer, more in itertools.pairwise(errors)), errors
     assert errors[-1] < 0.08 < 0.12 < errors[0]
+
+
+def test_without_validation_images_there_is_nothing_to_select_by(digits: Source) -> None:
+    with pytest.raises(UserError, match=r"--select macro-f1 chooses .* --fit-all leaves none\. Remove one of the two"):
+        check_training(TrainConfig.of(select="macro-f1", fit_all=True), "cpu", digits)

@@ -1,5 +1,6 @@
 """The loop does what plain PyTorch would, and its metrics are exact."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from resnet_ops.models import build
 from resnet_ops.training.build import build_trainer, without_dynamo
 from resnet_ops.training.distributed import ProcessGroup, set_statistics, statistics
 from resnet_ops.training.schedule import learning_rate
-from resnet_ops.training.trainer import Progress, Trainer
+from resnet_ops.training.trainer import Progress, Trainer, evaluate_batches, more_metrics
 
 CPU = torch.device("cpu")
 
@@ -153,7 +154,14 @@ def test_a_network_without_batchnorm_has_no_statistics() -> None:
 
 
 def test_validation_metrics_are_scikit_learns(digits: Loader) -> None:
-    from sklearn.metrics import accuracy_score, log_loss
+    from sklearn.metrics import (
+        accuracy_score,
+        confusion_matrix,
+        f1_score,
+        log_loss,
+        recall_score,
+        top_k_accuracy_score,
+    )
 
     trained = training(digits)
     (epoch, *_) = list(trained.run(ignore))
@@ -164,7 +172,40 @@ def test_validation_metrics_are_scikit_learns(digits: Loader) -> None:
         probabilities = trained.network.eval()(x).double().softmax(1).numpy()
     assert val.error == pytest.approx(1 - accuracy_score(y, probabilities.argmax(1)))
     assert val.loss == pytest.approx(log_loss(y, probabilities, labels=range(10)), rel=1e-5)
+    assert val.top5_error == pytest.approx(1 - top_k_accuracy_score(y, probabilities, k=5))
+    assert val.macro_recall == pytest.approx(recall_score(y, probabilities.argmax(1), average="macro"))
+    assert val.macro_f1 == pytest.approx(f1_score(y, probabilities.argmax(1), average="macro"))
+    matrix = confusion_matrix(y, probabilities.argmax(1))
+    assert trained.count_classes(10) == tuple(zip(matrix.diagonal(), matrix.sum(1), strict=True))
     assert len(load_digits().target) == len(digits.train) + len(digits.val)
+
+
+@pytest.mark.parametrize("classes", [5, 6, 1200])
+def test_metrics_of_many_classes_are_scikit_learns(classes: int) -> None:
+    """Classes that no image has are left out, though images are taken for them."""
+    from sklearn.metrics import f1_score, recall_score, top_k_accuracy_score
+
+    x = torch.randn(3000, classes, generator=torch.Generator().manual_seed(classes))
+    y = torch.arange(3000) % (classes - 1)
+    x[torch.arange(3000), y] += 2
+    x[:2, -1] = 99
+    config, batches = TrainConfig.of(channels_last=False), zip(x.split(700), y.split(700), strict=True)
+    share = evaluate_batches(nn.Identity(), batches, config, CPU, lambda: None)
+    answers = torch.cat((share.answers, torch.zeros(9, 3, dtype=torch.int32)))  # of images that cannot be decoded
+    top5_error, recall, f1 = more_metrics(answers, share.classes)
+    predicted, labels = x.argmax(1).numpy(), y.numpy()
+    if classes > 5:
+        assert top5_error == pytest.approx(1 - top_k_accuracy_score(labels, x.numpy(), k=5, labels=range(classes)))
+    else:
+        assert math.isnan(top5_error)
+    for ours, theirs in ((recall, recall_score), (f1, f1_score)):
+        each = theirs(labels, predicted, average=None, labels=range(classes), zero_division=0)
+        assert ours == pytest.approx(each[:-1].mean())
+    assert (predicted == classes - 1).any()
+
+
+def test_without_an_image_that_can_be_decoded_there_is_no_metric() -> None:
+    assert all(map(math.isnan, more_metrics(torch.zeros(4, 3, dtype=torch.int32), 0)))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])

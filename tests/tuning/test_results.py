@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import Select, TrainConfig
 from resnet_ops.run_records import RunRecord
 from resnet_ops.runs import Run, summarize
 from resnet_ops.significance import MeasuredAccuracy, compare
@@ -93,14 +93,23 @@ def test_trials_are_compared_image_by_image_where_their_best_weights_say_which_a
     )
 
 
-def test_the_best_epoch_of_ties_is_everywhere_that_of_the_weights_in_best(tmp_path: Path) -> None:
-    of_errors = samples.epochs([0.5, 0.2, 0.2, 0.2, 0.3])
-    epochs = [e.model_copy(update={"val_loss": loss}) for e, loss in zip(of_errors, (2, 0.9, 0.7, 0.7, 1), strict=True)]
+@pytest.mark.parametrize("select", ["top1", "macro-f1", "macro-recall", "loss"])
+def test_the_best_epoch_of_ties_is_everywhere_that_of_the_weights_in_best(select: Select, tmp_path: Path) -> None:
+    """Of the other metrics other epochs are the best."""
+    tied, others = [0.5, 0.2, 0.2, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4, 0.05]
+    errors = {name: tied if name == select else others for name in ("top1", "macro-f1", "macro-recall")}
+    losses = [2, 0.9, 0.7, 0.7, 1]
+    epochs = [
+        epoch.model_copy(update={"val_loss": loss, "val_macro_f1": 1 - f1, "val_macro_recall": 1 - recall})
+        for epoch, loss, f1, recall in zip(
+            samples.epochs(errors["top1"]), losses, errors["macro-f1"], errors["macro-recall"], strict=True
+        )
+    ]
     run = Run(tmp_path / "runs" / "001")
     for folder in (run.checkpoints, run.best):
         folder.mkdir(parents=True)
     store, worker = CheckpointStore(run, num_to_keep=2), object.__new__(TrialWorker)
-    config = TrainConfig.of(epochs=5, runs_dir=tmp_path / "runs")
+    config = TrainConfig.of(epochs=5, runs_dir=tmp_path / "runs", select=select)
     now = datetime.now(UTC)
     record = RunRecord(
         name="001", status="finished", created=now, updated=now, config=config, data=samples.DATA, parameters=1,
@@ -111,7 +120,7 @@ def test_the_best_epoch_of_ties_is_everywhere_that_of_the_weights_in_best(tmp_pa
     tensors = {"model/fc.weight": torch.zeros(2)}
     info = CheckpointInfo(
         model="resnet8", shortcut="A", class_names=("a", "b"), channels=1, height=8, width=8, mean=(0.0,), std=(1.0,),
-        data="made", data_fingerprint="0" * 64, metrics=None,
+        data="made", data_fingerprint="0" * 64, metrics=None, select=select,
     )  # fmt: skip
     for epoch in epochs:
         store.save(info.model_copy(update={"metrics": epoch}), tensors)
@@ -122,7 +131,21 @@ def test_the_best_epoch_of_ties_is_everywhere_that_of_the_weights_in_best(tmp_pa
     assert {
         result["best_epoch"],
         summary.best_epoch,
-        int(best_tags(run, epochs)["best_epoch"]),
+        int(best_tags(run, run.read_as_written(), epochs)["best_epoch"]),
         json.loads((run.best / "model.json").read_text())["metrics"]["epoch"],
     } == {3}
     assert (result["epoch"], result["planned_epochs"], result["share"], result["done"]) == (5, 5, 1.0, True)
+
+
+def test_trials_are_selected_by_what_was_asked_for() -> None:
+    trials = [
+        samples.trial(number, "resnet8", [0.1 * number], metric=metric)[0]
+        for number, metric in ((1, 0.5), (2, 0.7), (3, 0.7), (4, None))
+    ]
+    tests = compare({trial.id: MeasuredAccuracy.of(trial.val_accuracy, 100) for trial in trials})  # type: ignore[arg-type]
+    by: dict[Select, int] = {"top1": 1, "macro-f1": 2, "macro-recall": 2, "loss": 1}
+    for select, number in by.items():
+        selected = select_trial(trials, tests, select)
+        assert selected is not None
+        assert selected.trial.id == number
+    assert select_trial(trials[1:], tests, "macro-f1").why == "the highest validation macro F1 70.00%, of 2 trials"  # type: ignore[union-attr]
