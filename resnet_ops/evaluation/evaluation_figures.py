@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from resnet_ops.evaluation.results import EvaluatedClass, Metrics
+from resnet_ops.evaluation.results import EvaluatedClass, EvaluationMetrics
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import style
 from resnet_ops.reporting.page import Picture
@@ -38,7 +38,7 @@ def recall_of_classes(classes: Sequence[EvaluatedClass], overall: float) -> Pict
     )
 
 
-def reliability(metrics: Metrics) -> Picture:
+def reliability(metrics: EvaluationMetrics) -> Picture:
     """Return the reliability diagram, and the accuracy of the images of at least some confidence."""
     gap = metrics.mean_confidence - metrics.top1
     return Picture(
@@ -76,12 +76,12 @@ def _recall(classes: Sequence[EvaluatedClass], overall: float, part: FigureBase)
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     least = max(0.0, float(low.min()) - 0.03)
-    axes.set_xlim(least, 1 + 0.02 * (1 - least))
+    axes.set_xlim(least - 0.01 * (1 - least), 1 + 0.02 * (1 - least))
     _percent_axis(axes, "x")
     axes.set_xlabel("recall")
 
 
-def _reliability(metrics: Metrics, part: FigureBase) -> None:
+def _reliability(metrics: EvaluationMetrics, part: FigureBase) -> None:
     left, right = part.subplots(1, 2)
     filled = [each for each in metrics.calibration if each.confidence is not None and each.accuracy is not None]
     x = np.array([each.confidence for each in filled])

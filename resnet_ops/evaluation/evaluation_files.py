@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from resnet_ops.data.decode import decode
 from resnet_ops.evaluation.classification import ClassifiedImages
@@ -64,8 +65,7 @@ def _page(
     names = network.class_names
     pictures = [recall_of_classes(result.worst_classes, result.top1), reliability(result)]
     if len(names) <= MATRIX_CLASSES:
-        counts = np.zeros((len(names), len(names)), np.int64)
-        np.add.at(counts, (classified.labels, classified.predicted), 1)
+        counts = confusion_matrix(classified.labels, classified.predicted, labels=range(len(names)))
         pictures.append(confusion("confusion", counts, names))
     with style.applied():
         charts = {picture.name: (picture, picture.svg()) for picture in pictures}

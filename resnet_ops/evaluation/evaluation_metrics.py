@@ -16,8 +16,8 @@ from resnet_ops.evaluation.results import (
     ConfidenceLevel,
     Confusion,
     EvaluatedClass,
+    EvaluationMetrics,
     Expectation,
-    Metrics,
 )
 from resnet_ops.significance import LEVEL, wilson_interval
 
@@ -25,7 +25,7 @@ BINS = 15
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-def measure(classified: ClassifiedImages, class_names: Sequence[str]) -> Metrics:
+def measure(classified: ClassifiedImages, class_names: Sequence[str]) -> EvaluationMetrics:
     """Measure what can be measured of classified images."""
     labels, predicted, correct = classified.labels, classified.predicted, classified.correct
     present = np.unique(labels)
@@ -36,7 +36,7 @@ def measure(classified: ClassifiedImages, class_names: Sequence[str]) -> Metrics
     errors = [bin_.images * abs(bin_.confidence - bin_.accuracy) for bin_ in bins if bin_.confidence is not None]  # type: ignore[operator]
     top1 = float(correct.mean())
     low, high = wilson_interval(top1, len(classified))
-    return Metrics(
+    return EvaluationMetrics(
         images=len(classified),
         correct=int(correct.sum()),
         top1=top1,

@@ -11,6 +11,7 @@ import numpy as np
 
 from resnet_ops import files
 from resnet_ops.config_base import as_typed
+from resnet_ops.data.dataset import image_count
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation import evaluation_files
 from resnet_ops.evaluation.classification import ClassifiedImages, classify_images
@@ -58,7 +59,9 @@ def evaluate(
     seconds = time.monotonic() - began
     if classified.bad_images:
         first = classified.bad[0]
-        warn(f"Left out {classified.bad_images:,} images that cannot be decoded, first: {first.name}: {first.reason}.")
+        warn(
+            f"Left out {image_count(classified.bad_images)} that cannot be decoded, first: {first.name}: {first.reason}."
+        )
     metrics = measure(classified, network.class_names)
     missing = tuple(each.name for each in metrics.classes if not each.images)
     if missing:

@@ -79,12 +79,6 @@ class LabeledSplit:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def images_text(self) -> str:
-        """Return the images in words: '1,200 test images of flowers'."""
-        kind = f" {SPLIT_NAMES[self.split]}" if self.split else ""
-        return f"{len(self):,}{kind} image{'' if len(self) == 1 else 's'} of {self.name}"
-
 
 def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSplit:
     """Open the images to evaluate on.

@@ -67,7 +67,7 @@ class ClassificationError(Result):
     label_probability: float = Field(description="The probability of the true class.")
 
 
-class Metrics(Result):
+class EvaluationMetrics(Result):
     """What is measured, of N images with K classes. Accuracies and the like are from 0 to 1."""
 
     images: int = Field(description="Images evaluated.")
@@ -106,7 +106,7 @@ class Expectation(Result):
     met: bool = Field(description="Whether that is above 0.05.")
 
 
-class EvaluateResult(Metrics):
+class EvaluateResult(EvaluationMetrics):
     """An evaluation of a network on labeled images."""
 
     name: str = Field(description="The run or file that is evaluated.")
