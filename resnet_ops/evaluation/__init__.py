@@ -1,10 +1,6 @@
 """Evaluation of a trained network on labeled images: of a run, a file of weights or an exported file.
 
-config               the options of `resnet-ops evaluate`
-network              which network: its classes, its preprocessing, and how it is run
-labeled_images       which images, their labels as the network numbers them, and what training has seen of them
-classification       the network run on all of them
-evaluation_metrics   the metrics made of that
-evaluation_files     the folder that is written: JSON, Markdown, predictions.csv and a page
-job                  the command, whole
+The modules in the order of the work: evaluated_network (its classes, its preprocessing, how it is run), labeled_images
+(which, with the network's labels, and what training has seen of them), classification, evaluation_metrics,
+evaluation_files (the folder that is written). job is all of it.
 """

@@ -18,8 +18,8 @@ from resnet_ops.data.decode import DecodeError, decode
 from resnet_ops.data.loader import EVAL_BATCH, EVAL_BATCH_PIXELS
 from resnet_ops.data.parallel_decode import decode_rows
 from resnet_ops.errors import UserError
+from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
 from resnet_ops.evaluation.labeled_images import LabeledSplit
-from resnet_ops.evaluation.network import EvaluatedNetwork
 from resnet_ops.run_records import BadImage
 
 TOP = 5
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ClassifiedImages:
-    """What a network answers for N images. `k` is 5, or the number of classes if there are fewer.
+    """The answers of a network for N images. `k` is 5, or the number of classes if there are fewer.
 
     Args:
         rows: Their rows in the split, (N,) int64.

@@ -13,9 +13,9 @@ from sklearn.metrics import confusion_matrix
 
 from resnet_ops.data.decode import decode
 from resnet_ops.evaluation.classification import ClassifiedImages
+from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
 from resnet_ops.evaluation.evaluation_figures import recall_of_classes, reliability
 from resnet_ops.evaluation.labeled_images import LabeledSplit
-from resnet_ops.evaluation.network import EvaluatedNetwork
 from resnet_ops.evaluation.results import Confusion, EvaluatedClass, EvaluateResult
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import page, style
@@ -70,11 +70,11 @@ def _page(
     with style.applied():
         charts = {picture.name: (picture, picture.svg()) for picture in pictures}
     errors = most_confident_errors(classified, len(result.mistakes))
-    shown = [
+    pictured = [
         _thumbnail(images, network, int(classified.rows[n]), mistake.label, mistake.prediction, mistake.probability)
         for n, mistake in zip(errors, result.mistakes, strict=True)
     ]
-    return page.render("evaluation.html.j2", result=result, charts=charts, errors=shown, facts=_facts(result))
+    return page.render("evaluation.html.j2", result=result, charts=charts, errors=pictured, facts=_facts(result))
 
 
 def _thumbnail(

@@ -16,9 +16,9 @@ from resnet_ops.errors import UserError
 from resnet_ops.evaluation import evaluation_files
 from resnet_ops.evaluation.classification import ClassifiedImages, classify_images
 from resnet_ops.evaluation.config import EvaluateConfig
+from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork, open_network
 from resnet_ops.evaluation.evaluation_metrics import check_expectation, measure
 from resnet_ops.evaluation.labeled_images import LabeledSplit, count_seen, open_images
-from resnet_ops.evaluation.network import EvaluatedNetwork, open_network
 from resnet_ops.evaluation.results import ClassificationError, EvaluateResult
 from resnet_ops.formatting import percent
 from resnet_ops.reporting.predictions import MISTAKES
@@ -58,10 +58,8 @@ def evaluate(
     classified = classify_images(network, images, on_progress)
     seconds = time.monotonic() - began
     if classified.bad_images:
-        first = classified.bad[0]
-        warn(
-            f"Left out {image_count(classified.bad_images)} that cannot be decoded, first: {first.name}: {first.reason}."
-        )
+        bad, first = image_count(classified.bad_images), classified.bad[0]
+        warn(f"Left out {bad} that cannot be decoded, first: {first.name}: {first.reason}.")
     metrics = measure(classified, network.class_names)
     missing = tuple(each.name for each in metrics.classes if not each.images)
     if missing:

@@ -15,7 +15,7 @@ from resnet_ops.data.parallel_decode import hash_all
 from resnet_ops.data.sources import Source, make_source, open_source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
-from resnet_ops.evaluation.network import EvaluatedNetwork
+from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
 
 NAMED = 5  # classes that a note names
 
@@ -231,7 +231,7 @@ def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, net
 
 @dataclass(frozen=True)
 class SeenImages:
-    """How many of the evaluated images training has seen; None where its images are not known.
+    """The number of evaluated images that training has seen; None where its images are not known.
 
     Args:
         images: All evaluated images.

@@ -32,7 +32,7 @@ class EvaluatedClass(Result):
 
 
 class Confusion(Result):
-    """How often images of one class are classified as another."""
+    """The number of images of one class that are classified as another."""
 
     label: str = Field(description="The true class.")
     prediction: str = Field(description="The predicted class.")
@@ -68,7 +68,7 @@ class ClassificationError(Result):
 
 
 class EvaluationMetrics(Result):
-    """What is measured, of N images with K classes. Accuracies and the like are from 0 to 1."""
+    """The metrics of a network on labeled images. Accuracies and the like are from 0 to 1."""
 
     images: int = Field(description="Images evaluated.")
     correct: int = Field(description="Images classified correctly.")
@@ -96,7 +96,7 @@ class EvaluationMetrics(Result):
 
 
 class Expectation(Result):
-    """Whether an accuracy is below an expected one by more than chance."""
+    """The test of whether an accuracy is below an expected one by more than chance."""
 
     percent: float = Field(description="The expected top-1 accuracy, in percent.")
     p_value: float = Field(
