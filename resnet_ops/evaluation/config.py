@@ -19,7 +19,8 @@ class EvaluateConfig(WeightsFileConfig, RunsConfig):
         str,
         option(
             "Name of the run, or path of its folder or of one of its checkpoints; an ONNX file made by `resnet-ops "
-            "export`; with --model, a file of weights."
+            "export`; with --model, a file of weights.",
+            metavar="RUN|FILE",
         ),
     ]
     data: Annotated[
