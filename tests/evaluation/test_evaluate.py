@@ -235,10 +235,10 @@ def test_classes_are_matched_by_order_where_one_side_has_numbers(
     ("options", "message"),
     [
         ({"split": "test"}, "has no test images"),
-        ({"data": "{folder}/cats"}, "No image of .* has a class that copy knows; its first class is 'tabby'"),
+        ({"data": "{folder}/cats"}, "No image of .* has a class that copy knows; its first class is 'lynx'"),
         ({"data": "{folder}/cats", "split": "val"}, "has no validation images"),
         ({"data": "{folder}/nothing"}, "no such path"),
-        ({"output": "{folder}/cats"}, "no evaluation that could be replaced: it contains tabby"),
+        ({"output": "{folder}/cats"}, "no evaluation that could be replaced: it contains lynx"),
         ({"output": "{folder}/no/folder"}, "does not exist"),
         ({"mean": "0.5"}, "--mean applies only to weights trained elsewhere"),
         ({"run": "missing"}, "There is no run called 'missing'"),
