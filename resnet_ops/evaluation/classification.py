@@ -23,6 +23,7 @@ from resnet_ops.evaluation.labeled_images import LabeledSplit
 from resnet_ops.run_records import BadImage
 
 TOP = 5
+MOST_AT_ONCE = 4096  # images decoded before the network computes, of small ones
 MAX_LISTED = 20  # images that cannot be decoded, of which the reason is given
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ def classify_images(
     positions: list[np.ndarray] = []
     parts: list[tuple[torch.Tensor, ...]] = []
     done = 0
-    for some, pixels in _ahead(decode_rows(images.encoded, images.rows, network.crop)):
+    for some, pixels in _ahead(_decoded(images, network)):
         for start in range(0, len(some), batch_size):
             cut = slice(start, start + batch_size)
             log_probabilities = network.log_probabilities(pixels[cut])
@@ -120,6 +121,14 @@ def classify_images(
         tuple(_reason(images, network, int(images.rows[position])) for position in missing[:MAX_LISTED]),
         len(missing),
     )
+
+
+def _decoded(images: LabeledSplit, network: EvaluatedNetwork) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield positions among the images, and their pixels, some at a time."""
+    for start in range(0, len(images), MOST_AT_ONCE):
+        rows = images.rows[start : start + MOST_AT_ONCE]
+        for positions, pixels in decode_rows(images.encoded, rows, network.crop):
+            yield start + positions, pixels
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
