@@ -17,6 +17,10 @@ COMMANDS = {  # by heading: name and summary of each command
         "tune": "Search depth, learning rate and other hyperparameters, and keep the best network.",
         "study": "Reproduce an experiment of the ResNet paper: many training runs, figures, a table and a verdict.",
     },
+    "Evaluate": {
+        "evaluate": "Evaluate a run, a file of weights or an exported file on labeled images: metrics per class, "
+        "calibration.",
+    },
     "Export and deploy": {
         "export": "Export the best checkpoint of a run to ONNX and verify it with ONNX Runtime.",
         "validate": "Verify an exported file on this machine: are its outputs still those of its checkpoint?",

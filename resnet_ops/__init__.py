@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from resnet_ops.config import DataConfig, TrainConfig
     from resnet_ops.data.audit import DataReport, check_data
     from resnet_ops.errors import UserError
+    from resnet_ops.evaluation.config import EvaluateConfig
+    from resnet_ops.evaluation.job import evaluate
+    from resnet_ops.evaluation.results import EvaluateResult
     from resnet_ops.export.classifier import Classifier, PredictResult, predict
     from resnet_ops.export.config import ExportConfig, PredictConfig, ValidateConfig
     from resnet_ops.export.job import ExportResult, export_onnx
@@ -31,6 +34,8 @@ __all__ = [
     "Classifier",
     "DataConfig",
     "DataReport",
+    "EvaluateConfig",
+    "EvaluateResult",
     "ExportConfig",
     "ExportResult",
     "PredictConfig",
@@ -44,6 +49,7 @@ __all__ = [
     "ValidationResult",
     "check_data",
     "configure",
+    "evaluate",
     "export_onnx",
     "predict",
     "train",
@@ -56,6 +62,8 @@ _MODULES = {
     "Classifier": "export.classifier",
     "DataConfig": "config",
     "DataReport": "data.audit",
+    "EvaluateConfig": "evaluation.config",
+    "EvaluateResult": "evaluation.results",
     "ExportConfig": "export.config",
     "ExportResult": "export.job",
     "PredictConfig": "export.config",
@@ -69,6 +77,7 @@ _MODULES = {
     "ValidationResult": "export.proof_report",
     "check_data": "data.audit",
     "configure": "recipes.reading",
+    "evaluate": "evaluation.job",
     "export_onnx": "export.job",
     "predict": "export.classifier",
     "train": "training.job",

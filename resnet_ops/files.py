@@ -7,9 +7,10 @@ appending, which object stores do not have, are emulated. No storage library is 
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -269,6 +270,32 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
                 temporary.unlink()
             raise
         sync(path.parent)
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace a folder by one with these files: on a disk it is the old or the new one, whole, or for a moment none.
+
+    Raises:
+        PausedError: As for `write_atomically`.
+    """
+    if is_remote(folder):
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
+        return
+    aside = [folder.with_name(f".{folder.name}-{secrets.token_hex(4)}") for _ in range(2)]
+    try:
+        with _explain_disk(folder, sum(map(len, contents.values()))):
+            aside[0].mkdir()
+        for name, content in contents.items():
+            write_atomically(aside[0] / name, content)
+        with _explain_disk(folder):
+            if folder.exists():
+                folder.rename(aside[1])
+            aside[0].rename(folder)
+        sync(folder.parent)
+    finally:
+        for each in aside:
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def append(path: Path, line: str, patience_s: float = PATIENCE_S) -> None:

@@ -51,3 +51,14 @@ def test_writing_atomically_replaces_or_leaves(tmp_path: Path) -> None:
     files.write_atomically(file, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
     assert file.read_bytes() == b"new"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    files.write_folder(folder, {"a": b"1", "b": b"2"})
+    files.write_folder(folder, {"a": b"3"})
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"a": b"3"}
+    with pytest.raises(PausedError, match="cannot be written"):
+        files.write_folder(folder, {"a": b"4", "no/such": b""})
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"a": b"3"}
+    assert list(tmp_path.iterdir()) == [folder]

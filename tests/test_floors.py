@@ -55,6 +55,7 @@ FLOORS = {
     "export": BASE | {"significance", "models", "data", "weights", "training"},
     "serving": BASE | {"orchestration", "data", "export"},
     "reporting": BASE | {"significance", "data", "tuning", "training"},
+    "evaluation": BASE | {"significance", "data", "training", "export", "reporting"},
     "study": BASE | {"significance", "recipes", "models", "data", "training", "tuning", "reporting"},
     "doctor": BASE | {"orchestration", "export"},
 }

@@ -36,6 +36,15 @@ def discover(config: DataConfig) -> DiscoveredData:
     return _without_shared_test(_with_val_data(data, config))
 
 
+def discover_labeled(config: DataConfig) -> DiscoveredData:
+    """Return the labeled images of `config.data`, which may be validation or test images alone.
+
+    Raises:
+        UserError: There are no images to read.
+    """
+    return _discover_one(config.data, "--data", config, for_training=False)
+
+
 def _with_val_data(data: DiscoveredData, config: DataConfig) -> DiscoveredData:
     """Return the data with the validation images that `config` asks for."""
     if config.val_data is None:
@@ -44,7 +53,7 @@ def _with_val_data(data: DiscoveredData, config: DataConfig) -> DiscoveredData:
         if data.test is None:
             raise UserError(f"--data {config.data} has no test images.", "Use --val-data PATH, or remove it.")
         return replace(data, val=data.test, test=None)
-    val_data = _discover_one(config.val_data, "--val-data", config)
+    val_data = _discover_one(config.val_data, "--val-data", config, for_training=False)
     return replace(
         data,
         val=val_data.val or val_data.test or val_data.train,
@@ -108,7 +117,7 @@ def _absolute(data: str) -> str:
     return str(path.absolute()) if is_path else data
 
 
-def _discover_one(data: str, option: str, config: DataConfig) -> DiscoveredData:
+def _discover_one(data: str, option: str, config: DataConfig, *, for_training: bool = True) -> DiscoveredData:
     """Return the dataset that `data`, the value of `option`, names."""
     if data in EMBEDDED:
         return discover_parquet([EMBEDDED[data]], data, (None, None))
@@ -120,7 +129,7 @@ def _discover_one(data: str, option: str, config: DataConfig) -> DiscoveredData:
     files.check_reachable(next(parent for parent in (path, *path.parents) if not has_magic(str(parent))))
     try:
         columns = config.image_column, config.label_column
-        discovered = _discover_path(path, has_magic(data), columns, for_validation=option == "--val-data")
+        discovered = _discover_path(path, has_magic(data), columns, for_validation=not for_training)
     except OSError as error:
         raise UserError(f"{option} {data} cannot be read: {error.strerror}.", "Check its permissions.") from None
     if discovered is not None:

@@ -59,10 +59,12 @@ class ImageIndex:
 
     images: EncodedImages
     by_name: dict[str, list[tuple[tuple[str, ...], int]]] = field(default_factory=lambda: defaultdict(list))
+    by_path: dict[tuple[str, ...], int] = field(default_factory=dict)  # of Parquet, all images of a file share a name
 
     def __post_init__(self) -> None:
         for row in range(len(self.images.labels)):
             parts = _parts(self.images.name(row))
+            self.by_path[parts] = row
             for name in {parts[-1].casefold(), PurePosixPath(parts[-1]).stem.casefold()}:
                 self.by_name[name].append((parts, row))
 
@@ -78,6 +80,8 @@ class ImageIndex:
             ValueError: There is none, or more than one.
         """
         parts = _parts(path)
+        if parts in self.by_path:
+            return self.by_path[parts]
         candidates = self.by_name.get(parts[-1].casefold(), []) if parts else []
         shared = [_shared_end(parts, own) for own, _ in candidates]
         best = [row for end, (_, row) in zip(shared, candidates, strict=True) if end == max(shared)]

@@ -61,46 +61,9 @@ class ProofConfig(RunsConfig):
     ] = 0.5
 
 
-class ExportConfig(ProofConfig):
-    """The options of an export and its verification."""
+class WeightsFileConfig(Config):
+    """The options that describe a file of weights that were trained elsewhere."""
 
-    run: Annotated[
-        str,
-        option(
-            "Name of the run, or path of its folder or of one of its checkpoints; with --model, weights with "
-            "torchvision or timm names: a file, imagenet, or hf:owner/name."
-        ),
-    ]
-    precision: Annotated[
-        Literal["fp32", "fp16", "int8"],
-        option(
-            "Precision of the file: fp16 (half precision, for GPUs) or int8 (quantization calibrated on training "
-            "images, for CPUs and TensorRT).",
-            panel="Model",
-        ),
-    ] = "fp32"
-    input: Annotated[
-        Literal["normalized", "raw"],
-        option(
-            "Input of the file: normalized floats (N, C, H, W), or raw pixels (N, H, W, C) of any size, which the "
-            "file resizes, crops and normalizes itself.",
-            panel="Model",
-        ),
-    ] = "normalized"
-    softmax: Annotated[bool, option("Output probabilities instead of logits.", panel="Model")] = False
-    calibrate: Annotated[
-        bool,
-        option(
-            "Temperature scaling: fit one factor of the logits on the validation images, so that probabilities are "
-            "calibrated, and fold it into the weights.",
-            panel="Model",
-        ),
-    ] = False
-    opset: Annotated[int, option("ONNX opset version.", panel="Model", ge=18, le=23)] = 18
-    out: Annotated[
-        Path | None,
-        option("File to write; by default export/model.onnx (fp32) in the folder of the run.", panel="Model"),
-    ] = None
     model: Annotated[
         str | None, option("Network of the file of weights, such as resnet50.", panel="Pretrained weights")
     ] = None
@@ -153,6 +116,48 @@ class ExportConfig(ProofConfig):
         if typed is not None and not re.fullmatch(r"(\d*\.?\d+)(,\d*\.?\d+)*", typed):
             raise ValueError("must be a number for each channel, such as 0.485,0.456,0.406")
         return typed
+
+
+class ExportConfig(WeightsFileConfig, ProofConfig):
+    """The options of an export and its verification."""
+
+    run: Annotated[
+        str,
+        option(
+            "Name of the run, or path of its folder or of one of its checkpoints; with --model, weights with "
+            "torchvision or timm names: a file, imagenet, or hf:owner/name."
+        ),
+    ]
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        option(
+            "Precision of the file: fp16 (half precision, for GPUs) or int8 (quantization calibrated on training "
+            "images, for CPUs and TensorRT).",
+            panel="Model",
+        ),
+    ] = "fp32"
+    input: Annotated[
+        Literal["normalized", "raw"],
+        option(
+            "Input of the file: normalized floats (N, C, H, W), or raw pixels (N, H, W, C) of any size, which the "
+            "file resizes, crops and normalizes itself.",
+            panel="Model",
+        ),
+    ] = "normalized"
+    softmax: Annotated[bool, option("Output probabilities instead of logits.", panel="Model")] = False
+    calibrate: Annotated[
+        bool,
+        option(
+            "Temperature scaling: fit one factor of the logits on the validation images, so that probabilities are "
+            "calibrated, and fold it into the weights.",
+            panel="Model",
+        ),
+    ] = False
+    opset: Annotated[int, option("ONNX opset version.", panel="Model", ge=18, le=23)] = 18
+    out: Annotated[
+        Path | None,
+        option("File to write; by default export/model.onnx (fp32) in the folder of the run.", panel="Model"),
+    ] = None
 
     @field_validator("out")
     @classmethod

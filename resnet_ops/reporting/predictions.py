@@ -165,13 +165,14 @@ def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[ClassMetri
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small image with its true and predicted class. `source` is a data URL."""
+    """A small image with its true and predicted class. `source` is a data URL, `name` where the image is stored."""
 
     source: str
     small: bool
     true: str
     predicted: str
     confidence: float
+    name: str = ""
 
 
 def thumbnails(predictions: Predictions) -> tuple[list[Thumbnail], list[Thumbnail]]:
@@ -188,7 +189,13 @@ def thumbnails(predictions: Predictions) -> tuple[list[Thumbnail], list[Thumbnai
 
 
 def _thumbnail(predictions: Predictions, n: int) -> Thumbnail:
-    pixels, names = predictions.pixels(n), predictions.checkpoint.info.class_names
+    names = predictions.checkpoint.info.class_names
+    true, predicted = names[predictions.labels[n]], names[predictions.predicted[n]]
+    return thumbnail(predictions.pixels(n), true, predicted, float(predictions.confidence[n]))
+
+
+def thumbnail(pixels: np.ndarray, true: str, predicted: str, confidence: float, name: str = "") -> Thumbnail:
+    """Return pixels (H, W, C) uint8 as a thumbnail: small ones as they are, others as a JPEG of `THUMBNAIL` pixels."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     small, content = max(image.size) <= SMALL, io.BytesIO()
     if not small:
@@ -196,5 +203,4 @@ def _thumbnail(predictions: Predictions, n: int) -> Thumbnail:
     kind = "PNG" if small else "JPEG"
     image.save(content, kind, **({} if small else {"quality": 88}))
     source = f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
-    true, predicted = names[predictions.labels[n]], names[predictions.predicted[n]]
-    return Thumbnail(source, small, true, predicted, float(predictions.confidence[n]))
+    return Thumbnail(source, small, true, predicted, confidence, name)

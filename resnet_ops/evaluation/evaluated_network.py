@@ -1,0 +1,149 @@
+"""The network to evaluate: of a run, of a file of weights, or an exported file in ONNX Runtime.
+
+Which images it is evaluated on is decided in labeled_images.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnet_ops.data.augment import normalize
+from resnet_ops.data.decode import CropSpec
+from resnet_ops.evaluation.config import EvaluateConfig
+from resnet_ops.export import inputs
+from resnet_ops.export.classifier import Classifier
+from resnet_ops.export.config import ExportConfig, WeightsFileConfig
+from resnet_ops.export.metadata import Preprocessing
+from resnet_ops.runs import Run
+from resnet_ops.training.checkpoint import Checkpoint
+
+Kind = Literal["run", "checkpoint", "weights", "onnx"]
+Outputs = Callable[[np.ndarray], Tensor]
+
+
+@dataclass(frozen=True)
+class EvaluatedNetwork:
+    """A network that can be run, and what is known of its training.
+
+    Args:
+        kind: Where it is from; 'run' for the selected weights of a run.
+        file: The checkpoint, the file of weights, or the ONNX file.
+        sha256: The checksum of the checkpoint that it is, or was exported from.
+        model: Its architecture, such as resnet20.
+        class_names: Its classes, in their order.
+        crop: How images are decoded for it.
+        precision: fp32, fp16 or int8.
+        device: cpu or cuda, or ONNX Runtime's execution provider.
+        epoch: Of the weights; 0 where they were trained elsewhere.
+        data: The name of the dataset that it was trained on.
+        data_fingerprint: The fingerprint of that dataset.
+        fitted_on_all: Whether it was trained on that dataset's validation images, too.
+        run: The run that it belongs to.
+        log_probabilities: Returns those of the classes, (n, classes) float64 on the CPU, of pixels (n, H, W, C) uint8.
+    """
+
+    kind: Kind
+    file: Path
+    sha256: str
+    model: str
+    class_names: tuple[str, ...]
+    crop: CropSpec
+    precision: str
+    device: str
+    epoch: int
+    data: str
+    data_fingerprint: str
+    fitted_on_all: bool
+    run: Run | None
+    log_probabilities: Outputs
+
+    @property
+    def name(self) -> str:
+        """Return what to call it: the run, the checkpoint of a run, or the file."""
+        if self.kind == "run" and self.run is not None:
+            return self.run.name
+        return f"{self.run.name}/{self.file.name}" if self.run is not None else self.file.name
+
+
+def open_network(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork:
+    """Load the network that `config` names.
+
+    Raises:
+        UserError: There is no such run or file, it has no intact weights, or it cannot be run here.
+    """
+    return _open_exported(config) if config.is_onnx else _open_weights(config, warn)
+
+
+def _open_weights(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork:
+    described = {name: getattr(config, name) for name in WeightsFileConfig.model_fields}
+    resolved = inputs.resolve_checkpoint(ExportConfig(run=config.run, runs_dir=config.runs_dir, **described), warn)
+    checkpoint, run = resolved.checkpoint, resolved.run
+    kind: Kind = "weights" if config.model is not None else "checkpoint"
+    if run is not None and (best := run.read_as_written().best) and best.epoch == checkpoint.info.epoch:
+        kind = "run"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    info = checkpoint.info
+    return EvaluatedNetwork(
+        kind,
+        checkpoint.path,
+        checkpoint.sha256,
+        info.model,
+        info.class_names,
+        Preprocessing.of(info, "normalized").crop,
+        "fp32",
+        device.type,
+        info.epoch,
+        info.data,
+        info.data_fingerprint,
+        info.fitted_on_all,
+        run,
+        _torch_outputs(checkpoint, device),
+    )
+
+
+def _torch_outputs(checkpoint: Checkpoint, device: torch.device) -> Outputs:
+    info = checkpoint.info
+    network = info.build_network()
+    network.load_state_dict(checkpoint.model)
+    network.eval().to(device)
+
+    def log_probabilities(pixels: np.ndarray) -> Tensor:
+        with torch.inference_mode():
+            x = normalize(torch.from_numpy(pixels).to(device), info.mean, info.std)
+            logits: Tensor = network(x)
+            return logits.double().log_softmax(1).cpu()
+
+    return log_probabilities
+
+
+def _open_exported(config: EvaluateConfig) -> EvaluatedNetwork:
+    file = Path(config.run).expanduser()
+    classifier = Classifier(file, config.provider)
+    metadata = classifier.metadata
+    resolved = inputs.find_exported_checkpoint(file, metadata.checkpoint_sha256)
+
+    def log_probabilities(pixels: np.ndarray) -> Tensor:
+        outputs = torch.from_numpy(classifier.run(pixels)).double()
+        return (outputs.log() if metadata.output == "probabilities" else outputs).log_softmax(1)
+
+    return EvaluatedNetwork(
+        "onnx",
+        file.absolute(),
+        metadata.checkpoint_sha256,
+        metadata.model,
+        metadata.class_names,
+        classifier.crop,
+        metadata.precision,
+        classifier.session.provider,
+        metadata.epoch,
+        metadata.data,
+        metadata.data_fingerprint,
+        metadata.fitted_on_all,
+        resolved.run if resolved else None,
+        log_probabilities,
+    )

@@ -1,0 +1,133 @@
+"""The metrics of classified images, by scikit-learn: per class, averaged, confusions, calibration.
+
+Their names and what they mean are in results.py.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import precision_recall_fscore_support
+
+from resnet_ops.evaluation.classification import TOP, ClassifiedImages
+from resnet_ops.evaluation.results import (
+    CalibrationBin,
+    ConfidenceLevel,
+    Confusion,
+    EvaluatedClass,
+    EvaluationMetrics,
+    Expectation,
+)
+from resnet_ops.significance import LEVEL, wilson_interval
+
+BINS = 15
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+def measure(classified: ClassifiedImages, class_names: Sequence[str]) -> EvaluationMetrics:
+    """Measure what can be measured of classified images."""
+    labels, predicted, correct = classified.labels, classified.predicted, classified.correct
+    present = np.unique(labels)
+    macro_precision, macro_recall, macro_f1, _ = precision_recall_fscore_support(
+        labels, predicted, labels=present, average="macro", zero_division=0
+    )
+    bins = calibration_bins(classified.confidence, correct)
+    errors = [bin_.images * abs(bin_.confidence - bin_.accuracy) for bin_ in bins if bin_.confidence is not None]  # type: ignore[operator]
+    top1 = float(correct.mean())
+    low, high = wilson_interval(top1, len(classified))
+    return EvaluationMetrics(
+        images=len(classified),
+        correct=int(correct.sum()),
+        top1=top1,
+        top1_low=low,
+        top1_high=high,
+        top5=float(classified.correct_in_top.mean()) if len(class_names) > TOP else None,
+        macro_recall=macro_recall,
+        macro_precision=macro_precision,
+        macro_f1=macro_f1,
+        negative_log_likelihood=float(classified.label_loss.mean()),
+        mean_confidence=float(classified.confidence.mean()),
+        expected_calibration_error=sum(errors) / len(classified),
+        classes=_per_class(labels, predicted, class_names),
+        confusions=_confusions(labels, predicted, class_names),
+        calibration=bins,
+        confidence=_confidence_levels(classified.confidence, correct),
+    )
+
+
+def _per_class(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> tuple[EvaluatedClass, ...]:
+    numbers = np.arange(len(class_names))
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=np.nan)
+    images, of_class = (np.bincount(each, minlength=len(numbers)) for each in (labels, predicted))
+    correct = np.bincount(labels[labels == predicted], minlength=len(numbers))
+
+    def with_interval(name: str, value: float, count: int) -> dict[str, float | None]:
+        low, high = wilson_interval(value, count) if count else (None, None)
+        return {name: _known(value), f"{name}_low": low, f"{name}_high": high}
+
+    return tuple(
+        EvaluatedClass(
+            name=class_names[n],
+            images=int(images[n]),
+            predicted=int(of_class[n]),
+            correct=int(correct[n]),
+            f1=_known(f1[n]),
+            **with_interval("recall", float(recall[n]), int(images[n])),
+            **with_interval("precision", float(precision[n]), int(of_class[n])),
+        )
+        for n in numbers.tolist()
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _confusions(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> tuple[Confusion, ...]:
+    wrong = labels != predicted
+    pairs, counts = np.unique(np.stack([labels[wrong], predicted[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return tuple(
+        Confusion(label=class_names[pairs[0, n]], prediction=class_names[pairs[1, n]], images=int(counts[n]))
+        for n in order.tolist()
+    )
+
+
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> tuple[CalibrationBin, ...]:
+    """Return the bins of a reliability diagram, all of the same width.
+
+    Args:
+        confidence: (N,) float64, the probability of the most likely class.
+        correct: (N,) bool, whether that is the true class.
+    """
+    # Sums of probabilities may be above 1 by a rounding error, which scikit-learn refuses.
+    clipped = confidence.clip(0, 1)
+    edges = np.linspace(0, 1, BINS + 1)
+    counts = np.bincount(np.searchsorted(edges[1:-1], clipped), minlength=BINS)
+    accuracies, means = calibration_curve(correct, clipped, n_bins=BINS, strategy="uniform")
+    filled = iter(zip(accuracies.tolist(), means.tolist(), strict=True))
+    bins = []
+    for n, count in enumerate(counts.tolist()):
+        accuracy, mean = next(filled) if count else (None, None)
+        bins.append(
+            CalibrationBin(
+                low=float(edges[n]), high=float(edges[n + 1]), images=count, confidence=mean, accuracy=accuracy
+            )
+        )
+    return tuple(bins)
+
+
+def _confidence_levels(confidence: np.ndarray, correct: np.ndarray) -> tuple[ConfidenceLevel, ...]:
+    levels = []
+    for threshold in THRESHOLDS:
+        reached = correct[confidence >= threshold]
+        accuracy = float(reached.mean()) if len(reached) else None
+        levels.append(ConfidenceLevel(threshold=threshold, images=len(reached), accuracy=accuracy))
+    return tuple(levels)
+
+
+def check_expectation(percent: float, correct: int, images: int) -> Expectation:
+    """Test whether an accuracy is below an expected one, in percent, by more than chance."""
+    p_value = float(binomtest(correct, images, percent / 100, alternative="less").pvalue)
+    return Expectation(percent=percent, p_value=p_value, met=p_value > LEVEL)

@@ -1,0 +1,268 @@
+"""`evaluate` gives the metrics of the network's own predictions, whatever form it has, and says what it has seen."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_ops import EvaluateConfig, evaluate, runs
+from resnet_ops.data.augment import normalize
+from resnet_ops.data.sources import open_source
+from resnet_ops.errors import UserError
+from resnet_ops.evaluation.results import EvaluateResult
+from resnet_ops.export.config import DiagnoseConfig
+from resnet_ops.export.diagnosis import diagnose
+from resnet_ops.runs import Run
+from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training import job
+from resnet_ops.training.checkpoint import read_best
+from tests.conftest import DigitFiles, Ended
+from tests.data.samples import write_class_folders
+from tests.evaluation.test_evaluation_metrics import assert_metrics_are_those_of_scikit_learn
+from tests.json_keys import assert_keys
+from tests.reporting.reading import Page
+
+NUMBERS = tuple("0123456789")
+
+
+@pytest.fixture(scope="module")
+def run(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy of the trained run, to write evaluations into."""
+    copy = Run(tmp_path_factory.mktemp("evaluated") / "copy")
+    shutil.copytree(trained.run.path, copy.path)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def of_run(run: Run) -> EvaluateResult:
+    return evaluate(run.path)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The built-in digits as they are stored, by class."""
+
+    train: dict[str, list[bytes]]
+    val: dict[str, list[bytes]]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    source = open_source("digits")
+
+    def by_class(split: str) -> dict[str, list[bytes]]:
+        encoded = source.encoded(split)  # type: ignore[arg-type]
+        images = encoded.read(range(len(encoded.labels)))
+        return {
+            name: [image for image, label in zip(images, encoded.labels, strict=True) if label == n]  # type: ignore[misc]
+            for n, name in enumerate(NUMBERS)
+        }
+
+    return Digits(by_class("train"), by_class("val"))
+
+
+@pytest.fixture(scope="module")
+def with_test_images(run: Run, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same weights, as if they were trained on a folder that has test images: 12 of each class."""
+    folder = tmp_path_factory.mktemp("own")
+    for split, rows in (("train", slice(0, 30)), ("val", slice(30, 40)), ("test", slice(40, 52))):
+        write_class_folders(folder / "data" / split, {name: images[rows] for name, images in digits.train.items()})
+    own = Run(folder / "runs" / "own")
+    shutil.copytree(run.path, own.path)
+    record, (checkpoint, _) = run.read(), read_best(run)
+    config = record.config.model_copy(update={"data": str(folder / "data")})
+    data = open_source(config).record
+    own.write(record.model_copy(update={"config": config, "data": data}))
+    info = checkpoint.info.model_copy(update={"data_fingerprint": data.fingerprint, "data": data.name})
+    tensors = {f"model/{name}": value for name, value in checkpoint.model.items()}
+    checkpoints.save(checkpoints.best_file(own), info, tensors)
+    return own
+
+
+def probabilities_of(run: Run, pixels: np.ndarray) -> np.ndarray:
+    checkpoint, _ = read_best(run)
+    network = checkpoint.info.build_network()
+    network.load_state_dict(checkpoint.model)
+    with torch.inference_mode():
+        x = normalize(torch.from_numpy(pixels), checkpoint.info.mean, checkpoint.info.std)
+        return np.asarray(network.eval()(x).double().softmax(1))
+
+
+def test_the_metrics_are_those_of_the_networks_own_predictions(run: Run, of_run: EvaluateResult) -> None:
+    images = open_source("digits").load("val")
+    probabilities = probabilities_of(run, images.pixels)
+    assert_metrics_are_those_of_scikit_learn(of_run, probabilities, images.labels, NUMBERS)
+    best = run.read().best
+    assert best is not None
+    assert of_run.top1 == pytest.approx(best.val_accuracy)
+    assert (of_run.split, of_run.seen, of_run.chose_epoch) == ("val", "these images chose the epoch", 359)
+    assert not of_run.recorded
+    rows = list(csv.DictReader(of_run.predictions.read_text().splitlines()))
+    assert [row["label"] for row in rows] == [str(label) for label in images.labels]
+    order = np.argsort(-probabilities, axis=1)[:, :5]
+    ranks = ("prediction", "top2", "top3", "top4", "top5")
+    assert [[row[name] for name in ranks] for row in rows] == [[str(n) for n in each] for each in order]
+    assert [float(row["top2_probability"]) for row in rows] == pytest.approx(
+        np.take_along_axis(probabilities, order, 1)[:, 1], rel=1e-4
+    )
+    wrong = probabilities.argmax(1) != images.labels
+    first = of_run.mistakes[0]
+    assert first.probability == pytest.approx(probabilities.max(1)[wrong].max())
+    assert len(of_run.mistakes) == min(24, wrong.sum())
+
+
+def test_what_is_written_holds_the_same(of_run: EvaluateResult) -> None:
+    assert {file.name for file in of_run.folder.iterdir()} == {
+        "evaluation.json", "evaluation.md", "evaluation.html", "predictions.csv"
+    }  # fmt: skip
+    assert of_run.folder == of_run.file.parents[1] / "evaluation-val"
+    stored = json.loads((of_run.folder / "evaluation.json").read_text())
+    assert stored == json.loads(json.dumps(of_run.model_dump(mode="json")))
+    page = Page(of_run.page.read_text())
+    assert "these images chose the epoch" in page.text
+    assert page.loads() == []
+    assert page.repeated_ids() == set()
+    rows = {row[0]: row for row in page.rows if len(row) == 7}
+    for each in of_run.classes:
+        assert rows[each.name][1:3] == [str(each.images), f"{100 * (each.recall or 0):.2f}%"]
+    text = (of_run.folder / "evaluation.md").read_text()
+    assert f"| top-1 accuracy | {100 * of_run.top1:.2f}% (" in text
+
+
+@pytest.mark.parametrize("form", ["normalized", "raw", "checkpoint", "weights"])
+def test_other_forms_of_the_network_give_the_same(
+    form: str, run: Run, of_run: EvaluateResult, digit_files: DigitFiles, tmp_path: Path
+) -> None:
+    if form == "weights":
+        info = digit_files.checkpoint.info
+        torch.save(digit_files.checkpoint.model, tmp_path / "weights.pth")
+        numbers = {name: ",".join(map(str, getattr(info, name))) for name in ("mean", "std")}
+        config = EvaluateConfig(
+            run=str(tmp_path / "weights.pth"), model="resnet8", image_size=8, **numbers, data="digits"
+        )
+        result = evaluate(config)
+        split = evaluate(EvaluateConfig(run=str(run.path), split="train", output=tmp_path / "train"))
+        assert (result.split, result.trained_on, result.chose_epoch) == (None, None, None)
+        assert "not known" in result.seen
+        assert split.seen == "the network was trained on these images"
+        assert result.correct == of_run.correct + split.correct
+        assert result.folder == tmp_path / "weights-evaluation-digits"
+        return
+    given = {"normalized": digit_files.normalized, "raw": digit_files.raw, "checkpoint": of_run.file}[form]
+    result = evaluate(EvaluateConfig(run=str(given), output=tmp_path / "evaluated"))
+    assert result.kind == ("run" if form == "checkpoint" else "onnx")
+    assert (result.seen, result.split, result.is_own_data) == (of_run.seen, "val", True)
+    assert result.confusions == of_run.confusions
+    assert [each.model_dump() for each in result.classes] == [each.model_dump() for each in of_run.classes]
+    for name in ("negative_log_likelihood", "mean_confidence", "expected_calibration_error", "top5"):
+        assert getattr(result, name) == pytest.approx(getattr(of_run, name), abs=1e-4), name
+
+
+def test_diagnose_reads_the_predictions(of_run: EvaluateResult, digit_files: DigitFiles) -> None:
+    result = diagnose(DiagnoseConfig(file=digit_files.normalized, outputs=of_run.predictions, data="digits"))
+    assert (result.verdict, result.bad_lines, result.column) == ("equal", (), "prediction")
+
+
+def test_the_accuracy_on_own_test_images_is_recorded(with_test_images: Run) -> None:
+    own = with_test_images
+    result = evaluate(own.path)
+    assert (result.split, result.images, result.recorded) == ("test", 120, True)
+    assert result.seen == "nothing was trained or chosen on these images"
+    assert own.read().best.test_accuracy == result.top1  # type: ignore[union-attr]
+    assert runs.summarize(own.path.parent).runs[0].test_accuracy == result.top1
+    data = Path(own.read().config.data)
+    again = evaluate(EvaluateConfig(run=str(own.path), data=str(data)))
+    assert (again.folder, again.is_own_data) == (result.folder, True)
+    elsewhere = evaluate(EvaluateConfig(run=str(own.path), data=str(data / "val")))
+    assert (elsewhere.is_own_data, elsewhere.recorded) == (False, False)
+    assert elsewhere.seen == "these images chose the epoch"
+    assert elsewhere.folder.name == "evaluation-val"
+
+
+def test_images_of_any_origin(
+    run: Run, digits: Digits, tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of classes in another order, some unknown, some missing, one broken, some seen in training."""
+    monkeypatch.chdir(tmp_path)
+    images = {name: digits.val[name][:8] for name in "987"}
+    images["8"][:3] = digits.train["8"][:3]
+    write_class_folders(tmp_path / "images", images | {"A|<b>": digits.val["0"][:2]})
+    (tmp_path / "images/7/00.png").write_bytes(b"no image")
+    ended = cli("evaluate", run.path, "--data", "images", "--expect", 50, "--json")
+    assert ended.code == 0, ended.err
+    result = ended.json
+    assert_keys("evaluate", result)
+    assert (result["images"], result["bad_images"], result["left_out"]) == (23, 1, {"A|<b>": 2})
+    assert (result["trained_on"], result["chose_epoch"]) == (3, 20)
+    assert result["missing_classes"] == list("0123456")
+    assert result["expectation"]["met"]
+    for line in (
+        "Left out 2 images of classes that the network does not have: A|<b>.",
+        "Left out 1 image that cannot be decoded, first: ",
+        "There are no images of 7 of the network's classes, such as 0.",
+        "3 of these images are training images of the network and 20 of these images chose the epoch.",
+    ):
+        assert line in ended.err
+    assert "A|<b>" not in (run.path / "evaluation-images/evaluation.html").read_text()
+    wrong = sorted((tmp_path / "images").glob("[789]"))
+    for folder, other in zip(wrong, [*wrong[1:], wrong[0]], strict=True):  # 7 is called 8 and so on
+        folder.rename(other.with_name(f"new {other.name}"))
+    for folder in (tmp_path / "images").glob("new *"):
+        folder.rename(folder.with_name(folder.name[-1]))
+    ended = cli("evaluate", run.path, "--data", "images", "--expect", 90)
+    assert ended.code == 1
+    assert "below by more than chance: 90% is expected" in ended.err
+
+
+def test_classes_are_matched_by_order_where_one_side_has_numbers(
+    run: Run, digits: Digits, tmp_path: Path, of_run: EvaluateResult
+) -> None:
+    names = [f"n0{n}" for n in range(10)]
+    write_class_folders(tmp_path / "wnids", {names[n]: digits.val[str(n)] for n in range(10)})
+    notes: list[str] = []
+    result = evaluate(EvaluateConfig(run=str(run.path), data=str(tmp_path / "wnids")), notes.append)
+    assert result.confusions == of_run.confusions
+    assert "n00 is 0" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "has no test images"),
+        ({"data": "{folder}/cats"}, "No image of .* has a class that copy knows; its first class is 'lynx'"),
+        ({"data": "{folder}/cats", "split": "val"}, "has no validation images"),
+        ({"data": "{folder}/nothing"}, "no such path"),
+        ({"output": "{folder}/cats"}, "no evaluation that could be replaced: it contains lynx"),
+        ({"output": "{folder}/no/folder"}, "does not exist"),
+        ({"mean": "0.5"}, "--mean applies only to weights trained elsewhere"),
+        ({"run": "missing"}, "There is no run called 'missing'"),
+        ({"run": "{folder}/missing.onnx"}, "does not exist"),
+        ({"run": "{folder}/missing.pth", "model": "resnet8"}, "does not exist"),
+        ({"run": "{folder}/broken.onnx"}, "is damaged"),
+        ({"provider": "cpu"}, "belongs to ONNX files"),
+        ({"run": "x.onnx", "model": "resnet8"}, "says itself"),
+        ({"data": "{folder}/broken"}, "No image of .* can be decoded, such as .*00.png: it is not an image"),
+    ],
+)
+def test_errors(options: dict[str, str], message: str, run: Run, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "cats", {"tabby": [b"1"], "lynx": [b"2"]})
+    write_class_folders(tmp_path / "broken", {"1": [b"no image"], "2": [b""]})
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    values = {name: value.format(folder=tmp_path) for name, value in options.items()}
+    with pytest.raises(UserError, match=message):
+        evaluate(EvaluateConfig.of(**{"run": str(run.path), "runs_dir": tmp_path} | values))
+
+
+def test_images_that_changed_are_refused(with_test_images: Run, tmp_path: Path) -> None:
+    other = Run(tmp_path / "other")
+    shutil.copytree(with_test_images.path, other.path)
+    record = other.read()
+    other.write(record.model_copy(update={"config": record.config.model_copy(update={"data": "digits"})}))
+    with pytest.raises(UserError, match="differ from those other was trained on"):
+        evaluate(other.path)
