@@ -19,6 +19,8 @@ Output = Literal["logits", "probabilities"]
 Side = Annotated[int, Field(ge=1, le=4096)]
 IMAGES = "images"  # the name of the input
 MAX_CLASSES = 1_000_000  # a guard: more of them than anybody has
+MAX_CHARACTERS = 2**26  # of all properties together, likewise
+Text = Annotated[str, Field(max_length=4096)]  # as long as a path may be
 JSON_FIELDS = {
     "class_names",
     "preprocessing",
@@ -39,7 +41,7 @@ class Preprocessing(BaseModel):
     16-bit images, if there were such in training, become 8 bits: value / (2^`bit_depth` - 1) * 255, rounded.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     color: Literal["grey", "RGB"]
     layout: Literal["NCHW", "NHWC"] = "NCHW"
@@ -98,7 +100,7 @@ class QuantizationError(BaseModel):
     `mean` and `largest` are |difference| / max |logit|, `agreement` is the share of images with the same top class.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: Annotated[FiniteFloat, Field(ge=0)]
     largest: Annotated[FiniteFloat, Field(ge=0)]
@@ -120,17 +122,17 @@ class ModelMetadata(BaseModel):
     input: Input = "normalized"
     output: Output = "logits"
     precision: Precision = "fp32"
-    model: str
-    shortcut: str | None = None
-    data: str
-    data_fingerprint: str
-    run: str | None = None
+    model: Text
+    shortcut: Text | None = None
+    data: Text
+    data_fingerprint: Text
+    run: Text | None = None
     epoch: int
     val_accuracy: float | None = None
     fitted_on_all: bool = False
-    checkpoint_sha256: str
-    made_by: str
-    precision_choice: str | None = None
+    checkpoint_sha256: Text
+    made_by: Text
+    precision_choice: Text | None = None
     quantization_error: QuantizationError | None = None
     validation: dict[str, Any] | None = None
 
@@ -172,8 +174,11 @@ class ModelMetadata(BaseModel):
             )
         values: dict[str, Any] = {}
         try:
+            if sum(map(len, properties.values())) > MAX_CHARACTERS:
+                raise ValueError("they are too long")
             for field in cls.model_fields.keys() & properties.keys():
-                values[field] = json.loads(properties[field]) if field in JSON_FIELDS else properties[field]
+                text = properties[field]
+                values[field] = json.loads(text, object_pairs_hook=_unique) if field in JSON_FIELDS else text
             return cls.model_validate(values)
         except (ValidationError, ValueError, RecursionError) as error:
             detail = str(error)
@@ -189,3 +194,11 @@ class ModelMetadata(BaseModel):
         """Return the metadata properties that `parse` reads."""
         values = self.model_dump(mode="json", exclude_none=True)
         return {name: json.dumps(value) if name in JSON_FIELDS else str(value) for name, value in values.items()}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the members of a JSON object, none of which may be there twice: programs differ in which they take."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name is there twice")
+    return values
