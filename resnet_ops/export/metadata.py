@@ -177,9 +177,12 @@ class ModelMetadata(BaseModel):
             if sum(map(len, properties.values())) > MAX_CHARACTERS:
                 raise ValueError("they are too long")
             for field in cls.model_fields.keys() & properties.keys():
-                text = properties[field]
-                values[field] = json.loads(text, object_pairs_hook=_unique) if field in JSON_FIELDS else text
-            return cls.model_validate(values)
+                values[field] = json.loads(properties[field]) if field in JSON_FIELDS else properties[field]
+                # Of names that are there twice, programs differ in which they take.
+                if field in JSON_FIELDS and json.dumps(values[field]) != properties[field]:
+                    raise ValueError(f"{field}: not JSON as `export` writes it")
+            # Strict: what is a number or true for one program is not for another.
+            return cls.model_validate_json(json.dumps(values), strict=True)
         except (ValidationError, ValueError, RecursionError) as error:
             detail = str(error)
             if isinstance(error, ValidationError):
@@ -194,11 +197,3 @@ class ModelMetadata(BaseModel):
         """Return the metadata properties that `parse` reads."""
         values = self.model_dump(mode="json", exclude_none=True)
         return {name: json.dumps(value) if name in JSON_FIELDS else str(value) for name, value in values.items()}
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the members of a JSON object, none of which may be there twice: programs differ in which they take."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a name is there twice")
-    return values

@@ -4,6 +4,7 @@
 does not follow from the checkpoint is compared with the graph, the run and this verification.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import resnet_ops
 from resnet_ops.data.parallel_decode import MAX_BAD_SHARE
 from resnet_ops.export import budget, graph, precision, runtime
 from resnet_ops.export.checks import MAX_BATCH, summarize
-from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.export.metadata import ModelMetadata, Precision
 from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.tolerances import EVERYWHERE
 from resnet_ops.export.untrusted import fields_in_use
@@ -116,7 +117,7 @@ def check_metadata(
         and not (error.mean <= error.largest and _is_count(error.agreement, error.images)),
         f"run is {metadata.run}, expected {' or '.join(sorted(names))}": (bool(names) and metadata.run not in names),
         f"{metadata.data} has another fingerprint": origin.data_fingerprint not in (None, metadata.data_fingerprint),
-    } | dict.fromkeys(_claims_elsewhere(model, made_by["torch"] if made_by else ""), True)
+    } | dict.fromkeys(_claims_elsewhere(model, made_by["torch"] if made_by else "", metadata.precision), True)
     if checkpoint is not None:
         same = {name: getattr(metadata, name) for name in OF_THE_FILE}
         expected = ModelMetadata.of(checkpoint.info, checkpoint.sha256, **same)
@@ -134,7 +135,7 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
-def _claims_elsewhere(model: onnx.ModelProto, torch_version: str) -> Iterator[str]:
+def _claims_elsewhere(model: onnx.ModelProto, torch_version: str, precision: Precision) -> Iterator[str]:
     """Yield what a file says where no export says anything, such as in documentation strings."""
     keys = Counter(entry.key for entry in model.metadata_props)
     if unknown := sorted(keys - Counter(list(ModelMetadata.model_fields))):
@@ -144,7 +145,7 @@ def _claims_elsewhere(model: onnx.ModelProto, torch_version: str) -> Iterator[st
         yield f"it has {', '.join(strange)[:200]}, which no export has"
     name, version = model.producer_name, model.producer_version
     by_torch = (name, version) == ("pytorch", torch_version)
-    if not by_torch and not (name == QUANTIZER and re.fullmatch(VERSION, version)):
+    if not by_torch and not (precision == "int8" and name == QUANTIZER and re.fullmatch(VERSION, version)):
         yield f"its producer is {name[:40]!r} {version[:40]!r}"
 
 
@@ -307,7 +308,7 @@ def unverified_claims(
 def read_recorded_proof(metadata: ModelMetadata) -> ProofReport | None:
     """Return the recorded proof; None if there is none, or it is damaged."""
     try:
-        recorded = ProofReport.model_validate(metadata.validation)
+        recorded = ProofReport.model_validate_json(json.dumps(metadata.validation), strict=True)
     except ValidationError:
         return None
     if max(abs(recorded.images), abs(recorded.images_total)) > MAX_IMAGES:

@@ -226,8 +226,9 @@ def test_a_proof_of_a_sample_passes_where_all_images_are_used(
     ("field", "text", "expected"),
     [
         ("preprocessing", '{"channel_order": "BGR", ', "preprocessing.channel_order"),
-        ("preprocessing", '{"mean": [0.9], ', "a name is there twice"),
-        ("validation", '{"val_accuracy_onnx": 1.0, ', "a name is there twice"),
+        ("preprocessing", '{"mean": [0.9], ', "preprocessing: not JSON as"),
+        ("validation", '{"val_accuracy_onnx": 1.0, ', "validation: not JSON as"),
+        ("class_names", "[ ", "class_names: not JSON as"),
     ],
 )
 def test_what_programs_read_differently_is_refused(
@@ -236,6 +237,9 @@ def test_what_programs_read_differently_is_refused(
     properties = properties_of(onnx.load(exported.onnx))
     with pytest.raises(UserError, match=expected):
         ModelMetadata.parse("m.onnx", properties | {field: text + properties[field][1:]})
+    for number, other in (("epoch", '"1"'), ("epoch", "1.0"), ("fitted_on_all", '"off"')):
+        with pytest.raises(UserError, match=f"{number}: Input should be a valid"):
+            ModelMetadata.parse("m.onnx", properties | {number: other})
 
 
 def test_long_texts_are_refused(exported: ExportResult) -> None:
@@ -299,6 +303,7 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
     assert "NodeProto.metadata_props" in fault(lambda m: m.graph.node[0].metadata_props.add(key="a", value="b"))
     assert "TypeProto.denotation" in fault(lambda m: setattr(m.graph.input[0].type, "denotation", "IMAGE"))
     assert "ModelProto.configuration" in fault(lambda m: m.configuration.add(name="gpu", num_devices=8))
+    assert "producer is 'onnx.quantize'" in fault(lambda m: setattr(m, "producer_name", "onnx.quantize"))
     assert "producer is 'evil'" in fault(lambda m: setattr(m, "producer_name", "evil"))
     assert "producer is 'pytorch' '9.9'" in fault(lambda m: setattr(m, "producer_version", "9.9"))
     assert "ModelProto.domain" in fault(lambda m: setattr(m, "domain", "com.example"))
@@ -362,6 +367,8 @@ def test_a_file_in_a_run_cannot_disown_its_checkpoint(
     }
     excused = validate_onnx(ValidateConfig(file=file, black_box=True))
     assert (excused.validated, excused.black_box_only, excused.checkpoint) == (True, "--black-box", None)
+    (run / "other").mkdir()
+    assert not validate_onnx(run / "export" / ".." / "other" / ".." / "export" / file.name).validated
     alone = Path(shutil.copy(file, tmp_path / "alone.onnx"))
     assert validate_onnx(alone).black_box_only == "its checkpoint was not found"
 

@@ -137,7 +137,7 @@ def test_weights_beside_a_file_are_as_many_as_it_says(files: dict[str, Path], tm
 
 
 def test_a_graph_of_too_many_parts_is_refused(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(untrusted, "MAX_MESSAGES", 100)
+    monkeypatch.setattr(untrusted, "MAX_PARTS", 100)
     assert "too many parts" in refusal(files["normalized"])
 
 
