@@ -6,6 +6,11 @@ def percent(share: float, digits: int | None = 2) -> str:
     return f"{100 * share:.3g}%" if digits is None else f"{100 * share:.{digits}f}%"
 
 
+def printable(text: str) -> str:
+    r"""Return a text of unknown origin with what commands a terminal written out: `\x1b[2J`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def size(count: float) -> str:
     """Return a number of bytes in binary units, as CUDA, Ray and Kubernetes count memory: 9.5 MiB, 80 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):

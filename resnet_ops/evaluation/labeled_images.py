@@ -37,6 +37,11 @@ class HashedImages:
         """See `EncodedImages.row_groups`."""
         return self.images.row_groups
 
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """See `EncodedImages.sizes`."""
+        return self.images.sizes
+
     def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
         """See `EncodedImages.read`."""
         encoded = self.images.read(rows)

@@ -5,6 +5,7 @@ whatever else the machine does, so that a proof can be repeated and its accuraci
 """
 
 import contextlib
+import re
 from dataclasses import dataclass
 from math import prod
 
@@ -30,6 +31,12 @@ TIMING = 1.5e10  # of one run of a quantization whose speed is measured
 LARGEST_BATCH_SHARE = 1 / 16  # of the budget for the largest batch
 DECODED_PIXELS = 1e10  # before they are resized: two cores decode 2e8 a second
 HEADERS_READ = 16
+ASKED = "as --images asks"
+# Why a sample is used, in words: what `proof_size` says, and what a recorded proof may say.
+REASON = re.compile(
+    f"{ASKED}|all would take about [\\w., ]{{1,30}} "
+    "(to decode|in float64 on the [CG]PU|in ONNX Runtime on the CPU); --images takes more"
+)
 FEWEST_IMAGES = 100  # of a sample, whatever they take: with fewer, an accuracy says nothing
 
 

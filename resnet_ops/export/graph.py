@@ -126,6 +126,15 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     files.write_atomically(path, bytes(model.SerializeToString(deterministic=True)))
 
 
+def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose types and shapes of values follow from its operators: those in a file are its own word."""
+    inferred = onnx.ModelProto()
+    inferred.CopyFrom(model)
+    del inferred.graph.value_info[:]
+    inferred.graph.value_info.extend(onnx.shape_inference.infer_shapes(inferred).graph.value_info)
+    return inferred
+
+
 def file_name(precision: Precision, input_format: Input) -> str:
     """Return the default name of an exported file: model.onnx, model-int8-raw.onnx."""
     return (

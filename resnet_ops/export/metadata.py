@@ -21,6 +21,8 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 IMAGES = "images"  # the name of the input
 MAX_CLASSES = 1_000_000  # a guard: more of them than anybody has
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+MAX_CHARACTERS = 2**26  # of all properties together, likewise
+Text = Annotated[str, Field(max_length=4096)]  # as long as a path may be
 JSON_FIELDS = {
     "class_names",
     "preprocessing",
@@ -42,7 +44,7 @@ class Preprocessing(BaseModel):
     16-bit images, if there were such in training, become 8 bits: value / (2^`bit_depth` - 1) * 255, rounded.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     color: Literal["grey", "RGB"]
     layout: Literal["NCHW", "NHWC"] = "NCHW"
@@ -101,7 +103,7 @@ class QuantizationError(BaseModel):
     `mean` and `largest` are |difference| / max |logit|, `agreement` is the share of images with the same top class.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: Annotated[FiniteFloat, Field(ge=0)]
     largest: Annotated[FiniteFloat, Field(ge=0)]
@@ -112,7 +114,7 @@ class QuantizationError(BaseModel):
 class Calibration(BaseModel):
     """Temperature scaling: logits are divided by `temperature`, which was fitted on so many validation images."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: Annotated[FiniteFloat, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
     images: Annotated[int, Field(ge=1)]
@@ -132,18 +134,18 @@ class ModelMetadata(BaseModel):
     input: Input = "normalized"
     output: Output = "logits"
     precision: Precision = "fp32"
-    model: str
-    shortcut: str | None = None
-    data: str
-    data_fingerprint: str
-    run: str | None = None
+    model: Text
+    shortcut: Text | None = None
+    data: Text
+    data_fingerprint: Text
+    run: Text | None = None
     epoch: int
     val_accuracy: float | None = None
     selected_by: Select | None = None
     fitted_on_all: bool = False
-    checkpoint_sha256: str
-    made_by: str
-    precision_choice: str | None = None
+    checkpoint_sha256: Text
+    made_by: Text
+    precision_choice: Text | None = None
     quantization_error: QuantizationError | None = None
     calibration: Calibration | None = None
     validation: dict[str, Any] | None = None
@@ -188,9 +190,15 @@ class ModelMetadata(BaseModel):
             )
         values: dict[str, Any] = {}
         try:
+            if sum(map(len, properties.values())) > MAX_CHARACTERS:
+                raise ValueError("they are too long")
             for field in cls.model_fields.keys() & properties.keys():
                 values[field] = json.loads(properties[field]) if field in JSON_FIELDS else properties[field]
-            return cls.model_validate(values)
+                # Of names that are there twice, programs differ in which they take.
+                if field in JSON_FIELDS and json.dumps(values[field]) != properties[field]:
+                    raise ValueError(f"{field}: not JSON as `export` writes it")
+            # Strict: what is a number or true for one program is not for another.
+            return cls.model_validate_json(json.dumps(values), strict=True)
         except (ValidationError, ValueError, RecursionError) as error:
             detail = str(error)
             if isinstance(error, ValidationError):

@@ -30,6 +30,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime
 from resnet_ops.export.budget import TIMING, images_within
+from resnet_ops.export.graph import with_inferred_shapes
 from resnet_ops.export.metadata import IMAGES, QuantizationError
 
 CALIBRATION_IMAGES, CHOICE_IMAGES = 512, 512
@@ -99,9 +100,8 @@ def to_fp16(model: onnx.ModelProto, x: np.ndarray) -> tuple[onnx.ModelProto, str
         )
     _remove_cast_pairs(converted)
     _sort_nodes(converted)
-    del converted.graph.value_info[:]  # some have their old types
-    # After sorting: of unsorted nodes next to nothing is inferred, and batches would be taken to fit that do not.
-    converted.graph.value_info.extend(onnx.shape_inference.infer_shapes(converted).graph.value_info)
+    # Some have their old types. After sorting: of unsorted nodes next to nothing is inferred.
+    converted = with_inferred_shapes(converted)
     return converted, describe_fp16(converted)
 
 

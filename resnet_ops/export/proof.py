@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import runtime, untrusted
+from resnet_ops.export import graph, runtime, untrusted
 from resnet_ops.export.black_box import BlackBox, probe_images
-from resnet_ops.export.budget import ProofSize, proof_size
+from resnet_ops.export.budget import ASKED, ProofSize, proof_size
 from resnet_ops.export.calibration import check_calibration
 from resnet_ops.export.checks import check_graph, check_nodes, check_resizing, largest_batch, size_fault
 from resnet_ops.export.classifier import Classifier, softmax
@@ -111,6 +111,11 @@ def verify_file(
     except UserError as error:
         draft.add("file", str(error), False)
         return ProofReport(**dict(draft))
+    try:
+        model = graph.with_inferred_shapes(model)
+    except Exception as error:  # as in `ProofDraft.run`
+        draft.add("file", str(error).splitlines()[0][:300], False)
+        return ProofReport(**dict(draft))
     classifier = Classifier.from_session(metadata, session)
     checkpoint = reference.checkpoint if reference else None
     draft.run("file", lambda: check_graph(file, model, metadata, thresholds.opset, thresholds.precision))
@@ -175,7 +180,7 @@ def _choose_images(
         device = reference.device if reference else None
         size = proof_size(model, images, thresholds.provider, device, white_box)
     else:
-        size = ProofSize(thresholds.images, "as --images asks")
+        size = ProofSize(thresholds.images, ASKED)
     chosen = images.stratified(size.images)
     draft.sample = size.reason if len(chosen) < len(images) else ""
     return chosen
@@ -222,26 +227,38 @@ def _check_validation_set(
         draft.add("validation set", "no image can be decoded", False)
         return
     expected, outputs, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    draft.images = len(labels)
     if not draft.sample:
-        draft.images_total = draft.images  # without those that cannot be decoded
+        draft.images_total = len(labels)  # without those that cannot be decoded
     comparison = Comparison(expected, outputs)
-    draft.val_accuracy_onnx = top1_accuracy(outputs, labels)
+    _measure(draft, comparison, labels, box.reference is not None)
     draft.accuracy_margin = sampling_margin(draft.val_accuracy_onnx, draft.images, draft.images_total)
-    if np.isfinite(outputs).all():
-        draft.calibration_error_onnx = calibration_error(softmax(outputs), labels)
     if box.reference is None:
         draft.run("outputs", partial(_check_form, outputs, metadata))
     else:
-        draft.val_accuracy_torch = top1_accuracy(expected, labels)
-        draft.calibration_error_torch = calibration_error(softmax(expected), labels)
         _check_outputs(draft, comparison, labels, metadata, box.tolerances, thresholds)
         if metadata.calibration and images.fingerprint == metadata.data_fingerprint and not thresholds.seen:
             draft.run("temperature", partial(check_calibration, expected, labels, metadata.calibration))
     if metadata.validation is not None or thresholds.recorded:
-        _check_record(draft, model, metadata)
+        recorded, on_same = read_recorded_proof(metadata), draft.model_copy()
+        if recorded is not None and not draft.sample and 0 < recorded.images < len(labels) == len(images):
+            chosen = np.isin(images.rows, images.stratified(recorded.images).rows)
+            _measure(on_same, Comparison(expected[chosen], outputs[chosen]), labels[chosen], box.reference is not None)
+        _check_record(draft, on_same, recorded, model, metadata)
     precision = box.reference.info.precision if box.reference else None
     _check_training_accuracy(draft, comparison, metadata, thresholds, precision)
+
+
+def _measure(report: ProofDraft, comparison: Comparison, labels: np.ndarray, against_torch: bool) -> None:
+    """Set the numbers of a report to those on some images."""
+    report.images = len(labels)
+    report.val_accuracy_onnx = top1_accuracy(comparison.onnx, labels)
+    if np.isfinite(comparison.onnx).all():
+        report.calibration_error_onnx = calibration_error(softmax(comparison.onnx), labels)
+    if against_torch:
+        report.max_abs_diff, report.max_rel_diff = comparison.max_abs, comparison.max_rel
+        report.top1_agreement = float(comparison.same_top1.mean())
+        report.val_accuracy_torch = top1_accuracy(comparison.torch, labels)
+        report.calibration_error_torch = calibration_error(softmax(comparison.torch), labels)
 
 
 def _check_form(outputs: np.ndarray, metadata: ModelMetadata) -> tuple[str, bool]:
@@ -265,8 +282,6 @@ def _check_outputs(
 ) -> None:
     """Check the differences between the outputs of both pipelines for the validation set."""
     finite, exact = comparison.finite, metadata.precision == "fp32"
-    draft.max_abs_diff, draft.max_rel_diff = comparison.max_abs, comparison.max_rel
-    draft.top1_agreement = float(comparison.same_top1.mean())
 
     def add(name: str, result: str, passed: bool, limit: str = "") -> None:
         draft.add(name, result if finite else "not finite", passed and finite, limit)
@@ -326,24 +341,35 @@ def _check_training_accuracy(
         draft.add("accuracy as in training", *_compare_accuracy(measured, trained, limit))
 
 
-def _check_record(draft: ProofDraft, model: onnx.ModelProto, metadata: ModelMetadata) -> None:
-    """Compare the proof that the file records with this one."""
-    recorded = read_recorded_proof(metadata)
+def _check_record(
+    draft: ProofDraft, now: ProofDraft, recorded: ProofReport | None, model: onnx.ModelProto, metadata: ModelMetadata
+) -> None:
+    """Compare the proof that a file records with this one.
+
+    Args:
+        draft: This proof.
+        now: Its numbers on the images of the recorded one, if they were among those that were used.
+        recorded: The recorded proof.
+        model: The file.
+        metadata: Its metadata.
+    """
     same_data = recorded is not None and draft.images_fingerprint == (
         recorded.images_fingerprint or metadata.data_fingerprint
     )
     if recorded is not None and same_data and 0 < recorded.images <= recorded.images_total:
-        then, value = recorded.accuracy_onnx, draft.val_accuracy_onnx
-        same_sample = recorded.images == draft.images  # a sample of a size is always of the same images
-        margin = 0.0 if same_sample else accuracy_margin(recorded, draft, then, value)
-        draft.add("accuracy as in metadata", *_compare_accuracy(value, then, SAME_ACCURACY + MARGINS * margin))
+        then, value = recorded.accuracy_onnx, now.val_accuracy_onnx
+        same_sample = recorded.images == now.images  # a sample of a size is always of the same images
+        margin = 0.0 if same_sample else accuracy_margin(recorded, now, then, value)
+        exact = metadata.precision == "fp32" and recorded.provider == draft.provider
+        rounding = 1 / now.images if exact and same_sample else max(1 / now.images, SAME_ACCURACY)
+        draft.add("accuracy as in metadata", *_compare_accuracy(value, then, rounding + MARGINS * margin))
         if not recorded.has_seen_images:
-            off = abs(draft.calibration_error_onnx - recorded.calibration_error_onnx)
-            allowed = calibration_margin(recorded, draft)
+            off = abs(now.calibration_error_onnx - recorded.calibration_error_onnx)
+            allowed = calibration_margin(recorded, now, exact)
             # Not (off > allowed): outputs that are not finite have no calibration error.
             draft.add("calibration as in metadata", f"differs by {off:.4f}", off <= allowed, f"{allowed:.4f}")
-    draft.unverified = unverified_claims(recorded, metadata, draft, same_data)
-    draft.run("recorded proof", lambda: check_recorded_proof(recorded, metadata, model, draft, same_data))
+    draft.unverified = now.unverified = unverified_claims(recorded, metadata, draft, same_data)
+    draft.run("recorded proof", lambda: check_recorded_proof(recorded, metadata, model, now, same_data))
 
 
 def _compare_accuracy(measured: float, recorded: float, limit: float) -> tuple[str, bool, str]:

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, computed_field
 from resnet_ops.export import runtime
 from resnet_ops.export.metadata import Input, ModelMetadata, Precision
 from resnet_ops.files import Place
+from resnet_ops.formatting import printable
 from resnet_ops.results import Result
 
 
@@ -130,7 +131,7 @@ class ProofDraft(ProofReport):
 
     def add(self, name: str, result: str, passed: bool, limit: str = "") -> None:
         """Add the result of a check."""
-        self.checks.append(ProofCheck(name=name, result=result, passed=passed, limit=limit))
+        self.checks.append(ProofCheck(name=name, result=printable(result), passed=passed, limit=limit))
 
     def run(self, name: str, check: Callable[[], tuple[str, bool]], limit: str = "") -> None:
         """Run a check and add its result; one that raises has failed."""

@@ -229,6 +229,9 @@ def _compare_nodes(
         raise DifferenceError(
             f"node {index} is {quote(actual.op_type)} of {quote(actual.domain)}, expected ONNX's{where}"
         )
+    # What is said of precision is of the nodes whose names do not say that they preprocess.
+    if actual.name.startswith(PREPROCESSING_PREFIX) != node.name.startswith(PREPROCESSING_PREFIX):
+        raise DifferenceError(f"node {index}, {node.op_type}{where}, is called {quote(actual.name)}")
     mine, other = attributes(node, opset), attributes(actual, opset)
     for name in sorted(mine.keys() | other.keys()):
         if mine.get(name) != other.get(name):

@@ -28,6 +28,7 @@ from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 
 FEWEST_PROBES, MOST_PROBES, RANDOM_PROBES = 64, 512, 32
 RECORDED_FACTOR = 3.0  # between the error that a file records and that of a fresh quantization, on other images
+RECORDED_LARGEST = 8.0  # between the largest of both, which single images decide
 RESULT_LENGTH = 300  # characters
 
 
@@ -235,7 +236,9 @@ class FreshQuantization:
         measured = self._error("logits")
         ratio = recorded.mean / measured.mean if measured.mean else 1.0
         images = min(recorded.images, measured.images)
-        flips = allowed_flips(measured.agreement, images)
         most = RECORDED_FACTOR * (1 + 1 / math.sqrt(measured.images))
-        passed = 1 / most <= ratio <= most and 1 - recorded.agreement <= flips
+        passed = 1 / most <= ratio <= most
+        for one, other in ((recorded, measured), (measured, recorded)):
+            passed &= one.largest <= RECORDED_LARGEST * other.largest
+            passed &= 1 - one.agreement <= allowed_flips(other.agreement, images)
         return f"recorded mean {recorded.mean:.1e}, a fresh quantization has {measured.mean:.1e}", passed

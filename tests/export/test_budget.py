@@ -13,7 +13,7 @@ from onnx import helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_ops.data.sources import open_source
-from resnet_ops.export import budget, graph, precision, runtime
+from resnet_ops.export import budget, graph, precision, proof, runtime
 from resnet_ops.export.budget import macs_per_image, proof_size
 from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.inputs import ValidationImages, select_images
@@ -99,6 +99,23 @@ def test_a_sample_is_used_and_named(
     assert report.val_accuracy_torch == pytest.approx((logits.argmax(1) == drawn.labels).mean())
     far = verify_model(model, reference, images, tmp_path, training_accuracy=0.9)
     assert [check.name for check in far.failed_checks] == ["accuracy as in training"]
+
+
+def test_a_file_cannot_choose_its_images_and_batches(
+    model: onnx.ModelProto,
+    reference: Reference,
+    images: ValidationImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the shapes of its values, any number of images would seem to fit into time and memory."""
+    silent = copy(model)
+    del silent.graph.value_info[:]
+    seen = list[int]()
+    monkeypatch.setattr(proof, "largest_batch", lambda model, *_: seen.append(macs_per_image(model)) or 2)
+    report = verify_model(silent, reference, images, tmp_path)
+    assert report.validated, report.failed_checks
+    assert seen == [macs_per_image(model)]
 
 
 def test_a_fault_is_refuted_on_a_sample(

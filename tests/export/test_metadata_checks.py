@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,18 @@ import pytest
 from onnx import helper
 
 from resnet_ops.data.sources import open_source
-from resnet_ops.export import checks, graph, runtime
+from resnet_ops.errors import UserError
+from resnet_ops.export import budget, checks, graph, runtime
 from resnet_ops.export.config import ExportConfig, ValidateConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import ExportResult, export_onnx
-from resnet_ops.export.metadata import JSON_FIELDS, ModelMetadata
+from resnet_ops.export.metadata import JSON_FIELDS, MAX_CHARACTERS, ModelMetadata
 from resnet_ops.export.metadata_checks import Origin, check_metadata
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.validate import validate_onnx
+from resnet_ops.significance import sampling_margin
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.job import TrainResult
@@ -90,6 +93,10 @@ FORGED_PROOFS: dict[str, dict[str, Any]] = {
     "negative counts of nodes": {"nodes_by_provider": {runtime.CPU: -4, runtime.CUDA: 30}},
     "nodes nowhere": {"nodes_by_provider": {"x": 26}},
     "another number": {"test_accuracy": 0.9999},
+    "nodes on a GPU though on the CPU": {"nodes_by_provider": {runtime.CUDA: 26}},
+    "better calibrated": {"calibration_error_torch": -0.015, "calibration_error_onnx": -0.015},
+    "few easy images": {"images": 20, "sample": budget.ASKED, "val_accuracy_torch": 1.0, "val_accuracy_onnx": 1.0},
+    "a reason of its own": {"images": 100, "sample": "all 10,000 others are right"},
     "seen and unseen": {"seen_accuracy_torch": 1.0, "seen_accuracy_onnx": 1.0},
 }
 
@@ -196,8 +203,64 @@ def test_a_forged_proof_is_found(
     digits: ValidationImages,
     tmp_path: Path,
 ) -> None:
-    model = forged(exported.onnx, validation=FORGED_PROOFS[name])
+    claim = dict(FORGED_PROOFS[name])
+    recorded = json.loads(properties_of(onnx.load(exported.onnx))["validation"])
+    for number in claim.keys() & {"calibration_error_torch", "calibration_error_onnx"}:
+        claim[number] += recorded[number] if claim[number] < 0 else 0  # by so much less
+    if 0 < claim.get("images", 0) < IMAGES:
+        accuracy = claim.get("val_accuracy_onnx", recorded["val_accuracy_onnx"])
+        claim["accuracy_margin"] = sampling_margin(accuracy, claim["images"], IMAGES)
+    model = forged(exported.onnx, validation=claim)
     assert "recorded proof" in failed(model, digit_reference, digits, tmp_path)
+
+
+@pytest.mark.usefixtures("few_batches")
+def test_a_proof_of_a_sample_passes_where_all_images_are_used(
+    digit_reference: Reference, trained: TrainResult, digits: ValidationImages, tmp_path: Path
+) -> None:
+    file = export_onnx(ExportConfig(run=str(trained.run.path), out=tmp_path / "s.onnx", images=20)).onnx
+    assert failed(onnx.load(file), digit_reference, digits, tmp_path) == {}
+    lying = forged(file, validation={"val_accuracy_torch": 1.0, "calibration_error_torch": 0.0})
+    assert "recorded proof" in failed(lying, digit_reference, digits, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "expected"),
+    [
+        ("preprocessing", '{"channel_order": "BGR", ', "preprocessing.channel_order"),
+        ("preprocessing", '{"mean": [0.9], ', "preprocessing: not JSON as"),
+        ("validation", '{"val_accuracy_onnx": 1.0, ', "validation: not JSON as"),
+        ("class_names", "[ ", "class_names: not JSON as"),
+    ],
+)
+def test_what_programs_read_differently_is_refused(
+    field: str, text: str, expected: str, exported: ExportResult
+) -> None:
+    properties = properties_of(onnx.load(exported.onnx))
+    with pytest.raises(UserError, match=expected):
+        ModelMetadata.parse("m.onnx", properties | {field: text + properties[field][1:]})
+    for number, other in (("epoch", '"1"'), ("epoch", "1.0"), ("fitted_on_all", '"off"')):
+        with pytest.raises(UserError, match=f"{number}: Input should be a valid"):
+            ModelMetadata.parse("m.onnx", properties | {number: other})
+
+
+def test_long_texts_are_refused(exported: ExportResult) -> None:
+    properties = properties_of(onnx.load(exported.onnx))
+    for field in ("made_by", "precision_choice", "model", "run"):
+        with pytest.raises(UserError, match="at most 4096 characters"):
+            ModelMetadata.parse("m.onnx", properties | {field: "1." * 100_000})
+    with pytest.raises(UserError, match="too long"):
+        ModelMetadata.parse("m.onnx", properties | {"validation": " " * MAX_CHARACTERS})
+
+
+@pytest.mark.usefixtures("few_batches")
+def test_texts_cannot_command_a_terminal(
+    exported: ExportResult, digit_reference: Reference, digits: ValidationImages, tmp_path: Path
+) -> None:
+    model = forged(exported.onnx, run="\x1b[2JVerified\n\u202e", validation={"\x1b[2J": 1})
+    found = failed(model, digit_reference, digits, tmp_path, origin=Origin(frozenset({"trained"})))
+    assert r"run is \x1b[2JVerified\n\u202e, expected trained" in found["metadata"]
+    assert r"it has \x1b[2J, which none has" in found["recorded proof"]
 
 
 @pytest.mark.parametrize("name", ["top1_agreement", "max_rel_diff", "val_accuracy_torch", "images_fingerprint"])
@@ -230,17 +293,26 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
     def repeat_accuracy(model: onnx.ModelProto) -> None:
         model.metadata_props.add(key="val_accuracy", value=properties_of(model)["val_accuracy"])
 
+    def claim_endless_version(model: onnx.ModelProto) -> None:
+        model.producer_name, model.producer_version = "onnx.quantize", "1" + ".1" * 100_000 + "!"
+
     assert fault(lambda model: None) == ""
     assert "unknown or repeated metadata names" in fault(lambda m: m.metadata_props.add(key="names", value="cat"))
     assert "repeated metadata val_accuracy" in fault(repeat_accuracy)
-    assert "documentation strings" in fault(lambda m: setattr(m, "doc_string", "99.99% on ImageNet"))
-    assert "documentation strings" in fault(lambda m: setattr(m.graph, "doc_string", "best"))
-    assert "documentation strings" in fault(lambda m: setattr(m.graph.node[3], "doc_string", "best"))
-    assert "have metadata" in fault(lambda m: m.graph.node[0].metadata_props.add(key="a", value="b"))
+    assert "has ModelProto.doc_string, which no" in fault(lambda m: setattr(m, "doc_string", "99.99% on ImageNet"))
+    assert "has GraphProto.doc_string, which no" in fault(lambda m: setattr(m.graph, "doc_string", "best"))
+    assert "has NodeProto.doc_string, which no" in fault(lambda m: setattr(m.graph.node[3], "doc_string", "best"))
+    assert "NodeProto.metadata_props" in fault(lambda m: m.graph.node[0].metadata_props.add(key="a", value="b"))
+    assert "TypeProto.denotation" in fault(lambda m: setattr(m.graph.input[0].type, "denotation", "IMAGE"))
+    assert "ModelProto.configuration" in fault(lambda m: m.configuration.add(name="gpu", num_devices=8))
+    assert "producer is 'onnx.quantize'" in fault(lambda m: setattr(m, "producer_name", "onnx.quantize"))
     assert "producer is 'evil'" in fault(lambda m: setattr(m, "producer_name", "evil"))
     assert "producer is 'pytorch' '9.9'" in fault(lambda m: setattr(m, "producer_version", "9.9"))
-    assert "a domain or a model version" in fault(lambda m: setattr(m, "domain", "com.example"))
-    assert "a domain or a model version" in fault(lambda m: setattr(m, "model_version", 77))
+    assert "ModelProto.domain" in fault(lambda m: setattr(m, "domain", "com.example"))
+    assert "ModelProto.model_version" in fault(lambda m: setattr(m, "model_version", 77))
+    began = time.monotonic()
+    assert "producer is 'onnx.quantize'" in fault(claim_endless_version)
+    assert time.monotonic() - began < 10  # by a pattern that repeats repetitions it takes hours
     assert "run is None" in fault(remove_run, Origin(frozenset({"trained"})))
 
 
@@ -272,6 +344,8 @@ def test_an_int8_file_states_its_error(digit_checkpoint: Checkpoint, exported: E
         (None, "no quantization error though it is int8"),
         (error.model_copy(update={"images": 50_000}), "on more images than are ever used"),
         (error.model_copy(update={"images": error.images + 1}), "precision choice"),
+        (error.model_copy(update={"largest": error.mean / 2}), "that cannot be"),
+        (error.model_copy(update={"agreement": 0.9999}), "that cannot be"),
     ):
         lying = metadata.model_copy(update={"quantization_error": forgery})
         result, passed = check_metadata(lying, model, digit_checkpoint, Origin())
@@ -295,6 +369,8 @@ def test_a_file_in_a_run_cannot_disown_its_checkpoint(
     }
     excused = validate_onnx(ValidateConfig(file=file, black_box=True))
     assert (excused.validated, excused.black_box_only, excused.checkpoint) == (True, "--black-box", None)
+    (run / "other").mkdir()
+    assert not validate_onnx(run / "export" / ".." / "other" / ".." / "export" / file.name).validated
     alone = Path(shutil.copy(file, tmp_path / "alone.onnx"))
     assert validate_onnx(alone).black_box_only == "its checkpoint was not found"
 

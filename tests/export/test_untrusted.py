@@ -87,6 +87,60 @@ def broken(files: dict[str, Path], change: Callable[[onnx.ModelProto], object], 
     return folder / "broken.onnx"
 
 
+def test_content_that_other_programs_read_differently_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    """From memory ONNX Runtime takes a file for its own format by four bytes, which may lie in what is overwritten."""
+    content, file = files["normalized"].read_bytes(), tmp_path / "twofold.onnx"
+    for planted in (
+        b"\x08\x0a\x12\x04ORTM" + content,  # a version and a producer, both of which come again
+        content + b"\xfa\x3f\x04evil",  # an unknown field
+        b"\x3a\x00" + content,  # an empty graph, merged with the one that follows
+    ):
+        file.write_bytes(planted)
+        assert "more than an ONNX model" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda m: (m, "producer_name"), lambda m: (m.graph, "name"), lambda m: (m.graph.node[0], "name"),
+        lambda m: (m.graph.node[0], "domain"), lambda m: (m.opset_import[0], "domain"),
+        lambda m: (m.graph.node[0].attribute[0], "name"), lambda m: (m.graph.initializer[0], "name"),
+    ],
+)  # fmt: skip
+def test_names_that_are_not_text_are_refused(
+    name: Callable[[onnx.ModelProto], tuple[object, str]], files: dict[str, Path], tmp_path: Path
+) -> None:
+    file = broken(files, lambda model: setattr(*name(model), "Q" * 8), tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"Q" * 8, b"\xff\xfe" * 4))
+    assert "names that are not text" in refusal(file)
+
+
+def test_weights_beside_a_file_are_as_many_as_it_says(files: dict[str, Path], tmp_path: Path) -> None:
+    """Tools read all of a file of weights whose length is not given: a sparse one fills the memory."""
+
+    def move(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == "fc.weight")
+        (tmp_path / "weights").write_bytes(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights")
+
+    file = broken(files, move, tmp_path)
+    model = untrusted.with_weights(file, untrusted.scan(file)[0])
+    original = onnx.load(files["normalized"])
+    assert {t.name: t.raw_data for t in model.graph.initializer} == {
+        t.name: t.raw_data for t in original.graph.initializer
+    }
+    with (tmp_path / "weights").open("ab") as weights:
+        weights.truncate(2**40)
+    assert "does not match the shape of tensor 'fc.weight'" in refusal(file)
+
+
+def test_a_graph_of_too_many_parts_is_refused(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "MAX_PARTS", 100)
+    assert "too many parts" in refusal(files["normalized"])
+
+
 def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Path) -> None:
     def foreign(model: onnx.ModelProto) -> None:
         model.graph.node[0].domain = "com.example"
