@@ -45,7 +45,7 @@ def resized_crops() -> dict[str, Pipeline]:
     size = (RESIZED, RESIZED)
     return {
         **by_torchvision(transforms.RandomResizedCrop(size), v2.RandomResizedCrop(size)),
-        OURS: by_batch(Augmentation(flip=True, random_resized_crop=True, side=RESIZED)),
+        OURS: by_batch(Augmentation(flip=True, random_resized_crop=True, size=(RESIZED, RESIZED))),
     }
 
 

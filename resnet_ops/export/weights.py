@@ -15,7 +15,8 @@ from safetensors.torch import load as parse_tensors
 from torch import Tensor
 
 from resnet_ops import files
-from resnet_ops.data.sources import resized_side
+from resnet_ops.config_base import parse_image_size
+from resnet_ops.data.sources import stored_size
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.models import Architecture, Shortcut, build, parse_name
@@ -126,15 +127,15 @@ def _info(
     config: ExportConfig, architecture: Architecture, tensors: dict[str, Tensor], channels: int, classes: int
 ) -> CheckpointInfo:
     imagenet = architecture.family == "imagenet"
-    side = config.image_size or (224 if imagenet else 32)
+    height, width = parse_image_size(config.image_size or ("224" if imagenet else "32"))
     return CheckpointInfo(
         model=architecture.name,
         shortcut=_shortcut(architecture, tensors),
         class_names=_class_names(config.classes, classes),
         channels=channels,
-        height=side,
-        width=side,
-        stored=resized_side(side) if imagenet else None,
+        height=height,
+        width=width,
+        stored=stored_size((height, width)) if imagenet else None,
         mean=_numbers("mean", config.mean, channels, IMAGENET_MEAN),
         std=_numbers("std", config.std, channels, IMAGENET_STD),
         data="unknown",

@@ -27,7 +27,7 @@ NO_OPTION = {"fit_all": "Use --refit.", "stream": "Set it in a file that --recip
 TRAIN_OPTIONS = tuple(
     n for n in ("recipe", "seed", *NetworkConfig.model_fields, *Recipe.model_fields) if n not in NOT_SEARCHABLE
 )
-WITH_COMMAS = {"milestones"}  # options whose value is itself a list with commas
+WITH_COMMAS = {"milestones", "rand_augment"}  # options whose value is itself a list with commas
 LOG_RATIO = 10  # a range that spans as much is searched on a logarithmic scale
 
 
