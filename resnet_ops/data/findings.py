@@ -219,10 +219,9 @@ def find_long_images(table: ImageTable, stored: tuple[int, int] | None) -> Itera
     sizes = table.survey.sizes / stored
     long = np.flatnonzero(table.survey.decodable & (sizes.max(1) >= LONG * sizes.min(1)))
     if long.size:
-        longer = "wide" if stored[0] == stored[1] else f"wide, or the reverse, as {stored[0]}x{stored[1]}"
-        summary = (
-            f"{image_count(long.size)} at least {LONG} times as long as {longer}, of which training sees the center"
-        )
+        shape = f"whose shape differs from {stored[0]}x{stored[1]} by a factor of {LONG} or more"
+        shape = f"at least {LONG} times as long as wide" if stored[0] == stored[1] else shape
+        summary = f"{image_count(long.size)} {shape}, of which training sees the center"
         details = first_cases(map(table.name, long.tolist()))
         yield Finding("note", "long images", f"{summary}; with --random-resized-crop all of it", details)
 
