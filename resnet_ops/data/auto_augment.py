@@ -3,6 +3,8 @@
 What they do to an image is in image_operations.py.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,9 @@ from resnet_ops.data.image_operations import GEOMETRIC, Operation
 from resnet_ops.data.sampling import Draws
 
 BINS = 31  # magnitudes of each operation
-SIGNED = GEOMETRIC | {Operation.BRIGHTNESS, Operation.COLOR, Operation.CONTRAST, Operation.SHARPNESS}
-JITTERED = (Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)
+FACTORS = frozenset({Operation.BRIGHTNESS, Operation.COLOR, Operation.CONTRAST, Operation.SHARPNESS})
+SIGNED = torch.tensor([operation in GEOMETRIC | FACTORS for operation in Operation])
+JITTERED = torch.tensor([Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR], dtype=torch.uint8)
 
 
 def draw_trivial_augment(n: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
@@ -58,9 +61,10 @@ def draw_color_jitter(n: int, strength: float, generator: torch.Generator) -> Dr
     order = torch.rand(n, len(JITTERED), generator=generator).argsort(1)
     least = max(0.0, 1 - strength) - 1
     magnitudes = torch.empty(n, len(JITTERED)).uniform_(least, strength, generator=generator)
-    return {"operations": torch.tensor(JITTERED, dtype=torch.uint8)[order], "magnitudes": magnitudes}
+    return {"operations": JITTERED[order], "magnitudes": magnitudes}
 
 
+@functools.cache
 def _magnitudes(*, shear: float, shift: tuple[float, float], angle: float, factor: float, bits: int) -> Tensor:
     """Return the magnitudes of each operation (operations, BINS) float32, as `Operation` has them, without signs.
 
@@ -72,7 +76,7 @@ def _magnitudes(*, shear: float, shift: tuple[float, float], angle: float, facto
         bits: The most bits that posterizing drops.
     """
     table = torch.zeros(len(Operation), BINS)
-    largest = dict.fromkeys((Operation.BRIGHTNESS, Operation.COLOR, Operation.CONTRAST, Operation.SHARPNESS), factor)
+    largest = dict.fromkeys(FACTORS, factor)
     largest |= {Operation.SHEAR_X: shear, Operation.SHEAR_Y: shear, Operation.ROTATE: angle}
     largest |= {Operation.TRANSLATE_Y: shift[0], Operation.TRANSLATE_X: shift[1]}
     for operation, end in largest.items():
@@ -86,10 +90,9 @@ def _described(
     operations: Tensor, bins: Tensor, table: Tensor, size: tuple[int, int], generator: torch.Generator
 ) -> Draws:
     """Return what `apply_operations` takes, with half of the magnitudes that have a sign negative."""
-    signed = torch.tensor([operation in SIGNED for operation in Operation])[operations]
-    negative = torch.rand(operations.shape, generator=generator) <= 0.5
+    negative = SIGNED[operations] & (torch.rand(operations.shape, generator=generator) <= 0.5)
     magnitudes = table[operations, bins]
-    magnitudes = torch.where(signed & negative, -magnitudes, magnitudes)
+    magnitudes = torch.where(negative, -magnitudes, magnitudes)
     return {
         "operations": operations.to(torch.uint8),
         "magnitudes": magnitudes,

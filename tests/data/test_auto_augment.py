@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from resnet_ops.config import TrainConfig
 from resnet_ops.data import auto_augment, crops, erasing, image_operations, mixing
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.image_operations import GEOMETRIC, Operation, apply_operations
 from resnet_ops.data.sampling import Draws
+from resnet_ops.errors import UserError
+from resnet_ops.tuning.config import TuneConfig
+from resnet_ops.tuning.space import read_space
 from tests.data.test_augment import NORMALIZER, generator
 
 NAMES = {each: each.name.title().replace("_", "") for each in Operation}  # torchvision's
@@ -189,3 +193,32 @@ def test_everything_is_done_in_the_order_of_torchvisions_recipes() -> None:
     expected = mixing.mix(erasing.erase(NORMALIZER(x), draws["erased"]), torch.eye(4)[y], draws)
     assert torch.equal(ours, expected[0])
     assert torch.equal(labels, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rand_augment": "2"}, "--rand-augment must be a number of operations and a magnitude, such as 2,9; '2'"),
+        ({"rand_augment": "m9"}, "--rand-augment must be a number of operations and a magnitude"),
+        ({"rand_augment": "0,9"}, "1 to 10, and a magnitude, 0 to 30"),
+        ({"rand_augment": "2,31"}, "1 to 10, and a magnitude, 0 to 30"),
+        ({"rand_augment": "2,-1"}, "--rand-augment must be"),
+        ({"color_jitter": 1.5}, "--color-jitter .*less than or equal to 1"),
+        ({"color_jitter": float("nan")}, "--color-jitter"),
+        ({"random_erasing": 25}, "--random-erasing .*less than or equal to 1"),
+        ({"rand_augment": "2,9", "trivial_augment": True}, "--trivial-augment and --rand-augment 2,9 are two policies"),
+    ],
+)
+def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig.of(**options)
+
+
+def test_it_is_said_and_searched() -> None:
+    config = TrainConfig.of(flip=True, rand_augment=" 2, 9", color_jitter=0.4, random_erasing=0.25)
+    assert Augmentation.of(config, 10).rand_augment == (2, 9)
+    words = "random crop from 256x364, horizontal flip, RandAugment 2,9, color jitter 0.4, random erasing 0.25"
+    assert config.augmentation((256, 364)) == words
+    space = read_space(TuneConfig.of(), ["rand-augment=2,9", "trivial_augment=true,false"])
+    assert space.fixed["rand_augment"] == "2,9"
+    assert set(space.searched) >= {"trivial_augment"}
