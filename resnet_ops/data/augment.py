@@ -20,7 +20,7 @@ from torch import Tensor
 from resnet_ops.data.auto_augment import draw_color_jitter, draw_rand_augment, draw_trivial_augment
 from resnet_ops.data.crops import crop_and_flip, draw_boxes, draw_crops, random_resized_crop
 from resnet_ops.data.erasing import cutout, draw_erased, draw_squares, erase
-from resnet_ops.data.image_operations import apply_operations
+from resnet_ops.data.image_operations import apply_operations, jitter
 from resnet_ops.data.mixing import draw_mixing, mix
 from resnet_ops.data.sampling import Draws
 from resnet_ops.recipe_config import Recipe, parse_rand_augment
@@ -98,8 +98,7 @@ class Augmentation:
         if self.rand_augment:
             draws |= draw_rand_augment(images, size, *self.rand_augment, generator)
         if self.color_jitter:
-            for name, jitter in draw_color_jitter(images, self.color_jitter, generator).items():
-                draws[name] = torch.cat((draws[name], jitter), 1) if name in draws else jitter
+            draws |= draw_color_jitter(images, self.color_jitter, generator)
         if self.random_erasing:
             draws |= draw_erased(images, size, self.random_erasing, generator)
         if self.cutout:
@@ -130,8 +129,10 @@ class Augmentation:
             x = random_resized_crop(x, draws, size, aspects)
         elif self._crops(came_in):
             x = crop_and_flip(x, draws["corners"], draws["mirrored"], self.crop_padding, size)
-        if "operations" in draws:
-            x = apply_operations(x, draws["operations"], draws["magnitudes"], draws.get("maps"))
+        if self.trivial_augment or self.rand_augment:
+            x = apply_operations(x, draws["operations"], draws["magnitudes"], draws["maps"])
+        if self.color_jitter:
+            x = jitter(x, draws["jitter_order"], draws["jitter"])
         x = normalizer(x)
         if self.random_erasing:
             x = erase(x, draws["erased"])

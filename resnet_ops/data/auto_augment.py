@@ -56,12 +56,12 @@ def draw_color_jitter(n: int, strength: float, generator: torch.Generator) -> Dr
     """Draw factors of brightness, contrast and saturation, and the order in which an image gets the three.
 
     Returns:
-        `operations` (N, 3) uint8 and `magnitudes` (N, 3) float32.
+        `jitter_order` (N, 3) uint8, values of `Operation`, and `jitter` (N, 3) float32, their magnitudes.
     """
     order = torch.rand(n, len(JITTERED), generator=generator).argsort(1)
     least = max(0.0, 1 - strength) - 1
     magnitudes = torch.empty(n, len(JITTERED)).uniform_(least, strength, generator=generator)
-    return {"operations": JITTERED[order], "magnitudes": magnitudes}
+    return {"jitter_order": JITTERED[order], "jitter": magnitudes}
 
 
 @functools.cache
