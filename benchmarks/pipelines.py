@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,6 +29,10 @@ STORED, RESIZED = 256, 224  # sides of images that random resized crops are from
 ABOUT = """
 Crop, mirror, normalize: from decoded uint8 images in memory to a float batch, on one thread. Crops are of images padded
 by an eighth, or random resized crops of 256x256 to 224x224. Ratios: over the PIL transforms.
+
+Where the images name them, operations are done between mirroring and normalizing, or after it boxes are erased: as
+torchvision's TrivialAugmentWide, RandAugment of 2 operations of magnitude 9, ColorJitter of 0.4 (brightness, contrast,
+saturation) and RandomErasing of every fourth image do. Each with padded crops.
 """
 Pipeline = Callable[[Tensor], Tensor]
 
@@ -45,7 +50,24 @@ def resized_crops() -> dict[str, Pipeline]:
     size = (RESIZED, RESIZED)
     return {
         **by_torchvision(transforms.RandomResizedCrop(size), v2.RandomResizedCrop(size)),
-        OURS: by_batch(Augmentation(flip=True, random_resized_crop=True, side=RESIZED)),
+        OURS: by_batch(Augmentation(flip=True, random_resized_crop=True, size=(RESIZED, RESIZED))),
+    }
+
+
+POLICIES: dict[str, tuple[dict[str, Any], v2.Transform]] = {
+    "TrivialAugment": ({"trivial_augment": True}, v2.TrivialAugmentWide()),
+    "RandAugment": ({"rand_augment": (2, 9)}, v2.RandAugment(2, 9)),
+    "color jitter": ({"color_jitter": 0.4}, v2.ColorJitter(0.4, 0.4, 0.4)),
+    "random erasing": ({"random_erasing": 0.25}, v2.RandomErasing(0.25)),
+}
+
+
+def augmented(side: int, policy: str) -> dict[str, Pipeline]:
+    """From (N, H, W, C) uint8 to (N, C, H, W) float32, by crops and one more augmentation."""
+    options, theirs = POLICIES[policy]
+    return {
+        **by_torchvision(transforms.RandomCrop(side, side // 8), v2.RandomCrop(side, side // 8), theirs),
+        OURS: by_batch(Augmentation(side // 8, flip=True, **options)),
     }
 
 
@@ -60,13 +82,23 @@ def by_batch(augmentation: Augmentation) -> Pipeline:
     return pipeline
 
 
-def by_torchvision(pil_crop: torch.nn.Module, v2_crop: torch.nn.Module) -> dict[str, Pipeline]:
-    """Crop, mirror and normalize image by image."""
+def by_torchvision(
+    pil_crop: torch.nn.Module, v2_crop: torch.nn.Module, policy: v2.Transform | None = None
+) -> dict[str, Pipeline]:
+    """Crop, mirror and normalize image by image, and apply a policy where its images are pixels, or normalized."""
+    erasing = isinstance(policy, v2.RandomErasing)
+    before, after = ([policy] if policy and erases == erasing else [] for erases in (False, True))
     by_pil = transforms.Compose(
-        [pil_crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+        [
+            *(pil_crop, transforms.RandomHorizontalFlip(), *before),
+            *(transforms.ToTensor(), transforms.Normalize(MEAN, STD), *after),
+        ]
     )
     by_v2 = v2.Compose(
-        [v2_crop, v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        [
+            *(v2_crop, v2.RandomHorizontalFlip(), *before),
+            *(v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), *after),
+        ]
     )
     return {
         PIL: lambda x: torch.stack([by_pil(Image.fromarray(one)) for one in x.numpy()]),
@@ -95,6 +127,7 @@ def main() -> None:
     for what, made, stored, side in (
         *((f"{side}x{side}", padded_crops(side), side, side) for side in BATCHES),
         (f"{STORED}x{STORED}, resized to {RESIZED}x{RESIZED}", resized_crops(), STORED, RESIZED),
+        *((f"{side}x{side}, {policy}", augmented(side, policy), side, side) for side in BATCHES for policy in POLICIES),
     ):
         batch, batches = BATCHES[side]
         x = torch.randint(0, 256, (batch, stored, stored, 3), dtype=torch.uint8)
@@ -113,7 +146,9 @@ def main() -> None:
             }
             for name, rates in found.items()
         ]
-        if side == 32:
+        if what in [f"{side}x{side}, {policy}" for side in BATCHES for policy in POLICIES]:
+            floors.append(Floor(f"resnet-ops over torchvision v2, {what}", 1, ratio(found[OURS], found[V2])))
+        if what == "32x32":
             floors.append(Floor("resnet-ops over PIL at 32x32", 6, ratio(found[OURS], found[PIL])))
         if stored != side:
             floors.append(Floor("resnet-ops over torchvision v2, resized crops", 1, ratio(found[OURS], found[V2])))

@@ -12,7 +12,7 @@ from resnet_ops.config import DataConfig, ImagesConfig
 from resnet_ops.config_base import option
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import write_atomically
-from resnet_ops.formatting import size
+from resnet_ops.formatting import image_size, size
 
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, image_counts, short, table
@@ -159,8 +159,8 @@ def _facts(report: "DataReport") -> Any:
     facts.add_row("formats", _counts(report.formats))
     facts.add_row("modes", _counts(report.modes))
     color = "grey" if report.channels == 1 else "color"
-    crop = f", cropped from {report.stored}x{report.stored}" if report.stored else ", not resized"
-    facts.add_row("network input", f"{report.width}x{report.height} {color}{crop}")
+    crop = f", cropped from {report.stored[0]}x{report.stored[1]}" if report.stored else ", not resized"
+    facts.add_row("network input", f"{image_size(report.height, report.width)} {color}{crop}")
     facts.add_row("mean", ", ".join(f"{mean:.4f}" for mean in report.mean))
     facts.add_row("std", ", ".join(f"{std:.4f}" for std in report.std))
     storage = "streamed" if report.streamed else f"kept in {escape(str(report.cache or 'memory'))}"
@@ -203,7 +203,7 @@ def _draw(file: Path, report: "DataReport") -> None:
 
     counts = {name: images.train + images.val + images.test for name, images in report.per_class.items()}
     rows = [SheetRow(name, f"{counts[name]:,}", images) for name, images in report.examples.items()]
-    classes = f"{len(report.class_names):,} classes, {report.width}x{report.height}"
+    classes = f"{len(report.class_names):,} classes, {image_size(report.height, report.width)}"
     subtitle = f"{image_counts(*report.images)} of {classes}"
     left_out = len(report.class_names) - len(rows)
     foot = f"{left_out:,} more classes" if left_out else ""

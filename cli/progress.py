@@ -15,7 +15,7 @@ from rich.text import Text
 
 from resnet_ops.class_metrics import SELECT_NAMES, metric_text
 from resnet_ops.config_base import as_options
-from resnet_ops.formatting import percent
+from resnet_ops.formatting import image_size, percent
 from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.run_records import Epoch, RunRecord
@@ -64,8 +64,9 @@ class TrainingProgress(Observer):
         report_milestone("created")
         err.print(
             f"[bold]{record.config.model}[/] ({record.parameters:,} parameters) on [bold]{escape(data.name)}[/]: "
-            f"{image_counts(data.train_images, data.val_images, data.test_images)} of {data.width}x{data.height}, "
-            f"{len(data.class_names)} classes; {record.world_size} {record.device} {workers}; "
+            f"{image_counts(data.train_images, data.val_images, data.test_images)} of "
+            f"{image_size(data.height, data.width)}, {len(data.class_names)} classes; "
+            f"{record.world_size} {record.device} {workers}; "
             f"{escape(options)}{'; ' if options else ''}run "
             f"[bold]{escape(run.name)}[/]",
             soft_wrap=True,

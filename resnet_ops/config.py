@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from resnet_ops.cluster_config import ClusterConfig
-from resnet_ops.config_base import Config, Positive, check_run_name, option
+from resnet_ops.config_base import Config, ImageSize, Positive, check_run_name, option
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
@@ -97,25 +97,23 @@ class ImagesConfig(Config):
         str | None, option("Parquet column of the labels; by default label, labels or fine_label.", advanced="data")
     ] = None
     image_size: Annotated[
-        int | None,
+        ImageSize | None,
         option(
-            "Input image size (square, in pixels); by default that of the images if they all have the same size of at "
-            "most 64 pixels, otherwise 224.",
+            "Input image size in pixels: 224, or height and width, 224x320; by default that of the images if they all "
+            "have the same size of at most 64 pixels, otherwise 224.",
             advanced="data",
             shared=True,
-            ge=1,
-            le=4096,
+            metavar="SIZE",
         ),
     ] = None
     resize: Annotated[
-        int | None,
+        ImageSize | None,
         option(
-            "Side in pixels that larger images are resized to before the crop of --image-size; by default that of the "
-            "pretrained weights' metadata, otherwise 8/7 of it.",
+            "Size that larger images are resized to before the crop of --image-size; by default that of the pretrained "
+            "weights' metadata, otherwise 8/7 of it.",
             advanced="data",
             shared=True,
-            ge=1,
-            le=4096,
+            metavar="SIZE",
         ),
     ] = None
     cache_dir: Annotated[

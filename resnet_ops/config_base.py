@@ -8,12 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from resnet_ops.errors import UserError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
+MAX_SIDE = 4096  # of a network's input, in pixels
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _check_image_size(size: object) -> str:
+    return image_size_text(parse_image_size(str(size)))
+
+
+ImageSize = Annotated[str, BeforeValidator(_check_image_size)]  # or an int, of squares, as Python code may have it
 
 
 class Config(BaseModel):
@@ -123,6 +131,27 @@ def explain(
         return UserError(f"{option} cannot be {str(typed)!r}.", remedy)
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
     return UserError(f"{option} {message}; {str(typed)!r} was given.")
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Return height and width, written as `224x320`, or as `224` where they are the same.
+
+    Raises:
+        ValueError: It is something else, or a side is not from 1 to `MAX_SIDE`.
+    """
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text, re.ASCII)
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
+        raise ValueError(
+            f"must be one side, such as 224, or height and width, such as 224x320, of 1 to {MAX_SIDE} pixels"
+        )
+    return sides
+
+
+def image_size_text(size: tuple[int, int]) -> str:
+    """Write height and width as `parse_image_size` reads them."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
 
 
 def check_run_name(name: str) -> str:

@@ -20,6 +20,11 @@ def size(count: float) -> str:
     return f"{count:,.1f} TiB"
 
 
+def image_size(height: int, width: int) -> str:
+    """Return the size of images as `--image-size` takes it, height first, and say so where that matters."""
+    return f"{height}x{width}" + ("" if height == width else " (height x width)")
+
+
 def duration(seconds: float) -> str:
     """Return a duration in the units that fit: 4.2 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from fractions import Fraction
 from typing import Annotated, Literal, Self
 
@@ -10,7 +11,18 @@ from pydantic import field_validator, model_validator
 from resnet_ops.config_base import Config, Positive, option
 from resnet_ops.errors import UserError
 
-AUGMENTATION = ("crop_padding", "flip", "random_resized_crop", "cutout", "mixup", "cutmix")
+AUGMENTATION = (
+    "crop_padding",
+    "flip",
+    "random_resized_crop",
+    "trivial_augment",
+    "rand_augment",
+    "color_jitter",
+    "random_erasing",
+    "cutout",
+    "mixup",
+    "cutmix",
+)
 IMAGE_DEFAULTS = ("crop_padding", "flip")  # options whose defaults depend on the images
 ADAMW_DEFAULTS = {"lr": 1e-3, "weight_decay": 1e-2}  # torch's own; those of the fields are SGD's
 OF_THE_OPTIMIZER = ("lr", "weight_decay", "momentum", "nesterov")  # options that mean nothing to another optimizer
@@ -225,6 +237,42 @@ class Recipe(Config):
             advanced="data augmentation",
         ),
     ] = False
+    trivial_augment: Annotated[
+        bool,
+        option(
+            "TrivialAugment: one random operation of random magnitude on each image, of 14 that shear, shift, rotate "
+            "or change colors.",
+            advanced="data augmentation",
+        ),
+    ] = False
+    rand_augment: Annotated[
+        str | None,
+        option(
+            "RandAugment: number of random operations on each image, 1 to 10, and their magnitude, 0 to 30, such as "
+            "2,9; instead of --trivial-augment.",
+            advanced="data augmentation",
+            metavar="N,M",
+        ),
+    ] = None
+    color_jitter: Annotated[
+        float,
+        option(
+            "Color jitter: change brightness, contrast and saturation by random factors that differ from 1 by up to "
+            "this, such as 0.4 (0: off).",
+            advanced="data augmentation",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.0
+    random_erasing: Annotated[
+        float,
+        option(
+            "Random erasing: probability that a random box of 2% to 33% of an image is blanked, such as 0.25 (0: off).",
+            advanced="data augmentation",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.0
     cutout: Annotated[
         int,
         option("Cutout: size in pixels of a random square to blank (0: off).", advanced="data augmentation", ge=0),
@@ -295,17 +343,21 @@ class Recipe(Config):
         ),
     ] = False
 
-    def augmentation(self, stored: int | None) -> str:
+    def augmentation(self, stored: tuple[int, int] | None) -> str:
         """Return the augmentation of training images in words.
 
         Args:
-            stored: Side of the squares that images are cropped from, if they are.
+            stored: Height and width of what images are cropped from, if they are.
         """
         padding = f" (padding {self.crop_padding})" if self.crop_padding else ""
-        crop = f"random crop from {stored}x{stored}{padding}" if stored else f"random crop{padding}"
+        crop = f"random crop from {stored[0]}x{stored[1]}{padding}" if stored else f"random crop{padding}"
         steps = {
             "random resized crop" if self.random_resized_crop else crop: stored or padding or self.random_resized_crop,
             "horizontal flip": self.flip,
+            "TrivialAugment": self.trivial_augment,
+            f"RandAugment {self.rand_augment}": self.rand_augment,
+            f"color jitter {self.color_jitter:g}": self.color_jitter,
+            f"random erasing {self.random_erasing:g}": self.random_erasing,
             f"cutout {self.cutout}": self.cutout,
             f"MixUp {self.mixup:g}": self.mixup,
             f"CutMix {self.cutmix:g}": self.cutmix,
@@ -316,6 +368,16 @@ class Recipe(Config):
     @classmethod
     def _graphs_are_captured_here(cls, mode: object) -> object:
         return "default" if mode == "reduce-overhead" else mode  # of earlier versions
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _operations_and_magnitude(cls, text: str | None) -> str | None:
+        if text is None:
+            return None
+        layers, magnitude = parse_rand_augment(text)
+        if not (1 <= layers <= 10 and 0 <= magnitude <= 30):
+            raise ValueError("must be a number of operations, 1 to 10, and a magnitude, 0 to 30, such as 2,9")
+        return f"{layers},{magnitude}"
 
     @field_validator("milestones")
     @classmethod
@@ -375,6 +437,11 @@ class Recipe(Config):
             raise UserError(
                 "--gradient-checkpointing: the compiler decides by itself what to compute again.", "Remove --compile."
             )
+        if self.trivial_augment and self.rand_augment:
+            raise UserError(
+                f"--trivial-augment and --rand-augment {self.rand_augment} are two policies of the same operations.",
+                "Use one of the two.",
+            )
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov needs a momentum.", "Use --momentum 0.9, or remove --nesterov.")
         return self
@@ -411,3 +478,15 @@ def parse_milestones(milestones: str) -> tuple[Fraction, ...]:
         ValueError, ZeroDivisionError: It is not a list of fractions.
     """
     return tuple(Fraction(share) for share in milestones.split(","))
+
+
+def parse_rand_augment(text: str) -> tuple[int, int]:
+    """Return the number of operations and the magnitude of RandAugment, written as `2,9`.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    match = re.fullmatch(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*", text)
+    if match is None:
+        raise ValueError("must be a number of operations and a magnitude, such as 2,9")
+    return int(match[1]), int(match[2])

@@ -5,9 +5,9 @@ Where they lie, and how they are read and written, is in runs.py.
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from resnet_ops import files
 from resnet_ops.config import Select, TrainConfig
@@ -87,6 +87,13 @@ class Event(BaseModel):
     kind: EventKind = "note"  # also of lines written before there were kinds, which are not counted again
 
 
+def _square(stored: object) -> object:
+    return (stored, stored) if isinstance(stored, int) else stored  # as earlier versions wrote it
+
+
+StoredSize = Annotated[tuple[int, int], BeforeValidator(_square)]  # height and width
+
+
 class BadImage(BaseModel):
     """An image that could not be decoded, and why."""
 
@@ -101,8 +108,8 @@ class DataRecord(BaseModel):
 
     `fingerprint` is a SHA-256 of what `fingerprint_of` says: the files' content, or, of much data, names and sizes.
     The network's input is `height` x `width`; where the images are larger or of differing sizes, training crops that
-    from squares with a side of `stored`, which hold the center of each image, or, for random resized crops, all of it,
-    squeezed. `bad_images` are left out, and not counted elsewhere; the first are named.
+    from images of size `stored` (height, width), which hold the center of each image, or, for random resized crops, all
+    of it, squeezed. `bad_images` are left out, and not counted elsewhere; the first are named.
     With `fit_all` the validation images are among the `train_images`, and `val_images` is 0. Test images are neither
     trained nor selected on: `evaluate` alone measures them.
     Where images are streamed, bad ones are found during training: they are counted in the number of training images,
@@ -125,7 +132,7 @@ class DataRecord(BaseModel):
     channels: int
     height: int
     width: int
-    stored: int | None = None
+    stored: StoredSize | None = None
     bit_depth: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

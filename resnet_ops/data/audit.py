@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.config import DataConfig
+from resnet_ops.config_base import parse_image_size
 from resnet_ops.data.cache import cache_folder
 from resnet_ops.data.class_labels import merge_classes
 from resnet_ops.data.dataset import SPLITS, DiscoveredData, EncodedImages, Subset, subset
@@ -67,7 +68,9 @@ class DataReport(Result):
     height: int = Field(description="Height in pixels that the network sees.")
     width: int = Field(description="Width in pixels that the network sees.")
     channels: int = Field(description="1 if grey, else 3.")
-    stored: int | None = Field(description="Side of the squares that training crops this from, if it does.")
+    stored: tuple[int, int] | None = Field(
+        description="Height and width of the images that training crops this from, if it does."
+    )
     sizes: tuple[tuple[int, int], ...] = Field(
         description="The least, the median and the greatest (height, width), by area; none if no image can be decoded."
     )
@@ -128,7 +131,7 @@ def check_data(
         raise UserError(f"--data {config.data} contains no images.", "Choose a dataset that contains images.")
     source, refused = _source_or_reason(config, data)
     height, width, channels, stored = _network_size(config, data, source)
-    cover, bit_depth = (stored or height, stored or width), source.record.bit_depth if source else None
+    cover, bit_depth = stored or (height, width), source.record.bit_depth if source else None
     crop = CropSpec(cover, *cover, channels, bit_depth=bit_depth or 16)
     example_rows = choose_examples(labels[: len(data.train.encoded.labels)])
     parts = tuple(part.encoded for part in data.parts)
@@ -198,15 +201,16 @@ def _source_or_reason(config: DataConfig, data: DiscoveredData) -> tuple[Source 
         return None, str(error)
 
 
-def _network_size(config: DataConfig, data: DiscoveredData, source: Source | None) -> tuple[int, int, int, int | None]:
+def _network_size(
+    config: DataConfig, data: DiscoveredData, source: Source | None
+) -> tuple[int, int, int, tuple[int, int] | None]:
     """Return what `network_size` does, even where training refuses the data."""
     if source:
         return source.record.height, source.record.width, source.record.channels, source.record.stored
     try:
         return network_size(read_headers(data.train.encoded), config.image_size, config.resize)
     except UserError:
-        side = config.image_size or IMAGE_SIZE
-        return side, side, 3, None
+        return *parse_image_size(config.image_size or IMAGE_SIZE), 3, None
 
 
 def _split(data: DiscoveredData, facts: Survey, source: Source | None) -> np.ndarray:

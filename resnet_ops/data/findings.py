@@ -217,12 +217,16 @@ def find_bit_depth_problems(table: ImageTable, bit_depth: int | None) -> Iterato
         yield Finding("warning", "too bright", summary, first_cases(map(table.name, brighter.tolist())))
 
 
-def find_long_images(table: ImageTable, stored: int | None) -> Iterator[Finding]:
-    """Find images whose ends are cut off where images are resized and cropped to squares."""
-    sizes = table.survey.sizes
+def find_long_images(table: ImageTable, stored: tuple[int, int] | None) -> Iterator[Finding]:
+    """Find images whose ends are cut off where images are resized, so that they cover `stored`, and cropped to it."""
+    if stored is None:
+        return
+    sizes = table.survey.sizes / stored
     long = np.flatnonzero(table.survey.decodable & (sizes.max(1) >= LONG * sizes.min(1)))
-    if stored is not None and long.size:
-        summary = f"{image_count(long.size)} at least {LONG} times as long as wide, of which training sees the center"
+    if long.size:
+        shape = f"whose shape differs from {stored[0]}x{stored[1]} by a factor of {LONG} or more"
+        shape = f"at least {LONG} times as long as wide" if stored[0] == stored[1] else shape
+        summary = f"{image_count(long.size)} {shape}, of which training sees the center"
         details = first_cases(map(table.name, long.tolist()))
         yield Finding("note", "long images", f"{summary}; with --random-resized-crop all of it", details)
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from resnet_ops.data import sampling
-from resnet_ops.data.augment import Augmentation, Draws, Normalizer, pixel_statistics
+from resnet_ops.data.augment import Augmentation, Normalizer, pixel_statistics
 from resnet_ops.data.batch_ring import Batch, BatchRing
 from resnet_ops.data.dataset import Split
 from resnet_ops.data.parallel_decode import ImageArray
-from resnet_ops.data.sampling import RandomStream, stream_seed
+from resnet_ops.data.sampling import Draws, RandomStream, stream_seed
 from resnet_ops.data.sources import Source
 from resnet_ops.data.stream import StreamedImages
 from resnet_ops.recipe_config import steps_per_epoch

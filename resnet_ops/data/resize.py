@@ -1,16 +1,19 @@
 """Cut a box out of each image of a batch and resize it: bilinear with antialiasing, within a level of Pillow's.
 
-Which boxes are cut is drawn in augment.py. Shapes: N images, H height, W width, C channels, S new height, R new width.
+Which boxes are cut is drawn in crops.py. Shapes: N images, H height, W width, C channels, S new height, R new width.
 """
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+J = TypeVar("J")
 
 MIN_IMAGES = 4  # that are handed to a thread: less than a millisecond of work at 224x224
 
@@ -53,11 +56,18 @@ def resize_each(x: Tensor, boxes: Tensor, mirrored: Tensor, size: tuple[int, int
     count = torch.get_num_threads()
     step = max(MIN_IMAGES, -(-len(x) // count))
     ranges = [range(start, min(start + step, len(x))) for start in range(0, len(x), step)]
-    if len(ranges) > 1:
-        list(_threads(count).map(resize_range, ranges))
-    else:
-        resize_range(range(len(x)))
+    map_on_threads(resize_range, ranges)
     return resized
+
+
+def map_on_threads(function: Callable[[J], None], jobs: Sequence[J]) -> None:
+    """Do some jobs of a CPU, on as many threads as torch uses, in each of which torch uses one."""
+    count = torch.get_num_threads()
+    if min(count, len(jobs)) > 1:
+        list(_threads(count).map(function, jobs))
+    else:
+        for job in jobs:
+            function(job)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ Every image is in an epoch. All batches have one size, that of a captured step, 
 their number is no multiple of it. Knows row numbers only; stream.py and loader.py read the images.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from resnet_ops.recipe_config import steps_per_epoch
+
+Draws = Mapping[str, Tensor]  # the random numbers of a batch, by name
 
 
 class RandomStream(IntEnum):

@@ -17,6 +17,7 @@ import numpy as np
 
 from resnet_ops import files
 from resnet_ops.config import DATA_SETS, DataConfig
+from resnet_ops.config_base import image_size_text, parse_image_size
 from resnet_ops.data.cache import cache_folder, cache_key, cached_array, cached_images
 from resnet_ops.data.class_labels import (
     check_every_class_is_trained,
@@ -57,7 +58,7 @@ WIDE_IMAGES_READ = 256  # 16-bit images whose values decide how many bits all of
 BIT_DEPTHS = range(8, 17)
 BRIGHTER_PIXELS = 0.001  # of all pixels of 16-bit images: hot pixels, which are clipped to white
 MAX_NATIVE_SIDE = 64  # images of one size are not resized up to this side
-IMAGE_SIZE = 224
+IMAGE_SIZE = "224"
 STORED_SCALE = 256 / 224  # side of what training crops from to that of the crop (Krizhevsky et al. 2012)
 SAMPLE_SIZE = 2000  # images whose mean and deviation stand for all where they are streamed
 SAMPLE_ROW_GROUPS = 20  # row groups that these are from, in Parquet
@@ -78,7 +79,7 @@ class Source:
         test_files: The files of its test images.
         notes: What the user should know.
         whole: Whether training images that are resized are kept whole, for random resized crops, and not cut at the
-            center to a square.
+            center.
     """
 
     record: DataRecord
@@ -199,7 +200,7 @@ class Source:
     def crop_spec(self, split: Split) -> CropSpec:
         """Return size and channels of a split's decoded images; training images keep a margin to crop from."""
         data = self.record
-        cover = (data.stored, data.stored) if data.stored else (data.height, data.width)
+        cover = data.stored or (data.height, data.width)
         bit_depth = data.bit_depth or 16
         if split == "train":
             return CropSpec(cover, *cover, data.channels, self.whole and data.stored is not None, bit_depth)
@@ -455,35 +456,54 @@ def read_headers(encoded: EncodedImages) -> list[ImageHeader]:
 
 
 def network_size(
-    headers: Sequence[ImageHeader], image_size: int | None, resize: int | None = None
-) -> tuple[int, int, int, int | None]:
-    """Return height, width and channels for the network, and the side of the stored squares if images are resized.
+    headers: Sequence[ImageHeader], image_size: str | None, resize: str | None = None
+) -> tuple[int, int, int, tuple[int, int] | None]:
+    """Return height, width and channels for the network, and the size of stored images if they are resized.
 
     Raises:
-        UserError: They would be resized to less than is cropped, or to a side that cannot be cropped exactly.
+        UserError: They would be resized to less than is cropped, or to a size that cannot be cropped exactly.
     """
     channels = 1 if all(header.grey for header in headers) else 3
     sizes = {(header.height, header.width) for header in headers}
     own_size = next(iter(sizes)) if len(sizes) == 1 else None
     if own_size and max(own_size) <= MAX_NATIVE_SIDE and image_size is None:
         return *own_size, channels, None
-    side = image_size or IMAGE_SIZE
-    resized = resized_side(side) if resize is None else resize
-    if resized < side or (resized - side) % 4:
-        nearest = max(side, resized_side(side, side / resized))
-        raise UserError(
-            f"--resize {resized} must be the image size, {side}, or larger by a multiple of 4.",
-            f"Use --resize {nearest}.",
-        )
-    return side, side, channels, None if own_size == (side, side) or resized == side else resized
+    size = parse_image_size(image_size or IMAGE_SIZE)
+    stored = stored_size(size, resize)
+    return *size, channels, None if size in (own_size, stored) else stored
 
 
-def resized_side(side: int, crop_share: float = 1 / STORED_SCALE) -> int:
-    """Return the side that images are resized to for crops of `side`, about `crop_share` of it: 256 for 224.
+def stored_size(
+    size: tuple[int, int], resize: str | None = None, crop_share: float = 1 / STORED_SCALE
+) -> tuple[int, int]:
+    """Return the size that images are resized to, so that they cover it, for crops of `size`: 256x256 for 224x224.
 
-    It is larger by a multiple of 4: only then a center crop of the center crop that is stored is the one that
+    Sides are larger by a multiple of 4: only then a center crop of the center crop that is stored is the one that
     torchvision's CenterCrop takes from the whole image, as both round half a pixel to even.
+
+    Args:
+        size: Height and width of the crops.
+        resize: The size to resize to, where it is given.
+        crop_share: About the share of each side that is cropped, where it is not.
+
+    Raises:
+        UserError: `resize` is smaller than the crops, or larger by something else.
     """
+    if resize is None:
+        height, width = (_stored_side(side, crop_share) for side in size)
+        return height, width
+    resized = parse_image_size(resize)
+    pairs = list(zip(size, resized, strict=True))
+    if any(larger < side or (larger - side) % 4 for side, larger in pairs):
+        height, width = (max(side, _stored_side(side, side / larger)) for side, larger in pairs)
+        raise UserError(
+            f"--resize {resize} must be the image size, {image_size_text(size)}, or larger by a multiple of 4.",
+            f"Use --resize {image_size_text((height, width))}.",
+        )
+    return resized
+
+
+def _stored_side(side: int, crop_share: float) -> int:
     return side + 4 * round(side * (1 / crop_share - 1) / 4)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import field_validator, model_validator
 
 from resnet_ops.config import RunsConfig
-from resnet_ops.config_base import Config, Positive, option
+from resnet_ops.config_base import Config, ImageSize, Positive, option
 from resnet_ops.errors import UserError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -72,22 +72,20 @@ class WeightsFileConfig(Config):
         option("File with the class names of such weights, one per line, in order.", panel="Pretrained weights"),
     ] = None
     image_size: Annotated[
-        int | None,
+        ImageSize | None,
         option(
-            "Image size that such weights were trained with; by default 224, or 32 for CIFAR networks.",
+            "Image size that such weights were trained with, 224 or 224x320; by default 224, or 32 for CIFAR networks.",
             panel="Pretrained weights",
-            ge=1,
-            le=4096,
+            metavar="SIZE",
         ),
     ] = None
     resize: Annotated[
-        int | None,
+        ImageSize | None,
         option(
-            "Side that images are resized to before the crop for such weights; by default that of their metadata, "
+            "Size that images are resized to before the crop for such weights; by default that of their metadata, "
             "otherwise 256 for 224.",
             panel="Pretrained weights",
-            ge=1,
-            le=4096,
+            metavar="SIZE",
         ),
     ] = None
     weights_key: Annotated[

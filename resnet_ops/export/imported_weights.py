@@ -6,7 +6,8 @@ Options say it, or their metadata. Reading them is in `resnet_ops.weights`.
 from collections.abc import Callable
 from pathlib import Path
 
-from resnet_ops.data.sources import resized_side
+from resnet_ops.config_base import image_size_text, parse_image_size
+from resnet_ops.data.sources import stored_size
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
@@ -33,15 +34,15 @@ def read(located: LocatedWeights, config: ExportConfig, warn: Callable[[str], No
         )
     for note in weights.notes:
         warn(note)
-    side = config.image_size or (224 if info.architecture.family == "imagenet" else 32)
+    size = parse_image_size(config.image_size or ("224" if info.architecture.family == "imagenet" else "32"))
     checkpoint_info = CheckpointInfo(
         model=config.model,
         shortcut=info.shortcut or ("A" if config.model.startswith("resnet") else None),
         class_names=_class_names(config.classes, info),
         channels=info.channels,
-        height=side,
-        width=side,
-        stored=_stored(config, info, side),
+        height=size[0],
+        width=size[1],
+        stored=_stored(config, info, size),
         mean=_numbers("mean", config.mean, info.channels, steps.mean if steps else None),
         std=_numbers("std", config.std, info.channels, steps.std if steps else None),
         data="unknown",
@@ -59,33 +60,27 @@ def _say_what_is_assumed(
     info: CheckpointInfo,
     warn: Callable[[str], None],
 ) -> None:
-    options = {"mean": info.mean, "std": info.std, "resize": info.stored}
+    options = {
+        "mean": ",".join(format(number, "g") for number in info.mean),
+        "std": ",".join(format(number, "g") for number in info.std),
+        "resize": image_size_text(info.stored) if info.stored else "",
+    }
     assumed = [name for name in options if getattr(config, name) is None]
     if steps is None or (steps.assumed and assumed):
-        described = ", ".join(f"--{name} {_typed(options[name])}" for name in assumed if options[name] is not None)
+        described = ", ".join(f"--{name} {options[name]}" for name in assumed if options[name])
         if described:
             warn(f"Nothing says how images were prepared for {origin}; assumed: {described}.")
     elif steps.interpolation != "bilinear" and info.stored:
         warn(f"{origin}: trained on images resized {steps.interpolation}; the file resizes them bilinearly.")
 
 
-def _typed(value: int | tuple[float, ...] | None) -> str:
-    return ",".join(format(number, "g") for number in value) if isinstance(value, tuple) else str(value)
-
-
-def _stored(config: ExportConfig, info: pretrained.WeightsInfo, side: int) -> int | None:
-    """Return the side that images are resized to before the crop; None where nothing is cropped."""
-    if config.resize is not None:
-        if config.resize < side or (config.resize - side) % 4:
-            raise UserError(
-                f"--resize {config.resize} must be the image size, {side}, or larger by a multiple of 4.",
-                f"Use --resize {max(side, resized_side(side, side / config.resize))}.",
-            )
-        return config.resize if config.resize > side else None
-    if info.preprocessing and info.preprocessing.crop_share:
-        resized = resized_side(side, info.preprocessing.crop_share)
-        return resized if resized > side else None
-    return resized_side(side) if info.architecture.family == "imagenet" else None
+def _stored(config: ExportConfig, info: pretrained.WeightsInfo, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the size that images are resized to before the crop; None where nothing is cropped."""
+    share = info.preprocessing.crop_share if info.preprocessing else None
+    if config.resize is None and not share and info.architecture.family != "imagenet":
+        return None
+    stored = stored_size(size, config.resize, share) if share else stored_size(size, config.resize)
+    return None if stored == size else stored
 
 
 def _class_names(file: Path | None, info: pretrained.WeightsInfo) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class Preprocessing(BaseModel):
             color="grey" if info.channels == 1 else "RGB",
             layout="NHWC" if raw else "NCHW",
             dtype="uint8" if raw else "float32",
-            resize=(info.stored, info.stored) if info.stored else (info.height, info.width),
+            resize=info.stored or (info.height, info.width),
             height=info.height,
             width=info.width,
             bit_depth=info.bit_depth,

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from resnet_ops.formatting import image_size
 from resnet_ops.results import Result
 from resnet_ops.run_records import DataRecord, Epoch
 from resnet_ops.study.config import Study
@@ -188,8 +189,8 @@ def to_markdown(result: StudyResult) -> str:
         *(["", result.gradients] if result.gradients else []),
         "",
         f"On {data.name}, {data.train_images:,} training and {data.val_images:,} validation images of "
-        f"{data.width}x{data.height}: {settings}. Top-1 errors after the last epoch, mean ± sample standard deviation "
-        "over seeds; training errors are measured on augmented images during the epoch.",
+        f"{image_size(data.height, data.width)}: {settings}. Top-1 errors after the last epoch, mean ± sample standard "
+        "deviation over seeds; training errors are measured on augmented images during the epoch.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'|'.join('---' if name in ('network', 'shortcuts') else '---:' for name in header)}|",

@@ -28,7 +28,7 @@ from resnet_ops.config import Select
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
-from resnet_ops.run_records import Epoch
+from resnet_ops.run_records import Epoch, StoredSize
 from resnet_ops.runs import Run
 from resnet_ops.training.distributed import set_statistics, statistics
 from resnet_ops.training.trainer import MeasuredPrecision, Trainer
@@ -50,7 +50,7 @@ class CheckpointInfo(BaseModel):
     channels: int
     height: int
     width: int
-    stored: int | None = None  # side of the squares that these are cut from, as in `DataRecord`
+    stored: StoredSize | None = None  # height and width of what these are cut from, as in `DataRecord`
     bit_depth: int | None = None  # of 16-bit images, as in `DataRecord`
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -4,6 +4,7 @@ Apart from `preflight`, for it imports torch.
 """
 
 import contextlib
+import math
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -
 
 def stored_bytes(data: DataRecord) -> int:
     """Return the bytes of all images, decoded."""
-    pixels = data.stored**2 if data.stored else data.height * data.width
+    pixels = math.prod(data.stored or (data.height, data.width))
     return (data.train_images + data.val_images) * pixels * data.channels
 
 

@@ -137,7 +137,9 @@ class TrainingSession:
             device,
             batch_size=config.batch_size,
             augmentation=Augmentation.of(
-                config, len(record.data.class_names), record.data.height if record.data.stored else None
+                config,
+                len(record.data.class_names),
+                (record.data.height, record.data.width) if record.data.stored else None,
             ),
             seed=config.seed,
             rank=group.rank,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from resnet_ops import files, runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import IMAGE_SIZE, Source, resized_side
+from resnet_ops.config_base import image_size_text, parse_image_size
+from resnet_ops.data.sources import IMAGE_SIZE, Source, stored_size
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.run_records import RunRecord, StartRecord
@@ -84,7 +85,7 @@ def _of_checkpoint(checkpoint: "Checkpoint", origin: str) -> "PretrainedWeights"
 
     info = checkpoint.info
     numbers = tuple(map(str, range(len(info.class_names))))  # of data without names
-    share = min(info.height, info.width) / info.stored if info.stored else None
+    share = info.height / info.stored[0] if info.stored else None
     return PretrainedWeights(
         WeightsInfo(
             origin=origin,
@@ -118,7 +119,8 @@ def _settle(config: TrainConfig, weights: "PretrainedWeights") -> TrainConfig:
         )
     resize = config.resize
     if resize is None and steps and steps.crop_share:
-        resize = resized_side(config.image_size or IMAGE_SIZE, steps.crop_share)
+        size = parse_image_size(config.image_size or IMAGE_SIZE)
+        resize = image_size_text(stored_size(size, crop_share=steps.crop_share))
     return config.model_copy(update={"shortcut": shortcut, "resize": resize})
 
 

@@ -29,7 +29,7 @@ NO_OPTION = {"fit_all": "Use --refit."} | dict.fromkeys(("stream", "max_time", "
 TRAIN_OPTIONS = tuple(
     n for n in ("recipe", "seed", *NetworkConfig.model_fields, *Recipe.model_fields) if n not in NOT_SEARCHABLE
 )
-WITH_COMMAS = {"milestones"}  # options whose value is itself a list with commas; so is that of CLASS=WEIGHT
+WITH_COMMAS = {"milestones", "rand_augment"}  # options whose value is itself a list; so is that of CLASS=WEIGHT
 LOG_RATIO = 10  # a range that spans as much is searched on a logarithmic scale
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 
-from resnet_ops.data import augment, resize
+from resnet_ops.data import crops, erasing, mixing, resize
 from resnet_ops.data.augment import Augmentation, Normalizer
 from resnet_ops.data.decode import CropSpec, decode_with_aspect
 from tests.data.samples import encode_pixels
@@ -26,8 +26,8 @@ def crop_and_flip(
 ) -> torch.Tensor:
     size = (x.shape[1], x.shape[2])
     crop = (side, side) if side else size
-    draws = augment.draw_crops(len(x), size, crop, padding, flip, source)
-    return augment.crop_and_flip(x, draws["corners"], draws["mirrored"], padding, crop)
+    draws = crops.draw_crops(len(x), size, crop, padding, flip, source)
+    return crops.crop_and_flip(x, draws["corners"], draws["mirrored"], padding, crop)
 
 
 def test_a_smaller_crop_is_a_part_of_its_image() -> None:
@@ -48,19 +48,19 @@ def test_a_smaller_crop_is_a_part_of_its_image() -> None:
 
 
 def test_large_images_are_cropped_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crops(gathered: int, padding: int, side: int | None) -> torch.Tensor:
-        monkeypatch.setattr(augment, "MAX_GATHER_PIXELS", gathered)
+    def cropped(gathered: int, padding: int, side: int | None) -> torch.Tensor:
+        monkeypatch.setattr(crops, "MAX_GATHER_PIXELS", gathered)
         return crop_and_flip(x, padding, True, generator(3), side)
 
     for channels, padding, side in ((3, 4, None), (1, 0, 12), (3, 2, 20)):
         x = pixels(16, 22, 20, channels)
-        assert torch.equal(crops(0, padding, side), crops(10**9, padding, side))
+        assert torch.equal(cropped(0, padding, side), cropped(10**9, padding, side))
 
 
 def test_half_of_the_resized_crops_are_mirrored() -> None:
     x = pixels(30, 48, 40, 3)
-    plain = augment.random_resized_crop(x, augment.draw_boxes(30, False, generator()), (28, 36))
-    flipped = augment.random_resized_crop(x, augment.draw_boxes(30, True, generator()), (28, 36))
+    plain = crops.random_resized_crop(x, crops.draw_boxes(30, False, generator()), (28, 36))
+    flipped = crops.random_resized_crop(x, crops.draw_boxes(30, True, generator()), (28, 36))
     is_mirror = []
     for image, mirrored in zip(plain, flipped, strict=True):
         is_mirror.append(torch.equal(mirrored, image.flip(1)))
@@ -73,7 +73,7 @@ def test_parts_are_drawn_as_torchvision_draws_them_in_the_image_as_it_was(
     size: tuple[int, int], stored: tuple[int, int]
 ) -> None:
     n, (h, w) = 4000, size
-    boxes = augment.fit_boxes(augment.draw_boxes(n, False, generator()), *stored, torch.full((n,), w / h))
+    boxes = crops.fit_boxes(crops.draw_boxes(n, False, generator()), *stored, torch.full((n,), w / h))
     top, left, high, wide = boxes.numpy().T * np.array([h, w, h, w])[:, None] / np.array([*stored, *stored])[:, None]
     torch.manual_seed(0)
     image = torch.empty(3, h, w)
@@ -93,11 +93,11 @@ def test_parts_are_drawn_as_torchvision_draws_them_in_the_image_as_it_was(
 
 @pytest.mark.parametrize(("h", "w"), [(10, 2000), (2000, 10)])
 def test_where_no_part_fits_the_middle_is_taken(h: int, w: int) -> None:
-    draws = augment.draw_boxes(20, False, generator())
-    boxes = augment.fit_boxes(draws, h, w).tolist()
+    draws = crops.draw_boxes(20, False, generator())
+    boxes = crops.fit_boxes(draws, h, w).tolist()
     expected = RandomResizedCrop.get_params(torch.empty(3, h, w), [0.08, 1.0], [3 / 4, 4 / 3])
     assert boxes == [list(expected)] * 20
-    stored = augment.fit_boxes(draws, 256, 256, torch.full((20,), w / h)).tolist()
+    stored = crops.fit_boxes(draws, 256, 256, torch.full((20,), w / h)).tolist()
     assert stored == stored[:1] * 20
     for side, wanted, length in zip(stored[0], expected, (h, w, h, w), strict=True):
         assert abs(side - wanted * 256 / length) <= 1.5  # rounded, and at least a pixel
@@ -107,7 +107,7 @@ def test_boxes_of_images_kept_whole_show_what_torchvision_cuts_out_of_the_origin
     rough = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     photo = Image.fromarray(rough).resize((600, 400), Image.Resampling.BICUBIC)
     stored, aspect = decode_with_aspect(encode_pixels(np.asarray(photo)), CropSpec((256, 256), 256, 256, 3, whole=True))
-    boxes = augment.fit_boxes(augment.draw_boxes(60, False, generator()), 256, 256, torch.full((60,), aspect))
+    boxes = crops.fit_boxes(crops.draw_boxes(60, False, generator()), 256, 256, torch.full((60,), aspect))
     ours = resize.crop_and_resize(
         torch.from_numpy(stored.copy()).expand(60, -1, -1, -1), boxes, torch.zeros(60, dtype=torch.bool), (224, 224)
     )
@@ -124,7 +124,7 @@ def test_boxes_of_images_kept_whole_show_what_torchvision_cuts_out_of_the_origin
 @pytest.mark.parametrize("side", [1, 4, 5, 9])
 def test_cutout_blanks_one_square(side: int) -> None:
     x = torch.ones(300, 3, 9, 12)
-    ours = augment.cutout(x.clone(), augment.draw_squares(300, (9, 12), side, generator())["squares"], side)
+    ours = erasing.cutout(x.clone(), erasing.draw_squares(300, (9, 12), side, generator())["squares"], side)
     candidates = set()
     for row in range(9):
         for column in range(12):
@@ -143,7 +143,7 @@ def test_cutout_blanks_one_square(side: int) -> None:
 def test_mixup_is_torchvisions() -> None:
     x, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 2, 1, 0])
     soft = torch.nn.functional.one_hot(labels, 4).float()
-    mixed, y = augment.mix(x.clone(), soft, augment.draw_mixing(0.4, 0.0, (8, 8), generator()))
+    mixed, y = mixing.mix(x.clone(), soft, mixing.draw_mixing(0.4, 0.0, (8, 8), generator()))
     share = float(y[1, 1])  # of image 1 of class 1, blended with image 0 of class 0
     params = {"labels": labels, "batch_size": 6, "lam": share}
     theirs = v2.MixUp(alpha=0.4, num_classes=4)
@@ -154,7 +154,7 @@ def test_mixup_is_torchvisions() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_cutmix_is_torchvisions(seed: int) -> None:
     x, labels = torch.arange(6.0)[:, None, None, None].expand(6, 3, 10, 14).contiguous(), torch.arange(6)
-    mixed, y = augment.mix(x.clone(), torch.eye(6), augment.draw_mixing(0.0, 1.0, (10, 14), generator(seed)))
+    mixed, y = mixing.mix(x.clone(), torch.eye(6), mixing.draw_mixing(0.0, 1.0, (10, 14), generator(seed)))
     rows, columns = torch.nonzero(mixed[1, 0] == 0, as_tuple=True)  # where image 0 lies in image 1
     box = (0, 0, 0, 0)
     if len(rows):
@@ -169,7 +169,7 @@ def test_cutmix_is_torchvisions(seed: int) -> None:
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
     source = generator()
-    drawn = np.array([augment._beta(alpha, source) for _ in range(2000)])
+    drawn = np.array([mixing._beta(alpha, source) for _ in range(2000)])
     variance = 1 / (4 * (2 * alpha + 1))
     assert drawn.mean() == pytest.approx(0.5, abs=4 * math.sqrt(variance / 2000))
     assert drawn.var() == pytest.approx(variance, rel=0.1)
@@ -192,7 +192,7 @@ def test_with_both_each_batch_is_blended_or_pasted() -> None:
     "augmentation",
     [
         Augmentation(crop_padding=2, flip=True, cutout=3),
-        Augmentation(random_resized_crop=True, flip=True, side=6, mixup=0.3, classes=5),
+        Augmentation(random_resized_crop=True, flip=True, size=(6, 7), mixup=0.3, classes=5),
         Augmentation(cutmix=1.0, cutout=2, classes=5),
     ],
     ids=["crop", "resize", "cutmix"],
@@ -205,7 +205,7 @@ def test_the_same_generator_gives_the_same_batch(augmentation: Augmentation) -> 
     assert torch.equal(one, again)
     assert torch.equal(labels, same)
     assert torch.equal(x, before)  # the stored images
-    assert one.shape == (20, 3, augmentation.side or 8, augmentation.side or 8)
+    assert one.shape == (20, 3, *(augmentation.size or (8, 8)))
     assert one.is_contiguous(memory_format=torch.channels_last)
     others = augmentation.draw(20, (8, 8), generator(1))
     assert not torch.equal(one, augmentation(x, y, others, NORMALIZER)[0])

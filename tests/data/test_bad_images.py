@@ -229,11 +229,11 @@ def test_images_of_many_sizes_become_squares(tmp_path: Path) -> None:
     write_class_folders(tmp_path, {"cat": sizes, "dog": sizes})
     source = open_source(str(tmp_path))
     record = source.record
-    assert (record.height, record.width, record.stored) == (224, 224, 256)
+    assert (record.height, record.width, record.stored) == (224, 224, (256, 256))
     assert source.load("train").pixels.shape[1:] == (256, 256, 3)
     assert source.load("val").pixels.shape[1:] == (224, 224, 3)
     small = open_source(DataConfig(data=str(tmp_path), image_size=32))
-    assert (small.record.height, small.record.stored) == (32, 36)
+    assert (small.record.height, small.record.stored) == (32, (36, 36))
     assert small.load("train").pixels.shape[1:] == (36, 36, 3)
 
 
@@ -243,4 +243,4 @@ def test_small_images_of_one_size_stay_as_they_are_unless_asked(tmp_path: Path) 
     record = open_source(str(tmp_path)).record
     assert (record.height, record.width, record.stored) == (8, 6, None)
     asked = open_source(DataConfig(data=str(tmp_path), image_size=16)).record
-    assert (asked.height, asked.width, asked.stored) == (16, 16, 20)
+    assert (asked.height, asked.width, asked.stored) == (16, 16, (20, 20))

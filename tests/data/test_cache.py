@@ -87,7 +87,7 @@ def test_what_is_decoded_before_a_training_is_what_it_crops_at_random_from(tmp_p
     )
     source = decode_images(open_source(config), config, Observer())
     before = cached_files(tmp_path)
-    augmentation = Augmentation.of(config, 2, 16)
+    augmentation = Augmentation.of(config, 2, (16, 16))
     loader = open_loader(source, torch.device("cpu"), batch_size=8, augmentation=augmentation, seed=0)
     assert cached_files(tmp_path) == before
     assert next(iter(loader.train_batches(0)))[0].shape == (8, 3, 16, 16)

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from resnet_ops.data import decode as decoding
 from resnet_ops.data.decode import CropSpec, decode, decode_with_aspect
-from resnet_ops.data.sources import resized_side
+from resnet_ops.data.sources import stored_size
 from tests.export.samples import png
 
 
@@ -28,7 +28,7 @@ def test_an_image_is_resized_and_cropped_as_by_torchvision(cover: int, size: tup
 @pytest.mark.parametrize("side", [24, 32, 64, 96, 128, 160, 224, 288])
 def test_validation_images_are_cropped_as_by_torchvision(side: int) -> None:
     """Training crops from squares that are cropped already: both crops together must be the one of a user's program."""
-    cover, rng = resized_side(side), np.random.default_rng(side)
+    (cover, _), rng = stored_size((side, side)), np.random.default_rng(side)
     theirs = v2.Compose([v2.Resize(cover), v2.CenterCrop(side)])
     for size in rng.integers(30, 400, (12, 2)):
         image = rng.integers(0, 256, (*size, 3), np.uint8)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
-from resnet_ops.data.augment import Augmentation, crop_and_flip, draw_crops, normalize, pixel_statistics
+from resnet_ops.data.augment import Augmentation, normalize, pixel_statistics
+from resnet_ops.data.crops import crop_and_flip, draw_crops
 from resnet_ops.data.loader import DeviceImages, Loader
 from resnet_ops.data.sampling import RandomStream, stream_seed
 

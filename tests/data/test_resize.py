@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torchvision.transforms import v2
 
 from resnet_ops.data import resize
-from resnet_ops.data.augment import fit_boxes
+from resnet_ops.data.crops import fit_boxes
 from tests.data.test_loader import pixels
 
 WAYS = [resize.resize_each, resize.resize_all]

@@ -94,9 +94,10 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loader(data: Path, how: str, rank: int = 0, world_size: int = 1, **options: Any) -> Loader:
     source = open_source(DataConfig(data=str(data), stream=how, image_size=options.pop("image_size", None)))
-    side = source.record.height if source.record.stored else None
+    record = source.record
+    size = (record.height, record.width) if record.stored else None
     choices: dict[str, Any] = {
-        "batch_size": 16, "augmentation": Augmentation(crop_padding=1, flip=True, side=side), "seed": 3
+        "batch_size": 16, "augmentation": Augmentation(crop_padding=1, flip=True, size=size), "seed": 3
     } | options  # fmt: skip
     object.__setattr__(source, "whole", choices["augmentation"].random_resized_crop)
     if how == "on":
@@ -127,7 +128,7 @@ def test_batches_are_those_from_memory_from_any_step_on(
 
 
 def test_random_resized_crops_are_those_from_memory(folder: Path) -> None:
-    options = {"image_size": 16, "augmentation": Augmentation(random_resized_crop=True, flip=True, side=16)}
+    options = {"image_size": 16, "augmentation": Augmentation(random_resized_crop=True, flip=True, size=(16, 16))}
     streamed, in_memory = loader(folder, "on", **options), loader(folder, "off", **options)
     assert isinstance(in_memory.train, DeviceImages)
     assert in_memory.train.aspects is not None

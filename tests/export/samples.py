@@ -39,7 +39,7 @@ def make_checkpoint(
     channels: int = 3,
     *,
     shortcut: str | None = None,
-    stored: int | None = None,
+    stored: int | tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Checkpoint:
     """Save and read back the checkpoint of a network with random weights and BatchNorm statistics."""

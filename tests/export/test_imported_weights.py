@@ -44,8 +44,12 @@ def test_they_become_a_checkpoint(network: nn.Module, tmp_path: Path) -> None:
     ours.load_state_dict(checkpoint.model)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(ours(x), network(x))
-    assert (checkpoint.info.shortcut, checkpoint.info.stored, checkpoint.info.class_names) == ("B", 72, ("0", "1", "2"))
+        torch.testing.assert_close(ours(x), network(x), atol=2e-2 if way == "half" else 1e-5, rtol=1e-3)
+    assert (checkpoint.info.shortcut, checkpoint.info.stored, checkpoint.info.class_names) == (
+        "B",
+        (72, 72),
+        ("0", "1", "2"),
+    )
     (assumed,) = warnings
     assert "assumed: --mean 0.485,0.456,0.406, --std 0.229,0.224,0.225, --resize 72." in assumed
 
@@ -56,10 +60,15 @@ def test_metadata_or_options_say_how_images_were_prepared(network: nn.Module, tm
     (tmp_path / "config.json").write_text(json.dumps({"label_names": ["a", "b", "c"], "pretrained_cfg": settings}))
     warnings: list[str] = []
     info = read(tmp_path / "w.pth", warnings.append, image_size=224).info
-    assert (info.mean, info.std, info.stored, info.class_names) == ((0.5,) * 3, (0.25,) * 3, 236, ("a", "b", "c"))
+    assert (info.mean, info.std, info.stored, info.class_names) == (
+        (0.5,) * 3,
+        (0.25,) * 3,
+        (236, 236),
+        ("a", "b", "c"),
+    )
     assert "resized bicubic; the file resizes them bilinearly" in warnings[0]
     info = read(tmp_path / "w.pth", image_size=224, resize=232, mean="0.1,0.2,0.3").info
-    assert (info.mean, info.stored) == ((0.1, 0.2, 0.3), 232)
+    assert (info.mean, info.stored) == ((0.1, 0.2, 0.3), (232, 232))
     assert "--resize 230 must be the image size, 224, or larger by a multiple of 4. Use --resize 2" in refusal(
         tmp_path / "w.pth", image_size=224, resize=230
     )

@@ -42,7 +42,7 @@ def test_jpegs_have_the_same_pixels_in_training_and_in_exported_files(tmp_path: 
     for split in ("train", "val"):
         write_class_folders(tmp_path / "data" / split, stored_photos(), suffix=".jpg")
     source = open_source(DataConfig(data=str(tmp_path / "data"), image_size=32, cache_dir=tmp_path))
-    assert source.record.stored == 36
+    assert source.record.stored == (36, 36)
     images = source.load("val")
     paths = [source.encoded("val").name(row) for row in range(len(images))]
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", "resnet8", stored=36)

@@ -46,7 +46,7 @@ def load(config: TrainConfig, device: torch.device = DEVICE, group: ProcessGroup
         mean, std = pixel_statistics(source.sample_counts())
         source = replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
     data = source.record
-    augmentation = Augmentation.of(config, len(data.class_names), data.height if data.stored else None)
+    augmentation = Augmentation.of(config, len(data.class_names), (data.height, data.width) if data.stored else None)
     return open_loader(
         source, device, batch_size=config.batch_size, augmentation=augmentation, seed=config.seed, rank=group.rank,
         world_size=group.size,

@@ -30,8 +30,11 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 AUGMENTATIONS = {
     "none": Augmentation(),
     "crop": Augmentation(2, True),
-    "smaller": Augmentation(flip=True, side=12),
-    "resized": Augmentation(flip=True, random_resized_crop=True, side=12),
+    "smaller": Augmentation(flip=True, size=(12, 10)),
+    "resized": Augmentation(flip=True, random_resized_crop=True, size=(12, 10)),
+    "trivial": Augmentation(trivial_augment=True, color_jitter=0.4),
+    "rand": Augmentation(2, rand_augment=(2, 9), random_erasing=0.5),
+    "jitter": Augmentation(color_jitter=0.4),
     "cutout": Augmentation(cutout=4),
     "mixup": Augmentation(mixup=0.4, classes=10),
     "cutmix": Augmentation(2, cutmix=1.0, classes=10),
@@ -54,23 +57,6 @@ def trainer(augmentation: Augmentation, **options: object) -> Trainer:
     return build_trainer(config, network, loader(augmentation), ProcessGroup(), CPU, class_weights=weights)
 
 
-@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
-def test_a_batch_is_made_on_the_gpu_alone(augmentation: Augmentation) -> None:
-    """Of tensors that claim to be on a GPU: torch refuses what would mix them with others, or read a value of one."""
-    columns = next(loader(augmentation).blocks(0)).columns
-    mode = FakeTensorMode()
-    with mode, CUDA:
-        images = DeviceImages(torch.empty(64, 16, 16, 3, dtype=torch.uint8), torch.empty(64, dtype=torch.int64))
-        there = Loader(images, images, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 8, augmentation, 0)
-        inputs = {name: torch.empty(rows.shape[1:], dtype=rows.dtype) for name, rows in columns.items()}
-        there.normalizer  # noqa: B018  (sent once)
-    with mode:
-        x, y = there.batch(inputs, None)
-    side = augmentation.side or 16
-    assert (x.device.type, x.shape) == ("cuda", (8, 3, side, side))
-    assert (y.device.type, len(y)) == ("cuda", 8)
-
-
 class Operators(TorchDispatchMode):
     """Notes the names of torch's operators that are called."""
 
@@ -81,6 +67,23 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.names.add(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_a_batch_is_made_on_the_gpu_alone(augmentation: Augmentation) -> None:
+    """Of tensors that claim to be on a GPU: torch refuses what would mix them with others, or read a value of one."""
+    columns = next(loader(augmentation).blocks(0)).columns
+    mode = FakeTensorMode()
+    with mode, CUDA:
+        images = DeviceImages(torch.empty(64, 16, 16, 3, dtype=torch.uint8), torch.empty(64, dtype=torch.int64))
+        there = Loader(images, images, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 8, augmentation, 0)
+        inputs = {name: torch.empty(rows.shape[1:], dtype=rows.dtype) for name, rows in columns.items()}
+        there.normalizer  # noqa: B018  (sent once)
+    with mode, Operators() as seen:
+        x, y = there.batch(inputs, None)
+    assert not seen.names & WAITING
+    assert (x.device.type, x.shape) == ("cuda", (8, 3, *(augmentation.size or (16, 16))))
+    assert (y.device.type, len(y)) == ("cuda", 8)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_a_rehearsal_changes_nothing(fails: bool) -> None:
     ours.network.register_forward_hook(record)
     with pytest.raises(RuntimeError, match="grad") if fails else contextlib.nullcontext():
         ours.rehearse(ours.network.train())
-    assert shapes == [(3, 3, 12, 12)]
+    assert shapes == [(3, 3, 12, 10)]
     assert all(parameter.grad is None for parameter in ours.network.parameters())
     assert all(torch.equal(value, before[name]) for name, value in ours.network.state_dict().items())
 

@@ -34,7 +34,7 @@ MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "averaged": {"ema": 0.9},
     "accumulated": {"accumulate": 3},
-    "mixed": {"mixup": 0.4, "cutmix": 0.4, "label_smoothing": 0.1},
+    "mixed": {"mixup": 0.4, "cutmix": 0.4, "label_smoothing": 0.1, "trivial_augment": True, "random_erasing": 0.5},
     "clipped": {"clip_grad_norm": 0.01, "nesterov": True, "norm_weight_decay": 0.0},
     "slow": {"fused": False, "channels_last": False, "deterministic": True},
     "adamw": {"optimizer": "adamw", "head_lr": 10.0, "norm_weight_decay": 0.0},
@@ -45,7 +45,7 @@ MODES: dict[str, dict[str, Any]] = {
         "ema": 0.9, "accumulate": 2, "clip_grad_norm": 1.0,
     },
     "all": {
-        "ema": 0.9, "accumulate": 2, "mixup": 0.4, "clip_grad_norm": 1.0, "deterministic": True,
+        "ema": 0.9, "accumulate": 2, "mixup": 0.4, "clip_grad_norm": 1.0, "deterministic": True, "color_jitter": 0.4,
         "focal_gamma": 2.0, "class_weights": "a=3", "sampler": "balanced",
     },
 }  # fmt: skip
