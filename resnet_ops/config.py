@@ -16,6 +16,8 @@ from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+AUTO = "auto"  # the network that fits images and device
+IMAGENET_WEIGHTS = "imagenet"  # what --weights takes for torchvision's
 TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
 
 
@@ -25,16 +27,27 @@ class NetworkConfig(Config):
     model: Annotated[
         str,
         option(
-            "Network: resnetN or plainN, such as resnet20, plain56 or resnet50; or alexnet, vgg19, googlenet.",
+            "Network: resnetN or plainN, such as resnet20, plain56 or resnet50; or alexnet, vgg19, googlenet. auto: "
+            "resnet20 for images up to 64 pixels, else resnet18, or on a GPU with --weights or from 20,000 images on "
+            "resnet50.",
             panel="Model and data",
         ),
-    ] = "resnet20"
+    ] = AUTO
     shortcut: Annotated[
         Literal["A", "B", "C"] | None,
         option(
             "Type of shortcut connections (He et al. 2015): A zero-padded identity, B projection where the shape "
             "changes, C always projection. By default A for CIFAR networks, B for ImageNet networks.",
             advanced="model",
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        option(
+            "Pretrained weights to begin with (fine-tuning): imagenet (torchvision's best of the network), a file, "
+            "hf:owner/name (Hugging Face Hub) or the name of a run; a head of other classes is new.",
+            panel="Model and data",
+            shared=True,
         ),
     ] = None
 

@@ -47,7 +47,7 @@ FLOORS = {
     "data": BASE | {"locks"},
     "orchestration": {"errors", "machine", "files", "config_base", "cluster_config", "results"},
     "tracking": BASE,
-    "training": BASE | {"models", "data", "orchestration", "tracking"},
+    "training": BASE | {"recipes", "models", "data", "orchestration", "tracking"},
     "tuning": BASE | {"significance", "recipes", "models", "data", "orchestration", "tracking", "training"},
     "export": BASE | {"significance", "models", "data", "training"},
     "serving": BASE | {"orchestration", "data", "export"},

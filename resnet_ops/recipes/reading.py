@@ -40,13 +40,24 @@ class RecipeList(Result):
 
 
 def configure(**options: Any) -> TrainConfig:
-    """Make a configuration of these options, and of those of their `recipe` that are not among them.
+    """Make a configuration of these options, and of those of their `recipe` that are not among them or against them.
 
     Raises:
         UserError: There is no such recipe, or an option is wrong.
     """
     recipe = options.get("recipe")
-    return TrainConfig.of(**{**(read_recipe(recipe) if recipe else {}), **options})
+    return TrainConfig.of(**{**(_beside(read_recipe(recipe), options) if recipe else {}), **options})
+
+
+def _beside(recipe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a recipe has that does not go with the options beside it, which count."""
+    against = {
+        "warmup_ratio": options.get("schedule") == "one-cycle",  # which has its own
+        "warmup_steps": options.get("schedule") == "one-cycle",
+        "nesterov": options.get("momentum") == 0,
+        "random_resized_crop": bool(options.get("crop_padding")),  # the other way to crop
+    }
+    return {name: value for name, value in recipe.items() if not against.get(name)}
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from resnet_ops.training.preflight import (
     check_training,
     count_parameters,
     decode_images,
+    report_choices,
     warn_of_batch_size,
     warn_of_mirroring,
     with_largest_batch,
@@ -107,6 +108,7 @@ def train(
             requested = config
             source, config = check_training(requested, placement.layout.device)
             compare(source.record.fingerprint)
+        report_choices(requested, config, source.record, placement.layout.device, observer)
         warn_of_batch_size(requested, config, source.record, observer)
         warn_of_mirroring(requested, source.record, observer)
         source = decode_images(source, config, observer)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.config import AUTO, DataConfig, TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
@@ -17,9 +17,11 @@ from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.nodes import Node
+from resnet_ops.orchestration.placement import Device
 from resnet_ops.orchestration.shared_storage import probe_nodes
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, steps_per_epoch
 from resnet_ops.run_records import DataRecord
+from resnet_ops.training.defaults import choose_network, explain_choices, with_recipe
 from resnet_ops.training.observer import Observer
 
 OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check_training` settles alike for every network
@@ -31,7 +33,7 @@ FEWEST_STEPS, SMALLEST_BATCH = 11, 8
 
 
 def check_training(
-    config: TrainConfig, device: str, source: Source | None = None, *, resumes: bool = False
+    config: TrainConfig, device: Device, source: Source | None = None, *, resumes: bool = False
 ) -> tuple[Source, TrainConfig]:
     """Check that network, images and device fit each other, and settle what depends on them.
 
@@ -49,9 +51,12 @@ def check_training(
     """
     from resnet_ops import models
 
-    architecture = models.parse_name(config.model)
+    if config.model != AUTO:
+        models.parse_name(config.model)  # before images are looked for
     source = source or open_source(config)
     data = source.record
+    config = config if resumes else with_recipe(config, data)
+    architecture = models.parse_name(choose_network(config, data, device)[0] if config.model == AUTO else config.model)
     models.check_image_size(architecture, (data.height, data.width))
     batch_size = _batch_size(config, data)
     side = min(data.height, data.width)
@@ -134,6 +139,14 @@ def _check_micro_batches(config: TrainConfig, batch_size: int, data: DataRecord)
             f"images of {data.name} into more micro-batches than images.",
             f"Use at most {batch_size}.",
         )
+
+
+def report_choices(
+    requested: TrainConfig, settled: TrainConfig, data: DataRecord, device: Device, observer: Observer
+) -> None:
+    """Say which network and recipe `check_training` chose, and why, and where pretrained weights would do good."""
+    for line in explain_choices(requested, settled, data, device):
+        observer.warn(line)
 
 
 def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:

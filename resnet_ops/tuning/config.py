@@ -61,13 +61,18 @@ class TuneConfig(TrialsConfig):
         str,
         option(
             "Depths to search, such as 20,32,44,56,110; CIFAR networks, except depths that the paper has an ImageNet "
-            "network of.",
+            "network of. By default 18,34 for images of more than 64 pixels, on a GPU 50 as well.",
             panel="Search",
         ),
     ] = "8,14,20,32"
     family: Annotated[str, option("Networks to search: resnet, plain, or resnet,plain.", panel="Search")] = "resnet"
     lr: Annotated[
-        str, option("Peak learning rates to search: a range MIN:MAX, or a list, 0.05,0.1,0.2.", panel="Search")
+        str,
+        option(
+            "Peak learning rates to search: a range MIN:MAX, or a list, 0.05,0.1,0.2. With the recipe finetune by "
+            "default 0.001:0.1.",
+            panel="Search",
+        ),
     ] = "0.01:1"
     space: Annotated[
         Path | None,

@@ -5,11 +5,12 @@ The checks of each training are those of `training.preflight`.
 
 from typing import Any
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.packaging import code_fingerprint
+from resnet_ops.orchestration.placement import Device
 from resnet_ops.orchestration.trial_slots import (
     GPU_MEMORY_SHARE,
     GpuShare,
@@ -18,14 +19,20 @@ from resnet_ops.orchestration.trial_slots import (
     share_gpus,
     smallest_gpu,
 )
-from resnet_ops.recipe_config import AUGMENTATION
+from resnet_ops.recipe_config import AUGMENTATION, Recipe
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training import preflight
+from resnet_ops.training.defaults import FINETUNE, are_photos
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
 from resnet_ops.tuning.space import Choices, Range, Space, train_options
 
+PHOTO_NETWORKS: dict[Device, tuple[str, ...]] = {
+    "cpu": ("resnet18", "resnet34"),
+    "cuda": ("resnet18", "resnet34", "resnet50"),
+}  # instead of --depths 8,14,20,32, which are for small images
+FINETUNE_LR = Range(0.001, 0.1, log=True, whole=False)  # instead of that of --lr, whose upper half forgets the weights
 COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or search differently
 
 
@@ -75,8 +82,11 @@ def refuse_other_code(record: SearchRecord) -> None:
 
 def check_search(
     space: Space, base: TrainConfig, slots: TrialSlots, observer: SearchObserver
-) -> tuple[TrainConfig, DataRecord]:
+) -> tuple[Space, TrainConfig, DataRecord]:
     """Check every network against the images, set the options that depend on them, and decode them here once.
+
+    Returns:
+        The space and the options that all trials share, with every default resolved, and the images.
 
     Raises:
         UserError: They do not fit each other, or a machine has other images.
@@ -86,12 +96,15 @@ def check_search(
     recipes = [read_recipe(str(recipe)) for recipe in _values(space, "recipe")]
     if base.fit_all or any(recipe.get("fit_all") for recipe in recipes):
         raise UserError("A search compares networks on validation images, and --fit-all leaves none.", "Use --refit.")
-    source = None
     with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
+        source, settled = preflight.check_training(base, slots.device)
+        preflight.report_choices(
+            base.model_copy(update={"model": settled.model}), settled, source.record, slots.device, observer
+        )
+        space = settle_space(space, settled, source.record, slots.device)
         for model in _models(space):
             base = base.model_copy(update={"model": model})
             source, settled = preflight.check_training(base, slots.device, source)
-        assert source is not None
         compare(source.record.fingerprint)
     largest = max(_values(space, "batch_size") or [settled.batch_size])
     preflight.check_steps(settled.model_copy(update={"batch_size": largest}), source.record)
@@ -101,8 +114,37 @@ def check_search(
     searched = " where it is not searched" if space.searched.keys() & {"recipe", *AUGMENTATION} else ""
     observer.warn(f"Augmentation{searched}: {settled.augmentation(source.record.stored)}.")
     source = preflight.decode_images(source, settled, observer)
-    update = {"device": slots.device, **{name: getattr(settled, name) for name in preflight.OF_THE_IMAGES}}
-    return base.model_copy(update=update), source.record
+    names = ("recipe", *Recipe.model_fields)
+    update = {"device": slots.device, **{name: getattr(settled, name) for name in names}}
+    return space, base.model_copy(update=update), source.record
+
+
+def settle_space(space: Space, settled: TrainConfig, data: DataRecord, device: Device) -> Space:
+    """Return the space for these images: the network that `auto` stands for, and for photos other defaults.
+
+    Args:
+        space: As it was requested.
+        settled: What `check_training` makes of the options that all trials share; its network is that of `auto`.
+        data: The images.
+        device: The device of each trial.
+    """
+    searched, fixed = dict(space.searched), dict(space.fixed)
+    if are_photos(data) and {"depth", "family"} <= space.defaults:
+        for name in ("depth", "family"):
+            searched.pop(name, None)
+            fixed.pop(name, None)
+        if settled.weights in (None, IMAGENET_WEIGHTS):
+            searched["model"] = Choices(PHOTO_NETWORKS[device])
+        else:
+            fixed["model"] = settled.model
+    if fixed.get("model") == AUTO:
+        fixed["model"] = settled.model
+    elif isinstance(models := searched.get("model"), Choices):
+        names = dict.fromkeys(settled.model if name == AUTO else name for name in models.values)
+        searched["model"] = Choices(tuple(names))
+    if "lr" in space.defaults and settled.recipe == FINETUNE:
+        searched["lr"] = FINETUNE_LR
+    return Space(searched, fixed, space.points)
 
 
 def with_shared_gpus(
