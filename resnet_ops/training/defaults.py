@@ -25,17 +25,23 @@ def are_photos(data: DataRecord) -> bool:
     return max(data.height, data.width) > MAX_NATIVE_SIDE and min(data.height, data.width) >= SMALLEST_PHOTO
 
 
+def imagenet_network(device: Device) -> str:
+    """Return the network of `--model auto --weights imagenet`."""
+    return PHOTOS if device == "cpu" else MANY_PHOTOS
+
+
 def choose_network(config: TrainConfig, data: DataRecord, device: Device) -> tuple[str, str]:
     """Return the network of `--model auto`, and why, in a few words."""
-    size = f"{data.width}x{data.height} pixels"
-    if not are_photos(data) and config.weights != IMAGENET_WEIGHTS:
+    size, place = f"{data.width}x{data.height} pixels", "on a CPU" if device == "cpu" else "on a GPU"
+    if config.weights == IMAGENET_WEIGHTS:
+        return imagenet_network(device), f"pretrained weights, {place}"
+    if not are_photos(data):
         return SMALL_IMAGES, size
     if device == "cpu":
-        return PHOTOS, f"{size}, on a CPU"
-    if config.weights:
-        return MANY_PHOTOS, f"{size} and pretrained weights, on a GPU"
-    images = f"{data.train_images:,} images of {size}, on a GPU"
-    return (PHOTOS if data.train_images < FEW_PHOTOS else MANY_PHOTOS), images
+        return PHOTOS, f"{size}, {place}"
+    return (
+        PHOTOS if data.train_images < FEW_PHOTOS else MANY_PHOTOS
+    ), f"{data.train_images:,} images of {size}, {place}"
 
 
 def with_recipe(config: TrainConfig, data: DataRecord) -> TrainConfig:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import Source, open_source
@@ -11,6 +12,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.training.defaults import explain_choices
+from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.preflight import check_training
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import FINETUNE_LR, PHOTO_NETWORKS, settle_space
@@ -57,7 +59,7 @@ def test_the_network_fits_images_and_device(
     settled, notes = check(images_of(digits, size, images), device, weights=weights)
     assert settled.model == model
     assert notes[0].startswith(f"Network {model}: ")
-    assert f"{size[1]}x{size[0]} pixels" in notes[0]
+    assert ("pretrained weights, on a" if weights else f"{size[1]}x{size[0]} pixels") in notes[0]
     asked, notes = check(images_of(digits, size, images), device, weights=weights, model="plain56")
     assert asked.model == "plain56"
     assert not any("Network" in note for note in notes)
@@ -77,6 +79,19 @@ def test_photos_with_weights_get_the_recipe_and_whatever_is_typed_counts(digits:
     assert (settled.lr, settled.schedule, settled.momentum, settled.crop_padding) == (default, "one-cycle", 0, 8)
     assert (settled.warmup_ratio, settled.nesterov, settled.random_resized_crop) == (0, False, False)
     assert settled.ema == recipe["ema"]
+
+
+@pytest.mark.parametrize("steps", [100, 200, 1000])
+def test_the_average_of_a_short_training_is_of_its_last_steps(steps: int) -> None:
+    """Not of the weights that it began with, as 0.999 of each step before would be: 82% after 200 steps."""
+    average = ExponentialMovingAverage(nn.Linear(1, 1), read_recipe("finetune")["ema"])
+    shares = [1.0]  # of the weights before the first step, then of those after each
+    for step in range(steps):
+        kept = average.decay_after(step)
+        shares = [share * kept for share in shares] + [1 - kept]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[0] < 1e-6
+    assert sum(share * (steps - after) for after, share in enumerate(shares)) < steps / 8
 
 
 @pytest.mark.parametrize(
