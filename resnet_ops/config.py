@@ -6,12 +6,13 @@ cluster_config.py. Neither torch nor Ray is imported, so that `--help` stays fas
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.config_base import Config, Positive, check_run_name, option
+from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
 
@@ -48,6 +49,12 @@ class NetworkConfig(Config):
             "hf:owner/name (Hugging Face Hub) or the name of a run; a head of other classes is new.",
             panel="Model and data",
             shared=True,
+        ),
+    ] = None
+    weights_key: Annotated[
+        str | None,
+        option(
+            "Key of the weights in a file that holds several, such as state_dict_ema.", advanced="model", shared=True
         ),
     ] = None
 
@@ -93,6 +100,17 @@ class ImagesConfig(Config):
         option(
             "Input image size (square, in pixels); by default that of the images if they all have the same size of at "
             "most 64 pixels, otherwise 224.",
+            advanced="data",
+            shared=True,
+            ge=1,
+            le=4096,
+        ),
+    ] = None
+    resize: Annotated[
+        int | None,
+        option(
+            "Side in pixels that larger images are resized to before the crop of --image-size; by default that of the "
+            "pretrained weights' metadata, otherwise 8/7 of it.",
             advanced="data",
             shared=True,
             ge=1,
@@ -174,6 +192,17 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         ),
     ] = 0
 
+    expect: Annotated[
+        float | None,
+        option(
+            "Validation accuracy in percent that pretrained weights must reach, within chance, with their own head "
+            "before training.",
+            advanced="model",
+            gt=0,
+            le=100,
+        ),
+    ] = None
+
     name: Annotated[
         str | None, option("Name of the run; by default made of model and dataset.", panel="Run", shared=True)
     ] = None
@@ -209,6 +238,15 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         if every is not None and re.fullmatch(r"[1-9]\d{0,8}[smh]?", every) is None:
             raise ValueError("must be a number of steps, such as 500, or a time, such as 90s, 10m or 1h")
         return every
+
+    @model_validator(mode="after")
+    def _weights_are_there_to_measure(self) -> Self:
+        for name in ("expect", "weights_key"):
+            if getattr(self, name) is not None and self.weights is None:
+                raise UserError(f"--{name.replace('_', '-')} is about pretrained weights.", "Add --weights.")
+        if self.expect is not None and self.fit_all:
+            raise UserError("--expect measures on validation images, and --fit-all leaves none.", "Remove one of them.")
+        return self
 
     def unusual(self) -> dict[str, Any]:
         """Return the training options that differ from their defaults, except those that depend on the images."""

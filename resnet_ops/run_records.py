@@ -85,7 +85,8 @@ class DataRecord(BaseModel):
     With `fit_all` the validation images are among the `train_images`, and `val_images` is 0. Test images are measured
     once, on the selected weights.
     Where images are streamed, bad ones are found during training: they are counted in the number of training images,
-    where others take their places; `mean` and `std` of the pixels are those of a sample.
+    where others take their places. `mean` and `std` normalize the pixels: those that pretrained weights were trained
+    with, or, of streamed images, those of a sample; None where they are those of all training images.
     Where the data has no names of classes, they are `numbered`: `class_names` are their numbers.
     `bit_depth` is how many bits the values of 16-bit images use, None where there are no such images.
     """
@@ -142,6 +143,19 @@ class Best(BaseModel):
         )
 
 
+class StartRecord(BaseModel):
+    """The pretrained weights that a training begins with, which lie in the run's folder, or in that of its search.
+
+    `origin` says where they are from; with a new `head` the last layer is not theirs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    origin: str
+    sha256: str
+    head: Literal["kept", "new"]
+
+
 class RunRecord(BaseModel):
     """The content of run.json."""
 
@@ -158,6 +172,7 @@ class RunRecord(BaseModel):
     device: str
     host: str
     versions: dict[str, str]
+    start: StartRecord | None = None
     resumed: int = 0
     best: Best | None = None
 

@@ -10,6 +10,7 @@
                              epoch-NNNN-step-NNNNNN.safetensors
              best/           model.safetensors and model.json: the weights with the best validation accuracy; with
                              --fit-all the last ones
+             weights.safetensors  the pretrained weights that it begins with, if any
              export/         model.onnx and the record of its verification
              tune.json       only where the run is the best of a search, whose trials lie in trials/ (tuning/results.py)
 
@@ -49,6 +50,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.export = self.path / "export"
+        self.weights_file = self.path / "weights.safetensors"
         self.search_file = self.path / "tune.json"
         self.lock_file = self.path / ".lock"
         self._progress_written_s = float("-inf")

@@ -195,7 +195,7 @@ def _network_size(config: DataConfig, data: DiscoveredData, source: Source | Non
     if source:
         return source.record.height, source.record.width, source.record.channels, source.record.stored
     try:
-        return network_size(read_headers(data.train.encoded), config.image_size)
+        return network_size(read_headers(data.train.encoded), config.image_size, config.resize)
     except UserError:
         side = config.image_size or IMAGE_SIZE
         return side, side, 3, None

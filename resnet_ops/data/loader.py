@@ -286,16 +286,17 @@ def open_loader(
     """Decode a source onto the device, or stream it while training, as its configuration says."""
     source = replace(source, whole=augmentation.random_resized_crop)
     val = open_split(source, "val", device, log_event) if "val" in source.used_splits else None
+    mean, std = source.record.mean, source.record.std
     train: SplitImages
     if source.config.stream == "on":
         train = StreamedImages.of(source, "train", device, log_event)
-        mean, std = source.record.mean, source.record.std
-        assert mean is not None
-        assert std is not None
     else:
         decoded = source.decoded("train")
         train = DeviceImages.of(decoded.images, device)
-        mean, std = pixel_statistics(decoded.counts)
+        if mean is None or std is None:
+            mean, std = pixel_statistics(decoded.counts)
+    assert mean is not None
+    assert std is not None
     return Loader(train, val, mean, std, batch_size, augmentation, seed, rank, world_size)
 
 

@@ -286,7 +286,7 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
     parts: dict[Split, Sequence[File]] = {"train": train.files, "val": data.val.files if data.val else ()}
     digest, kind = fingerprint(parts, names_matter=data.names_matter)
     headers = read_headers(train.encoded)
-    height, width, channels, stored = network_size(headers, config.image_size)
+    height, width, channels, stored = network_size(headers, config.image_size, config.resize)
     record = DataRecord(
         name=data.name,
         fingerprint=digest,
@@ -333,25 +333,37 @@ def read_headers(encoded: EncodedImages) -> list[ImageHeader]:
     return headers
 
 
-def network_size(headers: Sequence[ImageHeader], image_size: int | None) -> tuple[int, int, int, int | None]:
-    """Return height, width and channels for the network, and the side of the stored squares if images are resized."""
+def network_size(
+    headers: Sequence[ImageHeader], image_size: int | None, resize: int | None = None
+) -> tuple[int, int, int, int | None]:
+    """Return height, width and channels for the network, and the side of the stored squares if images are resized.
+
+    Raises:
+        UserError: They would be resized to less than is cropped, or to a side that cannot be cropped exactly.
+    """
     channels = 1 if all(header.grey for header in headers) else 3
     sizes = {(header.height, header.width) for header in headers}
     own_size = next(iter(sizes)) if len(sizes) == 1 else None
     if own_size and max(own_size) <= MAX_NATIVE_SIDE and image_size is None:
         return *own_size, channels, None
     side = image_size or IMAGE_SIZE
-    resized = resized_side(side)
+    resized = resized_side(side) if resize is None else resize
+    if resized < side or (resized - side) % 4:
+        nearest = max(side, resized_side(side, side / resized))
+        raise UserError(
+            f"--resize {resized} must be the image size, {side}, or larger by a multiple of 4.",
+            f"Use --resize {nearest}.",
+        )
     return side, side, channels, None if own_size == (side, side) or resized == side else resized
 
 
-def resized_side(side: int) -> int:
-    """Return the side that images are resized to for crops of `side`: 256 for 224.
+def resized_side(side: int, crop_share: float = 1 / STORED_SCALE) -> int:
+    """Return the side that images are resized to for crops of `side`, about `crop_share` of it: 256 for 224.
 
     It is larger by a multiple of 4: only then a center crop of the center crop that is stored is the one that
     torchvision's CenterCrop takes from the whole image, as both round half a pixel to even.
     """
-    return side + 4 * round(side * (STORED_SCALE - 1) / 4)
+    return side + 4 * round(side * (1 / crop_share - 1) / 4)
 
 
 def find_bit_depth(encoded: EncodedImages) -> int:

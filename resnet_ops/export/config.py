@@ -67,8 +67,8 @@ class ExportConfig(ProofConfig):
     run: Annotated[
         str,
         option(
-            "Name of the run, or path of its folder or of one of its checkpoints; with --model, a file of weights "
-            "with torchvision or timm names."
+            "Name of the run, or path of its folder or of one of its checkpoints; with --model, weights with "
+            "torchvision or timm names: a file, imagenet, or hf:owner/name."
         ),
     ]
     precision: Annotated[
@@ -109,18 +109,32 @@ class ExportConfig(ProofConfig):
             le=4096,
         ),
     ] = None
+    resize: Annotated[
+        int | None,
+        option(
+            "Side that images are resized to before the crop for such weights; by default that of their metadata, "
+            "otherwise 256 for 224.",
+            panel="Pretrained weights",
+            ge=1,
+            le=4096,
+        ),
+    ] = None
+    weights_key: Annotated[
+        str | None,
+        option("Key of such weights in a file that holds several, such as state_dict_ema.", panel="Pretrained weights"),
+    ] = None
     mean: Annotated[
         str | None,
         option(
-            "Normalization mean of each channel (0 to 1) of such weights; by default that of ImageNet, "
-            "0.485,0.456,0.406.",
+            "Normalization mean of each channel (0 to 1) of such weights; by default that of their metadata, otherwise "
+            "ImageNet's, 0.485,0.456,0.406.",
             panel="Pretrained weights",
         ),
     ] = None
     std: Annotated[
         str | None,
         option(
-            "Normalization standard deviation of each channel; by default 0.229,0.224,0.225.",
+            "Normalization standard deviation of each channel; by default of their metadata or 0.229,0.224,0.225.",
             panel="Pretrained weights",
         ),
     ] = None

@@ -1,6 +1,6 @@
 """The inputs of an export or a verification: which checkpoint, and which images.
 
-Reading weights that were trained elsewhere is in `weights`.
+Weights that were trained elsewhere are read in `imported_weights`.
 """
 
 import contextlib
@@ -17,12 +17,13 @@ from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.parallel_decode import decode_rows
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.export import weights
+from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.files import to_path
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, PickledFileError
+from resnet_ops.weights.locate import locate
 
 Warn = Callable[[str], None]
 
@@ -58,12 +59,13 @@ def resolve_checkpoint(config: ExportConfig, warn: Warn) -> ResolvedCheckpoint:
     path = to_path(config.run).expanduser()
     files.check_reachable(path)
     if config.model is not None:
-        if not files.is_file(path):
+        located = locate(config.run, config.model, warn)
+        if located is None:
             raise UserError(f"File {path} does not exist.", "With --model, give a weights file.")
-        return ResolvedCheckpoint(
-            weights.read(path, config), lambda: weights.read(path, config), None, path.absolute().parent
-        )
-    for option in ("classes", "image_size", "mean", "std"):
+        read = imported_weights.read(located, config, warn)
+        folder = located.path.absolute().parent if located.path == path else Path.cwd()
+        return ResolvedCheckpoint(read, lambda: imported_weights.read(located, config), None, folder)
+    for option in ("classes", "image_size", "resize", "mean", "std", "weights_key"):
         if getattr(config, option) is not None:
             raise UserError(f"--{option.replace('_', '-')} applies only to weights trained elsewhere.", "Add --model.")
     return resolve_run(config.run, config.runs_dir, warn)

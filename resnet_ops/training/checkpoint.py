@@ -170,6 +170,16 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, info, header["sha256"], *parts)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file says that it is a checkpoint of ours, be it intact or not."""
+    try:
+        with path.open("rb") as file:
+            size = file.read(8)
+            return "resnet_ops" in _metadata(size + file.read(int.from_bytes(size, "little")))
+    except (OSError, ValueError, AttributeError, OverflowError, MemoryError):
+        return False
+
+
 def is_pickle(content: bytes) -> bool:
     """Return whether a file is a pickle, or torch's archive of one, by its first bytes."""
     return content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

@@ -61,8 +61,9 @@ def explain_choices(requested: TrainConfig, settled: TrainConfig, data: DataReco
     if requested.data in EMBEDDED:
         return
     if requested.model == AUTO:
-        network, why = choose_network(requested, data, device)
-        yield f"Network {network}: {why}; --model chooses another."
+        other_weights = requested.weights not in (None, IMAGENET_WEIGHTS)
+        why = "that of the weights" if other_weights else choose_network(requested, data, device)[1]
+        yield f"Network {settled.model}: {why}; --model chooses another."
     if settled.recipe != requested.recipe:
         yield f"Recipe {settled.recipe}: photos and pretrained weights; options override it, --recipe chooses another."
     if requested.weights is None and are_photos(data) and data.train_images < FEW_PHOTOS:

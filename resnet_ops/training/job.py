@@ -25,7 +25,7 @@ from resnet_ops.machine import versions
 from resnet_ops.orchestration.allocation import allocate
 from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.results import Result
-from resnet_ops.run_records import Best, DataRecord, RunRecord, Status
+from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Status
 from resnet_ops.runs import Run
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
@@ -41,6 +41,7 @@ from resnet_ops.training.preflight import (
     warn_of_mirroring,
     with_largest_batch,
 )
+from resnet_ops.training.start import start_weights, store_weights, with_start
 
 if TYPE_CHECKING:
     from resnet_ops.training.worker import WorkerResult
@@ -105,10 +106,12 @@ def train(
     config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
     with allocate(config, observer.warn) as placement:
         with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
-            requested = config
+            asked = config
+            requested, weights = start_weights(asked, placement.layout.device, observer)
             source, config = check_training(requested, placement.layout.device)
+            source, start = with_start(source, requested, weights, observer)
             compare(source.record.fingerprint)
-        report_choices(requested, config, source.record, placement.layout.device, observer)
+        report_choices(asked, config, source.record, placement.layout.device, observer)
         warn_of_batch_size(requested, config, source.record, observer)
         warn_of_mirroring(requested, source.record, observer)
         source = decode_images(source, config, observer)
@@ -119,7 +122,8 @@ def train(
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         with run.lock():
             layout = placement.layout
-            record = begin(run, config, source.record, parameters, layout.workers, layout.device)
+            store_weights(run, weights)
+            record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
             observer.run_created(run, record)
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
@@ -222,7 +226,15 @@ def _other_images(name: str, trained_on: DataRecord, source: Source) -> UserErro
     )
 
 
-def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, workers: int, device: Device) -> RunRecord:
+def begin(
+    run: Run,
+    config: TrainConfig,
+    data: DataRecord,
+    parameters: int,
+    workers: int,
+    device: Device,
+    start: StartRecord | None = None,
+) -> RunRecord:
     """Write run.json of a new run."""
     now = datetime.now(UTC)
     return run.write(
@@ -238,6 +250,7 @@ def begin(run: Run, config: TrainConfig, data: DataRecord, parameters: int, work
             device=device,
             host=socket.gethostname(),
             versions=versions(),
+            start=start,
         )
     )
 

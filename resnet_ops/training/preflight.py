@@ -215,7 +215,12 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
 
 
 def with_sampled_statistics(source: Source) -> Source:
-    """Measure mean and standard deviation of the pixels of images that are streamed on a sample of them."""
+    """Measure mean and standard deviation of the pixels of images that are streamed on a sample of them.
+
+    Not where pretrained weights have theirs.
+    """
+    if source.record.mean is not None:
+        return source
     from resnet_ops.data.augment import pixel_statistics
 
     mean, std = pixel_statistics(source.sample_counts())

@@ -26,6 +26,7 @@ from resnet_ops.training import checkpoint as checkpoint_files
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore
 from resnet_ops.training.distributed import ProcessGroup
+from resnet_ops.training.start import begin_from_weights
 from resnet_ops.training.trainer import Progress, Trainer
 
 PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
@@ -149,6 +150,8 @@ class TrainingSession:
         trainer = build_trainer(config, network, loader, group, device, run.log_event)
         checkpoints = CheckpointStore(run, config.num_to_keep)
         metrics = _resume(trainer, checkpoints)
+        if record.start and not (trainer.epoch or trainer.step):
+            begin_from_weights(run, record, trainer)
         # Last, as its clock starts.
         schedule = SaveSchedule(group, *config.checkpoint_interval, clock=functools.partial(_clock, device))
         return cls(run, record, trainer, checkpoints, metrics, schedule)

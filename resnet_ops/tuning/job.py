@@ -31,6 +31,7 @@ from resnet_ops.tracking.tracker import Tracker, check_service
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import count_parameters
+from resnet_ops.training.start import store_weights
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import (
     check_search,
@@ -137,13 +138,14 @@ def search_space(
     stored = _stored_config(config, base)
     resources = _resources(config, kind.machines)
     with allocate_trials(base, resources, observer.warn) as slots:
-        space, base, data = check_search(space, base, slots, observer)
+        space, base, data, weights = check_search(space, base, slots, observer)
         planned = planned_trials(config, space)
         at_once = min(planned, config.max_concurrent or planned)
         slots = with_shared_gpus(slots, resources, at_once, space, base, data, observer)
         run = runs.create(base.runs_dir, base.name, f"{kind.command.split()[-1]}-{data.name}", overwrite)
         with run.lock():
             search = Search(run)
+            store_weights(run, weights)
             record = SearchRecord(
                 name=run.name,
                 config=stored,
@@ -201,12 +203,14 @@ def resume(
         base = base.model_copy(update=absolute_paths(base))
         config = _stored_config(config.model_copy(update={"given": config.given | changes}), base)
         resources = _resources(config, machines)
+        if files.is_file(search.run.weights_file):
+            base = base.model_copy(update={"weights": as_typed(search.run.weights_file), "weights_key": None})
         with allocate_trials(base, resources, observer.warn) as slots:
             if slots.device != record.device:
                 raise UserError(
                     f"{name} was searched on {record.device}, not on {slots.device}.", "Start a new search."
                 )
-            space, base, data = check_search(space, base, slots, observer)
+            space, base, data, _ = check_search(space, base, slots, observer)
             if data.fingerprint != record.data.fingerprint:
                 raise UserError(
                     f"The images in {base.data} differ from those {name} was searched on.",

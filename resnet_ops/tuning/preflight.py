@@ -3,9 +3,9 @@
 The checks of each training are those of `training.preflight`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
+from resnet_ops.config import AUTO, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.machine import versions
@@ -24,9 +24,13 @@ from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training import preflight
 from resnet_ops.training.defaults import FINETUNE, are_photos
+from resnet_ops.training.start import start_weights, with_start
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
 from resnet_ops.tuning.space import Choices, Range, Space, train_options
+
+if TYPE_CHECKING:
+    from resnet_ops.weights.pretrained import PretrainedWeights
 
 PHOTO_NETWORKS: dict[Device, tuple[str, ...]] = {
     "cpu": ("resnet18", "resnet34"),
@@ -82,11 +86,12 @@ def refuse_other_code(record: SearchRecord) -> None:
 
 def check_search(
     space: Space, base: TrainConfig, slots: TrialSlots, observer: SearchObserver
-) -> tuple[Space, TrainConfig, DataRecord]:
+) -> tuple[Space, TrainConfig, DataRecord, "PretrainedWeights | None"]:
     """Check every network against the images, set the options that depend on them, and decode them here once.
 
     Returns:
-        The space and the options that all trials share, with every default resolved, and the images.
+        The space and the options that all trials share, with every default resolved, the images, and the weights that
+        all begin with, if any.
 
     Raises:
         UserError: They do not fit each other, or a machine has other images.
@@ -97,14 +102,23 @@ def check_search(
     if base.fit_all or any(recipe.get("fit_all") for recipe in recipes):
         raise UserError("A search compares networks on validation images, and --fit-all leaves none.", "Use --refit.")
     with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
+        asked = base.model_copy(update={"model": _first_network(space)})
+        base, weights = start_weights(asked, slots.device, observer)
         source, settled = preflight.check_training(base, slots.device)
         preflight.report_choices(
             base.model_copy(update={"model": settled.model}), settled, source.record, slots.device, observer
         )
         space = settle_space(space, settled, source.record, slots.device)
-        for model in _models(space):
+        names = _models(space)
+        if weights is not None and len(names) > 1:
+            raise UserError(
+                f"--weights are those of one network, and this search has {len(names)}.",
+                "Search one network, such as model=resnet18.",
+            )
+        for model in names:
             base = base.model_copy(update={"model": model})
             source, settled = preflight.check_training(base, slots.device, source)
+        source, _ = with_start(source, base, weights, observer)
         compare(source.record.fingerprint)
     largest = max(_values(space, "batch_size") or [settled.batch_size])
     preflight.check_steps(settled.model_copy(update={"batch_size": largest}), source.record)
@@ -114,9 +128,9 @@ def check_search(
     searched = " where it is not searched" if space.searched.keys() & {"recipe", *AUGMENTATION} else ""
     observer.warn(f"Augmentation{searched}: {settled.augmentation(source.record.stored)}.")
     source = preflight.decode_images(source, settled, observer)
-    names = ("recipe", *Recipe.model_fields)
-    update = {"device": slots.device, **{name: getattr(settled, name) for name in names}}
-    return space, base.model_copy(update=update), source.record
+    own = {name: getattr(settled, name) for name in ("recipe", *Recipe.model_fields)}
+    update = {"device": slots.device, **own}
+    return space, base.model_copy(update=update), source.record, weights
 
 
 def settle_space(space: Space, settled: TrainConfig, data: DataRecord, device: Device) -> Space:
@@ -129,14 +143,14 @@ def settle_space(space: Space, settled: TrainConfig, data: DataRecord, device: D
         device: The device of each trial.
     """
     searched, fixed = dict(space.searched), dict(space.fixed)
-    if are_photos(data) and {"depth", "family"} <= space.defaults:
+    if {"depth", "family"} <= space.defaults and (settled.weights or are_photos(data)):
         for name in ("depth", "family"):
             searched.pop(name, None)
             fixed.pop(name, None)
-        if settled.weights in (None, IMAGENET_WEIGHTS):
-            searched["model"] = Choices(PHOTO_NETWORKS[device])
-        else:
+        if settled.weights:  # which are of one network
             fixed["model"] = settled.model
+        else:
+            searched["model"] = Choices(PHOTO_NETWORKS[device])
     if fixed.get("model") == AUTO:
         fixed["model"] = settled.model
     elif isinstance(models := searched.get("model"), Choices):
@@ -225,6 +239,13 @@ def _values(space: Space, name: str) -> list[Any]:
     if isinstance(searched, Range):
         return [searched.low, searched.high]
     return [space.fixed[name]] if name in space.fixed else [point[name] for point in space.points if name in point]
+
+
+def _first_network(space: Space) -> str:
+    """Return a network of the space; `auto` where images and weights have a say in them."""
+    if AUTO in _values(space, "model") or {"depth", "family"} <= space.defaults:
+        return AUTO
+    return _models(space)[0]
 
 
 def _models(space: Space) -> list[str]:

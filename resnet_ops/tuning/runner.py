@@ -18,6 +18,7 @@ from ray.tune import Callback
 from ray.tune.stopper import Stopper
 
 from resnet_ops import files
+from resnet_ops.config_base import as_typed
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.training.session import TrainingSession
@@ -66,9 +67,12 @@ def _tuner(
     previous_points = [log.trials[number].options for number in sorted(log.trials)]
     max_concurrent = min(config.max_concurrent or slots.max_concurrent, slots.max_concurrent, record.planned)
     algorithm, param_space, num_samples = build_search(config, record.space, seed, previous_points, max_concurrent)
+    options = config.train_options
+    if files.is_file(weights := log.search.run.weights_file):  # those that every trial begins with
+        options |= {"weights": as_typed(weights), "weights_key": None}
     task = TrialTask(
         trials=str(log.search.trials_dir),
-        train_options=config.train_options,
+        train_options=options,
         data=record.data,
         device=slots.device,
         threads=max(slots.cpus, 1),

@@ -21,7 +21,7 @@ from resnet_ops.tuning.config import TuneConfig
 Value = str | int | float | bool
 FAMILIES = ("resnet", "plain")
 TUNE_OPTIONS = {"depths": "depth", "family": "family", "lr": "lr"}  # options of tune, and their names in a point
-NOT_SEARCHABLE = {"epochs", "auto_batch", "weights"}  # the same for all trials
+NOT_SEARCHABLE = {"epochs", "auto_batch", "weights", "weights_key"}  # the same for all trials
 # What `tune` has no option of the same name for.
 NO_OPTION = {"fit_all": "Use --refit.", "stream": "Set it in a file that --recipe names."}
 TRAIN_OPTIONS = tuple(
@@ -87,6 +87,7 @@ def read_space(config: TuneConfig, pairs: Iterable[str] = ()) -> Space:
     defaults -= {TUNE_OPTIONS[name] for name in TUNE_OPTIONS if name in config.model_fields_set}
     if "model" in requested:  # which is depth and family in one
         del requested["depths"], requested["family"]
+        defaults -= {"depth", "family"}
     searched: dict[str, Choices | Range] = {}
     fixed: dict[str, Value] = {}
     for name, (source, value) in requested.items():

@@ -31,7 +31,9 @@ from resnet_ops.training import job, preflight
 from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.memory import free_bytes
+from resnet_ops.training.observer import Observer
 from resnet_ops.training.session import TrainingSession
+from resnet_ops.training.start import start_weights, store_weights, with_start
 from resnet_ops.tuning.algorithms import EPOCH, METRIC, NUMBER, POINT, SHARE, trial_number
 from resnet_ops.tuning.space import train_options
 
@@ -202,12 +204,13 @@ class TrialWorker(tune.Trainable):
                         yield epoch
 
     def _new_record(self) -> RunRecord:
-        config = self._config()
-        _, config = preflight.check_training(config, self.task.device)
-        source = self._source(config)
+        requested, weights = start_weights(self._config(), self.task.device, Observer())
+        _, config = preflight.check_training(requested, self.task.device)
+        source, start = with_start(self._source(config), requested, weights, Observer())
         parameters = preflight.count_parameters(config, source.record)
         run = runs.create(self.run.path.parent, self.run.name, "", overwrite=False)
-        return job.begin(run, config, source.record, parameters, 1, self.task.device)
+        store_weights(run, weights)
+        return job.begin(run, config, source.record, parameters, 1, self.task.device, start)
 
     def _source(self, config: TrainConfig) -> Source:
         """Return the images of a settled training: opened and decoded once per worker, on disk once per machine."""
@@ -262,8 +265,8 @@ class TrialWorker(tune.Trainable):
         """Continue from the weights that PBT copied from a trial, with the options that it chose."""
         self._leave_trial()
         record = self.run.read_as_written()
-        config = self._config()
-        _, config = preflight.check_training(config, self.task.device)
+        requested, _ = start_weights(self._config(), self.task.device, Observer())
+        _, config = preflight.check_training(requested, self.task.device)
         self.run.write(record.model_copy(update={"config": config}))
         donor = checkpoints.read(Path(checkpoint_dir, DONOR))
         checkpoint = self.run.checkpoints / donor.info.file_name

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import runtime, sandbox, untrusted, weights
+from resnet_ops.export import imported_weights, runtime, sandbox, untrusted
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.weights.locate import LocatedWeights
 
 PATIENCE_S = 30
 
@@ -103,7 +104,7 @@ def main(good: Path, kind: str, count: int) -> None:
     ways: dict[str, Callable[[], str]] = {
         "onnx": lambda: use_onnx(path),
         "checkpoint": lambda: ending(lambda: checkpoints.read(path)),
-        "weights": lambda: ending(lambda: weights.read(path, config)),
+        "weights": lambda: ending(lambda: imported_weights.read(LocatedWeights(path, "w.pth"), config)),
     }
     endings: Counter[str] = Counter()
     for content in mutants(good.read_bytes(), count):

@@ -13,7 +13,10 @@ from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.training.defaults import explain_choices
 from resnet_ops.training.ema import ExponentialMovingAverage
+from resnet_ops.training.job import TrainResult
+from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import check_training
+from resnet_ops.training.start import start_weights
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import FINETUNE_LR, PHOTO_NETWORKS, settle_space
 from resnet_ops.tuning.space import Choices, read_space
@@ -135,7 +138,9 @@ def test_a_search_has_networks_and_learning_rates_for_its_images(digits: Source,
         assert found["model"] == Choices(PHOTO_NETWORKS[device])
         assert not {"depth", "family"} & found.keys()
         assert found["lr"].high == 1
-    assert settle(photos, TuneConfig(), weights="imagenet")["lr"] == FINETUNE_LR
+    found = settle(photos, TuneConfig(), weights="imagenet")
+    assert (found["model"], found["lr"]) == ("resnet18", FINETUNE_LR)
+    assert settle(photos, TuneConfig(), "model=resnet20,plain8")["model"] == Choices(("resnet20", "plain8"))
     assert settle(photos, TuneConfig(), "lr=0.2,0.3", weights="imagenet")["lr"] == Choices((0.2, 0.3))
     assert settle(photos, TuneConfig(depths="8,14,20,32"))["depth"] == Choices((8, 14, 20, 32))  # typed
     file = tmp_path / "space.toml"
@@ -144,6 +149,15 @@ def test_a_search_has_networks_and_learning_rates_for_its_images(digits: Source,
     assert (found["depth"], found["lr"].high) == (Choices((8, 14, 20, 32)), 1)
     assert settle(photos, TuneConfig(), "model=auto")["model"] == "resnet18"
     assert settle(photos, TuneConfig(), "model=auto,resnet18,resnet34")["model"] == Choices(("resnet18", "resnet34"))
+
+
+def test_the_network_of_weights_is_theirs(trained: TrainResult) -> None:
+    config = TrainConfig.of(runs_dir=trained.run.path.parent, weights="trained")
+    settled, weights = start_weights(config, "cpu", Observer())
+    assert weights is not None
+    assert settled.model == weights.info.model == "resnet8"
+    with pytest.raises(UserError, match="has the weights of resnet8, not of resnet20"):
+        start_weights(config.model_copy(update={"model": "resnet20"}), "cpu", Observer())
 
 
 def test_the_name_of_a_network_is_looked_at_before_the_images() -> None:

@@ -1,0 +1,116 @@
+"""Bring weights that were trained elsewhere into the form of a `Checkpoint`, with what is said of them.
+
+Options say it, or their metadata. Reading them is in `resnet_ops.weights`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from resnet_ops.data.sources import resized_side
+from resnet_ops.errors import UserError
+from resnet_ops.export.config import ExportConfig
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
+from resnet_ops.weights import pretrained
+from resnet_ops.weights.locate import LocatedWeights
+from resnet_ops.weights.weights_metadata import WeightsPreprocessing
+
+
+def read(located: LocatedWeights, config: ExportConfig, warn: Callable[[str], None] = lambda _: None) -> Checkpoint:
+    """Read weights with a head, and settle what images and classes they are for.
+
+    Raises:
+        UserError: They cannot be read, do not belong to `config.model`, or an option does not fit them.
+    """
+    assert config.model is not None
+    weights = pretrained.read(located.path, located.origin, located.metadata, config.weights_key)
+    info, steps = weights.info, weights.info.preprocessing
+    pretrained.check_model(info, config.model)
+    if not info.classes:
+        raise UserError(
+            f"{info.origin} has no head of one layer, such as fc.weight, to tell classes.",
+            "Train one: resnet-ops train --weights",
+        )
+    for note in weights.notes:
+        warn(note)
+    side = config.image_size or (224 if info.architecture.family == "imagenet" else 32)
+    checkpoint_info = CheckpointInfo(
+        model=config.model,
+        shortcut=info.shortcut or ("A" if config.model.startswith("resnet") else None),
+        class_names=_class_names(config.classes, info),
+        channels=info.channels,
+        height=side,
+        width=side,
+        stored=_stored(config, info, side),
+        mean=_numbers("mean", config.mean, info.channels, steps.mean if steps else None),
+        std=_numbers("std", config.std, info.channels, steps.std if steps else None),
+        data="unknown",
+        data_fingerprint="unknown",
+        metrics=None,
+    )
+    _say_what_is_assumed(config, info.origin, steps, checkpoint_info, warn)
+    return Checkpoint(located.path, checkpoint_info, info.sha256, weights.tensors, {}, {})
+
+
+def _say_what_is_assumed(
+    config: ExportConfig,
+    origin: str,
+    steps: WeightsPreprocessing | None,
+    info: CheckpointInfo,
+    warn: Callable[[str], None],
+) -> None:
+    options = {"mean": info.mean, "std": info.std, "resize": info.stored}
+    assumed = [name for name in options if getattr(config, name) is None]
+    if steps is None or (steps.assumed and assumed):
+        described = ", ".join(f"--{name} {_typed(options[name])}" for name in assumed if options[name] is not None)
+        if described:
+            warn(f"Nothing says how images were prepared for {origin}; assumed: {described}.")
+    elif steps.interpolation != "bilinear" and info.stored:
+        warn(f"{origin}: trained on images resized {steps.interpolation}; the file resizes them bilinearly.")
+
+
+def _typed(value: int | tuple[float, ...] | None) -> str:
+    return ",".join(format(number, "g") for number in value) if isinstance(value, tuple) else str(value)
+
+
+def _stored(config: ExportConfig, info: pretrained.WeightsInfo, side: int) -> int | None:
+    """Return the side that images are resized to before the crop; None where nothing is cropped."""
+    if config.resize is not None:
+        if config.resize < side or (config.resize - side) % 4:
+            raise UserError(
+                f"--resize {config.resize} must be the image size, {side}, or larger by a multiple of 4.",
+                f"Use --resize {max(side, resized_side(side, side / config.resize))}.",
+            )
+        return config.resize if config.resize > side else None
+    if info.preprocessing and info.preprocessing.crop_share:
+        resized = resized_side(side, info.preprocessing.crop_share)
+        return resized if resized > side else None
+    return resized_side(side) if info.architecture.family == "imagenet" else None
+
+
+def _class_names(file: Path | None, info: pretrained.WeightsInfo) -> tuple[str, ...]:
+    if file is None:
+        return info.class_names or tuple(str(number) for number in range(info.classes))
+    try:
+        names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"--classes {file} cannot be read: {reason}.") from None
+    if len(names) != info.classes:
+        raise UserError(
+            f"--classes {file} has {len(names)} classes; the weights have {info.classes}.",
+            "Write one class per line, in order.",
+        )
+    return names
+
+
+def _numbers(name: str, typed: str | None, channels: int, known: tuple[float, ...] | None) -> tuple[float, ...]:
+    if typed is None and known is None:
+        raise UserError(
+            "Nothing says how images were normalized for these weights, and there is no usual mean and standard "
+            "deviation for such a network.",
+            "Give those used in training: --mean 0.5 --std 0.25",
+        )
+    numbers = tuple(float(number) for number in typed.split(",")) if typed else known or ()
+    if len(numbers) != channels or (name == "std" and min(numbers) <= 0):
+        raise UserError(f"--{name} {typed} must be one number above 0 for each of {channels} channels.")
+    return numbers

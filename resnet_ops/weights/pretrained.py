@@ -1,0 +1,139 @@
+"""Weights that were trained elsewhere: their tensors under torchvision's names, and what is known of them.
+
+`read` is the one reader of files that are not our checkpoints. `save` writes them as they are into a run's folder, so
+that its workers, and its resumption, need nothing else.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save as serialize_tensors
+from torch import Tensor
+
+from resnet_ops.errors import UserError
+from resnet_ops.files import write_atomically
+from resnet_ops.models import Architecture, Shortcut, parse_name
+from resnet_ops.weights.file_kinds import load, read_content, safetensors_metadata
+from resnet_ops.weights.identify import check_network, identify
+from resnet_ops.weights.state_dict import find_state_dict
+from resnet_ops.weights.weights_metadata import (
+    WeightsMetadata,
+    WeightsPreprocessing,
+    assumed_preprocessing,
+    find_metadata,
+)
+
+METADATA_KEY = "resnet_ops_weights"  # in the metadata of the files of `save`
+
+
+class WeightsInfo(BaseModel):
+    """A network that was trained elsewhere.
+
+    `origin` says where it is from, in messages. `classes` is the size of its head, 0 without one; `class_names` is ()
+    where it is not known which these are. `data_fingerprint` is that of the images of a run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    origin: str
+    sha256: str
+    model: str
+    shortcut: Shortcut | None
+    channels: int
+    classes: int
+    class_names: tuple[str, ...] = ()
+    preprocessing: WeightsPreprocessing | None = None
+    data_fingerprint: str | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network."""
+        return parse_name(self.model)
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """The tensors of a network, named as torchvision's, what is known of it, and what the user should know."""
+
+    info: WeightsInfo
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def read(
+    path: Path, origin: str | None = None, metadata: WeightsMetadata | None = None, key: str | None = None
+) -> PretrainedWeights:
+    """Read a file of weights: torchvision's, timm's or Lightning's, or what `save` wrote.
+
+    Args:
+        path: The file.
+        origin: What it is called in messages; by default its path.
+        metadata: Whatever is known of it already.
+        key: The keys that it lies under, where it holds several.
+
+    Raises:
+        UserError: It is damaged, another kind of file, or of a network that is not ours.
+    """
+    content = read_content(path)
+    loaded = load(path, content)
+    if METADATA_KEY in (header := safetensors_metadata(content)):
+        try:
+            return PretrainedWeights(WeightsInfo.model_validate_json(header[METADATA_KEY]), loaded)
+        except ValidationError:
+            raise UserError(f"{path} is damaged, or of another version of resnet-ops.") from None
+    state = find_state_dict(path, loaded, key)
+    tensors = state.tensors
+    architecture, shortcut = identify(path, tensors)
+    channels = tensors["conv1.weight"].shape[1]
+    if channels not in (1, 3):
+        raise UserError(
+            f"{path} belongs to a network for {channels}-channel images.", "Use weights for grey or RGB images."
+        )
+    check_network(path, tensors, architecture, shortcut)
+    digest = hashlib.sha256(content).hexdigest()
+    metadata = metadata or find_metadata(path, digest) or WeightsMetadata()
+    classes = len(tensors["fc.weight"]) if "fc.weight" in tensors else 0
+    info = WeightsInfo(
+        origin=origin or str(path),
+        sha256=digest,
+        model=architecture.name,
+        shortcut=shortcut,
+        channels=channels,
+        classes=classes,
+        class_names=metadata.class_names if len(metadata.class_names) == classes else (),
+        preprocessing=metadata.preprocessing or assumed_preprocessing(architecture, channels),
+    )
+    return PretrainedWeights(info, tensors, tuple(state.notes))
+
+
+def save(path: Path, weights: PretrainedWeights) -> None:
+    """Write weights so that `read` returns the same.
+
+    Raises:
+        PausedError: The disk is full.
+    """
+    metadata = {METADATA_KEY: weights.info.model_dump_json()}
+    write_atomically(path, serialize_tensors(weights.tensors, metadata))
+
+
+def check_model(info: WeightsInfo, model: str, option: str = "--model") -> None:
+    """Check that weights belong to a network.
+
+    Raises:
+        UserError: They belong to another; the message says to which.
+    """
+    wanted = parse_name(model)
+    own = info.architecture
+    # Without shortcuts that have weights, a residual network's tensors are those of a plain one.
+    alike = info.shortcut is None and (own.depth, own.family) == (wanted.depth, wanted.family)
+    if wanted != own and not alike:
+        family = {"cifar": "a CIFAR network", "imagenet": "an ImageNet network"}
+        families = f", {family[own.family]}, and {wanted.name} is {family[wanted.family]}" * (
+            own.family != wanted.family
+        )
+        raise UserError(
+            f"{info.origin} has the weights of {own.name}, not of {wanted.name}{families}.",
+            f"Use {option} {own.name}, or weights of {wanted.name}.",
+        )

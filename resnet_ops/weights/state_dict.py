@@ -1,0 +1,162 @@
+"""Find the weights of a residual network in what was loaded, by the shape of their names, whatever is around them.
+
+Trainers nest state dicts in dicts of their own, and prefix names: DDP, torch.compile, Lightning, averages over time.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from resnet_ops.errors import UserError, did_you_mean
+
+STEM = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")  # what every network of ours has under one prefix
+AVERAGED = ("ema", "averaged", "swa")  # in names of weights that are an average over time
+TEACHERS = ("encoder_k", "teacher", "momentum")  # in names of those that self-supervised training does not hand on
+MAX_NESTING = 4
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """The tensors of one network, named as torchvision's.
+
+    Args:
+        tensors: Float ones in float32. The head is `fc.weight` and `fc.bias`; without a head that fits, neither.
+        key: The keys and the prefix that it was under, as `--weights-key` takes them.
+        left_out: Names of tensors that belong to something else.
+        others: The keys of other networks beside it.
+    """
+
+    tensors: dict[str, Tensor]
+    key: str
+    left_out: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know: which weights were taken of several, and what was left out."""
+        notes = []
+        if self.others:
+            others = " or ".join(f"--weights-key {name}" for name in self.others if name)
+            notes.append(f"Using the weights in {self.key or 'the file itself'}; others are there: {others}.")
+        if self.left_out:
+            more = ", ..." if len(self.left_out) > MAX_NAMED else ""
+            notes.append(f"Left out, as no part of the network: {', '.join(self.left_out[:MAX_NAMED])}{more}.")
+        return notes
+
+
+def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDict:
+    """Return the network's tensors; of several networks the average over time, if there is one, or that of `key`.
+
+    Raises:
+        UserError: There are none, or none under `key`.
+    """
+    candidates = {_joined(*keys, prefix.rstrip(".")): (dict_, prefix) for keys, dict_, prefix in _candidates(content)}
+    if not candidates:
+        raise _nothing_there(path, content)
+    names = list(candidates)
+    if key is not None:
+        names = [name for name in names if name == key or name.startswith(key + ".")]
+        if not names:
+            known = ", ".join(name or "the file itself" for name in candidates)
+            raise UserError(
+                f"{path} has no weights under {key!r}.", f"{did_you_mean(key, candidates)} It has: {known}."
+            )
+    averaged = [name for name in names if any(word in name.lower() for word in AVERAGED)]
+    plain = [name for name in names if not any(word in name.lower() for word in AVERAGED + TEACHERS)]
+    chosen = (averaged or plain or names)[0]
+    beside, prefix = candidates[chosen]
+    tensors, left_out = _network_tensors(beside, prefix)
+    other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
+    return StateDict(
+        tensors,
+        chosen,
+        tuple(name for name in left_out if not name.startswith(other_prefixes)),
+        tuple(name for name in candidates if name != chosen),
+    )
+
+
+def _joined(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _candidates(
+    content: Any, keys: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Tensor], str]]:
+    """Yield every dict with a residual network's tensors, the keys that lead to it, and their prefix in it."""
+    if not isinstance(content, Mapping):
+        return
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    for name, value in tensors.items():
+        prefix = name.removesuffix(STEM[0])
+        is_stem = name.endswith(STEM[0]) and (not prefix or prefix.endswith(".")) and value.dim() == 4
+        if is_stem and all(prefix + other in tensors for other in STEM):
+            yield keys, tensors, prefix
+    if len(keys) < MAX_NESTING:
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                yield from _candidates(value, (*keys, str(key)))
+
+
+def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the network's tensors without their prefix, with the head as `fc`, and the names of the others."""
+    own, others = {}, {}
+    for name, value in tensors.items():
+        rest = name.removeprefix(prefix)
+        part = rest.partition(".")[0]
+        if name.startswith(prefix) and (part in ("conv1", "bn1") or part.startswith("layer")):
+            own[rest] = value
+        else:
+            others[name] = value
+    features = max(value.shape[0] for name, value in own.items() if value.dim() == 1 and name.startswith("layer"))
+    head = _find_head(others, prefix, features)
+    if head is not None:
+        own["fc.weight"] = others.pop(head)
+        bias = others.pop(head.removesuffix("weight") + "bias", None)
+        own["fc.bias"] = own["fc.weight"].new_zeros(len(own["fc.weight"])) if bias is None else bias
+    floats = {name: v.detach().float() if v.is_floating_point() else v.detach() for name, v in own.items()}
+    return {name: value.contiguous() for name, value in floats.items()}, sorted(others)
+
+
+def _find_head(tensors: Mapping[str, Tensor], prefix: str, features: int) -> str | None:
+    """Return the name of the head's matrix: `fc`, or a lone one below it, or a lone one anywhere, of as many inputs.
+
+    Dropout before it, as in Sequential(Dropout, Linear), changes nothing once training is over.
+    """
+    matrices = [name for name, v in tensors.items() if name.endswith("weight") and v.dim() == 2]
+    below = [name for name in matrices if name.startswith((prefix + "fc.", prefix + "head.", prefix + "classifier."))]
+    for candidates in ([name for name in matrices if name == prefix + "fc.weight"], below, matrices):
+        if len(candidates) == 1 and tensors[candidates[0]].shape[1] == features:
+            return candidates[0]
+        if candidates:
+            return None
+    return None
+
+
+def _nothing_there(path: Path, content: Any) -> UserError:
+    names = sorted(_tensor_names(content))
+    if any("embedder.embedder" in name for name in names):
+        return UserError(
+            f"{path} has the names of Hugging Face's transformers ({names[0]}...), not torchvision's or timm's.",
+            "Use timm's weights of that network, such as --weights hf:timm/resnet50.a1_in1k.",
+        )
+    if any(name.endswith("conv1.0.weight") for name in names):
+        return UserError(
+            f"{path} belongs to a ResNet with a deep stem (of three convolutions, as timm's resnet50d), which is not "
+            "supported.",
+            "Use weights of the plain network, such as --weights hf:timm/resnet50.a1_in1k.",
+        )
+    listed = f"It contains {len(names)} tensors: {', '.join(names[:MAX_NAMED])}..." if names else "It has no tensors."
+    return UserError(f"{path} contains no weights of a residual network: no {' and no '.join(STEM)}.", listed)
+
+
+def _tensor_names(content: Any, depth: int = 0) -> Iterator[str]:
+    if isinstance(content, Mapping) and depth <= MAX_NESTING:
+        for name, value in content.items():
+            if isinstance(value, Tensor):
+                yield str(name)
+            else:
+                yield from _tensor_names(value, depth + 1)

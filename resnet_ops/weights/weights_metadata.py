@@ -1,0 +1,103 @@
+"""The preprocessing and the classes that weights were trained with, by torchvision's and timm's own metadata."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from resnet_ops import files
+from resnet_ops.models import Architecture
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CONFIG_NAME = "config.json"  # beside timm's weights, in which the Hub keeps them
+OLDER_HASHES = 8  # characters of the SHA-256 in torchvision's file names
+
+
+class WeightsPreprocessing(BaseModel):
+    """The preprocessing of the images that weights were trained on.
+
+    `crop_share` is the side of the crop to that of the resized image. `assumed` where it is no metadata's, but usual.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
+    crop_share: float | None = Field(default=None, gt=0, le=1)
+    interpolation: str = "bilinear"
+    assumed: bool = False
+
+    def for_channels(self, channels: int) -> Self:
+        """Return it for images of so many channels: for grey ones, with the mean over the colors."""
+        if channels == len(self.mean):
+            return self
+        grey = {name: (sum(each) / len(each),) for name, each in (("mean", self.mean), ("std", self.std))}
+        return self.model_copy(update=grey)
+
+
+class WeightsMetadata(BaseModel):
+    """Whatever is known of weights beside their tensors; `class_names` is () where it is not known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    preprocessing: WeightsPreprocessing | None = None
+    class_names: tuple[str, ...] = ()
+
+
+def assumed_preprocessing(architecture: Architecture, channels: int) -> WeightsPreprocessing | None:
+    """Return what is usual for the network: ImageNet's constants; None for the CIFAR family and for grey images."""
+    if architecture.family != "imagenet" or channels != len(IMAGENET_MEAN):
+        return None
+    return WeightsPreprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD, assumed=True)
+
+
+def torchvision_metadata(weights: Any) -> WeightsMetadata:
+    """Return what torchvision knows of weights, a member of one of its enums."""
+    transforms = weights.transforms()
+    return WeightsMetadata(
+        preprocessing=WeightsPreprocessing(
+            mean=tuple(transforms.mean),
+            std=tuple(transforms.std),
+            crop_share=transforms.crop_size[0] / transforms.resize_size[0],
+            interpolation=transforms.interpolation.value,
+        ),
+        class_names=tuple(weights.meta["categories"]),
+    )
+
+
+def timm_metadata(config: Path) -> WeightsMetadata | None:
+    """Read what timm wrote beside weights: `pretrained_cfg` in config.json; None where that is not it."""
+    try:
+        content = json.loads(files.read(config))
+        settings: Mapping[str, Any] = content.get("pretrained_cfg", content)
+        names = content.get("label_names") or settings.get("label_names") or ()
+        preprocessing = WeightsPreprocessing(
+            mean=tuple(settings["mean"]),
+            std=tuple(settings["std"]),
+            crop_share=settings.get("crop_pct"),
+            interpolation=settings.get("interpolation", "bilinear"),
+        )
+        return WeightsMetadata(preprocessing=preprocessing, class_names=tuple(names))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+        return None
+
+
+def find_metadata(path: Path, sha256: str) -> WeightsMetadata | None:
+    """Return what is known of a file of weights: by timm's config.json beside it, or as torchvision's by its hash."""
+    beside = timm_metadata(path.with_name(CONFIG_NAME))
+    return beside or _torchvision_by_hash(sha256)
+
+
+def _torchvision_by_hash(sha256: str) -> WeightsMetadata | None:
+    """Return the metadata of torchvision's weights whose file has this hash, of which its name has the beginning."""
+    import torchvision.models as zoo  # takes a second
+
+    for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
+        for weights in zoo.get_model_weights(name):
+            with contextlib.suppress(AttributeError):
+                if Path(weights.url).stem.rpartition("-")[2] == sha256[:OLDER_HASHES]:
+                    return torchvision_metadata(weights)
+    return None
