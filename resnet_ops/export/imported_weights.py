@@ -12,7 +12,7 @@ from resnet_ops.export.config import ExportConfig
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 from resnet_ops.weights import pretrained
 from resnet_ops.weights.locate import LocatedWeights
-from resnet_ops.weights.weights_metadata import WeightsPreprocessing
+from resnet_ops.weights.weights_metadata import WeightsPreprocessing, assumed_preprocessing
 
 
 def read(located: LocatedWeights, config: ExportConfig, warn: Callable[[str], None] = lambda _: None) -> Checkpoint:
@@ -23,7 +23,8 @@ def read(located: LocatedWeights, config: ExportConfig, warn: Callable[[str], No
     """
     assert config.model is not None
     weights = pretrained.read(located.path, located.origin, located.metadata, config.weights_key)
-    info, steps = weights.info, weights.info.preprocessing
+    info = weights.info
+    steps = info.preprocessing or assumed_preprocessing(info.channels)
     pretrained.check_model(info, config.model)
     if not info.classes:
         raise UserError(
@@ -106,8 +107,8 @@ def _class_names(file: Path | None, info: pretrained.WeightsInfo) -> tuple[str, 
 def _numbers(name: str, typed: str | None, channels: int, known: tuple[float, ...] | None) -> tuple[float, ...]:
     if typed is None and known is None:
         raise UserError(
-            "Nothing says how images were normalized for these weights, and there is no usual mean and standard "
-            "deviation for such a network.",
+            "Nothing says how images were normalized for these weights, and grey ones have no usual mean and standard "
+            "deviation.",
             "Give those used in training: --mean 0.5 --std 0.25",
         )
     numbers = tuple(float(number) for number in typed.split(",")) if typed else known or ()

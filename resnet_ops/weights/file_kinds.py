@@ -5,10 +5,12 @@ Pickles are loaded as tensors and plain values only, since anything else can run
 
 import argparse
 import collections
+import datetime
 import io
 import json
 import pathlib
 import pickle
+import types
 import warnings
 import zipfile
 from pathlib import Path
@@ -136,10 +138,12 @@ def _harmless() -> list[Any]:
     old_names = [(kind, f"pathlib.{kind.__name__}") for kind in paths]  # as other versions of Python write them
     old_names += [(kind, f"pathlib._local.{kind.__name__}") for kind in paths]
     numbers = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
-    scalar = np.float64(0).__reduce__()[0]
-    scalars = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    plain = [list, dict, set, tuple, int, float, str, bool]  # that a defaultdict makes, for one
-    return [argparse.Namespace, collections.defaultdict, np.dtype, *plain, *numbers, *scalars, *old_names]
+    of_numpy = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+    functions = [(f, f"numpy.{core}.multiarray.{name}") for name, f in of_numpy.items() for core in ("core", "_core")]
+    plain = [list, dict, set, tuple, int, float, str, bool, complex]  # that a defaultdict makes, for one
+    times = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
+    records = [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, collections.deque]
+    return [*records, *plain, *times, np.dtype, np.ndarray, *numbers, *functions, *old_names]
 
 
 def _refusal(path: Path, content: bytes) -> UserError:

@@ -44,7 +44,8 @@ def locate(weights: str, model: str, warn: Callable[[str], None]) -> LocatedWeig
     if weights.startswith(HUB):
         return _of_hub(weights, warn)
     path = files.to_path(weights).expanduser()
-    return LocatedWeights(path, str(path)) if files.is_file(path) else None
+    candidates = (path, *(path / name for name in HUB_FILES))  # a repository that was copied from elsewhere
+    return next((LocatedWeights(file, str(file)) for file in candidates if files.is_file(file)), None)
 
 
 def _of_torchvision(model: str, warn: Callable[[str], None]) -> LocatedWeights:

@@ -103,7 +103,9 @@ def read(
         channels=channels,
         classes=classes,
         class_names=metadata.class_names if len(metadata.class_names) == classes else (),
-        preprocessing=metadata.preprocessing or assumed_preprocessing(architecture, channels),
+        # A CIFAR network has no usual constants: training then takes those of its own images.
+        preprocessing=metadata.preprocessing
+        or (assumed_preprocessing(channels) if architecture.family == "imagenet" else None),
     )
     return PretrainedWeights(info, tensors, tuple(state.notes))
 
@@ -124,16 +126,16 @@ def check_model(info: WeightsInfo, model: str, option: str = "--model") -> None:
     Raises:
         UserError: They belong to another; the message says to which.
     """
-    wanted = parse_name(model)
+    requested = parse_name(model)
     own = info.architecture
     # Without shortcuts that have weights, a residual network's tensors are those of a plain one.
-    alike = info.shortcut is None and (own.depth, own.family) == (wanted.depth, wanted.family)
-    if wanted != own and not alike:
+    alike = info.shortcut is None and (own.depth, own.family) == (requested.depth, requested.family)
+    if requested != own and not alike:
         family = {"cifar": "a CIFAR network", "imagenet": "an ImageNet network"}
-        families = f", {family[own.family]}, and {wanted.name} is {family[wanted.family]}" * (
-            own.family != wanted.family
+        families = f", {family[own.family]}, and {requested.name} is {family[requested.family]}" * (
+            own.family != requested.family
         )
         raise UserError(
-            f"{info.origin} has the weights of {own.name}, not of {wanted.name}{families}.",
-            f"Use {option} {own.name}, or weights of {wanted.name}.",
+            f"{info.origin} has the weights of {own.name}, not of {requested.name}{families}.",
+            f"Use {option} {own.name}, or weights of {requested.name}.",
         )

@@ -3,11 +3,13 @@
 Trainers nest state dicts in dicts of their own, and prefix names: DDP, torch.compile, Lightning, averages over time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from resnet_ops.errors import UserError, did_you_mean
@@ -27,17 +29,17 @@ class StateDict:
         tensors: Float ones in float32. The head is `fc.weight` and `fc.bias`; without a head that fits, neither.
         key: The keys and the prefix that it was under, as `--weights-key` takes them.
         left_out: Names of tensors that belong to something else.
-        others: The keys of other networks beside it.
+        others: The keys of other networks beside it, which could have been taken as well.
     """
 
     tensors: dict[str, Tensor]
     key: str
     left_out: tuple[str, ...]
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...]
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know: which weights were taken of several, and what was left out."""
+        """Say which weights were taken of several, and what was left out."""
         notes = []
         if self.others:
             others = " or ".join(f"--weights-key {name}" for name in self.others if name)
@@ -75,7 +77,7 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
         tensors,
         chosen,
         tuple(name for name in left_out if not name.startswith(other_prefixes)),
-        tuple(name for name in candidates if name != chosen),
+        tuple(name for name in names if name != chosen),
     )
 
 
@@ -87,18 +89,27 @@ def _candidates(
     content: Any, keys: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Tensor], str]]:
     """Yield every dict with a residual network's tensors, the keys that lead to it, and their prefix in it."""
-    if not isinstance(content, Mapping):
-        return
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in _items(content) if isinstance(value, Tensor)}
     for name, value in tensors.items():
         prefix = name.removesuffix(STEM[0])
         is_stem = name.endswith(STEM[0]) and (not prefix or prefix.endswith(".")) and value.dim() == 4
         if is_stem and all(prefix + other in tensors for other in STEM):
             yield keys, tensors, prefix
     if len(keys) < MAX_NESTING:
-        for key, value in content.items():
-            if isinstance(value, Mapping):
-                yield from _candidates(value, (*keys, str(key)))
+        for key, value in _items(content):
+            yield from _candidates(value, (*keys, str(key)))
+
+
+def _items(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield keys and values of a dict or a list, with arrays of NumPy as tensors; nothing of anything else."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(content, Mapping):
+        pairs = content.items()
+    elif isinstance(content, list | tuple):
+        pairs = enumerate(content)
+    for key, value in pairs:
+        is_array = isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+        yield key, torch.from_numpy(value) if is_array else value
 
 
 def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -118,7 +129,9 @@ def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[s
         bias = others.pop(head.removesuffix("weight") + "bias", None)
         own["fc.bias"] = own["fc.weight"].new_zeros(len(own["fc.weight"])) if bias is None else bias
     floats = {name: v.detach().float() if v.is_floating_point() else v.detach() for name, v in own.items()}
-    return {name: value.contiguous() for name, value in floats.items()}, sorted(others)
+    # Copied, as safetensors does not write views of one memory.
+    copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in floats.items()}
+    return copies, sorted(others)
 
 
 def _find_head(tensors: Mapping[str, Tensor], prefix: str, features: int) -> str | None:
@@ -154,8 +167,8 @@ def _nothing_there(path: Path, content: Any) -> UserError:
 
 
 def _tensor_names(content: Any, depth: int = 0) -> Iterator[str]:
-    if isinstance(content, Mapping) and depth <= MAX_NESTING:
-        for name, value in content.items():
+    if depth <= MAX_NESTING:
+        for name, value in _items(content):
             if isinstance(value, Tensor):
                 yield str(name)
             else:

@@ -9,7 +9,6 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from resnet_ops import files
-from resnet_ops.models import Architecture
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONFIG_NAME = "config.json"  # beside timm's weights, in which the Hub keeps them
@@ -47,9 +46,9 @@ class WeightsMetadata(BaseModel):
     class_names: tuple[str, ...] = ()
 
 
-def assumed_preprocessing(architecture: Architecture, channels: int) -> WeightsPreprocessing | None:
-    """Return what is usual for the network: ImageNet's constants; None for the CIFAR family and for grey images."""
-    if architecture.family != "imagenet" or channels != len(IMAGENET_MEAN):
+def assumed_preprocessing(channels: int) -> WeightsPreprocessing | None:
+    """Return what is usual for RGB images: ImageNet's constants; None for grey ones."""
+    if channels != len(IMAGENET_MEAN):
         return None
     return WeightsPreprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD, assumed=True)
 

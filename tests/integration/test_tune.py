@@ -354,3 +354,25 @@ def test_a_warm_up_fits_into_every_trial(cli: Callable[..., Ended], tmp_path: Pa
     recipe.write_text('schedule = "cosine"\nwarmup_steps = 40\n')
     options = ("--recipe", recipe, "batch_size=64,1438", "--runs-dir", tmp_path / "runs")
     refused(cli("tune", *options), "--warmup-steps 40: the whole training is 30 steps (30 epochs of 1)")
+
+
+@pytest.mark.slow
+def test_trials_begin_with_the_same_weights(trained: training.TrainResult, tmp_path: Path) -> None:
+    """They are read once, kept with the search, and needed no more: not by trials, nor by the training that follows."""
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes((trained.run.best / "model.safetensors").read_bytes())
+    given = {"weights": str(file)}
+    pairs = ("model=resnet8", "lr=0.0001,0.001")
+    result = run_search(tmp_path, "tuned", *pairs, epochs=1, search="grid", refit=True, given=given)
+    runs_of_it = [result.search.trial_run(trial) for trial in result.trials]
+    file.unlink()
+    assert len(runs_of_it) == 2
+    for run in (*runs_of_it, Run(tmp_path / "tuned-refit")):
+        record = run.read()
+        assert record.start is not None
+        assert (record.start.origin, record.start.head) == (str(file), "kept")
+        assert run.epochs()[0].train_error < 0.1  # from scratch it is 0.5
+    kept = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("weights.safetensors")]
+    assert sorted(kept) == ["tuned-refit/weights.safetensors", "tuned/weights.safetensors"]
+    with pytest.raises(UserError, match="--weights are those of one network, and this search has 2"):
+        run_search(tmp_path, "two", "model=resnet8,resnet14", given={"weights": "trained", "runs_dir": tmp_path})

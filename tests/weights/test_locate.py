@@ -93,6 +93,9 @@ def test_the_hub_is_asked_once_and_then_its_cache(hub: list[str]) -> None:
     hub.clear()
     assert locate("hf:me/net", "resnet8", warnings.append) == located
     assert (hub, len(warnings)) == ([], 1)
+    copied = locate(str(located.path.parent), "resnet8", warnings.append)
+    assert copied is not None
+    assert pretrained.read(copied.path).info.preprocessing == info.preprocessing
 
 
 def test_the_hub_says_what_it_does_not_have(hub: list[str]) -> None:

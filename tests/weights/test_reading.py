@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import datetime
 import gzip
 import json
 import pathlib
@@ -56,7 +57,15 @@ TRAINERS: dict[str, Callable[[State], State]] = {
         "hyper_parameters": {"root": pathlib.PurePosixPath("/x"), "tags": collections.defaultdict(list)},
     },
     "a prefix of its own": lambda s: {"net": {"weights": under("encoder.trunk.", s)}},
-    "a numpy number beside": lambda s: {"state_dict": s, "best": np.float64(0.9), "kind": np.dtype("int64")},
+    "numpy and dates beside": lambda s: {
+        "state_dict": s,
+        "best": np.float64(0.9),
+        "kind": np.dtype("int64"),
+        "history": np.arange(3.0),
+        "at": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+    },
+    "in a list": lambda s: [s, 3],
+    "arrays": lambda s: {"model": {name: value.numpy() for name, value in s.items()}},
     "SWA": lambda _: AveragedModel(network()).state_dict(),
     "dropout before the head": with_dropout,
     "a head elsewhere": lambda s: {n.replace("fc.", "linear."): v for n, v in under("", s).items()},
@@ -92,7 +101,9 @@ def test_which_of_several_is_said_and_can_be_chosen(tmp_path: Path) -> None:
     (note,) = weights.notes
     assert "state_dict_ema" in note
     assert "--weights-key state_dict" in note
-    assert_same(pretrained.read(path, key="state_dict"), network(seed=1))
+    other = pretrained.read(path, key="state_dict")
+    assert_same(other, network(seed=1))
+    assert other.notes == ()
     with pytest.raises(UserError, match=r"no weights under 'state_dict_em'.* Did you mean state_dict_ema"):
         pretrained.read(path, key="state_dict_em")
 

@@ -1,5 +1,6 @@
 """Weights that were trained elsewhere, under torchvision's names."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ from PIL import Image
 from torch import nn
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import weights
+from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig
+from resnet_ops.training.checkpoint import Checkpoint
+from resnet_ops.weights.locate import locate
 from tests.conftest import Ended
 
 
@@ -33,31 +36,44 @@ def config(path: Path, **options: Any) -> ExportConfig:
     return ExportConfig.of(**({"run": str(path), "model": "resnet18", "image_size": 64} | options))
 
 
-WRAPPED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "alone": lambda state: state,
-    "nested": lambda state: {"state_dict": state, "epoch": 3},
-    "of DDP": lambda state: {"model": {f"module.{name}": value for name, value in state.items()}},
-    "compiled": lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
-    "half": lambda state: {n: v.half() if v.is_floating_point() else v for n, v in state.items()},
-    "without counters": lambda state: {n: v for n, v in state.items() if "num_batches" not in n},
-}
-
-
-@pytest.mark.parametrize("way", WRAPPED)
-def test_they_are_found_in_what_trainers_save(way: str, network: nn.Module, tmp_path: Path) -> None:
-    torch.save(WRAPPED[way](network.state_dict()), tmp_path / "w.pth")
-    checkpoint = weights.read(tmp_path / "w.pth", config(tmp_path / "w.pth"))
+def test_they_become_a_checkpoint(network: nn.Module, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    warnings: list[str] = []
+    checkpoint = read(tmp_path / "w.pth", warnings.append)
     ours = checkpoint.info.build_network().eval()
     ours.load_state_dict(checkpoint.model)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(ours(x), network(x), atol=2e-2 if way == "half" else 1e-5, rtol=1e-3)
-    assert (checkpoint.info.shortcut, checkpoint.info.stored) == ("B", 72)
+        torch.testing.assert_close(ours(x), network(x))
+    assert (checkpoint.info.shortcut, checkpoint.info.stored, checkpoint.info.class_names) == ("B", 72, ("0", "1", "2"))
+    (assumed,) = warnings
+    assert "assumed: --mean 0.485,0.456,0.406, --std 0.229,0.224,0.225, --resize 72." in assumed
+
+
+def test_metadata_or_options_say_how_images_were_prepared(network: nn.Module, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    settings = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95, "interpolation": "bicubic"}
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": ["a", "b", "c"], "pretrained_cfg": settings}))
+    warnings: list[str] = []
+    info = read(tmp_path / "w.pth", warnings.append, image_size=224).info
+    assert (info.mean, info.std, info.stored, info.class_names) == ((0.5,) * 3, (0.25,) * 3, 236, ("a", "b", "c"))
+    assert "resized bicubic; the file resizes them bilinearly" in warnings[0]
+    info = read(tmp_path / "w.pth", image_size=224, resize=232, mean="0.1,0.2,0.3").info
+    assert (info.mean, info.stored) == ((0.1, 0.2, 0.3), 232)
+    assert "--resize 230 must be the image size, 224, or larger by a multiple of 4. Use --resize 2" in refusal(
+        tmp_path / "w.pth", image_size=224, resize=230
+    )
+
+
+def read(path: Path, warn: Callable[[str], None] = lambda _: None, **options: Any) -> Checkpoint:
+    located = locate(str(path), "resnet18", warn)
+    assert located is not None
+    return imported_weights.read(located, config(path, **options), warn)
 
 
 def refusal(path: Path, **options: Any) -> str:
     with pytest.raises(UserError) as refused:
-        weights.read(path, config(path, **options))
+        read(path, **options)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -65,17 +81,14 @@ def refusal(path: Path, **options: Any) -> str:
 def test_what_does_not_fit_is_said(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
-    assert "does not contain the weights of resnet34" in refusal(path, model="resnet34")
+    assert "has the weights of resnet18, not of resnet34. Use --model resnet18" in refusal(path, model="resnet34")
     assert "Unknown network" in refusal(path, model="vgg16")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert "has 2 classes; the weights have 3" in refusal(path, classes=tmp_path / "names.txt")
     assert "must be one number above 0 for each of 3 channels" in refusal(path, mean="0.5")
-    torch.save(torchvision.models.alexnet(num_classes=3).state_dict(), tmp_path / "a.pth")
-    assert "contains no conv1.weight of a residual network" in refusal(tmp_path / "a.pth")
-    torch.save(network, tmp_path / "whole.pth")
-    assert "a pickle of more than tensors" in refusal(tmp_path / "whole.pth")
-    path.write_bytes(path.read_bytes()[:1000])
-    assert "is damaged" in refusal(path)
+    headless = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+    safetensors.torch.save_file(headless, path)
+    assert "has no head of one layer" in refusal(path)
 
 
 def test_they_are_exported_and_proven(cli: Callable[..., Ended], network: nn.Module, tmp_path: Path) -> None:
