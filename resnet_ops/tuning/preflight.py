@@ -101,21 +101,21 @@ def check_search(
     recipes = [read_recipe(str(recipe)) for recipe in _values(space, "recipe")]
     if base.fit_all or any(recipe.get("fit_all") for recipe in recipes):
         raise UserError("A search compares networks on validation images, and --fit-all leaves none.", "Use --refit.")
+    listed = _listed_models(space)
+    if base.weights is not None and len(listed) > 1:
+        raise UserError(
+            f"--weights are those of one network, and this search has {len(listed)}.",
+            "Search one network, such as model=resnet18.",
+        )
     with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
-        asked = base.model_copy(update={"model": _first_network(space)})
+        asked = base.model_copy(update={"model": AUTO if AUTO in listed else listed[0]})
         base, weights = start_weights(asked, slots.device, observer)
         source, settled = preflight.check_training(base, slots.device)
         preflight.report_choices(
             base.model_copy(update={"model": settled.model}), settled, source.record, slots.device, observer
         )
         space = settle_space(space, settled, source.record, slots.device)
-        names = _models(space)
-        if weights is not None and len(names) > 1:
-            raise UserError(
-                f"--weights are those of one network, and this search has {len(names)}.",
-                "Search one network, such as model=resnet18.",
-            )
-        for model in names:
+        for model in _models(space):
             base = base.model_copy(update={"model": model})
             source, settled = preflight.check_training(base, slots.device, source)
         source, _ = with_start(source, base, weights, observer)
@@ -241,11 +241,11 @@ def _values(space: Space, name: str) -> list[Any]:
     return [space.fixed[name]] if name in space.fixed else [point[name] for point in space.points if name in point]
 
 
-def _first_network(space: Space) -> str:
-    """Return a network of the space; `auto` where images and weights have a say in them."""
-    if AUTO in _values(space, "model") or {"depth", "family"} <= space.defaults:
-        return AUTO
-    return _models(space)[0]
+def _listed_models(space: Space) -> list[str]:
+    """Return the networks that were asked for; `auto` where images and weights have a say in them."""
+    if AUTO in (names := _values(space, "model")):
+        return names
+    return [AUTO] if {"depth", "family"} <= space.defaults else _models(space)
 
 
 def _models(space: Space) -> list[str]:
