@@ -66,6 +66,7 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/export.py
 
 # What fails does not keep the rest from being measured. With -P the installed package is run, not the folder here.

@@ -13,19 +13,22 @@ from resnet_ops.config_base import as_options
 def train_arguments(config: TrainConfig, resume: bool = False, *, overwrite: bool = False) -> list[str]:
     """Return the arguments of `resnet-ops` that train this configuration on the cluster they are run on.
 
-    They are the options that differ from their defaults, as `--option=value`; with a recipe all options, since one
-    typed beside it may have returned to its default. The file of a recipe stays here. A resumed run has its options
-    already: only its name and folder are passed, and the options that may change, where they were typed.
+    They are the options that were typed or are a recipe's, as `--option=value`, even where that is the default: it
+    counts there, too, against what is chosen by the images. The file of a recipe stays here. A resumed run has its
+    options already: only its name and folder are passed, and the options that may change.
     """
     arguments = ["train", f"--resume={config.name}"] if resume else ["train"]
+    passed = config.model_fields_set & (
+        {*config.changeable_on_resume(), *EXTENDING, "runs_dir"} if resume else {*TrainConfig.model_fields}
+    )
     for name in TrainConfig.model_fields:
         value = getattr(config, name)
-        if resume:  # what was typed, even if it is the default: the run may have begun with another value
-            changeable = {*config.changeable_on_resume(), *EXTENDING, "runs_dir"}
-            is_passed = name in config.model_fields_set & changeable and value is not None
-        else:
-            is_passed = value is not None if config.recipe else value != TrainConfig.default(name)
-        if is_passed and name != "cluster" and not (name == "recipe" and value.endswith(".toml")):
+        if (
+            name in passed
+            and value is not None
+            and name != "cluster"
+            and not (name == "recipe" and value.endswith(".toml"))
+        ):
             arguments += as_options({name: value})
     if overwrite and not resume:
         arguments.append("--overwrite")

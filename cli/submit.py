@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from rich.markup import escape
 
 from resnet_ops.class_metrics import SELECT_NAMES
-from resnet_ops.config import DATA_SETS, TEST_NAME, Select, TrainConfig
+from resnet_ops.config import AUTO, DATA_SETS, TEST_NAME, Select, TrainConfig
 from resnet_ops.config_base import RUN_NAME, as_typed
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
@@ -292,7 +292,7 @@ def _check_places(config: TrainConfig) -> None:
 def _new_name(config: TrainConfig) -> str:
     """Return a name for a run, which it needs before it is submitted, to be resumed if its job is lost."""
     data = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.data).stem).strip("-")[:40] or "images"
-    stem = f"{config.model}-{data}"
+    stem = data if config.model == AUTO else f"{config.model}-{data}"
     return f"{stem if RUN_NAME.fullmatch(stem) else 'run'}-{secrets.token_hex(3)}"
 
 

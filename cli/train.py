@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 EXAMPLES = """
 resnet-ops train  # ResNet-20 on the built-in digits, in seconds
 resnet-ops train --model plain56 --epochs 15 --name plain56  # see depth hurt a plain network
-resnet-ops train --data ~/images --model resnet56 --name mine  # your own images, one folder per class
+resnet-ops train --data ~/images --name mine  # your own images, one folder per class
+resnet-ops train --data ~/photos --weights imagenet  # fine-tune pretrained weights
 resnet-ops train --data ~/images --recipe fast --epochs 10  # a recipe, with fewer epochs
 resnet-ops train --resume mine  # resume an interrupted run
 resnet-ops train --resume mine --epochs 60  # more epochs

@@ -22,6 +22,8 @@ EXTENDING = frozenset(
 )  # what a run that is resumed may have more of
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 Select = Literal["top1", "macro-f1", "macro-recall", "loss"]  # what the best epoch is the best in
+AUTO = "auto"  # the network that fits images and device
+IMAGENET_WEIGHTS = "imagenet"  # what --weights takes for torchvision's
 TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
 
 
@@ -31,10 +33,12 @@ class NetworkConfig(Config):
     model: Annotated[
         str,
         option(
-            "Network: resnetN or plainN, such as resnet20, plain56 or resnet50; or alexnet, vgg19, googlenet.",
+            "Network: resnetN or plainN, such as resnet20, plain56 or resnet50; or alexnet, vgg19, googlenet. auto: "
+            "resnet20 for images up to 64 pixels, else resnet18, or on a GPU with --weights or from 20,000 images on "
+            "resnet50.",
             panel="Model and data",
         ),
-    ] = "resnet20"
+    ] = AUTO
     shortcut: Annotated[
         Literal["A", "B", "C"] | None,
         option(

@@ -50,7 +50,7 @@ FLOORS = {
     "orchestration": {"errors", "machine", "files", "config_base", "cluster_config", "results"},
     "tracking": BASE,
     "weights": BASE | {"models", "data"},
-    "training": BASE | {"significance", "models", "data", "weights", "orchestration", "tracking"},
+    "training": BASE | {"significance", "recipes", "models", "data", "weights", "orchestration", "tracking"},
     "tuning": BASE | {"significance", "recipes", "models", "data", "weights", "orchestration", "tracking", "training"},
     "export": BASE | {"significance", "models", "data", "weights", "training"},
     "serving": BASE | {"orchestration", "data", "export"},

@@ -40,7 +40,7 @@ class RecipeList(Result):
 
 
 def configure(**options: Any) -> TrainConfig:
-    """Make a configuration of these options, and of those of their `recipe` that are not among them.
+    """Make a configuration of these options, and of those of their `recipe` that are not among them or against them.
 
     Where they name another optimizer than the recipe's, its learning rate and what else belongs to it is left out.
 
@@ -48,11 +48,21 @@ def configure(**options: Any) -> TrainConfig:
         UserError: There is no such recipe, or an option is wrong.
     """
     recipe = options.get("recipe")
-    of_the_recipe = read_recipe(recipe) if recipe else {}
-    optimizer = of_the_recipe.get("optimizer", TrainConfig.default("optimizer"))
+    return TrainConfig.of(**{**(_beside(read_recipe(recipe), options) if recipe else {}), **options})
+
+
+def _beside(recipe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a recipe has that does not go with the options beside it, which count."""
+    against = {
+        "warmup_ratio": options.get("schedule") == "one-cycle",  # which has its own
+        "warmup_steps": options.get("schedule") == "one-cycle",
+        "nesterov": options.get("momentum") == 0,
+        "random_resized_crop": bool(options.get("crop_padding")),  # the other way to crop
+    }
+    optimizer = recipe.get("optimizer", TrainConfig.default("optimizer"))
     if options.get("optimizer", optimizer) != optimizer:
-        of_the_recipe = {name: value for name, value in of_the_recipe.items() if name not in OF_THE_OPTIMIZER}
-    return TrainConfig.of(**{**of_the_recipe, **options})
+        against |= dict.fromkeys(OF_THE_OPTIMIZER, True)
+    return {name: value for name, value in recipe.items() if not against.get(name)}
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

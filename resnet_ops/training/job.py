@@ -38,6 +38,7 @@ from resnet_ops.training.preflight import (
     check_training,
     count_parameters,
     decode_images,
+    report_choices,
     report_defaults,
     warn_of_batch_size,
     warn_of_double_balance,
@@ -114,11 +115,12 @@ def train(
     config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
     with allocate(config, observer.warn) as placement:
         with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
-            requested, weights = start_weights(config, observer)
-            layout = placement.layout
+            asked, layout = config, placement.layout
+            requested, weights = start_weights(asked, layout.device, observer)
             source, config = check_training(requested, layout.device, workers=layout.workers)
             source, start = with_start(source, requested, weights, observer)
             compare(source.record.fingerprint)
+        report_choices(asked, config, source.record, layout.device, observer)
         warn_of_batch_size(requested, config, source.record, observer)
         warn_of_mirroring(requested, source.record, observer)
         warn_of_double_balance(config, observer)

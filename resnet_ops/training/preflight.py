@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.config import AUTO, DataConfig, TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.data.discovery import EMBEDDED
@@ -19,9 +19,11 @@ from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.nodes import Node
+from resnet_ops.orchestration.placement import Device
 from resnet_ops.orchestration.shared_storage import probe_nodes
 from resnet_ops.recipe_config import ADAMW_DEFAULTS, IMAGE_DEFAULTS, NO_LAYER, parse_class_weights, steps_per_epoch
 from resnet_ops.run_records import DataRecord
+from resnet_ops.training.defaults import choose_network, explain_choices, with_recipe
 from resnet_ops.training.observer import Observer
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ MAX_NAMED = 10  # classes that a message lists
 
 
 def check_training(
-    config: TrainConfig, device: str, source: Source | None = None, *, resumes: bool = False, workers: int = 1
+    config: TrainConfig, device: Device, source: Source | None = None, *, resumes: bool = False, workers: int = 1
 ) -> tuple[Source, TrainConfig]:
     """Check that network, images and device fit each other, and settle what depends on them.
 
@@ -59,7 +61,8 @@ def check_training(
     """
     from resnet_ops import models
 
-    architecture = models.parse_name(config.model)
+    if config.model != AUTO:
+        models.parse_name(config.model)  # before images are looked for
     if config.fit_all and config.select != config.default("select"):
         raise UserError(
             f"--select {config.select} chooses an epoch on validation images, and --fit-all leaves none.",
@@ -67,6 +70,8 @@ def check_training(
         )
     source = source or open_source(config)
     data = source.record
+    config = config if resumes else with_recipe(config, data)
+    architecture = models.parse_name(choose_network(config, data, device)[0] if config.model == AUTO else config.model)
     models.check_image_size(architecture, (data.height, data.width))
     batch_size = _batch_size(config, data)
     side = min(data.height, data.width)
@@ -92,6 +97,9 @@ def check_training(
     if stream:
         _check_sampler(config, source)
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
+    freezes_batchnorm = config.freeze_batchnorm
+    if not config.auto_batch:
+        freezes_batchnorm = _freezes_batchnorm(config, architecture, batch_size, workers)
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
@@ -99,9 +107,7 @@ def check_training(
         "stream": "on" if stream else "off",
         "crop_padding": padding,
         "flip": _mirroring_harm(data) is None if config.flip is None else config.flip,
-        "freeze_batchnorm": (
-            config.freeze_batchnorm if config.auto_batch else _freezes_batchnorm(config, batch_size, workers)
-        ),
+        "freeze_batchnorm": freezes_batchnorm,
         **_optimizer_defaults(config),
     }
     settled = config.model_copy(update=update)
@@ -139,13 +145,11 @@ def check_freezing(config: TrainConfig, architecture: "Architecture") -> None:
         raise UserError(f"{option} keeps weights as they are, but none are given.", "Add --weights, or remove it.")
 
 
-def _freezes_batchnorm(config: TrainConfig, batch_size: int, workers: int) -> bool | None:
+def _freezes_batchnorm(config: TrainConfig, architecture: "Architecture", batch_size: int, workers: int) -> bool | None:
     """Return whether BatchNorm keeps the statistics of given weights: as asked for, or where it sees few images."""
-    from resnet_ops.models import parse_name
-
     few = batch_size // workers // config.accumulate < FEWEST_NORMALIZED and not config.sync_batchnorm
     if config.freeze_batchnorm is None and config.weights is not None and few:
-        return parse_name(config.model).has_batchnorm or None
+        return architecture.has_batchnorm or None
     return config.freeze_batchnorm
 
 
@@ -272,6 +276,14 @@ def _check_micro_batches(config: TrainConfig, batch_size: int, data: DataRecord)
         )
 
 
+def report_choices(
+    requested: TrainConfig, settled: TrainConfig, data: DataRecord, device: Device, observer: Observer
+) -> None:
+    """Say which network and recipe `check_training` chose, and why, and where pretrained weights would do good."""
+    for line in explain_choices(requested, settled, data, device):
+        observer.warn(line)
+
+
 def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
     """Warn where `check_training` chose another batch size than the default."""
     if settled.batch_size != requested.batch_size:
@@ -327,12 +339,13 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
 
 def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placement, observer: Observer) -> TrainConfig:
     """Return the configuration with the batch size that memory allows, and report it."""
+    from resnet_ops.models import parse_name
     from resnet_ops.training.memory import largest_batch
 
     batch_size, why = largest_batch(config, data, placement)
     observer.warn(why)
     _check_micro_batches(config, batch_size, data)
-    freezes = _freezes_batchnorm(config, batch_size, placement.layout.workers)
+    freezes = _freezes_batchnorm(config, parse_name(config.model), batch_size, placement.layout.workers)
     config = config.model_copy(update={"batch_size": batch_size, "freeze_batchnorm": freezes})
     check_steps(config, data)
     return config

@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resnet_ops import files, runs
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.config_base import image_size_text, parse_image_size
 from resnet_ops.data.sources import IMAGE_SIZE, Source, stored_size
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.formatting import percent
+from resnet_ops.orchestration.placement import Device
 from resnet_ops.run_records import RunRecord, StartRecord
 from resnet_ops.runs import Run
 from resnet_ops.significance import wilson_interval
+from resnet_ops.training.defaults import imagenet_network
 from resnet_ops.training.observer import Observer
 
 if TYPE_CHECKING:
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
     from resnet_ops.weights.pretrained import PretrainedWeights
 
 
-def start_weights(config: TrainConfig, observer: Observer) -> tuple[TrainConfig, "PretrainedWeights | None"]:
+def start_weights(
+    config: TrainConfig, device: Device, observer: Observer
+) -> tuple[TrainConfig, "PretrainedWeights | None"]:
     """Read the weights that `config.weights` means.
 
     Returns:
-        The configuration, with what follows from them: the type of shortcuts, and the side that images are resized to;
-        and the weights, None where none are asked for.
+        The configuration, with what follows from them: the network of `--model auto`, the type of shortcuts, and the
+        side that images are resized to; and the weights, None where none are asked for.
 
     Raises:
         UserError: There are none, or they are not of the network.
@@ -38,7 +42,11 @@ def start_weights(config: TrainConfig, observer: Observer) -> tuple[TrainConfig,
         return config, None
     from resnet_ops.weights import pretrained
 
+    if config.model == AUTO and config.weights == IMAGENET_WEIGHTS:
+        config = config.model_copy(update={"model": imagenet_network(device)})
     weights = read_weights(config, observer)
+    if config.model == AUTO:
+        config = config.model_copy(update={"model": weights.info.model})
     pretrained.check_model(weights.info, config.model)
     for note in weights.notes:
         observer.warn(note)

@@ -141,7 +141,7 @@ def search_space(
     stored = _stored_config(config, base)
     resources = _resources(config, kind.machines)
     with allocate_trials(base, resources, observer.warn) as slots:
-        base, data, weights = check_search(space, base, slots, observer)
+        space, base, data, weights = check_search(space, base, slots, observer)
         planned = planned_trials(config, space)
         at_once = min(planned, config.max_concurrent or planned)
         slots = with_shared_gpus(slots, resources, at_once, space, base, data, observer)
@@ -213,7 +213,7 @@ def resume(
                 raise UserError(
                     f"{name} was searched on {record.device}, not on {slots.device}.", "Start a new search."
                 )
-            base, data, _ = check_search(space, base, slots, observer)
+            space, base, data, _ = check_search(space, base, slots, observer)
             if data.fingerprint != record.data.fingerprint:
                 raise UserError(
                     f"The images in {base.data} differ from those {name} was searched on.",

@@ -5,11 +5,12 @@ The checks of each training are those of `training.preflight`.
 
 from typing import TYPE_CHECKING, Any
 
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import AUTO, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.packaging import code_fingerprint
+from resnet_ops.orchestration.placement import Device
 from resnet_ops.orchestration.trial_slots import (
     GPU_MEMORY_SHARE,
     GpuShare,
@@ -18,10 +19,11 @@ from resnet_ops.orchestration.trial_slots import (
     share_gpus,
     smallest_gpu,
 )
-from resnet_ops.recipe_config import AUGMENTATION
+from resnet_ops.recipe_config import AUGMENTATION, Recipe
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training import preflight
+from resnet_ops.training.defaults import FINETUNE, are_photos
 from resnet_ops.training.start import start_weights, with_start
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
@@ -30,6 +32,11 @@ from resnet_ops.tuning.space import Choices, Range, Space, train_options
 if TYPE_CHECKING:
     from resnet_ops.weights.pretrained import PretrainedWeights
 
+PHOTO_NETWORKS: dict[Device, tuple[str, ...]] = {
+    "cpu": ("resnet18", "resnet34"),
+    "cuda": ("resnet18", "resnet34", "resnet50"),
+}  # instead of --depths 8,14,20,32, which are for small images
+FINETUNE_LR = Range(0.001, 0.1, log=True, whole=False)  # instead of --lr 0.01:1 (Kornblith et al. 2019)
 COMPARED_VERSIONS = ("python", "torch", "ray", "optuna")  # other versions may train or search differently
 
 
@@ -79,11 +86,12 @@ def refuse_other_code(record: SearchRecord) -> None:
 
 def check_search(
     space: Space, base: TrainConfig, slots: TrialSlots, observer: SearchObserver
-) -> tuple[TrainConfig, DataRecord, "PretrainedWeights | None"]:
+) -> tuple[Space, TrainConfig, DataRecord, "PretrainedWeights | None"]:
     """Check every network against the images, set the options that depend on them, and decode them here once.
 
     Returns:
-        The options that all trials share, the images, and the weights that all begin with, if any.
+        The space and the options that all trials share, with every default resolved, the images, and the weights that
+        all begin with, if any.
 
     Raises:
         UserError: They do not fit each other, or a machine has other images.
@@ -95,21 +103,27 @@ def check_search(
         raise UserError("A search compares networks on validation images, and --fit-all leaves none.", "Use --refit.")
     from resnet_ops.models import parse_name
 
-    names, source, weights = _models(space), None, None
-    if base.weights is not None and len(names) > 1:
+    listed = _listed_models(space)
+    if base.weights is not None and len(listed) > 1:
         raise UserError(
-            f"--weights are those of one network, and this search has {len(names)}.",
+            f"--weights are those of one network, and this search has {len(listed)}.",
             "Search one network, such as model=resnet18.",
         )
     with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
-        for model in names:
-            base, weights = start_weights(base.model_copy(update={"model": model}), observer)
+        asked = base.model_copy(update={"model": AUTO if AUTO in listed else listed[0]})
+        base, weights = start_weights(asked, slots.device, observer)
+        source, settled = preflight.check_training(base, slots.device)
+        preflight.report_choices(
+            base.model_copy(update={"model": settled.model}), settled, source.record, slots.device, observer
+        )
+        space = settle_space(space, settled, source.record, slots.device)
+        for model in _models(space):
+            base = base.model_copy(update={"model": model})
             source, settled = preflight.check_training(base, slots.device, source)
             for layer in _values(space, "freeze"):
                 given = next(iter(_values(space, "weights")), base.weights)
                 frozen = base.model_copy(update={"freeze": layer, "weights": given})
                 preflight.check_freezing(frozen, parse_name(model))
-        assert source is not None
         source, _ = with_start(source, base, weights, observer)
         compare(source.record.fingerprint)
     largest = max(_values(space, "batch_size") or [settled.batch_size])
@@ -120,8 +134,37 @@ def check_search(
     searched = " where it is not searched" if space.searched.keys() & {"recipe", *AUGMENTATION} else ""
     observer.warn(f"Augmentation{searched}: {settled.augmentation(source.record.stored)}.")
     source = preflight.decode_images(source, settled, observer)
-    update = {"device": slots.device, **{name: getattr(settled, name) for name in preflight.OF_THE_IMAGES}}
-    return base.model_copy(update=update), source.record, weights
+    own = {name: getattr(settled, name) for name in ("recipe", *Recipe.model_fields)}
+    update = {"device": slots.device, **own}
+    return space, base.model_copy(update=update), source.record, weights
+
+
+def settle_space(space: Space, settled: TrainConfig, data: DataRecord, device: Device) -> Space:
+    """Return the space for these images: the network that `auto` stands for, and for photos other defaults.
+
+    Args:
+        space: As it was requested.
+        settled: What `check_training` makes of the options that all trials share; its network is that of `auto`.
+        data: The images.
+        device: The device of each trial.
+    """
+    searched, fixed = dict(space.searched), dict(space.fixed)
+    if {"depth", "family"} <= space.defaults and (settled.weights or are_photos(data)):
+        for name in ("depth", "family"):
+            searched.pop(name, None)
+            fixed.pop(name, None)
+        if settled.weights:  # which are of one network
+            fixed["model"] = settled.model
+        else:
+            searched["model"] = Choices(PHOTO_NETWORKS[device])
+    if fixed.get("model") == AUTO:
+        fixed["model"] = settled.model
+    elif isinstance(models := searched.get("model"), Choices):
+        names = dict.fromkeys(settled.model if name == AUTO else name for name in models.values)
+        searched["model"] = Choices(tuple(names))
+    if "lr" in space.defaults and settled.recipe == FINETUNE:
+        searched["lr"] = FINETUNE_LR
+    return Space(searched, fixed, space.points)
 
 
 def with_shared_gpus(
@@ -203,6 +246,13 @@ def _values(space: Space, name: str) -> list[Any]:
     if isinstance(searched, Range):
         return [searched.low, searched.high]
     return [space.fixed[name]] if name in space.fixed else [point[name] for point in space.points if name in point]
+
+
+def _listed_models(space: Space) -> list[str]:
+    """Return the networks that were asked for; `auto` where images and weights have a say in them."""
+    if AUTO in (names := _values(space, "model")):
+        return names
+    return [AUTO] if {"depth", "family"} <= space.defaults else _models(space)
 
 
 def _models(space: Space) -> list[str]:

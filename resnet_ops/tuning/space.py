@@ -6,7 +6,7 @@ How points are drawn from it is in `algorithms`. Nothing here imports torch.
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -59,12 +59,14 @@ RATES_OF_BOTH = Range(1e-4, 1.0, log=True, whole=False)
 class Space:
     """A search space: choices and ranges by option, and the values that all points share.
 
-    Where there are `points`, those are the trials, in their order, and nothing else is searched.
+    Where there are `points`, those are the trials, in their order, and nothing else is searched. The options among
+    `defaults` were not given: the images may change them.
     """
 
     searched: dict[str, Choices | Range]
     fixed: dict[str, Value]
     points: tuple[dict[str, Value], ...] = ()
+    defaults: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def train_options(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,8 +90,11 @@ def read_space(config: TuneConfig, pairs: Iterable[str] = ()) -> Space:
         if not separator or not value:
             raise UserError(f"{pair!r} is not OPTION=VALUES.", "Write it like weight_decay=1e-5:1e-3.")
         requested[name.replace("-", "_").lstrip("_")] = (pair, value)
+    defaults = {TUNE_OPTIONS[name] for name in TUNE_OPTIONS if requested.get(name) is tune_options[name]}
+    defaults -= {TUNE_OPTIONS[name] for name in TUNE_OPTIONS if name in config.model_fields_set}
     if "model" in requested:  # which is depth and family in one
         del requested["depths"], requested["family"]
+        defaults -= {"depth", "family"}
     searched: dict[str, Choices | Range] = {}
     fixed: dict[str, Value] = {}
     for name, (source, value) in requested.items():
@@ -109,7 +114,7 @@ def read_space(config: TuneConfig, pairs: Iterable[str] = ()) -> Space:
             raise UserError(f"{option} is both fixed for all trials and searched.", "Remove one of the two.")
     if not searched:
         raise UserError("Nothing to search: every option has one value.", "Give --depths or --lr more values.")
-    return Space(searched, fixed)
+    return Space(searched, fixed, defaults=frozenset(defaults))
 
 
 def read_space_file(path: Path) -> dict[str, Any]:

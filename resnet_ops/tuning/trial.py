@@ -223,7 +223,7 @@ class TrialWorker(tune.Trainable):
                         yield epoch
 
     def _new_record(self) -> RunRecord:
-        requested, weights = start_weights(self._config(), Observer())
+        requested, weights = start_weights(self._config(), self.task.device, Observer())
         _, config = preflight.check_training(requested, self.task.device)
         source, start = with_start(self._source(config), requested, weights, Observer())
         parameters = preflight.count_parameters(config, source.record)
@@ -284,7 +284,7 @@ class TrialWorker(tune.Trainable):
         """Continue from the weights that PBT copied from a trial, with the options that it chose."""
         self._leave_trial()
         record = self.run.read_as_written()
-        requested, _ = start_weights(self._config(), Observer())
+        requested, _ = start_weights(self._config(), self.task.device, Observer())
         _, config = preflight.check_training(requested, self.task.device)
         self.run.write(record.model_copy(update={"config": config}))
         donor = checkpoints.read(Path(checkpoint_dir, DONOR))

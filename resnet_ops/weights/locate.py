@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
+from resnet_ops.config import IMAGENET_WEIGHTS
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import IMAGENET_BLOCKS, parse_name
 from resnet_ops.weights.weights_metadata import CONFIG_NAME, WeightsMetadata, timm_metadata, torchvision_metadata
 
-IMAGENET, HUB = "imagenet", "hf:"  # what --weights takes beside paths and names of runs
+HUB = "hf:"  # what --weights takes beside paths, names of runs and `IMAGENET_WEIGHTS`
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that a repository has
 EXAMPLE = "hf:timm/resnet50.a1_in1k"
 
@@ -38,7 +39,7 @@ def locate(weights: str, model: str, warn: Callable[[str], None]) -> LocatedWeig
     Raises:
         UserError: There are no such weights, or they cannot be downloaded.
     """
-    if weights == IMAGENET:
+    if weights == IMAGENET_WEIGHTS:
         return _of_torchvision(model, warn)
     if weights.startswith(HUB):
         return _of_hub(weights, warn)

@@ -33,7 +33,7 @@ SIZES = {
     "gpus": {"nodes": "4", "gpus_per_node": 8, "cpus_per_node": 96, "memory_gib": 512, "shm_gib": 200},
     "elastic": {"nodes": "2:5", "gpus_per_node": 4},
 }
-TRAINED = {"max_failures": 3, "checkpoint_every": "10m", "model": "resnet20", "data": "digits", "epochs": 30}
+TRAINED = {"max_failures": 3, "checkpoint_every": "10m", "model": "auto", "data": "digits", "epochs": 30}
 SIZE = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 
 

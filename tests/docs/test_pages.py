@@ -39,6 +39,9 @@ STUDY = "--epochs 1 --seeds 1"
 SHORTER = {
     r"train --name my-run --epochs 100": "--epochs 12",
     r"train --model (plain|resnet)56": "--epochs 1 --overwrite",
+    r"train --data photos .*--name ": "--epochs 2 --image-size 72 --overwrite",
+    r"train --data photos ": "--epochs 2 --image-size 72",
+    r"tune --data photos ": "--epochs 1 --trials 1 --image-size 72 --depths 18",
     r"train .*--name ": "--epochs 2 --overwrite",  # what the page takes for granted may be there
     r"train\b(?!.*--resume)": "--epochs 2",
     r"export .*--precision int8": "--max-accuracy-drop 3",
@@ -226,6 +229,13 @@ def prepare(reader: Reader, text: str) -> None:
     if "s3://bucket/imagenet" in text:
         for file in (home / "imagenet").rglob("*.png"):
             boto3.client("s3").upload_file(str(file), "bucket", f"imagenet/{file.relative_to(home / 'imagenet')}")
+    if "--data photos" in text:
+        write_class_folders(here / "photos", shades({"cat": 40, "cow": 120, "dog": 200}, 15, (72, 72)))
+    if "--weights imagenet" in text:  # where torchvision looks before it downloads them
+        weights = torchvision.models.ResNet18_Weights.DEFAULT
+        file = home / ".cache/torch/hub/checkpoints" / Path(weights.url).name
+        file.parent.mkdir(parents=True)
+        torch.save(torchvision.models.resnet18().state_dict(), file)
     if "weights.pth" in text:
         torch.save(torchvision.models.resnet50(num_classes=3).state_dict(), here / "weights.pth")
         (here / "imagenet.txt").write_text("cat\ncow\ndog\n")

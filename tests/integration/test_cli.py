@@ -48,7 +48,7 @@ def test_help_is_complete(cli: Cli) -> None:
     text = cli("train", "--help")
     for field in TrainConfig.model_fields:
         assert f"--{field.replace('_', '-')}" in text.out
-    for word in ("Model and data", "Training", "Cluster", "default: resnet20", "A|B|C", "--resume mine"):
+    for word in ("Model and data", "Training", "Cluster", "default: auto", "A|B|C", "--resume mine"):
         assert word in text.out
     assert cli().out == top.out
     assert cli("--version").out.startswith("resnet-ops 0.")

@@ -29,6 +29,7 @@ Cli = Callable[..., Ended]
 EVERY_OPTION = TrainConfig.of(
     model="plain56",
     shortcut="C",
+    weights="imagenet",
     data="s3://bucket/a folder/*.parquet",
     val_data="s3://bucket/another folder",
     data_root=Path("/shared/data"),
@@ -145,10 +146,12 @@ def test_all_options_at_once_and_flags() -> None:
 
 
 def test_what_was_typed_beside_a_recipe_reaches_the_cluster() -> None:
-    """Also where it is the default again, which is not what the recipe says."""
+    """Also where it is the default again, which is not what the recipe says, or what is chosen by the images."""
     config = configure(recipe="fast", epochs=TrainConfig.default("epochs"), nesterov=False)
     given = parsed(train_arguments(config))
     assert (given["recipe"], given["epochs"], given["nesterov"], given["lr"]) == ("fast", 30, False, config.lr)
+    arguments = train_arguments(configure(lr=TrainConfig.default("lr"), model=TrainConfig.default("model")))
+    assert {"--lr=0.1", "--model=auto"} <= {*arguments}
 
 
 def test_a_recipes_file_stays_where_it_is(tmp_path: Path) -> None:

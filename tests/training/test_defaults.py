@@ -1,0 +1,165 @@
+"""What is chosen by the images and the device, where the user has not: the network, and the recipe for photos."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.data.sources import Source, open_source
+from resnet_ops.errors import UserError
+from resnet_ops.orchestration.placement import Device
+from resnet_ops.recipes.reading import configure, read_recipe
+from resnet_ops.training.defaults import explain_choices
+from resnet_ops.training.ema import ExponentialMovingAverage
+from resnet_ops.training.job import TrainResult
+from resnet_ops.training.observer import Observer
+from resnet_ops.training.preflight import check_training
+from resnet_ops.training.start import start_weights
+from resnet_ops.tuning.config import TuneConfig
+from resnet_ops.tuning.preflight import FINETUNE_LR, PHOTO_NETWORKS, settle_space
+from resnet_ops.tuning.space import Choices, read_space
+
+PHOTO = (224, 224)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Source:
+    return open_source("digits")
+
+
+def images_of(digits: Source, size: tuple[int, int], images: int = 320) -> Source:
+    """The digits as if they were larger: nothing of them is decoded."""
+    update = {"name": "photos", "height": size[0], "width": size[1], "train_images": images}
+    return replace(digits, record=digits.record.model_copy(update=update))
+
+
+def check(source: Source, device: Device = "cpu", **options: object) -> tuple[TrainConfig, list[str]]:
+    requested = configure(**{"data": "photos", **options})
+    _, settled = check_training(requested, device, source)
+    return settled, list(explain_choices(requested, settled, source.record, device))
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "device", "weights", "model"),
+    [
+        ((8, 8), 1438, "cpu", None, "resnet20"),
+        ((64, 64), 50_000, "cuda", None, "resnet20"),
+        ((65, 65), 400, "cpu", None, "resnet18"),
+        ((100, 20), 400, "cpu", None, "resnet20"),  # too low for a network that halves it five times
+        (PHOTO, 1_000_000, "cpu", None, "resnet18"),
+        (PHOTO, 19_999, "cuda", None, "resnet18"),
+        (PHOTO, 20_000, "cuda", None, "resnet50"),
+        (PHOTO, 100, "cuda", "imagenet", "resnet50"),
+        (PHOTO, 100, "cpu", "imagenet", "resnet18"),
+        ((32, 32), 50_000, "cpu", "imagenet", "resnet18"),  # there are none of the CIFAR family
+    ],
+)
+def test_the_network_fits_images_and_device(
+    digits: Source, size: tuple[int, int], images: int, device: Device, weights: str | None, model: str
+) -> None:
+    settled, notes = check(images_of(digits, size, images), device, weights=weights)
+    assert settled.model == model
+    assert notes[0].startswith(f"Network {model}: ")
+    assert ("pretrained weights, on a" if weights else f"{size[1]}x{size[0]} pixels") in notes[0]
+    asked, notes = check(images_of(digits, size, images), device, weights=weights, model="plain56")
+    assert asked.model == "plain56"
+    assert not any("Network" in note for note in notes)
+
+
+def test_photos_with_weights_get_the_recipe_and_whatever_is_typed_counts(digits: Source) -> None:
+    photos, recipe = images_of(digits, PHOTO), read_recipe("finetune")
+    settled, notes = check(photos, weights="imagenet")
+    assert {name: getattr(settled, name) for name in recipe} == recipe
+    assert settled.recipe == "finetune"
+    assert settled.batch_size == 16  # as without a recipe: for 11 steps an epoch or more
+    assert "Recipe finetune: photos and pretrained weights" in notes[1]
+
+    # Also where it is the default, and where the recipe's other options do not go with it.
+    default = TrainConfig.default("lr")
+    settled, _ = check(photos, weights="imagenet", lr=default, schedule="one-cycle", momentum=0.0, crop_padding=8)
+    assert (settled.lr, settled.schedule, settled.momentum, settled.crop_padding) == (default, "one-cycle", 0, 8)
+    assert (settled.warmup_ratio, settled.nesterov, settled.random_resized_crop) == (0, False, False)
+    assert settled.ema == recipe["ema"]
+
+
+@pytest.mark.parametrize("steps", [100, 200, 1000])
+def test_the_average_of_a_short_training_is_of_its_last_steps(steps: int) -> None:
+    """Not of the weights that it began with, as 0.999 of each step before would be: 82% after 200 steps."""
+    average = ExponentialMovingAverage(nn.Linear(1, 1), read_recipe("finetune")["ema"])
+    shares = [1.0]  # of the weights before the first step, then of those after each
+    for step in range(steps):
+        kept = average.decay_after(step)
+        shares = [share * kept for share in shares] + [1 - kept]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[0] < 1e-6
+    assert sum(share * (steps - after) for after, share in enumerate(shares)) < steps / 8
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(PHOTO, {}), ((64, 64), {"weights": "mine"}), (PHOTO, {"weights": "imagenet", "recipe": "torchvision"})],
+)
+def test_others_get_no_recipe(digits: Source, size: tuple[int, int], options: dict[str, str]) -> None:
+    settled, notes = check(images_of(digits, size), **options)
+    assert settled.recipe == options.get("recipe")
+    assert settled.lr == TrainConfig.default("lr")
+    assert not any("Recipe" in note for note in notes)
+
+
+def test_a_training_that_goes_on_keeps_what_it_began_with(digits: Source) -> None:
+    began = configure(data="photos", weights="imagenet", model="resnet18")
+    assert check_training(began, "cpu", images_of(digits, PHOTO), resumes=True)[1].recipe is None
+
+
+def test_few_photos_from_scratch_are_told_of_weights_and_others_are_not(digits: Source) -> None:
+    def hinted(size: tuple[int, int], images: int, **options: object) -> bool:
+        return any("--weights imagenet begins" in note for note in check(images_of(digits, size, images), **options)[1])
+
+    assert hinted(PHOTO, 320)
+    assert hinted(PHOTO, 19_999, model="resnet50")
+    assert not hinted(PHOTO, 20_000)
+    assert not hinted(PHOTO, 320, weights="imagenet")
+    assert not hinted((32, 32), 320)
+    assert check(digits, data="digits")[1] == []  # the demo says what it always did
+
+
+def test_a_search_has_networks_and_learning_rates_for_its_images(digits: Source, tmp_path: Path) -> None:
+    def settle(source: Source, config: TuneConfig, *pairs: str, device: Device = "cpu", **options: object) -> dict:
+        settled, _ = check(source, device, **options)
+        space = settle_space(read_space(config, pairs), settled, source.record, device)
+        return {**space.searched, **space.fixed}
+
+    photos, small = images_of(digits, PHOTO), images_of(digits, (32, 32))
+    assert settle(small, TuneConfig())["depth"] == Choices((8, 14, 20, 32))
+    for device in ("cpu", "cuda"):
+        found = settle(photos, TuneConfig(), device=device)
+        assert found["model"] == Choices(PHOTO_NETWORKS[device])
+        assert not {"depth", "family"} & found.keys()
+        assert found["lr"].high == 1
+    found = settle(photos, TuneConfig(), weights="imagenet")
+    assert (found["model"], found["lr"]) == ("resnet18", FINETUNE_LR)
+    assert settle(photos, TuneConfig(), "model=resnet20,plain8")["model"] == Choices(("resnet20", "plain8"))
+    assert settle(photos, TuneConfig(), "lr=0.2,0.3", weights="imagenet")["lr"] == Choices((0.2, 0.3))
+    assert settle(photos, TuneConfig(depths="8,14,20,32"))["depth"] == Choices((8, 14, 20, 32))  # typed
+    file = tmp_path / "space.toml"
+    file.write_text('depths = [8, 14, 20, 32]\nlr = "0.01:1"\n')
+    found = settle(photos, TuneConfig(space=file), weights="imagenet")
+    assert (found["depth"], found["lr"].high) == (Choices((8, 14, 20, 32)), 1)
+    assert settle(photos, TuneConfig(), "model=auto")["model"] == "resnet18"
+    assert settle(photos, TuneConfig(), "model=auto,resnet18,resnet34")["model"] == Choices(("resnet18", "resnet34"))
+
+
+def test_the_network_of_weights_is_theirs(trained: TrainResult) -> None:
+    config = TrainConfig.of(runs_dir=trained.run.path.parent, weights="trained")
+    settled, weights = start_weights(config, "cpu", Observer())
+    assert weights is not None
+    assert settled.model == weights.info.model == "resnet8"
+    with pytest.raises(UserError, match="has the weights of resnet8, not of resnet20"):
+        start_weights(config.model_copy(update={"model": "resnet20"}), "cpu", Observer())
+
+
+def test_the_name_of_a_network_is_looked_at_before_the_images() -> None:
+    with pytest.raises(UserError, match="Unknown network 'atuo'"):
+        check_training(TrainConfig.of(model="atuo", data="/nowhere"), "cpu")
