@@ -101,9 +101,6 @@ class Recipe(Config):
             advanced="fine-tuning",
         ),
     ] = None
-    optimizer: Annotated[
-        Literal["sgd", "adamw"], option("Optimizer: SGD with momentum, or AdamW.", panel="Training")
-    ] = "sgd"
     schedule: Annotated[
         Literal["one-cycle", "steps", "cosine"],
         option(
@@ -149,6 +146,9 @@ class Recipe(Config):
             advanced="learning rate schedule",
         ),
     ] = "linear"
+    optimizer: Annotated[
+        Literal["sgd", "adamw"], option("Optimizer: SGD with momentum, or AdamW.", advanced="optimizer")
+    ] = "sgd"
     momentum: Annotated[float, option("SGD momentum.", advanced="optimizer", ge=0, lt=1)] = 0.9
     nesterov: Annotated[bool, option("Use Nesterov momentum.", advanced="optimizer")] = False
     weight_decay: Annotated[
