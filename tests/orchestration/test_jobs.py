@@ -30,12 +30,17 @@ EVERY_OPTION = TrainConfig.of(
     model="plain56",
     shortcut="C",
     weights="imagenet",
+    weights_key="state_dict",
+    expect=76.1,
     data="s3://bucket/a folder/*.parquet",
     val_data="s3://bucket/another folder",
     data_root=Path("/shared/data"),
     image_column="picture",
     label_column="what it is",
-    image_size=160,
+    image_size="160x200",
+    resize="180x220",
+    test_fraction=0.1,
+    allow_duplicates=True,
     on_bad_image="fail",
     stream="on",
     cache_dir=Path("/scratch/a cache"),
@@ -64,6 +69,12 @@ EVERY_OPTION = TrainConfig.of(
     cutout=2,
     mixup=0.2,
     cutmix=1.0,
+    trivial_augment=True,
+    color_jitter=0.4,
+    random_erasing=0.25,
+    head_lr=10.0,
+    freeze="layer2",
+    freeze_epochs=2,
     zero_init_residual=True,
     sync_batchnorm=True,
     channels_last=False,
@@ -92,8 +103,15 @@ EVERY_OPTION = TrainConfig.of(
     max_time="30m",
     target_accuracy=95.5,
     num_to_keep=5,
+    select="macro-f1",
     track="mlflow",
 )
+# What does not go with others of them.
+APART: dict[str, Any] = {
+    "fit_all": True, "optimizer": "adamw", "rand_augment": "2,9", "freeze_batchnorm": True,
+    "gradient_checkpointing": True,
+}  # fmt: skip
+BESIDE = {option: {"weights": "imagenet"} for option in ("weights_key", "expect")}  # what they are about
 
 
 def parsed(arguments: list[str]) -> dict[str, Any]:
@@ -120,16 +138,16 @@ def test_help(cli: Cli) -> None:
 
 @pytest.mark.parametrize("field", TrainConfig.model_fields)
 def test_every_option_reaches_the_cluster(field: str) -> None:
-    value = True if field == "fit_all" else getattr(EVERY_OPTION, field)  # which --patience does not go with
+    value, beside = APART.get(field, getattr(EVERY_OPTION, field)), BESIDE.get(field, {})
     assert value != TrainConfig.default(field)
-    config = TrainConfig.of(**{"schedule": "steps", field: value})
+    config = TrainConfig.of(**{"schedule": "steps", **beside, field: value})
     sent = train_arguments(config)
     given = parsed(shlex.split(shlex.join(sent)))  # through a shell, as on the cluster
     expected = config.model_copy(update={"cluster": "auto"})
     assert TrainConfig.of(**{name: given[name] for name in TrainConfig.model_fields}) == expected
     assert given["json"]
     if field != "recipe":  # what is left at its default is not sent
-        assert len(sent) == 3 + len({"schedule", field} - {"cluster"})
+        assert len(sent) == 3 + len({"schedule", *beside, field} - {"cluster"})
 
 
 def test_all_options_at_once_and_flags() -> None:
