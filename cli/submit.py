@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from rich.markup import escape
 
 from resnet_ops.class_metrics import SELECT_NAMES
-from resnet_ops.config import AUTO, DATA_SETS, TEST_NAME, Select, TrainConfig
+from resnet_ops.config import AUTO, DATA_SETS, HUB, TEST_NAME, Select, TrainConfig
 from resnet_ops.config_base import RUN_NAME, as_typed
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
@@ -272,6 +272,7 @@ def _check_places(config: TrainConfig) -> None:
             ("--val-data", config.val_data if config.val_data != TEST_NAME else None),
             ("--data-root", config.data_root),
             ("--cache-dir", config.cache_dir),
+            ("--weights", config.weights if _is_place(config.weights) else None),
         )
         if place is not None
     }
@@ -287,6 +288,13 @@ def _check_places(config: TrainConfig) -> None:
                 f"{option} must be a path that every node of the cluster sees; {place!r} is relative.",
                 f"Use an absolute path or a URL, such as {option} /shared/{Path(place).name}.",
             )
+
+
+def _is_place(weights: str | None) -> bool:
+    """Return whether weights are a file or a folder, not torchvision's, the Hub's or a run that is given by its name."""
+    if weights is None or weights.startswith(HUB):
+        return False
+    return "/" in weights or Path(weights).is_file()
 
 
 def _new_name(config: TrainConfig) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from resnet_ops.cluster_config import ClusterConfig
-from resnet_ops.config_base import Config, ImageSize, Positive, check_run_name, option
+from resnet_ops.config_base import Config, ImageSize, Percent, Positive, check_run_name, option
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
@@ -23,7 +23,7 @@ EXTENDING = frozenset(
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 Select = Literal["top1", "macro-f1", "macro-recall", "loss"]  # what the best epoch is the best in
 AUTO = "auto"  # the network that fits images and device
-IMAGENET_WEIGHTS = "imagenet"  # what --weights takes for torchvision's
+IMAGENET_WEIGHTS, HUB = "imagenet", "hf:"  # what --weights takes for torchvision's, and begins with for the Hub's
 TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
 
 
@@ -225,7 +225,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
     ] = 0
 
     expect: Annotated[
-        float | None,
+        Percent | None,
         option(
             "Validation accuracy in percent that pretrained weights must reach, within chance, with their own head "
             "before training.",
@@ -253,7 +253,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         ),
     ] = None
     target_accuracy: Annotated[
-        float | None,
+        Percent | None,
         option(
             "End after the first epoch with this validation accuracy (top-1), in percent. On resuming, it may be "
             "changed.",
@@ -315,13 +315,6 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         if longest is not None and re.fullmatch(r"[1-9]\d{0,8}[smh]", longest) is None:
             raise ValueError("must be a time, such as 90s, 30m or 8h")
         return longest
-
-    @field_validator("target_accuracy")
-    @classmethod
-    def _target_is_in_percent(cls, target: float | None) -> float | None:
-        if target is not None and target <= 1:
-            raise ValueError("must be in percent, such as 95")
-        return target
 
     @model_validator(mode="after")
     def _early_ends_can_be_measured(self) -> Self:

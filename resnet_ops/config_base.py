@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from resnet_ops.errors import UserError, did_you_mean
 
@@ -22,6 +22,15 @@ def _check_image_size(size: object) -> str:
 
 
 ImageSize = Annotated[str, BeforeValidator(_check_image_size)]  # or an int, of squares, as Python code may have it
+
+
+def _check_percent(accuracy: float) -> float:
+    if 0 < accuracy <= 1:
+        raise ValueError("must be in percent, such as 95")
+    return accuracy
+
+
+Percent = Annotated[float, AfterValidator(_check_percent)]  # an accuracy; one from 0 to 1 would be met by any network
 
 
 class Config(BaseModel):

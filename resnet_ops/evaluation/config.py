@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import model_validator
 
 from resnet_ops.config import RunsConfig
-from resnet_ops.config_base import option
+from resnet_ops.config_base import Percent, option
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import Provider, WeightsFileConfig
 from resnet_ops.files import Place
@@ -48,7 +48,7 @@ class EvaluateConfig(WeightsFileConfig, RunsConfig):
         option("Folder that holds cifar10 and cifar100, or to download them to; by default the cache.", panel="Images"),
     ] = None
     expect: Annotated[
-        float | None,
+        Percent | None,
         option(
             "Exit with 1 if the top-1 accuracy is below this many percent by more than chance (one-sided exact "
             "binomial test, p <= 0.05).",

@@ -291,6 +291,7 @@ def _section(number: int, entry: RunData) -> dict[str, Any]:
         "details": {
             "Configuration": record.config.model_dump(mode="json"),
             "Images": data | {"classes": ", ".join(record.data.class_names)},
+            **({"Pretrained weights": record.start.model_dump(mode="json")} if record.start else {}),
             "Environment": {
                 "host": record.host,
                 "device": record.device,

@@ -61,6 +61,8 @@ def search_space(config: StudyConfig, warn: Callable[[str], None] = lambda _: No
         if getattr(base, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option}: a study compares trainings of one length.", f"Remove {option}.")
+    if base.weights is not None:
+        raise UserError("--weights: a study compares networks that are trained from scratch.", "Remove --weights.")
     first_seed = config.given.get("seed", TrainConfig.default("seed"))
     networks = _networks(config) + (_baselines(config, base, warn) if config.baselines else [])
     points = [

@@ -327,5 +327,5 @@ def _refit(search: Search, trial: Trial, observer: Observer) -> Run:
     """Train the best network on training and validation images, to the last epoch, as nothing is left to select on."""
     config = search.trial_run(trial).read_as_written().config
     own = {"name": f"{search.run.name}-refit", "runs_dir": search.run.path.parent, "fit_all": True, "num_to_keep": 2}
-    own |= {"patience": None, "target_accuracy": None, "select": TrainConfig.default("select")}
+    own |= {"patience": None, "target_accuracy": None, "expect": None, "select": TrainConfig.default("select")}
     return training.train(config.model_copy(update=own), overwrite=True, observer=observer).run

@@ -27,7 +27,7 @@ from resnet_ops.training.defaults import FINETUNE, are_photos
 from resnet_ops.training.start import start_weights, with_start
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
-from resnet_ops.tuning.space import Choices, Range, Space, train_options
+from resnet_ops.tuning.space import ADAMW_RATES, RATES_OF_BOTH, Choices, Range, Space, train_options
 
 if TYPE_CHECKING:
     from resnet_ops.weights.pretrained import PretrainedWeights
@@ -162,7 +162,7 @@ def settle_space(space: Space, settled: TrainConfig, data: DataRecord, device: D
     elif isinstance(models := searched.get("model"), Choices):
         names = dict.fromkeys(settled.model if name == AUTO else name for name in models.values)
         searched["model"] = Choices(tuple(names))
-    if "lr" in space.defaults and settled.recipe == FINETUNE:
+    if "lr" in space.defaults and settled.recipe == FINETUNE and searched["lr"] not in (ADAMW_RATES, RATES_OF_BOTH):
         searched["lr"] = FINETUNE_LR
     return Space(searched, fixed, space.points)
 

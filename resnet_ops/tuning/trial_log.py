@@ -140,6 +140,7 @@ class TrialLog:
                     "data": source.data,
                     "parameters": source.parameters,
                     "world_size": source.world_size,
+                    "start": source.start,
                     # What `evaluate` has measured of a search that is finished stays where it is resumed.
                     "best": self._best(trial, run, record.best.test_accuracy if record.best else None),
                 }

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
-from resnet_ops.config import IMAGENET_WEIGHTS
+from resnet_ops.config import HUB, IMAGENET_WEIGHTS
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.models import IMAGENET_BLOCKS, parse_name
 from resnet_ops.weights.weights_metadata import CONFIG_NAME, WeightsMetadata, timm_metadata, torchvision_metadata
 
-HUB = "hf:"  # what --weights takes beside paths, names of runs and `IMAGENET_WEIGHTS`
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that a repository has
 EXAMPLE = "hf:timm/resnet50.a1_in1k"
 

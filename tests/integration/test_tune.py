@@ -367,7 +367,7 @@ def test_trials_begin_with_the_same_weights(trained: training.TrainResult, tmp_p
     runs_of_it = [result.search.trial_run(trial) for trial in result.trials]
     file.unlink()
     assert len(runs_of_it) == 2
-    for run in (*runs_of_it, Run(tmp_path / "tuned-refit")):
+    for run in (*runs_of_it, result.search.run, Run(tmp_path / "tuned-refit")):
         record = run.read()
         assert record.start is not None
         assert (record.start.origin, record.start.head) == (str(file), "kept")

@@ -345,6 +345,10 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(cli: Cli, address: s
         ([], ["--runs-dir must be a path that every node of the cluster sees", "'runs'"]),
         (["--runs-dir", "~/runs"], ["--runs-dir must be"]),
         (["--runs-dir", "/shared", "--data", "images/x"], ["--data must be", "'images/x'", "--data /shared/x"]),
+        (
+            ["--runs-dir", "/shared", "--weights", "mine/resnet50.pth"],
+            ["--weights must be", "--weights /shared/resnet50"],
+        ),
         (["--runs-dir", "s3://me:s3cret@bucket/x"], ["s3://... contains credentials"]),
         (["--runs-dir", "/shared", "--data", "s3://me:s3cret@bucket/x"], ["--data contains"]),
     ],

@@ -100,3 +100,8 @@ def test_trainings_of_a_study_are_of_one_length(option: dict[str, object]) -> No
     (name,) = option
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')}: a study compares trainings of one length"):
         points(depths="8", given=option)
+
+
+def test_networks_of_a_study_begin_at_random() -> None:
+    with pytest.raises(UserError, match="--weights: a study compares networks that are trained from scratch"):
+        points(study="shortcuts", depths="20", options="A", given={"weights": "mine"})

@@ -19,7 +19,7 @@ from resnet_ops.training.preflight import check_training
 from resnet_ops.training.start import start_weights
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import FINETUNE_LR, PHOTO_NETWORKS, settle_space
-from resnet_ops.tuning.space import Choices, read_space
+from resnet_ops.tuning.space import ADAMW_RATES, Choices, read_space
 
 PHOTO = (224, 224)
 
@@ -140,6 +140,8 @@ def test_a_search_has_networks_and_learning_rates_for_its_images(digits: Source,
         assert found["lr"].high == 1
     found = settle(photos, TuneConfig(), weights="imagenet")
     assert (found["model"], found["lr"]) == ("resnet18", FINETUNE_LR)
+    adamw = TuneConfig(given={"optimizer": "adamw"})
+    assert settle(photos, adamw, weights="imagenet", optimizer="adamw")["lr"] == ADAMW_RATES
     assert settle(photos, TuneConfig(), "model=resnet20,plain8")["model"] == Choices(("resnet20", "plain8"))
     assert settle(photos, TuneConfig(), "lr=0.2,0.3", weights="imagenet")["lr"] == Choices((0.2, 0.3))
     assert settle(photos, TuneConfig(depths="8,14,20,32"))["depth"] == Choices((8, 14, 20, 32))  # typed

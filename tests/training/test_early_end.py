@@ -82,6 +82,7 @@ def test_a_schedule_that_will_be_cut_is_foreseen_once() -> None:
         ({"target_accuracy": 95, "fit_all": True}, "--target-accuracy needs validation images"),
         ({"patience": 0}, "--patience should be greater than or equal to 1"),
         ({"target_accuracy": 0.95}, "--target-accuracy must be in percent, such as 95"),
+        ({"expect": 0.95, "weights": "imagenet"}, "--expect must be in percent, such as 95"),
         ({"max_time": "30"}, "--max-time must be a time, such as 90s, 30m or 8h"),
     ],
 )

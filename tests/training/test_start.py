@@ -18,6 +18,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.runs import Run
 from resnet_ops.significance import MeasuredAccuracy, p_value
+from resnet_ops.tracking.payload import tags
 from resnet_ops.training import job
 from resnet_ops.training.checkpoint import read_best, saved_checkpoints
 from resnet_ops.training.job import TrainResult
@@ -79,6 +80,7 @@ def test_what_was_learned_is_carried_over(six_digits: TrainResult, few: Path, tm
     start = fine_tuned.record.start
     assert start is not None
     assert (start.head, start.origin) == ("new", weights)
+    assert tags(fine_tuned.run, fine_tuned.record)["weights_sha256"] == start.sha256
     images = fine_tuned.record.data.val_images
     accuracies = [result.record.best.val_accuracy for result in (fine_tuned, scratch) if result.record.best]
     better, worse = (MeasuredAccuracy.of(accuracy or 0, images) for accuracy in accuracies)
