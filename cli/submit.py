@@ -291,7 +291,7 @@ def _check_places(config: TrainConfig) -> None:
 
 
 def _is_place(weights: str | None) -> bool:
-    """Return whether weights are a file or a folder, not torchvision's, the Hub's or a run that is given by its name."""
+    """Return whether weights are a file or a folder: not those of torchvision, the Hub or a named run."""
     if weights is None or weights.startswith(HUB):
         return False
     return "/" in weights or Path(weights).is_file()
