@@ -58,6 +58,8 @@ def _beside(recipe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         "warmup_steps": options.get("schedule") == "one-cycle",
         "nesterov": options.get("momentum") == 0,
         "random_resized_crop": bool(options.get("crop_padding")),  # the other way to crop
+        "trivial_augment": bool(options.get("rand_augment")),  # two policies of the same operations
+        "rand_augment": bool(options.get("trivial_augment")),
     }
     optimizer = recipe.get("optimizer", TrainConfig.default("optimizer"))
     if options.get("optimizer", optimizer) != optimizer:

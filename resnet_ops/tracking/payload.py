@@ -60,19 +60,16 @@ def hyperparameters(record: RunRecord) -> dict[str, str | bool | int | float]:
 
 def tags(run: Run, record: RunRecord) -> dict[str, str]:
     """Return a run's provenance: versions, data, pretrained weights, machine, folder."""
-    versions = {f"version.{name}": version for name, version in record.versions.items()}
     weights = {"weights": record.start.origin, "weights_sha256": record.start.sha256} if record.start else {}
-    return (
-        versions
-        | weights
-        | {
-            "data_fingerprint": record.data.fingerprint,
-            "device": record.device,
-            "world_size": str(record.world_size),
-            "host": record.host,
-            "run_dir": as_typed(run.path),
-        }
-    )
+    versions = {f"version.{name}": version for name, version in record.versions.items()}
+    return versions | {
+        **weights,
+        "data_fingerprint": record.data.fingerprint,
+        "device": record.device,
+        "world_size": str(record.world_size),
+        "host": record.host,
+        "run_dir": as_typed(run.path),
+    }
 
 
 def best_tags(run: Run, record: RunRecord, epochs: Sequence[Epoch]) -> dict[str, str]:

@@ -82,6 +82,8 @@ def test_photos_with_weights_get_the_recipe_and_whatever_is_typed_counts(digits:
     assert (settled.lr, settled.schedule, settled.momentum, settled.crop_padding) == (default, "one-cycle", 0, 8)
     assert (settled.warmup_ratio, settled.nesterov, settled.random_resized_crop) == (0, False, False)
     assert settled.ema == recipe["ema"]
+    settled, _ = check(photos, weights="imagenet", rand_augment="2,9")
+    assert (settled.rand_augment, settled.trivial_augment) == ("2,9", False)
 
 
 @pytest.mark.parametrize("steps", [100, 200, 1000])
