@@ -242,11 +242,14 @@ class SeenImages:
         images: All evaluated images.
         trained_on: Those among the training images.
         chose_epoch: Those among the validation images, which the epoch was chosen on.
+        origin: Where the pretrained weights are from that the training began with, which may have seen them; "" where
+            it began with none.
     """
 
     images: int
     trained_on: int | None
     chose_epoch: int | None
+    origin: str = ""
 
     @property
     def text(self) -> str:
@@ -258,7 +261,8 @@ class SeenImages:
         if self.chose_epoch == self.images:
             return "these images chose the epoch"
         if not self.trained_on and not self.chose_epoch:
-            return "nothing was trained or chosen on these images"
+            since = f" since it began from {self.origin}" if self.origin else ""
+            return f"nothing was trained or chosen on these images{since}"
         parts = {"are training images of the network": self.trained_on, "chose the epoch": self.chose_epoch}
         return " and ".join(f"{count:,} of these images {verb}" for verb, count in parts.items() if count)
 
@@ -288,4 +292,6 @@ def count_seen(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray
         seen = hash_all(encoded) if by_content else np.array([encoded.name(n) for n in range(len(encoded.labels))])
         return int(np.isin(own, seen).sum())
 
-    return SeenImages(total, among("train"), 0 if network.fitted_on_all else among("val"))
+    start = network.run.read_as_written().start if network.run else None
+    chose_epoch = 0 if network.fitted_on_all else among("val")
+    return SeenImages(total, among("train"), chose_epoch, start.origin if start else "")

@@ -15,6 +15,7 @@ from resnet_ops import EvaluateConfig, evaluate, runs
 from resnet_ops.data.augment import normalize
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
+from resnet_ops.evaluation.labeled_images import SeenImages
 from resnet_ops.evaluation.results import EvaluateResult
 from resnet_ops.export.config import DiagnoseConfig
 from resnet_ops.export.diagnosis import diagnose
@@ -174,6 +175,8 @@ def test_the_accuracy_on_own_test_images_is_recorded(with_test_images: Run) -> N
     result = evaluate(own.path)
     assert (result.split, result.images, result.recorded) == ("test", 120, True)
     assert result.seen == "nothing was trained or chosen on these images"
+    began_elsewhere = SeenImages(120, 0, 0, "run other")
+    assert began_elsewhere.text == "nothing was trained or chosen on these images since it began from run other"
     assert own.read().best.test_accuracy == result.top1  # type: ignore[union-attr]
     assert runs.summarize(own.path.parent).runs[0].test_accuracy == result.top1
     data = Path(own.read().config.data)
