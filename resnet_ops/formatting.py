@@ -1,5 +1,14 @@
 """Numbers as text, the same on the terminal, in pages, in charts and in the docs."""
 
+from collections.abc import Sequence
+
+MAX_NAMED = 10  # of many names in a message
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first of some names, as a list in a sentence: cat, dog, ..."""
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+
 
 def percent(share: float, digits: int | None = 2) -> str:
     """Return a share from 0 to 1 as a percentage, 98.61%; without `digits`, with only those needed, as on ticks."""

@@ -356,9 +356,9 @@ def check_image_size(architecture: Architecture, size: Sequence[int]) -> None:
     """
     smallest = architecture.smallest_image
     if min(size) < smallest:
-        remedy = "Use larger images."
+        remedy = f"Use --image-size {smallest}, or larger images."
         if architecture.family == "imagenet" and min(size) >= 4:
-            remedy = f"Use a network of the CIFAR family, such as {architecture.kind}20."
+            remedy = f"Use --image-size {smallest} or more, or a network of the CIFAR family: {architecture.kind}20."
         raise UserError(
             f"{architecture.name} needs images of at least {smallest}x{smallest} pixels; these are "
             f"{size[0]}x{size[1]}.",

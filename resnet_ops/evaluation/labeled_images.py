@@ -16,6 +16,7 @@ from resnet_ops.data.sources import Source, make_source, open_source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
+from resnet_ops.formatting import first_names
 
 NAMED = 5  # classes that a note names
 
@@ -219,12 +220,14 @@ def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, net
     }
     if not len(rows):
         first = next(iter(left_out), "")
+        known_names = f"Classes of the network: {first_names(network.class_names)}."
+        if network.kind == "weights" and network.class_names == numbers:
+            known_names += " Name them with --classes FILE."
         raise UserError(
             f"No image of {split.path} has a class that {network.name} knows; its first class is {first!r}."
             if first
             else f"{split.path} contains no images.",
-            f"{did_you_mean(first, network.class_names)} Classes of the network: "
-            f"{', '.join(network.class_names)[:200]}.",
+            f"{did_you_mean(first, network.class_names)} {known_names}",
         )
     if left_out:
         notes.append(

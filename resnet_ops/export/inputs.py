@@ -21,6 +21,7 @@ from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.files import to_path
+from resnet_ops.formatting import first_names
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, PickledFileError
@@ -251,7 +252,7 @@ def select_images(source: Source, split: Split, class_names: Sequence[str]) -> V
         if name not in label_of:
             raise UserError(
                 f"The images in {source.config.data} have a class {name!r} that the network does not have.",
-                f"{did_you_mean(name, class_names)} Classes of the network: {', '.join(class_names)[:200]}.",
+                f"{did_you_mean(name, class_names)} Classes of the network: {first_names(class_names)}.",
             )
     labels = np.array([label_of.get(name, -1) for name in names], np.int64)
     return ValidationImages(encoded, np.arange(len(encoded.labels)), labels[encoded.labels], source.record.fingerprint)

@@ -3,6 +3,7 @@
 That it ends follows from its configuration and the epochs done alone, so there is nothing to save or restore.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -51,7 +52,8 @@ def early_end(config: TrainConfig, epochs: Sequence[Epoch], extended_after: int 
             is_cut = config.schedule != "steps" or config.lr_decay != 1
             schedule = ", which cuts the learning rate schedule short" if is_cut else ""
             reason = f"{cut}{schedule}: another one would not have been done in time (--max-time {config.max_time})"
-            return EarlyEnd(reason, f"--max-time {2 * int(str(config.max_time)[:-1])}{str(config.max_time)[-1]}")
+            times = max(2, math.ceil((spent_s + last.seconds) / config.max_time_s))  # in which another one is done
+            return EarlyEnd(reason, f"--max-time {times * int(str(config.max_time)[:-1])}{str(config.max_time)[-1]}")
     return None
 
 

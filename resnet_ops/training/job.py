@@ -244,9 +244,9 @@ def _with_changes(run: Run, record: RunRecord, changes: dict[str, Any]) -> tuple
         meaning = extension.meaning
     if record.status == "finished" and EXTENDING & changes.keys() and len(epochs) < record.config.epochs:
         if end := early_end(record.config, epochs, record.extended_after):
-            raise UserError(
-                f"{run.name} would train no further: {end.reason}.", f"Use {resume_command(run)} {end.option}"
-            )
+            epochs_too = f" --epochs {changed.epochs}" if "epochs" in changes else ""
+            remedy = f"Use {resume_command(run)} {end.option}{epochs_too}"
+            raise UserError(f"{run.name} would train no further: {end.reason}.", remedy)
         if not any(path.name.startswith("epoch-") for path in files.listed(run.checkpoints)):
             raise UserError(f"{run.name} has no checkpoint to go on from.", "Train a new run.")
         record = record.model_copy(update={"status": "interrupted"})

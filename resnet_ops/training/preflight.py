@@ -15,7 +15,7 @@ from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.formatting import size
+from resnet_ops.formatting import first_names, size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.orchestration.nodes import Node
@@ -23,7 +23,7 @@ from resnet_ops.orchestration.placement import Device
 from resnet_ops.orchestration.shared_storage import probe_nodes
 from resnet_ops.recipe_config import ADAMW_DEFAULTS, IMAGE_DEFAULTS, NO_LAYER, parse_class_weights, steps_per_epoch
 from resnet_ops.run_records import DataRecord
-from resnet_ops.training.defaults import choose_network, explain_choices, with_recipe
+from resnet_ops.training.defaults import FINETUNE, choose_network, explain_choices, with_recipe
 from resnet_ops.training.observer import Observer
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ FEWEST_STEPS, SMALLEST_BATCH = 11, 8
 FEWEST_NORMALIZED = (
     16  # images whose BatchNorm statistics do not harm (Wu and He 2018, fig. 1: 32 to 16 cost 0.5 points)
 )
-MAX_NAMED = 10  # classes that a message lists
 
 # torch is imported in the functions, while nodes are being asked.
 
@@ -165,6 +164,16 @@ def report_defaults(requested: TrainConfig, settled: TrainConfig, device: str, o
     if _optimizer_defaults(requested):
         chosen = ", ".join(f"--{name.replace('_', '-')} {v:g}" for name, v in _optimizer_defaults(requested).items())
         observer.warn(f"AdamW with {chosen}: its usual values, not those of SGD.")
+    if (
+        settled.weights
+        and settled.recipe is None
+        and settled.optimizer == "sgd"
+        and "lr" not in requested.model_fields_set
+    ):
+        observer.warn(
+            f"--lr {settled.lr:g}, the usual one of training from scratch, is high for pretrained weights: --recipe "
+            f"{FINETUNE}, which photos get by themselves, has a lower one."
+        )
     if settled.freeze_batchnorm and requested.freeze_batchnorm is None:
         observer.warn(
             "BatchNorm keeps the statistics of the given weights: those of fewer than "
@@ -185,10 +194,8 @@ def _check_class_weights(config: TrainConfig, data: DataRecord) -> None:
     for name in parse_class_weights(str(config.class_weights)):
         if name not in data.class_names:
             remedy = did_you_mean(name, data.class_names)
-            known = ", ".join(data.class_names[:MAX_NAMED]) + (", ..." if len(data.class_names) > MAX_NAMED else "")
-            raise UserError(
-                f"--class-weights: {data.name} has no class {name!r}.", f"{remedy} Its classes: {known}.".strip()
-            )
+            known = f"Its classes: {first_names(data.class_names)}."
+            raise UserError(f"--class-weights: {data.name} has no class {name!r}.", f"{remedy} {known}".strip())
 
 
 def _check_sampler(config: TrainConfig, source: Source) -> None:

@@ -82,7 +82,7 @@ def _find_run(config: TrainConfig) -> Run:
     except UserError as error:
         raise error.copy_with(
             cause=f"--weights {config.weights}: there is no such file, and no run of that name in {config.runs_dir}.",
-            remedy=f"{error.remedy} Others: imagenet, hf:owner/name.",
+            remedy=f"Others are imagenet and hf:owner/name. {error.remedy}",
         ) from None
 
 
