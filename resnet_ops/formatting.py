@@ -1,4 +1,4 @@
-"""Numbers as text, the same on the terminal, in pages, in charts and in the docs."""
+"""Numbers and names as text, the same on the terminal, in pages, in charts and in the docs."""
 
 from collections.abc import Sequence
 
