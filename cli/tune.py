@@ -8,6 +8,7 @@ import typer
 
 from resnet_ops.class_metrics import metric_text
 from resnet_ops.config import TrainConfig
+from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_client import is_job_server
 from resnet_ops.recipes.reading import configure, read_recipe
@@ -100,11 +101,17 @@ def _submit(
     if typed.get("space"):
         pairs = [f"{name}={_listed(value)}" for name, value in read_space_file(typed.pop("space")).items()] + pairs
     if str(typed.get("recipe", "")).endswith(".toml"):
-        for name, value in read_recipe(typed.pop("recipe")).items():
+        recipe = typed.pop("recipe")
+        for name, value in read_recipe(recipe).items():
             if name in TRAIN_OPTIONS:
                 pairs = [f"{name}={_listed(value)}", *pairs]
-            else:
+            elif name in {*TuneConfig.model_fields, *shared_by_trials(TrainConfig)[1]}:
                 typed.setdefault(name, value)
+            else:
+                raise UserError(
+                    f"{recipe}: {name} is no option of tune, and a job gets options alone.",
+                    "Remove it, or start the search on the cluster itself, with --cluster auto.",
+                )
     if resume is None:
         read_space(TuneConfig.of(), pairs)  # to report errors here
     arguments = functools.partial(tune_arguments, typed=typed, changeable=CHANGEABLE, pairs=pairs, overwrite=overwrite)
@@ -127,6 +134,7 @@ def _draw(progress: SearchProgress) -> None:
 def _show(output: Output, result: "TuneResult") -> None:
     best, search = result.best, result.search
     rows = table(">trial", "network", ">lr", ">epochs", ">chosen", ">last", ">parameters", ">time (s)", "status")
+    rows.columns[1].overflow = "fold"  # what is searched is whole in a narrow terminal, too
     select = best.selected_by
 
     def rank(trial: "Trial") -> tuple[float, int, int]:
@@ -168,7 +176,7 @@ def _show(output: Output, result: "TuneResult") -> None:
 
 
 def _cells(trial: Any) -> list[str]:
-    others = " ".join(f"{n}={v}" for n, v in trial.options.items() if n not in ("depth", "family", "lr"))
+    others = " ".join(f"{n}={v}" for n, v in trial.options.items() if n not in ("model", "depth", "family", "lr"))
     return [
         str(trial.id),
         f"{trial.model} {others}".strip(),

@@ -357,3 +357,10 @@ def test_places_must_be_the_clusters(cli: Cli, options: list[str], words: list[s
     ended = cli("train", "--cluster", "http://127.0.0.1:9", *options)
     refused(ended, *words)
     assert "s3cret" not in ended.err
+
+
+def test_a_search_on_a_cluster_has_every_option_of_its_recipe_or_is_refused(cli: Cli, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('lr = 0.1\nmax_time = "30m"\n')
+    ended = cli("tune", "--cluster", "http://127.0.0.1:9", "--runs-dir", "/shared", "--recipe", recipe)
+    refused(ended, "mine.toml: max_time is no option of tune", "--cluster auto")
