@@ -19,6 +19,7 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.training import preflight
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import read_best
+from resnet_ops.training.defaults import report_defaults
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
 from resnet_ops.training.job import TrainResult
@@ -201,6 +202,7 @@ def test_each_weight_is_in_one_layer_or_the_head(name: str) -> None:
     layers = layers_of(network)
     assert tuple(layers) == parse_name(name).layers
     parts = [*(module for modules in layers.values() for module in modules), head_of(network)]
+    assert head_of(network) is network.get_submodule(parse_name(name).head)
     assert head_of(network).out_features == 4
     inside = [id(parameter) for part in parts for parameter in part.parameters()]
     assert inside == [id(parameter) for parameter in network.parameters()]
@@ -316,7 +318,7 @@ class Noting(Observer):
 def settled(**options: Any) -> tuple[TrainConfig, list[str]]:
     requested, observer = configure(model="resnet8", **options), Noting()
     _, config = preflight.check_training(requested, "cpu", workers=options.get("workers_per_node", 1))
-    preflight.report_defaults(requested, config, "cpu", observer)
+    report_defaults(requested, config, "cpu", observer)
     return config, observer.warnings
 
 
@@ -352,7 +354,7 @@ def test_small_batches_do_not_move_the_statistics_of_given_weights(options: dict
     requested = configure(**({"model": "resnet8"} | options))
     observer = Noting()
     _, config = preflight.check_training(requested, "cpu", workers=options.get("workers_per_node", 1))
-    preflight.report_defaults(requested, config, "cpu", observer)
+    report_defaults(requested, config, "cpu", observer)
     assert bool(config.freeze_batchnorm) is freezes
     assert bool(observer.warnings) is freezes
 
