@@ -109,8 +109,7 @@ def test_patience_counts_the_epochs_without_a_better_one() -> None:
     best, expected = whole[0].score("top1"), None
     waited = 0
     for number, epoch in enumerate(whole[1:], 2):
-        score = epoch.score("top1")
-        best, waited = max(best, score), 0 if score > best else waited + 1
+        best, waited = max(best, epoch.score("top1")), 0 if epoch.score("top1") > best else waited + 1
         if waited == 2:
             expected = number
             break
