@@ -205,7 +205,10 @@ def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
-    result = run_search(tmp_path, "pbt", depths="8", scheduler="pbt", trials=4, epochs=8, grace=4, lr="1e-5:0.2")
+    options: dict[str, Any] = {"depths": "8", "scheduler": "pbt", "lr": "1e-5:0.2"}
+    pairs = ("sampler=shuffle,balanced", "ema=0,0.9")  # values that cannot be multiplied, or not beyond their ends
+    result = run_search(tmp_path, "pbt", *pairs, trials=4, epochs=8, grace=4, **options)
+    assert {t.options["ema"] for t in result.trials} <= {0, 0.9}
     assert all((t.status, t.epochs) == ("finished", 8) for t in result.trials)
     events = [e.what for t in result.trials for e in result.search.trial_run(t).events()]
     assert any(what.startswith("Continued from the weights of epoch ") for what in events)
