@@ -77,6 +77,11 @@ class Architecture:
         return ("stem", *(f"layer{stage + 1}" for stage in range(len(self.blocks))))
 
     @property
+    def head(self) -> str:
+        """The name of the layer that `head_of` returns of a network."""
+        return "classifier.6" if self.kind in ("alexnet", "vgg") else "fc"
+
+    @property
     def has_batchnorm(self) -> bool:
         """Return whether there is BatchNorm in it: AlexNet and VGG are older."""
         return self.kind not in ("alexnet", "vgg")

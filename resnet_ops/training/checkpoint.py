@@ -214,7 +214,8 @@ def restore(checkpoint: Checkpoint, trainer: Trainer) -> None:
     network, optimizer, group = trainer.network, trainer.optimizer, trainer.group
     trainer.eval_network.load_state_dict(checkpoint.model)
     if trainer.ema:
-        network.load_state_dict(checkpoint.trained)
+        # A trial that keeps an average may go on from another's weights that has none.
+        network.load_state_dict(checkpoint.trained or checkpoint.model)
     parameters = dict(network.named_parameters())
     for name, value in checkpoint.optimizer.items():
         parameter_name, key = name.rsplit("/", 1)

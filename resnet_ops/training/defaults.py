@@ -4,13 +4,21 @@ Each is named in the output, with its reason; what a user gives always counts in
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
+from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import MAX_NATIVE_SIDE
+from resnet_ops.formatting import image_size
 from resnet_ops.orchestration.placement import Device
+from resnet_ops.recipe_config import ADAMW_DEFAULTS
 from resnet_ops.recipes.reading import configure
 from resnet_ops.run_records import DataRecord
+from resnet_ops.training.observer import Observer
+
+if TYPE_CHECKING:
+    from resnet_ops.models import Architecture
 
 SMALL_IMAGES, PHOTOS, MANY_PHOTOS = "resnet20", "resnet18", "resnet50"  # networks
 SMALLEST_PHOTO = 32  # pixels a side that networks of the ImageNet family need
@@ -18,6 +26,8 @@ FINETUNE = "finetune"  # recipe
 # With fewer photos ImageNet's weights nearly always win, and ResNet-50 has too much to learn (BiT, Kolesnikov et al.
 # 2020, fig. 4; He et al. 2019, Rethinking ImageNet Pre-training, sec. 5, has scratch catch up from 10,000s of images).
 FEW_PHOTOS = 20_000
+# Images whose BatchNorm statistics do no harm (Wu and He 2018, fig. 1: from 32 to 16 they cost 0.5 points).
+FEWEST_NORMALIZED = 16
 
 
 def are_photos(data: DataRecord) -> bool:
@@ -32,7 +42,7 @@ def imagenet_network(device: Device) -> str:
 
 def choose_network(config: TrainConfig, data: DataRecord, device: Device) -> tuple[str, str]:
     """Return the network of `--model auto`, and why, in a few words."""
-    size, place = f"{data.width}x{data.height} pixels", "on a CPU" if device == "cpu" else "on a GPU"
+    size, place = f"{image_size(data.height, data.width)} pixels", "on a CPU" if device == "cpu" else "on a GPU"
     if config.weights == IMAGENET_WEIGHTS:
         return imagenet_network(device), f"pretrained weights, {place}"
     if not are_photos(data):
@@ -71,3 +81,62 @@ def explain_choices(requested: TrainConfig, settled: TrainConfig, data: DataReco
             f"{data.train_images:,} photos are few to train from scratch: --weights {IMAGENET_WEIGHTS} begins from "
             "ImageNet's, for more accuracy in fewer epochs."
         )
+
+
+def freezes_batchnorm(config: TrainConfig, architecture: "Architecture", batch_size: int, workers: int) -> bool | None:
+    """Return whether BatchNorm keeps the statistics of given weights: as asked for, or where it sees few images."""
+    few = batch_size // workers // config.accumulate < FEWEST_NORMALIZED and not config.sync_batchnorm
+    if config.freeze_batchnorm is None and config.weights is not None and few:
+        return architecture.has_batchnorm or None
+    return config.freeze_batchnorm
+
+
+def optimizer_defaults(config: TrainConfig) -> dict[str, float]:
+    """Return the defaults of the optimizer for options that were not given."""
+    if config.optimizer == "sgd":
+        return {}
+    return {name: value for name, value in ADAMW_DEFAULTS.items() if name not in config.model_fields_set}
+
+
+def mirroring_harm_of(data: DataRecord) -> str | None:
+    """Return why images should not be mirrored, by the names of their classes; None where nothing says so."""
+    return None if data.numbered else mirroring_harm(data.class_names)
+
+
+def report_defaults(requested: TrainConfig, settled: TrainConfig, device: str, observer: Observer) -> None:
+    """Say what `check_training` chose for an optimizer or for fine-tuning, and warn of a precision that is slow."""
+    if optimizer_defaults(requested):
+        chosen = ", ".join(f"--{name.replace('_', '-')} {v:g}" for name, v in optimizer_defaults(requested).items())
+        observer.warn(f"AdamW with {chosen}: its usual values, not those of SGD.")
+    is_default = settled.recipe is None and settled.optimizer == "sgd" and "lr" not in requested.model_fields_set
+    if settled.weights and is_default:
+        observer.warn(
+            f"--lr {settled.lr:g}, the usual one of training from scratch, is high for pretrained weights: --recipe "
+            f"{FINETUNE}, which photos get by themselves, has a lower one."
+        )
+    if settled.freeze_batchnorm and requested.freeze_batchnorm is None:
+        observer.warn(
+            "BatchNorm keeps the statistics of the given weights: those of fewer than "
+            f"{FEWEST_NORMALIZED} images vary too much. --no-freeze-batchnorm updates them."
+        )
+    if device == "cpu" and settled.precision in ("bf16", "fp16"):
+        observer.warn(f"--precision {settled.precision} is slower than fp32 on most CPUs.")
+
+
+def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
+    """Warn where `check_training` chose another batch size than the default."""
+    if settled.batch_size != requested.batch_size:
+        few = f"{data.train_images:,} training images are too few for the default of {requested.batch_size}."
+        observer.warn(f"Using batch size {settled.batch_size}: {few}")
+
+
+def warn_of_mirroring(requested: TrainConfig, data: DataRecord, observer: Observer) -> None:
+    """Say where the names of classes decided that images are not mirrored, and warn where they speak against it."""
+    harm = mirroring_harm_of(data)
+    if harm is None:
+        return
+    if requested.flip is None:
+        if requested.data not in EMBEDDED:  # of which it is known
+            observer.warn(f"No horizontal flip, as {harm}; --flip turns it on.")
+    elif requested.flip:
+        observer.warn(f"Horizontal flip is on, but {harm}: --no-flip is probably more accurate.")

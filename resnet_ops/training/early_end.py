@@ -116,7 +116,7 @@ def extend(record: RunRecord, epochs: int, done: int) -> Extension:
         )
         return Extension(config.model_copy(update=update), done, meaning)
     if config.warmup_ratio and not config.warmup_steps:
-        update |= {"warmup_steps": int(config.warmup_ratio * planned * steps), "warmup_ratio": 0.0}
+        update |= {"warmup_steps": int(config.warmup_ratio * (planned * steps)), "warmup_ratio": 0.0}
     milestones = [share * planned for share in parse_milestones(config.milestones)]
     if config.lr_decay != 1:
         update["milestones"] = ",".join(str(Fraction(milestone, epochs)) for milestone in milestones)

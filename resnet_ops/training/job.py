@@ -30,19 +30,15 @@ from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Sta
 from resnet_ops.runs import Run
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
+from resnet_ops.training.defaults import explain_choices, report_defaults, warn_of_batch_size, warn_of_mirroring
 from resnet_ops.training.early_end import early_end, extend
+from resnet_ops.training.image_preparation import check_every_node, decode_images
 from resnet_ops.training.observer import Observer, follow
 from resnet_ops.training.preflight import (
-    check_every_node,
     check_shares,
     check_training,
     count_parameters,
-    decode_images,
-    report_choices,
-    report_defaults,
-    warn_of_batch_size,
     warn_of_double_balance,
-    warn_of_mirroring,
     with_largest_batch,
 )
 from resnet_ops.training.start import start_weights, store_weights, with_start
@@ -120,7 +116,8 @@ def train(
             source, config = check_training(requested, layout.device, workers=layout.workers)
             source, start = with_start(source, requested, weights, observer)
             compare(source.record.fingerprint)
-        report_choices(asked, config, source.record, layout.device, observer)
+        for choice in explain_choices(asked, config, source.record, layout.device):
+            observer.warn(choice)
         warn_of_batch_size(requested, config, source.record, observer)
         warn_of_mirroring(requested, source.record, observer)
         warn_of_double_balance(config, observer)
@@ -138,9 +135,8 @@ def train(
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
                     from resnet_ops.training.launch import launch_workers
-                    from resnet_ops.training.worker import run_worker
 
-                    result = launch_workers(run_worker, run, record, source, placement, halt)
+                    result = launch_workers(run, record, source, placement, halt)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
 
@@ -217,10 +213,9 @@ def resume(
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
                     from resnet_ops.training.launch import launch_workers
-                    from resnet_ops.training.worker import run_worker
 
                     _report_resume_point(run, observer)
-                    result = launch_workers(run_worker, run, record, source, placement, halt)
+                    result = launch_workers(run, record, source, placement, halt)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
 
@@ -390,26 +385,6 @@ def resume_command(run: Run, command: str = "train") -> str:
     """Return the command that resumes a run, or, with "tune", a search."""
     where = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {run.path.parent}"
     return f"resnet-ops {command} --resume {run.name}{where}"
-
-
-def measure_test(run: Run, observer: Observer) -> RunRecord:
-    """Measure the selected weights of a run on the test images of its data, and record it; not a second time.
-
-    Raises:
-        UserError: The images are gone or have changed, or its workers do not fit.
-    """
-    record = run.read_as_written()
-    if record.best is None or record.best.test_accuracy is not None or not record.data.test_images:
-        return record
-    observer.progress({"stage": "Measuring the selected weights on test images"})
-    with allocate(record.config, observer.warn) as placement:
-        from resnet_ops.training.launch import launch_workers
-        from resnet_ops.training.worker import run_measurement
-
-        source, _ = check_training(record.config, placement.layout.device, resumes=True)
-        result = launch_workers(run_measurement, run, record, source, placement)
-    best = record.best.model_copy(update={"test_accuracy": result.test_accuracy})
-    return run.write(record.model_copy(update={"best": best}))
 
 
 def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at: float) -> TrainResult:

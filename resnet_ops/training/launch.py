@@ -3,7 +3,6 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -26,22 +25,20 @@ from resnet_ops.orchestration.network import GlooInterfaceConfig  # noqa: E402
 from resnet_ops.orchestration.worker_loss import explain_failure  # noqa: E402
 from resnet_ops.run_records import RunRecord  # noqa: E402
 from resnet_ops.runs import Run  # noqa: E402
-from resnet_ops.training.worker import WorkerResult, WorkerTask  # noqa: E402
+from resnet_ops.training.worker import WorkerResult, WorkerTask, run_worker  # noqa: E402
 
 POLL_INTERVAL_S = 0.2
 NCCL_GRACE_S = 30  # on top of --hang-timeout: the watchdog knows more about a hang, so it is first
-TrainFunction = Callable[[WorkerTask], WorkerResult]
 
 
 def launch_workers(
-    worker: TrainFunction,
     run: Run,
     record: RunRecord,
     source: Source,
     placement: Placement,
     halt: threading.Event | None = None,
 ) -> WorkerResult:
-    """Call `worker` on each of the job's workers, and return what rank 0 returns.
+    """Train a run on each of the job's workers, and return what rank 0 returns.
 
     Workers in other processes open the images themselves, as their nodes see them.
 
@@ -52,7 +49,7 @@ def launch_workers(
     scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
     if placement.in_process:
         trainer = TorchTrainer(
-            worker,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
+            run_worker,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
             train_loop_config=WorkerTask(str(run.path), int(placement.layout.cpus), source=source),  # type: ignore[arg-type]
             scaling_config=ScalingConfig(num_workers=0, use_gpu=placement.layout.device == "cuda"),
             run_config=scratch,
@@ -60,14 +57,14 @@ def launch_workers(
         return _value(trainer.fit())
     try:
         with placement.start_ray():
-            return _launch_on_ray(worker, run, record, placement, scratch, halt or threading.Event())
+            return _launch_on_ray(run, record, placement, scratch, halt or threading.Event())
     finally:
         with contextlib.suppress(OSError, UserError):
             files.remove_tree(run.path / "ray")
 
 
 def _launch_on_ray(
-    worker: TrainFunction, run: Run, record: RunRecord, placement: Placement, scratch: RunConfig, halt: threading.Event
+    run: Run, record: RunRecord, placement: Placement, scratch: RunConfig, halt: threading.Event
 ) -> WorkerResult:
     config = record.config
     if placement.layout.device == "cuda":
@@ -76,7 +73,7 @@ def _launch_on_ray(
     while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[first_event:])) >= 0:
         cluster_kv.release_placement_group(str(run.path))  # still held where the controller was lost
         trainer = ElasticTorchTrainer(
-            worker,
+            run_worker,
             train_loop_config=WorkerTask(str(run.path), None, placement.request),
             torch_config=GlooInterfaceConfig(timeout_s=int(config.hang_timeout) + NCCL_GRACE_S),
             run_config=scratch,

@@ -1,29 +1,25 @@
-"""Checks before training that network, images, device and nodes fit each other.
+"""Checks before training that network, images, device and options fit each other.
 
 Imports torch only within functions: a job that does not fit is refused before.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_ops.config import AUTO, DataConfig, TrainConfig
-from resnet_ops.data.class_labels import mirroring_harm
-from resnet_ops.data.dataset import SPLIT_NAMES
-from resnet_ops.data.discovery import EMBEDDED
-from resnet_ops.data.sources import Source, fingerprint_of, open_source, should_stream
+from resnet_ops.config import AUTO, TrainConfig
+from resnet_ops.data.sources import Source, open_source, should_stream
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.formatting import first_names, size
-from resnet_ops.machine import memory_bytes
+from resnet_ops.formatting import first_names
 from resnet_ops.orchestration.allocation import Placement
-from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.placement import Device
-from resnet_ops.orchestration.shared_storage import probe_nodes
-from resnet_ops.recipe_config import ADAMW_DEFAULTS, IMAGE_DEFAULTS, NO_LAYER, parse_class_weights, steps_per_epoch
+from resnet_ops.recipe_config import IMAGE_DEFAULTS, NO_LAYER, parse_class_weights, steps_per_epoch
 from resnet_ops.run_records import DataRecord
-from resnet_ops.training.defaults import FINETUNE, choose_network, explain_choices, with_recipe
+from resnet_ops.training.defaults import (
+    choose_network,
+    freezes_batchnorm,
+    mirroring_harm_of,
+    optimizer_defaults,
+    with_recipe,
+)
 from resnet_ops.training.observer import Observer
 
 if TYPE_CHECKING:
@@ -33,9 +29,7 @@ OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check_training`
 # Where the batch size is chosen here. ResNet-8's error on 64 to 1,438 digits, 30 epochs each, falls as there are more
 # images; with 1 or 2 steps an epoch it was 2 to 4 times as high, with more than 11 it is the same within chance.
 FEWEST_STEPS, SMALLEST_BATCH = 11, 8
-FEWEST_NORMALIZED = (
-    16  # images whose BatchNorm statistics do not harm (Wu and He 2018, fig. 1: 32 to 16 cost 0.5 points)
-)
+MAX_NAMED = 10  # classes that a message lists
 
 # torch is imported in the functions, while nodes are being asked.
 
@@ -72,7 +66,7 @@ def check_training(
     config = config if resumes else with_recipe(config, data)
     architecture = models.parse_name(choose_network(config, data, device)[0] if config.model == AUTO else config.model)
     models.check_image_size(architecture, (data.height, data.width))
-    batch_size = _batch_size(config, data)
+    batch_size = settle_batch_size(config, data)
     side = min(data.height, data.width)
     usual = 0 if data.stored else side // 8  # larger ones are cropped as they are
     padding = usual if config.crop_padding is None else config.crop_padding
@@ -96,18 +90,18 @@ def check_training(
     if stream:
         _check_sampler(config, source)
     shortcut = config.shortcut or (architecture.default_shortcut if architecture.kind == "resnet" else None)
-    freezes_batchnorm = config.freeze_batchnorm
+    freezing = config.freeze_batchnorm
     if not config.auto_batch:
-        freezes_batchnorm = _freezes_batchnorm(config, architecture, batch_size, workers)
+        freezing = freezes_batchnorm(config, architecture, batch_size, workers)
     update = {
         "model": architecture.name,
         "shortcut": shortcut,
         "batch_size": batch_size,
         "stream": "on" if stream else "off",
         "crop_padding": padding,
-        "flip": _mirroring_harm(data) is None if config.flip is None else config.flip,
-        "freeze_batchnorm": freezes_batchnorm,
-        **_optimizer_defaults(config),
+        "flip": mirroring_harm_of(data) is None if config.flip is None else config.flip,
+        "freeze_batchnorm": freezing,
+        **optimizer_defaults(config),
     }
     settled = config.model_copy(update=update)
     if not config.auto_batch and not resumes:
@@ -142,45 +136,6 @@ def check_freezing(config: TrainConfig, architecture: "Architecture") -> None:
     if config.weights is None and any(freezes.values()):
         option = next(option for option, is_given in freezes.items() if is_given)
         raise UserError(f"{option} keeps weights as they are, but none are given.", "Add --weights, or remove it.")
-
-
-def _freezes_batchnorm(config: TrainConfig, architecture: "Architecture", batch_size: int, workers: int) -> bool | None:
-    """Return whether BatchNorm keeps the statistics of given weights: as asked for, or where it sees few images."""
-    few = batch_size // workers // config.accumulate < FEWEST_NORMALIZED and not config.sync_batchnorm
-    if config.freeze_batchnorm is None and config.weights is not None and few:
-        return architecture.has_batchnorm or None
-    return config.freeze_batchnorm
-
-
-def _optimizer_defaults(config: TrainConfig) -> dict[str, float]:
-    """Return the defaults of the optimizer for options that were not given."""
-    if config.optimizer == "sgd":
-        return {}
-    return {name: value for name, value in ADAMW_DEFAULTS.items() if name not in config.model_fields_set}
-
-
-def report_defaults(requested: TrainConfig, settled: TrainConfig, device: str, observer: Observer) -> None:
-    """Say what `check_training` chose for an optimizer or for fine-tuning, and warn of a precision that is slow."""
-    if _optimizer_defaults(requested):
-        chosen = ", ".join(f"--{name.replace('_', '-')} {v:g}" for name, v in _optimizer_defaults(requested).items())
-        observer.warn(f"AdamW with {chosen}: its usual values, not those of SGD.")
-    if (
-        settled.weights
-        and settled.recipe is None
-        and settled.optimizer == "sgd"
-        and "lr" not in requested.model_fields_set
-    ):
-        observer.warn(
-            f"--lr {settled.lr:g}, the usual one of training from scratch, is high for pretrained weights: --recipe "
-            f"{FINETUNE}, which photos get by themselves, has a lower one."
-        )
-    if settled.freeze_batchnorm and requested.freeze_batchnorm is None:
-        observer.warn(
-            "BatchNorm keeps the statistics of the given weights: those of fewer than "
-            f"{FEWEST_NORMALIZED} images vary too much. --no-freeze-batchnorm updates them."
-        )
-    if device == "cpu" and settled.precision in ("bf16", "fp16"):
-        observer.warn(f"--precision {settled.precision} is slower than fp32 on most CPUs.")
 
 
 def _check_class_weights(config: TrainConfig, data: DataRecord) -> None:
@@ -250,7 +205,7 @@ def check_steps(config: TrainConfig, data: DataRecord) -> None:
         )
 
 
-def _batch_size(config: TrainConfig, data: DataRecord) -> int:
+def settle_batch_size(config: TrainConfig, data: DataRecord) -> int:
     """Return the batch size that was asked for, or else the default, or a smaller power of two for fewer images.
 
     Raises:
@@ -283,37 +238,6 @@ def _check_micro_batches(config: TrainConfig, batch_size: int, data: DataRecord)
         )
 
 
-def report_choices(
-    requested: TrainConfig, settled: TrainConfig, data: DataRecord, device: Device, observer: Observer
-) -> None:
-    """Say which network and recipe `check_training` chose, and why, and where pretrained weights would do good."""
-    for line in explain_choices(requested, settled, data, device):
-        observer.warn(line)
-
-
-def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
-    """Warn where `check_training` chose another batch size than the default."""
-    if settled.batch_size != requested.batch_size:
-        few = f"{data.train_images:,} training images are too few for the default of {requested.batch_size}."
-        observer.warn(f"Using batch size {settled.batch_size}: {few}")
-
-
-def warn_of_mirroring(requested: TrainConfig, data: DataRecord, observer: Observer) -> None:
-    """Say where the names of classes decided that images are not mirrored, and warn where they speak against it."""
-    harm = _mirroring_harm(data)
-    if harm is None:
-        return
-    if requested.flip is None:
-        if requested.data not in EMBEDDED:  # of which it is known
-            observer.warn(f"No horizontal flip, as {harm}; --flip turns it on.")
-    elif requested.flip:
-        observer.warn(f"Horizontal flip is on, but {harm}: --no-flip is probably more accurate.")
-
-
-def _mirroring_harm(data: DataRecord) -> str | None:
-    return None if data.numbered else mirroring_harm(data.class_names)
-
-
 def check_shares(config: TrainConfig, workers: int) -> None:
     """Check that each worker has images of every batch: the statistics of one without are of none.
 
@@ -327,23 +251,6 @@ def check_shares(config: TrainConfig, workers: int) -> None:
         )
 
 
-def decode_images(source: Source, config: TrainConfig, observer: Observer) -> Source:
-    """Decode the images on this machine, so that the run's record can list bad ones.
-
-    Of images that will be streamed, decode only a sample, for their mean and standard deviation.
-    """
-    source = replace(source, whole=config.random_resized_crop)
-    if config.stream == "on":
-        return _sampled(source, observer)
-    if not source.embedded:
-        observer.progress({"stage": f"Decoding the images of {source.record.name}"})
-    source = source.prepare()
-    for note in source.notes:
-        observer.warn(note)
-    _batch_size(config, source.record)  # some may have been left out
-    return source
-
-
 def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placement, observer: Observer) -> TrainConfig:
     """Return the configuration with the batch size that memory allows, and report it."""
     from resnet_ops.models import parse_name
@@ -352,39 +259,10 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
     batch_size, why = largest_batch(config, data, placement)
     observer.warn(why)
     _check_micro_batches(config, batch_size, data)
-    freezes = _freezes_batchnorm(config, parse_name(config.model), batch_size, placement.layout.workers)
+    freezes = freezes_batchnorm(config, parse_name(config.model), batch_size, placement.layout.workers)
     config = config.model_copy(update={"batch_size": batch_size, "freeze_batchnorm": freezes})
     check_steps(config, data)
     return config
-
-
-def with_sampled_statistics(source: Source) -> Source:
-    """Measure mean and standard deviation of the pixels of images that are streamed on a sample of them.
-
-    Not where pretrained weights have theirs.
-    """
-    if source.record.mean is not None:
-        return source
-    from resnet_ops.data.augment import pixel_statistics
-
-    mean, std = pixel_statistics(source.sample_counts())
-    return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
-
-
-def _sampled(source: Source, observer: Observer) -> Source:
-    read = ""
-    if source.left_out:
-        splits = " and a ".join(f"{SPLIT_NAMES[split]} split" for split in source.left_out)
-        avoided = "; --val-data avoids that" if source.left_out == ("val",) else ""
-        read = f" All are read once now to hold out a {splits}{avoided}."
-    for note in (*source.notes, *source.check_test_images()):
-        observer.warn(note)
-    observer.warn(
-        f"Streaming: decoded, the training images take {size(source.decoded_bytes)}; this machine has "
-        f"{size(memory_bytes())} of memory.{read}"
-    )
-    observer.progress({"stage": f"Sampling the images of {source.record.name}"})
-    return with_sampled_statistics(source.with_exact_counts())
 
 
 def count_parameters(config: TrainConfig, data: DataRecord) -> int:
@@ -397,29 +275,3 @@ def count_parameters(config: TrainConfig, data: DataRecord) -> int:
             config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
         )
     )
-
-
-@contextlib.contextmanager
-def check_every_node(nodes: Sequence[Node], folder: Path, config: DataConfig) -> Iterator[Callable[[str], None]]:
-    """Have each of `nodes` check the run's folder and the images while the `with` block goes on.
-
-    Yields:
-        A function that waits for the nodes and compares their images' fingerprints with the given one.
-
-    Raises:
-        UserError: A node does not see the folder, or sees other images.
-    """
-    if not nodes:
-        yield lambda _: None
-        return
-    with probe_nodes(nodes, folder, fingerprint_of, config) as answers:
-
-        def compare(fingerprint: str) -> None:
-            for node, seen_there in answers().items():
-                if seen_there != fingerprint:
-                    raise UserError(
-                        f"The images in {config.data} on {node.name} differ from those on this machine.",
-                        "Provide the same images on every node.",
-                    )
-
-        yield compare

@@ -150,6 +150,12 @@ def with_start(
             f"{info.origin} has weights for grey images; those of {data.name} have colors.",
             "Use weights for RGB images, or convert the images to grey.",
         )
+    if data.channels < info.channels and info.architecture.kind not in ("resnet", "plain"):
+        raise UserError(
+            f"{info.origin} has weights for colors; the images of {data.name} are grey, and the first layer of "
+            f"{info.model} cannot be folded for them.",
+            "Use a ResNet, or convert the images to RGB.",
+        )
     expected = config.expect is not None
     head, reason = choose_head(info, data.class_names, data.fingerprint, numbered=data.numbered, expected=expected)
     kept = (

@@ -35,7 +35,6 @@ from resnet_ops.runs import Run
 from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.early_end import EarlyEnd
-from resnet_ops.training.measure import measure_test
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.trainer import Trainer
 
@@ -68,14 +67,12 @@ class WorkerResult:
         steps_at: When its first and last steps ended, in seconds since 1970; () where none was left to do.
         bad_images: Images that any worker could not decode.
         bad_val_images: Those of them that are validation images.
-        test_accuracy: Of the selected weights on the test images, from 0 to 1; None where they were not measured.
         early_end: Why the training ended before its last epoch, if it did.
     """
 
     steps_at: tuple[float, ...]
     bad_images: tuple[BadImage, ...]
     bad_val_images: tuple[BadImage, ...] = ()
-    test_accuracy: float | None = None
     early_end: EarlyEnd | None = None
 
 
@@ -111,18 +108,6 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         bad_train = _gather_bad_images(group, loader.train.bad)
         bad_val = _gather_bad_images(group, loader.val.bad if loader.val else ())
         return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, early_end=session.trainer.ended)
-
-
-def run_measurement(task: WorkerTask) -> WorkerResult:
-    """Measure the selected weights of a run, which are trained, on test images.
-
-    Raises:
-        UserError, UnusableNodeError, PeerLostError: See `run_worker`.
-    """
-    run, record, group, device = _begin(task)
-    with _explained_errors(record.config.batch_size, group, device), cuda_algorithms(record.config, device):
-        source = task.source or _open_the_same(record)
-        return WorkerResult((), (), test_accuracy=measure_test(run, record, source, group, device))
 
 
 def _begin(task: WorkerTask) -> tuple[Run, RunRecord, ProcessGroup, torch.device]:

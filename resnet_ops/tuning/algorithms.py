@@ -137,7 +137,11 @@ def _population_based_training(config: TuneConfig, space: Space, interval: int) 
             "--scheduler pbt changes the options itself and trains each trial on one node.",
             "Remove --search and --nodes-per-trial.",
         )
-    mutations = {name: _tune_domain(values) for name, values in space.searched.items()}
+    # Of a list it takes the value itself or its neighbors; what is drawn from a domain it would multiply, be it a name.
+    mutations = {
+        name: list(values.values) if isinstance(values, Choices) else _tune_domain(values)
+        for name, values in space.searched.items()
+    }
     return PopulationBasedTraining(
         time_attr=EPOCH,
         perturbation_interval=interval,

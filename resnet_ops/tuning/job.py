@@ -236,6 +236,7 @@ def _stored_config(config: TuneConfig, base: TrainConfig) -> TuneConfig:
     where = {name: getattr(base, name) for name in JobConfig.model_fields}
     given = {name: value for name, value in config.given.items() if name not in where}
     given |= {name: as_typed(path) for name, path in paths.items() if path is not None}
+    given |= {"select": base.select}  # also where a recipe's file has it
     return config.model_copy(update={"given": given, "space": None, **where})
 
 
@@ -327,5 +328,6 @@ def _refit(search: Search, trial: Trial, observer: Observer) -> Run:
     """Train the best network on training and validation images, to the last epoch, as nothing is left to select on."""
     config = search.trial_run(trial).read_as_written().config
     own = {"name": f"{search.run.name}-refit", "runs_dir": search.run.path.parent, "fit_all": True, "num_to_keep": 2}
-    own |= {"patience": None, "target_accuracy": None, "expect": None, "select": TrainConfig.default("select")}
+    on_validation = ("patience", "target_accuracy", "select", "expect")  # a recipe's file may hold them
+    own |= {name: TrainConfig.default(name) for name in on_validation}
     return training.train(config.model_copy(update=own), overwrite=True, observer=observer).run

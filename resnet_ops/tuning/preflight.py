@@ -22,8 +22,9 @@ from resnet_ops.orchestration.trial_slots import (
 from resnet_ops.recipe_config import AUGMENTATION, Recipe
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.run_records import DataRecord
-from resnet_ops.training import preflight
+from resnet_ops.training import defaults, preflight
 from resnet_ops.training.defaults import FINETUNE, are_photos
+from resnet_ops.training.image_preparation import check_every_node, decode_images
 from resnet_ops.training.start import start_weights, with_start
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
@@ -109,31 +110,29 @@ def check_search(
             f"--weights are those of one network, and this search has {len(listed)}.",
             "Search one network, such as model=resnet18.",
         )
-    with preflight.check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
+    with check_every_node(slots.remote_nodes, base.runs_dir.absolute(), base) as compare:
         asked = base.model_copy(update={"model": AUTO if AUTO in listed else listed[0]})
         base, weights = start_weights(asked, slots.device, observer)
         source, settled = preflight.check_training(base, slots.device)
-        preflight.report_choices(
-            base.model_copy(update={"model": settled.model}), settled, source.record, slots.device, observer
-        )
+        chosen = base.model_copy(update={"model": settled.model})  # which is said of the space
+        for choice in defaults.explain_choices(chosen, settled, source.record, slots.device):
+            observer.warn(choice)
         space = settle_space(space, settled, source.record, slots.device)
         for model in _models(space):
             base = base.model_copy(update={"model": model})
             source, settled = preflight.check_training(base, slots.device, source)
             for layer in _values(space, "freeze"):
-                given = next(iter(_values(space, "weights")), base.weights)
-                frozen = base.model_copy(update={"freeze": layer, "weights": given})
-                preflight.check_freezing(frozen, parse_name(model))
+                preflight.check_freezing(base.model_copy(update={"freeze": layer}), parse_name(model))
         source, _ = with_start(source, base, weights, observer)
         compare(source.record.fingerprint)
     largest = max(_values(space, "batch_size") or [settled.batch_size])
     preflight.check_steps(settled.model_copy(update={"batch_size": largest}), source.record)
     if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
-        preflight.warn_of_batch_size(base, settled, source.record, observer)
-    preflight.warn_of_mirroring(base, source.record, observer)
+        defaults.warn_of_batch_size(base, settled, source.record, observer)
+    defaults.warn_of_mirroring(base, source.record, observer)
     searched = " where it is not searched" if space.searched.keys() & {"recipe", *AUGMENTATION} else ""
     observer.warn(f"Augmentation{searched}: {settled.augmentation(source.record.stored)}.")
-    source = preflight.decode_images(source, settled, observer)
+    source = decode_images(source, settled, observer)
     own = {name: getattr(settled, name) for name in ("recipe", *Recipe.model_fields)}
     update = {"device": slots.device, **own}
     return space, base.model_copy(update=update), source.record, weights

@@ -31,6 +31,7 @@ from resnet_ops.training import job, preflight
 from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.early_end import early_end
+from resnet_ops.training.image_preparation import with_sampled_statistics
 from resnet_ops.training.memory import free_bytes
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.session import TrainingSession
@@ -239,9 +240,7 @@ class TrialWorker(tune.Trainable):
             source = replace(open_source(config), whole=whole)
             if source.record.fingerprint != self.task.data.fingerprint:
                 raise UserError(f"The images in {config.data} differ from those the search started with.")
-            self.sources[key, whole] = (
-                preflight.with_sampled_statistics(source) if config.stream == "on" else source.prepare()
-            )
+            self.sources[key, whole] = with_sampled_statistics(source) if config.stream == "on" else source.prepare()
         return self.sources[key, whole]
 
     def _train_epochs_on_nodes(self) -> Generator[Epoch]:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from resnet_ops.errors import UserError
+from resnet_ops.models import head_of
 from resnet_ops.weights.pretrained import PretrainedWeights, WeightsInfo
 from resnet_ops.weights.weights_metadata import WeightsPreprocessing
 
 Head = Literal["kept", "new"]
-HEAD = ("fc.weight", "fc.bias")
 
 
 def choose_head(
@@ -49,12 +49,13 @@ def choose_head(
 def adapt(weights: PretrainedWeights, class_names: Sequence[str], channels: int, head: Head) -> dict[str, Tensor]:
     """Return the tensors to begin with: without a head where it is to be new, with its classes in the images' order."""
     tensors, info = dict(weights.tensors), weights.info
+    parts = [f"{info.architecture.head}.{name}" for name in ("weight", "bias")]
     if head == "new":
-        for name in HEAD:
+        for name in parts:
             tensors.pop(name, None)
     elif info.class_names != tuple(class_names) and set(info.class_names) == set(class_names):
         order = torch.tensor([info.class_names.index(name) for name in class_names])
-        tensors |= {name: tensors[name][order] for name in HEAD}
+        tensors |= {name: tensors[name][order] for name in parts}
     if channels == 1 and info.channels == 3:
         tensors |= fold_colors(tensors, info.preprocessing)
     return tensors
@@ -83,4 +84,5 @@ def load_into(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load adapted tensors into a network; a head that is not among them stays as it was drawn."""
     result = network.load_state_dict(tensors, strict=False)
     assert not result.unexpected_keys
-    assert set(result.missing_keys) <= set(HEAD)
+    head = head_of(network)
+    assert {id(network.get_parameter(name)) for name in result.missing_keys} <= {id(p) for p in head.parameters()}

@@ -17,8 +17,8 @@ from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, open_loader
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
+from resnet_ops.training.image_preparation import decode_images
 from resnet_ops.training.observer import Observer
-from resnet_ops.training.preflight import decode_images
 from tests.data.samples import noise, write_class_folders
 
 

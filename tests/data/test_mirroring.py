@@ -7,8 +7,9 @@ import pytest
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.recipes.reading import configure
+from resnet_ops.training.defaults import warn_of_mirroring
 from resnet_ops.training.observer import Observer
-from resnet_ops.training.preflight import check_training, warn_of_mirroring
+from resnet_ops.training.preflight import check_training
 from tests.data.samples import noise, shades, write_class_folders, write_parquet
 
 

@@ -10,11 +10,10 @@ import onnx
 import pytest
 
 from resnet_ops.errors import UserError
+from resnet_ops.evaluation.job import evaluate
 from resnet_ops.runs import Run
 from resnet_ops.serving.app import ModelInfo
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training import job
-from resnet_ops.training.observer import Observer
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.config import TuneConfig
 from tests.conftest import Ended
@@ -66,7 +65,8 @@ def test_the_test_split_is_left_alone_until_it_is_measured_on_the_selected_weigh
     assert (best["test_accuracy"], ended.json["test_images"]) == (None, 40)
     assert "40 images, untouched so far: resnet-ops evaluate a" in ended.err
     assert "test accuracy" not in ended.err
-    measured = job.measure_test(run, Observer()).best
+    evaluate(run.path)
+    measured = run.read().best
     assert measured is not None
     # The same weights on the same images, by the exported file and ONNX Runtime.
     exported = done("export", "a", "--onnx").json
@@ -192,10 +192,10 @@ def test_with_fit_all_a_test_split_is_measured_as_in_the_paper(
     assert {name for name, value in best.items() if value is not None} == {"epoch", "checkpoint"}
     reported = done("report", "paper", "-o", tmp_path / "report.html").json["runs"][0]
     assert "resnet-ops evaluate paper" in reported["missing"]
-    measured = job.measure_test(Run(tmp_path / "paper"), Observer()).best
+    result = evaluate(tmp_path / "paper")
+    measured = Run(tmp_path / "paper").read().best
     assert measured is not None
-    assert measured.test_accuracy is not None
-    assert round(40 * measured.test_accuracy, 6) == round(40 * measured.test_accuracy)
+    assert (measured.test_accuracy, result.recorded, result.images) == (result.top1, True, 40)
 
 
 def test_a_search_leaves_test_images_alone_and_refits_on_photos(
@@ -214,16 +214,15 @@ def test_a_search_leaves_test_images_alone_and_refits_on_photos(
     assert (best.selected_by, best.val_loss, result.best.metric) == ("loss", min(losses), min(losses))
     assert result.best.why == f"the lowest validation loss {min(losses):.4f}, of 2 trials"
     assert (best.test_accuracy, result.best.test_accuracy) == (None, None)
-    measured = job.measure_test(result.search.run, Observer()).best
-    assert measured is not None
-    assert measured.test_accuracy is not None
+    measured = evaluate(result.search.run.path)
+    assert measured.recorded
     assert all(result.search.trial_run(t).read().best.test_accuracy is None for t in result.trials)  # type: ignore[union-attr]
     refit = Run(tmp_path / "s-refit").read()
     assert (refit.config.fit_all, refit.data.train_images, refit.data.val_images) == (True, 80, 0)
     assert refit.best is not None
     assert (refit.best.val_accuracy, refit.best.test_accuracy) == (None, None)
     again = tuning.resume(tmp_path, "s")
-    assert again.best.test_accuracy == measured.test_accuracy
+    assert again.best.test_accuracy == measured.top1
     with pytest.raises(UserError, match=r"compares networks on validation images.*--refit"):
         tuning.tune(TuneConfig.of(depths="8", given=given | {"fit_all": True, "name": "none"}))
     assert not (tmp_path / "none").exists()

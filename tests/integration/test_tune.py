@@ -205,7 +205,10 @@ def test_optuna_searches_and_learns_its_seed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
-    result = run_search(tmp_path, "pbt", depths="8", scheduler="pbt", trials=4, epochs=8, grace=4, lr="1e-5:0.2")
+    options: dict[str, Any] = {"depths": "8", "scheduler": "pbt", "lr": "1e-5:0.2"}
+    pairs = ("sampler=shuffle,balanced", "ema=0,0.9")  # values that cannot be multiplied, or not beyond their ends
+    result = run_search(tmp_path, "pbt", *pairs, trials=4, epochs=8, grace=4, **options)
+    assert {t.options["ema"] for t in result.trials} <= {0, 0.9}
     assert all((t.status, t.epochs) == ("finished", 8) for t in result.trials)
     events = [e.what for t in result.trials for e in result.search.trial_run(t).events()]
     assert any(what.startswith("Continued from the weights of epoch ") for what in events)
@@ -216,14 +219,17 @@ def test_pbt_hands_weights_and_learning_rates_on(tmp_path: Path) -> None:
         assert kept["metrics"]["epoch"] == trial.best_epoch
 
 
-def test_trials_stream_their_images(tmp_path: Path) -> None:
+def test_trials_do_what_a_recipe_says_that_tune_has_no_option_for(tmp_path: Path) -> None:
+    """They stream their images; and what they are selected by, which it has, counts for the search as well."""
     recipe = tmp_path / "streamed.toml"
-    recipe.write_text('stream = "on"\n')
+    recipe.write_text('stream = "on"\nselect = "macro-f1"\n')
     result = run_search(
         tmp_path, "streamed", depths="8", lr="0.1,0.05", search="grid", epochs=1, given={"recipe": str(recipe)}
     )
     assert [(trial.status, trial.epochs) for trial in result.trials] == [("finished", 1)] * 2
     assert all(result.search.trial_run(trial).read().config.stream == "on" for trial in result.trials)
+    assert result.best.selected_by == result.search.read().select == "macro-f1"
+    assert result.best.metric == max(t.metric or 0 for t in result.trials)
 
 
 def test_if_all_trials_fail_the_reasons_are_told_together(tmp_path: Path) -> None:
@@ -361,7 +367,7 @@ def test_trials_begin_with_the_same_weights(trained: training.TrainResult, tmp_p
     """They are read once, kept with the search, and needed no more: not by trials, nor by the training that follows."""
     file = tmp_path / "mine.safetensors"
     file.write_bytes((trained.run.best / "model.safetensors").read_bytes())
-    given = {"weights": str(file)}
+    given = {"weights": str(file), "expect": 50}  # which nothing is left to measure on afterwards
     pairs = ("model=resnet8", "lr=0.0001,0.001")
     result = run_search(tmp_path, "tuned", *pairs, epochs=1, search="grid", refit=True, given=given)
     runs_of_it = [result.search.trial_run(trial) for trial in result.trials]

@@ -9,6 +9,7 @@ from torch import nn
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import image_size
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.training.defaults import explain_choices
@@ -62,7 +63,7 @@ def test_the_network_fits_images_and_device(
     settled, notes = check(images_of(digits, size, images), device, weights=weights)
     assert settled.model == model
     assert notes[0].startswith(f"Network {model}: ")
-    assert ("pretrained weights, on a" if weights else f"{size[1]}x{size[0]} pixels") in notes[0]
+    assert ("pretrained weights, on a" if weights else f"{image_size(*size)} pixels") in notes[0]
     asked, notes = check(images_of(digits, size, images), device, weights=weights, model="plain56")
     assert asked.model == "plain56"
     assert not any("Network" in note for note in notes)

@@ -152,6 +152,13 @@ def test_milestones_and_warm_up_stay_at_their_steps(options: dict[str, Any]) -> 
         assert "milestones stay at epochs 2.33333, 5.25" in after.meaning
 
 
+def test_a_warm_up_that_is_a_share_keeps_its_steps_where_floats_round() -> None:
+    before = planned(epochs=20, schedule="steps", warmup_ratio=0.29)  # of 200 steps 57.99..., and 58 of 20 epochs of 10
+    after = extend(before, 30, done=20)
+    for step in range(200):
+        assert learning_rate(after.config, step, 300) == learning_rate(before.config, step, 200)
+
+
 def test_fewer_epochs_and_a_warm_up_without_room_are_refused() -> None:
     with pytest.raises(UserError, match="planned for 7 epochs, and 5 are done") as error:
         extend(planned(epochs=7), 6, done=5)

@@ -19,9 +19,11 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.training import preflight
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import read_best
+from resnet_ops.training.defaults import report_defaults
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
 from resnet_ops.training.job import TrainResult
+from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.memory import training_bytes
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.schedule import learning_rate
@@ -201,6 +203,7 @@ def test_each_weight_is_in_one_layer_or_the_head(name: str) -> None:
     layers = layers_of(network)
     assert tuple(layers) == parse_name(name).layers
     parts = [*(module for modules in layers.values() for module in modules), head_of(network)]
+    assert head_of(network) is network.get_submodule(parse_name(name).head)
     assert head_of(network).out_features == 4
     inside = [id(parameter) for part in parts for parameter in part.parameters()]
     assert inside == [id(parameter) for parameter in network.parameters()]
@@ -269,6 +272,52 @@ def test_statistics_that_all_workers_share_are_their_own_mean(size: int, monkeyp
     assert not changed(before, network)
 
 
+def test_all_of_it_at_once_is_plain_pytorchs(digits: Loader) -> None:
+    loader = replace(digits, balanced=True)
+    config = TrainConfig.of(
+        model="resnet8", epochs=2, batch_size=BATCH, lr=0.05, nesterov=True, weight_decay=0.01, norm_weight_decay=0.0,
+        freeze="layer1", freeze_epochs=1, head_lr=5.0, precision="fp16", accumulate=2, gradient_checkpointing=True,
+        clip_grad_norm=0.5, label_smoothing=0.1, class_weights="0=4,3=0.2", sampler="balanced", ema=0.9,
+    )  # fmt: skip
+    given = weigh_classes(config, tuple("0123456789"), loader.train.labels)
+    ours, theirs = build_trainer(config, fresh(), loader, ProcessGroup(), CPU, class_weights=given), fresh()
+    weights = torch.tensor([4, 1, 1, 0.2, 1, 1, 1, 1, 1, 1])
+    weights /= weights.mean()  # over images, as each class is drawn equally often
+    rest, head = [p for name, p in theirs.named_parameters() if not name.startswith("fc.")], theirs.fc
+    groups = [
+        {"params": [p for p in rest if p.dim() > 1], "times": 1},
+        {"params": [p for p in rest if p.dim() == 1], "times": 1, "weight_decay": 0.0},
+        {"params": [head.weight], "times": 5}, {"params": [head.bias], "times": 5, "weight_decay": 0.0},
+    ]  # fmt: skip
+    optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
+    scaler, average, step = torch.amp.GradScaler("cpu"), copy.deepcopy(theirs.state_dict()), 0
+    for epoch in range(2):
+        theirs.train()
+        for part in (theirs.conv1, theirs.bn1, theirs.layer1):
+            part.requires_grad_(epoch > 0).train(epoch > 0)
+        for x, y in loader.train_batches(epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = group["times"] * learning_rate(config, step, 2 * STEPS)
+            optimizer.zero_grad()
+            for images, labels in zip(x.chunk(2), y.chunk(2), strict=True):
+                with torch.autocast("cpu", torch.float16):
+                    logits = theirs(images).float()
+                loss = nn.functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=0.1)
+                scaler.scale(loss / BATCH).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+            kept = min(0.9, (1 + step) / (10 + step))
+            for name, value in theirs.state_dict().items():
+                average[name] = kept * average[name] + (1 - kept) * value if value.is_floating_point() else value
+            step += 1
+    train(ours)
+    assert_close(ours.network, theirs, 1e-5)
+    theirs.load_state_dict(average)
+    assert_close(ours.eval_network, theirs, 1e-5)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nesterov": ({"optimizer": "adamw", "nesterov": True}, "--nesterov is an option of SGD, not of AdamW"),
     "momentum": ({"optimizer": "adamw", "momentum": 0.8}, "--momentum is an option of SGD"),
@@ -316,7 +365,7 @@ class Noting(Observer):
 def settled(**options: Any) -> tuple[TrainConfig, list[str]]:
     requested, observer = configure(model="resnet8", **options), Noting()
     _, config = preflight.check_training(requested, "cpu", workers=options.get("workers_per_node", 1))
-    preflight.report_defaults(requested, config, "cpu", observer)
+    report_defaults(requested, config, "cpu", observer)
     return config, observer.warnings
 
 
@@ -352,7 +401,7 @@ def test_small_batches_do_not_move_the_statistics_of_given_weights(options: dict
     requested = configure(**({"model": "resnet8"} | options))
     observer = Noting()
     _, config = preflight.check_training(requested, "cpu", workers=options.get("workers_per_node", 1))
-    preflight.report_defaults(requested, config, "cpu", observer)
+    report_defaults(requested, config, "cpu", observer)
     assert bool(config.freeze_batchnorm) is freezes
     assert bool(observer.warnings) is freezes
 

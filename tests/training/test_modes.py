@@ -167,6 +167,15 @@ def test_a_network_goes_on_from_within_an_epoch_in_every_mode(name: str, mode: s
         assert left[-1].model_dump(include=measured) == epochs[-1].model_dump(include=measured)
 
 
+def test_an_average_begins_with_the_weights_of_a_training_that_has_none(tmp_path: Path) -> None:
+    """As where population based training gives a trial another one's weights."""
+    run_to(trainer("resnet8"), STEPS, file := tmp_path / "c.safetensors")
+    theirs, ours = checkpoint.read(file), trainer("resnet8", seed=9, ema=0.9)
+    checkpoint.restore(theirs, ours)
+    for network in ours.networks:
+        assert_same_bytes(network.state_dict(), theirs.model)
+
+
 @pytest.mark.parametrize(
     "name", [name if name == "resnet8" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 )

@@ -80,6 +80,18 @@ def test_a_new_head_stays_as_it_was_drawn() -> None:
     assert torch.equal(ours.layer1[0].conv1.weight, network().layer1[0].conv1.weight)  # type: ignore[union-attr,index]
 
 
+@pytest.mark.parametrize("model", ["alexnet", "vgg19", "googlenet"])
+def test_the_baselines_get_a_new_head_too(model: str) -> None:
+    with torch.device("meta"):
+        theirs, ours = build(model, num_classes=3), build(model, num_classes=7)
+    described = pretrained(model=model, shortcut=None).info
+    tensors = adapt(PretrainedWeights(described, theirs.state_dict()), tuple("abcdefg"), 3, "new")
+    assert theirs.state_dict().keys() - tensors.keys() == {
+        f"{described.architecture.head}.{n}" for n in ("weight", "bias")
+    }
+    load_into(ours, tensors)
+
+
 def test_grey_images_give_what_they_would_in_color() -> None:
     """After the first BatchNorm, to the border, where padding is 0 in each channel; and all logits, without padding."""
     grey, weights = network(1), pretrained()
