@@ -125,7 +125,7 @@ def _content_faults(path: Path, content: bytes, model: onnx.ModelProto) -> Itera
     model.DiscardUnknownFields()
     if content[4:8] == b"ORTM" or model.SerializeToString(deterministic=True) != content:
         yield UserError(
-            f"{path} contains more than an ONNX model: fields that ONNX does not have, some twice, or otherwise written.",
+            f"{path} contains more than an ONNX model: fields that ONNX does not have, or some twice, or oddly written.",
             "Use a file made by `resnet-ops export`.",
         )
 
