@@ -125,7 +125,7 @@ def _content_faults(path: Path, content: bytes, model: onnx.ModelProto) -> Itera
     model.DiscardUnknownFields()
     if content[4:8] == b"ORTM" or model.SerializeToString(deterministic=True) != content:
         yield UserError(
-            f"{path} contains more than an ONNX model: fields that ONNX does not have, or some twice, or oddly written.",
+            f"{path} contains more than an ONNX model: fields that ONNX does not have, or some twice or otherwise.",
             "Use a file made by `resnet-ops export`.",
         )
 
@@ -148,6 +148,8 @@ def _graph_faults(path: Path, model: onnx.ModelProto) -> Iterator[UserError]:
             yield _damaged(path, f"tensor {tensor.name[:100]!r} {fault}")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield from _external_data_faults(path, tensor)
+        elif tensor.external_data:
+            yield _damaged(path, f"tensor {tensor.name[:100]!r} has its weights here, and says that they are elsewhere")
 
 
 def _tensor_fault(tensor: onnx.TensorProto) -> str:

@@ -138,6 +138,9 @@ def test_weights_beside_a_file_are_as_many_as_it_says(files: dict[str, Path], tm
     assert {t.name: t.raw_data for t in model.graph.initializer} == {
         t.name: t.raw_data for t in original.graph.initializer
     }
+    here = broken(files, lambda m: m.graph.initializer[0].external_data.add(key="location", value="weights"), tmp_path)
+    assert "has its weights here" in refusal(here)
+    file = broken(files, move, tmp_path)
     with (tmp_path / "weights").open("ab") as weights:
         weights.truncate(2**40)
     assert "does not match the shape of tensor 'fc.weight'" in refusal(file)
