@@ -21,7 +21,7 @@ from resnet_ops.export.calibration import check_calibration
 from resnet_ops.export.checks import check_graph, check_nodes, check_resizing, largest_batch, size_fault
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.inputs import ValidationImages
-from resnet_ops.export.metadata import ModelMetadata, Precision
+from resnet_ops.export.metadata import Calibration, ModelMetadata, Precision
 from resnet_ops.export.metadata_checks import (
     MARGINS,
     Origin,
@@ -136,6 +136,7 @@ def verify_file(
     draft.tolerance = tolerances.largest
     if afresh and images is not None and images.fingerprint == metadata.data_fingerprint:
         draft.run("quantization error", partial(afresh.check_recorded, metadata.quantization_error))
+    every_image = images
     if images is not None:
         images = _choose_images(draft, model, images, reference, thresholds, white_box)
     if metadata.input == "raw":
@@ -143,8 +144,8 @@ def verify_file(
     draft.largest_batch = largest_batch(model, classifier.crop, thresholds.provider)
     outputs = BlackBox(classifier, reference, tolerances)
     _probe(draft, outputs, images, afresh)
-    if images is not None:
-        _check_validation_set(draft, outputs, model, images, thresholds)
+    if images is not None and every_image is not None:
+        _check_validation_set(draft, outputs, model, images, every_image, thresholds)
     return draft.of_seen_images() if thresholds.seen else ProofReport(**dict(draft))
 
 
@@ -209,9 +210,23 @@ def _probe(draft: ProofDraft, box: BlackBox, images: ValidationImages | None, af
 
 
 def _check_validation_set(
-    draft: ProofDraft, box: BlackBox, model: onnx.ModelProto, images: ValidationImages, thresholds: ProofThresholds
+    draft: ProofDraft,
+    box: BlackBox,
+    model: onnx.ModelProto,
+    images: ValidationImages,
+    every_image: ValidationImages,
+    thresholds: ProofThresholds,
 ) -> None:
-    """Compute the outputs of both pipelines for the validation set, and check them."""
+    """Compute the outputs of both pipelines for the validation set, and check them.
+
+    Args:
+        draft: This proof.
+        box: The file.
+        model: Its content.
+        images: The images that are used.
+        every_image: All that there are, of which a temperature may be fitted on others.
+        thresholds: The limits.
+    """
     metadata = box.classifier.metadata
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     try:
@@ -237,7 +252,9 @@ def _check_validation_set(
     else:
         _check_outputs(draft, comparison, labels, metadata, box.tolerances, thresholds)
         if metadata.calibration and images.fingerprint == metadata.data_fingerprint and not thresholds.seen:
-            draft.run("temperature", partial(check_calibration, expected, labels, metadata.calibration))
+            draft.run(
+                "temperature", partial(_check_temperature, box, metadata.calibration, every_image, expected, labels)
+            )
     if metadata.validation is not None or thresholds.recorded:
         recorded, on_same = read_recorded_proof(metadata), draft.model_copy()
         if recorded is not None and not draft.sample and 0 < recorded.images < len(labels) == len(images):
@@ -246,6 +263,21 @@ def _check_validation_set(
         _check_record(draft, on_same, recorded, model, metadata)
     precision = box.reference.info.precision if box.reference else None
     _check_training_accuracy(draft, comparison, metadata, thresholds, precision)
+
+
+def _check_temperature(
+    box: BlackBox, calibration: Calibration, every_image: ValidationImages, expected: np.ndarray, labels: np.ndarray
+) -> tuple[str, bool]:
+    """Check a temperature, where it is said to be fitted on fewer images than are used here, on those themselves."""
+    if calibration.images > len(every_image):
+        return f"fitted on {calibration.images:,} images, there are {len(every_image):,}", False
+    if calibration.images < len(labels):  # fits to few images are far apart: any temperature could be one
+        batches = every_image.stratified(calibration.images).batches(box.classifier.crop)
+        parts = [(box.expected(pixels), some) for pixels, some in batches]
+        expected, labels = (
+            np.concatenate([part for part in each if part is not None]) for each in zip(*parts, strict=True)
+        )
+    return check_calibration(expected, labels, calibration)
 
 
 def _measure(report: ProofDraft, comparison: Comparison, labels: np.ndarray, against_torch: bool) -> None:

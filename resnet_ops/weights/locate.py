@@ -92,13 +92,16 @@ def _of_hub(weights: str, warn: Callable[[str], None]) -> LocatedWeights:
         raise UserError(f"--weights {weights} names no repository.", f"Write it as hf:owner/name: {EXAMPLE}")
     try:
         import huggingface_hub as hub
-        from huggingface_hub import constants
+        from huggingface_hub import constants, errors
     except ModuleNotFoundError:
         raise UserError(
             f"--weights {weights} needs the client of the Hugging Face Hub.", "pip install 'resnet-ops[hub]'"
         ) from None
     options: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
-    cached = (hub.try_to_load_from_cache(filename=name, **options) for name in HUB_FILES)
+    try:
+        cached = [hub.try_to_load_from_cache(filename=name, **options) for name in HUB_FILES]
+    except errors.HFValidationError as error:
+        raise UserError(f"--weights {weights} names no repository: {error}", f"An example: {EXAMPLE}") from None
     file = next((path for path in cached if isinstance(path, str)), None)
     if file is None:
         warn(f"Downloading {weights} from {constants.ENDPOINT} to {constants.HF_HUB_CACHE}")

@@ -71,6 +71,10 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
     plain = [name for name in names if not any(word in name.lower() for word in AVERAGED + TEACHERS)]
     chosen = (averaged or plain or names)[0]
     beside, prefix = candidates[chosen]
+    for name, value in beside.items():
+        # A view repeats what is stored: a small file can mean more than there is memory.
+        if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
+            raise UserError(f"{path} has no plain values for {name[:100]}.", "Save it as a contiguous tensor.")
     tensors, left_out = _network_tensors(beside, prefix)
     other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
     return StateDict(
@@ -86,9 +90,14 @@ def _joined(*parts: str) -> str:
 
 
 def _candidates(
-    content: Any, keys: tuple[str, ...] = ()
+    content: Any, keys: tuple[str, ...] = (), around: tuple[Any, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Tensor], str]]:
-    """Yield every dict with a residual network's tensors, the keys that lead to it, and their prefix in it."""
+    """Yield every dict with a residual network's tensors, the keys that lead to it, and their prefix in it.
+
+    What contains itself is searched once.
+    """
+    if any(content is outer for outer in around):
+        return
     tensors = {str(name): value for name, value in _items(content) if isinstance(value, Tensor)}
     for name, value in tensors.items():
         prefix = name.removesuffix(STEM[0])
@@ -97,7 +106,7 @@ def _candidates(
             yield keys, tensors, prefix
     if len(keys) < MAX_NESTING:
         for key, value in _items(content):
-            yield from _candidates(value, (*keys, str(key)))
+            yield from _candidates(value, (*keys, str(key)), (*around, content))
 
 
 def _items(content: Any) -> Iterator[tuple[Any, Any]]:
@@ -166,10 +175,10 @@ def _nothing_there(path: Path, content: Any) -> UserError:
     return UserError(f"{path} contains no weights of a residual network: no {' and no '.join(STEM)}.", listed)
 
 
-def _tensor_names(content: Any, depth: int = 0) -> Iterator[str]:
-    if depth <= MAX_NESTING:
+def _tensor_names(content: Any, around: tuple[Any, ...] = ()) -> Iterator[str]:
+    if len(around) <= MAX_NESTING and not any(content is outer for outer in around):
         for name, value in _items(content):
             if isinstance(value, Tensor):
                 yield str(name)
             else:
-                yield from _tensor_names(value, depth + 1)
+                yield from _tensor_names(value, (*around, content))

@@ -25,7 +25,7 @@ class WeightsPreprocessing(BaseModel):
 
     mean: tuple[FiniteFloat, ...]
     std: tuple[FiniteFloat, ...]
-    crop_share: float | None = Field(default=None, gt=0, le=1)
+    crop_share: float | None = Field(default=None, ge=0.1, le=1)
     interpolation: str = "bilinear"
     assumed: bool = False
 
@@ -80,7 +80,7 @@ def timm_metadata(config: Path) -> WeightsMetadata | None:
             interpolation=settings.get("interpolation", "bilinear"),
         )
         return WeightsMetadata(preprocessing=preprocessing, class_names=tuple(names))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError):
         return None
 
 

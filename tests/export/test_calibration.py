@@ -65,10 +65,15 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
     sample = validate_onnx(ValidateConfig(file=result.onnx, checkpoint=checkpoint, images=120))
     assert sample.validated, sample.failed_checks
 
+    few = export_onnx(ExportConfig(run=checkpoint, calibrate=True, images=60, out=tmp_path / "few.onnx"))
+    again = validate_onnx(ValidateConfig(file=few.onnx, checkpoint=checkpoint))
+    assert again.validated, again.failed_checks
+
     # The weights divided by another temperature than the best, and the file saying so.
     read = checkpoints.read(result.checkpoint)
-    for temperature in (calibration.temperature * 1.05, calibration.temperature / 3):
-        wrong = Calibration(temperature=temperature, images=calibration.images)
+    best, images = calibration.temperature, calibration.images
+    for temperature, of in ((best * 1.05, images), (best / 3, images), (5.0, 1), (best * 1.5, 10), (best, 10**9)):
+        wrong = Calibration(temperature=temperature, images=of)
         scaled = scale_head(read, wrong)
         model = graph.to_onnx(read.info, scaled.model, 18)
         metadata = ModelMetadata.of(

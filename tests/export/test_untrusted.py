@@ -90,10 +90,17 @@ def broken(files: dict[str, Path], change: Callable[[onnx.ModelProto], object], 
 def test_content_that_other_programs_read_differently_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
     """From memory ONNX Runtime takes a file for its own format by four bytes, which may lie in what is overwritten."""
     content, file = files["normalized"].read_bytes(), tmp_path / "twofold.onnx"
+    # Types of -1 in five bytes each, where protobuf writes ten; what it passes over fills the room.
+    short = b"\x3a\x96\x01" + 10 * b"\x6a\x0d\x0a\x01x\x12\x08\x0a\x06\x08\xff\xff\xff\xff\x0f"
+    as_long = content + short + b"\xfa\x3f\x2c" + b"ORTM" * 11
+    read = onnx.ModelProto.FromString(as_long)
+    read.DiscardUnknownFields()
+    assert read.ByteSize() == len(as_long)
     for planted in (
         b"\x08\x0a\x12\x04ORTM" + content,  # a version and a producer, both of which come again
         content + b"\xfa\x3f\x04evil",  # an unknown field
         b"\x3a\x00" + content,  # an empty graph, merged with the one that follows
+        as_long,
     ):
         file.write_bytes(planted)
         assert "more than an ONNX model" in refusal(file)
@@ -131,6 +138,9 @@ def test_weights_beside_a_file_are_as_many_as_it_says(files: dict[str, Path], tm
     assert {t.name: t.raw_data for t in model.graph.initializer} == {
         t.name: t.raw_data for t in original.graph.initializer
     }
+    here = broken(files, lambda m: m.graph.initializer[0].external_data.add(key="location", value="weights"), tmp_path)
+    assert "has its weights here" in refusal(here)
+    file = broken(files, move, tmp_path)
     with (tmp_path / "weights").open("ab") as weights:
         weights.truncate(2**40)
     assert "does not match the shape of tensor 'fc.weight'" in refusal(file)

@@ -1,4 +1,4 @@
-"""Sixty-seven valid exports pass: networks of all families, depths, shortcuts, sizes, opsets and precisions."""
+"""Sixty-four valid exports pass: networks of all families, depths, shortcuts, sizes, opsets and precisions."""
 
 import itertools
 from pathlib import Path

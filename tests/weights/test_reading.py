@@ -240,6 +240,24 @@ def test_other_files_are_named_for_what_they_are(kind: str, tmp_path: Path) -> N
     assert expected in refusal(tmp_path / "w.pth")
 
 
+def test_small_files_that_mean_more_than_there_is_memory_or_no_end_are_refused(tmp_path: Path) -> None:
+    """A view repeats one stored value; a list can contain itself; JSON can be deeper than Python goes."""
+    path, one = tmp_path / "weights.pth", torch.zeros(1)
+    tensors = build("resnet18", num_classes=3, in_channels=3).state_dict()
+    for value in (one.expand(100_000, 100_000, 3, 3), torch.zeros(64, 64, 3, 3).to_sparse()):
+        torch.save(tensors | {"layer1.0.conv1.weight": value}, path)
+        with pytest.raises(UserError, match=r"no plain values for layer1\.0\.conv1\.weight"):
+            pretrained.read(path)
+    endless: list[object] = []
+    endless.extend([endless] * 300)
+    torch.save({"x": endless}, path)
+    with pytest.raises(UserError, match="no weights of a residual network"):
+        pretrained.read(path)
+    path.with_name("config.json").write_text("[" * 100_000)
+    torch.save(tensors, path)
+    assert pretrained.read(path).info.class_names == ()
+
+
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps(
