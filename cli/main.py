@@ -12,6 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 import resnet_ops
+from resnet_ops import environment
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 
 from .commands import Root
@@ -43,6 +44,7 @@ def root(
 
 def main() -> NoReturn:
     """Run one command and exit; the console script."""
+    environment.prepare()
     code = run(sys.argv[1:])
     gc.freeze()  # or Python collects garbage among a million objects once more at exit: 0.5 s
     sys.exit(code)

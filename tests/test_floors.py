@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 BASE = {
     "errors",
     "formatting",
+    "environment",
     "machine",
     "files",
     "config_base",
@@ -31,6 +32,7 @@ BASE = {
 }
 FLOORS = {
     "errors": set(),
+    "environment": set(),
     "machine": set(),
     "formatting": set(),
     "files": {"errors", "formatting"},
@@ -47,7 +49,7 @@ FLOORS = {
     "recipes": {"errors", "config_base", "recipe_config", "config", "results"},
     "models": {"errors"},
     "data": BASE | {"locks"},
-    "orchestration": {"errors", "machine", "files", "config_base", "cluster_config", "results"},
+    "orchestration": {"errors", "environment", "machine", "files", "config_base", "cluster_config", "results"},
     "tracking": BASE,
     "weights": BASE | {"models", "data"},
     "training": BASE | {"significance", "recipes", "models", "data", "weights", "orchestration", "tracking"},

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops.cluster_config import ConnectionConfig
+from resnet_ops.environment import reach_loopback_directly, safe_path
 from resnet_ops.errors import UserError
 from resnet_ops.orchestration import ray_internals
 from resnet_ops.orchestration.packaging import copy_package
@@ -57,6 +58,7 @@ def enable_nccl_hang_detector(hang_timeout: float) -> None:
 
 def import_ray() -> None:
     """Import Ray with our settings, logging errors only."""
+    reach_loopback_directly()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ray_internals.silence_worker_logs()
@@ -121,8 +123,11 @@ def _init(ship: bool = False, **options: Any) -> None:
             options["runtime_env"] = {"py_modules": [str(copy_package(Path(folder)))]}
         # Workers import from the directory that this is called in before any other: a resnet_ops/ in it would take
         # precedence over the one that runs.
-        working_directory = contextlib.nullcontext() if options["address"] == LOCAL else contextlib.chdir(folder)
-        with working_directory:
+        working_directory: contextlib.AbstractContextManager[None] = contextlib.chdir(folder)
+        if options["address"] == LOCAL:  # workers keep the directory, and do not import from it
+            working_directory = contextlib.nullcontext()
+            options["job_config"] = ray_internals.job_config_of_driver()
+        with working_directory, safe_path():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if (
         threading.current_thread() is threading.main_thread()
