@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import pwd
+import stat
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -14,6 +18,17 @@ def leave_current_folder() -> None:
     """Import nothing more from the current folder, where `python -m` looks first: it may be a download."""
     if not sys.flags.safe_path:
         del sys.path[0]
+
+
+def clean_python_path() -> None:
+    """Take the current folder out of PYTHONPATH, where an empty part stands for it: PYTHONPATH=$PYTHONPATH:/mine."""
+    listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [folder for folder in listed if folder not in ("", ".")]
+    if listed in ([""], kept):
+        return
+    os.environ["PYTHONPATH"] = os.pathsep.join(kept)
+    with contextlib.suppress(OSError, ValueError):  # the folder is gone, or not there
+        sys.path.remove(str(Path.cwd()))
 
 
 @contextlib.contextmanager
@@ -30,17 +45,40 @@ def safe_path() -> Iterator[None]:
             os.environ[SAFE_PATH] = before
 
 
-def prepare() -> None:
-    """Set what this process and those that it starts begin with: imports from no current folder, no proxy to itself."""
+def prepare(warn: Callable[[str], None]) -> None:
+    """Set what this process and those that it starts begin with: imports from no current folder, no proxy to itself.
+
+    Args:
+        warn: Called with what the user should know.
+    """
     os.environ[SAFE_PATH] = "1"  # of `python -c` and `-m`, as multiprocessing, torch and Ray call them
-    # An empty part stands for the current folder; `PYTHONPATH=$PYTHONPATH:/mine` makes one.
-    listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    kept = [folder for folder in listed if folder not in ("", ".")]
-    if kept:
-        os.environ["PYTHONPATH"] = os.pathsep.join(kept)
-    else:
-        os.environ.pop("PYTHONPATH", None)
     reach_loopback_directly()
+    if not _user_is_known():
+        os.environ.setdefault("LOGNAME", f"user-{os.getuid()}")
+        if not os.environ.get("HOME"):
+            os.environ["HOME"] = _own_folder()
+            warn(
+                f"User {os.getuid()} has no home folder: caches go to {os.environ['HOME']}. HOME names another folder."
+            )
+
+
+def _user_is_known() -> bool:
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:  # of a container that runs as any user
+        return False
+    return True
+
+
+def _own_folder() -> str:
+    """Return a temporary folder of this user that later commands find again, unless another user has taken its name."""
+    folder = Path(tempfile.gettempdir(), f"resnet-ops-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+        return str(folder)
+    return tempfile.mkdtemp(prefix="resnet-ops-")
 
 
 def reach_loopback_directly() -> None:
