@@ -191,6 +191,21 @@ def listed(folder: Path) -> list[Path]:
     return [folder / name for name in names - {folder.name, ""}]
 
 
+def check_writable(folder: Path) -> None:
+    """Check that files can be written to a folder on a disk, or that it can be created.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if is_remote(folder):
+        return
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise UserError(f"{folder.absolute()} cannot be created: {above} is a file.", "Choose another folder.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{above} cannot be written to by this user.", "Give access to it, or choose another folder.")
+
+
 def make_folder(path: Path, *, exist_ok: bool = False) -> None:
     """Create a folder and its parents; in a bucket, which has none, only check that nothing is there.
 

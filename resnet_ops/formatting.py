@@ -1,4 +1,6 @@
-"""Numbers as text, the same on the terminal, in pages, in charts and in the docs."""
+"""Numbers and names as text, the same on the terminal, in pages, in charts and in the docs."""
+
+import unicodedata
 
 
 def percent(share: float, digits: int | None = 2) -> str:
@@ -9,6 +11,16 @@ def percent(share: float, digits: int | None = 2) -> str:
 def printable(text: str) -> str:
     r"""Return a text of unknown origin with what commands a terminal written out: `\x1b[2J`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def readable(name: str) -> str:
+    r"""Return the name of a file as text, with the bytes of it that are not UTF-8 written out: `caf\xe9`."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def class_name(text: str) -> str:
+    """Return the name of a class as it is compared: however its accents are stored, composed (NFC) or decomposed."""
+    return unicodedata.normalize("NFC", readable(text))
 
 
 def size(count: float) -> str:

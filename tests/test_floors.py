@@ -37,7 +37,7 @@ FLOORS = {
     "formatting": set(),
     "files": {"errors", "formatting"},
     "locks": {"errors", "files"},
-    "config_base": {"errors"},
+    "config_base": {"errors", "formatting"},
     "significance": {"formatting"},
     "results": set(),
     "cluster_config": {"config_base"},
