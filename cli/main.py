@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 import contextlib
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -48,6 +49,9 @@ def root(
 
 def main() -> NoReturn:
     """Run one command and exit; the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal, and no UTF-8, has every name
+            stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     gc.freeze()  # or Python collects garbage among a million objects once more at exit: 0.5 s
     sys.exit(code)
@@ -88,6 +92,14 @@ def run(arguments: list[str]) -> int:
     except MemoryError as error:
         memory = UserError("There is not enough memory.", "Use smaller images or batches, or a larger machine.")
         report_error(error if debug else memory, WORK_FAILED, as_json, debug)
+        return WORK_FAILED
+    except ImportError as error:
+        missing = UserError(
+            f"A library cannot be loaded: {error}.",
+            "Install it again; where the address space is limited (ulimit -v), allow more.",
+            WORK_FAILED,
+        )
+        report_error(error if debug else missing, WORK_FAILED, as_json, debug)
         return WORK_FAILED
     except Exception as error:
         message = f"Internal error: {type(error).__name__}: {error}".rstrip(".") + "."

@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -202,8 +203,13 @@ def check_writable(folder: Path) -> None:
     above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not above.is_dir():
         raise UserError(f"{folder.absolute()} cannot be created: {above} is a file.", "Choose another folder.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{above} cannot be written to by this user.", "Give access to it, or choose another folder.")
+    try:
+        with tempfile.TemporaryFile(dir=above):  # its permissions do not say what a server allows
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{above} cannot be written to: {error.strerror}.", "Give access to it, or choose another folder."
+        ) from None
 
 
 def make_folder(path: Path, *, exist_ok: bool = False) -> None:

@@ -18,6 +18,15 @@ def readable(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
+def decode_text(content: bytes) -> str:
+    """Return the text of a file that an editor has written: UTF-8, or UTF-16 with the mark that it begins with.
+
+    Raises:
+        UnicodeDecodeError: It is of another encoding, or no text.
+    """
+    return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
 def class_name(text: str) -> str:
     """Return the name of a class as it is compared: however its accents are stored, composed (NFC) or decomposed."""
     return unicodedata.normalize("NFC", readable(text))

@@ -65,12 +65,32 @@ def memory_bytes(root: Path = ROOT) -> int:
         root: Where /proc and /sys are.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for group in _control_groups("memory", root):
-        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
-            with contextlib.suppress(OSError, ValueError):  # no such file; "max"
-                limits.append(int((group / name).read_text()))
+    limits += [limit for limit, _ in _memory_limits(root)]
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     return min([*limits, address_space] if address_space != resource.RLIM_INFINITY else limits)
+
+
+def free_memory_bytes(root: Path = ROOT) -> int:
+    """Return the memory that is free for this process: of the machine, and within the limits on it.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return max(0, min([free, *(limit - used for limit, used in _memory_limits(root))]))
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield each limit on the memory of this process's control groups, and what of it is used."""
+    for group in _control_groups("memory", root):
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.high", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+                yield int((group / limit).read_text()), int((group / used).read_text())
 
 
 @dataclass(frozen=True)

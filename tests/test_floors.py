@@ -46,7 +46,7 @@ FLOORS = {
     "class_metrics": {"formatting", "significance", "config"},
     "run_records": {"files", "config", "results"},
     "runs": {"errors", "files", "locks", "config_base", "run_records"},
-    "recipes": {"errors", "config_base", "recipe_config", "config", "results"},
+    "recipes": {"errors", "formatting", "config_base", "recipe_config", "config", "results"},
     "models": {"errors"},
     "data": BASE | {"locks"},
     "orchestration": {"errors", "environment", "machine", "files", "config_base", "cluster_config", "results"},

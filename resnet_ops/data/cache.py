@@ -86,6 +86,7 @@ def cached_array(file: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
         UserError: The folder cannot be written.
         PausedError: The disk is full.
     """
+
     def load() -> np.ndarray | None:
         with contextlib.suppress(OSError, ValueError, EOFError):
             return np.asarray(np.load(file))
