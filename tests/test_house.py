@@ -14,7 +14,6 @@ SHORT_ON_PURPOSE: dict[str, str] = {
     "cli/recipes.py": "one file for each command",
     "cli/runs.py": "one file for each command",
     "resnet_ops/__main__.py": "Python asks for it",
-    "resnet_ops/formatting.py": "below everything that prints numbers",
     "resnet_ops/results.py": "below everything that returns a result",
 }
 # Openings that tell what a thing is about, and not what it does.
