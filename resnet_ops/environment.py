@@ -55,10 +55,10 @@ def prepare(warn: Callable[[str], None]) -> None:
     reach_loopback_directly()
     if not _user_is_known():
         os.environ.setdefault("LOGNAME", f"user-{os.getuid()}")
-        if not os.environ.get("HOME"):
+        if not os.access(os.environ.get("HOME", ""), os.W_OK):  # unset, or / as on OpenShift
             os.environ["HOME"] = _own_folder()
             warn(
-                f"User {os.getuid()} has no home folder: caches go to {os.environ['HOME']}. HOME names another folder."
+                f"User {os.getuid()} has no home folder of its own: caches go to {os.environ['HOME']}. HOME names another folder."
             )
 
 

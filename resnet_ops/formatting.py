@@ -15,7 +15,11 @@ def printable(text: str) -> str:
 
 def readable(name: str) -> str:
     r"""Return the name of a file as text, with the bytes of it that are not UTF-8 written out: `caf\xe9`."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    try:
+        content = name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # of no file: halves of characters of UTF-16
+        content = name.encode(errors="surrogatepass")
+    return content.decode(errors="backslashreplace")
 
 
 def decode_text(content: bytes) -> str:

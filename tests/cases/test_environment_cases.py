@@ -12,6 +12,7 @@ import unicodedata
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ from resnet_ops.export.validate import validate_onnx
 from resnet_ops.orchestration import connect, local_state, ray_internals
 from resnet_ops.recipes.reading import read_recipe
 from resnet_ops.training import job
+from resnet_ops.tuning.algorithms import NUMBER, POINT
 from resnet_ops.tuning.space import read_space_file
+from resnet_ops.tuning.trial import TrialTask, TrialWorker
 from resnet_ops.weights.class_files import read_class_names
 from tests.conftest import COMMAND, DigitFiles, Ended
 
@@ -423,6 +426,28 @@ def test_c04_c05_images_that_have_moved(moving: tuple[Path, job.TrainResult], tm
     assert "random pixels" in " ".join(notes)
     with pytest.raises(UserError, match="int8 quantization needs images"):
         export_onnx(ExportConfig(run="moving", runs_dir=runs_dir, precision="int8"))
+
+
+def test_c04_images_of_a_search_that_have_moved(tmp_path: Path) -> None:
+    data = make_folders(tmp_path / "job1", "cat", "dog")
+
+    def worker() -> TrialWorker:
+        options = {"epochs": 3, "model": "resnet8", "data": str(data)}
+        task = TrialTask(str(tmp_path / "trials"), options, open_source(str(data)).record, "cpu", threads=1, nodes=1)
+
+        class Worker(TrialWorker):
+            def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+                super().setup(config, task)
+
+        return Worker({POINT: {NUMBER: 1}})
+
+    stopped = worker()
+    assert not stopped.step()["done"]
+    stopped.cleanup()
+    data = data.rename(tmp_path / "job2")
+    resumed = worker()
+    assert [resumed.step()["done"] for _ in range(3)] == [False, False, True]
+    resumed.cleanup()
 
 
 def test_c21_names_that_are_not_utf8_are_kept_written_out(cli: Cli, tmp_path: Path) -> None:
