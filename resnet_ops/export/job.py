@@ -77,8 +77,8 @@ def export_onnx(
         if config.precision == "int8":
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
         warn(
-            "No validation images are here: the file is verified on random pixels, and accuracy is not measured; add "
-            "--data to measure it."
+            "Accuracy is not measured, as no validation images are known here: the file is verified on random pixels; "
+            "add --data."
         )
     images = select_images(source, "val", info.class_names) if source else None
     if config.calibrate and (images is None or (is_training_data and info.fitted_on_all)):

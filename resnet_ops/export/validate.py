@@ -53,7 +53,10 @@ def validate_onnx(
     if source is None and resolved is None:
         raise UserError(f"{file} has no dataset in its metadata.", "Choose images to validate on: --data.")
     if source is None:
-        warn("No validation images are here: verified on random pixels, without accuracy; add --data to measure it.")
+        warn(
+            "Accuracy is not measured, as no validation images are known here: the file is verified on random pixels; "
+            "add --data."
+        )
     if checkpoint is not None and config.checkpoint is None and checkpoint.sha256 != metadata.checkpoint_sha256:
         warn(f"No checkpoint of its run has the checksum in its metadata: compared with {checkpoint.path.name}.")
     if checkpoint is None:

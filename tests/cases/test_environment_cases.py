@@ -180,6 +180,8 @@ def test_c20_a_user_without_home_and_name_has_a_folder_that_stays(
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     homes = []
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setenv("LOGNAME", "")
     for _ in range(2):
         for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
             monkeypatch.delenv(name, raising=False)
