@@ -57,9 +57,8 @@ def prepare(warn: Callable[[str], None]) -> None:
         os.environ.setdefault("LOGNAME", f"user-{os.getuid()}")
         if not os.access(os.environ.get("HOME", ""), os.W_OK):  # unset, or / as on OpenShift
             os.environ["HOME"] = _own_folder()
-            warn(
-                f"User {os.getuid()} has no home folder of its own: caches go to {os.environ['HOME']}. HOME names another folder."
-            )
+            folder = os.environ["HOME"]
+            warn(f"User {os.getuid()} has no home folder of its own: caches go to {folder}. HOME names another.")
 
 
 def _user_is_known() -> bool:
