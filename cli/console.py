@@ -20,7 +20,7 @@ from rich.text import Text
 
 from resnet_ops.class_metrics import metric_text
 from resnet_ops.errors import INTERRUPTED, UserError
-from resnet_ops.formatting import percent, printable
+from resnet_ops.formatting import percent, printable, readable
 from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.results import Result
 
@@ -100,7 +100,7 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
     if as_json:
         report_milestone("ending")
     # Not through rich, which would wrap the line and take [brackets] for markup.
-    sys.stderr.write(f"{color.format(status)}: {printable(' '.join(f'{cause} {remedy}'.split()))}\n")
+    sys.stderr.write(f"{color.format(status)}: {printable(readable(' '.join(f'{cause} {remedy}'.split())))}\n")
     if as_json:
         details = error.details if isinstance(error, UserError) else {}
         print_json({"status": status, "exit_code": exit_code, "error": cause, "remedy": remedy, **details})

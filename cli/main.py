@@ -3,19 +3,25 @@
 Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 """
 
+import contextlib
+import errno
 import gc
+import io
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 import resnet_ops
+from resnet_ops import environment
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 
 from .commands import Root
-from .console import err, node_table, report_error
+from .console import err, node_table, report_error, warn
 
 app = typer.Typer(
     cls=Root,
@@ -43,6 +49,9 @@ def root(
 
 def main() -> NoReturn:
     """Run one command and exit; the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal, and no UTF-8, has every name
+            stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     gc.freeze()  # or Python collects garbage among a million objects once more at exit: 0.5 s
     sys.exit(code)
@@ -53,6 +62,7 @@ def run(arguments: list[str]) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     signal.signal(signal.SIGTERM, _interrupt)  # of Slurm, Kubernetes and `kill`: end as with Ctrl-C
     try:
+        environment.prepare(warn)
         code = app(arguments, prog_name="resnet-ops", standalone_mode=False)
         if code == INTERRUPTED:  # Typer's exit code for a Ctrl-C that no command has handled
             raise KeyboardInterrupt
@@ -76,11 +86,48 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of the output has exited, as in `resnet-ops runs | head`
         sys.stderr.close()
         return WORK_FAILED
+    except OSError as error:  # that nothing else explains: the machine lacks something
+        report_error(error if debug else _explain(error), WORK_FAILED, as_json, debug)
+        return WORK_FAILED
+    except MemoryError as error:
+        memory = UserError("There is not enough memory.", "Use smaller images or batches, or a larger machine.")
+        report_error(error if debug else memory, WORK_FAILED, as_json, debug)
+        return WORK_FAILED
+    except ImportError as error:
+        missing = UserError(
+            f"A library cannot be loaded: {error}.",
+            "Install it again; where the address space is limited (ulimit -v), allow more.",
+            WORK_FAILED,
+        )
+        report_error(error if debug else missing, WORK_FAILED, as_json, debug)
+        return WORK_FAILED
     except Exception as error:
         message = f"Internal error: {type(error).__name__}: {error}".rstrip(".") + "."
         internal = UserError(message, "Show the traceback with --debug.", WORK_FAILED)
         report_error(error if debug else internal, WORK_FAILED, as_json, debug)
         return WORK_FAILED
+
+
+ACCESS = "Give this user access to it, or choose another place: --runs-dir, --cache-dir, HOME, TMPDIR."
+REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ACCESS),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another place: --runs-dir, --cache-dir."),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Allow more open files: ulimit -n 4096."),
+    errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.ENOMEM: "Use smaller images or batches, or a larger machine.",
+    errno.EAGAIN: "Allow more processes: ulimit -u.",
+}
+
+
+def _explain(error: OSError) -> UserError:
+    """Return in a line what the machine lacks."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    remedy = REMEDIES.get(error.errno or 0, "Show the traceback with --debug.")
+    with contextlib.suppress(FileNotFoundError):
+        Path.cwd()
+        return UserError(f"{place}{reason.rstrip('.')}.", remedy, WORK_FAILED)
+    return UserError("The current folder no longer exists.", "Change to another one: cd ~", WORK_FAILED)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -74,6 +74,7 @@ class ImagesConfig(Config):
             "or with train/ and val/, Parquet files (file, folder or glob), or a URL of either (s3://bucket/folder).",
             panel="Model and data",
             shared=True,
+            changeable=True,
         ),
     ] = "digits"
     val_data: Annotated[
@@ -83,6 +84,7 @@ class ImagesConfig(Config):
             "default the validation split of --data, or a fifth of each class, a tenth beside a test split.",
             advanced="data",
             shared=True,
+            changeable=True,
         ),
     ] = None
     data_root: Annotated[

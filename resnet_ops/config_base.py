@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.formatting import readable
 
 Positive = Annotated[int, Field(ge=1)]
 MAX_SIDE = 4096  # of a network's input, in pixels
@@ -101,7 +102,8 @@ def option(
         metavar: Placeholder of its value in `--help`; by default its choices or its type.
         envvar: Environment variable to read it from if it is not typed.
         shared: Whether it is an option of `tune` and `study` too, the same for all their trials.
-        changeable: Whether it may differ when a run is resumed, as it does not affect what the run computes.
+        changeable: Whether it may differ when a run is resumed, as it does not affect what the run computes;
+            of the images, their fingerprint decides that they are the same.
         limits: Constraints of `pydantic.Field`, such as `ge`.
     """
     title = f"Advanced: {advanced}" if advanced else panel
@@ -172,6 +174,23 @@ def check_run_name(name: str) -> str:
     if not RUN_NAME.fullmatch(name):
         raise ValueError("must be letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit")
     return name
+
+
+def check_text(value: Any) -> Any:
+    """Return a value that is not a text or path, or one that can be stored as UTF-8.
+
+    Raises:
+        UserError: It has bytes of another encoding, as the names in an archive of another system may have.
+    """
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{readable(text)} is not UTF-8, so that it cannot be recorded.",
+            "Rename it, for example with: convmv -f latin1 -t utf8 -r --notest FOLDER",
+        ) from None
+    return value
 
 
 def as_options(values: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -189,6 +190,26 @@ def listed(folder: Path) -> list[Path]:
         return []
     names = {key.rstrip("/").rpartition("/")[2] for key in keys}
     return [folder / name for name in names - {folder.name, ""}]
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written to a folder on a disk, or that it can be created.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if is_remote(folder):
+        return
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise UserError(f"{folder.absolute()} cannot be created: {above} is a file.", "Choose another folder.")
+    try:
+        with tempfile.TemporaryFile(dir=above):  # its permissions do not say what a server allows
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{above} cannot be written to: {error.strerror}.", "Give access to it, or choose another folder."
+        ) from None
 
 
 def make_folder(path: Path, *, exist_ok: bool = False) -> None:

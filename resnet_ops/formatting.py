@@ -1,5 +1,6 @@
 """Numbers and names as text, the same on the terminal, in pages, in charts and in the docs."""
 
+import unicodedata
 from collections.abc import Sequence
 
 MAX_NAMED = 10  # of many names in a message
@@ -18,6 +19,29 @@ def percent(share: float, digits: int | None = 2) -> str:
 def printable(text: str) -> str:
     r"""Return a text of unknown origin with what commands a terminal written out: `\x1b[2J`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def readable(name: str) -> str:
+    r"""Return the name of a file as text, with the bytes of it that are not UTF-8 written out: `caf\xe9`."""
+    try:
+        content = name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # of no file: halves of characters of UTF-16
+        content = name.encode(errors="surrogatepass")
+    return content.decode(errors="backslashreplace")
+
+
+def decode_text(content: bytes) -> str:
+    """Return the text of a file that an editor has written: UTF-8, or UTF-16 with the mark that it begins with.
+
+    Raises:
+        UnicodeDecodeError: It is of another encoding, or no text.
+    """
+    return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
+def class_name(text: str) -> str:
+    """Return the name of a class as it is compared: however its accents are stored, composed (NFC) or decomposed."""
+    return unicodedata.normalize("NFC", readable(text))
 
 
 def size(count: float) -> str:

@@ -2,20 +2,50 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
+import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import resnet_ops
 
+ROOT = Path("/")
 DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")  # those that shape a result
 
 
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(root: Path = ROOT) -> int:
+    """Return the number of CPU cores that this process may use, or has the time of: a quota may allow fewer.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = []
+    for group in _control_groups("cpu", root):
+        with contextlib.suppress(OSError, ValueError):  # no such file; "max 100000"
+            quota, period = map(int, (group / "cpu.max").read_text().split())
+            quotas.append(quota / period)
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            quotas += [quota / period] if quota > 0 else []
+    return max(1, math.ceil(min([own, *quotas])))
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's control group and of those above it: of cgroup v2, and of v1."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            mounted = root / "sys/fs/cgroup"
+            mounted = next((each for each in (mounted / controllers, mounted / controller) if each.is_dir()), mounted)
+            folder = mounted / group.lstrip("/")
+            yield from (folder, *folder.parents[: len(folder.relative_to(mounted).parts)])
 
 
 def idle_s() -> float | None:
@@ -28,13 +58,39 @@ def idle_s() -> float | None:
     return sum(int(line[4]) + int(line[5]) for line in lines if line[0] in names) / os.sysconf("SC_CLK_TCK")
 
 
-def memory_bytes() -> int:
-    """Return the memory that this process may use: the machine's, or its container's."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max"
-            return min(total, int(Path(limit).read_text()))
-    return total
+def memory_bytes(root: Path = ROOT) -> int:
+    """Return the memory that this process may use: the machine's, or less by a limit of it, a container or a job.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits += [limit for limit, _ in _memory_limits(root)]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return min([*limits, address_space] if address_space != resource.RLIM_INFINITY else limits)
+
+
+def free_memory_bytes(root: Path = ROOT) -> int:
+    """Return the memory that is free for this process: of the machine, and within the limits on it.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return max(0, min([free, *(limit - used for limit, used in _memory_limits(root))]))
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield each limit on the memory of this process's control groups, and what of it is used."""
+    for group in _control_groups("memory", root):
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.high", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+                yield int((group / limit).read_text()), int((group / used).read_text())
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from resnet_ops import files, locks
-from resnet_ops.config_base import check_run_name
+from resnet_ops.config_base import check_run_name, check_text
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
 
@@ -185,6 +185,26 @@ class Run:
         return locks.is_held(self.lock_file)
 
 
+def check_new(runs_dir: Path, name: str | None, overwrite: bool) -> None:
+    """Check, before any work, that `create` will find `name` free and `runs_dir` ready to be written.
+
+    Raises:
+        UserError: As for `create`.
+    """
+    files.check_reachable(runs_dir)
+    check_text(runs_dir.absolute())
+    try:
+        files.check_writable(runs_dir)
+    except UserError as error:
+        raise error.copy_with(remedy="Choose another folder with --runs-dir.") from None
+    if name is not None and files.exists(runs_dir / name):
+        run = Run(runs_dir / name)
+        _check_replaceable(run, overwrite)
+        if not files.is_remote(run.path):
+            with run.lock():
+                pass
+
+
 def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
     """Create the directory of a new run: `runs_dir/name`, or the first that is free of stem, stem-2, ...
 
@@ -218,13 +238,7 @@ def _clear(run: Run, overwrite: bool) -> None:
     if _never_began(run):
         files.remove_tree(run.path)
         return
-    if not overwrite:
-        raise UserError(
-            f"Run {run.name} exists already in {run.path.parent}.",
-            f"Resume it with --resume {run.name}, replace it with --overwrite, or use another --name.",
-        )
-    if not files.is_file(run.record_file):
-        raise UserError(f"{run.path} is not a run, so --overwrite does not replace it.", "Use another --name.")
+    _check_replaceable(run, overwrite)
     with run.lock():
         if files.is_remote(run.path):
             files.remove_tree(run.path)
@@ -233,6 +247,19 @@ def _clear(run: Run, overwrite: bool) -> None:
         aside = run.path.with_name(f".{run.name}-{secrets.token_hex(4)}")
         run.path.rename(aside)
     files.remove_tree(aside)
+
+
+def _check_replaceable(run: Run, overwrite: bool) -> None:
+    """Check that a run that exists may be replaced, or never began."""
+    if _never_began(run):
+        return
+    if not overwrite:
+        raise UserError(
+            f"Run {run.name} exists already in {run.path.parent}.",
+            f"Resume it with --resume {run.name}, replace it with --overwrite, or use another --name.",
+        )
+    if not files.is_file(run.record_file):
+        raise UserError(f"{run.path} is not a run, so --overwrite does not replace it.", "Use another --name.")
 
 
 def _never_began(run: Run) -> bool:

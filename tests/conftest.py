@@ -72,6 +72,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     def run(*arguments: object) -> Ended:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["resnet-ops", *map(str, arguments)])
+        monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command sets it, and for no longer
         with pytest.raises(SystemExit) as ended:
             main()
         captured = capsys.readouterr()

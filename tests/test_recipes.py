@@ -80,7 +80,7 @@ def test_typed_options_override_the_environment_the_file_and_its_recipe(
         ("lr = 0.1\nepochs =\n", ["mine.toml is not TOML", "line 2"]),
         ("recipe = 'fsat'", ["Unknown recipe 'fsat'"]),
         ("recipe = 'mine.toml'", ["Unknown recipe 'mine.toml'"]),
-        (b"\xff\xfe", ["mine.toml is not TOML"]),
+        (b"\xff\xff", ["mine.toml is not TOML"]),
         (None, ["mine.toml cannot be read: No such file"]),
     ],
 )

@@ -86,11 +86,19 @@ def cached_array(file: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
         UserError: The folder cannot be written.
         PausedError: The disk is full.
     """
+
+    def load() -> np.ndarray | None:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            return np.asarray(np.load(file))
+        return None
+
+    if (known := load()) is not None:  # which may be another user's, whose lock is not ours to take
+        return known
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with locks.exclusive(file.with_suffix(".lock")):
-            with contextlib.suppress(OSError, ValueError, EOFError):
-                return np.asarray(np.load(file))
+            if (known := load()) is not None:
+                return known
             array, content = compute(), io.BytesIO()
             np.save(content, array)
             files.write_atomically(file, content.getvalue())
@@ -130,6 +138,8 @@ def _write(folder: Path, encoded: EncodedImages, options: DecodeOptions) -> None
         for file in temporary.iterdir():
             files.sync(file)
         shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would not be written
+        os.umask(mask := os.umask(0))
+        temporary.chmod(0o777 & ~mask)  # mkdtemp's is this user's alone; a cache may be shared
         temporary.rename(folder)
         files.sync(folder.parent)
     except OSError as error:

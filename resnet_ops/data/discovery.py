@@ -14,15 +14,18 @@ import numpy as np
 
 from resnet_ops import files, locks
 from resnet_ops.config import DATA_SETS, TEST_NAME, DataConfig
+from resnet_ops.config_base import check_text
 from resnet_ops.data import listing
 from resnet_ops.data.cache import cache_folder
 from resnet_ops.data.dataset import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, VAL_NAMES, DiscoveredData, LabeledImages
 from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.formatting import class_name, readable
 
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}  # datasets that ship with this package
 # torchvision's IMG_EXTENSIONS, and .gif, of which the first frame is taken.
+MAX_NAME = 60  # characters of a dataset's name in the name of a run, which has at most 100
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 
 
@@ -101,20 +104,31 @@ def _resolved(parts: Sequence[File]) -> set[str]:
     return paths
 
 
+def find_missing(config: DataConfig) -> str | None:
+    """Return which path of `config` there is no longer on this machine; None where all are there."""
+    for data in (config.data, config.val_data):
+        if data is None or data in (*DATA_SETS, TEST_NAME) or "://" in data:
+            continue
+        path = Path(data).expanduser()
+        if not path.exists() and not (has_magic(data) and listing.expand_glob(path)):
+            return data
+    return None
+
+
 def absolute_paths(config: DataConfig) -> dict[str, object]:
     """Return the options that name places, with absolute paths; names of datasets and URLs stay as they are."""
     folders = {name: getattr(config, name) for name in ("data_root", "cache_dir")}
     return {
         "data": _absolute(config.data),
         "val_data": config.val_data and (TEST_NAME if config.val_data == TEST_NAME else _absolute(config.val_data)),
-        **{name: path and path.expanduser().absolute() for name, path in folders.items()},
+        **{name: path and check_text(path.expanduser().absolute()) for name, path in folders.items()},
     }
 
 
 def _absolute(data: str) -> str:
     path = Path(data).expanduser()
     is_path = data not in DATA_SETS and "://" not in data and (has_magic(data) or path.exists())
-    return str(path.absolute()) if is_path else data
+    return str(check_text(path.absolute())) if is_path else data
 
 
 def _discover_one(data: str, option: str, config: DataConfig, *, for_training: bool = True) -> DiscoveredData:
@@ -129,12 +143,13 @@ def _discover_one(data: str, option: str, config: DataConfig, *, for_training: b
     files.check_reachable(next(parent for parent in (path, *path.parents) if not has_magic(str(parent))))
     try:
         columns = config.image_column, config.label_column
-        discovered = _discover_path(path, has_magic(data), columns, for_validation=not for_training)
+        is_pattern = has_magic(data) and not files.exists(path)  # a folder may be called photos [v2]
+        discovered = _discover_path(path, is_pattern, columns, for_validation=not for_training)
     except OSError as error:
         raise UserError(f"{option} {data} cannot be read: {error.strerror}.", "Check its permissions.") from None
     if discovered is not None:
         return discovered
-    if not has_magic(data) and files.exists(path):
+    if files.exists(path):
         raise UserError(
             f"{option} {data} contains no images.",
             "Use a folder of Parquet files, or one with a subfolder of images per class.",
@@ -164,7 +179,7 @@ def _discover_path(
 
 def _run_name(stem: str) -> str:
     """Return a short name that can be part of a run's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "images"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:MAX_NAME].strip("-.") or "images"
 
 
 @dataclass(frozen=True)
@@ -183,7 +198,7 @@ class FolderImages:
 
     def name(self, row: int) -> str:
         """See `EncodedImages.name`."""
-        return str(self.root / self.names[row])
+        return readable(str(self.root / self.names[row]))
 
 
 def discover_folders(root: Path, name: str) -> DiscoveredData | None:
@@ -230,7 +245,7 @@ def _class_folders(
     root: Path, prefix: str, all_files: Sequence[File], *, refuse_empty: bool = False
 ) -> LabeledImages | None:
     in_folders = [file for file in all_files if file.name.startswith(prefix) and "/" in file.name.removeprefix(prefix)]
-    class_of = {file.name: file.name.removeprefix(prefix).partition("/")[0] for file in in_folders}
+    class_of = {file.name: class_name(file.name.removeprefix(prefix).partition("/")[0]) for file in in_folders}
     images = sorted((file for file in in_folders if is_image(file.name)), key=lambda file: file.name)
     if not images:
         return None

@@ -135,6 +135,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is no evaluation that could be replaced: it {what}.", "Choose another --output.")
     if not files.is_remote(folder) and not folder.absolute().parent.is_dir():
         raise UserError(f"Folder {folder.absolute().parent} does not exist.", "Create it first.")
+    files.check_writable(folder.absolute().parent if not files.is_remote(folder) else folder)
 
 
 def _mistakes(

@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data.dataset import SPLIT_NAMES, EncodedImages, Split, digest, image_count
-from resnet_ops.data.discovery import absolute_paths, discover_labeled
+from resnet_ops.data.discovery import absolute_paths, discover_labeled, find_missing
 from resnet_ops.data.parallel_decode import hash_all
 from resnet_ops.data.sources import Source, make_source, open_source
 from resnet_ops.errors import UserError, did_you_mean
@@ -99,6 +99,11 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
             raise UserError(f"It is not known which images {network.name} was trained on.", "Choose some: --data.")
         columns = {name: getattr(config, name) for name in ("image_column", "label_column", "data_root")}
         chosen = trained_on.model_copy(update={name: value for name, value in columns.items() if value is not None})
+        if missing := find_missing(chosen):
+            raise UserError(
+                f"The images that {network.name} was trained on are not in {missing}.",
+                "Give their folder, or other images: --data FOLDER",
+            )
         source = open_source(chosen)
         if source.record.fingerprint != network.data_fingerprint:
             raise UserError(
@@ -114,6 +119,8 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
     )
     asked = asked.model_copy(update=absolute_paths(asked))
     own = _intact(trained_on, network) if trained_on else None
+    if own is None and trained_on:  # which may have moved
+        own = _intact(trained_on.model_copy(update={"data": asked.data}), network)
     if own is not None and own.config.data == asked.data:
         return _own_split(config, network, own)
     discovered = discover_labeled(asked)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from resnet_ops.environment import safe_path
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.bench_worker import BenchCandidate, list_candidates, run_worker
@@ -244,5 +245,6 @@ def _start(candidate: BenchCandidate, batch: int, connection: Connection) -> Bas
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "onnxruntime", "resnet_ops.export.bench_worker"])
     process = context.Process(target=run_worker, args=(candidate, batch, connection), daemon=True)
-    process.start()
+    with safe_path():  # of the server, which the first one starts
+        process.start()
     return process

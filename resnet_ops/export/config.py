@@ -69,7 +69,9 @@ class WeightsFileConfig(Config):
     ] = None
     classes: Annotated[
         Path | None,
-        option("File with the class names of such weights, one per line, in order.", panel="Pretrained weights"),
+        option(
+            "File with the class names of such weights: one per line, in order, or JSON.", panel="Pretrained weights"
+        ),
     ] = None
     image_size: Annotated[
         ImageSize | None,

@@ -12,6 +12,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 from resnet_ops.weights import pretrained
+from resnet_ops.weights.class_files import FORMS, read_class_names
 from resnet_ops.weights.locate import LocatedWeights
 from resnet_ops.weights.weights_metadata import WeightsPreprocessing, assumed_preprocessing
 
@@ -86,15 +87,11 @@ def _stored(config: ExportConfig, info: pretrained.WeightsInfo, size: tuple[int,
 def _class_names(file: Path | None, info: pretrained.WeightsInfo) -> tuple[str, ...]:
     if file is None:
         return info.class_names or tuple(str(number) for number in range(info.classes))
-    try:
-        names = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UserError(f"--classes {file} cannot be read: {reason}.") from None
+    names = read_class_names(file)
     if len(names) != info.classes:
         raise UserError(
             f"--classes {file} has {len(names)} classes; the weights have {info.classes}.",
-            "Write one class per line, in order.",
+            FORMS,
         )
     return names
 

@@ -15,6 +15,7 @@ from resnet_ops import files, runs
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data.dataset import EncodedImages, Split
 from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
+from resnet_ops.data.discovery import find_missing
 from resnet_ops.data.parallel_decode import decode_rows
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError, did_you_mean
@@ -151,15 +152,18 @@ def open_validation_data(
         data: The name of the dataset that it was trained on.
 
     Returns:
-        The dataset, None if it is not known which, and whether it is the one of the training.
+        The dataset, None if it is not known which, or it is not on this machine; and whether it is the one of the
+        training.
 
     Raises:
-        UserError: The images of the training are missing or have changed.
+        UserError: The images of the training have changed.
     """
     trained_on = run.read().config if run else DataConfig(data=data) if data in DATA_SETS else None
     if config.data is not None:
         chosen = (trained_on or DataConfig()).model_copy(update={"data": config.data, "val_data": None})
     elif trained_on is not None:
+        if find_missing(trained_on):  # trained on a cluster, exported on a laptop
+            return None, False
         chosen = trained_on
     else:
         return None, False

@@ -69,18 +69,22 @@ def export_onnx(
     if config.out is not None and not config.out.absolute().parent.is_dir():
         raise UserError(f"Folder {config.out.absolute().parent} does not exist.", "Create it first.")
     resolved = inputs.resolve_checkpoint(config, warn)
+    final = config.out or resolved.folder / graph.file_name(config.precision, config.input)
+    files.check_writable(final.parent)
     info = resolved.checkpoint.info
     source, is_training_data = inputs.open_validation_data(config, resolved.run, info, info.data)
     if source is None:
         if config.precision == "int8":
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
-        warn("Accuracy is not measured, as no validation images are known; add --data.")
+        warn(
+            "Accuracy is not measured, as no validation images are known here: the file is verified on random pixels; "
+            "add --data."
+        )
     images = select_images(source, "val", info.class_names) if source else None
     if config.calibrate and (images is None or (is_training_data and info.fitted_on_all)):
         raise UserError(
             "--calibrate needs validation images; none are known that the network was not trained on.", "Add --data."
         )
-    final = config.out or resolved.folder / graph.file_name(config.precision, config.input)
     files.make_folder(final.parent, exist_ok=True)
     exported = graph.to_onnx(info, resolved.checkpoint.model, config.opset)
     calibration = None

@@ -207,9 +207,10 @@ def _run_in_sandbox(path: Path) -> None:
     Raises:
         UserError: It did, or the file cannot be run.
     """
-    command = [sys.executable, "-m", "resnet_ops.export.sandbox", str(path.absolute())]
+    command = [sys.executable, "-P", "-m", "resnet_ops.export.sandbox", str(path.absolute())]
     try:
-        ended = subprocess.run(command, capture_output=True, timeout=SANDBOX_TIMEOUT_S, check=False)  # noqa: S603
+        # Not in the current folder, which may be a download, and which an empty part of PYTHONPATH stands for.
+        ended = subprocess.run(command, cwd="/", capture_output=True, timeout=SANDBOX_TIMEOUT_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
         raise UserError(
             f"{path} did not finish one image within {SANDBOX_TIMEOUT_S:.0f} s.", "The file is refused."

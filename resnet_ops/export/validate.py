@@ -50,13 +50,19 @@ def validate_onnx(
     source, is_training_data = inputs.open_validation_data(
         config, resolved.run if resolved else None, checkpoint.info if checkpoint else None, metadata.data
     )
-    if source is None:
+    if source is None and resolved is None:
         raise UserError(f"{file} has no dataset in its metadata.", "Choose images to validate on: --data.")
+    if source is None:
+        warn(
+            "Accuracy is not measured, as no validation images are known here: the file is verified on random pixels; "
+            "add --data."
+        )
     if checkpoint is not None and config.checkpoint is None and checkpoint.sha256 != metadata.checkpoint_sha256:
         warn(f"No checkpoint of its run has the checksum in its metadata: compared with {checkpoint.path.name}.")
     if checkpoint is None:
         warn("Its checkpoint was not found: compared with its metadata only, not with torch.")
-    same_images = source.record.fingerprint == metadata.data_fingerprint
+    fingerprint = source.record.fingerprint if source else None
+    same_images = fingerprint == metadata.data_fingerprint
     seen = same_images and metadata.fitted_on_all
     by_name = config.data in (None, metadata.data)
     thresholds = ProofThresholds(
@@ -66,13 +72,13 @@ def validate_onnx(
         training_accuracy=(
             checkpoint.info.validated.val_accuracy if checkpoint and is_training_data and same_images else None
         ),
-        origin=Origin(resolved.run_names if resolved else frozenset(), source.record.fingerprint if by_name else None),
+        origin=Origin(resolved.run_names if resolved else frozenset(), fingerprint if by_name else None),
         images=config.images,
         seen=seen,
         recorded=True,
         black_box=config.black_box,
     )
-    images = inputs.select_images(source, "val", metadata.class_names)
+    images = inputs.select_images(source, "val", metadata.class_names) if source else None
     report = verify_file(file, Reference(checkpoint) if checkpoint else None, images, thresholds)
     return ValidationResult(
         **dict(report),

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops.cluster_config import ConnectionConfig
-from resnet_ops.errors import UserError
+from resnet_ops.environment import reach_loopback_directly, safe_path
+from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.orchestration import ray_internals
 from resnet_ops.orchestration.packaging import copy_package
 
@@ -33,13 +34,39 @@ SETTINGS = {
 
 LOCAL, AUTO = "local", "auto"
 REACH_TIMEOUT_S = 3.0
+SHORT_TEMP = "/tmp"  # noqa: S108  # Ray makes a folder of its own in it
+SOCKET_PATH_BYTES = 107  # the longest path of a Unix socket
+BELOW_TEMP_BYTES = 68  # of that, what Ray adds to its folder: /session_2026-01-31_12-00-00_123456_1234567/sockets/...
 
 
 def cluster_address(config: ConnectionConfig, nodes: int = 1) -> str:
     """Return the cluster that a job on up to so many nodes uses: 'local', 'auto', or an address."""
     if config.cluster is not None:
         return config.cluster
-    return AUTO if os.environ.get("RAY_ADDRESS") or nodes > 1 else LOCAL
+    return AUTO if _named_cluster() not in ("", LOCAL) or nodes > 1 else LOCAL
+
+
+def _named_cluster() -> str:
+    """Return the cluster that RAY_ADDRESS names: an address, 'auto', 'local', or '' for none.
+
+    Raises:
+        UserError: It names a server of another kind.
+    """
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    scheme, separator, _ = named.partition("://")
+    if not separator:
+        return named
+    named = f"{scheme}://{named.rpartition('@')[2].removeprefix(f'{scheme}://')}"  # without a password
+    if scheme.lower() in ("http", "https"):
+        raise UserError(
+            f"RAY_ADDRESS is {named}, a job server, which this process cannot connect to.",
+            f"Submit work to it: --cluster {named}; or work on this machine: --cluster local, or unset RAY_ADDRESS.",
+        )
+    raise UserError(
+        f"RAY_ADDRESS is {named}: Ray Client is not supported.",
+        "Submit the work as a job: --cluster http://HEAD:8265; or work on this machine: --cluster local, or unset "
+        "RAY_ADDRESS.",
+    )
 
 
 def set_hang_timeouts(hang_timeout: float) -> None:
@@ -57,6 +84,7 @@ def enable_nccl_hang_detector(hang_timeout: float) -> None:
 
 def import_ray() -> None:
     """Import Ray with our settings, logging errors only."""
+    reach_loopback_directly()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ray_internals.silence_worker_logs()
@@ -73,10 +101,38 @@ def local_ray(cpus: int, gpus: int) -> Iterator[None]:
         yield
         return
     try:
-        _init(address=LOCAL, num_cpus=cpus, num_gpus=gpus, include_dashboard=False)
+        temp_dir = _temp_dir()
+        try:
+            _init(address=LOCAL, num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=temp_dir)
+        except Exception as error:  # whatever Ray lacks on this machine
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UserError(
+                f"Ray cannot be started on this machine, with its files in {temp_dir}: {reason}.",
+                "RAY_TMPDIR chooses another folder for them; resnet-ops doctor checks the machine.",
+                WORK_FAILED,
+            ) from error
         yield
     finally:
         ray.shutdown()
+
+
+def _temp_dir() -> str:
+    """Return the folder for Ray's sockets and logs: in RAY_TMPDIR, or in TMPDIR where its path is short enough.
+
+    Raises:
+        UserError: RAY_TMPDIR is too long.
+    """
+    most = SOCKET_PATH_BYTES - BELOW_TEMP_BYTES
+    chosen = os.environ.get("RAY_TMPDIR")
+    folder = Path(chosen or tempfile.gettempdir(), "ray").absolute()
+    if len(os.fsencode(folder)) <= most:
+        return str(folder)
+    if chosen:
+        raise UserError(
+            f"RAY_TMPDIR is {chosen}, too long for the paths of Ray's sockets.",
+            f"Use one of at most {most - len('/ray')} bytes, such as RAY_TMPDIR={SHORT_TEMP}.",
+        )
+    return str(Path(SHORT_TEMP, "ray"))
 
 
 @contextlib.contextmanager
@@ -121,8 +177,11 @@ def _init(ship: bool = False, **options: Any) -> None:
             options["runtime_env"] = {"py_modules": [str(copy_package(Path(folder)))]}
         # Workers import from the directory that this is called in before any other: a resnet_ops/ in it would take
         # precedence over the one that runs.
-        working_directory = contextlib.nullcontext() if options["address"] == LOCAL else contextlib.chdir(folder)
-        with working_directory:
+        working_directory: contextlib.AbstractContextManager[None] = contextlib.chdir(folder)
+        if options["address"] == LOCAL:  # workers keep the directory, and do not import from it
+            working_directory = contextlib.nullcontext()
+            options["job_config"] = ray_internals.job_config_of_driver()
+        with working_directory, safe_path():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if (
         threading.current_thread() is threading.main_thread()
@@ -142,12 +201,17 @@ def resolve_address(address: str) -> str:
             "Submit a job instead: --cluster http://HEAD:8265; or run this on a node of the cluster.",
         )
     import_ray()
+    named = _named_cluster() if address == AUTO else ""
+    if named == LOCAL:
+        raise UserError("RAY_ADDRESS is local, which is no cluster to connect to.", "Unset it, or give --cluster.")
     try:
-        resolved = ray_internals.bootstrap_address(address)
+        resolved = ray_internals.bootstrap_address(named or address)
     except (ValueError, OSError):
         resolved = None
     if resolved:
         return resolved
+    if named not in ("", AUTO):
+        raise UserError(f"RAY_ADDRESS is {named}, which is not an address.", "Addresses look like 10.0.0.1:6379.")
     if address == AUTO:
         raise UserError(
             "No Ray cluster is running on this machine, and RAY_ADDRESS is not set.",

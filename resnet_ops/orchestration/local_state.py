@@ -85,18 +85,31 @@ def ensure_token() -> None:
     file = Path(configured) if configured else Path.home() / ".ray" / "auth_token"
     if file.is_file() and file.read_text().strip():
         return
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    file.chmod(0o600)
-    file.write_text(secrets.token_hex(32))
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.chmod(0o600)
+        file.write_text(secrets.token_hex(32))
+    except OSError as error:
+        raise UserError(
+            f"The cluster's token cannot be written to {file}: {error.strerror}.",
+            "Set HOME to a folder that can be written, or RAY_AUTH_TOKEN to a secret.",
+        ) from None
 
 
 @contextlib.contextmanager
 def lock_state() -> Iterator[None]:
     """Hold the lock that lets one command at a time start or stop the cluster."""
     file = state_file().with_suffix(".lock")
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with file.open("w") as lock:
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened = file.open("w")
+    except OSError as error:
+        raise UserError(
+            f"The state of local clusters cannot be written to {file.parent}: {error.strerror}.",
+            "Set XDG_STATE_HOME, or HOME, to a folder that can be written.",
+        ) from None
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,6 +7,7 @@ imported until a function is called or one of Ray Train's classes is accessed.
 import json
 import logging
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,21 @@ def silence_worker_logs() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *_, **__: None
+
+
+def job_config_of_driver() -> Any:
+    """Return a job configuration with which workers import from where this process does.
+
+    Ray adds the current folder, which may be a download, before all else.
+    """
+    from ray.job_config import JobConfig
+
+    class DriverPath(JobConfig):
+        def _serialize(self) -> Any:
+            self._py_driver_sys_path = [folder for folder in self._py_driver_sys_path if folder in sys.path]
+            return super()._serialize()
+
+    return DriverPath()
 
 
 def bootstrap_address(address: str) -> str | None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from resnet_ops.config import TrainConfig
 from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.formatting import decode_text
 from resnet_ops.recipe_config import OF_THE_OPTIMIZER, Recipe
 from resnet_ops.results import Result
 
@@ -122,7 +123,7 @@ def _shipped_file(name: str) -> Path:
 
 def _parse(path: Path, schema: type[Recipe]) -> dict[str, Any]:
     try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
+        options = tomllib.loads(decode_text(path.read_bytes()))
     except OSError as error:
         raise UserError(f"The recipe {path} cannot be read: {error.strerror}.", "Check its path.") from None
     except ValueError as error:  # not TOML, or not even text; says in which line

@@ -14,7 +14,10 @@ from resnet_ops.runs import Run
 
 SERVICE_NAMES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
 # Options that change where a run is and not how it is trained.
-NOT_HYPERPARAMETERS = {*TrainConfig.changeable_on_resume(), "name", "runs_dir", "checkpoint_every", "num_to_keep"}
+NOT_HYPERPARAMETERS = {*TrainConfig.changeable_on_resume(), "name", "runs_dir", "checkpoint_every", "num_to_keep"} - {
+    "data",
+    "val_data",
+}
 
 
 def scalars(epoch: Epoch) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pydantic import Field
 from resnet_ops import files, runs
 from resnet_ops.class_metrics import ClassRecall, worst_classes
 from resnet_ops.config import EXTENDING, TEST_NAME, TrainConfig
-from resnet_ops.data.discovery import absolute_paths
+from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.data.sources import MAX_LISTED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
@@ -109,6 +109,7 @@ def train(
     observer, started_at = observer or Observer(), started_at or time.time()
     tracker.check_service(config.track)
     config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
+    runs.check_new(config.runs_dir, config.name, overwrite)
     with allocate(config, observer.warn) as placement:
         with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
             asked, layout = config, placement.layout
@@ -185,6 +186,11 @@ def resume(
             return _result(run, record, (), started_at)
         tracker.check_service(config.track)
         with allocate(config, observer.warn) as placement:
+            if missing := find_missing(config):
+                raise UserError(
+                    f"The images that {name} was trained on are no longer in {missing}.",
+                    f"Where they are elsewhere: {resume_command(run)} --data FOLDER",
+                )
             with check_every_node(placement.remote_nodes, run.path, config) as compare:
                 source, _ = check_training(config, placement.layout.device, resumes=True)
                 compare(source.record.fingerprint)

@@ -3,9 +3,7 @@
 Apart from `preflight`, for it imports torch.
 """
 
-import contextlib
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,7 @@ from resnet_ops import models
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
+from resnet_ops.machine import free_memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
@@ -25,7 +24,6 @@ SHARE = 0.8  # of the free memory that a batch may take
 SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured
 CONTEXT_BYTES = 600 * 2**20  # of GPU memory that a process takes before it has a tensor: CUDA's context, libraries
 BATCHES_KEPT = 2  # what validation takes is beside what a captured step keeps
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def largest_batch(config: TrainConfig, data: DataRecord, placement: Placement) -> tuple[int, str]:
@@ -116,9 +114,4 @@ def free_bytes(device: torch.device) -> int:
     """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    with contextlib.suppress(OSError, ValueError):  # no limit, or no control group
-        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    return free
+    return free_memory_bytes()

@@ -29,7 +29,6 @@ OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check_training`
 # Where the batch size is chosen here. ResNet-8's error on 64 to 1,438 digits, 30 epochs each, falls as there are more
 # images; with 1 or 2 steps an epoch it was 2 to 4 times as high, with more than 11 it is the same within chance.
 FEWEST_STEPS, SMALLEST_BATCH = 11, 8
-MAX_NAMED = 10  # classes that a message lists
 
 # torch is imported in the functions, while nodes are being asked.
 

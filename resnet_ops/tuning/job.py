@@ -19,7 +19,7 @@ from resnet_ops import files, runs
 from resnet_ops.cluster_config import JobConfig
 from resnet_ops.config import Select, TrainConfig
 from resnet_ops.config_base import as_typed
-from resnet_ops.data.discovery import absolute_paths
+from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.packaging import code_fingerprint
@@ -139,6 +139,7 @@ def search_space(
     check_service(base.track)
     base = base.model_copy(update=absolute_paths(base))
     stored = _stored_config(config, base)
+    runs.check_new(base.runs_dir, base.name, overwrite)
     resources = _resources(config, kind.machines)
     with allocate_trials(base, resources, observer.warn) as slots:
         space, base, data, weights = check_search(space, base, slots, observer)
@@ -204,6 +205,11 @@ def resume(
         base = configure(**config.train_options | changes)
         check_service(base.track)
         base = base.model_copy(update=absolute_paths(base))
+        if missing := find_missing(base):
+            raise UserError(
+                f"The images that {name} was searched on are no longer in {missing}.",
+                f"Where they are elsewhere: {training.resume_command(search.run, record.command)} --data FOLDER",
+            )
         config = _stored_config(config.model_copy(update={"given": config.given | changes}), base)
         resources = _resources(config, machines)
         if files.is_file(search.run.weights_file):

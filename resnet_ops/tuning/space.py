@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from resnet_ops.config import NetworkConfig, TrainConfig
 from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.formatting import decode_text
 from resnet_ops.recipe_config import Recipe
 from resnet_ops.recipes.reading import configure
 from resnet_ops.tuning.config import TuneConfig
@@ -124,7 +125,7 @@ def read_space_file(path: Path) -> dict[str, Any]:
         UserError: It does not exist, or is not TOML.
     """
     try:
-        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        return tomllib.loads(decode_text(path.expanduser().read_bytes()))
     except OSError as error:
         raise UserError(f"--space {path} cannot be read: {error.strerror}.", "Check its path.") from None
     except ValueError as error:

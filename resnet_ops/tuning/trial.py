@@ -39,6 +39,7 @@ from resnet_ops.training.start import start_weights, store_weights, with_start
 from resnet_ops.tuning.algorithms import EPOCH, METRIC, NUMBER, POINT, SHARE, trial_number
 from resnet_ops.tuning.space import train_options
 
+PLACES = ("data", "val_data", "data_root", "cache_dir")  # of the images, which may have moved when it is resumed
 POLL_INTERVAL_S = 0.2
 MEMORY_WAIT_S = 120.0  # for memory that other trials on the same GPU use
 MEMORY_RETRIES = 2
@@ -211,6 +212,9 @@ class TrialWorker(tune.Trainable):
             if self.record.status == "failed":
                 raise UserError(self.record.reason)
             return
+        asked = self._config()
+        where = {name: getattr(asked, name) for name in PLACES}
+        self.record = self.record.model_copy(update={"config": self.record.config.model_copy(update=where)})
         source = self._source(self.record.config)
         device = torch.device(self.task.device)
         with cuda_algorithms(self.record.config, device):
@@ -307,12 +311,13 @@ class TrialWorker(tune.Trainable):
 
 
 def _train_or_resume(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:
-    changes = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
+    changes: dict[str, Any] = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
     # Or a trial whose driver was killed would wait for what it holds itself.
     cluster_kv.release_placement_group(str(run.path))
     try:  # tracked by the search's process
         if files.is_file(run.record_file):
-            job.resume(run.path.parent, run.name, changes=changes, halt=halt, tracked=False)
+            places = {name: getattr(config, name) for name in PLACES}
+            job.resume(run.path.parent, run.name, changes=changes | places, halt=halt, tracked=False)
         else:
             job.train(config.model_copy(update=changes), halt=halt, tracked=False)
     except UserError as error:

@@ -24,6 +24,7 @@ SCALING = f"{TRAIN}.execution.scaling_policy"
 SIGNATURES = {
     "ray._private.services:canonicalize_bootstrap_address": "addr temp_dir",
     "ray._common.utils:get_ray_address_file": "temp_dir",
+    "ray.job_config:JobConfig._serialize": "self",
     f"{AUTH}:maybe_enable_token_auth_if_token_available": "warn_if_disabled",
     "ray._raylet:Config.initialize": "config_list",
     "ray._raylet:AuthenticationTokenLoader.instance": "",

@@ -53,17 +53,6 @@ def test_the_largest_power_of_two_that_fits(
             memory.largest_batch(config, record, placement)
 
 
-def test_a_limit_of_the_control_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    free = memory.free_bytes(CPU)
-    assert free > 2**20
-    (tmp_path / "memory.current").write_text("1000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_bytes(CPU) == pytest.approx(free, rel=0.2)
-    (tmp_path / "memory.max").write_text("5000\n")
-    assert memory.free_bytes(CPU) == 4000
-
-
 def test_a_run_keeps_the_batch_that_was_chosen(tmp_path: Path) -> None:
     config = TrainConfig.of(model="resnet8", epochs=1, auto_batch=True, runs_dir=tmp_path, name="a")
     assert job.train(config).record.config.batch_size == 1024  # of 1,438 images
