@@ -20,6 +20,8 @@ from resnet_ops.data.dataset import (
     SPLIT_NAMES,
     DiscoveredData,
     LabeledImages,
+    Skipped,
+    image_count,
     summarize_skipped,
 )
 from resnet_ops.data.file_kinds import FIRST_BYTES, LAYOUTS, describe_content, is_image
@@ -180,6 +182,8 @@ def _discover_path(
         if path.suffix.lower() != PARQUET:
             _refuse_file(path, option)
         return discover_parquet([path], _run_name(path.name.removesuffix(PARQUET)), columns)
+    if not files.is_remote(path) and not path.exists():
+        return None
     name = _run_name(path.name if files.is_remote(path) else path.resolve().name)
     listed = listing.list_everything(path, rank_by_split)
     tables = [file for file in listed if file.name.lower().endswith(PARQUET) and not file.unread]

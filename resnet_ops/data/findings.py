@@ -177,7 +177,7 @@ def find_class_problems(table: ImageTable) -> Iterator[Finding]:
         yield Finding("warning", "not validated", "classes without validation images", first_cases(unseen))
     if not train.any():
         return
-    most, least = int(train.argmax()), int(np.where(train, train, train.max()).argmin())
+    most, least = int(train.argmax()), int(np.where(train, train, train.max() + 1).argmin())
     ratio = train[most] / train[least]
     summary = f"{names[most]} ({train[most]:,}) has {ratio:.1f} times as many as {names[least]} ({train[least]:,})"
     summary = summary if ratio > 1 else f"{train[most]:,} training images of each class"

@@ -151,6 +151,9 @@ def discover_folders(
     order: tuple[Split, ...] = ("train", "val", "test")
     first = next(split for split in order if split in by_split)
     used = by_split[first]
+    elsewhere = "outside the splits" if split_of else "outside class folders"
+    if any(is_table(file.name) for part in by_split.values() for file in part.files):
+        elsewhere = "without a label in the table"
     rest = {split: part for split, part in by_split.items() if split != first}
     return DiscoveredData(
         name,
@@ -160,7 +163,7 @@ def discover_folders(
         skipped=list_skipped(
             listed,
             [file for part in by_split.values() for file in part.files],
-            reasons | {"": "outside the splits" if split_of else "outside class folders"},
+            reasons | {"": elsewhere},
         ),
         test=rest.get("test"),
         notes=tuple(notes),
@@ -179,14 +182,19 @@ def _unreadable(file: File) -> UserError:
 
 
 def _descend(tree: FolderTree, prefix: str) -> str:
-    """Return the folder in `prefix` that alone contains images and class folders, as an archive often has one."""
-    while True:
-        folders = tree.by_folder(prefix)
-        (folder, names), *others = folders.items() if folders else [("", [])]
-        inner = {name.partition("/")[0] for name in names if "/" in name}
-        if others or not folder or split_word(folder) or len(inner) < SAME_FOLDERS:
-            return prefix
-        prefix += f"{folder}/"
+    """Return the first folder from `prefix` down that has several folders of images, or a split, as archives have one.
+
+    That is `prefix` where there is none, or images lie on the way.
+    """
+    place = prefix
+    while folders := tree.by_folder(place):
+        named = [folder for folder in folders if folder]
+        if len(named) > 1 or any(map(split_word, named)):
+            return place
+        if "" in folders:
+            break
+        place += f"{named[0]}/"
+    return prefix
 
 
 def _find_splits(tree: FolderTree, prefix: str) -> dict[str, Split]:

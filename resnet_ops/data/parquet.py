@@ -337,7 +337,7 @@ def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str, *,
     if values.null_count and not may_lack:
         raise UserError(f"{path}: some images have no label.", "Label these images, or remove them.")
     if pa.types.is_integer(values.type):
-        numbers = np.asarray(values.fill_null(-1).to_numpy()).astype(np.int64)
+        numbers = np.asarray(values.cast(pa.int64()).fill_null(-1).to_numpy())
         names = _class_names(parquet.schema_arrow, label)
         return FileLabels(path, numbers, names, closed=bool(names))
     texts = values.cast(pa.string())
