@@ -96,10 +96,11 @@ class ImagesConfig(Config):
         ),
     ] = None
     image_column: Annotated[
-        str | None, option("Parquet column of the images; by default image or img.", advanced="data")
+        str | None, option("Parquet column of the images; by default image, img...", advanced="data")
     ] = None
     label_column: Annotated[
-        str | None, option("Parquet column of the labels; by default label, labels or fine_label.", advanced="data")
+        str | None,
+        option("Column of the labels in Parquet or a table; by default label, labels, class...", advanced="data"),
     ] = None
     image_size: Annotated[
         ImageSize | None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from resnet_ops.data.file_kinds import describe_content
+from resnet_ops.data.image_kinds import describe_content
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 ORIENTATION = 0x0112

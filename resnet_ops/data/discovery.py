@@ -24,8 +24,8 @@ from resnet_ops.data.dataset import (
     image_count,
     summarize_skipped,
 )
-from resnet_ops.data.file_kinds import FIRST_BYTES, LAYOUTS, describe_content, is_image
 from resnet_ops.data.folders import discover_folders, list_skipped, rank_by_split
+from resnet_ops.data.image_kinds import FIRST_BYTES, LAYOUTS, describe_content, is_image
 from resnet_ops.data.label_table import is_table
 from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
@@ -151,8 +151,8 @@ def _discover_one(data: str, option: str, config: DataConfig, *, for_training: b
     if discovered is not None:
         return discovered
     if not is_pattern and files.exists(path):
-        found = summarize_skipped(list_skipped(listing.list_everything(path), ()))
-        raise UserError(f"{option} {data} contains no images{found and ': '}{found}.", LAYOUTS)
+        summary = summarize_skipped(list_skipped(listing.list_everything(path), ()))
+        raise UserError(f"{option} {data} contains no images{summary and ': '}{summary}.", LAYOUTS)
     raise UserError(
         f"{option} {data}: no such path, and no dataset of that name.",
         f"{did_you_mean(data, DATA_SETS)} Datasets by name: {', '.join(DATA_SETS)}.",

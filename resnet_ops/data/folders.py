@@ -21,7 +21,7 @@ from resnet_ops.data.dataset import (
     image_count,
     split_word,
 )
-from resnet_ops.data.file_kinds import describe_extension, is_image
+from resnet_ops.data.image_kinds import describe_extension, is_image
 from resnet_ops.data.label_table import find_label_table, is_table
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
@@ -140,12 +140,12 @@ def discover_folders(
         parts["train"] = [part]
     if "train" not in parts and not for_validation:
         present = {file.name.removeprefix(prefix).partition("/")[0] for file in tree.below(prefix).files}
-        found = next((name for name in sorted(present) if SPLIT_OF.get(split_word(name) or "") == "train"), "")
+        empty = next((name for name in sorted(present) if SPLIT_OF.get(split_word(name) or "") == "train"), "")
         raise UserError(
-            f"{root / prefix / found} contains no subfolders with images."
-            if found
+            f"{root / prefix / empty} contains no subfolders with images."
+            if empty
             else f"{root / prefix} contains only validation or test images ({', '.join(split_of)}).",
-            "Create one subfolder per class in it." if found else "Add training images in a folder train/.",
+            "Create one subfolder per class in it." if empty else "Add training images in a folder train/.",
         )
     by_split = {split: _join(of_split) for split, of_split in parts.items()}
     order: tuple[Split, ...] = ("train", "val", "test")

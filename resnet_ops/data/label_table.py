@@ -114,7 +114,7 @@ def _names_of(images: Sequence[File], folders: Sequence[str]) -> dict[str, str]:
 
 def _file_column(rows: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
     """Return the column that names at least `LEAST_NAMED` of the images, and the image of each of its values."""
-    wanted = len(set(names.values()))
+    needed = len(set(names.values()))
 
     def known(column: str) -> Iterator[tuple[str, str]]:
         for row in rows:
@@ -123,7 +123,7 @@ def _file_column(rows: Sequence[Mapping[str, str]], names: Mapping[str, str]) ->
                 yield value, image
 
     for column in rows[0] if rows else ():
-        found = dict(known(column))
-        if len(set(found.values())) >= LEAST_NAMED * wanted:
-            return column, found
+        image_of = dict(known(column))
+        if len(set(image_of.values())) >= LEAST_NAMED * needed:
+            return column, image_of
     return None, {}

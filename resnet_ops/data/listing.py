@@ -82,8 +82,8 @@ def _walk(root: Path, rank: Callable[[str], int]) -> Iterator[File]:
         ranked, links, below = heappop(pending)
         try:
             status = os.stat(f"{root}/{below}")  # noqa: PTH116  # a Path each takes twice as long
-            with os.scandir(f"{root}/{below}") as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(f"{root}/{below}") as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
             yield File(root, below, -1, unread=error.strerror or type(error).__name__)
             continue

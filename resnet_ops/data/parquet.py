@@ -162,7 +162,7 @@ class ReadFiles:
 
     @property
     def named(self) -> bool:
-        """Whether the classes have names."""
+        """True if the classes have names."""
         return any(labels.names for labels in self.labels)
 
     def by_value(self) -> "ReadFiles":

@@ -98,7 +98,7 @@ class Source:
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """What was found, in a line on splits and classes and, where something is not read, one on that."""
+        """The contents, in a line on splits and classes and, where something is not read, one on that."""
         data = self.record
         counts = {"training": data.train_images, "validation": data.val_images, "test": data.test_images}
         fraction = val_fraction(self.config, self.splits)
@@ -107,10 +107,10 @@ class Source:
             f"{count:,} {split}{held_out if split == 'validation' else ''}" for split, count in counts.items() if count
         ]
         names = ", ".join(data.class_names[:CLASSES_NAMED]) + (", ..." if len(data.class_names) > CLASSES_NAMED else "")
-        found = f"{data.name}: {', '.join(parts)} images of {len(data.class_names):,} classes: {names}."
+        contents = f"{data.name}: {', '.join(parts)} images of {len(data.class_names):,} classes: {names}."
         if not self.skipped:
-            return (found,)
-        return found, f"Passed over: {summarize_skipped(self.skipped)}; first {self.skipped[0].name}."
+            return (contents,)
+        return contents, f"Passed over: {summarize_skipped(self.skipped)}; first {self.skipped[0].name}."
 
     @property
     def embedded(self) -> bool:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from resnet_ops.data import listing
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
-from resnet_ops.data.file_kinds import image_extensions, is_image
+from resnet_ops.data.image_kinds import image_extensions, is_image
 from resnet_ops.data.parallel_decode import CHUNK, map_chunks
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
