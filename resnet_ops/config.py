@@ -17,6 +17,7 @@ from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
+MAX_BAD_IMAGES = 0.05  # of the images; with more of them broken, something else is wrong
 EXTENDING = frozenset(
     {"epochs", "patience", "max_time", "target_accuracy"}
 )  # what a run that is resumed may have more of
@@ -97,10 +98,11 @@ class ImagesConfig(Config):
         ),
     ] = None
     image_column: Annotated[
-        str | None, option("Parquet column of the images; by default image or img.", advanced="data")
+        str | None, option("Parquet column of the images; by default image, img...", advanced="data")
     ] = None
     label_column: Annotated[
-        str | None, option("Parquet column of the labels; by default label, labels or fine_label.", advanced="data")
+        str | None,
+        option("Column of the labels in Parquet or a table; by default label, labels, class...", advanced="data"),
     ] = None
     image_size: Annotated[
         ImageSize | None,
@@ -131,6 +133,15 @@ class ImagesConfig(Config):
             changeable=True,
         ),
     ] = None
+    max_bad_images: Annotated[
+        float,
+        option(
+            "Share of the images of a split that may be broken and are skipped, such as 0.2; with more it is an error.",
+            advanced="data",
+            ge=0,
+            le=1,
+        ),
+    ] = MAX_BAD_IMAGES
 
 
 class DataConfig(ImagesConfig):

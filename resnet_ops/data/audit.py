@@ -25,6 +25,7 @@ from resnet_ops.data.findings import (
     find_bit_depth_problems,
     find_broken,
     find_class_problems,
+    find_cut_images,
     find_duplicates,
     find_long_images,
     find_pixel_problems,
@@ -49,7 +50,7 @@ from resnet_ops.results import Result
 
 
 class ClassImages(Result):
-    """Numbers of images of a class, broken ones among them."""
+    """Numbers of images of a class, without those that cannot be decoded."""
 
     train: int
     val: int
@@ -94,8 +95,10 @@ class DataReport(Result):
     conflicting: int = Field(description="Images that also have another label.")
     passed_over: int = Field(description="Files that are not read.")
     refused: str = Field(description="Why training refuses the data, if it does.")
-    images: tuple[int, int, int] = Field(description="Training, validation and test images.")
-    per_class: dict[str, ClassImages] = Field(description="Images of each class: train, val, test.")
+    images: tuple[int, int, int] = Field(
+        description="Training, validation and test images, without those that cannot be decoded."
+    )
+    per_class: dict[str, ClassImages] = Field(description="Images of each class that can be decoded: train, val, test.")
     findings: tuple[Finding, ...] = Field(description="All this in words: state, name, found, details.")
     contact_sheet: Place | None = Field(default=None, description="File of the contact sheet, if one was drawn.")
     examples: dict[str, tuple[np.ndarray, ...]] = Field(
@@ -157,7 +160,8 @@ def check_data(
         *find_bit_depth_problems(table, bit_depth),
         *find_long_images(table, stored),
         *find_space_problems(train_bytes, decoded_bytes, streamed, cache),
-        find_skipped_files(data.skipped_files),
+        *find_cut_images(table),
+        find_skipped_files(data.skipped),
     )
     return DataReport(
         data=config.data,
@@ -184,7 +188,7 @@ def check_data(
         copies=duplicates.copies,
         in_both=duplicates.in_both,
         conflicting=duplicates.conflicting,
-        passed_over=len(data.skipped_files),
+        passed_over=len(data.skipped),
         refused=refused,
         images=(train_images, val_images, test_images),
         per_class=_class_images(table),
@@ -238,7 +242,7 @@ def _broken_share_error(source: Source, table: ImageTable) -> str:
             rows = [rows[row] for row in encoded.rows.tolist()]
         reasons = {i: table.survey.broken[row] for i, row in enumerate(rows) if row in table.survey.broken}
         try:
-            check_broken_share(encoded, source.record.class_names, reasons)
+            check_broken_share(encoded, source.record.class_names, reasons, source.config.max_bad_images)
         except UserError as error:
             return str(error)
     return ""

@@ -26,7 +26,14 @@ import PIL
 
 from resnet_ops import files, formatting, locks
 from resnet_ops.data.dataset import EncodedImages
-from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, broken_image_error, decode_all
+from resnet_ops.data.parallel_decode import (
+    DecodedImages,
+    DecodeOptions,
+    ImageArray,
+    broken_image_error,
+    check_bad_count,
+    decode_all,
+)
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.run_records import BadImage
 
@@ -41,7 +48,7 @@ def cache_folder(cache_dir: Path | None) -> Path:
 
 def cache_key(*parts: object) -> str:
     """Return the name of decoded images that depend on all of `parts`, and on the decoder's version."""
-    text = "\0".join(["2", PIL.__version__, *map(str, parts)])
+    text = "\0".join(["3", PIL.__version__, *map(str, parts)])
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
@@ -76,6 +83,9 @@ def cached_images(folder: Path, encoded: Callable[[], EncodedImages], options: D
         )
     if options.strict and decoded.bad:
         raise broken_image_error(decoded.bad[0])
+    if bad := decoded.bad:  # what may be left out may have changed since
+        first = f"The first: {bad[0].name}: {bad[0].reason}."
+        check_bad_count(len(bad), len(bad) + len(decoded.images), options.max_bad, first)
     return decoded
 
 
@@ -133,6 +143,7 @@ def _write(folder: Path, encoded: EncodedImages, options: DecodeOptions) -> None
             "bytes": {file.name: file.stat().st_size for file in temporary.iterdir()},
             "counts": decoded.counts.tolist(),
             "bad": [bad.model_dump() for bad in decoded.bad],
+            "cut": decoded.cut,
         }
         (temporary / INDEX).write_text(json.dumps(index))
         for file in temporary.iterdir():
@@ -187,6 +198,7 @@ def _load(folder: Path) -> DecodedImages | None:
         bad = tuple(BadImage(**image) for image in index["bad"])
         if not len(pixels) == len(labels) == len(digests) or pixels.dtype != np.uint8 or pixels.ndim != 4:
             return None
-        return DecodedImages(ImageArray(pixels, labels, aspects), np.array(index["counts"], np.int64), digests, bad)
+        counts = np.array(index["counts"], np.int64)
+        return DecodedImages(ImageArray(pixels, labels, aspects), counts, digests, bad, index["cut"])
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

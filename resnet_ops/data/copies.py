@@ -54,6 +54,15 @@ def find_test_copies(digests: Mapping[Split, np.ndarray]) -> np.ndarray:
     return np.concatenate(copies)
 
 
+def has_other_label(digests: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return which images (N,) bool have another label elsewhere, by their SHA-256, (N,) of 32 bytes."""
+    _, group = np.unique(digests, return_inverse=True)
+    least, most = (np.full(group.max(initial=-1) + 1, start) for start in (labels.max(initial=0), -1))
+    np.minimum.at(least, group, labels)
+    np.maximum.at(most, group, labels)
+    return np.asarray((least < most)[group])
+
+
 def name_copies(parts: Mapping[Split, EncodedImages], copies: np.ndarray, most: int) -> Sequence[str]:
     """Return the first of `find_test_copies` by the names of both images."""
     return [

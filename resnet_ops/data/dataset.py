@@ -5,11 +5,12 @@ Class folders and Parquet files are brought to it in discovery.py and parquet.py
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,13 +18,19 @@ from resnet_ops import files
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 
+T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}  # in messages
-# Of folders and files, as Hugging Face's datasets has them; of each split the first that exists counts.
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("validation", "valid", "val", "dev")
-TEST_NAMES = ("test", "testing", "eval", "evaluation")
+# Words in the names of folders and files, as in Hugging Face's datasets; of each split the first that exists counts.
+TRAIN_NAMES = ("train", "training", "trainset", "traindata")
+VAL_NAMES = ("validation", "valid", "val", "dev", "validate", "validationset", "valset", "devset")
+TEST_NAMES = ("test", "testing", "eval", "evaluation", "testset", "testdata", "evalset")
+SPLIT_OF: dict[str, Split] = {
+    **dict.fromkeys(TRAIN_NAMES, "train"),
+    **dict.fromkeys(VAL_NAMES, "val"),
+    **dict.fromkeys(TEST_NAMES, "test"),
+}
 VAL_FRACTION = 0.2  # of each class, where the data has neither validation nor test images of its own
 VAL_FRACTION_BESIDE_TEST = 0.1  # where it has test images: 45,000 and 5,000 of CIFAR-10 (He et al. 2015, sec. 4.2)
 
@@ -67,18 +74,31 @@ class LabeledImages:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Something that is not read, and why, in a few words that name a kind of such things."""
+
+    name: str
+    reason: str
+
+
+def summarize_skipped(skipped: Sequence[Skipped]) -> str:
+    """Return how many things are not read for each reason: '3 .txt, 1 hidden or of the system'."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in Counter(each.reason for each in skipped).most_common())
+
+
+@dataclass(frozen=True)
 class DiscoveredData:
     """The training images of a path or a name, and its validation and test images where the data has some of its own.
 
-    `names_matter` is true where files' names carry meaning, as folders named after classes do; `skipped_files` are the
-    names of files that are not read; `notes` are what the user should know.
+    `names_matter` is true where files' names carry meaning, as folders named after classes do; `skipped` is what
+    is not read; `notes` are what the user should know.
     """
 
     name: str
     train: LabeledImages
     val: LabeledImages | None
     names_matter: bool = False
-    skipped_files: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     test: LabeledImages | None = None
     notes: tuple[str, ...] = ()
 
@@ -97,11 +117,24 @@ class DiscoveredData:
 def split_word(name: str) -> str | None:
     """Return the last word of a name that names a split, as Hugging Face's datasets do.
 
-    Words are what is between other characters than letters. A split comes after what the dataset is called:
-    `wind-tunnel-test-train-00000-of-00002`.
+    Words are what is between other characters than letters, or begins with a capital: `TestSet`. A split comes
+    after what the dataset is called: `wind-tunnel-test-train-00000-of-00002`.
     """
-    words = re.findall(r"[^\W\d_]+", name.lower())
-    return next((word for word in reversed(words) if word in TRAIN_NAMES + VAL_NAMES + TEST_NAMES), None)
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return next((word for word in reversed(words) if word in SPLIT_OF), None)
+
+
+def choose_splits(words: Mapping[T, str | None]) -> dict[T, Split]:
+    """Return the split of each thing that a word names: of several words for one split only those of the first."""
+    chosen = {
+        split: next((word for word in SPLIT_OF if SPLIT_OF[word] == split and word in words.values()), None)
+        for split in ("val", "test")
+    }
+    return {
+        thing: SPLIT_OF[word]
+        for thing, word in words.items()
+        if word is not None and (SPLIT_OF[word] == "train" or word == chosen[SPLIT_OF[word]])
+    }
 
 
 @dataclass(frozen=True)

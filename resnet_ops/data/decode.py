@@ -11,9 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from resnet_ops.data.image_kinds import describe_content
+
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 ORIENTATION = 0x0112
 DRAFT_MARGIN = 2.5  # times the size needed: that of a JPEG decoded at a reduced scale, at least; see `_decode_jpeg`
+END_OF_JPEG, NOISE = b"\xff\xd9", bytes(range(1, 97))
+CUT_PIXELS = 0.01  # share of the pixels of a JPEG without its end that may be lost
 WHITE_OF_16_BITS = 2**16 - 1
 ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # keys of Image.info that may hold it
 
@@ -83,7 +87,7 @@ def read_header(encoded: bytes | OSError) -> ImageHeader:
         width, height = _oriented(image, image.size)
         return ImageHeader(height, width, image.mode in GREY_MODES, image.format or "?", image.mode)
     except Exception as error:  # broken files make Pillow raise almost anything
-        raise _decode_error(error) from None
+        raise _decode_error(error, encoded) from None
 
 
 def decode(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
@@ -92,30 +96,69 @@ def decode(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
 
 
 def decode_with_aspect(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.ndarray, float]:
-    """Decode one image to pixels (H, W, C) uint8, resized and cropped as `crop` says, and its own width / height.
+    """Decode one image to pixels (H, W, C) uint8 and its own width / height: see `decode_image`."""
+    decoded = decode_image(encoded, crop)
+    return decoded.pixels, decoded.aspect
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """Pixels (H, W, C) uint8, width / height of the image, and whether it is a JPEG that lacks its end."""
+
+    pixels: np.ndarray
+    aspect: float
+    is_cut: bool = False
+
+
+def decode_image(encoded: bytes | OSError, crop: CropSpec) -> DecodedImage:
+    """Decode one image to pixels of a size and color mode, resized and cropped as `crop` says.
 
     The EXIF orientation is applied; of an animation the first frame is taken; 16-bit grey is scaled to 8 bits, by
     `crop.bit_depth`; transparency is dropped. Resizing is bilinear, antialiased, as torchvision's Resize; of JPEGs that
-    are much larger than needed it is so to within what `_decode_jpeg` says.
+    are much larger than needed it is so to within what `_decode_jpeg` says. A JPEG without its end is read where next
+    to all pixels are there.
 
     Raises:
         DecodeError: It is broken, is no image, or has more than 179 million pixels.
     """
     try:
-        image, mode = _open(encoded), "L" if crop.channels == 1 else "RGB"
-        if image.format != "JPEG":
-            image.load()  # a PNG may hold its orientation at the very end
-        size = width, height = _oriented(image, image.size)
-        resized = crop.resized(size)
-        if image.format == "JPEG":
-            image = _decode_jpeg(image, mode, _oriented(image, resized))
-        image = _convert(_apply_orientation(image), mode, crop.bit_depth)
-        if image.size != resized:
-            image = image.resize(resized, Image.Resampling.BILINEAR)
-        image = _center_crop(_center_crop(image, crop.cover[::-1]), (crop.width, crop.height))
-        return np.asarray(image).reshape(crop.shape), width / height
+        return DecodedImage(*_decode(encoded, crop))
     except Exception as error:  # broken files make Pillow raise almost anything
-        raise _decode_error(error) from None
+        if not isinstance(encoded, OSError) and (ended := _with_end(encoded)):
+            return DecodedImage(*_decode(ended, crop), is_cut=True)
+        raise _decode_error(error, encoded) from None
+
+
+def _decode(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.ndarray, float]:
+    image, mode = _open(encoded), "L" if crop.channels == 1 else "RGB"
+    if image.format != "JPEG":
+        image.load()  # a PNG may hold its orientation at the very end
+    size = width, height = _oriented(image, image.size)
+    resized = crop.resized(size)
+    if image.format == "JPEG":
+        image = _decode_jpeg(image, mode, _oriented(image, resized))
+    image = _convert(_apply_orientation(image), mode, crop.bit_depth)
+    if image.size != resized:
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+    image = _center_crop(_center_crop(image, crop.cover[::-1]), (crop.width, crop.height))
+    return np.asarray(image).reshape(crop.shape), width / height
+
+
+def _with_end(encoded: bytes) -> bytes | None:
+    """Return a JPEG that ends before its end mark with one; None where more than `CUT_PIXELS` of its pixels are lost.
+
+    What is lost shows as it is decoded twice, with noise in its place and without.
+    """
+    if not encoded.startswith(b"\xff\xd8"):
+        return None
+    rest = encoded.rstrip(b"\xff")
+    noise = NOISE * (1 + len(rest) // len(NOISE))  # enough for all that may be lost
+    try:
+        pixels = [np.asarray(_open(rest + more + END_OF_JPEG).convert("RGB")) for more in (b"", noise)]
+    except Exception:
+        return None
+    lost = (pixels[0] != pixels[1]).any(-1)
+    return rest + END_OF_JPEG if lost.mean() <= CUT_PIXELS else None
 
 
 def wide_values(encoded: bytes | OSError) -> np.ndarray | None:
@@ -174,11 +217,12 @@ def _open(encoded: bytes | OSError) -> Image.Image:
     return Image.open(io.BytesIO(encoded))
 
 
-def _decode_error(error: Exception) -> DecodeError:
+def _decode_error(error: Exception, encoded: bytes | OSError) -> DecodeError:
     if isinstance(error, DecodeError):
         return error
     if isinstance(error, UnidentifiedImageError):
-        return DecodeError("it is not an image")
+        content = None if isinstance(encoded, OSError) else describe_content(encoded)
+        return DecodeError("it is not an image" + (f", but {content}" if content else ""))
     reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
     kind = TooManyPixelsError if isinstance(error, Image.DecompressionBombError) else DecodeError
     return kind(reason[:200].rstrip(".") or type(error).__name__)

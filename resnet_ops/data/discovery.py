@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,24 @@ from resnet_ops.config import DATA_SETS, TEST_NAME, DataConfig
 from resnet_ops.config_base import check_text
 from resnet_ops.data import listing
 from resnet_ops.data.cache import cache_folder
-from resnet_ops.data.dataset import SPLIT_NAMES, TEST_NAMES, TRAIN_NAMES, VAL_NAMES, DiscoveredData, LabeledImages
+from resnet_ops.data.dataset import (
+    SPLIT_NAMES,
+    DiscoveredData,
+    LabeledImages,
+    Skipped,
+    image_count,
+    summarize_skipped,
+)
+from resnet_ops.data.folders import discover_folders, list_skipped, rank_by_split
+from resnet_ops.data.image_kinds import FIRST_BYTES, LAYOUTS, describe_content, is_image
+from resnet_ops.data.label_table import is_table
 from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
 from resnet_ops.errors import UserError, did_you_mean
-from resnet_ops.formatting import class_name, readable
 
+PARQUET = ".parquet"
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}  # datasets that ship with this package
-# torchvision's IMG_EXTENSIONS, and .gif, of which the first frame is taken.
 MAX_NAME = 60  # characters of a dataset's name in the name of a run, which has at most 100
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 
 
 def discover(config: DataConfig) -> DiscoveredData:
@@ -61,7 +69,8 @@ def _with_val_data(data: DiscoveredData, config: DataConfig) -> DiscoveredData:
         data,
         val=val_data.val or val_data.test or val_data.train,
         names_matter=data.names_matter or val_data.names_matter,
-        skipped_files=(*data.skipped_files, *val_data.skipped_files),
+        skipped=(*data.skipped, *val_data.skipped),
+        notes=(*data.notes, *val_data.notes),
     )
 
 
@@ -73,8 +82,9 @@ def _without_unlabeled_test(data: DiscoveredData) -> DiscoveredData:
     known = set(names) & set(data.train.class_names) if names else labels.max(initial=-1) >= 0
     if known and (labels >= 0).any():
         return data
-    skipped = (*data.skipped_files, *(file.name for file in data.test.files))
-    return replace(data, test=None, skipped_files=skipped)
+    skipped = (Skipped(file.name, "of a test split without known labels") for file in data.test.files)
+    note = f"Left out {image_count(len(labels))} of the test split, none of which has a label of the training images."
+    return replace(data, test=None, skipped=(*data.skipped, *skipped), notes=(*data.notes, note))
 
 
 def _without_shared_test(data: DiscoveredData) -> DiscoveredData:
@@ -95,6 +105,8 @@ def _resolved(parts: Sequence[File]) -> set[str]:
     folders: dict[tuple[Path, str], str] = {}
     paths = set()
     for file in parts:
+        if is_table(file.name):  # one may have the labels of several splits
+            continue
         folder, _, name = file.name.rpartition("/")
         key = file.root, folder
         if key not in folders:
@@ -133,146 +145,83 @@ def _absolute(data: str) -> str:
 
 def _discover_one(data: str, option: str, config: DataConfig, *, for_training: bool = True) -> DiscoveredData:
     """Return the dataset that `data`, the value of `option`, names."""
-    if data in EMBEDDED:
-        return discover_parquet([EMBEDDED[data]], data, (None, None))
     if data in DATA_SETS:
-        return download_cifar(data, config.data_root or cache_folder(config.cache_dir) / "data")
+        return _with_folder_note(
+            discover_parquet([EMBEDDED[data]], data, (None, None))
+            if data in EMBEDDED
+            else download_cifar(data, config.data_root or cache_folder(config.cache_dir) / "data"),
+            option,
+        )
     path = files.to_path(data)
     if not files.is_remote(path):
         path = path.expanduser()
     files.check_reachable(next(parent for parent in (path, *path.parents) if not has_magic(str(parent))))
+    is_pattern = has_magic(data) and not files.exists(path)
     try:
-        columns = config.image_column, config.label_column
-        is_pattern = has_magic(data) and not files.exists(path)  # a folder may be called photos [v2]
-        discovered = _discover_path(path, is_pattern, columns, for_validation=not for_training)
+        discovered = _discover_path(path, is_pattern, option, config, for_validation=not for_training)
     except OSError as error:
         raise UserError(f"{option} {data} cannot be read: {error.strerror}.", "Check its permissions.") from None
     if discovered is not None:
         return discovered
-    if files.exists(path):
-        raise UserError(
-            f"{option} {data} contains no images.",
-            "Use a folder of Parquet files, or one with a subfolder of images per class.",
-        )
+    if not is_pattern and files.exists(path):
+        summary = summarize_skipped(list_skipped(listing.list_everything(path), ()))
+        raise UserError(f"{option} {data} contains no images{summary and ': '}{summary}.", LAYOUTS)
     raise UserError(
         f"{option} {data}: no such path, and no dataset of that name.",
         f"{did_you_mean(data, DATA_SETS)} Datasets by name: {', '.join(DATA_SETS)}.",
     )
 
 
+def _with_folder_note(data: DiscoveredData, option: str) -> DiscoveredData:
+    """Note that a folder here has the name of a dataset, and is not read."""
+    if not Path(data.name).exists():
+        return data
+    note = f"{option} {data.name} is the dataset of that name; {data.name} in this folder is {option} ./{data.name}."
+    return replace(data, notes=(*data.notes, note))
+
+
 def _discover_path(
-    path: Path, is_pattern: bool, columns: tuple[str | None, str | None], *, for_validation: bool
+    path: Path, is_pattern: bool, option: str, config: DataConfig, *, for_validation: bool
 ) -> DiscoveredData | None:
+    columns = config.image_column, config.label_column
     if is_pattern:
         if not (matches := listing.expand_glob(path)):
             return None
+        if images := [match for match in matches if is_image(match.name)]:
+            raise UserError(f"{option} {path} matches images, such as {images[0]}, and not Parquet files.", LAYOUTS)
         name = _run_name(matches[0].absolute().parent.name)
         return discover_parquet(matches, name, columns, for_validation=for_validation)
     if files.is_file(path):
-        return discover_parquet([path], _run_name(path.name.removesuffix(".parquet")), columns)
+        if path.suffix.lower() != PARQUET:
+            _refuse_file(path, option)
+        return discover_parquet([path], _run_name(path.name.removesuffix(PARQUET)), columns)
+    if not files.is_remote(path) and not path.exists():
+        return None
     name = _run_name(path.name if files.is_remote(path) else path.resolve().name)
-    for folder in (path, path / "data"):  # where Hugging Face's repositories have them
-        if tables := [file for file in files.listed(folder) if file.suffix == ".parquet"]:
-            return discover_parquet(tables, name, columns, for_validation=for_validation)
-    return discover_folders(path, name)
+    listed = listing.list_everything(path, rank_by_split)
+    tables = [file for file in listed if file.name.lower().endswith(PARQUET) and not file.unread]
+    if not tables:
+        return discover_folders(path, listed, name, config.label_column, for_validation=for_validation)
+    data = discover_parquet([file.path for file in tables], name, columns, for_validation=for_validation)
+    return replace(data, skipped=(*data.skipped, *list_skipped(listed, tables, {"": "beside Parquet files"})))
+
+
+def _refuse_file(path: Path, option: str) -> None:
+    """Refuse a file that is not Parquet.
+
+    Raises:
+        UserError: Always, saying what it is; unless it is Parquet of another name.
+    """
+    with listing.open_file(path) as opened:
+        start = opened.read(FIRST_BYTES)
+    kind = "one image" if is_image(path.name) else describe_content(start)
+    if not start.startswith(b"PAR1"):
+        raise UserError(f"{option} {path} is no dataset, but {kind or 'a file of another kind'}.", LAYOUTS)
 
 
 def _run_name(stem: str) -> str:
     """Return a short name that can be part of a run's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:MAX_NAME].strip("-.") or "images"
-
-
-@dataclass(frozen=True)
-class FolderImages:
-    """`EncodedImages` of which each is a file below a folder."""
-
-    root: Path
-    names: tuple[str, ...]
-    labels: np.ndarray
-    sizes: np.ndarray | None = None
-    row_groups: None = None
-
-    def read(self, rows: Sequence[int]) -> list[bytes | OSError]:
-        """See `EncodedImages.read`."""
-        return listing.read_files(self.root, [self.names[row] for row in rows])
-
-    def name(self, row: int) -> str:
-        """See `EncodedImages.name`."""
-        return readable(str(self.root / self.names[row]))
-
-
-def discover_folders(root: Path, name: str) -> DiscoveredData | None:
-    """Return the images under `root`: class folders in train/, val/ and test/, or class folders only.
-
-    They may be named by any of `TRAIN_NAMES`, `VAL_NAMES` and `TEST_NAMES`, in upper case too.
-
-    A class folder of the training images without an image is a problem. torchvision refuses it as well: the class
-    would be in the network, and never be learned.
-
-    Returns:
-        None where no folder contains images.
-
-    Raises:
-        UserError: The folder train/ exists, and contains no images.
-    """
-    all_files = listing.list_files(root)
-    folders = {file.name.partition("/")[0] for file in all_files if "/" in file.name}
-    nested = {file.name.partition("/")[0] for file in all_files if file.name.count("/") > 1}
-    are_splits = all(folder.lower() in TRAIN_NAMES + VAL_NAMES + TEST_NAMES for folder in nested)
-    # A folder train/ is never a class; Train/ or training/ may be one.
-    train_folder = _named_folder(TRAIN_NAMES, (nested if are_splits else set()) | folders & {"train"})
-    if train_folder is None:
-        train = _class_folders(root, "", all_files, refuse_empty=True)
-        return _with_skipped_files(DiscoveredData(name, train, None, names_matter=True), all_files) if train else None
-    train = _class_folders(root, f"{train_folder}/", all_files, refuse_empty=True)
-    if train is None:
-        raise UserError(
-            f"{root / train_folder} contains no subfolders with images.", "Create one subfolder per class in it."
-        )
-    val, test = (
-        _class_folders(root, f"{folder}/", all_files) if (folder := _named_folder(names, folders)) else None
-        for names in (VAL_NAMES, TEST_NAMES)
-    )
-    return _with_skipped_files(DiscoveredData(name, train, val, names_matter=True, test=test), all_files)
-
-
-def _named_folder(names: Sequence[str], folders: set[str]) -> str | None:
-    """Return the folder of the first of `names` that there is, in whatever case."""
-    return next((each for name in names for each in sorted(folders, reverse=True) if each.lower() == name), None)
-
-
-def _class_folders(
-    root: Path, prefix: str, all_files: Sequence[File], *, refuse_empty: bool = False
-) -> LabeledImages | None:
-    in_folders = [file for file in all_files if file.name.startswith(prefix) and "/" in file.name.removeprefix(prefix)]
-    class_of = {file.name: class_name(file.name.removeprefix(prefix).partition("/")[0]) for file in in_folders}
-    images = sorted((file for file in in_folders if is_image(file.name)), key=lambda file: file.name)
-    if not images:
-        return None
-    classes = sorted({class_of[file.name] for file in (in_folders if refuse_empty else images)})
-    problems = [
-        UserError(
-            f"{root / prefix / empty} contains no images, so its class cannot be learned.",
-            f"Add images ({', '.join(sorted(EXTENSIONS))}), or remove it.",
-        )
-        for empty in sorted(set(classes) - {class_of[file.name] for file in images})
-    ]
-    index = {name: number for number, name in enumerate(classes)}
-    labels = np.array([index[class_of[file.name]] for file in images], np.int64)
-    sizes = np.array([file.size for file in images], np.int64)
-    encoded = FolderImages(root, tuple(file.name for file in images), labels, None if (sizes < 0).any() else sizes)
-    return LabeledImages(encoded, tuple(classes), tuple(images), tuple(problems))
-
-
-def _with_skipped_files(data: DiscoveredData, all_files: Sequence[File]) -> DiscoveredData:
-    read = {file.name for part in data.parts for file in part.files}
-    skipped = sorted(file.name for file in all_files if file.name not in read and not file.name.endswith("/"))
-    return replace(data, skipped_files=tuple(skipped))
-
-
-def is_image(name: str) -> bool:
-    """Return whether a file's name ends as an image's does."""
-    return not name.endswith("/") and PurePosixPath(name).suffix.lower() in EXTENSIONS
 
 
 @dataclass(frozen=True)

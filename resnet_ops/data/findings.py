@@ -4,7 +4,7 @@ The survey is taken in image_statistics.py, the report composed in audit.py.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from resnet_ops.data.dataset import SPLITS, EncodedImages, image_count
+from resnet_ops.data.dataset import SPLITS, EncodedImages, Skipped, image_count, summarize_skipped
 from resnet_ops.data.image_statistics import Survey
 from resnet_ops.data.sources import BRIGHTER_PIXELS, MAX_LISTED
 from resnet_ops.formatting import size
@@ -64,10 +64,10 @@ class ImageTable:
 
     @cached_property
     def per_class(self) -> np.ndarray:
-        """Training, validation and test images of each class, (classes, 3) int64, broken ones among them."""
-        count = len(self.class_names)
+        """Training, validation and test images of each class that can be decoded, (classes, 3) int64."""
+        count, good = len(self.class_names), self.survey.decodable
         return np.stack(
-            [np.bincount(self.labels[self.split == s], minlength=count) for s in (TRAIN, VAL, TEST)], axis=1
+            [np.bincount(self.labels[good & (self.split == s)], minlength=count) for s in (TRAIN, VAL, TEST)], axis=1
         )
 
     def broken(self, split: int) -> np.ndarray:
@@ -177,7 +177,7 @@ def find_class_problems(table: ImageTable) -> Iterator[Finding]:
         yield Finding("warning", "not validated", "classes without validation images", first_cases(unseen))
     if not train.any():
         return
-    most, least = int(train.argmax()), int(np.where(train, train, train.max()).argmin())
+    most, least = int(train.argmax()), int(np.where(train, train, train.max() + 1).argmin())
     ratio = train[most] / train[least]
     summary = f"{names[most]} ({train[most]:,}) has {ratio:.1f} times as many as {names[least]} ({train[least]:,})"
     summary = summary if ratio > 1 else f"{train[most]:,} training images of each class"
@@ -246,11 +246,19 @@ def find_space_problems(train_bytes: int, decoded_bytes: int, streamed: bool, ca
         yield Finding("warning", "cache", f"{summary}; choose another folder with --cache-dir")
 
 
-def find_skipped_files(names: tuple[str, ...]) -> Finding:
+def find_cut_images(table: ImageTable) -> Iterator[Finding]:
+    """Report JPEGs that lack their end and are read all the same."""
+    if (cut := np.flatnonzero(table.survey.cut)).size:
+        summary = f"{image_count(cut.size)} without the end of the JPEG: next to all pixels are there, and are used"
+        yield Finding("note", "cut images", summary, first_cases(map(table.name, cut.tolist())))
+
+
+def find_skipped_files(skipped: Sequence[Skipped]) -> Finding:
     """Report files that are not read."""
-    if not names:
+    if not skipped:
         return Finding("ok", "other files", "none ignored")
-    return Finding("note", "other files", f"{len(names):,} ignored", first_cases(names))
+    summary = f"{len(skipped):,} ignored: {summarize_skipped(skipped)}"
+    return Finding("note", "other files", summary, first_cases(each.name for each in skipped))
 
 
 def _describe(table: ImageTable, row: int) -> str:

@@ -4,26 +4,34 @@ Knows names and sizes only; what a folder or a file holds is in discovery.py and
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from glob import glob
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import IO, Any, cast
 
 from resnet_ops import files
+
+# What systems and programs leave among images, with the thumbnails that some make of them.
+SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
+SYSTEM_NAMES = SYSTEM_FOLDERS | {"thumbs", "thumbnails", "__pycache__", "thumbs.db", "desktop.ini"}
+HIDDEN = "hidden or of the system"
 
 
 @dataclass(frozen=True, slots=True)
 class File:
     """A file below a folder: its name relative to it, its size in bytes (-1 where it is unknown), its ETag.
 
-    The ETag is a bucket's mark of the content; on a disk it is ''.
+    The ETag is a bucket's mark of the content; on a disk it is ''. `unread` is why it is not to be read, if it is not.
     """
 
     root: Path
     name: str
     size: int
     etag: str = ""
+    unread: str = ""
 
     @property
     def path(self) -> Path:
@@ -32,15 +40,25 @@ class File:
 
 
 def list_files(root: Path) -> list[File]:
-    """List the files below a folder, in no order, without hidden ones and what is in hidden folders.
+    """List the files below a folder that are to be read, in no order: see `list_everything`."""
+    return [file for file in list_everything(root) if not file.unread]
 
-    An empty folder counts as a file whose name ends with '/'.
+
+def list_everything(root: Path, rank: Callable[[str], int] = lambda _: 0) -> list[File]:
+    """List what is below a folder, each folder once; what is not read says why, such as hidden or unreadable folders.
+
+    A folder that is not entered, and an empty one, count as a file whose name ends with '/'. Of a folder that has
+    several names, as links to it are, the one with the fewest links in it counts.
+
+    Args:
+        root: The folder.
+        rank: Ranks the names in `root`: of a folder with several names one of the lowest rank counts.
 
     Raises:
         PausedError: The bucket is out of reach.
     """
     if not files.is_remote(root):
-        return list(_list_on_disk(root))
+        return list(_walk(root, rank))
     try:
         infos = files.ask(root, lambda storage, key: cast("dict[str, dict[str, Any]]", storage.find(key, detail=True)))
     except FileNotFoundError:
@@ -48,25 +66,48 @@ def list_files(root: Path) -> list[File]:
     prefix = cast("Any", root).path.strip("/") + "/"
     named = {key.lstrip("/").removeprefix(prefix): info for key, info in infos.items()}
     return [
-        _bucket_file(root, name, info)
+        replace(_bucket_file(root, name, info), unread=HIDDEN if any(map(_is_hidden, name.split("/"))) else "")
         for name, info in named.items()
-        if not any(part.startswith(".") for part in name.split("/"))
     ]
 
 
-def _list_on_disk(root: Path) -> Iterator[File]:
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = "" if folder == str(root) else os.path.relpath(folder, root) + "/"
-        if below and not folders and not names:
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def _walk(root: Path, rank: Callable[[str], int]) -> Iterator[File]:
+    pending = [(0, 0, "")]
+    names: dict[tuple[int, int], str] = {}
+    while pending:
+        ranked, links, below = heappop(pending)
+        try:
+            status = os.stat(f"{root}/{below}")  # noqa: PTH116  # a Path each takes twice as long
+            with os.scandir(f"{root}/{below}") as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            yield File(root, below, -1, unread=error.strerror or type(error).__name__)
+            continue
+        if (known := names.setdefault((status.st_dev, status.st_ino), below)) != below:
+            yield File(root, below, 0, unread=f"the same folder as {known or './'}")
+            continue
+        if below and all(_is_hidden(entry.name) for entry in entries):
             yield File(root, below, 0)
-        for name in names:
-            if not name.startswith("."):
-                try:
-                    size = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116  # a Path each takes twice as long
-                except OSError:
-                    size = -1
-                yield File(root, below + name, size)
+        for entry in entries:
+            name, is_folder = below + entry.name, entry.is_dir()
+            if _is_hidden(entry.name):
+                yield File(root, name + "/" * is_folder, 0, unread=HIDDEN)
+            elif is_folder:
+                heappush(pending, (ranked if below else rank(entry.name), links + entry.is_symlink(), name + "/"))
+            else:
+                yield _file_on_disk(root, name, entry)
+
+
+def _file_on_disk(root: Path, name: str, entry: "os.DirEntry[str]") -> File:
+    try:
+        status = entry.stat()
+    except OSError:
+        return File(root, name, -1)
+    return File(root, name, status.st_size, unread="" if stat.S_ISREG(status.st_mode) else "no regular file")
 
 
 def read_files(root: Path, names: Sequence[str]) -> list[bytes | OSError]:
@@ -84,6 +125,9 @@ def _read_or_error(path: str) -> bytes | OSError:
     try:
         with open(path, "rb") as file:  # noqa: PTH123  # a Path each takes twice as long
             return file.read()
+    except FileNotFoundError as error:
+        target = f": a link to {os.readlink(path)}" if os.path.islink(path) else ""  # noqa: PTH114, PTH115
+        return FileNotFoundError(error.errno, f"{error.strerror}{target}")
     except OSError as error:
         return error
 

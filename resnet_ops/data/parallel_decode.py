@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from resnet_ops.config import MAX_BAD_IMAGES
 from resnet_ops.data.dataset import EncodedImages, digest
-from resnet_ops.data.decode import CropSpec, DecodeError, decode, decode_with_aspect
+from resnet_ops.data.decode import CropSpec, DecodeError, decode, decode_image
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
 from resnet_ops.run_records import BadImage
@@ -23,16 +24,19 @@ T = TypeVar("T")
 
 CHUNK = 64  # images that a thread reads and decodes at a time
 DECODED_BYTES = 64 * 2**20  # of images that `decode_rows` decodes at a time, as a whole split may not fit in memory
-MAX_BAD_SHARE = 0.05  # of the images; with more of them broken, something else is wrong
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Options of a split: size and channels, class names for errors, and whether one broken image is an error."""
+    """Options of a split: size and channels, class names for errors, and when broken images are an error.
+
+    That is with `strict` the first one, and otherwise more than the share `max_bad` of all.
+    """
 
     crop: CropSpec
     class_names: tuple[str, ...]
     strict: bool
+    max_bad: float = MAX_BAD_IMAGES
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ class DecodedImages:
         counts: How often each value occurs in each channel, (C, 256).
         digests: The SHA-256 of each image as it was stored, (N,) of 32 bytes.
         bad: The images that cannot be decoded.
+        cut: How many JPEGs lack their end, but next to no pixels.
     """
 
     images: ImageArray
     counts: np.ndarray
     digests: np.ndarray
     bad: tuple[BadImage, ...]
+    cut: int = 0
 
 
 def map_chunks(images: int, function: Callable[[range], T]) -> Iterator[T]:
@@ -125,43 +131,47 @@ def decode_all(encoded: EncodedImages, options: DecodeOptions, out: np.ndarray |
         out: Array (N, H, W, C) uint8 for the pixels of all images; None for a new one.
 
     Raises:
-        UserError: An image is broken and `options.strict`, more than `MAX_BAD_SHARE` are, or all of a class.
+        UserError: An image is broken and `options.strict`, more than `options.max_bad` are, or all of a class.
     """
     crop = options.crop
     labels, counts = encoded.labels, np.zeros((crop.channels, 256), np.int64)
     pixels = np.empty((len(labels), *crop.shape), np.uint8) if out is None else out
     aspects = np.ones(len(labels), np.float32)
 
-    def decode_chunk(rows: range) -> tuple[list[bytes], list[tuple[int, str]], np.ndarray]:
+    def decode_chunk(rows: range) -> tuple[list[bytes], list[tuple[int, str]], np.ndarray, int]:
         images = encoded.read(rows)
-        broken = []
+        broken, cut = [], 0
         for row, image in zip(rows, images, strict=True):
             try:
-                pixels[row], aspects[row] = decode_with_aspect(image, crop)
+                decoded_image = decode_image(image, crop)
+                pixels[row], aspects[row] = decoded_image.pixels, decoded_image.aspect
+                cut += decoded_image.is_cut
             except DecodeError as error:
                 broken.append((row, str(error)))
         decoded = pixels[rows.start : rows.stop]
         if broken:
             decoded = np.delete(decoded, [row - rows.start for row, _ in broken], axis=0)
-        return [digest(image) for image in images], broken, _value_counts(decoded)
+        return [digest(image) for image in images], broken, _value_counts(decoded), cut
 
     digests: list[bytes] = []
     reasons: dict[int, str] = {}
-    for chunk_digests, broken, chunk_counts in map_chunks(len(labels), decode_chunk):
+    cut_images = 0
+    for chunk_digests, broken, chunk_counts, cut in map_chunks(len(labels), decode_chunk):
         digests += chunk_digests
         counts += chunk_counts
         reasons.update(broken)
+        cut_images += cut
         if reasons and options.strict:
             row, reason = next(iter(reasons.items()))
             raise broken_image_error(BadImage(name=encoded.name(row), reason=reason))
-    check_broken_share(encoded, options.class_names, reasons)
+    check_broken_share(encoded, options.class_names, reasons, options.max_bad)
     good = np.delete(np.arange(len(labels)), list(reasons))
     for position, good_row in enumerate(good):
         if position != good_row:
             pixels[position] = pixels[good_row]
     bad = tuple(BadImage(name=encoded.name(row), reason=reason) for row, reason in reasons.items())
     images = ImageArray(pixels[: len(good)], labels[good], aspects[good] if crop.whole else None)
-    return DecodedImages(images, counts, np.array(digests, "S32")[good], bad)
+    return DecodedImages(images, counts, np.array(digests, "S32")[good], bad, cut_images)
 
 
 def _value_counts(pixels: np.ndarray) -> np.ndarray:
@@ -173,25 +183,37 @@ def _value_counts(pixels: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(stacked).histogram(), np.int64).reshape(channels, 256)
 
 
-def check_broken_share(encoded: EncodedImages, class_names: Sequence[str], reasons: Mapping[int, str]) -> None:
+def check_broken_share(
+    encoded: EncodedImages, class_names: Sequence[str], reasons: Mapping[int, str], max_bad: float
+) -> None:
     """Refuse a split of which too many images are broken; `reasons` says why each such row cannot be decoded.
 
     Raises:
-        UserError: They are more than `MAX_BAD_SHARE`, or all of a class.
+        UserError: They are more than the share `max_bad`, or all of a class.
     """
     if not reasons:
         return
     row, reason = next(iter(reasons.items()))
     first = f"The first: {encoded.name(row)}: {reason}."
-    if len(reasons) > MAX_BAD_SHARE * len(encoded.labels):
-        raise UserError(
-            f"{len(reasons)} of {len(encoded.labels)} images cannot be decoded. {first}",
-            f"Up to {MAX_BAD_SHARE:.0%} may be skipped; repair or remove these images.",
-        )
+    check_bad_count(len(reasons), len(encoded.labels), max_bad, first)
     good_labels = np.delete(encoded.labels, list(reasons))
     if lost := set(encoded.labels[list(reasons)].tolist()) - set(good_labels.tolist()):
         name = class_names[min(lost)]
         raise UserError(f"No image of class {name!r} can be decoded. {first}", "Repair or remove them.")
+
+
+def check_bad_count(bad: int, images: int, max_bad: float, first: str) -> None:
+    """Refuse a split of which more than the share `max_bad` of the images are broken; `first` names one of them.
+
+    Raises:
+        UserError: There are more.
+    """
+    if bad > max_bad * images:
+        share = math.ceil(100 * bad / images) / 100
+        raise UserError(
+            f"{bad} of {images} images cannot be decoded. {first}",
+            f"Up to {max_bad:.0%} may be skipped; repair or remove these images, or use --max-bad-images {share:g}.",
+        )
 
 
 def broken_image_error(image: BadImage) -> UserError:

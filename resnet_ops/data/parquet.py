@@ -1,7 +1,8 @@
-"""Read Parquet files in Hugging Face's layout: a column of images {bytes, path}, a column of integer labels.
+"""Read Parquet files of labeled images: a column of images {bytes, path}, bytes or paths, and one of labels.
 
-The names of the classes are in each file's schema metadata; files may number them in different orders. Files are on a
-disk or in a bucket. Which files of a folder are read is decided in discovery.py.
+Labels are numbers, text, categories or booleans. The names of the classes are in each file's schema metadata, as
+Hugging Face's datasets have them, or are the values that occur; files may number them in different orders. Files are on
+a disk or in a bucket. Which files of a folder are read is decided in discovery.py.
 """
 
 import json
@@ -9,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from resnet_ops.data import listing
-from resnet_ops.data.dataset import TEST_NAMES, VAL_NAMES, DiscoveredData, LabeledImages, split_word
+from resnet_ops.data.dataset import (
+    SPLITS,
+    DiscoveredData,
+    LabeledImages,
+    Skipped,
+    Split,
+    choose_splits,
+    split_word,
+)
+from resnet_ops.data.label_table import LABEL_COLUMNS
 from resnet_ops.data.listing import File
 from resnet_ops.errors import PausedError, UserError
 
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture", "image_bytes", "image_path", "file_name", "path", "bytes")
+NAMED = 8  # classes that a message names
 
 
 def discover_parquet(
@@ -35,6 +45,7 @@ def discover_parquet(
     """Return the images in some Parquet files.
 
     A file that cannot be read, lacks a column, or has images without a label becomes one of `LabeledImages.problems`.
+    Without names, the values of the training labels are the classes.
 
     Args:
         paths: The files, at least one.
@@ -45,70 +56,187 @@ def discover_parquet(
     Raises:
         UserError: That is so for all files of a split, or the columns do not exist or are of other types.
     """
-    train, val, test = _split_by_name(paths, for_validation)
+    by_split, skipped = _split_by_name(paths, for_validation)
+    notes: tuple[str, ...] = ()
+    parts: dict[Split, ReadFiles] = {}
+    for split, of_split in by_split.items():
+        try:
+            if of_split:
+                parts[split] = _read_files(of_split, columns, split)
+        except UserError as error:
+            if split != "test":
+                raise
+            skipped += [Skipped(str(path), "Parquet without labels") for path in of_split]
+            notes = (f"The test split is left out: {error.cause}",)
+    train = parts["train"]
+    if not train.named:
+        values = np.unique(np.concatenate([labels.numbers for labels in train.labels]))
+        is_odd = values.min(initial=0) >= 0 and not np.array_equal(values, np.arange(len(values)))
+        if is_odd or any(own.names and not own.closed for part in parts.values() for own in part.labels):
+            parts = {split: part.by_value() for split, part in parts.items()}
+            notes += (
+                f"The {len(values):,} classes of {name} are the values of its labels: {_listed(map(str, values))}.",
+            )
+    data = {split: part.labeled_images() for split, part in parts.items()}
     return DiscoveredData(
-        name,
-        _labeled_images(train, columns),
-        _labeled_images(val, columns) if val else None,
-        test=_labeled_images(test, columns) if test else None,
+        name, data["train"], data.get("val"), test=data.get("test"), skipped=tuple(skipped), notes=notes
     )
 
 
-def _split_by_name(paths: Sequence[Path], for_validation: bool) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return training, validation and test files; of the latter two those with the first of their names that there is.
+def _split_by_name(paths: Sequence[Path], for_validation: bool) -> tuple[dict[Split, list[Path]], list[Skipped]]:
+    """Return the files of each split by `choose_splits`, those without a word for training, and what is not used.
 
     The word is in the file's name, or in that of a folder below the one that all are in. Where none are training files
-    and none are needed, those for validation, or else all, come first.
+    and none are needed, those for validation, or else all, are the training files.
 
     Raises:
         UserError: None are training files, and some are needed.
     """
     ordered = sorted(paths, key=str)
     if len(ordered) == 1:
-        return ordered, [], []
+        return {"train": ordered}, []
     parts = [str(path).removesuffix(".parquet").split("/") for path in ordered]
     levels = zip(*(folders for *folders, _ in parts), strict=False)
     shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
-    words = [next(filter(None, map(split_word, reversed(own[shared:]))), None) for own in parts]
-    train = [path for path, word in zip(ordered, words, strict=True) if word not in VAL_NAMES + TEST_NAMES]
-    if not train and for_validation:
-        return [path for path, word in zip(ordered, words, strict=True) if word in VAL_NAMES] or ordered, [], []
-    if not train:
+    words = {
+        path: next(filter(None, map(split_word, reversed(own[shared:]))), None)
+        for path, own in zip(ordered, parts, strict=True)
+    }
+    split_of = choose_splits(words)
+    by_split: dict[Split, list[Path]] = {split: [p for p in ordered if split_of.get(p) == split] for split in SPLITS}
+    by_split["train"] = [path for path in ordered if words[path] is None or split_of.get(path) == "train"]
+    if not by_split["train"] and for_validation:
+        return {"train": by_split["val"] or ordered}, []
+    if not by_split["train"]:
         raise UserError(
             f"{ordered[0].parent} contains only validation or test files ({ordered[0].name}...).",
             "Name the training files train-*.parquet.",
         )
-
-    def named(names: Sequence[str]) -> list[Path]:
-        chosen = next((name for name in names if name in words), None)
-        return [path for path, word in zip(ordered, words, strict=True) if chosen and word == chosen]
-
-    return train, named(VAL_NAMES), named(TEST_NAMES)
+    used = {path for of_split in by_split.values() for path in of_split}
+    return by_split, [Skipped(str(p), "Parquet beside others of its split") for p in ordered if p not in used]
 
 
-def _labeled_images(paths: Sequence[Path], columns: tuple[str | None, str | None]) -> LabeledImages:
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group: rows of one file that are stored, and so read, together.
+
+    `number` is its number in the file, `first` the row of the split that it begins with.
+    """
+
+    file: File
+    number: int
+    first: int
+
+
+@dataclass(frozen=True)
+class FileLabels:
+    """The labels of a file's rows, (N,) int64, as numbers of `names`; `closed` if these are all classes that there are.
+
+    Without names, a number is the label itself.
+    """
+
+    path: Path
+    numbers: np.ndarray
+    names: tuple[str, ...] = ()
+    closed: bool = False
+
+    def renumbered(self, names: tuple[str, ...]) -> np.ndarray:
+        """Return the labels as numbers of other names, among which are all of its own."""
+        if self.names == names:
+            return self.numbers
+        known = (self.numbers >= 0) & (self.numbers < len(self.names))  # others are reported as they are
+        position = {name: number for number, name in enumerate(names)}
+        index = np.array([*(position[name] for name in self.names), 0], np.int64)
+        return np.where(known, index[np.where(known, self.numbers, len(self.names))], self.numbers)
+
+
+@dataclass(frozen=True)
+class ReadFiles:
+    """The readable files of a split, their row groups and their labels, and the problems of the others."""
+
+    column: str
+    files: tuple[File, ...]
+    groups: tuple[RowGroup, ...]
+    labels: tuple[FileLabels, ...]
+    problems: tuple[UserError, ...]
+
+    @property
+    def named(self) -> bool:
+        """True if the classes have names."""
+        return any(labels.names for labels in self.labels)
+
+    def by_value(self) -> "ReadFiles":
+        """Return the same, where labels without names are named by their values."""
+        return replace(self, labels=tuple(map(_named_by_value, self.labels)))
+
+    def labeled_images(self) -> LabeledImages:
+        """Return the images, with labels as the first file, or else the sorted names, number them."""
+        problems, groups, files, labels = list(self.problems), list[RowGroup](), list[File](), list[np.ndarray]()
+        closed = next((own.names for own in self.labels if own.closed), None)
+        every = {name for own in self.labels for name in own.names}
+        names = closed or tuple(
+            sorted(every, key=lambda name: (not name.isdecimal(), len(name) * name.isdecimal(), name))
+        )
+        first = 0
+        for file, own in zip(self.files, self.labels, strict=True):
+            own_groups = [group for group in self.groups if group.file == file]
+            if own.names != names and len(own.numbers) and (error := _other_classes(own, names)):
+                problems.append(error)
+                continue
+            files.append(file)
+            labels.append(own.renumbered(names))
+            groups += [replace(group, first=first + group.first) for group in own_groups]
+            first += len(own.numbers)
+        if not files:
+            raise problems[0]
+        images = ParquetImages(tuple(groups), self.column, np.concatenate(labels))
+        return LabeledImages(images, names, tuple(files), tuple(problems))
+
+
+def _named_by_value(labels: FileLabels) -> FileLabels:
+    if labels.names:
+        return labels
+    values, numbers = np.unique(labels.numbers, return_inverse=True)
+    return replace(labels, numbers=numbers.astype(np.int64), names=tuple(map(str, values.tolist())))
+
+
+def _other_classes(own: FileLabels, names: tuple[str, ...]) -> UserError | None:
+    """Return the error where the classes of a file are not those of the others."""
+    same = sorted(own.names) == sorted(names) if own.closed else set(own.names) <= set(names)
+    if same and own.names and len(set(own.names)) == len(own.names):
+        return None
+    return UserError(
+        f"{own.path} has the classes {_listed(own.names) or '(without names)'}; the first file has "
+        f"{_listed(names) or '(without names)'}.",
+        "Use the same classes in all files; their order may differ.",
+    )
+
+
+def _read_files(paths: Sequence[Path], columns: tuple[str | None, str | None], split: Split) -> ReadFiles:
+    """Read the labels of all files of a split.
+
+    Raises:
+        UserError: No file can be read.
+    """
     problems: list[UserError] = []
-    readable, groups, labels, first = [], [], [], 0
-    schema = None
+    readable, groups, labels = [], [], []
+    chosen: tuple[str, str] | None = None
     for path in paths:
         try:
             file = _stat_file(path)
             with _open(path) as parquet:
-                (image, label), names = schema = schema or _read_schema(parquet.schema_arrow, path, columns)
-                numbers = _read_labels(parquet, path, image, label)
-                labels.append(_renumbered(numbers, _class_names(parquet.schema_arrow, label), names, path))
+                image, label = chosen = chosen or _choose_columns(parquet.schema_arrow, path, columns)
+                labels.append(_read_labels(parquet, path, image, label, may_lack=split == "test"))
                 sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
         except UserError as error:
             problems.append(error)
             continue
         readable.append(file)
-        for number, rows in enumerate(sizes):
-            groups.append(RowGroup(file, number, first))
-            first += rows
-    if not readable:
+        firsts = np.cumsum([0, *sizes])
+        groups += [RowGroup(file, number, int(firsts[number])) for number in range(len(sizes))]
+    if not readable or chosen is None:
         raise problems[0]
-    images = ParquetImages(tuple(groups), image, np.concatenate(labels))
-    return LabeledImages(images, names, tuple(readable), tuple(problems))
+    return ReadFiles(chosen[0], tuple(readable), tuple(groups), tuple(labels), tuple(problems))
 
 
 def _stat_file(path: Path) -> File:
@@ -137,10 +265,8 @@ def _read_error(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read as Parquet: {reason}.", "Check that it is a complete Parquet file.")
 
 
-def _read_schema(
-    schema: pa.Schema, path: Path, columns: tuple[str | None, str | None]
-) -> tuple[tuple[str, str], tuple[str, ...]]:
-    """Return the columns of the images and of the labels, and the names of the classes, () where there are none.
+def _choose_columns(schema: pa.Schema, path: Path, columns: tuple[str | None, str | None]) -> tuple[str, str]:
+    """Return the columns of the images and of the labels.
 
     Raises:
         UserError: There are no such columns, or they are of other types.
@@ -150,75 +276,79 @@ def _read_schema(
     if image is None or label is None:
         raise UserError(
             f"{path} has the columns {', '.join(schema.names)}; an image column and a label column are needed.",
-            f"Name them with --image-column ({{bytes, path}}) and --label-column (integers); the defaults are "
+            f"Name them with --image-column ({{bytes, path}}, bytes or paths) and --label-column; the defaults are "
             f"{usual[0][0]!r} and {usual[1][0]!r}.",
         )
     _check_types(schema, path, image, label)
-    return (image, label), _class_names(schema, label)
+    return image, label
 
 
 def _check_types(schema: pa.Schema, path: Path, image: str, label: str) -> None:
-    types = schema.field(image).type, schema.field(label).type
-    if not pa.types.is_struct(types[0]) or not pa.types.is_integer(types[1]):
+    images, labels = schema.field(image).type, _value_type(schema.field(label).type)
+    is_struct = pa.types.is_struct(images) and {field.name for field in images} & {"bytes", "path"}
+    if not (is_struct or _is_binary(images) or _is_text(images)):
         raise UserError(
-            f"{path}: column {image!r} is {types[0]}, column {label!r} {types[1]}.",
-            "They must be a struct {bytes, path} and integers.",
+            f"{path}: column {image!r} is {images}.", "Images must be a struct {bytes, path}, bytes, or paths."
         )
-    if types[0].get_field_index("bytes") < 0:
-        raise UserError(f"{path}: column {image!r} has no field 'bytes'.", "Embed the encoded images in the file.")
+    known = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating, pa.types.is_null, _is_text)
+    if not any(is_kind(labels) for is_kind in known):
+        raise UserError(
+            f"{path}: column {label!r} is {labels}.", "Labels must be numbers, text, categories or booleans."
+        )
+
+
+def _value_type(of: pa.DataType) -> pa.DataType:
+    return of.value_type if pa.types.is_dictionary(of) else of
+
+
+def _is_binary(of: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(of) or pa.types.is_large_binary(of) or pa.types.is_binary_view(of))
+
+
+def _is_text(of: pa.DataType) -> bool:
+    return bool(pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_string_view(of))
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return tuple(features.get(label, {}).get("names", ()))
+    return tuple(features.get(label, {}).get("names") or ())
 
 
-def _renumbered(labels: np.ndarray, own: tuple[str, ...], names: tuple[str, ...], path: Path) -> np.ndarray:
-    """Return the labels of a file whose classes are `own` as the first file numbers its own, `names`.
+def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str, *, may_lack: bool) -> FileLabels:
+    """Return the labels of a file; of text, categories and booleans the values are the names of the classes.
 
     Raises:
-        UserError: They are not the same classes.
+        UserError: A column is missing, or is of another type, or images have no label, unless they may lack it.
     """
-    if own == names:
-        return labels
-    if sorted(own) != sorted(names) or len(set(own)) < len(own):
-        raise UserError(
-            f"{path} has the classes {', '.join(own) or '(without names)'}; the first file has "
-            f"{', '.join(names) or '(without names)'}.",
-            "Use the same classes in all files; their order may differ.",
-        )
-    known = (labels >= 0) & (labels < len(own))  # others are reported as they are
-    index = np.array([names.index(name) for name in own], np.int64)
-    return np.where(known, index[np.where(known, labels, 0)], labels)
-
-
-def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str) -> np.ndarray:
     if missing := {image, label} - set(parquet.schema_arrow.names):
         raise UserError(
             f"{path} lacks the column {min(missing)!r} of the first file.", "Use the same columns in all files."
         )
     _check_types(parquet.schema_arrow, path, image, label)
     try:
-        labels = parquet.read(columns=[label]).column(0)
+        column = parquet.read(columns=[label]).column(0)
+        values = column.cast(_value_type(column.type))
+        if pa.types.is_floating(values.type) or pa.types.is_null(values.type):  # pandas has no integers beside nulls
+            values = values.cast(pa.int64())
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path}: column {label!r} cannot be read: {error}.", "Check that the file is complete."
         ) from None
-    if labels.null_count:
+    if values.null_count and not may_lack:
         raise UserError(f"{path}: some images have no label.", "Label these images, or remove them.")
-    return np.asarray(labels.to_numpy()).astype(np.int64)
+    if pa.types.is_integer(values.type):
+        numbers = np.asarray(values.cast(pa.int64()).fill_null(-1).to_numpy())
+        names = _class_names(parquet.schema_arrow, label)
+        return FileLabels(path, numbers, names, closed=bool(names))
+    texts = values.cast(pa.string())
+    names = tuple(sorted(texts.drop_null().unique().to_pylist()))
+    numbers = pc.index_in(texts, value_set=pa.array(names, pa.string())).fill_null(-1)
+    return FileLabels(path, np.asarray(numbers.to_numpy()).astype(np.int64), names)
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """A row group: rows of one file that are stored, and so read, together.
-
-    `number` is its number in the file, `first` the row of the split that it begins with.
-    """
-
-    file: File
-    number: int
-    first: int
+def _listed(names: Iterable[str]) -> str:
+    first = list(islice(names, NAMED + 1))
+    return ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")
 
 
 class RowGroupCache:
@@ -281,7 +411,17 @@ class ParquetImages:
     def _read_from(self, index: int, rows: Iterable[int]) -> list[bytes | OSError]:
         group = self.groups[index]
         images = self.cache.get(index, lambda: self._read_group(group))
-        return [images if isinstance(images, OSError) else images[row - group.first].as_py() or b"" for row in rows]
+        if isinstance(images, OSError):
+            return [images for _ in rows]
+        return [self._content(images[row - group.first].as_py(), group.file) for row in rows]
+
+    def _content(self, image: "bytes | str | dict[str, Any] | None", file: File) -> bytes | OSError:
+        """Return the bytes of an image, which may be in a file beside the Parquet file."""
+        content = (image.get("bytes") or image.get("path")) if isinstance(image, dict) else image
+        if not isinstance(content, str):
+            return content or b""
+        folder = Path("/") if content.startswith("/") else file.path.parent
+        return listing.read_files(folder, [content.lstrip("/")])[0]
 
     @cached_property
     def _firsts(self) -> np.ndarray:
@@ -290,7 +430,7 @@ class ParquetImages:
     def _read_group(self, group: RowGroup) -> Any:
         try:
             with _open(group.file.path) as parquet:
-                return pc.struct_field(parquet.read_row_group(group.number, columns=[self.column]).column(0), "bytes")
+                return parquet.read_row_group(group.number, columns=[self.column]).column(0)
         except PausedError:
             raise
         except (OSError, UserError, pa.ArrowException) as error:

@@ -26,7 +26,7 @@ from resnet_ops.data.class_labels import (
     match_classes,
     match_test_classes,
 )
-from resnet_ops.data.copies import find_test_copies, hash_candidates, known_sizes, name_copies
+from resnet_ops.data.copies import find_test_copies, has_other_label, hash_candidates, known_sizes, name_copies
 from resnet_ops.data.dataset import (
     SPLIT_NAMES,
     SPLITS,
@@ -35,6 +35,7 @@ from resnet_ops.data.dataset import (
     DiscoveredData,
     EncodedImages,
     JoinedImages,
+    Skipped,
     Split,
     Subset,
     choose_test,
@@ -43,6 +44,7 @@ from resnet_ops.data.dataset import (
     held_out_test_counts,
     image_count,
     subset,
+    summarize_skipped,
     validation_counts,
 )
 from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, read_header, wide_values
@@ -63,6 +65,8 @@ STORED_SCALE = 256 / 224  # side of what training crops from to that of the crop
 SAMPLE_SIZE = 2000  # images whose mean and deviation stand for all where they are streamed
 SAMPLE_ROW_GROUPS = 20  # row groups that these are from, in Parquet
 COPIES_NAMED = 3  # test images that are also in another split, in a message
+CLASSES_NAMED = 10  # in the summary
+MAX_CONFLICTS = 0.5  # of the images with more than one label: with so many the folders are no classes
 MAX_LISTED = 20  # bad images that the record names
 
 
@@ -78,6 +82,7 @@ class Source:
         files: The files of its training and validation images, in order.
         test_files: The files of its test images.
         notes: What the user should know.
+        skipped: What of the data is not read.
         whole: Whether training images that are resized are kept whole, for random resized crops, and not cut at the
             center.
     """
@@ -88,7 +93,24 @@ class Source:
     files: tuple[File, ...]
     test_files: tuple[File, ...] = ()
     notes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     whole: bool = False
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """The contents, in a line on splits and classes and, where something is not read, one on that."""
+        data = self.record
+        counts = {"training": data.train_images, "validation": data.val_images, "test": data.test_images}
+        fraction = val_fraction(self.config, self.splits)
+        held_out = f" ({fraction:.0%} of each class, held out)" if fraction and not self.config.fit_all else ""
+        parts = [
+            f"{count:,} {split}{held_out if split == 'validation' else ''}" for split, count in counts.items() if count
+        ]
+        names = ", ".join(data.class_names[:CLASSES_NAMED]) + (", ..." if len(data.class_names) > CLASSES_NAMED else "")
+        contents = f"{data.name}: {', '.join(parts)} images of {len(data.class_names):,} classes: {names}."
+        if not self.skipped:
+            return (contents,)
+        return contents, f"Passed over: {summarize_skipped(self.skipped)}; first {self.skipped[0].name}."
 
     @property
     def embedded(self) -> bool:
@@ -208,7 +230,9 @@ class Source:
 
     def decode_options(self, split: Split) -> DecodeOptions:
         """Return how a split is decoded."""
-        return DecodeOptions(self.crop_spec(split), self.record.class_names, self.config.on_bad_image == "fail")
+        config = self.config
+        strict, share = config.on_bad_image == "fail", config.max_bad_images
+        return DecodeOptions(self.crop_spec(split), self.record.class_names, strict, share)
 
     def decoded(self, split: Split) -> DecodedImages:
         """Return one split decoded, from the cache if it is there, without the images that cannot be.
@@ -246,6 +270,9 @@ class Source:
             notes.append(
                 f"Skipped {image_count(len(bad))} that cannot be decoded, first: {bad[0].name}: {bad[0].reason}."
             )
+        if cut := sum(part.cut for part in decoded.values()):
+            notes.append(f"{image_count(cut)} without the end of the JPEG: next to all pixels are there, and are used.")
+        notes += _check_conflicts(list(decoded.values()), self.config.data)
         for earlier, split in combinations(self.used_splits, 2):
             if in_both := int(np.isin(decoded[split].digests, decoded[earlier].digests).sum()):
                 notes.append(
@@ -313,6 +340,24 @@ class Source:
         """A hash of the test files, which the fingerprint leaves out: a training does not depend on them."""
         digest, kind = fingerprint({"test": self.test_files}, names_matter=True)
         return digest if kind == "content" else digest + _hash_times(self.test_files)
+
+
+def _check_conflicts(decoded: Sequence[DecodedImages], data: str) -> Iterator[str]:
+    """Note images that have more than one label.
+
+    Raises:
+        UserError: They are `MAX_CONFLICTS` of all or more, so that the labels are wrong throughout.
+    """
+    digests = np.concatenate([part.digests for part in decoded])
+    labels = np.concatenate([part.images.labels for part in decoded])
+    conflicting = int(has_other_label(digests, labels).sum())
+    if conflicting >= MAX_CONFLICTS * len(labels):
+        raise UserError(
+            f"{conflicting:,} of {len(labels):,} images are in more than one class, byte for byte.",
+            f"Check that folders are classes; resnet-ops data check {data} lists the images.",
+        )
+    if conflicting:
+        yield f"{image_count(conflicting)} with more than one label: resnet-ops data check {data} lists them."
 
 
 def _hash_times(of: Sequence[File]) -> str:
@@ -401,7 +446,7 @@ def make_source(config: DataConfig, data: DiscoveredData) -> Source:
     )
     files = tuple(file for part in parts.values() for file in part)
     test_files = data.test.files if "test" in splits and data.test else ()
-    return Source(record, config, splits, files, test_files, (*notes, *_bit_depth_notes(record)))
+    return Source(record, config, splits, files, test_files, (*notes, *_bit_depth_notes(record)), data.skipped)
 
 
 def val_fraction(config: DataConfig, splits: dict[Split, EncodedImages]) -> float:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from resnet_ops.data import listing
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
-from resnet_ops.data.discovery import EXTENSIONS, is_image
+from resnet_ops.data.image_kinds import image_extensions, is_image
 from resnet_ops.data.parallel_decode import CHUNK, map_chunks
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
@@ -195,7 +195,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             raise UserError(f"{path} does not exist.", "Give images, or folders that contain images.")
     if not images:
         searched = ", ".join(map(str, paths))
-        extensions = ", ".join(sorted(EXTENSIONS))
+        extensions = ", ".join(sorted(image_extensions()))
         raise UserError(f"No images found in {searched}.", f"Recognized file extensions: {extensions}.")
     return list(images)
 

@@ -15,7 +15,8 @@ from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.decode import DecodeError, decode_whole
-from resnet_ops.data.discovery import FolderImages, is_image
+from resnet_ops.data.folders import FolderImages
+from resnet_ops.data.image_kinds import is_image
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import inputs

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from pydantic import ValidationError
 
 import resnet_ops
-from resnet_ops.data.parallel_decode import MAX_BAD_SHARE
+from resnet_ops.config import MAX_BAD_IMAGES
 from resnet_ops.export import budget, graph, precision, runtime
 from resnet_ops.export.checks import MAX_BATCH, summarize
 from resnet_ops.export.metadata import ModelMetadata, Precision
@@ -338,7 +338,7 @@ def _compare(recorded: ProofReport, now: ProofReport, metadata: ModelMetadata) -
     off = abs(recorded.images_total - now.images_total)
     faults = {
         f"{recorded.images_total:,} images, expected {now.images_total:,}": off
-        > (MAX_BAD_SHARE * now.images_total if uncertain else 0)
+        > (MAX_BAD_IMAGES * now.images_total if uncertain else 0)
     }
     same_sample = recorded.images == now.images
     for name in ("accuracy_torch", "top1_agreement"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.config import DATA_SETS, DataConfig, TrainConfig
 from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.data.sources import Source, fingerprint_of
 from resnet_ops.errors import UserError
@@ -57,7 +57,7 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
     if not source.embedded:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
     source = source.prepare()
-    for note in source.notes:
+    for note in (*_summary(source), *source.notes):
         observer.warn(note)
     settle_batch_size(config, source.record)  # some may have been left out
     return source
@@ -76,13 +76,18 @@ def with_sampled_statistics(source: Source) -> Source:
     return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
 
 
+def _summary(source: Source) -> tuple[str, ...]:
+    """Return what was found; nothing of a dataset by name, of which it is known."""
+    return () if source.config.data in DATA_SETS else source.summary
+
+
 def _sampled(source: Source, observer: Observer) -> Source:
     read = ""
     if source.left_out:
         splits = " and a ".join(f"{SPLIT_NAMES[split]} split" for split in source.left_out)
         avoided = "; --val-data avoids that" if source.left_out == ("val",) else ""
         read = f" All are read once now to hold out a {splits}{avoided}."
-    for note in (*source.notes, *source.check_test_images()):
+    for note in (*_summary(source), *source.notes, *source.check_test_images()):
         observer.warn(note)
     observer.warn(
         f"Streaming: decoded, the training images take {size(source.decoded_bytes)}; this machine has "

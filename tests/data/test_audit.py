@@ -61,12 +61,12 @@ def test_every_defect_of_a_damaged_folder_is_reported(damaged: Path, cli: Callab
     assert ended.code == 1
     assert report["fit"] is False
     assert report["per_class"] == {
-        "cat": {"train": 16, "val": 4, "test": 0},
-        "dog": {"train": 15, "val": 5, "test": 0},
+        "cat": {"train": 14, "val": 4, "test": 0},
+        "dog": {"train": 14, "val": 4, "test": 0},
         "empty": {"train": 0, "val": 0, "test": 0},
         "bird": {"train": 0, "val": 1, "test": 0},
     }
-    assert report["images"] == [31, 10, 0]
+    assert report["images"] == [28, 9, 0]
     assert report["broken"] == [3, 1, 0]
     assert (report["copies"], report["in_both"], report["conflicting"]) == ([1, 0, 0], 2, 2)
     assert report["passed_over"] == 1

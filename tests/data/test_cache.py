@@ -58,7 +58,7 @@ def test_other_images_and_other_sizes_are_cached_apart(tmp_path: Path, opened: C
 
 
 def test_whole_images_are_cached_apart_with_their_aspect_ratios(tmp_path: Path) -> None:
-    wide = [np.repeat(image, 3, axis=1) for image in noise(12, 20)]
+    wide = [np.repeat(image, 3, axis=1) for image in noise(24, 20)]
     write_class_folders(tmp_path / "data", {"cat": wide, "dog": noise(6, 40)})
     config = DataConfig(data=str(tmp_path / "data"), cache_dir=tmp_path / "cache", image_size=16)
     cut, whole = open_source(config).prepare(), replace(open_source(config), whole=True).prepare()
@@ -80,8 +80,8 @@ def test_whole_images_are_cached_apart_with_their_aspect_ratios(tmp_path: Path) 
 
 
 def test_what_is_decoded_before_a_training_is_what_it_crops_at_random_from(tmp_path: Path) -> None:
-    images = [np.repeat(image, 3, axis=1) for image in noise(12, 20)]
-    write_class_folders(tmp_path / "data", {"cat": images, "dog": images[::-1]})
+    images = [np.repeat(image, 3, axis=1) for image in noise(24, 20)]
+    write_class_folders(tmp_path / "data", {"cat": images[:12], "dog": images[12:]})
     config = TrainConfig(
         data=str(tmp_path / "data"), cache_dir=tmp_path / "cache", image_size=16, random_resized_crop=True
     )

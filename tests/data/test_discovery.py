@@ -85,20 +85,25 @@ def test_parquet_in_a_bucket_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "are_splits"),
+    ("train", "val", "error"),
     [
-        ("train", "validation", True), ("Train", "Val", True), ("training", "dev", True), ("TRAIN", "valid", True),
-        ("training", "running", False), ("trainable", "valley", False), ("Train", "test-track", False),
+        ("train", "validation", ""), ("Train", "Val", ""), ("training", "dev", ""), ("TRAIN", "valid", ""),
+        ("pets-train", "val_set", ""), ("training", "running", "it cannot be told whether training is a split"),
+        ("trainable", "valley", r"\(trainable, valley\) contains the same folders \(daisy, rose\)"),
     ],
 )  # fmt: skip
-def test_folders_are_splits_where_that_is_their_whole_name(
-    train: str, val: str, are_splits: bool, tmp_path: Path
+def test_folders_are_splits_where_a_whole_word_of_their_name_is_one(
+    train: str, val: str, error: str, tmp_path: Path
 ) -> None:
     for folder, count in ((train, 10), (val, 4)):
         write_class_folders(tmp_path / folder, {"rose": noise(count), "daisy": noise(count, seed=1)})
+    if error:
+        with pytest.raises(UserError, match=error):
+            open_source(str(tmp_path))
+        return
     record = open_source(str(tmp_path)).record
-    assert record.class_names == (("daisy", "rose") if are_splits else tuple(sorted((train, val))))
-    assert (record.train_images, record.val_images) == ((20, 8) if are_splits else (22, 6))
+    assert record.class_names == ("daisy", "rose")
+    assert (record.train_images, record.val_images) == (20, 8)
 
 
 def test_what_is_wrong_with_folders_is_an_error(flowers: Path) -> None:

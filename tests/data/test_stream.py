@@ -237,7 +237,7 @@ def test_a_broken_image_is_replaced_and_named(folder: Path, tmp_path: Path) -> N
     assert result.record.data.bad_images == 1
     assert result.record.data.first_bad_images[0].name == str(bad)
     (event,) = result.run.events()
-    assert f"Cannot decode {bad}: it is not an image." in event.what
+    assert f"Cannot decode {bad}: it is not an image, but text." in event.what
     with pytest.raises(UserError, match=r"Cannot decode .*bad\.png: it is not an image"):
         job.train(TrainConfig.of(**options, name="fails", on_bad_image="fail"))
 

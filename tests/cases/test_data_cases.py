@@ -1,0 +1,447 @@
+"""What users' image folders and Parquet files look like, from public reports: which files are which split and class,
+what an image is, what Parquet holds. A case of a report has its number in the test's id, others are of the same kinds.
+
+Each builds a small dataset in `root`; what training says and what `data check` says must be the same.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from resnet_ops.config import DataConfig
+from resnet_ops.data import listing
+from resnet_ops.data.audit import check_data
+from resnet_ops.data.image_kinds import describe_content, image_extensions
+from resnet_ops.data.sources import Source, open_source
+from resnet_ops.errors import UserError
+from tests.data.samples import encode_pixels
+
+Build = Callable[[Path], object]
+RANDOM = np.random.default_rng(0)
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def picture(kind: str = "PNG", side: int = 8, **options: object) -> bytes:
+    return encode_pixels(RANDOM.integers(0, 256, (side, side, 3), np.uint8), kind, **options)
+
+
+def folders(root: Path, names: str, count: int = 10, extension: str = ".png", kind: str = "PNG") -> None:
+    """Write images into folders with these names; '.' is `root` itself."""
+    for name in names.split():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            (root / name / f"{number}{extension}").write_bytes(picture(kind))
+
+
+def text(file: Path, content: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+
+
+def parquet(file: Path, labels: object, images: pa.Array | None = None, names: list[str] | None = None) -> None:
+    array = labels if isinstance(labels, pa.Array) else pa.array(labels)
+    if images is None:
+        images = pa.array([{"bytes": picture(), "path": None} for _ in range(len(array))], IMAGE)
+    table = pa.table({"image": images, "label": array})
+    if names:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
+
+
+def prepared(root: Path | str, cache: Path, **options: object) -> Source:
+    """Open and decode the data, and hold what `data check` says of it against what training does."""
+    config = DataConfig.of(data=str(root), cache_dir=cache, **options)
+    source = open_source(config).prepare()
+    report, record = check_data(config), source.record
+    assert report.images == (record.train_images, record.val_images, record.test_images)
+    assert report.class_names == record.class_names
+    assert not report.refused
+    return source
+
+
+def told(source: Source) -> str:
+    return "\n".join((*source.summary, *source.notes))
+
+
+def counts(source: Source) -> tuple[int, int, int]:
+    return source.record.train_images, source.record.val_images, source.record.test_images
+
+
+def splits(*names: str) -> Build:
+    """Two classes of 10 images in each of these folders."""
+    return lambda root: [folders(root / name, "cat dog") for name in names]
+
+
+def all_of(*builds: Build) -> Build:
+    return lambda root: [build(root) for build in builds]
+
+
+def images(names: str, count: int = 10, extension: str = ".png", kind: str = "PNG") -> Build:
+    return lambda root: folders(root, names, count, extension, kind)
+
+
+def file(name: str, content: str) -> Build:
+    return lambda root: text(root / name, content)
+
+
+def link(name: str, target: str) -> Build:
+    return lambda root: (root / name).symlink_to(target)
+
+
+def table(name: str, labels: object, names: list[str] | None = None) -> Build:
+    return lambda root: parquet(root / name, labels, names=names)
+
+
+LABELS = "".join(f"{number}.png,{('cat', 'dog')[number % 2]}\n" for number in range(20))
+KAGGLE = "id,breed\n" + "".join(f"{number},{('pug', 'husky')[number % 2]}\n" for number in range(20))
+JSON_LINES = "\n".join(json.dumps({"file_name": f"{n}.png", "label": ["a", "b"][n % 2]}) for n in range(20))
+
+# What is built, and: classes, images of each split, words that are told.
+READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
+    "C01-train-test": (splits("Train", "Test"), "cat dog", (18, 2, 20), ""),
+    "C01-training-testing": (splits("Training", "Testing"), "cat dog", (18, 2, 20), ""),
+    "C01-train_set-test_set": (splits("train_set", "test_set"), "cat dog", (18, 2, 20), ""),
+    "pets_train-pets_val": (splits("pets_train", "pets_val"), "cat dog", (20, 20, 0), ""),
+    "TrainImages-ValImages": (splits("TrainImages", "ValImages"), "cat dog", (20, 20, 0), ""),
+    "TRAIN-DEV-EVAL": (splits("TRAIN", "DEV", "EVAL"), "cat dog", (20, 20, 20), ""),
+    "01-train-02-valid": (splits("01-train", "02-valid"), "cat dog", (20, 20, 0), ""),
+    "two-train-folders": (splits("train_1", "train_2", "val"), "cat dog", (40, 20, 0), ""),
+    "val-and-test": (splits("train", "val", "test"), "cat dog", (20, 20, 20), ""),
+    "val-beside-dev": (splits("train", "val", "dev"), "cat dog", (20, 20, 0), "20 in dev/, beside another folder"),
+    "hive-folders": (splits("split=train", "split=validation"), "cat dog", (20, 20, 0), ""),
+    "archive-in-archive": (splits("pets/pets"), "cat dog", (16, 4, 0), ""),
+    "splits-below": (splits("images/train", "images/val"), "cat dog", (20, 20, 0), ""),
+    "readme-picture": (all_of(images("cat dog"), images(".", 2)), "cat dog", (16, 4, 0), "2 outside class folders"),
+    "C02": (all_of(splits("train"), images("val", 20)), "cat dog", (16, 4, 0), "val/ holds 20 images, but no class"),
+    "flat-test": (all_of(splits("train"), images("test", 9)), "cat dog", (16, 4, 0), "9 in test/, which has no class"),
+    "C12": (all_of(images("cat dog"), link("cat/again", ".")), "cat dog", (16, 4, 0), "the same folder as cat/"),
+    "link-to-root": (all_of(images("cat dog"), link("cat/up", "../..")), "cat dog", (16, 4, 0), "the same folder"),
+    "links-to-each-other": (
+        all_of(images("cat dog"), link("cat/x", "../dog"), link("dog/x", "../cat")),
+        "cat dog", (16, 4, 0), "the same folder as dog/",
+    ),
+    "class-of-two-names": (all_of(images("cat dog"), link("kitty", "cat")), "cat dog", (16, 4, 0), "as cat/"),
+    "links-to-a-pool-below": (
+        all_of(images("pool/cat pool/dog"), lambda root: (root / "train").mkdir(),
+               link("train/cat", "../pool/cat"), link("train/dog", "../pool/dog")),
+        "cat dog", (16, 4, 0), "the same folder as train/cat/",
+    ),
+    "C31": (images("bus car train"), "bus car train", (24, 6, 0), ""),
+    "C31-val": (images("bus car eval test"), "bus car eval test", (32, 8, 0), ""),
+    "C43-metadata": (all_of(images(".", 20), file("metadata.csv", "file_name,label\n" + LABELS)),
+                     "cat dog", (16, 4, 0), ""),
+    "C43-images-below": (all_of(images("images", 20),
+                                file("labels.csv", "\ufefffile;class\n" + LABELS.replace(",", ";"))),
+                         "cat dog", (16, 4, 0), ""),
+    "C43-kaggle": (
+        all_of(images("train", 20), images("test", 9), file("train.csv", KAGGLE), file("test.csv", "id\n0\n1\n")),
+        "husky pug", (16, 4, 0), "test/ holds 9 images",
+    ),
+    "C43-jsonl": (all_of(images("train val", 20), file("train/metadata.jsonl", JSON_LINES),
+                         file("val/metadata.jsonl", JSON_LINES)), "a b", (20, 20, 0), ""),
+    "C43-unlabeled": (all_of(images(".", 24), file("a.csv", "name,label\n" + LABELS)),
+                      "cat dog", (16, 4, 0), "4 without a label in the table"),
+    "labels-by-number": (all_of(images(".", 44),
+                                file("a.tsv", "img\ty\n" + "".join(f"{n}\t{n % 11}\n" for n in range(44)))),
+                         " ".join(map(str, range(11))), (33, 11, 0), ""),
+    "C45": (
+        all_of(images("cat dog"), file(".ipynb_checkpoints/x.png", ""), file("__MACOSX/cat/._1.png", ""),
+               file(".DS_Store", ""), file("cat/Thumbs.db", ""), file("cat/._1.png", "")),
+        "cat dog", (16, 4, 0), "5 hidden or of the system",
+    ),
+    "C45-empty": (all_of(images("cat dog"), lambda root: (root / "__MACOSX" / "cat").mkdir(parents=True)),
+                  "cat dog", (16, 4, 0), ""),
+    "thumbnails": (all_of(images("cat dog"), images("cat/@eaDir dog/thumbnails")), "cat dog", (16, 4, 0), "2 hidden"),
+    "pipe": (all_of(images("cat dog"), lambda root: os.mkfifo(root / "cat" / "x.png")), "cat dog", (16, 4, 0),
+             "1 no regular file"),
+    "other-files": (all_of(images("cat dog"), file("cat/a.txt", ""), file("dog/b.CR2", ""), file("dog/c", "")),
+                    "cat dog", (16, 4, 0), "1 .cr2, 1 without an extension"),
+    "C07": (all_of(table("default/train/0000.parquet", [0, 1] * 10), table("default/test/0000.parquet", [0, 1] * 5)),
+            "0 1", (18, 2, 10), ""),
+    "C07-hive": (table("split=train/p.parquet", [0, 1] * 10), "0 1", (16, 4, 0), ""),
+    "C07-hive-both": (all_of(table("split=train/p.parquet", [0, 1] * 10), table("split=test/p.parquet", [0, 1] * 5)),
+                      "0 1", (18, 2, 10), ""),
+    "C07-data": (all_of(table("data/train-0.parquet", [0, 1] * 10), table("data/validation-0.parquet", [0, 1] * 5),
+                        file("README.md", "")), "0 1", (20, 10, 0), "1 .md"),
+    "C08": (table("a.parquet", [1, 2, 3] * 10), "1 2 3", (24, 6, 0),
+            "3 classes of C08 are the values of its labels: 1, 2"),
+    "C08-ids": (table("a.parquet", [7, 3_000_000] * 10), "7 3000000", (16, 4, 0), "7, 3000000"),
+    "C08-unlabeled-test": (all_of(table("train-0.parquet", [0, 1] * 10), table("test-0.parquet", [-1] * 6)),
+                           "0 1", (16, 4, 0), "Left out 6 images of the test split"),
+    "null-test": (all_of(table("train-0.parquet", [0, 1] * 10), table("test-0.parquet", pa.nulls(6))),
+                  "0 1", (16, 4, 0), "Left out 6 images of the test split"),
+    "test-without-column": (
+        all_of(table("train-0.parquet", [0, 1] * 10),
+               lambda root: pq.write_table(pa.table({"image": [{"bytes": b"x"}]}), root / "test-0.parquet")),
+        "0 1", (16, 4, 0), "The test split is left out",
+    ),
+    "ids-in-both-splits": (all_of(table("train-0.parquet", [5, 9] * 10), table("val-0.parquet", [9, 5] * 5)),
+                           "5 9", (20, 10, 0), ""),
+    "C33-text": (table("a.parquet", ["dog", "cat"] * 10), "cat dog", (16, 4, 0), ""),
+    "C33-categories": (table("a.parquet", pa.array(["dog", "cat"] * 10).dictionary_encode()),
+                       "cat dog", (16, 4, 0), ""),
+    "C33-bytes": (lambda root: parquet(root / "a.parquet", [0, 1] * 10, pa.array([picture() for _ in range(20)])),
+                  "0 1", (16, 4, 0), ""),
+    "C33-large-bytes": (
+        lambda root: parquet(root / "a.parquet", [0, 1] * 10,
+                             pa.array([picture() for _ in range(20)], pa.large_binary())),
+        "0 1", (16, 4, 0), "",
+    ),
+    "booleans": (table("a.parquet", [True, False] * 10), "false true", (16, 4, 0), ""),
+    "floats": (table("a.parquet", [0.0, 1.0] * 10), "0 1", (16, 4, 0), ""),
+    "unsigned": (table("a.parquet", pa.array([0, 1] * 10, pa.uint8())), "0 1", (16, 4, 0), ""),
+    "unused-category": (
+        table("a.parquet", pa.DictionaryArray.from_arrays([0, 2] * 10, ["cat", "cow", "dog"])),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "paths": (
+        all_of(images("img", 20), lambda root: parquet(
+            root / "a.parquet", [0, 1] * 10, pa.array([f"img/{number}.png" for number in range(20)]))),
+        "0 1", (16, 4, 0), "20 beside Parquet files",
+    ),
+    "struct-paths": (
+        all_of(images("img", 20), lambda root: parquet(root / "a.parquet", [0, 1] * 10, pa.array(
+            [{"bytes": None, "path": str(root / f"img/{number}.png")} for number in range(20)], IMAGE))),
+        "0 1", (16, 4, 0), "",
+    ),
+    "text-shards": (all_of(table("a.parquet", ["dog", "cat"] * 5), table("b.parquet", ["dog", "ant"] * 5)),
+                    "ant cat dog", (16, 4, 0), ""),
+    "text-beside-names": (all_of(table("a.parquet", [0, 1] * 5, ["dog", "cat"]),
+                                 table("b.parquet", ["cat", "dog"] * 5)),
+                          "dog cat", (16, 4, 0), ""),
+    "C10-jfif": (all_of(images("cat dog"), images("cat", 30, ".jfif", "JPEG")), "cat dog", (40, 10, 0), ""),
+    "C10-avif": (images("cat dog", 10, ".avif", "AVIF"), "cat dog", (16, 4, 0), ""),
+    "C10-jp2": (images("cat dog", 10, ".JP2", "JPEG2000"), "cat dog", (16, 4, 0), ""),
+    "C10-others": (all_of(images("cat dog", 5, ".tga", "TGA"), images("cat dog", 5, ".jpe", "JPEG"),
+                          images("cat dog", 5, ".apng"), images("cat dog", 5, ".qoi", "QOI")),
+                   "cat dog", (32, 8, 0), ""),
+    "C29": (lambda root: folders(root, "[v2] [v1]"), "[v1] [v2]", (16, 4, 0), ""),
+    "C46": (images("cat dog", 10, ".JPG", "JPEG"), "cat dog", (16, 4, 0), ""),
+    "C51": (all_of(images("cat dog", 50), images("rare", 1)), "cat dog rare", (81, 20, 0), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_what_is_there_is_read_and_told(case: str, tmp_path: Path) -> None:
+    build, classes, images_of_splits, words = READ[case]
+    root = tmp_path / case
+    root.mkdir()
+    build(root)
+    source = prepared(root, tmp_path / "cache")
+    assert " ".join(source.record.class_names) == classes
+    if images_of_splits[1]:
+        assert counts(source) == images_of_splits
+    assert words in told(source)
+    assert len(source.summary) <= 2
+
+
+# What is built, and what the error says.
+REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
+    "C01-classes-of-splits": (splits("cat", "dog"), ("contains the same folders (cat, dog)", "train, val and test")),
+    "C01-class-then-split": (images("cat/train cat/test dog/train dog/test"), ("contains the same folders",)),
+    "flat-splits": (images("train test"), ("train, named after splits", "no subfolders with images", "labels")),
+    "flat-train": (images("train"), ("contains no subfolders with images",)),
+    "only-test": (splits("test"), ("only validation or test images (test)", "train/")),
+    "split-or-class": (all_of(splits("train"), images("bus car")), ("whether train is a split or a class", "bus, car")),
+    "C06-dead-link": (all_of(images("cat dog"), link("rose", "/mnt/nowhere/rose")), ("rose", "a link to nothing")),
+    "C06-dead-split": (all_of(splits("train"), link("val", "/mnt/nowhere")), ("val", "a link to nothing")),
+    "C10-heic": (all_of(images("cat dog"), images("rat", 10, ".cr2")), ("rat contains no images", ".cr2")),
+    "only-unknown": (images("cat dog", 10, ".cr2"), ("contains no images", "20 .cr2")),
+    "C43": (images(".", 20), ("holds 20 images, but no folder for each class", "metadata.csv")),
+    "C43-columns": (all_of(images(".", 20), file("a.csv", "file,x,y\n" + LABELS.replace(",", ",1,"))),
+                    ("the columns file, x, y", "--label-column")),
+    "C51-empty": (all_of(images("cat dog"), lambda root: (root / "empty").mkdir()), ("empty contains no images",)),
+    "hidden-only": (all_of(images("cat dog"), file("empty/.DS_Store", "")), ("empty contains no images",)),
+    "same-images-twice": (
+        all_of(images("cat"), lambda root: shutil.copytree(root / "cat", root / "dog")),
+        ("20 of 20 images are in more than one class",),
+    ),
+    "C33-lost-paths": (
+        lambda root: parquet(root / "a.parquet", [0, 1] * 10,
+                             pa.array([{"bytes": None, "path": f"/old/{n}.png"} for n in range(20)], IMAGE)),
+        ("None of 20 images", "No such file"),
+    ),
+    "other-text": (all_of(table("a.parquet", [0, 1] * 5, ["dog", "cat"]), table("b.parquet", ["cow"] * 5)),
+                   ("b.parquet has the classes cow", "the first file has dog, cat")),
+    "numbers-beside-text": (all_of(table("train.parquet", [0, 1] * 10), table("val.parquet", ["a", "b"] * 5)),
+                            ("class 'a'",)),
+    "fractions": (table("a.parquet", [0.5, 1.5] * 5), ("'label' cannot be read",)),
+    "lists": (table("a.parquet", [[0], [1]] * 5), ("Labels must be numbers, text, categories or booleans",)),
+    "arrays": (lambda root: parquet(root / "a.parquet", [0, 1], pa.array([[1, 2], [3, 4]])),
+               ("Images must be a struct {bytes, path}, bytes, or paths",)),
+    "lfs": (lambda root: [text(root / c / f"{n}.png", f"version https://git-lfs.github.com/spec/v1\noid {c}{n}\n")
+                          for c in ("cat", "dog") for n in range(5)], ("a pointer of Git LFS", "git lfs pull")),
+    "annex": (lambda root: [folders(root, "cat dog", 0)]
+              + [(root / c / f"{n}.png").symlink_to(f"../.git/annex/objects/{n}")
+                            for c in ("cat", "dog") for n in range(5)], ("a link to ../.git/annex/objects/0",)),
+    "html": (lambda root: [text(root / c / f"{n}.jpg", f"<!DOCTYPE html><p>404 {c}{n}") for c in ("cat", "dog")
+                           for n in range(5)], ("an HTML page",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused_with_the_remedy(case: str, tmp_path: Path) -> None:
+    build, words = REFUSED[case]
+    root = tmp_path / case
+    root.mkdir()
+    build(root)
+    with pytest.raises(UserError) as error:
+        open_source(DataConfig.of(data=str(root), cache_dir=tmp_path / "cache")).prepare()
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["rose", "train", "cat/more"])
+def test_a_folder_that_may_not_be_read_is_an_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C06; these tests may run as root, who may read everything."""
+    folders(tmp_path, f"cat dog {name}")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).rstrip("/").endswith(name):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(listing.os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"{name}.* cannot be read: Permission denied"):
+        open_source(str(tmp_path))
+    assert f"{name}/ cannot be read" in check_data(str(tmp_path)).refused.replace(f"{name} cannot", f"{name}/ cannot")
+
+
+@pytest.mark.parametrize("case", ["C07", "C08", "C43-images-below", "C01-train-test", "val-and-test", "thumbnails"])
+def test_a_bucket_is_read_by_the_same_rule(case: str, tmp_path: Path) -> None:
+    build, classes, images_of_splits, _ = READ[case]
+    root = tmp_path / case
+    root.mkdir()
+    build(root)
+    fsspec.filesystem("memory").put(str(root), f"/{tmp_path.name}/{case}", recursive=True)
+    source = open_source(DataConfig.of(data=f"memory://{tmp_path.name}/{case}", cache_dir=tmp_path / "cache"))
+    assert " ".join(source.record.class_names) == classes
+    assert counts(source) == images_of_splits
+
+
+def test_a_pattern_is_split_by_folders_too(tmp_path: Path) -> None:
+    """C07."""
+    READ["C07"][0](tmp_path)
+    assert counts(open_source(f"{tmp_path}/default/**/*.parquet")) == (18, 2, 10)
+    folders(tmp_path, "cat dog")
+    with pytest.raises(UserError, match=r"matches images, such as .*png, and not Parquet"):
+        open_source(f"{tmp_path}/*/*.png")
+
+
+def test_a_folder_with_the_name_of_a_dataset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C09."""
+    monkeypatch.chdir(tmp_path)
+    folders(tmp_path / "digits", "mine yours")
+    (note,) = open_source("digits").notes
+    assert "--data ./digits" in note
+    assert open_source("./digits").record.class_names == ("mine", "yours")
+
+
+def test_jpegs_without_their_end_are_read_with_a_note(tmp_path: Path) -> None:
+    """C28."""
+    pixels: dict[bool, list[np.ndarray]] = {}
+    for is_cut in (False, True):
+        root = tmp_path / str(is_cut)
+        random = np.random.default_rng(0)
+        for name in ("cat", "dog"):
+            (root / name).mkdir(parents=True)
+            for number in range(25):
+                whole = encode_pixels(random.integers(0, 256, (24, 24, 3), np.uint8), "JPEG")
+                cut = is_cut and number % 5 == 0
+                (root / name / f"{number:02}.jpg").write_bytes(whole[:-2] if cut else whole)
+        source = prepared(root, tmp_path / "cache")
+        assert source.record.bad_images == 0
+        pixels[is_cut] = sorted((image for split in ("train", "val") for image in source.load(split).pixels), key=bytes)
+        assert (
+            "images without the end of the JPEG" in told(source)
+        ) == is_cut  # all, but those that Pillow reads itself
+    assert np.array_equal(pixels[True], pixels[False])
+    (finding,) = [each for each in check_data(str(root)).findings if each.name == "cut images"]
+    assert f"{finding.summary}." in source.notes
+    first = root / "cat" / "01.jpg"
+    first.write_bytes(first.read_bytes()[:-400])  # more than the end
+    assert prepared(root, tmp_path / "cache", max_bad_images=0.1).record.bad_images == 1
+
+
+def test_the_share_of_broken_images_is_a_setting(tmp_path: Path) -> None:
+    """C28; `data check` counts them as training does."""
+    folders(tmp_path / "data", "cat dog", 20)
+    for number in range(4):
+        text(tmp_path / "data" / "cat" / f"{number}.png", f"no image {number}")
+    config = {"data": str(tmp_path / "data"), "cache_dir": tmp_path / "cache"}
+    with pytest.raises(UserError, match=r"it is not an image, but text.*--max-bad-images 0\.\d+"):
+        open_source(DataConfig.of(**config)).prepare()
+    source = prepared(tmp_path / "data", tmp_path / "cache", max_bad_images=0.3)
+    assert (source.record.bad_images, sum(counts(source))) == (4, 36)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        open_source(DataConfig.of(**config, max_bad_images=0.01)).prepare()  # decoded before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("picture.png", picture(), "is no dataset, but one image"),
+        ("data.zip", b"PK\x03\x04rest", "is no dataset, but a ZIP archive: extract it"),
+        ("data.tar.gz", b"\x1f\x8b\x08", "is no dataset, but a gzip archive"),
+        ("data.tar", b"x" * 257 + b"ustar", "is no dataset, but a tar archive"),
+        ("labels.csv", b"file,label\n", "is no dataset, but text"),
+        ("page.html", b"\n<!DOCTYPE HTML>", "is no dataset, but an HTML page"),
+        ("data.h5", b"\x89HDF\r\n", "is no dataset, but an HDF5 file"),
+        ("data.bin", b"\xfe\xfe\xfe", "is no dataset, but a file of another kind"),
+    ],
+)
+def test_a_file_that_is_no_dataset_is_called_what_it_is(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as error:
+        check_data(str(tmp_path / name))
+    assert "subfolder of images per class" in str(error.value)
+
+
+def test_what_is_no_image_says_what_it_is() -> None:
+    kinds = {
+        b"../../.git/annex/objects/a": "git-annex", b"outs:\n- md5: x": "DVC", b"<?xml version='1.0'?><svg": "SVG",
+        b"<Error><Code>AccessDenied": "XML", b'{"error": "no"}': "JSON", b"Rar!": "archive", b"%PDF-1": "PDF",
+        b"PAR1": "Parquet", b"\x93NUMPY": "NumPy", b"\0\0\0\x18ftypheic": "HEIC", b"\0\0\0\x18ftypisom": "video",
+        bytes(20): "all of its bytes are zero",
+    }  # fmt: skip
+    for content, kind in kinds.items():
+        assert kind in (describe_content(content) or ""), content
+    assert describe_content(b"\xff\xd8\xff") is None
+    assert not {".pdf", ".eps", ".h5", ".mpg", ".txt"} & image_extensions()
+
+
+def test_photos_of_iphones_are_read_with_the_extra(tmp_path: Path) -> None:
+    """C10."""
+    heif = pytest.importorskip("pillow_heif")
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3), np.uint8))
+            buffer = io.BytesIO()
+            heif.from_pillow(pixels).save(buffer)
+            (tmp_path / "data" / name / f"{number}.HEIC").write_bytes(buffer.getvalue())
+    assert counts(prepared(tmp_path / "data", tmp_path / "cache")) == (8, 2, 0)
+
+
+def test_12_bits_in_16_are_told(tmp_path: Path) -> None:
+    """C14."""
+    for number in range(20):
+        file = tmp_path / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(RANDOM.integers(0, 4096, (16, 16), np.uint16)).save(file)
+    source = open_source(str(tmp_path))
+    assert source.record.bit_depth == 12
+    assert "use 12 bits" in told(source)
