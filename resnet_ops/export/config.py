@@ -151,7 +151,9 @@ class ExportConfig(WeightsFileConfig, ProofConfig):
             panel="Model",
         ),
     ] = False
-    opset: Annotated[int, option("ONNX opset version.", panel="Model", ge=18, le=23)] = 18
+    opset: Annotated[
+        int, option("ONNX opset version; 13 for older runtimes, such as TensorRT 8.", panel="Model", ge=13, le=23)
+    ] = 18
     out: Annotated[
         Path | None,
         option("File to write; by default export/model.onnx (fp32) in the folder of the run.", panel="Model"),

@@ -15,6 +15,7 @@ import resnet_ops
 from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.metadata import IMAGES, Input, ModelMetadata, Precision, Preprocessing
+from resnet_ops.export.opset_lowering import OLDEST_EXPORTED, lower_opset
 from resnet_ops.export.resizing import GraphBuilder, Resizing
 from resnet_ops.training.checkpoint import CheckpointInfo
 
@@ -28,7 +29,8 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
     """Export a network, with BatchNorm folded and a dynamic batch size.
 
     Its input `images` is (batch, C, H, W) float32, normalized; its output `logits` is (batch, classes) float32.
-    The same weights give the same bytes, in any folder.
+    The same weights give the same bytes, in any folder. The IR version is the lowest that the opset allows, as runtimes
+    refuse newer ones than theirs.
 
     Raises:
         UserError: The exporter produced another opset than the one asked for, which it does silently where it cannot
@@ -44,7 +46,7 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
             (torch.zeros(2, info.channels, info.height, info.width),),
             dynamo=True,
             verbose=False,  # otherwise it prints to stdout, and fails where that is ASCII
-            opset_version=opset,
+            opset_version=max(opset, OLDEST_EXPORTED),
             input_names=[IMAGES],
             output_names=[LOGITS],
             dynamic_shapes=({0: "batch"},),
@@ -53,11 +55,14 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
     assert program is not None
     model = program.model_proto
     produced = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
-    if produced != opset:
+    if produced != max(opset, OLDEST_EXPORTED):
         raise UserError(
             f"The exporter produced opset {produced} instead of {opset}.", "Try another --opset.", WORK_FAILED
         )
     _strip_sources(model)
+    if opset < produced:
+        lower_opset(model, opset)
+    model.ir_version = min(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
     return model
 
 
