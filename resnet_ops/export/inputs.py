@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_ops import files, runs
-from resnet_ops.config import DATA_SETS, DataConfig
+from resnet_ops.config import DATA_SETS, IMAGENET_WEIGHTS, DataConfig
 from resnet_ops.data.dataset import EncodedImages, Split
 from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.parallel_decode import decode_rows
@@ -23,8 +23,8 @@ from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.files import to_path
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, PickledFileError
-from resnet_ops.weights.locate import locate
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
+from resnet_ops.weights.locate import LocatedWeights, locate
 
 Warn = Callable[[str], None]
 
@@ -52,24 +52,37 @@ class ResolvedCheckpoint:
 
 
 def resolve_checkpoint(config: ExportConfig, warn: Warn) -> ResolvedCheckpoint:
-    """Read the weights to export: of a run or a checkpoint file, or with `config.model` those trained elsewhere.
+    """Read the weights to export: of a run or a checkpoint file, or those trained elsewhere.
 
     Raises:
         UserError: There is no such run or file, or no intact checkpoint in it.
     """
     path = to_path(config.run).expanduser()
     files.check_reachable(path)
-    if config.model is not None:
-        located = locate(config.run, config.model, warn)
-        if located is None:
-            raise UserError(f"File {path} does not exist.", "With --model, give a weights file.")
+    located = _locate_weights(config, path, warn)
+    if located is not None:
         read = imported_weights.read(located, config, warn)
         folder = located.path.absolute().parent if located.path == path else Path.cwd()
         return ResolvedCheckpoint(read, lambda: imported_weights.read(located, config), None, folder)
     for option in ("classes", "image_size", "resize", "mean", "std", "weights_key"):
         if getattr(config, option) is not None:
-            raise UserError(f"--{option.replace('_', '-')} applies only to weights trained elsewhere.", "Add --model.")
+            raise UserError(
+                f"--{option.replace('_', '-')} applies only to weights trained elsewhere.", f"{config.run} is a run."
+            )
     return resolve_run(config.run, config.runs_dir, warn)
+
+
+def _locate_weights(config: ExportConfig, path: Path, warn: Warn) -> LocatedWeights | None:
+    """Return weights that were trained elsewhere; None where `config.run` is a run or a checkpoint of ours."""
+    if config.model is not None:
+        located = locate(config.run, config.model, warn)
+        if located is None:
+            raise UserError(f"File {path} does not exist.", "With --model, give a weights file.")
+        return located
+    if config.run == IMAGENET_WEIGHTS:
+        raise UserError(f"torchvision has {IMAGENET_WEIGHTS} weights of several networks.", "Add --model resnet50.")
+    located = locate(config.run, "", warn)
+    return None if located is None or checkpoints.is_checkpoint(located.path) else located
 
 
 def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
@@ -81,10 +94,7 @@ def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
     path = to_path(name).expanduser()
     if files.is_file(path):
         owner = Run(path.absolute().parent.parent)
-        try:
-            checkpoint = checkpoints.read(path)
-        except PickledFileError as error:
-            raise error.copy_with(remedy=f"{error.remedy} For weights trained elsewhere, add --model.") from None
+        checkpoint = checkpoints.read(path)
         _ = checkpoint.info.validated  # only such weights are exported
         if not files.is_file(owner.record_file):
             return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), None, path.absolute().parent)
@@ -238,13 +248,20 @@ def random_pixels(images: int, crop: CropSpec) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (images, *crop.shape), np.uint8)
 
 
-def select_images(source: Source, split: Split, class_names: Sequence[str]) -> ValidationImages:
+def select_images(source: Source, split: Split, class_names: Sequence[str], *, whole: bool = False) -> ValidationImages:
     """Select the images of a split, and map their labels to a network's classes by name.
+
+    Args:
+        source: The dataset.
+        split: The split.
+        class_names: The network's classes.
+        whole: Whether to select all images where the split would be held out of the training images: for a dataset that
+            the network was not trained on.
 
     Raises:
         UserError: An image has a class that the network does not have.
     """
-    encoded = source.encoded(split)
+    encoded = source.splits["train"] if whole and split in source.held_out else source.encoded(split)
     label_of = {name: label for label, name in enumerate(class_names)}
     names = source.record.class_names
     for name in (names[label] for label in np.unique(encoded.labels)):

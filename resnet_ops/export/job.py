@@ -75,7 +75,11 @@ def export_onnx(
         if config.precision == "int8":
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
         warn("Accuracy is not measured, as no validation images are known; add --data.")
-    images = select_images(source, "val", info.class_names) if source else None
+    # int8 is calibrated on training images, of whichever dataset.
+    whole = not is_training_data and config.precision != "int8"
+    images = select_images(source, "val", info.class_names, whole=whole) if source else None
+    if source and images and not (is_training_data or whole) and "val" in source.held_out:
+        warn(f"Accuracy is measured on {len(images):,} images of {config.data}, which int8 is not calibrated on.")
     if config.calibrate and (images is None or (is_training_data and info.fitted_on_all)):
         raise UserError(
             "--calibrate needs validation images; none are known that the network was not trained on.", "Add --data."

@@ -1,7 +1,7 @@
 """Rewrite graphs for opsets that are older than torch's exporter can write, for older runtimes.
 
-Not by `onnx.version_converter`, which lacks the way down of `Relu` (14) and `Pad` (18), though nothing of theirs that we
-use has changed. What has changed are inputs that were attributes, and attributes that are new.
+Not by `onnx.version_converter`, which lacks the way down of `Relu` (14) and `Pad` (18), though nothing that we use of
+them has changed. What has changed are inputs that were attributes, and attributes that are new.
 """
 
 import onnx
