@@ -17,7 +17,8 @@ HOW = (
 )
 MAX_PARTS = 100  # of a form
 DATA_URL = re.compile(r"data:[\w/.+;=-]*;base64,")
-BASE64 = re.compile(r"[A-Za-z0-9+/_-]{32,}")  # no image has fewer characters, most other texts of a request do
+SHORTEST = 32  # characters of base64: no image has fewer, and most other texts of a request do
+BASE64 = re.compile(r"[A-Za-z0-9+/_-]+")
 FORM = re.compile(r"[\w.%\[\]-]{1,60}=")
 
 
@@ -83,7 +84,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _decoded(text: str) -> bytes | None:
     """Return what a text is in base64, of either alphabet, with or without line breaks, padding and `data:`."""
-    encoded = "".join(DATA_URL.sub("", text.strip(), count=1).split()).rstrip("=")
-    if not BASE64.fullmatch(encoded) or len(encoded) % 4 == 1:
+    lines = DATA_URL.sub("", text.strip(), count=1).split()
+    encoded = "".join(lines).rstrip("=")
+    is_text = any(len(line) < SHORTEST for line in lines[:-1])  # such as the header of a PPM image
+    if is_text or len(encoded) < SHORTEST or len(encoded) % 4 == 1 or not BASE64.fullmatch(encoded):
         return None
     return base64.b64decode(encoded.translate(str.maketrans("-_", "+/")) + "=" * (-len(encoded) % 4))
