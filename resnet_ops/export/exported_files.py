@@ -1,11 +1,14 @@
-"""Find the exported file that a user means: a path, or the run that it is of."""
+"""Find the exported file that a user means: a path, or the run that it is of; and name a file that is none."""
 
+from pathlib import Path
 from typing import TypeVar
 
 from resnet_ops import files, runs
+from resnet_ops.data.decode import DecodeError, read_header
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportedFileConfig
 from resnet_ops.runs import Run
+from resnet_ops.weights.file_kinds import is_weights, other_kind
 
 USUAL_NAME = "model.onnx"
 C = TypeVar("C", bound=ExportedFileConfig)
@@ -32,3 +35,16 @@ def with_exported_file(config: C) -> C:
         names = ", ".join(path.name for path in exported)
         raise UserError(f"Run {run.name} has several exported files: {names}.", f"Give one of them: {exported[0]}")
     return config.model_copy(update={"file": (usual or exported)[0]})
+
+
+def not_onnx(path: Path, content: bytes) -> UserError:
+    """Return what a file is that is no ONNX file."""
+    if is_weights(content):
+        return UserError(f"{path} holds weights, it is no ONNX file.", f"Export it: resnet-ops export {path} --onnx")
+    if (other := other_kind(content)) is not None:
+        return UserError(f"{path} is {other}, not an ONNX file.", "Give a file made by `resnet-ops export`.")
+    try:
+        header = read_header(content)
+    except DecodeError:
+        return UserError(f"{path} is damaged: it is not ONNX, or truncated.", "Export it again.")
+    return UserError(f"{path} is an image ({header.format}), not an ONNX file.", "Give the ONNX file first.")

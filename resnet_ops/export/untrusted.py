@@ -15,11 +15,10 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from resnet_ops import formatting
-from resnet_ops.data import decode
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime
+from resnet_ops.export.exported_files import not_onnx
 from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.weights.file_kinds import is_weights, other_kind
 
 MAX_FILE_BYTES = 2**31 - 1  # what protobuf can read
 SANDBOX_TIMEOUT_S = 60.0
@@ -67,7 +66,7 @@ def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
     try:
         model.ParseFromString(content)
     except (DecodeError, ValueError, RecursionError):
-        raise _other_file(path, content) from None
+        raise not_onnx(path, content) from None
     if not model.graph.node or not model.graph.input or not model.graph.output:
         raise _damaged(path, "it contains no graph")
     for fault in _content_faults(path, content, model):
@@ -107,19 +106,6 @@ def with_weights(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     whole.CopyFrom(model)
     onnx.external_data_helper.load_external_data_for_model(whole, str(path.absolute().parent))
     return whole
-
-
-def _other_file(path: Path, content: bytes) -> UserError:
-    """Return what a file is that is no ONNX file."""
-    if is_weights(content):
-        return UserError(f"{path} holds weights, it is no ONNX file.", f"Export it: resnet-ops export {path} --onnx")
-    if (other := other_kind(content)) is not None:
-        return UserError(f"{path} is {other}, not an ONNX file.", "Give a file made by `resnet-ops export`.")
-    try:
-        header = decode.read_header(content)
-    except decode.DecodeError:
-        return _damaged(path, "it is not ONNX, or truncated")
-    return UserError(f"{path} is an image ({header.format}), not an ONNX file.", "Give the ONNX file first.")
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -42,8 +42,8 @@ def extract_image(body: bytes, content_type: str) -> bytes:
     except (ValueError, RecursionError):
         raise BodyError(f"the request cannot be read; {HOW}") from None
     if len(images) != 1:
-        found = f"{len(images)} images in one request" if images else "no image in the request"
-        raise BodyError(f"{found}; {HOW}")
+        count = f"{len(images)} images in one request" if images else "no image in the request"
+        raise BodyError(f"{count}; {HOW}")
     return images[0]
 
 

@@ -22,7 +22,6 @@ from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.job import export_onnx
 from resnet_ops.export.metadata import Preprocessing
-from resnet_ops.export.opset_lowering import lower_opset
 from resnet_ops.serving.app import build_app
 from resnet_ops.serving.request_body import BodyError, extract_image
 from resnet_ops.serving.service import InferenceService, ServiceLimits
@@ -166,7 +165,7 @@ def test_c39_a_file_for_older_runtimes_is_proven(trained: TrainResult, digit_fil
 @pytest.mark.parametrize("opset", [13, 14, 15, 16, 17])
 def test_c39_every_older_opset_has_all_that_a_graph_uses(digit_files: DigitFiles, opset: int) -> None:
     model = onnx.load(digit_files.normalized)
-    lower_opset(model, opset)
+    graph.lower_opset(model, opset)
     x = np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)
     expected = runtime.create_session(digit_files.normalized, runtime.CPU).run(x)
     np.testing.assert_array_equal(runtime.create_session(model.SerializeToString(), runtime.CPU).run(x), expected)
