@@ -248,20 +248,37 @@ def random_pixels(images: int, crop: CropSpec) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (images, *crop.shape), np.uint8)
 
 
-def select_images(source: Source, split: Split, class_names: Sequence[str], *, whole: bool = False) -> ValidationImages:
-    """Select the images of a split, and map their labels to a network's classes by name.
+def select_validation_images(
+    source: Source, class_names: Sequence[str], precision: str, is_training_data: bool, warn: Warn
+) -> ValidationImages:
+    """Select the images to measure a file on.
 
-    Args:
-        source: The dataset.
-        split: The split.
-        class_names: The network's classes.
-        whole: Whether to select all images where the split would be held out of the training images: for a dataset that
-            the network was not trained on.
+    Where the network was trained on other images, these are all of a dataset without validation images of its own; but
+    for int8, which may be calibrated on some of them.
+
+    Raises:
+        UserError: See `select_images`.
+    """
+    if is_training_data or "val" not in source.held_out:
+        return select_images(source, "val", class_names)
+    if precision != "int8":
+        return _with_labels(source, source.splits["train"], class_names)
+    images = select_images(source, "val", class_names)
+    total = len(source.splits["train"].labels)
+    warn(f"Measured on {len(images):,} of the {total:,} images in {source.config.data}: int8 is calibrated on others.")
+    return images
+
+
+def select_images(source: Source, split: Split, class_names: Sequence[str]) -> ValidationImages:
+    """Select the images of a split, and map their labels to a network's classes by name.
 
     Raises:
         UserError: An image has a class that the network does not have.
     """
-    encoded = source.splits["train"] if whole and split in source.held_out else source.encoded(split)
+    return _with_labels(source, source.encoded(split), class_names)
+
+
+def _with_labels(source: Source, encoded: EncodedImages, class_names: Sequence[str]) -> ValidationImages:
     label_of = {name: label for label, name in enumerate(class_names)}
     names = source.record.class_names
     for name in (names[label] for label in np.unique(encoded.labels)):

@@ -74,7 +74,7 @@ def validate_onnx(
         recorded=True,
         black_box=config.black_box,
     )
-    images = inputs.select_images(source, "val", metadata.class_names, whole=not same_images)
+    images = inputs.select_validation_images(source, metadata.class_names, metadata.precision, same_images, warn)
     report = verify_file(file, Reference(checkpoint) if checkpoint else None, images, thresholds)
     return ValidationResult(
         **dict(report),
