@@ -6,11 +6,14 @@ Pickles are loaded as tensors and plain values only, since anything else can run
 import argparse
 import collections
 import datetime
+import decimal
+import fractions
 import io
 import json
 import pathlib
 import pickle
 import types
+import uuid
 import warnings
 import zipfile
 from pathlib import Path
@@ -158,7 +161,8 @@ def _harmless() -> list[Any]:
     plain = [list, dict, set, tuple, int, float, str, bool, complex]  # that a defaultdict makes, for one
     times = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     records = [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, collections.deque]
-    return [*records, *plain, *times, np.dtype, np.ndarray, *numbers, *functions, *old_names]
+    exact = [decimal.Decimal, fractions.Fraction, uuid.UUID]
+    return [*records, *plain, *times, *exact, np.dtype, np.ndarray, *numbers, *functions, *old_names]
 
 
 def _refusal(path: Path, content: bytes) -> UserError:

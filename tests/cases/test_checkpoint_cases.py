@@ -69,7 +69,7 @@ CHECKPOINTS: dict[str, Callable[[State], Any]] = {
     "bfloat16": lambda s: {k: v.bfloat16() if v.is_floating_point() else v for k, v in s.items()},
     "parameters": lambda s: {k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()},
     "a scheduler": lambda s: {"model": s, "lr_scheduler": SCHEDULER, "seen": collections.Counter("ab")},
-    "numbers and ids": lambda s: {"model": s, "lr": decimal.Decimal("0.1"), "id": uuid.UUID(int=7)},
+    "numbers and ids": lambda s: {"model": s, "lr": decimal.Decimal("0.1"), "id": uuid.uuid4()},
     "kinds and devices": lambda s: {"model": s, "on": torch.device("cpu"), "as": torch.half, "shape": torch.Size([1])},
     "random states": lambda s: {"model": s, "rng": [torch.get_rng_state(), np.random.RandomState(0).get_state()]},
     "MMPretrain": lambda s: {"meta": {}, "state_dict": renamed(under("backbone.", s), "backbone.fc", "head.fc")},
@@ -103,7 +103,7 @@ def test_one_reader_of_all_commands(name: str, tmp_path: Path) -> None:
         for key in ("conv1.weight", "layer3.0.bn2.bias", "fc.weight"):
             torch.testing.assert_close(tensors[key], state[key], atol=rounding(name), rtol=rounding(name))
     assert any("criterion.weight" in note for note in notes) == ("a loss" in name)
-    assert any("--weights-key state_dict" in note for note in notes) == ("beside plain" in name)
+    assert any("others are there: --weights-key state_dict." in note for note in notes) == ("beside plain" in name)
     network = open_network(EvaluateConfig(run=str(file)), lambda _: None)
     assert (network.kind, network.model) == ("weights", "resnet8")
 
