@@ -24,6 +24,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from resnet_ops.config import TrainConfig
+from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import open_network
@@ -103,7 +104,7 @@ def test_one_reader_of_all_commands(name: str, tmp_path: Path) -> None:
         for key in ("conv1.weight", "layer3.0.bn2.bias", "fc.weight"):
             torch.testing.assert_close(tensors[key], state[key], atol=rounding(name), rtol=rounding(name))
     assert any("criterion.weight" in note for note in notes) == ("a loss" in name)
-    assert any("others are there: --weights-key state_dict." in note for note in notes) == ("beside plain" in name)
+    assert any(note.endswith("--weights-key state_dict.") for note in notes) == ("beside plain" in name)
     network = open_network(EvaluateConfig(run=str(file)), lambda _: None)
     assert (network.kind, network.model) == ("weights", "resnet8")
 
@@ -214,6 +215,21 @@ def test_all_commands_say_which_runs_there_are(command: str, cli: Cli, trained: 
     ended = cli(command, "trainde", *more, "--runs-dir", trained.run_dir.parent)
     assert ended.code == 2
     assert "Did you mean trained?" in ended.err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_folder_of_other_images_is_measured_whole(precision: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        file = tmp_path / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(file)
+    source, notes = open_source(str(tmp_path)), list[str]()
+    images = inputs.select_validation_images(source, ("b", "a"), precision, False, notes.append)
+    held_out = inputs.select_validation_images(source, ("b", "a"), precision, True, print)
+    assert (len(images), len(held_out)) == (4 if precision == "int8" else 20, 4)
+    assert any("4 of the 20 images" in note for note in notes) == (precision == "int8")
+    assert images.labels.tolist().count(0) * 2 == len(images)
 
 
 @pytest.mark.parametrize("images", [2, 33, 66, 193])
