@@ -91,7 +91,7 @@ def _show(output: Output, result: "TrainResult") -> None:
         )
     total = f"total {result.total_s:.0f} s"
     if result.record.resumed:
-        total = f"{result.total_s:.0f} s since it was resumed, its epochs {result.epochs_s:.0f} s in all"
+        total = f"total {result.total_s:.0f} s since it was resumed, {result.epochs_s:.0f} s in all epochs"
     output.show(f"{accuracy}{speed}, {total}")
     if result.reason:
         output.show(f"  {result.reason[0].upper()}{result.reason[1:]}")
