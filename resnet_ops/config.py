@@ -199,7 +199,7 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         option(
             "Metric on the validation images that decides which epoch is best, whose weights are kept and exported, "
             "and which trial of a search: top-1 accuracy, macro F1, macro recall, or the lowest loss.",
-            panel="Training",
+            advanced="checkpoints and tracking",
             shared=True,
         ),
     ] = "top1"

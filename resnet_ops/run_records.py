@@ -21,6 +21,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_zero(value: object) -> bool:
+    return value == 0
+
+
 class Epoch(BaseModel):
     """A line of metrics.jsonl. Losses are means over images; errors are top-1, from 0 to 1, as all but losses are.
 
@@ -44,7 +48,7 @@ class Epoch(BaseModel):
     val_top5_error: float | None = Field(None, exclude_if=_is_none)  # not there in lines of earlier versions
     val_macro_recall: float | None = Field(None, exclude_if=_is_none)
     val_macro_f1: float | None = Field(None, exclude_if=_is_none)
-    skipped_steps: int = 0
+    skipped_steps: int = Field(0, exclude_if=_is_zero)
 
     @property
     def val_accuracy(self) -> float | None:

@@ -71,13 +71,13 @@ def test_own_images_are_mirrored_by_default_unless_their_names_speak_against_it(
 def test_augmentation_is_told_in_words() -> None:
     none = {"crop_padding": 0, "flip": False}
     assert configure(**none).augmentation(None) == "none"
-    assert configure(**none).augmentation(256) == "random crop from 256x256"
+    assert configure(**none).augmentation((256, 256)) == "random crop from 256x256"
     assert (
-        configure(crop_padding=4, flip=True).augmentation(256)
+        configure(crop_padding=4, flip=True).augmentation((256, 256))
         == "random crop from 256x256 (padding 4), horizontal flip"
     )
     mixed = {"random_resized_crop": True, "mixup": 0.2, "cutmix": 1.0, "cutout": 8}
-    assert configure(crop_padding=4, flip=False, **mixed).augmentation(256) == (
+    assert configure(crop_padding=4, flip=False, **mixed).augmentation((256, 256)) == (
         "random resized crop, cutout 8, MixUp 0.2, CutMix 1"
     )
 

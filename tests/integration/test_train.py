@@ -80,7 +80,8 @@ def test_json_is_the_last_line_and_all_of_stdout(tmp_path: Path) -> None:
     } <= set(result)  # fmt: skip
     assert (result["status"], result["model"], result["epochs"], result["world_size"]) == ("finished", "resnet8", 4, 1)
     assert set(result["best"]) == {
-        "epoch", "val_accuracy", "last_val_accuracy", "selected_on", "test_accuracy", "checkpoint",
+        "epoch", "val_accuracy", "last_val_accuracy", "selected_on", "selected_by", "test_accuracy", "checkpoint",
+        "val_loss", "val_top5_accuracy", "val_macro_recall", "val_macro_f1",
     }  # fmt: skip
     assert Path(result["best"]["checkpoint"]).is_file()
     assert 0 < result["time_to_first_step_s"] < result["total_s"]

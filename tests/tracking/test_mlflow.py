@@ -69,6 +69,7 @@ def history(client: MlflowClient, run_id: str, name: str = "loss/val") -> list[t
     return sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, name))
 
 
+@pytest.mark.slow
 def test_server_and_training_are_killed_and_every_epoch_is_there_once(server: Server, tmp_path: Path) -> None:
     run, environment = Run(tmp_path / "runs" / "r"), os.environ | {"MLFLOW_TRACKING_URI": server.uri}
     options = [*TRAIN, "--epochs", "400", "--name", "r", "--runs-dir", str(run.path.parent)]

@@ -106,10 +106,10 @@ def trainer(**options: Any) -> Trainer:
 
 def test_patience_counts_the_epochs_without_a_better_one() -> None:
     whole = [e for e in trainer(epochs=12, lr=0.5, schedule="steps").run(lambda _: None) if e]
-    best, expected = whole[0].score, None
+    best, expected = whole[0].score("top1"), None
     waited = 0
     for number, epoch in enumerate(whole[1:], 2):
-        best, waited = max(best, epoch.score), 0 if epoch.score > best else waited + 1
+        best, waited = max(best, epoch.score("top1")), 0 if epoch.score("top1") > best else waited + 1
         if waited == 2:
             expected = number
             break

@@ -138,7 +138,7 @@ def test_weights_of_photos_hand_on_how_they_were_prepared(tmp_path: Path) -> Non
     options = {"data": str(tmp_path / "photos"), "image_size": 32, "epochs": 1}
     result = train(tmp_path, "run", heard, model="resnet18", weights=str(tmp_path / "w.pth"), **options)
     info = read_best(result.run)[0].info
-    assert (info.mean, info.std, info.stored) == ((0.4,) * 3, (0.2,) * 3, 40)
+    assert (info.mean, info.std, info.stored) == ((0.4,) * 3, (0.2,) * 3, (40, 40))
     assert Preprocessing.of(info, "raw").resize == (40, 40)
     assert "trained on images resized bicubic; here they are bilinear" in heard.said
 

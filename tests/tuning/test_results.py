@@ -117,6 +117,7 @@ def test_the_best_epoch_of_ties_is_everywhere_that_of_the_weights_in_best(select
     )  # fmt: skip
     run.write(record)
     worker.number, worker.best, worker.epoch, worker.seconds, worker.record = 1, None, 0, 0.0, record
+    worker.history = []
     tensors = {"model/fc.weight": torch.zeros(2)}
     info = CheckpointInfo(
         model="resnet8", shortcut="A", class_names=("a", "b"), channels=1, height=8, width=8, mean=(0.0,), std=(1.0,),

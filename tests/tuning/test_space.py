@@ -46,7 +46,7 @@ def test_adamw_searches_smaller_learning_rates_unless_they_are_given() -> None:
 
 def test_what_fine_tuning_has_can_be_searched() -> None:
     pairs = (
-        "freeze=none,stem,layer2", "freeze_epochs=0:3", "freeze_batchnorm=true,false", "head_lr=1:20", "weights=a,b",
+        "freeze=none,stem,layer2", "freeze_epochs=0:3", "freeze_batchnorm=true,false", "head_lr=1:20",
         "precision=fp16,bf16", "gradient_checkpointing=true",
     )  # fmt: skip
     found = space(*pairs)
