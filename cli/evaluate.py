@@ -21,7 +21,7 @@ EXAMPLES = """
 resnet-ops evaluate mine  # the best weights of run 'mine' on its test images, or its validation images
 resnet-ops evaluate mine --data flowers/test --expect 95  # on other images; exits with 1 if below 95%
 resnet-ops evaluate runs/mine/export/model.onnx --data flowers/test  # an exported file, in ONNX Runtime
-resnet-ops evaluate resnet50.pth --model resnet50 --classes imagenet.txt --data imagenet/val
+resnet-ops evaluate resnet50.pth --classes imagenet.txt --data imagenet/val
 """
 
 

@@ -21,7 +21,7 @@ EXAMPLES = """
 resnet-ops export mine --onnx  # the best checkpoint of run 'mine'
 resnet-ops export mine --onnx --precision int8 --input raw  # quantized for CPUs, takes images of any size
 resnet-ops export mine --onnx --provider cuda  # verified on the GPU
-resnet-ops export weights.pth --model resnet50 --classes imagenet.txt --data ~/imagenet --onnx
+resnet-ops export weights.pth --classes imagenet.txt --data ~/imagenet --onnx
 """
 
 

@@ -89,7 +89,10 @@ def _show(output: Output, result: "TrainResult") -> None:
             f"[bold]{percent(best.val_accuracy)}[/] validation accuracy: {trained}, best epoch {best.epoch} of "
             f"{result.epochs}, chosen{_chosen_by(best)} on these {data.val_images:,} images{last}"
         )
-    output.show(f"{accuracy}{speed}, total {result.total_s:.0f} s")
+    total = f"total {result.total_s:.0f} s"
+    if result.record.resumed:
+        total = f"total {result.total_s:.0f} s since it was resumed, {result.epochs_s:.0f} s in all epochs"
+    output.show(f"{accuracy}{speed}, {total}")
     if result.reason:
         output.show(f"  {result.reason[0].upper()}{result.reason[1:]}")
     if metrics := _more_metrics(best):

@@ -19,7 +19,7 @@ class EvaluateConfig(WeightsFileConfig, RunsConfig):
         str,
         option(
             "Name of the run, or path of its folder or of one of its checkpoints; an ONNX file made by `resnet-ops "
-            "export`; with --model, a file of weights."
+            "export`; or a file of weights."
         ),
     ]
     data: Annotated[

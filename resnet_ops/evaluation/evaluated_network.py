@@ -83,7 +83,7 @@ def _open_weights(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork
     described = {name: getattr(config, name) for name in WeightsFileConfig.model_fields}
     resolved = inputs.resolve_checkpoint(ExportConfig(run=config.run, runs_dir=config.runs_dir, **described), warn)
     checkpoint, run = resolved.checkpoint, resolved.run
-    kind: Kind = "weights" if config.model is not None else "checkpoint"
+    kind: Kind = "checkpoint" if checkpoint.info.metrics else "weights"
     if run is not None and (best := run.read_as_written().best) and best.epoch == checkpoint.info.epoch:
         kind = "run"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,6 +18,7 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.bench_worker import BenchCandidate, list_candidates, run_worker
 from resnet_ops.export.config import BenchConfig
+from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.metadata import ModelMetadata, Precision
 from resnet_ops.files import Place
 from resnet_ops.results import Result
@@ -119,6 +120,7 @@ def bench(config: BenchConfig, on_progress: Callable[[str], None] = lambda _: No
     Raises:
         UserError: The file cannot be used, or failed with every batch size.
     """
+    config = with_exported_file(config)
     metadata = untrusted.check_file(config.file, config.provider)
     provider = runtime.resolve_provider(config.provider, metadata.precision)
     candidates = list_candidates(config.file.absolute(), metadata, provider, config.compile)

@@ -21,6 +21,7 @@ from resnet_ops.data.parallel_decode import CHUNK, map_chunks
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.config import PredictConfig, Provider
+from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.other_runtimes import Session
 from resnet_ops.files import Place
@@ -156,6 +157,7 @@ def predict(
         UserError: There are no images, or the file cannot be used.
     """
     started_at = started_at or time.time()
+    config = with_exported_file(config)
     paths = find_images(config.images)
     classifier = Classifier(config.file, config.provider)
     began = time.monotonic()

@@ -65,7 +65,11 @@ class WeightsFileConfig(Config):
     """The options that describe a file of weights that were trained elsewhere."""
 
     model: Annotated[
-        str | None, option("Network of the file of weights, such as resnet50.", panel="Pretrained weights")
+        str | None,
+        option(
+            "Network of the weights, such as resnet50; by default told by the shapes of their tensors.",
+            panel="Pretrained weights",
+        ),
     ] = None
     classes: Annotated[
         Path | None,
@@ -124,8 +128,8 @@ class ExportConfig(WeightsFileConfig, ProofConfig):
     run: Annotated[
         str,
         option(
-            "Name of the run, or path of its folder or of one of its checkpoints; with --model, weights with "
-            "torchvision or timm names: a file, imagenet, or hf:owner/name."
+            "Name of the run, or path of its folder or of one of its checkpoints; or weights with torchvision or "
+            "timm names: a file, hf:owner/name, or with --model imagenet."
         ),
     ]
     precision: Annotated[
@@ -153,7 +157,9 @@ class ExportConfig(WeightsFileConfig, ProofConfig):
             panel="Model",
         ),
     ] = False
-    opset: Annotated[int, option("ONNX opset version.", panel="Model", ge=18, le=23)] = 18
+    opset: Annotated[
+        int, option("ONNX opset version; 13 for older runtimes, such as TensorRT 8.", panel="Model", ge=13, le=23)
+    ] = 18
     out: Annotated[
         Path | None,
         option("File to write; by default export/model.onnx (fp32) in the folder of the run.", panel="Model"),
@@ -167,7 +173,13 @@ class ExportConfig(WeightsFileConfig, ProofConfig):
         return out
 
 
-class ValidateConfig(ProofConfig):
+class ExportedFileConfig(RunsConfig):
+    """The exported file, which `exported_files.with_exported_file` finds."""
+
+    file: Annotated[Path, option("ONNX file made by `resnet-ops export`, or the run that it is of.")]
+
+
+class ValidateConfig(ExportedFileConfig, ProofConfig):
     """The options of the verification of an existing file."""
 
     runtime: Annotated[
@@ -178,7 +190,6 @@ class ValidateConfig(ProofConfig):
             panel="Verification",
         ),
     ] = "onnxruntime"
-    file: Annotated[Path, option("ONNX file made by `resnet-ops export`.")]
     checkpoint: Annotated[
         str | None,
         option(
@@ -206,10 +217,9 @@ class ValidateConfig(ProofConfig):
         return self
 
 
-class UseConfig(Config):
+class UseConfig(ExportedFileConfig):
     """The options that every use of an exported file has."""
 
-    file: Annotated[Path, option("ONNX file made by `resnet-ops export`.")]
     provider: Annotated[
         Provider, option("ONNX Runtime execution provider; auto: CUDA if there is a GPU, for int8 the CPU.")
     ] = "auto"

@@ -23,6 +23,7 @@ from resnet_ops.export import inputs
 from resnet_ops.export.answers import Answers, read_answers
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import DiagnoseConfig
+from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.fault_match import EVIDENCE, FaultMatch
 from resnet_ops.export.fault_search import FaultSearch
 from resnet_ops.export.metadata import ModelMetadata
@@ -107,6 +108,7 @@ def diagnose(
         UserError: A file cannot be used, or it is not known which images were classified.
     """
     started_at = started_at or time.time()
+    config = with_exported_file(config)
     return diagnose_with(Classifier(config.file, config.provider), config, on_progress, started_at)
 
 

@@ -19,7 +19,7 @@ from resnet_ops.export.metadata import IMAGES, Preprocessing
 from resnet_ops.training.checkpoint import CheckpointInfo
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-OPSETS = range(18, 24)
+OPSETS = range(13, 24)
 Ranges = dict[str, tuple[float, float]]  # the lowest and the highest value of tensors, by their names
 WEIGHT, BIAS = ".weight", ".bias"  # of the names of weights, after the name of their layer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import resnet_ops
 from resnet_ops import files
@@ -21,6 +21,7 @@ from resnet_ops.training.checkpoint import CheckpointInfo
 NORMALIZED, LOGITS, PROBABILITIES = "normalized", "logits", "probabilities"
 PREPROCESSING_PREFIX = "preprocess/"  # of the names of nodes that preprocess raw pixels
 PIXELS = PREPROCESSING_PREFIX + "pixels"  # resized and cropped, (batch, C, H, W), whole levels of 0 to 255
+OLDEST_EXPORTED = 18  # opset, by torch 2.15, which writes 18 in silence where it is asked for less
 ONE_FILE_BYTES = 2**31 - 2**27  # protobuf's limit is 2 GiB; the rest is for all but weights
 
 
@@ -28,7 +29,8 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
     """Export a network, with BatchNorm folded and a dynamic batch size.
 
     Its input `images` is (batch, C, H, W) float32, normalized; its output `logits` is (batch, classes) float32.
-    The same weights give the same bytes, in any folder.
+    The same weights give the same bytes, in any folder. The IR version is the lowest that the opset allows, as runtimes
+    refuse newer ones than theirs.
 
     Raises:
         UserError: The exporter produced another opset than the one asked for, which it does silently where it cannot
@@ -44,7 +46,7 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
             (torch.zeros(2, info.channels, info.height, info.width),),
             dynamo=True,
             verbose=False,  # otherwise it prints to stdout, and fails where that is ASCII
-            opset_version=opset,
+            opset_version=max(opset, OLDEST_EXPORTED),
             input_names=[IMAGES],
             output_names=[LOGITS],
             dynamic_shapes=({0: "batch"},),
@@ -53,12 +55,42 @@ def to_onnx(info: CheckpointInfo, weights: dict[str, torch.Tensor], opset: int) 
     assert program is not None
     model = program.model_proto
     produced = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
-    if produced != opset:
+    if produced != max(opset, OLDEST_EXPORTED):
         raise UserError(
             f"The exporter produced opset {produced} instead of {opset}.", "Try another --opset.", WORK_FAILED
         )
     _strip_sources(model)
+    if opset < produced:
+        lower_opset(model, opset)
+    model.ir_version = min(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
     return model
+
+
+def lower_opset(model: onnx.ModelProto, opset: int) -> None:
+    """Rewrite a network's graph, as torch exports it, for an older opset, and check it against that.
+
+    Not by `onnx.version_converter`, which lacks the way down of `Relu` (14) and `Pad` (18), though nothing that we use
+    of them has changed. What has changed are inputs that were attributes, and attributes that are new.
+
+    Raises:
+        onnx.checker.ValidationError: It has something that the opset does not have.
+    """
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.dims}
+    for node in graph.node:
+        if node.op_type == "ReduceMean":  # whose axes were an attribute until 18
+            node.attribute.append(helper.make_attribute("axes", constants[node.input.pop()].tolist()))
+        # Newer attributes have their defaults, or, as `allowzero` of shapes without a zero, no effect.
+        known = onnx.defs.get_schema(node.op_type, opset).attributes
+        kept = [attribute for attribute in node.attribute if attribute.name in known]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    used = {name for node in graph.node for name in node.input}
+    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:], model.opset_import[:]
+    graph.initializer.extend(tensors)
+    model.opset_import.append(helper.make_opsetid("", opset))
+    onnx.checker.check_model(model, full_check=True)
 
 
 def prepend_preprocessing(model: onnx.ModelProto, steps: Preprocessing) -> None:

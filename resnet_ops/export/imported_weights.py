@@ -21,13 +21,14 @@ def read(located: LocatedWeights, config: ExportConfig, warn: Callable[[str], No
     """Read weights with a head, and settle what images and classes they are for.
 
     Raises:
-        UserError: They cannot be read, do not belong to `config.model`, or an option does not fit them.
+        UserError: They cannot be read, do not belong to a given `config.model`, or an option does not fit them.
     """
-    assert config.model is not None
     weights = pretrained.read(located.path, located.origin, located.metadata, config.weights_key)
     info = weights.info
     steps = info.preprocessing or assumed_preprocessing(info.channels)
-    pretrained.check_model(info, config.model)
+    if config.model is not None:
+        pretrained.check_model(info, config.model)
+    model = config.model or info.model
     if not info.classes:
         raise UserError(
             f"{info.origin} has no head of one layer, such as fc.weight, to tell classes.",
@@ -37,8 +38,8 @@ def read(located: LocatedWeights, config: ExportConfig, warn: Callable[[str], No
         warn(note)
     size = parse_image_size(config.image_size or ("224" if info.architecture.family == "imagenet" else "32"))
     checkpoint_info = CheckpointInfo(
-        model=config.model,
-        shortcut=info.shortcut or ("A" if config.model.startswith("resnet") else None),
+        model=model,
+        shortcut=info.shortcut or ("A" if model.startswith("resnet") else None),
         class_names=_class_names(config.classes, info),
         channels=info.channels,
         height=size[0],

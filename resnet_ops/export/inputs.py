@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_ops import files, runs
-from resnet_ops.config import DATA_SETS, DataConfig
+from resnet_ops.config import DATA_SETS, IMAGENET_WEIGHTS, DataConfig
 from resnet_ops.data.dataset import EncodedImages, Split
 from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.discovery import find_missing
@@ -25,8 +25,8 @@ from resnet_ops.files import to_path
 from resnet_ops.formatting import first_names
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, PickledFileError
-from resnet_ops.weights.locate import locate
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
+from resnet_ops.weights.locate import LocatedWeights, locate
 
 Warn = Callable[[str], None]
 
@@ -54,24 +54,37 @@ class ResolvedCheckpoint:
 
 
 def resolve_checkpoint(config: ExportConfig, warn: Warn) -> ResolvedCheckpoint:
-    """Read the weights to export: of a run or a checkpoint file, or with `config.model` those trained elsewhere.
+    """Read the weights to export: of a run or a checkpoint file, or those trained elsewhere.
 
     Raises:
         UserError: There is no such run or file, or no intact checkpoint in it.
     """
     path = to_path(config.run).expanduser()
     files.check_reachable(path)
-    if config.model is not None:
-        located = locate(config.run, config.model, warn)
-        if located is None:
-            raise UserError(f"File {path} does not exist.", "With --model, give a weights file.")
+    located = _locate_weights(config, path, warn)
+    if located is not None:
         read = imported_weights.read(located, config, warn)
         folder = located.path.absolute().parent if located.path == path else Path.cwd()
         return ResolvedCheckpoint(read, lambda: imported_weights.read(located, config), None, folder)
     for option in ("classes", "image_size", "resize", "mean", "std", "weights_key"):
         if getattr(config, option) is not None:
-            raise UserError(f"--{option.replace('_', '-')} applies only to weights trained elsewhere.", "Add --model.")
+            raise UserError(
+                f"--{option.replace('_', '-')} applies only to weights trained elsewhere.", f"{config.run} is a run."
+            )
     return resolve_run(config.run, config.runs_dir, warn)
+
+
+def _locate_weights(config: ExportConfig, path: Path, warn: Warn) -> LocatedWeights | None:
+    """Return weights that were trained elsewhere; None where `config.run` is a run or a checkpoint of ours."""
+    if config.model is not None:
+        located = locate(config.run, config.model, warn)
+        if located is None:
+            raise UserError(f"File {path} does not exist.", "With --model, give a weights file.")
+        return located
+    if config.run == IMAGENET_WEIGHTS:
+        raise UserError(f"torchvision has {IMAGENET_WEIGHTS} weights of several networks.", "Add --model resnet50.")
+    located = locate(config.run, "", warn)
+    return None if located is None or checkpoints.is_checkpoint(located.path) else located
 
 
 def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
@@ -83,10 +96,7 @@ def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
     path = to_path(name).expanduser()
     if files.is_file(path):
         owner = Run(path.absolute().parent.parent)
-        try:
-            checkpoint = checkpoints.read(path)
-        except PickledFileError as error:
-            raise error.copy_with(remedy=f"{error.remedy} For weights trained elsewhere, add --model.") from None
+        checkpoint = checkpoints.read(path)
         _ = checkpoint.info.validated  # only such weights are exported
         if not files.is_file(owner.record_file):
             return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), None, path.absolute().parent)
@@ -243,13 +253,37 @@ def random_pixels(images: int, crop: CropSpec) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (images, *crop.shape), np.uint8)
 
 
+def select_validation_images(
+    source: Source, class_names: Sequence[str], precision: str, is_training_data: bool, warn: Warn
+) -> ValidationImages:
+    """Select the images to measure a file on.
+
+    Where the network was trained on other images, these are all of a dataset without validation images of its own; but
+    for int8, which may be calibrated on some of them.
+
+    Raises:
+        UserError: See `select_images`.
+    """
+    if is_training_data or "val" not in source.held_out:
+        return select_images(source, "val", class_names)
+    if precision != "int8":
+        return _with_labels(source, source.splits["train"], class_names)
+    images = select_images(source, "val", class_names)
+    total = len(source.splits["train"].labels)
+    warn(f"Measured on {len(images):,} of the {total:,} images in {source.config.data}: int8 is calibrated on others.")
+    return images
+
+
 def select_images(source: Source, split: Split, class_names: Sequence[str]) -> ValidationImages:
     """Select the images of a split, and map their labels to a network's classes by name.
 
     Raises:
         UserError: An image has a class that the network does not have.
     """
-    encoded = source.encoded(split)
+    return _with_labels(source, source.encoded(split), class_names)
+
+
+def _with_labels(source: Source, encoded: EncodedImages, class_names: Sequence[str]) -> ValidationImages:
     label_of = {name: label for label, name in enumerate(class_names)}
     names = source.record.class_names
     for name in (names[label] for label in np.unique(encoded.labels)):

@@ -21,7 +21,14 @@ from resnet_ops.export import budget, graph, inputs, precision, runtime, untrust
 from resnet_ops.export.calibration import calibrate, scaled_checkpoint
 from resnet_ops.export.classifier import Classifier, normalize_pixels
 from resnet_ops.export.config import ExportConfig
-from resnet_ops.export.inputs import ResolvedCheckpoint, ValidationImages, Warn, random_pixels, select_images
+from resnet_ops.export.inputs import (
+    ResolvedCheckpoint,
+    ValidationImages,
+    Warn,
+    random_pixels,
+    select_images,
+    select_validation_images,
+)
 from resnet_ops.export.metadata import Calibration, ModelMetadata, Preprocessing
 from resnet_ops.export.metadata_checks import Origin
 from resnet_ops.export.precision import QuantizationCandidate
@@ -80,7 +87,9 @@ def export_onnx(
             "Accuracy is not measured, as no validation images are known here: the file is verified on random pixels; "
             "add --data."
         )
-    images = select_images(source, "val", info.class_names) if source else None
+    images = None
+    if source is not None:
+        images = select_validation_images(source, info.class_names, config.precision, is_training_data, warn)
     if config.calibrate and (images is None or (is_training_data and info.fitted_on_all)):
         raise UserError(
             "--calibrate needs validation images; none are known that the network was not trained on.", "Add --data."

@@ -66,7 +66,7 @@ class Resizing:
         self.unscale = constant("unscale", 2.0**-BITS, np.float32)
         self.half_level = constant("half_level", 0.5, np.float32)
         # Vectors of height and width.
-        self.size = size = add("Shape", [images], "size", start=1, end=3)
+        self.size = size = add("Gather", [add("Shape", [images], "shape"), constant("sides", [1, 2])], "size")
         other = add("Gather", [size, constant("exchanged", [1, 0])], "other_size")
         product = add("Mul", [size, constant("other_cover", steps.resize[::-1])], "scaled_by_other")
         cover = constant("cover", steps.resize)

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from resnet_ops import formatting
 from resnet_ops.errors import UserError
 from resnet_ops.export import runtime
+from resnet_ops.export.exported_files import not_onnx
 from resnet_ops.export.metadata import ModelMetadata
 
 MAX_FILE_BYTES = 2**31 - 1  # what protobuf can read
@@ -53,7 +54,7 @@ def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"{path} {what}.", "Give an ONNX file, such as runs/NAME/export/model.onnx.")
+            raise UserError(f"{path} {what}.", "Give a run, or an ONNX file, such as runs/NAME/export/model.onnx.")
         if size > MAX_FILE_BYTES:
             raise UserError(
                 f"{path} has {formatting.size(size)}, more than an ONNX file can have.", "Give an ONNX file."
@@ -65,7 +66,7 @@ def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
     try:
         model.ParseFromString(content)
     except (DecodeError, ValueError, RecursionError):
-        raise _damaged(path, "it is not ONNX, or truncated") from None
+        raise not_onnx(path, content) from None
     if not model.graph.node or not model.graph.input or not model.graph.output:
         raise _damaged(path, "it contains no graph")
     for fault in _content_faults(path, content, model):

@@ -10,6 +10,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import inputs, runtime, untrusted
 from resnet_ops.export.calibration import scale_head
 from resnet_ops.export.config import ValidateConfig
+from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.inputs import Warn
 from resnet_ops.export.metadata_checks import Origin
 from resnet_ops.export.other_runtimes import OPENCV, OTHER_RUNTIMES
@@ -36,6 +37,7 @@ def validate_onnx(
     """
     started_at = started_at or time.time()
     config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
+    config = with_exported_file(config)
     file = config.file.expanduser()
     metadata = untrusted.check_file(file, config.provider)
     provider = _resolve(config, metadata.precision)
@@ -78,7 +80,9 @@ def validate_onnx(
         recorded=True,
         black_box=config.black_box,
     )
-    images = inputs.select_images(source, "val", metadata.class_names) if source else None
+    images = None
+    if source is not None:
+        images = inputs.select_validation_images(source, metadata.class_names, metadata.precision, same_images, warn)
     report = verify_file(file, Reference(checkpoint) if checkpoint else None, images, thresholds)
     return ValidationResult(
         **dict(report),

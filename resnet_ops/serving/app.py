@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
@@ -19,7 +20,15 @@ from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.serving.service import BUSY, InferenceService, RefusedError, ServiceLimits
 
-IMAGE = {"requestBody": {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
+BINARY = {"type": "string", "format": "binary"}
+BODIES = {
+    "image/*": {"schema": BINARY},
+    "multipart/form-data": {"schema": {"type": "object", "properties": {"image": BINARY}}},
+    "application/json": {
+        "schema": {"type": "object", "properties": {"image": {"type": "string", "contentEncoding": "base64"}}}
+    },
+}
+IMAGE = {"requestBody": {"required": True, "content": BODIES}}
 
 
 class RankedClass(BaseModel):
@@ -103,22 +112,26 @@ def build_app(service: InferenceService) -> FastAPI:
         title=f"{metadata.model} on {metadata.data}",
         description="Send an image, get its most likely classes: `curl --data-binary @photo.jpg URL/classify?top=5`",
         version=resnet_ops.__version__,
+        docs_url=None,  # it loads its scripts from the internet, where many services cannot reach
+        redoc_url=None,
     )
 
     @app.post("/classify", responses=refusals, openapi_extra=IMAGE)
     async def classify(
         request: Request, top: Annotated[int, Query(ge=1, description="Classes to name, at most all.")] = 5
     ) -> Classification:
-        """Classify an image. The body is the image itself: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."""
+        """Classify an image: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; as it is, in a form, or as base64 in JSON."""
         ranked = await service.classify(request.stream(), request.headers, top)
         classes = [RankedClass(name=name, probability=probability) for name, probability in ranked]
         return Classification(top=classes, model=metadata.model)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Health:
         """Return the state of the service."""
         return Health(status="ok", waiting=service.waiting)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/")
     async def about() -> ModelInfo:
         """Return what is served."""
@@ -137,8 +150,21 @@ def build_app(service: InferenceService) -> FastAPI:
             made_by=metadata.made_by,
         )
 
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """Return a page on the API, with a form to try it."""
+        return HTMLResponse(_docs_page(app, metadata))
+
     _add_error_handlers(app)
     return app
+
+
+def _docs_page(app: FastAPI, metadata: ModelMetadata) -> str:
+    """Return a page that loads nothing from elsewhere."""
+    loader = PackageLoader("resnet_ops.serving", "")
+    environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)
+    return environment.get_template("docs.html.j2").render(api=app.openapi(), classes=len(metadata.class_names))
 
 
 def _add_error_handlers(app: FastAPI) -> None:

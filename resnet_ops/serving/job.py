@@ -16,6 +16,7 @@ from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime, untrusted
+from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.files import Place
 from resnet_ops.orchestration.ray_internals import started_ray_is_gone
@@ -78,6 +79,7 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
         UserError: The file cannot be used, the port is taken, or it does not fit on the cluster.
     """
     on_progress("opening the file")
+    config = with_exported_file(config)
     metadata = untrusted.check_file(config.file, config.provider)
     requested = runtime.restrict_provider(config.provider, metadata.precision)
     content = _read_single_file(config.file)

@@ -15,6 +15,7 @@ import numpy as np
 from resnet_ops.data.decode import DecodeError, TooManyPixelsError, decode, read_header
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.serving.request_body import HOW, BodyError, extract_image
 
 # Pillow reads more formats, some of them with external programs, such as PostScript.
 FORMATS = {"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"}
@@ -76,9 +77,10 @@ class InferenceService:
             RefusedError: It is too large, too slow or no image, or too many requests are waiting.
         """
         with self._count_request():
-            encoded = await self._receive(body, headers)
+            content = await self._receive(body, headers)
             loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(self._decoders, self._decode, encoded)
+            content_type = headers.get("content-type", "")
+            pixels = await loop.run_in_executor(self._decoders, self._decode, content, content_type)
             return self.classifier.top(await self._classify_batched(pixels), top)
 
     @contextlib.contextmanager
@@ -93,8 +95,8 @@ class InferenceService:
 
     async def _receive(self, body: AsyncIterator[bytes], headers: Mapping[str, str]) -> bytes:
         limit = self.limits.upload_bytes
-        if headers.get("content-type", "").startswith("multipart/"):
-            raise RefusedError(UNSUPPORTED, "send the image itself, not a form: curl --data-binary @photo.jpg")
+        if (coding := headers.get("content-encoding", "identity")) != "identity":
+            raise RefusedError(UNSUPPORTED, f"send the image without Content-Encoding {coding}")
         announced = headers.get("content-length", "")
         received = bytearray()
         too_large = RefusedError(TOO_LARGE, f"an upload may have at most {limit / 1e6:g} MB")
@@ -110,9 +112,10 @@ class InferenceService:
             raise RefusedError(TIMED_OUT, f"the image did not arrive within {RECEIVE_S:.0f} seconds") from None
         return bytes(received)
 
-    def _decode(self, encoded: bytes) -> np.ndarray:
+    def _decode(self, content: bytes, content_type: str) -> np.ndarray:
         limit = self.limits.pixels
         try:
+            encoded = extract_image(content, content_type)
             header = read_header(encoded)
             if header.format not in FORMATS:
                 raise RefusedError(UNSUPPORTED, f"images of format {header.format} are not accepted")
@@ -122,8 +125,10 @@ class InferenceService:
             return decode(encoded, self.classifier.crop)
         except TooManyPixelsError:
             raise RefusedError(TOO_LARGE, f"an image may have at most {limit:,} pixels; this one has more") from None
+        except BodyError as error:
+            raise RefusedError(BAD, str(error)) from None
         except DecodeError as error:
-            raise RefusedError(BAD, f"the image cannot be decoded: {error}") from None
+            raise RefusedError(BAD, f"the image cannot be decoded: {error}; {HOW}") from None
 
     def _batch_requests(self) -> Callable[[np.ndarray], Coroutine[Any, Any, np.ndarray]]:
         from ray import serve

@@ -78,6 +78,7 @@ class TrainResult(Result):
     time_to_first_step_s: float | None = Field(description="Seconds from the request to the end of the first step.")
     time_after_last_step_s: float | None = Field(description="Seconds from the end of the last step to this result.")
     total_s: float = Field(description="Seconds from the request to this result.")
+    epochs_s: float = Field(description="Seconds that all epochs took, those before a resume included.")
     run: Run = Field(exclude=True, description="The run directory.")
     record: RunRecord = Field(exclude=True, description="run.json.")
 
@@ -418,6 +419,7 @@ def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at
         time_to_first_step_s=steps_at[0] - started_at if steps_at else None,
         time_after_last_step_s=now - steps_at[-1] if steps_at else None,
         total_s=now - started_at,
+        epochs_s=sum(epoch.seconds for epoch in epochs),
         run=run,
         record=record,
     )

@@ -6,11 +6,14 @@ Pickles are loaded as tensors and plain values only, since anything else can run
 import argparse
 import collections
 import datetime
+import decimal
+import fractions
 import io
 import json
 import pathlib
 import pickle
 import types
+import uuid
 import warnings
 import zipfile
 from pathlib import Path
@@ -26,16 +29,16 @@ from resnet_ops.errors import UserError
 
 # Of files that are taken for weights by mistake: the first bytes, what it is, and what to do.
 OTHERS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself", "Fetch it: git lfs pull"),
-    (b"<", "is a web page (HTML or XML), not weights", "Download the file itself, not the page that links to it."),
-    (b"{", "is text (JSON), not weights", "Give the file of weights itself: model.safetensors, weights.pth."),
-    (b"\x1f\x8b", "is a gzip archive", "Unpack it first."),
-    (b"BZh", "is a bzip2 archive", "Unpack it first."),
-    (b"\xfd7zXZ", "is an xz archive", "Unpack it first."),
-    (b"7z\xbc\xaf", "is a 7z archive", "Unpack it first."),
-    (b"\x89HDF", "is an HDF5 file, as Keras writes it", "Give weights of PyTorch."),
-    (b"\x93NUMPY", "is a NumPy array", "Give a state dict: torch.save or safetensors."),
-    (b"TFL3", "is a TensorFlow Lite model", "Give weights of PyTorch."),
+    (b"version https://git-lfs", "a pointer of Git LFS", "Fetch the file itself: git lfs pull"),
+    (b"<", "a web page (HTML or XML)", "Download the file itself, not the page that links to it."),
+    (b"{", "text (JSON)", "Give the file of weights itself: model.safetensors, weights.pth."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+    (b"BZh", "a bzip2 archive", "Unpack it first."),
+    (b"\xfd7zXZ", "an xz archive", "Unpack it first."),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it first."),
+    (b"\x89HDF", "an HDF5 file, as Keras writes it", "Give weights of PyTorch."),
+    (b"\x93NUMPY", "a NumPy array", "Give a state dict: torch.save or safetensors."),
+    (b"TFL3", "a TensorFlow Lite model", "Give weights of PyTorch."),
 )
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 SAVE_STATE = "Save its weights alone, on a machine that trusts it: torch.save({}.state_dict(), 'weights.pth')"
@@ -62,15 +65,30 @@ def load(path: Path, content: bytes) -> Any:
     Raises:
         UserError: It is damaged, or another kind of file, which the message names.
     """
-    start = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
-    for magic, what, remedy in OTHERS:
-        if start.startswith(magic):
-            raise UserError(f"{path} {what}.", remedy)
+    if (other := _other(content)) is not None:
+        raise UserError(f"{path} is {other[0]}, not weights.", other[1])
     if content[:2] == b"PK":
         _check_archive(path, content)
     elif not content.startswith(PICKLES):
         return _parse_safetensors(path, content)
     return _load_pickle(path, content)
+
+
+def is_weights(content: bytes) -> bool:
+    """Return whether a file is one of tensors, or a pickle, by its first bytes."""
+    size = int.from_bytes(content[:8], "little")
+    return content.startswith((b"PK", *PICKLES)) or (0 < size <= len(content) and content[8:10] == b'{"')
+
+
+def other_kind(content: bytes) -> str | None:
+    """Return what a file is that is taken for a network's by mistake; None where that is not known."""
+    other = _other(content)
+    return None if other is None else other[0]
+
+
+def _other(content: bytes) -> tuple[str, str] | None:
+    start = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
+    return next(((what, remedy) for magic, what, remedy in OTHERS if start.startswith(magic)), None)
 
 
 def safetensors_metadata(content: bytes) -> dict[str, str]:
@@ -143,7 +161,8 @@ def _harmless() -> list[Any]:
     plain = [list, dict, set, tuple, int, float, str, bool, complex]  # that a defaultdict makes, for one
     times = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     records = [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, collections.deque]
-    return [*records, *plain, *times, np.dtype, np.ndarray, *numbers, *functions, *old_names]
+    exact = [decimal.Decimal, fractions.Fraction, uuid.UUID]
+    return [*records, *plain, *times, *exact, np.dtype, np.ndarray, *numbers, *functions, *old_names]
 
 
 def _refusal(path: Path, content: bytes) -> UserError:

@@ -35,6 +35,8 @@ def test_a_killed_run_resumes(cli: Callable[..., Ended], earlier_runs: Path) -> 
     epochs = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert metrics.read_text().splitlines()[0] == first
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
+    assert ended.json["epochs_s"] == pytest.approx(sum(epoch["seconds"] for epoch in epochs))
+    assert "s since it was resumed" in ended.err
     assert epochs[-1]["val_loss"] < epochs[0]["val_loss"]
 
 

@@ -41,7 +41,8 @@ class Service:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             answer = connection.getresponse()
             content = answer.read()
-            return answer.status, json.loads(content) if "json" in answer.headers["content-type"] else content
+            is_json = content and "json" in answer.headers["content-type"]
+            return answer.status, json.loads(content) if is_json else content
         finally:
             connection.close()
 
@@ -136,7 +137,7 @@ def test_what_is_wrong_is_refused_in_words(service: Service, digit_images: list[
         (good[:-40], "", {}, 400, "cannot be decoded"),
         (good, "?top=0", {}, 422, "top: "),
         (good, "?top=many", {}, 422, "top: "),
-        (good, "", {"content_type": "multipart/form-data; boundary=x"}, 415, "--data-binary"),
+        (good, "", {"content_type": "multipart/form-data; boundary=x"}, 400, "--data-binary"),
         (postscript(), "", {}, 415, "EPS"),
         (noise(190), "", {}, 413, "0.1 MB"),
         (png(101, 100), "", {}, 413, "10,000 pixels; this one has 101 x 100"),
@@ -168,7 +169,9 @@ def test_it_says_how_it_is_and_what_it_serves(service: Service, digit_files: Dig
     assert (about["file"], about["input"]["height"]) == ("normalized.onnx", 8)
     status, page = service.ask("GET", "/docs")
     assert status == 200
-    assert b"swagger" in page
+    assert b"POST /classify" in page
+    for path in ("/health", "/", "/docs"):
+        assert service.ask("HEAD", path) == (200, b""), path
     _, api = service.ask("GET", "/openapi.json")
     assert "requestBody" in api["paths"]["/classify"]["post"]
 
