@@ -3,7 +3,7 @@
     python benchmarks/finetune.py [--data CIFAR10] [--source RUNS] [--epochs 30]
 
 Against the same network from scratch, with as many steps, on the 4,000 test images of the four classes, which chose
-nothing. --source keeps the runs there, and begins from the one of six classes if it is there already. It takes 10
+nothing. --source keeps the runs there, and begins from the one of six classes if it is there already. It takes 20
 minutes, on one core: batches of 8 and 16 small images gain nothing by two.
 """
 
