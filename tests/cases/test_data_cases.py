@@ -92,6 +92,18 @@ def images(names: str, count: int = 10, extension: str = ".png", kind: str = "PN
     return lambda root: folders(root, names, count, extension, kind)
 
 
+def stereo(names: str) -> Build:
+    """Class folders of JPEGs with a second picture in each, as drones and stereo cameras write them."""
+    second = Image.new("RGB", (8, 8))
+
+    def write(root: Path) -> None:
+        images(names)(root)
+        for png in root.rglob("*.png"):
+            png.rename(png.with_suffix(".jpg")).write_bytes(picture("MPO", save_all=True, append_images=[second]))
+
+    return write
+
+
 def file(name: str, content: str) -> Build:
     return lambda root: text(root / name, content)
 
@@ -132,6 +144,12 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
         all_of(images("cat dog"), link("cat/x", "../dog"), link("dog/x", "../cat")),
         "cat dog", (16, 4, 0), "the same folder as dog/",
     ),
+    "C47": (
+        all_of(lambda root: folders(root.parent / "pool", "cat dog v/cat v/dog"), lambda root: (root / "train").mkdir(),
+               link("train/cat", "../../pool/cat"), link("train/dog", "../../pool/dog"), link("val", "../pool/v")),
+        "cat dog", (20, 20, 0), "",
+    ),
+    "C44": (stereo("cat dog"), "cat dog", (16, 4, 0), ""),
     "class-of-two-names": (all_of(images("cat dog"), link("kitty", "cat")), "cat dog", (16, 4, 0), "as cat/"),
     "links-to-a-pool-below": (
         all_of(images("pool/cat pool/dog"), lambda root: (root / "train").mkdir(),
