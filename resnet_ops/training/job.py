@@ -41,7 +41,7 @@ from resnet_ops.training.preflight import (
     warn_of_double_balance,
     with_largest_batch,
 )
-from resnet_ops.training.start import start_weights, store_weights, with_start
+from resnet_ops.training.start import settle_head, start_weights, store_weights, with_start
 
 if TYPE_CHECKING:
     from resnet_ops.training.worker import WorkerResult
@@ -117,6 +117,7 @@ def train(
             requested, weights = start_weights(asked, layout.device, observer)
             source, config = check_training(requested, layout.device, workers=layout.workers)
             source, start = with_start(source, requested, weights, observer)
+            config = settle_head(requested, config, start)
             compare(source.record.fingerprint)
         for choice in explain_choices(asked, config, source.record, layout.device):
             observer.warn(choice)

@@ -175,6 +175,19 @@ def with_start(
     return source, StartRecord(origin=info.origin, sha256=info.sha256, head=head)
 
 
+def settle_head(requested: TrainConfig, settled: TrainConfig, start: StartRecord | None) -> TrainConfig:
+    """Return the configuration without the learning rate of a new head where the weights keep their own.
+
+    Args:
+        requested: The configuration with the options that were typed, and those of a recipe that was.
+        settled: That with a recipe that was chosen for it.
+        start: What the weights begin with.
+    """
+    if start is None or start.head == "new" or "head_lr" in requested.model_fields_set:
+        return settled
+    return settled.model_copy(update={"head_lr": TrainConfig.default("head_lr")})
+
+
 def store_weights(run: Run, weights: "PretrainedWeights | None") -> None:
     """Keep weights in the folder of a run, unless they lie in that of the search that it is a trial of.
 

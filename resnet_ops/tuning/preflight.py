@@ -25,7 +25,7 @@ from resnet_ops.run_records import DataRecord
 from resnet_ops.training import defaults, preflight
 from resnet_ops.training.defaults import FINETUNE, are_photos
 from resnet_ops.training.image_preparation import check_every_node, decode_images
-from resnet_ops.training.start import start_weights, with_start
+from resnet_ops.training.start import settle_head, start_weights, with_start
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.results import SearchObserver, SearchRecord
 from resnet_ops.tuning.space import ADAMW_RATES, RATES_OF_BOTH, Choices, Range, Space, train_options
@@ -123,7 +123,8 @@ def check_search(
             source, settled = preflight.check_training(base, slots.device, source)
             for layer in _values(space, "freeze"):
                 preflight.check_freezing(base.model_copy(update={"freeze": layer}), parse_name(model))
-        source, _ = with_start(source, base, weights, observer)
+        source, start = with_start(source, base, weights, observer)
+        settled = settle_head(base, settled, start)
         compare(source.record.fingerprint)
     largest = max(_values(space, "batch_size") or [settled.batch_size])
     preflight.check_steps(settled.model_copy(update={"batch_size": largest}), source.record)

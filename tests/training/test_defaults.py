@@ -12,12 +12,13 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import image_size
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure, read_recipe
+from resnet_ops.run_records import StartRecord
 from resnet_ops.training.defaults import explain_choices
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.job import TrainResult
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import check_training
-from resnet_ops.training.start import start_weights
+from resnet_ops.training.start import settle_head, start_weights
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import FINETUNE_LR, PHOTO_NETWORKS, settle_space
 from resnet_ops.tuning.space import ADAMW_RATES, Choices, read_space
@@ -168,3 +169,11 @@ def test_the_network_of_weights_is_theirs(trained: TrainResult) -> None:
 def test_the_name_of_a_network_is_looked_at_before_the_images() -> None:
     with pytest.raises(UserError, match="Unknown network 'atuo'"):
         check_training(TrainConfig.of(model="atuo", data="/nowhere"), "cpu")
+
+
+def test_the_learning_rate_of_a_new_head_is_not_that_of_the_weights_own() -> None:
+    implied, settled = TrainConfig.of(weights="mine"), TrainConfig.of(weights="mine", head_lr=10)
+    kept, new = (StartRecord(origin="run mine", sha256="0", head=head) for head in ("kept", "new"))
+    rates = {start: settle_head(implied, settled, start).head_lr for start in (kept, new, None)}
+    assert rates == {kept: 1.0, new: 10.0, None: 10.0}
+    assert settle_head(settled, settled, kept).head_lr == 10.0  # as typed
