@@ -49,7 +49,7 @@ from resnet_ops.export.tolerances import (
 from resnet_ops.export.white_box import FreshQuantization, WhiteBox
 from resnet_ops.formatting import percent
 from resnet_ops.significance import sampling_margin, standard_error
-from resnet_ops.training.trainer import MeasuredPrecision
+from resnet_ops.training.mixed_precision import MeasuredPrecision
 
 BATCH = 256  # of the validation set
 SAME_ACCURACY = 0.005  # images may be decoded a little otherwise elsewhere

@@ -10,7 +10,7 @@ from resnet_ops.export import runtime
 from resnet_ops.export.metadata import ModelMetadata, Output, QuantizationError
 from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
 from resnet_ops.significance import LEVEL, MeasuredAccuracy, holm, p_value
-from resnet_ops.training.trainer import MeasuredPrecision
+from resnet_ops.training.mixed_precision import MeasuredPrecision
 
 CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
 SMALLEST_PROBABILITY = 1e-30  # of which the logarithm is compared; fp32 ends at 1e-38

@@ -18,8 +18,8 @@ from resnet_ops.models import BasicBlock, Bottleneck, ResNet, build, zero_init_r
 from resnet_ops.run_records import RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.study.results import Layer, Layers
+from resnet_ops.training.mixed_precision import autocast
 from resnet_ops.training.session import TrainingSession
-from resnet_ops.training.trainer import autocast
 
 FILE = "layers.json"
 SIGNIFICANT_DIGITS = 5  # of the numbers in the file

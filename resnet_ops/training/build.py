@@ -20,7 +20,8 @@ from resnet_ops.training.freezing import freeze, frozen_layers, parameters_of
 from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
 from resnet_ops.training.loss import Loss
 from resnet_ops.training.loss_scaling import LossScaler
-from resnet_ops.training.trainer import Parallel, Trainer, mixed_precision
+from resnet_ops.training.mixed_precision import mixed_precision
+from resnet_ops.training.trainer import Parallel, Trainer
 
 BUCKETS = 8  # that the gradients are added up in: the first ones while others are still computed
 SMALLEST_BUCKET_MB, LARGEST_BUCKET_MB = 1, 25  # below, latency rules; above is torch's own

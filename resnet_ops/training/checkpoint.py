@@ -31,7 +31,8 @@ from resnet_ops.models import Shortcut, build
 from resnet_ops.run_records import Epoch, StoredSize
 from resnet_ops.runs import Run
 from resnet_ops.training.distributed import set_statistics, statistics
-from resnet_ops.training.trainer import MeasuredPrecision, Trainer
+from resnet_ops.training.mixed_precision import MeasuredPrecision
+from resnet_ops.training.trainer import Trainer
 
 MODEL, OPTIMIZER, WORKERS, TRAINED, SCALER = "model/", "optimizer/", "workers/", "trained/", "scaler/"
 LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file; longer ones its own reader refuses

@@ -17,8 +17,8 @@ from resnet_ops.machine import free_memory_bytes
 from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
+from resnet_ops.training.mixed_precision import autocast
 from resnet_ops.training.preflight import count_parameters
-from resnet_ops.training.trainer import autocast
 
 SHARE = 0.8  # of the free memory that a batch may take
 SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured

@@ -28,8 +28,9 @@ from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.early_end import foresee_cut
 from resnet_ops.training.loss import weigh_classes
+from resnet_ops.training.mixed_precision import measured_precision
 from resnet_ops.training.start import begin_from_weights
-from resnet_ops.training.trainer import Progress, Trainer, measured_precision
+from resnet_ops.training.trainer import Progress, Trainer
 
 PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
 

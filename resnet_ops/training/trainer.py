@@ -8,15 +8,13 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_ops.class_metrics import TOP, ClassCount, macro_scores
+from resnet_ops.class_metrics import ClassCount
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.loader import BLOCK_STEPS, Loader
 from resnet_ops.data.sampling import RandomStream, stream_seed
@@ -31,10 +29,15 @@ from resnet_ops.training.freezing import freeze, keep_statistics
 from resnet_ops.training.loss import Loss
 from resnet_ops.training.loss_scaling import SMALLEST_SCALE, LossScaler
 from resnet_ops.training.schedule import learning_rate
+from resnet_ops.training.validation_metrics import (
+    MeanLoss,
+    Validation,
+    compute_logits,
+    evaluate_batches,
+    more_metrics,
+)
 
-MeasuredPrecision = Literal["fp32", "tf32", "fp16", "bf16"]
 PROGRESS_INTERVAL_S = 0.25
-TENSOR_CORES, TF32 = (7, 0), (8, 0)  # the first compute capabilities that have them
 
 
 @dataclass(frozen=True)
@@ -397,121 +400,5 @@ class Trainer:
         raise UserError(f"Training diverged in epoch {epoch}: the loss is {loss}.", "Try a smaller --lr.", WORK_FAILED)
 
 
-def compute_logits(network: nn.Module, x: Tensor, config: TrainConfig, device: torch.device) -> Tensor:
-    """Return the logits (n, classes) float32 of images (n, C, H, W)."""
-    if not config.channels_last:
-        x = x.contiguous()
-    with autocast(config.precision, device):
-        logits: Tensor = network(x)
-    return logits.float()
-
-
-@dataclass(frozen=True)
-class EvaluatedImages:
-    """One worker's share of a split, evaluated.
-
-    Args:
-        totals: The sums of losses and of errors, and the number of images, (3,) float64.
-        answers: Of each image label + 1, the class that it is taken for, and whether the label is among the first 5,
-            (n, 3) int32.
-        classes: Of the network; 0 where there are no images.
-    """
-
-    totals: Tensor
-    answers: Tensor
-    classes: int
-
-
-@torch.no_grad()
-def evaluate_batches(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    config: TrainConfig,
-    device: torch.device,
-    beat: Callable[[], None],
-) -> EvaluatedImages:
-    """Evaluate a network on batches."""
-    network.eval()
-    totals, classes = torch.zeros(3, dtype=torch.float64, device=device), 0
-    answers = [torch.empty(0, 3, dtype=torch.int32, device=device)]  # a rank may have no images
-    for x, y in batches:
-        beat()
-        logits = compute_logits(network, x, config, device)
-        loss_sum = F.cross_entropy(logits, y, reduction="sum")
-        predicted, classes = logits.argmax(1), logits.shape[1]
-        in_top = (logits.topk(min(TOP, classes)).indices == y[:, None]).any(1)
-        answers.append(torch.stack((y + 1, predicted, in_top.long()), 1).int())
-        totals[:2] += torch.stack((loss_sum, (predicted != y).sum()))
-        totals[2] += len(y)
-    return EvaluatedImages(totals, torch.cat(answers), classes)
-
-
-def more_metrics(answers: Tensor, classes: int) -> tuple[float, float, float]:
-    """Return top-5 error, macro recall and macro F1 of the answers (n, 3) of all workers; NaN where there is none."""
-    label, predicted, in_top = answers[answers[:, 0] > 0].numpy().T
-    if not len(label):
-        return math.nan, math.nan, math.nan
-    return float(1 - in_top.mean()) if classes > TOP else math.nan, *macro_scores(label - 1, predicted)
-
-
 def _unless_nan(metric: float) -> float | None:
     return None if math.isnan(metric) else metric
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context of mixed precision where `--precision` asks for it."""
-    chosen = mixed_precision(precision, device)
-    if chosen == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if chosen == "bf16" else torch.float16)
-
-
-def mixed_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """Return the precision that `--precision` means on a device.
-
-    On CPUs 'auto' is fp32: bf16 autocast trains at 0.7 of its speed there.
-    """
-    if precision in ("fp32", "bf16", "fp16"):
-        return cast("Literal['fp32', 'bf16', 'fp16']", precision)
-    if device.type == "cpu":
-        return "fp32"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16"
-    return "fp16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "fp32"
-
-
-def measured_precision(precision: str, device: torch.device) -> MeasuredPrecision:
-    """Return the precision in which a network is validated: mixed, or fp32, which GPUs may round to TF32."""
-    chosen = mixed_precision(precision, device)
-    rounds = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    if chosen == "fp32" and device.type == "cuda" and rounds and torch.cuda.get_device_capability(device) >= TF32:
-        return "tf32"
-    return chosen
-
-
-@dataclass(frozen=True)
-class MeanLoss:
-    """Mean loss and top-1 error over some images."""
-
-    loss: float
-    error: float
-
-    @classmethod
-    def of(cls, totals: Tensor, images: int) -> "MeanLoss":
-        """Divide the sums of losses and of errors by the number of images."""
-        loss, errors = (totals / max(images, 1)).tolist()
-        return cls(loss, errors)
-
-    @classmethod
-    def of_evaluation(cls, totals: Tensor) -> "MeanLoss":
-        """Divide `EvaluatedImages.totals` by the number of images."""
-        return cls.of(totals[:2], int(totals[2]))
-
-
-@dataclass(frozen=True)
-class Validation(MeanLoss):
-    """The metrics of the validation images, as `Epoch` has them."""
-
-    top5_error: float | None
-    macro_recall: float | None
-    macro_f1: float | None

@@ -25,9 +25,10 @@ from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
 from resnet_ops.training.job import TrainResult
 from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.memory import training_bytes
+from resnet_ops.training.mixed_precision import measured_precision
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.schedule import learning_rate
-from resnet_ops.training.trainer import Trainer, measured_precision
+from resnet_ops.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 32, 3  # of an epoch

@@ -20,7 +20,8 @@ from resnet_ops.models import build
 from resnet_ops.training.build import build_trainer, without_dynamo
 from resnet_ops.training.distributed import ProcessGroup, set_statistics, statistics
 from resnet_ops.training.schedule import learning_rate
-from resnet_ops.training.trainer import Progress, Trainer, evaluate_batches, more_metrics
+from resnet_ops.training.trainer import Progress, Trainer
+from resnet_ops.training.validation_metrics import evaluate_batches, more_metrics
 
 CPU = torch.device("cpu")
 
