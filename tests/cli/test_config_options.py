@@ -162,7 +162,10 @@ def test_what_is_resumed_keeps_its_options() -> None:
         refuse_changes(options, "r", {"share"}, "run")
 
 
-def test_the_dataset_to_check_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dataset_to_check_must_be_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Although training has a default for it."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command sets it, and for no longer
     assert main.run(["data", "check"]) == BAD_REQUEST
     assert "Missing argument 'DATA'" in capsys.readouterr().err

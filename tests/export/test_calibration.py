@@ -19,7 +19,7 @@ from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import export_onnx
 from resnet_ops.export.metadata import Calibration, ModelMetadata, Preprocessing
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.tolerances import Comparison, compare_recalls
+from resnet_ops.export.tolerances import Comparison, calibration_error, compare_recalls, top1_accuracy
 from resnet_ops.export.validate import validate_onnx
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.job import TrainResult
@@ -49,19 +49,17 @@ def test_the_temperature_is_that_of_the_smallest_cross_entropy(seed: int) -> Non
 def test_an_export_is_calibrated_and_its_temperature_proven(
     trained: TrainResult, digits: ValidationImages, tmp_path: Path
 ) -> None:
-    plain = export_onnx(ExportConfig(run=str(trained.run.path), out=tmp_path / "plain.onnx"))
     result = export_onnx(ExportConfig(run=str(trained.run.path), calibrate=True, out=tmp_path / "m.onnx"))
     assert result.validated
     calibration = result.metadata.calibration
     assert calibration is not None
     assert calibration.images == len(digits)
     assert calibration.temperature != pytest.approx(1, abs=0.01)
-    assert result.calibration_error_onnx < plain.calibration_error_onnx
-    assert result.val_accuracy_onnx == plain.val_accuracy_onnx
-    assert len(onnx.load(result.onnx).graph.node) == len(onnx.load(plain.onnx).graph.node)
-    checkpoint = str(trained.run.path)
-    again = validate_onnx(ValidateConfig(file=result.onnx, checkpoint=checkpoint))
-    assert again.validated, again.failed_checks
+    read, checkpoint = checkpoints.read(result.checkpoint), str(trained.run.path)
+    ((pixels, labels),) = digits.batches(result.metadata.preprocessing.crop)
+    before = Reference(read).logits(pixels)
+    assert result.calibration_error_onnx < calibration_error(softmax(before), labels)
+    assert result.val_accuracy_onnx == top1_accuracy(before, labels)
     sample = validate_onnx(ValidateConfig(file=result.onnx, checkpoint=checkpoint, images=120))
     assert sample.validated, sample.failed_checks
 
@@ -70,9 +68,8 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
     assert again.validated, again.failed_checks
 
     # The weights divided by another temperature than the best, and the file saying so.
-    read = checkpoints.read(result.checkpoint)
     best, images = calibration.temperature, calibration.images
-    for temperature, of in ((best * 1.05, images), (best / 3, images), (5.0, 1), (best * 1.5, 10), (best, 10**9)):
+    for temperature, of in ((best * 1.05, images), (5.0, 1), (best, 10**9)):
         wrong = Calibration(temperature=temperature, images=of)
         scaled = scale_head(read, wrong)
         model = graph.to_onnx(read.info, scaled.model, 18)

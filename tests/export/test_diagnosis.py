@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image, ImageOps
 
-from resnet_ops.data.discovery import FolderImages
+from resnet_ops.data.folders import FolderImages
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import answer_table, fault_search, runtime

@@ -97,6 +97,7 @@ def test_what_does_not_fit_is_said(network: nn.Module, tmp_path: Path) -> None:
     assert "has no head of one layer" in refusal(path)
 
 
+@pytest.mark.slow
 def test_they_are_exported_and_proven(cli: Callable[..., Ended], network: nn.Module, tmp_path: Path) -> None:
     """On random pixels alone, and on images whose classes are some of the network's, in another order."""
     torch.save(network.state_dict(), tmp_path / "w.pth")

@@ -74,7 +74,7 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(
     assert list(rows) == ["1 good.png", "2 empty.jpg", "3 cut.png", "9.PNG", "notes.txt"]
     assert rows["2 empty.jpg"]["error"] == "it is empty"
     assert "truncated" in rows["3 cut.png"]["error"] or "broken" in rows["3 cut.png"]["error"]
-    assert rows["notes.txt"]["error"] == "it is not an image"
+    assert rows["notes.txt"]["error"] == "it is not an image, but text"
     (alone,) = cli("predict", digit_files.normalized, digit_images[0], "--json").json["predictions"]
     for name in ("1 good.png", "9.PNG"):
         assert rows[name]["top"][0]["class"] == alone["top"][0]["class"]
@@ -97,7 +97,7 @@ def test_a_wrong_request_is_one_line(
         ((file, tmp_path / "empty"), "No images found in"),
         ((file, image, tmp_path / "typo.jpg"), "typo.jpg does not exist"),
         ((file, image, "--top", 0), "--top"),
-        ((image, image), "is damaged"),
+        ((image, image), "is an image (PNG), not an ONNX file"),
         ((cut, image), "is damaged"),
         ((tmp_path / "no.onnx", image), "does not exist"),
     ]:

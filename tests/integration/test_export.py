@@ -183,7 +183,9 @@ def test_images_that_changed_are_noticed(cli: Callable[..., Ended], tmp_path: Pa
     assert "differ from those" in cli("train", "--resume", "mine", "--runs-dir", tmp_path / "runs").err
     assert export(cli, run, "--data", "digits", "--json").json["validated"] is True
     data.unlink()
-    assert "no such path" in export(cli, run).err
+    ended = export(cli, run, "--json")
+    assert "no validation images are known here" in ended.err
+    assert (ended.json["validated"], ended.json["images"]) == (True, 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")

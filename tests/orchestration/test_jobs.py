@@ -42,6 +42,7 @@ EVERY_OPTION = TrainConfig.of(
     test_fraction=0.1,
     allow_duplicates=True,
     on_bad_image="fail",
+    max_bad_images=0.2,
     stream="on",
     cache_dir=Path("/scratch/a cache"),
     epochs=3,
