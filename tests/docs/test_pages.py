@@ -40,8 +40,10 @@ SHORTER = {
     r"train --name my-run --epochs 100": "--epochs 12",
     r"train --model (plain|resnet)56": "--epochs 1 --overwrite",
     r"train --data photos .*--name ": "--epochs 2 --image-size 72 --overwrite",
+    r"train --data photos .*--recipe torchvision": "--epochs 2 --image-size 72 --batch-size 8 --lr 0.01",
+    r"train --data photos .*--freeze-epochs": "--epochs 3 --image-size 72",
     r"train --data photos ": "--epochs 2 --image-size 72",
-    r"tune --data photos ": "--epochs 1 --trials 1 --image-size 72 --depths 18",
+    r"tune --data photos ": "--epochs 1 --trials 1 --image-size 72 --depths 18 --lr 0.001,0.002",
     r"train .*--name ": "--epochs 2 --overwrite",  # what the page takes for granted may be there
     r"train\b(?!.*--resume)": "--epochs 2",
     r"export .*--precision int8": "--max-accuracy-drop 3",
