@@ -143,7 +143,11 @@ def forged(file: Path, **fields: Any) -> onnx.ModelProto:
 
 
 def failed(
-    model: onnx.ModelProto, reference: Reference | None, digits: ValidationImages, tmp_path: Path, **thresholds: object
+    model: onnx.ModelProto,
+    reference: Reference | None,
+    digits: ValidationImages | None,
+    tmp_path: Path,
+    **thresholds: object,
 ) -> dict[str, str]:
     report = verify_model(copy(model), reference, digits, tmp_path, **thresholds)
     return {check.name: check.result for check in report.failed_checks}
