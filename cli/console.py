@@ -152,7 +152,8 @@ def accuracy_legend(fit_all: bool) -> list[str]:
 
 def short(path: Path) -> str:
     """Return a path as text, relative to the current folder if it lies there."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return printable(readable(str(name)))
 
 
 def ago(moment: datetime) -> str:

@@ -34,7 +34,8 @@ HEADERS_READ = 16
 ASKED = "as --images asks"
 # Why a sample is used, in words: what `proof_size` says, and what a recorded proof may say.
 REASON = re.compile(
-    f"{ASKED}|all would take about [\\w., ]{{1,30}} "
+    f"{ASKED}|all would take about "
+    r"([0-9]+\.[0-9] s|[0-9]+ min [0-9]+ s|[0-9]+ h [0-9]+ min) "
     "(to decode|in float64 on the [CG]PU|in ONNX Runtime on the CPU); --images takes more"
 )
 FEWEST_IMAGES = 100  # of a sample, whatever they take: with fewer, an accuracy says nothing

@@ -140,6 +140,7 @@ def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> 
     for path in (checkpoints.best_file(run), *checkpoints.saved_checkpoints(run)):
         try:
             checkpoint = checkpoints.read(path)
+            _ = checkpoint.info.validated  # only such weights are exported
         except UserError:
             continue
         if checkpoint.sha256 == sha256:

@@ -146,6 +146,8 @@ def verify_file(
     _probe(draft, outputs, images, afresh)
     if images is not None and every_image is not None:
         _check_validation_set(draft, outputs, model, images, every_image, thresholds)
+    elif metadata.validation is not None or thresholds.recorded:
+        _check_record(draft, draft.model_copy(), read_recorded_proof(metadata), model, metadata)
     return draft.of_seen_images() if thresholds.seen else ProofReport(**dict(draft))
 
 
@@ -385,8 +387,10 @@ def _check_record(
         model: The file.
         metadata: Its metadata.
     """
-    same_data = recorded is not None and draft.images_fingerprint == (
-        recorded.images_fingerprint or metadata.data_fingerprint
+    same_data = (
+        recorded is not None
+        and draft.images > 0
+        and draft.images_fingerprint == (recorded.images_fingerprint or metadata.data_fingerprint)
     )
     if recorded is not None and same_data and 0 < recorded.images <= recorded.images_total:
         then, value = recorded.accuracy_onnx, now.val_accuracy_onnx

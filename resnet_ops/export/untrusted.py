@@ -22,7 +22,7 @@ from resnet_ops.export.metadata import ModelMetadata
 
 MAX_FILE_BYTES = 2**31 - 1  # what protobuf can read
 SANDBOX_TIMEOUT_S = 60.0
-EXTERNAL_DATA_KEYS = {"location", "offset", "length", "checksum"}
+EXTERNAL_DATA_KEYS = {"location", "offset", "length"}
 STANDARD_DOMAINS = ("", "ai.onnx")
 MAX_PARTS = 1_000_000  # a guard, of a graph and its metadata: ResNet-1202 in int8 has a quarter
 
@@ -143,6 +143,9 @@ def _graph_faults(path: Path, model: onnx.ModelProto) -> Iterator[UserError]:
         yield UserError(f"{path} contains loops, branches or functions.", "Use a file made by `resnet-ops export`.")
     if len(model.graph.sparse_initializer) or len(model.training_info):
         yield UserError(f"{path} contains sparse tensors or training info.", "Use a file made by `resnet-ops export`.")
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    if any(dim.dim_value < 0 for value in values for dim in value.type.tensor_type.shape.dim):
+        yield _damaged(path, "a value has a negative size")  # unknown to ONNX Runtime; ONNX's own inference aborts
     tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t"))]
     for tensor in tensors:
         if fault := _tensor_fault(tensor):

@@ -54,6 +54,12 @@ def validate_onnx(
     )
     if source is None and resolved is None:
         raise UserError(f"{file} has no dataset in its metadata.", "Choose images to validate on: --data.")
+    if source is None and metadata.precision == "int8" and not config.black_box:
+        raise UserError(
+            "Ranges and errors of an int8 file are measured on images like those of its training, of which none are "
+            "known here.",
+            "Choose some: --data.",
+        )
     if source is None:
         warn(
             "Accuracy is not measured, as no validation images are known here: the file is verified on random pixels; "

@@ -7,6 +7,7 @@ import pytest
 import typer
 from resnet_ops.cli import main
 from resnet_ops.cli.config_options import Json, Options, options_of, refuse_changes, shared_by_trials
+from resnet_ops.cli.console import short
 from typer.testing import CliRunner
 
 from resnet_ops.cluster_config import NodeRange
@@ -169,3 +170,7 @@ def test_the_dataset_to_check_must_be_given(
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command sets it, and for no longer
     assert main.run(["data", "check"]) == BAD_REQUEST
     assert "Missing argument 'DATA'" in capsys.readouterr().err
+
+
+def test_names_of_files_cannot_command_a_terminal() -> None:
+    assert short(Path.cwd() / "x\x1b[2J\nPassed.onnx") == r"x\x1b[2J\nPassed.onnx"

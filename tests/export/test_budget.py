@@ -140,6 +140,9 @@ def test_each_part_of_the_work_has_its_limit(
     assert size.images == 12
     assert words in size.reason
     assert "8 min 0 s" in size.reason  # a minute times 100 / 12.5
+    for taken in ("8 min 0 s", "59.9 s", "1300 h 5 min"):
+        assert budget.REASON.fullmatch(size.reason.replace("8 min 0 s", taken))
+    assert not budget.REASON.fullmatch(size.reason.replace("8 min 0 s", "99.9 percent of ImageNet"))
     assert proof_size(model, images, runtime.CUDA, torch.device("cpu")).images == (12 if "PIXELS" in limit else 100)
     monkeypatch.setattr(budget, "FEWEST_IMAGES", 40)
     assert proof_size(model, images, runtime.CPU, torch.device("cpu")).images == 40

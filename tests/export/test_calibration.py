@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph
-from resnet_ops.export.calibration import calibrate, fit_temperature, scale_head
+from resnet_ops.export.calibration import calibrate, check_calibration, fit_temperature, scale_head
 from resnet_ops.export.classifier import softmax
 from resnet_ops.export.config import ExportConfig, ValidateConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
@@ -44,6 +44,24 @@ def test_the_temperature_is_that_of_the_smallest_cross_entropy(seed: int) -> Non
     best = minimize_scalar(lambda t: log_loss(labels, softmax(logits / np.exp(t))), bounds=(-3, 3), method="bounded")
     assert fit_temperature(logits, labels) == pytest.approx(np.exp(best.x), rel=1e-4)
     assert fit_temperature(7 * logits, labels) == pytest.approx(7 * fit_temperature(logits, labels), rel=1e-9)
+
+
+def test_a_temperature_fitted_on_other_images_is_held_to_chance() -> None:
+    """Of far too sharp ones too, whose own fit says little."""
+    logits, labels = noisy(0, 8000)
+    best = fit_temperature(logits, labels)
+    some = slice(400)
+
+    def passes(temperature: float) -> bool:
+        recorded = Calibration(temperature=temperature, images=len(labels))
+        return check_calibration(logits[some] / temperature, labels[some], recorded)[1]
+
+    assert passes(best)
+    assert not any(passes(best * factor) for factor in (0.005, 0.02, 0.1, 0.5, 2, 5))
+    right = logits.argmax(1) == labels
+    text, passed = check_calibration(logits[right], labels[right], Calibration(temperature=1, images=len(labels)))
+    assert passed
+    assert "not compared" in text
 
 
 def test_an_export_is_calibrated_and_its_temperature_proven(

@@ -17,7 +17,7 @@ from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import budget, checks, graph, runtime
 from resnet_ops.export.config import ExportConfig, ValidateConfig
-from resnet_ops.export.inputs import ValidationImages, select_images
+from resnet_ops.export.inputs import ValidationImages, find_exported_checkpoint, select_images
 from resnet_ops.export.job import ExportResult, export_onnx
 from resnet_ops.export.metadata import JSON_FIELDS, MAX_CHARACTERS, ModelMetadata
 from resnet_ops.export.metadata_checks import Origin, check_metadata
@@ -25,6 +25,7 @@ from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.validate import validate_onnx
+from resnet_ops.runs import Run
 from resnet_ops.significance import sampling_margin
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint
@@ -142,7 +143,11 @@ def forged(file: Path, **fields: Any) -> onnx.ModelProto:
 
 
 def failed(
-    model: onnx.ModelProto, reference: Reference | None, digits: ValidationImages, tmp_path: Path, **thresholds: object
+    model: onnx.ModelProto,
+    reference: Reference | None,
+    digits: ValidationImages | None,
+    tmp_path: Path,
+    **thresholds: object,
 ) -> dict[str, str]:
     report = verify_model(copy(model), reference, digits, tmp_path, **thresholds)
     return {check.name: check.result for check in report.failed_checks}
@@ -375,6 +380,29 @@ def test_a_file_in_a_run_cannot_disown_its_checkpoint(
     assert validate_onnx(alone).black_box_only == "its checkpoint was not found"
 
 
+def test_weights_that_were_never_validated_are_not_those_of_a_file(
+    trained: TrainResult, digit_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    run = Run(Path(shutil.copytree(trained.run.path, tmp_path / trained.run.path.name)))
+    whole = find_exported_checkpoint(run.export / "m.onnx", digit_checkpoint.sha256)
+    assert whole is not None
+    within = digit_checkpoint.info.model_copy(update={"step": 5})
+    file = run.checkpoints / within.file_name
+    checkpoints.save(file, within, {f"model/{name}": value for name, value in digit_checkpoint.model.items()})
+    assert find_exported_checkpoint(run.export / "m.onnx", checkpoints.read(file).sha256) is None
+
+
+def test_int8_needs_images(trained: TrainResult, exported: ExportResult, tmp_path: Path) -> None:
+    """Random pixels do not tell the ranges of real ones: sound files exceed them, and clipped ones pass."""
+    run = Run(Path(shutil.copytree(trained.run.path, tmp_path / trained.run.path.name)))
+    record = run.read()
+    run.write(record.model_copy(update={"config": record.config.model_copy(update={"data": "/nowhere"})}))
+    run.export.mkdir(exist_ok=True)
+    graph.write(forged(exported.onnx, precision="int8"), run.export / "m.onnx")
+    with pytest.raises(UserError, match="an int8 file are measured on images like those of its training"):
+        validate_onnx(run.export / "m.onnx")
+
+
 @pytest.mark.parametrize("validation", [{"images": -3}, {"provider": 7}, {"tolerance": "much"}])
 def test_a_damaged_proof_is_found(
     validation: dict[str, Any], exported: ExportResult, digits: ValidationImages, tmp_path: Path
@@ -417,3 +445,8 @@ def test_what_cannot_be_verified_here_is_named(
     # Nor is the proof of an export with --data refused where these images are at hand.
     there = replace(digits, fingerprint="d" * 64)
     assert verify_model(model, digit_reference, there, tmp_path).unverified == report.unverified[1:]
+    # Without images the recorded proof must still be possible.
+    alone = verify_model(model, digit_reference, None, tmp_path)
+    assert (alone.validated, alone.unverified) == (True, report.unverified)
+    damaged = forged(exported.onnx, validation={"top1_agreement": 1.5})
+    assert failed(damaged, digit_reference, None, tmp_path) == {"recorded proof": "numbers that cannot be"}

@@ -162,6 +162,9 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
     def absurd(model: onnx.ModelProto) -> None:
         model.graph.initializer[0].dims[0] = 2**40
 
+    def negative(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -1
+
     def huge_padding(model: onnx.ModelProto) -> None:
         conv = next(node for node in model.graph.node if node.op_type == "Conv")
         next(a for a in conv.attribute if a.name == "pads").ints[:] = [2**30] * 4
@@ -172,6 +175,7 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
     assert "uses operators of com.example" in refusal(broken(files, foreign, tmp_path))
     assert "loops, branches or functions" in refusal(broken(files, loop, tmp_path))
     assert "does not match its shape" in refusal(broken(files, absurd, tmp_path))
+    assert "a value has a negative size" in refusal(broken(files, negative, tmp_path))
     assert "ONNX Runtime c" in refusal(broken(files, huge_padding, tmp_path))
     assert "has no class names in its metadata" in refusal(broken(files, nameless, tmp_path))
     assert "does not exist" in refusal(tmp_path / "none.onnx")
@@ -218,6 +222,7 @@ def test_weights_elsewhere_are_not_followed(
     [
         ((("location", "w"), ("location", "v")), "says twice"),
         ((("location", "w"), ("basepath", "/tmp")), "otherwise than ONNX"),
+        ((("location", "w"), ("checksum", "certified")), "otherwise than ONNX"),
         ((("location", "w"), ("offset", "1e3")), "a place that is no number"),
     ],
 )
