@@ -54,8 +54,8 @@ def _import() -> None:
     import sklearn.metrics  # noqa: F401
 
 
-def macro_scores(labels: "np.ndarray", predicted: "np.ndarray") -> tuple[float, float]:
-    """Return macro recall and macro F1, the means over all classes that have images.
+def macro_scores(labels: "np.ndarray", predicted: "np.ndarray") -> tuple[float, float, float]:
+    """Return macro precision, recall and F1, the means over all classes that have images.
 
     Args:
         labels: (N,) int, the class of each image; at least one.
@@ -64,10 +64,10 @@ def macro_scores(labels: "np.ndarray", predicted: "np.ndarray") -> tuple[float, 
     import numpy as np
     from sklearn.metrics import precision_recall_fscore_support
 
-    _, recall, f1, _ = precision_recall_fscore_support(
+    precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
     )
-    return float(recall), float(f1)
+    return float(precision), float(recall), float(f1)
 
 
 def worst_classes(class_names: Sequence[str], counts: Sequence[ClassCount]) -> tuple[ClassRecall, ...]:

@@ -31,18 +31,23 @@ def clean_python_path() -> None:
         sys.path.remove(str(Path.cwd()))
 
 
-@contextlib.contextmanager
-def safe_path() -> Iterator[None]:
+def safe_path() -> contextlib.AbstractContextManager[None]:
     """Have `python -c` and `-m` that are started within a `with` block import from no current folder."""
-    before = os.environ.get(SAFE_PATH)
-    os.environ[SAFE_PATH] = "1"
+    return with_variable(SAFE_PATH, "1")
+
+
+@contextlib.contextmanager
+def with_variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable for the length of a `with` block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ[SAFE_PATH]
+            del os.environ[name]
         else:
-            os.environ[SAFE_PATH] = before
+            os.environ[name] = before
 
 
 def prepare(warn: Callable[[str], None]) -> None:

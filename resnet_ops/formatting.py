@@ -1,14 +1,16 @@
 """Numbers and names as text, the same on the terminal, in pages, in charts and in the docs."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 
 MAX_NAMED = 10  # of many names in a message
 
 
-def first_names(names: Sequence[str]) -> str:
+def first_names(names: Iterable[str], most: int = MAX_NAMED) -> str:
     """Return the first of some names, as a list in a sentence: cat, dog, ..."""
-    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+    first = list(islice(names, most + 1))
+    return ", ".join(first[:most]) + (", ..." if len(first) > most else "")
 
 
 def percent(share: float, digits: int | None = 2) -> str:

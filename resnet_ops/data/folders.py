@@ -25,7 +25,7 @@ from resnet_ops.data.image_kinds import describe_extension, is_image
 from resnet_ops.data.label_table import find_label_table, is_table
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
-from resnet_ops.formatting import class_name, readable
+from resnet_ops.formatting import class_name, first_names, readable
 
 NAMED = 5  # folders that a message names
 NO_REASONS: Mapping[str, str] = {"": "not used"}
@@ -215,7 +215,7 @@ def _find_splits(tree: FolderTree, prefix: str) -> dict[str, Split]:
     if not with_classes and (others or not named or not tables):
         if named and not others:
             raise UserError(
-                f"{place}: {_listed(named)}, named after splits, contains no subfolders with images.",
+                f"{place}: {first_names(named, NAMED)}, named after splits, contains no subfolders with images.",
                 "Create one subfolder per class in each split, or a table of labels (file_name,label) beside the "
                 "images.",
             )
@@ -223,7 +223,7 @@ def _find_splits(tree: FolderTree, prefix: str) -> dict[str, Split]:
         return {}
     if len(with_classes) == 1 and len(named) == 1 and (len(others) > 1 or any(inner[other] for other in others)):
         raise UserError(
-            f"{place}: it cannot be told whether {named[0]} is a split or a class like {_listed(others)}.",
+            f"{place}: it cannot be told whether {named[0]} is a split or a class like {first_names(others, NAMED)}.",
             f"Give the training images alone, --data {place / named[0]}, or rename it.",
         )
     return choose_splits({folder: words[folder] for folder in named})
@@ -235,8 +235,8 @@ def _check_subfolders(place: Path, inner: Mapping[str, set[str]], folders: Mappi
     nested = all("/" in name for names in folders.values() for name in names)
     if len(folders) > 1 and len(sets) == 1 and nested and len(same := next(iter(sets))) >= SAME_FOLDERS:
         raise UserError(
-            f"{place}: every folder ({_listed(sorted(folders))}) contains the same folders ({_listed(sorted(same))}), "
-            "so it cannot be told which are classes.",
+            f"{place}: every folder ({first_names(sorted(folders), NAMED)}) contains the same folders "
+            f"({first_names(sorted(same), NAMED)}), so it cannot be told which are classes.",
             "Name splits train, val and test, and put class folders into them; or move the images of each class "
             "directly into its folder.",
         )
@@ -328,7 +328,3 @@ def list_skipped(
         for file in sorted(listed, key=lambda file: file.name)
         if file.name not in names and (file.unread or not file.name.endswith("/"))
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

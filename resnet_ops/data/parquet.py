@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby, islice, takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from resnet_ops.data.dataset import (
 from resnet_ops.data.label_table import LABEL_COLUMNS
 from resnet_ops.data.listing import File
 from resnet_ops.errors import PausedError, UserError
+from resnet_ops.formatting import first_names
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture", "image_bytes", "image_path", "file_name", "path", "bytes")
 NAMED = 8  # classes that a message names
@@ -75,7 +76,8 @@ def discover_parquet(
         if is_odd or any(own.names and not own.closed for part in parts.values() for own in part.labels):
             parts = {split: part.by_value() for split, part in parts.items()}
             notes += (
-                f"The {len(values):,} classes of {name} are the values of its labels: {_listed(map(str, values))}.",
+                f"The {len(values):,} classes of {name} are the values of its labels: "
+                f"{first_names(map(str, values), NAMED)}.",
             )
     data = {split: part.labeled_images() for split, part in parts.items()}
     return DiscoveredData(
@@ -206,8 +208,8 @@ def _other_classes(own: FileLabels, names: tuple[str, ...]) -> UserError | None:
     if same and own.names and len(set(own.names)) == len(own.names):
         return None
     return UserError(
-        f"{own.path} has the classes {_listed(own.names) or '(without names)'}; the first file has "
-        f"{_listed(names) or '(without names)'}.",
+        f"{own.path} has the classes {first_names(own.names, NAMED) or '(without names)'}; the first file has "
+        f"{first_names(names, NAMED) or '(without names)'}.",
         "Use the same classes in all files; their order may differ.",
     )
 
@@ -344,11 +346,6 @@ def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str, *,
     names = tuple(sorted(texts.drop_null().unique().to_pylist()))
     numbers = pc.index_in(texts, value_set=pa.array(names, pa.string())).fill_null(-1)
     return FileLabels(path, np.asarray(numbers.to_numpy()).astype(np.int64), names)
-
-
-def _listed(names: Iterable[str]) -> str:
-    first = list(islice(names, NAMED + 1))
-    return ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")
 
 
 class RowGroupCache:

@@ -52,6 +52,7 @@ from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.listing import File
 from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, decode_all, hash_all, map_chunks
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import first_names
 from resnet_ops.machine import memory_bytes
 from resnet_ops.run_records import DataRecord
 
@@ -65,7 +66,6 @@ STORED_SCALE = 256 / 224  # side of what training crops from to that of the crop
 SAMPLE_SIZE = 2000  # images whose mean and deviation stand for all where they are streamed
 SAMPLE_ROW_GROUPS = 20  # row groups that these are from, in Parquet
 COPIES_NAMED = 3  # test images that are also in another split, in a message
-CLASSES_NAMED = 10  # in the summary
 MAX_CONFLICTS = 0.5  # of the images with more than one label: with so many the folders are no classes
 MAX_LISTED = 20  # bad images that the record names
 
@@ -106,7 +106,7 @@ class Source:
         parts = [
             f"{count:,} {split}{held_out if split == 'validation' else ''}" for split, count in counts.items() if count
         ]
-        names = ", ".join(data.class_names[:CLASSES_NAMED]) + (", ..." if len(data.class_names) > CLASSES_NAMED else "")
+        names = first_names(data.class_names)
         contents = f"{data.name}: {', '.join(parts)} images of {len(data.class_names):,} classes: {names}."
         if not self.skipped:
             return (contents,)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from resnet_ops.class_metrics import TOP
 from resnet_ops.data.decode import DecodeError, decode
 from resnet_ops.data.loader import EVAL_BATCH, EVAL_BATCH_PIXELS
 from resnet_ops.data.parallel_decode import decode_rows
@@ -22,7 +23,6 @@ from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
 from resnet_ops.evaluation.labeled_images import LabeledSplit
 from resnet_ops.run_records import BadImage
 
-TOP = 5
 MOST_AT_ONCE = 4096  # images decoded before the network computes, of small ones
 MAX_LISTED = 20  # images that cannot be decoded, of which the reason is given
 T = TypeVar("T")

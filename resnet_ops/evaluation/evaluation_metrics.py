@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_fscore_support
 
-from resnet_ops.evaluation.classification import TOP, ClassifiedImages
+from resnet_ops.class_metrics import TOP, macro_scores
+from resnet_ops.evaluation.classification import ClassifiedImages
 from resnet_ops.evaluation.results import (
     CalibrationBin,
     ConfidenceLevel,
@@ -28,10 +29,7 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 def measure(classified: ClassifiedImages, class_names: Sequence[str]) -> EvaluationMetrics:
     """Measure what can be measured of classified images."""
     labels, predicted, correct = classified.labels, classified.predicted, classified.correct
-    present = np.unique(labels)
-    macro_precision, macro_recall, macro_f1, _ = precision_recall_fscore_support(
-        labels, predicted, labels=present, average="macro", zero_division=0
-    )
+    macro_precision, macro_recall, macro_f1 = macro_scores(labels, predicted)
     bins = calibration_bins(classified.confidence, correct)
     errors = [bin_.images * abs(bin_.confidence - bin_.accuracy) for bin_ in bins if bin_.confidence is not None]  # type: ignore[operator]
     top1 = float(correct.mean())

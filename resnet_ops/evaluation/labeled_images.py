@@ -239,7 +239,7 @@ def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, net
     if left_out:
         notes.append(
             f"Left out {image_count(sum(left_out.values()))} of classes that the network does not have: "
-            f"{', '.join(list(left_out)[:NAMED])}{', ...' if len(left_out) > NAMED else ''}."
+            f"{first_names(left_out, NAMED)}."
         )
     return replace(split, rows=rows, labels=labels[rows], left_out=left_out, notes=tuple(notes))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from resnet_ops.environment import with_variable
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.orchestration.connect import import_ray
 from resnet_ops.orchestration.ray_internals import job_client_class
@@ -74,7 +75,7 @@ def connect(address: str) -> Any:
     import_ray()
     client_class = job_client_class(TIMEOUT_S)
     # In Ray 2.60 the variables take precedence over the argument; the argument must.
-    with explain_errors(address), _environment(ADDRESS_VARIABLE, address):
+    with explain_errors(address), with_variable(ADDRESS_VARIABLE, address):
         return client_class(address, headers=headers)
 
 
@@ -186,16 +187,3 @@ def _server_error(address: str, text: str) -> UserError:
     lines = text.strip().rstrip(".").splitlines() or [""]
     last = lines[-1].strip() if "Traceback" in text else lines[0]  # of a traceback, the exception
     return UserError(f"The Ray job server at {address} failed: {last[:300]}.", "See its dashboard.log.", WORK_FAILED)
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

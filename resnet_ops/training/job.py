@@ -37,7 +37,6 @@ from resnet_ops.training.observer import Observer, follow
 from resnet_ops.training.preflight import (
     check_shares,
     check_training,
-    count_parameters,
     warn_of_double_balance,
     with_largest_batch,
 )
@@ -129,6 +128,8 @@ def train(
             config = with_largest_batch(config, source.record, placement, observer)
         report_defaults(requested, config, layout.device, observer)
         check_shares(config, layout.workers)
+        from resnet_ops.training.memory import count_parameters
+
         parameters = count_parameters(config, source.record)
         run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
         with run.lock():

@@ -1,4 +1,4 @@
-"""Measures the memory of a training: the largest batch that fits, for --auto-batch, and what a search's trial takes.
+"""Measures a training: parameters, the largest batch that fits in memory for --auto-batch, what a trial takes of it.
 
 Apart from `preflight`, for it imports torch.
 """
@@ -18,7 +18,6 @@ from resnet_ops.orchestration.allocation import Placement
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.gradient_checkpointing import checkpoint_blocks
 from resnet_ops.training.mixed_precision import autocast
-from resnet_ops.training.preflight import count_parameters
 
 SHARE = 0.8  # of the free memory that a batch may take
 SMALL, LARGER = 4, 12  # images in the two batches whose difference is measured
@@ -115,3 +114,13 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory_bytes()
+
+
+def count_parameters(config: TrainConfig, data: DataRecord) -> int:
+    """Count the parameters of the network that will be trained."""
+    # Built for real: torch's device "meta" costs nothing to build on, but 1 s to import.
+    return models.count_parameters(
+        models.build(
+            config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
+        )
+    )

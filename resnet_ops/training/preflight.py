@@ -262,15 +262,3 @@ def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placeme
     config = config.model_copy(update={"batch_size": batch_size, "freeze_batchnorm": freezes})
     check_steps(config, data)
     return config
-
-
-def count_parameters(config: TrainConfig, data: DataRecord) -> int:
-    """Count the parameters of the network that will be trained."""
-    from resnet_ops import models
-
-    # Built for real: torch's device "meta" costs nothing to build on, but 1 s to import.
-    return models.count_parameters(
-        models.build(
-            config.model, num_classes=len(data.class_names), in_channels=data.channels, shortcut=config.shortcut
-        )
-    )

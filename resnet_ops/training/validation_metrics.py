@@ -70,7 +70,7 @@ def more_metrics(answers: Tensor, classes: int) -> tuple[float, float, float]:
     label, predicted, in_top = answers[answers[:, 0] > 0].numpy().T
     if not len(label):
         return math.nan, math.nan, math.nan
-    return float(1 - in_top.mean()) if classes > TOP else math.nan, *macro_scores(label - 1, predicted)
+    return float(1 - in_top.mean()) if classes > TOP else math.nan, *macro_scores(label - 1, predicted)[1:]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from resnet_ops.runs import Run
 from resnet_ops.tracking.tracker import Tracker, check_service
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
-from resnet_ops.training.preflight import count_parameters
 from resnet_ops.training.start import store_weights
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import (
@@ -165,6 +164,8 @@ def search_space(
                 machines=kind.machines,
             )
             search.write(record)
+            from resnet_ops.training.memory import count_parameters
+
             training.begin(run, base, data, count_parameters(base, data), 1, slots.device)
             return _execute(search, record, slots, observer, started_at, kind)
 

@@ -32,7 +32,7 @@ from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.early_end import early_end
 from resnet_ops.training.image_preparation import with_sampled_statistics
-from resnet_ops.training.memory import free_bytes
+from resnet_ops.training.memory import count_parameters, free_bytes
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.training.start import start_weights, store_weights, with_start
@@ -231,7 +231,7 @@ class TrialWorker(tune.Trainable):
         requested, weights = start_weights(self._config(), self.task.device, Observer())
         _, config = preflight.check_training(requested, self.task.device)
         source, start = with_start(self._source(config), requested, weights, Observer())
-        parameters = preflight.count_parameters(config, source.record)
+        parameters = count_parameters(config, source.record)
         run = runs.create(self.run.path.parent, self.run.name, "", overwrite=False)
         store_weights(run, weights)
         return job.begin(run, config, source.record, parameters, 1, self.task.device, start)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.formatting import first_names
 
 STEM = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")  # what every network of ours has under one prefix
 AVERAGED = ("ema", "averaged", "swa")  # in names of weights that are an average over time
@@ -45,8 +46,7 @@ class StateDict:
             others = " or ".join(f"--weights-key {name}" for name in self.others if name)
             notes.append(f"Using the weights in {self.key or 'the file itself'}; others are there: {others}.")
         if self.left_out:
-            more = ", ..." if len(self.left_out) > MAX_NAMED else ""
-            notes.append(f"Left out, as no part of the network: {', '.join(self.left_out[:MAX_NAMED])}{more}.")
+            notes.append(f"Left out, as no part of the network: {first_names(self.left_out, MAX_NAMED)}.")
         return notes
 
 
