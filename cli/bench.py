@@ -30,7 +30,7 @@ def bench(options: Options, json: Json = False, debug: Debug = False) -> None:
     output = Output(json)
     config = options.make(BenchConfig)
     status = err.status("Measuring", spinner="dots")
-    with status if err.is_terminal else err:
+    with status if err.is_live else err:
         with importing():
             from resnet_ops.export import bench as library
 

@@ -30,8 +30,18 @@ if TYPE_CHECKING:
     from resnet_ops.run_records import DataRecord
 
 
+LABEL_WIDTH = 13  # characters of the labels of rows
+
+
 class WordConsole(Console):
     """A console that wraps sentences between words on a terminal; in a pipe, each stays one line."""
+
+    changes_in_place = True  # False with --no-progress
+
+    @property
+    def is_live(self) -> bool:
+        """Return whether what is shown may change in place, as bars do."""
+        return self.is_terminal and self.changes_in_place and not self.quiet
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does; `soft_wrap` marks a sentence."""
@@ -112,6 +122,19 @@ def table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         rows.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return rows
+
+
+def show_rows(console: WordConsole, rows: Iterable[tuple[str, str]]) -> None:
+    """Print rows of a label and a text, which is wrapped beside its label; in a pipe each is one line."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=LABEL_WIDTH, no_wrap=True, style="dim")
+    grid.add_column()
+    for label, text in rows:
+        if not console.is_terminal:
+            console.print(f"{label:<{LABEL_WIDTH}} {escape(printable(text))}", soft_wrap=True)
+        grid.add_row(label, escape(printable(text)))
+    if console.is_terminal:
+        console.print(grid)
 
 
 def image_counts(train: int, val: int, test: int) -> str:

@@ -108,7 +108,7 @@ def _progress() -> Progress:
         console=err,
         transient=True,
         expand=True,
-        disable=not err.is_terminal,
+        disable=not err.is_live,
     )
 
 

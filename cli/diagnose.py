@@ -32,7 +32,7 @@ def diagnose(options: Options, json: Json = False, debug: Debug = False) -> None
     output = Output(json)
     config = options.make(DiagnoseConfig)
     status = err.status("Reading", spinner="dots")
-    with status if err.is_terminal else err:
+    with status if err.is_live else err:
         with importing():
             from resnet_ops.export import diagnosis as library
 

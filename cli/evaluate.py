@@ -36,7 +36,7 @@ def evaluate(options: Options, json: Json = False, debug: Debug = False) -> None
     output = Output(json)
     config = options.make(EvaluateConfig)
     status = err.status("Evaluating", spinner="dots")
-    with status if err.is_terminal else err:
+    with status if err.is_live else err:
         with importing():
             from resnet_ops.evaluation import job as library
 

@@ -43,7 +43,7 @@ def export(
     config = options.make(ExportConfig)
     if not onnx:
         raise UserError("No export format given.", f"Use: resnet-ops export {config.run} --onnx")
-    with err.status("Exporting", spinner="dots") if err.is_terminal else err:
+    with err.status("Exporting", spinner="dots") if err.is_live else err:
         with importing():
             from resnet_ops.export import job
 

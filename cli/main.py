@@ -39,12 +39,23 @@ resnet-ops export first --onnx  # export it to ONNX
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the result and errors only; may also follow the command.")
+    ] = False,
+    no_progress: Annotated[
+        bool,
+        typer.Option("--no-progress", help="Print lines instead of bars and the like; may also follow the command."),
+    ] = False,
 ) -> None:
     """Show the version or the help if no command is given."""
+    err.quiet, err.changes_in_place = quiet, not no_progress
     if version:
         typer.echo(f"resnet-ops {resnet_ops.__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+ANYWHERE = {"--quiet", "-q", "--no-progress"}  # options of the root that may stand after the command too
 
 
 def main() -> NoReturn:
@@ -60,6 +71,8 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
+    anywhere = [argument for argument in arguments if argument in ANYWHERE]
+    arguments = [*anywhere, *(argument for argument in arguments if argument not in ANYWHERE)]
     signal.signal(signal.SIGTERM, _interrupt)  # of Slurm, Kubernetes and `kill`: end as with Ctrl-C
     try:
         environment.prepare(warn)

@@ -32,7 +32,7 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
     output = Output(json)
     config = options.make(PredictConfig)
     status = err.status("Classifying", spinner="dots")
-    with status if err.is_terminal else err:
+    with status if err.is_live else err:
         with importing():
             from resnet_ops.export import classifier as library
 

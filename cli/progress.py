@@ -2,51 +2,60 @@
 
 import threading
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from resnet_ops.class_metrics import SELECT_NAMES, metric_text
-from resnet_ops.config_base import as_options
-from resnet_ops.formatting import image_size, percent
+from resnet_ops.formatting import duration, percent
 from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.orchestration.trial_slots import TrialSlots
 from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
-from resnet_ops.training.observer import Observer
+from resnet_ops.training.observer import Observer, Overview
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 
-from .console import err, image_counts, table, warn
+from .console import err, image_counts, show_rows, table, warn
+from .epoch_rows import STAR, EpochRows
+
+STEPS_OF_ESTIMATE = 10  # after which the remaining time is told
+WORTH_TELLING_S = 60.0
+ROOM_FOR_SPEED, ROOM_FOR_LOSS = 72, 92  # characters of a terminal
 
 
 class TrainingProgress(Observer):
-    """Shows the progress of a training run. Called from the thread of the job and the main one."""
+    """Shows the progress of a training run. Called from the thread of the job and the main one.
+
+    The bar keeps epoch, share and remaining time at any width; speed and loss come where there is room for them.
+    """
 
     def __init__(self) -> None:
         self.record: RunRecord | None = None
-        self.last_epoch: Epoch | None = None
+        self.rows: EpochRows | None = None
+        self.began: tuple[float, int] | None = None  # when, after how many steps
+        self.is_estimated = self.has_header = False
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TaskProgressColumn(),
+            TextColumn("{task.fields[share]}"),
             TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
             console=err,
             transient=True,
             expand=True,
             refresh_per_second=4,
-            disable=not err.is_terminal,
+            disable=not err.is_live,
         )
-        self.task = self.bar.add_task("Loading PyTorch and Ray", total=None, numbers="")
+        self.task = self.bar.add_task("Loading PyTorch and Ray", total=None, share="", numbers="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -57,60 +66,70 @@ class TrainingProgress(Observer):
     ) -> None:
         self.bar.stop()
 
-    def run_created(self, run: Run, record: RunRecord) -> None:
+    def run_created(self, run: Run, record: RunRecord, overview: Overview | None = None) -> None:
         self.record = record
-        data, workers = record.data, "worker" if record.world_size == 1 else "workers"
-        options = " ".join(as_options(record.config.unusual()))
+        self.rows = EpochRows(record, err.width if err.is_terminal else None)
+        for epoch in run.epochs():  # of a run that is resumed
+            self.rows.row(epoch)
         report_milestone("created")
-        err.print(
-            f"[bold]{record.config.model}[/] ({record.parameters:,} parameters) on [bold]{escape(data.name)}[/]: "
-            f"{image_counts(data.train_images, data.val_images, data.test_images)} of "
-            f"{image_size(data.height, data.width)}, {len(data.class_names)} classes; "
-            f"{record.world_size} {record.device} {workers}; "
-            f"{escape(options)}{'; ' if options else ''}run "
-            f"[bold]{escape(run.name)}[/]",
-            soft_wrap=True,
-        )
-        err.print(f"augmentation: {record.augmentation}", soft_wrap=True)
+        if overview is None:
+            return
+        show_rows(err, overview.rows)
+        if overview.hint:
+            err.print(f"[green]hint:[/] {escape(overview.hint)}", soft_wrap=True)
 
     def warn(self, message: str) -> None:
         warn(message)
 
     def progress(self, progress: dict[str, Any]) -> None:
-        if self.record is None or "epoch" not in progress:
-            self.bar.update(self.task, description=escape(str(progress.get("stage", ""))))
-            return
-        epochs = self.record.config.epochs
-        val_error = self.last_epoch.val_error if self.last_epoch else None
-        val = "" if val_error is None else f", {percent(val_error, 1)} val"
-        self.bar.update(
-            self.task,
-            description=f"epoch {progress['epoch']}/{epochs}",
-            total=epochs * progress["steps"],
-            completed=(progress["epoch"] - 1) * progress["steps"] + progress["step"],
-            numbers=f"{progress['images_per_second']:,.0f} img/s  loss {progress['train_loss']:.3f}  "
-            f"error {percent(progress['train_error'], 1)} train{val}  ETA",
-        )
+        if self.record is not None and "epoch" in progress:
+            self._show_steps(progress)
+        elif "images" in progress:
+            rate = progress["images_per_second"]
+            left_s = (progress["images"] - progress["done"]) / rate if rate else None
+            self._update(
+                f"{progress['stage']} images",
+                progress["done"],
+                progress["images"],
+                left_s,
+                "" if rate is None else f"{rate:,.0f} images/s",
+            )
+        else:
+            self.bar.update(
+                self.task, description=escape(str(progress.get("stage", ""))), total=None, share="", numbers=""
+            )
+
+    def _show_steps(self, progress: dict[str, Any]) -> None:
+        assert self.record is not None
+        epochs, steps = self.record.config.epochs, progress["steps"]
+        done, now = (progress["epoch"] - 1) * steps + progress["step"], time.monotonic()
+        if self.began is None:
+            self.began = now, done
+        since, before = self.began
+        left_s = None
+        if done - before >= STEPS_OF_ESTIMATE:
+            left_s = (now - since) / (done - before) * (epochs * steps - done)
+            if not self.is_estimated and left_s > WORTH_TELLING_S:
+                show_rows(err, [("time", f"about {duration(left_s)}, by the first {done - before} steps")])
+            self.is_estimated = True
+        speed = f"{progress['images_per_second']:>9,.0f} images/s"
+        loss = f"  train loss {progress['train_loss']:7.4f}"
+        numbers = speed + loss if err.width >= ROOM_FOR_LOSS else speed if err.width >= ROOM_FOR_SPEED else ""
+        self._update(f"epoch {progress['epoch']:>{len(str(epochs))}}/{epochs}", done, epochs * steps, left_s, numbers)
+
+    def _update(self, what: str, done: int, total: int, left_s: float | None, numbers: str) -> None:
+        eta = "-:--:--" if left_s is None else str(timedelta(seconds=round(left_s)))
+        share = f"{done / max(total, 1):4.0%}  ETA {eta:>7}"
+        self.bar.update(self.task, description=what, completed=done, total=total, share=share, numbers=numbers)
 
     def epoch_done(self, epoch: Epoch) -> None:
-        self.last_epoch = epoch
-        if err.is_terminal or self.record is None:
+        if self.rows is None:
             return
-        width = len(str(self.record.config.epochs))
-        val = ""
-        if epoch.val_error is not None:
-            val = f"  val loss {epoch.val_loss:.4f} error {percent(epoch.val_error, 1):>6}{self._selected(epoch)}"
-        err.print(
-            f"epoch {epoch.epoch:{width}}/{self.record.config.epochs}  train loss {epoch.train_loss:.4f} "
-            f"error {percent(epoch.train_error, 1):>6}{val}  {epoch.images_per_second:>7,.0f} img/s",
-            soft_wrap=True,
-        )
-
-    def _selected(self, epoch: Epoch) -> str:
-        """Return the metric that the best epoch is chosen by, unless it is there already."""
-        select = self.record.config.select if self.record else "top1"
-        metric = epoch.selected_metric(select)
-        return "" if select in ("top1", "loss") or metric is None else f"  {metric_text(select, metric)}"
+        if not self.has_header:
+            err.print(f"[bold]{self.rows.header}[/]", soft_wrap=True)
+            self.has_header = True
+        row = self.rows.row(epoch)
+        err.print(f"[green]{row}[/]" if row.endswith(STAR) else row, soft_wrap=True)
 
 
 STATUS_COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
@@ -130,11 +149,11 @@ class SearchProgress(SearchObserver):
         self.started = time.monotonic()
         self.mutex = threading.Lock()
         self.live = Live(
-            get_renderable=self._render, console=err, refresh_per_second=4, transient=True, auto_refresh=err.is_terminal
+            get_renderable=self._render, console=err, refresh_per_second=4, transient=True, auto_refresh=err.is_live
         )
 
     def __enter__(self) -> Self:
-        if err.is_terminal:
+        if err.is_live:
             self.live.start()
         return self
 
@@ -173,7 +192,7 @@ class SearchProgress(SearchObserver):
             self.trials[trial.id] = trial
         if trial.has_ended and trial.id not in self.reported:
             self.reported.add(trial.id)
-            if not err.is_terminal:
+            if not err.is_live:
                 self._show_end(trial)
 
     def _show_end(self, trial: Trial) -> None:

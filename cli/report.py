@@ -40,7 +40,7 @@ def report(
     out = Output(json)
     runs_dir = options.make(RunsConfig).runs_dir
     paths = list(dict.fromkeys(_find(runs_dir, name).path for name in runs))
-    with err.status("Reporting", spinner="dots") if err.is_terminal else err:
+    with err.status("Reporting", spinner="dots") if err.is_live else err:
         with importing():
             from resnet_ops.reporting import run_report as library_report
 

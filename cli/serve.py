@@ -31,7 +31,7 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
     output = Output(json)
     config = options.make(ServeConfig)
     status, stopping = err.status("Starting", spinner="dots"), False
-    if err.is_terminal:
+    if err.is_live:
         status.start()
     try:
         with importing():

@@ -26,7 +26,7 @@ def validate(options: Options, json: Json = False, debug: Debug = False) -> None
     """
     output = Output(json)
     config = options.make(ValidateConfig)
-    with err.status("Validating", spinner="dots") if err.is_terminal else err:
+    with err.status("Validating", spinner="dots") if err.is_live else err:
         with importing():
             from resnet_ops.export import validate as library
 

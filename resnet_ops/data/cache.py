@@ -30,9 +30,11 @@ from resnet_ops.data.parallel_decode import (
     DecodedImages,
     DecodeOptions,
     ImageArray,
+    Report,
     broken_image_error,
     check_bad_count,
     decode_all,
+    do_not_report,
 )
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.run_records import BadImage
@@ -52,7 +54,9 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def cached_images(folder: Path, encoded: Callable[[], EncodedImages], options: DecodeOptions) -> DecodedImages:
+def cached_images(
+    folder: Path, encoded: Callable[[], EncodedImages], options: DecodeOptions, report: Report = do_not_report
+) -> DecodedImages:
     """Return the decoded images of `folder`, decoding and storing them if they are not there.
 
     Of several processes of one machine that need them at once one decodes. The pixels are memory-mapped, not read.
@@ -61,6 +65,7 @@ def cached_images(folder: Path, encoded: Callable[[], EncodedImages], options: D
         folder: The folder of these images alone.
         encoded: Returns the images to decode; called only if needed.
         options: How to decode them.
+        report: Called as images are decoded.
 
     Raises:
         UserError: As for `decode_all`, or the folder cannot be written.
@@ -73,7 +78,7 @@ def cached_images(folder: Path, encoded: Callable[[], EncodedImages], options: D
             with locks.exclusive(folder.with_suffix(".lock")):
                 decoded = _load(folder)  # another process may have written it meanwhile
                 if decoded is None:
-                    _write(folder, encoded(), options)
+                    _write(folder, encoded(), options, report)
                     decoded = _load(folder)
         except OSError as error:
             raise _write_error(folder, error) from None
@@ -123,7 +128,7 @@ def _write_error(path: Path, error: OSError) -> UserError:
     )
 
 
-def _write(folder: Path, encoded: EncodedImages, options: DecodeOptions) -> None:
+def _write(folder: Path, encoded: EncodedImages, options: DecodeOptions, report: Report) -> None:
     for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -131,7 +136,7 @@ def _write(folder: Path, encoded: EncodedImages, options: DecodeOptions) -> None
         shape = (len(encoded.labels), *options.crop.shape)
         pixels = np.lib.format.open_memmap(temporary / PIXELS, "w+", np.uint8, shape)
         _reserve(temporary / PIXELS)
-        decoded = decode_all(encoded, options, pixels)
+        decoded = decode_all(encoded, options, pixels, report)
         pixels.flush()
         if decoded.bad:
             _truncate(temporary / PIXELS, decoded.images.pixels.shape)

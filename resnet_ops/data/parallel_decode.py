@@ -21,6 +21,7 @@ from resnet_ops.machine import cores
 from resnet_ops.run_records import BadImage
 
 T = TypeVar("T")
+Report = Callable[[str, int, int], None]  # what is being done, to how many images so far, and of how many
 
 CHUNK = 64  # images that a thread reads and decodes at a time
 DECODED_BYTES = 64 * 2**20  # of images that `decode_rows` decodes at a time, as a whole split may not fit in memory
@@ -90,10 +91,17 @@ def map_chunks(images: int, function: Callable[[range], T]) -> Iterator[T]:
             pool.shutdown(cancel_futures=True)
 
 
-def hash_all(encoded: EncodedImages) -> np.ndarray:
+def do_not_report(stage: str, done: int, images: int) -> None:
+    """Report nothing."""
+
+
+def hash_all(encoded: EncodedImages, report: Report = do_not_report) -> np.ndarray:
     """Read all images and return their SHA-256, (N,) of 32 bytes."""
-    chunks = map_chunks(len(encoded.labels), lambda rows: [digest(image) for image in encoded.read(rows)])
-    return np.array([image_digest for chunk in chunks for image_digest in chunk], dtype="S32")
+    digests: list[bytes] = []
+    for chunk in map_chunks(len(encoded.labels), lambda rows: [digest(image) for image in encoded.read(rows)]):
+        digests += chunk
+        report("Reading", len(digests), len(encoded.labels))
+    return np.array(digests, dtype="S32")
 
 
 def decode_rows(encoded: EncodedImages, rows: np.ndarray, crop: CropSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -122,13 +130,19 @@ def decode_rows(encoded: EncodedImages, rows: np.ndarray, crop: CropSpec) -> Ite
             yield np.array([position for positions, _ in chunks for position in positions]), np.stack(pixels)
 
 
-def decode_all(encoded: EncodedImages, options: DecodeOptions, out: np.ndarray | None = None) -> DecodedImages:
+def decode_all(
+    encoded: EncodedImages,
+    options: DecodeOptions,
+    out: np.ndarray | None = None,
+    report: Report = do_not_report,
+) -> DecodedImages:
     """Decode a whole split.
 
     Args:
         encoded: The images.
         options: How to decode them.
         out: Array (N, H, W, C) uint8 for the pixels of all images; None for a new one.
+        report: Called as images are decoded.
 
     Raises:
         UserError: An image is broken and `options.strict`, more than `options.max_bad` are, or all of a class.
@@ -158,6 +172,7 @@ def decode_all(encoded: EncodedImages, options: DecodeOptions, out: np.ndarray |
     cut_images = 0
     for chunk_digests, broken, chunk_counts, cut in map_chunks(len(labels), decode_chunk):
         digests += chunk_digests
+        report("Decoding", len(digests), len(labels))
         counts += chunk_counts
         reasons.update(broken)
         cut_images += cut

@@ -7,7 +7,7 @@ is not in the cache. Which images a path holds is in discovery.py. Nothing here 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -50,7 +50,16 @@ from resnet_ops.data.dataset import (
 from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, read_header, wide_values
 from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.listing import File
-from resnet_ops.data.parallel_decode import DecodedImages, DecodeOptions, ImageArray, decode_all, hash_all, map_chunks
+from resnet_ops.data.parallel_decode import (
+    DecodedImages,
+    DecodeOptions,
+    ImageArray,
+    Report,
+    decode_all,
+    do_not_report,
+    hash_all,
+    map_chunks,
+)
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import first_names
 from resnet_ops.machine import memory_bytes
@@ -85,6 +94,7 @@ class Source:
         skipped: What of the data is not read.
         whole: Whether training images that are resized are kept whole, for random resized crops, and not cut at the
             center.
+        report: Called as images are read and decoded.
     """
 
     record: DataRecord
@@ -95,10 +105,24 @@ class Source:
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     whole: bool = False
+    report: Report = field(default=do_not_report, compare=False, repr=False)
 
     @property
     def summary(self) -> tuple[str, ...]:
         """The contents, in a line on splits and classes and, where something is not read, one on that."""
+        names, classes = first_names(self.record.class_names), len(self.record.class_names)
+        return f"{self.split_summary} of {classes:,} classes: {names}.", *self.skipped_summary
+
+    @property
+    def skipped_summary(self) -> tuple[str, ...]:
+        """A line on what is not read; () if all is."""
+        if not self.skipped:
+            return ()
+        return (f"Passed over: {summarize_skipped(self.skipped)}; first {self.skipped[0].name}.",)
+
+    @property
+    def split_summary(self) -> str:
+        """The dataset's name and the numbers of images of each split."""
         data = self.record
         counts = {"training": data.train_images, "validation": data.val_images, "test": data.test_images}
         fraction = val_fraction(self.config, self.splits)
@@ -106,11 +130,7 @@ class Source:
         parts = [
             f"{count:,} {split}{held_out if split == 'validation' else ''}" for split, count in counts.items() if count
         ]
-        names = first_names(data.class_names)
-        contents = f"{data.name}: {', '.join(parts)} images of {len(data.class_names):,} classes: {names}."
-        if not self.skipped:
-            return (contents,)
-        return contents, f"Passed over: {summarize_skipped(self.skipped)}; first {self.skipped[0].name}."
+        return f"{data.name}: {', '.join(parts)} images"
 
     @property
     def embedded(self) -> bool:
@@ -166,7 +186,11 @@ class Source:
     @cached_property
     def _digests(self) -> np.ndarray:
         train = self.splits["train"]
-        return hash_all(train) if self.embedded else cached_array(self._cache("digests"), lambda: hash_all(train))
+        return (
+            hash_all(train)
+            if self.embedded
+            else cached_array(self._cache("digests"), lambda: hash_all(train, self.report))
+        )
 
     @cached_property
     def _test_copies(self) -> np.ndarray:
@@ -244,7 +268,7 @@ class Source:
         options = self.decode_options(split)
         if self.embedded:
             return decode_all(self.encoded(split), options)
-        return cached_images(self._cache(split), lambda: self.encoded(split), options)
+        return cached_images(self._cache(split), lambda: self.encoded(split), options, self.report)
 
     def load(self, split: Split) -> ImageArray:
         """Return the pixels and labels of `decoded`."""

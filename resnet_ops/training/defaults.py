@@ -4,6 +4,7 @@ Each is named in the output, with its reason; what a user gives always counts in
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
@@ -46,12 +47,12 @@ def choose_network(config: TrainConfig, data: DataRecord, device: Device) -> tup
     if config.weights == IMAGENET_WEIGHTS:
         return imagenet_network(device), f"pretrained weights, {place}"
     if not are_photos(data):
-        return SMALL_IMAGES, size
+        return SMALL_IMAGES, f"for {size}"
     if device == "cpu":
-        return PHOTOS, f"{size}, {place}"
+        return PHOTOS, f"for {size}, {place}"
     return (
         PHOTOS if data.train_images < FEW_PHOTOS else MANY_PHOTOS
-    ), f"{data.train_images:,} images of {size}, {place}"
+    ), f"for {data.train_images:,} images of {size}, {place}"
 
 
 def with_recipe(config: TrainConfig, data: DataRecord) -> TrainConfig:
@@ -66,21 +67,44 @@ def with_recipe(config: TrainConfig, data: DataRecord) -> TrainConfig:
     return configure(**given | {"recipe": FINETUNE})
 
 
-def explain_choices(requested: TrainConfig, settled: TrainConfig, data: DataRecord, device: Device) -> Iterator[str]:
-    """Yield what was chosen and why, and what pretrained weights would bring; nothing of the embedded images."""
+@dataclass(frozen=True)
+class Choice:
+    """A choice that the user left to the defaults: of which option, what was chosen, and why, in a few words."""
+
+    option: str
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"--{self.option} {self.value}: {self.reason}."
+
+
+def explain_choices(requested: TrainConfig, settled: TrainConfig, data: DataRecord, device: Device) -> Iterator[Choice]:
+    """Yield what was chosen and why; nothing of the embedded images, of which it is known."""
     if requested.data in EMBEDDED:
         return
     if requested.model == AUTO:
         other_weights = requested.weights not in (None, IMAGENET_WEIGHTS)
         why = "that of the weights" if other_weights else choose_network(requested, data, device)[1]
-        yield f"Network {settled.model}: {why}; --model chooses another."
-    if settled.recipe != requested.recipe:
-        yield f"Recipe {settled.recipe}: photos and pretrained weights; options override it, --recipe chooses another."
-    if requested.weights is None and are_photos(data) and data.train_images < FEW_PHOTOS:
-        yield (
-            f"{data.train_images:,} photos are few to train from scratch: --weights {IMAGENET_WEIGHTS} begins from "
-            "ImageNet's, for more accuracy in fewer epochs."
-        )
+        yield Choice("model", settled.model, why)
+    if settled.recipe and settled.recipe != requested.recipe:
+        yield Choice("recipe", settled.recipe, "photos and pretrained weights")
+    if settled.batch_size != requested.batch_size:
+        few = f"{data.train_images:,} training images are too few for the default of {requested.batch_size}"
+        yield Choice("batch-size", str(settled.batch_size), few)
+    harm = mirroring_harm_of(data)
+    if harm and requested.flip is None:
+        yield Choice("flip", "off", f"no mirroring, as {harm}")
+
+
+def suggest_weights(requested: TrainConfig, data: DataRecord) -> str | None:
+    """Return what pretrained weights would bring; None where that is not known, or there are some."""
+    if requested.weights is not None or not are_photos(data) or data.train_images >= FEW_PHOTOS:
+        return None
+    return (
+        f"{data.train_images:,} photos are few to train from scratch: --weights {IMAGENET_WEIGHTS} begins from "
+        "ImageNet's, for more accuracy in fewer epochs."
+    )
 
 
 def freezes_batchnorm(config: TrainConfig, architecture: "Architecture", batch_size: int, workers: int) -> bool | None:
@@ -123,20 +147,7 @@ def report_defaults(requested: TrainConfig, settled: TrainConfig, device: str, o
         observer.warn(f"--precision {settled.precision} is slower than fp32 on most CPUs.")
 
 
-def warn_of_batch_size(requested: TrainConfig, settled: TrainConfig, data: DataRecord, observer: Observer) -> None:
-    """Warn where `check_training` chose another batch size than the default."""
-    if settled.batch_size != requested.batch_size:
-        few = f"{data.train_images:,} training images are too few for the default of {requested.batch_size}."
-        observer.warn(f"Using batch size {settled.batch_size}: {few}")
-
-
 def warn_of_mirroring(requested: TrainConfig, data: DataRecord, observer: Observer) -> None:
-    """Say where the names of classes decided that images are not mirrored, and warn where they speak against it."""
-    harm = mirroring_harm_of(data)
-    if harm is None:
-        return
-    if requested.flip is None:
-        if requested.data not in EMBEDDED:  # of which it is known
-            observer.warn(f"No horizontal flip, as {harm}; --flip turns it on.")
-    elif requested.flip:
+    """Warn where the names of classes speak against the mirroring that was asked for."""
+    if requested.flip and (harm := mirroring_harm_of(data)):
         observer.warn(f"Horizontal flip is on, but {harm}: --no-flip is probably more accurate.")

@@ -4,12 +4,14 @@ Imports torch only within functions: images that are not the same on all nodes a
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from resnet_ops.config import DATA_SETS, DataConfig, TrainConfig
+from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.dataset import SPLIT_NAMES
+from resnet_ops.data.parallel_decode import Report, do_not_report
 from resnet_ops.data.sources import Source, fingerprint_of
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
@@ -51,16 +53,16 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
 
     Of images that will be streamed, decode only a sample, for their mean and standard deviation.
     """
-    source = replace(source, whole=config.random_resized_crop)
+    source = replace(source, whole=config.random_resized_crop, report=_report_to(observer))
     if config.stream == "on":
         return _sampled(source, observer)
     if not source.embedded:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
     source = source.prepare()
-    for note in (*_summary(source), *source.notes):
+    for note in source.notes:
         observer.warn(note)
     settle_batch_size(config, source.record)  # some may have been left out
-    return source
+    return replace(source, report=do_not_report)
 
 
 def with_sampled_statistics(source: Source) -> Source:
@@ -76,9 +78,17 @@ def with_sampled_statistics(source: Source) -> Source:
     return replace(source, record=source.record.model_copy(update={"mean": mean, "std": std}))
 
 
-def _summary(source: Source) -> tuple[str, ...]:
-    """Return what was found; nothing of a dataset by name, of which it is known."""
-    return () if source.config.data in DATA_SETS else source.summary
+def _report_to(observer: Observer) -> Report:
+    """Return a function that reports to an observer how many images have been read or decoded, and how fast."""
+    began: dict[tuple[str, int], float] = {}
+
+    def report(stage: str, done: int, images: int) -> None:
+        now = time.monotonic()
+        elapsed_s = now - began.setdefault((stage, images), now)
+        rate = done / elapsed_s if elapsed_s else None
+        observer.progress({"stage": stage, "done": done, "images": images, "images_per_second": rate})
+
+    return report
 
 
 def _sampled(source: Source, observer: Observer) -> Source:
@@ -87,7 +97,7 @@ def _sampled(source: Source, observer: Observer) -> Source:
         splits = " and a ".join(f"{SPLIT_NAMES[split]} split" for split in source.left_out)
         avoided = "; --val-data avoids that" if source.left_out == ("val",) else ""
         read = f" All are read once now to hold out a {splits}{avoided}."
-    for note in (*_summary(source), *source.notes, *source.check_test_images()):
+    for note in (*source.notes, *source.check_test_images()):
         observer.warn(note)
     observer.warn(
         f"Streaming: decoded, the training images take {size(source.decoded_bytes)}; this machine has "

@@ -30,10 +30,11 @@ from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Sta
 from resnet_ops.runs import Run
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
-from resnet_ops.training.defaults import explain_choices, report_defaults, warn_of_batch_size, warn_of_mirroring
+from resnet_ops.training.defaults import explain_choices, report_defaults, suggest_weights, warn_of_mirroring
 from resnet_ops.training.early_end import early_end, extend
 from resnet_ops.training.image_preparation import check_every_node, decode_images
 from resnet_ops.training.observer import Observer, follow
+from resnet_ops.training.overview import describe
 from resnet_ops.training.preflight import (
     check_shares,
     check_training,
@@ -118,9 +119,8 @@ def train(
             source, start = with_start(source, requested, weights, observer)
             config = settle_head(requested, config, start)
             compare(source.record.fingerprint)
-        for choice in explain_choices(asked, config, source.record, layout.device):
-            observer.warn(choice)
-        warn_of_batch_size(requested, config, source.record, observer)
+        choices = tuple(explain_choices(asked, config, source.record, layout.device))
+        hint = suggest_weights(asked, source.record)
         warn_of_mirroring(requested, source.record, observer)
         warn_of_double_balance(config, observer)
         source = decode_images(source, config, observer)
@@ -135,7 +135,7 @@ def train(
         with run.lock():
             store_weights(run, weights)
             record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
-            observer.run_created(run, record)
+            observer.run_created(run, record, describe(source, record, choices, hint))
             with _followed(run, observer, tracked):
                 with _end_recorded(run, record, tracked):
                     from resnet_ops.training.launch import launch_workers
@@ -215,7 +215,7 @@ def resume(
                 "resumed": record.resumed + 1,
             }
             record = run.write(record.model_copy(update=update))
-            observer.run_created(run, record)
+            observer.run_created(run, record, describe(source, record))
             if extended:
                 run.log_event(extended)
                 observer.warn(extended)

@@ -6,6 +6,7 @@ Apart from `job`, so that a screen is up before torch is imported.
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from resnet_ops.errors import PausedError
@@ -13,11 +14,19 @@ from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
 
 
+@dataclass(frozen=True)
+class Overview:
+    """Rows, of a label and a text, of what a training is going to do; `hint` says what would be plainly better."""
+
+    rows: tuple[tuple[str, str], ...]
+    hint: str | None = None
+
+
 class Observer:
     """Receives the progress of a job, from a thread of its own; does nothing itself."""
 
-    def run_created(self, run: Run, record: RunRecord) -> None:
-        """Called when the checks have passed and the run directory exists."""
+    def run_created(self, run: Run, record: RunRecord, overview: Overview | None = None) -> None:
+        """Called when the checks have passed and the run directory exists; a run that is finished has no overview."""
 
     def warn(self, message: str) -> None:
         """Called with what the user should know, such as a damaged checkpoint that was skipped."""

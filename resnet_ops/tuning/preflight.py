@@ -5,7 +5,7 @@ The checks of each training are those of `training.preflight`.
 
 from typing import TYPE_CHECKING, Any
 
-from resnet_ops.config import AUTO, TrainConfig
+from resnet_ops.config import AUTO, DATA_SETS, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.machine import versions
@@ -115,8 +115,8 @@ def check_search(
         base, weights = start_weights(asked, slots.device, observer)
         source, settled = preflight.check_training(base, slots.device)
         chosen = base.model_copy(update={"model": settled.model})  # which is said of the space
-        for choice in defaults.explain_choices(chosen, settled, source.record, slots.device):
-            observer.warn(choice)
+        choices = list(defaults.explain_choices(chosen, settled, source.record, slots.device))
+        hint = defaults.suggest_weights(chosen, source.record)
         space = settle_space(space, settled, source.record, slots.device)
         for model in _models(space):
             base = base.model_copy(update={"model": model})
@@ -128,11 +128,17 @@ def check_search(
         compare(source.record.fingerprint)
     largest = max(_values(space, "batch_size") or [settled.batch_size])
     preflight.check_steps(settled.model_copy(update={"batch_size": largest}), source.record)
-    if not {"batch_size", "recipe"} & (space.searched.keys() | space.fixed.keys()):
-        defaults.warn_of_batch_size(base, settled, source.record, observer)
+    in_space = space.searched.keys() | space.fixed.keys()
+    for choice in choices:
+        if not {choice.option.replace("-", "_"), "recipe"} & in_space:
+            observer.warn(str(choice))
+    if hint:
+        observer.warn(hint)
     defaults.warn_of_mirroring(base, source.record, observer)
     searched = " where it is not searched" if space.searched.keys() & {"recipe", *AUGMENTATION} else ""
     observer.warn(f"Augmentation{searched}: {settled.augmentation(source.record.stored)}.")
+    for line in () if base.data in DATA_SETS else source.summary:
+        observer.warn(line)
     source = decode_images(source, settled, observer)
     own = {name: getattr(settled, name) for name in ("recipe", *Recipe.model_fields)}
     update = {"device": slots.device, **own}

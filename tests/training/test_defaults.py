@@ -13,7 +13,7 @@ from resnet_ops.formatting import image_size
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.run_records import StartRecord
-from resnet_ops.training.defaults import explain_choices
+from resnet_ops.training.defaults import explain_choices, suggest_weights
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.job import TrainResult
 from resnet_ops.training.observer import Observer
@@ -40,7 +40,7 @@ def images_of(digits: Source, size: tuple[int, int], images: int = 320) -> Sourc
 def check(source: Source, device: Device = "cpu", **options: object) -> tuple[TrainConfig, list[str]]:
     requested = configure(**{"data": "photos", **options})
     _, settled = check_training(requested, device, source)
-    return settled, list(explain_choices(requested, settled, source.record, device))
+    return settled, [*map(str, explain_choices(requested, settled, source.record, device))]
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_the_network_fits_images_and_device(
 ) -> None:
     settled, notes = check(images_of(digits, size, images), device, weights=weights)
     assert settled.model == model
-    assert notes[0].startswith(f"Network {model}: ")
+    assert notes[0].startswith(f"--model {model}: ")
     assert ("pretrained weights, on a" if weights else f"{image_size(*size)} pixels") in notes[0]
     asked, notes = check(images_of(digits, size, images), device, weights=weights, model="plain56")
     assert asked.model == "plain56"
-    assert not any("Network" in note for note in notes)
+    assert not any("--model" in note for note in notes)
 
 
 def test_photos_with_weights_get_the_recipe_and_whatever_is_typed_counts(digits: Source) -> None:
@@ -76,7 +76,7 @@ def test_photos_with_weights_get_the_recipe_and_whatever_is_typed_counts(digits:
     assert {name: getattr(settled, name) for name in recipe} == recipe
     assert settled.recipe == "finetune"
     assert settled.batch_size == 16  # as without a recipe: for 11 steps an epoch or more
-    assert "Recipe finetune: photos and pretrained weights" in notes[1]
+    assert "--recipe finetune: photos and pretrained weights." in notes
 
     # Also where it is the default, and where the recipe's other options do not go with it.
     default = TrainConfig.default("lr")
@@ -109,7 +109,7 @@ def test_others_get_no_recipe(digits: Source, size: tuple[int, int], options: di
     settled, notes = check(images_of(digits, size), **options)
     assert settled.recipe == options.get("recipe")
     assert settled.lr == TrainConfig.default("lr")
-    assert not any("Recipe" in note for note in notes)
+    assert not any("--recipe" in note for note in notes)
 
 
 def test_a_training_that_goes_on_keeps_what_it_began_with(digits: Source) -> None:
@@ -119,7 +119,8 @@ def test_a_training_that_goes_on_keeps_what_it_began_with(digits: Source) -> Non
 
 def test_few_photos_from_scratch_are_told_of_weights_and_others_are_not(digits: Source) -> None:
     def hinted(size: tuple[int, int], images: int, **options: object) -> bool:
-        return any("--weights imagenet begins" in note for note in check(images_of(digits, size, images), **options)[1])
+        hint = suggest_weights(configure(data="photos", **options), images_of(digits, size, images).record)
+        return hint is not None and "--weights imagenet begins" in hint
 
     assert hinted(PHOTO, 320)
     assert hinted(PHOTO, 19_999, model="resnet50")
