@@ -7,6 +7,7 @@ the last line of stdout is its JSON.
 import json
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -100,7 +101,7 @@ def warn(message: str) -> None:
 
 
 def report_error(error: BaseException, exit_code: int, as_json: bool, debug: bool) -> None:
-    """Print one line on stderr: what went wrong and what to do."""
+    """Print on stderr what went wrong and what to do: a line, or on a terminal two, wrapped between words."""
     if debug:
         traceback.print_exception(error)
     cause = error.cause if isinstance(error, UserError) else " ".join(str(error).split())
@@ -109,11 +110,23 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
     color = "\x1b[1;31m{}\x1b[0m" if err.is_terminal and not err.no_color else "{}"
     if as_json:
         report_milestone("ending")
-    # Not through rich, which would wrap the line and take [brackets] for markup.
-    sys.stderr.write(f"{color.format(status)}: {printable(readable(' '.join(f'{cause} {remedy}'.split())))}\n")
+    said, then = (printable(readable(" ".join(text.split()))) for text in (cause, remedy))
+    text = f"{said} {then}".rstrip()
+    if err.is_terminal:
+        first = " " * len(f"{status}: ")  # in whose place the status comes, in color
+        text = "\n".join(_fill(each, err.width, indent) for each, indent in ((said, first), (then, "  ")) if each)
+        text = text.removeprefix(first)
+    # Not through rich, which would take [brackets] for markup.
+    sys.stderr.write(f"{color.format(status)}: {text}\n")
     if as_json:
         details = error.details if isinstance(error, UserError) else {}
         print_json({"status": status, "exit_code": exit_code, "error": cause, "remedy": remedy, **details})
+
+
+def _fill(text: str, width: int, indent: str) -> str:
+    return textwrap.fill(
+        text, width, initial_indent=indent, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def table(*columns: str, title: str | None = None) -> Table:

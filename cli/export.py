@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.formatting import percent, size
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from resnet_ops.export.job import ExportResult
 
 EXAMPLES = """
-resnet-ops export mine --onnx  # the best checkpoint of run 'mine'
+resnet-ops export mine  # the best checkpoint of run 'mine'
 resnet-ops export mine --onnx --precision int8 --input raw  # quantized for CPUs, takes images of any size
 resnet-ops export mine --onnx --provider cuda  # verified on the GPU
 resnet-ops export weights.pth --classes imagenet.txt --data ~/imagenet --onnx
@@ -29,8 +28,11 @@ resnet-ops export weights.pth --classes imagenet.txt --data ~/imagenet --onnx
 def export(
     options: Options,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Export to ONNX (the only format so far).", rich_help_panel="Model")
-    ] = False,
+        bool,
+        typer.Option(
+            "--onnx", help="Export to ONNX, the only format so far.", rich_help_panel="Model", show_default=False
+        ),
+    ] = True,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -41,8 +43,6 @@ def export(
     """
     output = Output(json)
     config = options.make(ExportConfig)
-    if not onnx:
-        raise UserError("No export format given.", f"Use: resnet-ops export {config.run} --onnx")
     with err.status("Exporting", spinner="dots") if err.is_live else err:
         with importing():
             from resnet_ops.export import job

@@ -1,13 +1,16 @@
 """The exceptions whose text users read, their exit codes, and the suggestion of what was meant."""
 
+import contextlib
 import copy
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Self
 
 WORK_FAILED = 1
 BAD_REQUEST = 2
 INTERRUPTED = 130
+LIKE_A_PATH = 0.7  # as difflib measures it: photoz is 0.83 of photos
 
 
 class UserError(ValueError):
@@ -46,6 +49,18 @@ class UserError(ValueError):
 
 class PausedError(UserError):
     """An interruption by an outside cause, such as a full disk; the work can be resumed once that is gone."""
+
+
+def did_you_mean_path(path: Path) -> str:
+    """Return 'Did you mean X?' for the existing path most like one that does not exist, or '' when none is like it."""
+    with contextlib.suppress(OSError):
+        for missing in reversed((path, *path.parents)):
+            if not missing.exists():
+                rest, siblings = path.relative_to(missing), [each.name for each in missing.parent.iterdir()]
+                near = difflib.get_close_matches(missing.name, siblings, n=1, cutoff=LIKE_A_PATH)
+                meant = missing.with_name(near[0]) / rest if near else path
+                return f"Did you mean {meant}?" if near and meant.exists() else ""
+    return ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ from resnet_ops.data.image_kinds import FIRST_BYTES, LAYOUTS, describe_content, 
 from resnet_ops.data.label_table import is_table
 from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
-from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.errors import UserError, did_you_mean, did_you_mean_path
 
 PARQUET = ".parquet"
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}  # datasets that ship with this package
@@ -168,7 +168,7 @@ def _discover_one(data: str, option: str, config: DataConfig, *, for_training: b
         raise UserError(f"{option} {data} contains no images{summary and ': '}{summary}.", LAYOUTS)
     raise UserError(
         f"{option} {data}: no such path, and no dataset of that name.",
-        f"{did_you_mean(data, DATA_SETS)} Datasets by name: {', '.join(DATA_SETS)}.",
+        f"{did_you_mean(data, DATA_SETS) or did_you_mean_path(path)} Datasets by name: {', '.join(DATA_SETS)}.",
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from resnet_ops import formatting
 from resnet_ops.data.dataset import EncodedImages
-from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.errors import UserError, did_you_mean, did_you_mean_path
 
 MAX_CSV_BYTES, MAX_LINES = 64 * 2**20, 100_000  # some hundred images are enough
 SAMPLED = 20  # lines that show what is in a column
@@ -137,7 +137,8 @@ def _read_text(path: Path) -> str:
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"{path} {what}.", "Give a CSV of your program's answers: --outputs.")
+            near = did_you_mean_path(path)
+            raise UserError(f"{path} {what}.", f"{near} Give a CSV of your program's answers: --outputs.")
         if size > MAX_CSV_BYTES:
             raise UserError(
                 f"{path} has {formatting.size(size)}, more than the {formatting.size(MAX_CSV_BYTES)} that are read.",

@@ -18,7 +18,7 @@ from resnet_ops.data import listing
 from resnet_ops.data.decode import CropSpec, DecodeError, decode
 from resnet_ops.data.image_kinds import image_extensions, is_image
 from resnet_ops.data.parallel_decode import CHUNK, map_chunks
-from resnet_ops.errors import UserError
+from resnet_ops.errors import UserError, did_you_mean_path
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.config import PredictConfig, Provider
 from resnet_ops.export.exported_files import with_exported_file
@@ -194,7 +194,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         elif path.exists():
             images[path] = None
         else:
-            raise UserError(f"{path} does not exist.", "Give images, or folders that contain images.")
+            raise UserError(f"{path} does not exist.", f"{did_you_mean_path(path)} Give images, or folders of images.")
     if not images:
         searched = ", ".join(map(str, paths))
         extensions = ", ".join(sorted(image_extensions()))

@@ -18,7 +18,7 @@ from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.discovery import find_missing
 from resnet_ops.data.parallel_decode import decode_rows
 from resnet_ops.data.sources import Source, open_source
-from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.errors import UserError, did_you_mean, did_you_mean_path
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.files import to_path
@@ -79,7 +79,9 @@ def _locate_weights(config: ExportConfig, path: Path, warn: Warn) -> LocatedWeig
     if config.model is not None:
         located = locate(config.run, config.model, warn)
         if located is None:
-            raise UserError(f"File {path} does not exist.", "With --model, give a weights file.")
+            raise UserError(
+                f"File {path} does not exist.", f"{did_you_mean_path(path)} With --model, give a weights file."
+            )
         return located
     if config.run == IMAGENET_WEIGHTS:
         raise UserError(f"torchvision has {IMAGENET_WEIGHTS} weights of several networks.", "Add --model resnet50.")

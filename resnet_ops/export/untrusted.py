@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from resnet_ops import formatting
-from resnet_ops.errors import UserError
+from resnet_ops.errors import UserError, did_you_mean_path
 from resnet_ops.export import runtime
 from resnet_ops.export.exported_files import not_onnx
 from resnet_ops.export.metadata import ModelMetadata
@@ -54,7 +54,10 @@ def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise UserError(f"{path} {what}.", "Give a run, or an ONNX file, such as runs/NAME/export/model.onnx.")
+            near = did_you_mean_path(path)
+            raise UserError(
+                f"{path} {what}.", f"{near} Give a run, or an ONNX file, such as runs/NAME/export/model.onnx."
+            )
         if size > MAX_FILE_BYTES:
             raise UserError(
                 f"{path} has {formatting.size(size)}, more than an ONNX file can have.", "Give an ONNX file."

@@ -183,8 +183,7 @@ def test_runs_lists_what_is_there(cli: Cli, trained: job.TrainResult, tmp_path: 
     assert "No runs in" in cli("runs", "--runs-dir", tmp_path / "nothing").out
 
 
-def test_export_asks_for_a_format(cli: Cli, trained: job.TrainResult) -> None:
-    refused(cli("export", "trained"), "No export format given", "resnet-ops export trained --onnx")
+def test_bad_requests_for_an_export(cli: Cli, trained: job.TrainResult) -> None:
     refused(cli("export", "never", "--onnx", "--runs-dir", trained.run.path.parent), "Available: trained")
     refused(cli("export", "trained", "--onnx", "--opset", 12), "--opset", "13")
 
