@@ -36,7 +36,8 @@ COMMANDS = {  # by heading: name and summary of each command
         "report": "Write a self-contained HTML report about one or more runs: learning curves, confusion matrix, worst "
         "errors.",
         "recipes": "List the recipes for `train --recipe`, or show one.",
-        "runs": "List runs with network, dataset, status, accuracies and age, newest first.",
+        "runs": "List runs with network, dataset, status, accuracies and age, newest first; show, compare or delete "
+        "some.",
         "data": "Inspect datasets.",
         "doctor": "Check this machine: versions, devices, Ray, NCCL, ONNX Runtime providers.",
     },

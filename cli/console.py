@@ -110,11 +110,13 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
     color = "\x1b[1;31m{}\x1b[0m" if err.is_terminal and not err.no_color else "{}"
     if as_json:
         report_milestone("ending")
-    said, then = (printable(readable(" ".join(text.split()))) for text in (cause, remedy))
-    text = f"{said} {then}".rstrip()
+    cause_line, remedy_line = (printable(readable(" ".join(text.split()))) for text in (cause, remedy))
+    text = f"{cause_line} {remedy_line}".rstrip()
     if err.is_terminal:
         first = " " * len(f"{status}: ")  # in whose place the status comes, in color
-        text = "\n".join(_fill(each, err.width, indent) for each, indent in ((said, first), (then, "  ")) if each)
+        text = "\n".join(
+            _fill(each, err.width, indent) for each, indent in ((cause_line, first), (remedy_line, "  ")) if each
+        )
         text = text.removeprefix(first)
     # Not through rich, which would take [brackets] for markup.
     sys.stderr.write(f"{color.format(status)}: {text}\n")

@@ -204,6 +204,22 @@ class RunsConfig(Config):
     ] = Path("runs")
 
 
+class RunListConfig(RunsConfig):
+    """Choose the runs to list, and their order."""
+
+    sort: Annotated[
+        Literal["updated", "created", "name", "accuracy"],
+        option("Order: the last updated or created first, by name, or the highest validation accuracy first."),
+    ] = "updated"
+    status: Annotated[
+        Literal["running", "finished", "interrupted", "preempted", "failed"] | None,
+        option("List runs of this status only."),
+    ] = None
+    match: Annotated[
+        str | None, option("List runs whose name, network or dataset contains this text only.", metavar="TEXT")
+    ] = None
+
+
 class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):  # in the reverse order of its options
     """A whole training run: what `run.json` stores and each worker receives."""
 

@@ -278,3 +278,9 @@ class RunList(Result):
 
     runs_dir: files.Place = Field(description="The folder.")
     runs: tuple[RunSummary, ...] = Field(description="Its runs, the newest first.")
+
+
+class DeletedRuns(Result):
+    """Runs that were deleted."""
+
+    deleted: tuple[files.Place, ...] = Field(description="Their folders.")

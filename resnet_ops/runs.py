@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from resnet_ops import files, locks
+from resnet_ops.config import RunListConfig
 from resnet_ops.config_base import check_run_name, check_text
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
@@ -234,11 +235,25 @@ def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
     raise UserError(f"{runs_dir} has too many runs called {stem}.", "Choose a --name.")
 
 
+def delete(run: Run) -> None:
+    """Delete a run with all its files.
+
+    Raises:
+        UserError: It is not a run, or another process is training it.
+    """
+    run.read_as_written()
+    _remove(run)
+
+
 def _clear(run: Run, overwrite: bool) -> None:
     if _never_began(run):
         files.remove_tree(run.path)
         return
     _check_replaceable(run, overwrite)
+    _remove(run)
+
+
+def _remove(run: Run) -> None:
     with run.lock():
         if files.is_remote(run.path):
             files.remove_tree(run.path)
@@ -321,13 +336,37 @@ def summarize(runs_dir: Path, warn: Callable[[str], None] = lambda _: None) -> R
     summaries = []
     for run in in_folder(runs_dir):
         try:
-            summaries.append(_summary(run, run.read()))
+            summaries.append(summary_of(run, run.read()))
         except UserError as error:
             warn(str(error))
     return RunList(runs_dir=runs_dir.absolute(), runs=tuple(summaries))
 
 
-def _summary(run: Run, record: RunRecord) -> RunSummary:
+def list_runs(config: RunListConfig, warn: Callable[[str], None] = lambda _: None) -> RunList:
+    """Summarize the runs that `config` asks for, in its order; pass `warn` a message about each damaged one.
+
+    Raises:
+        UserError: As `summarize`.
+    """
+
+    def is_asked_for(run: RunSummary) -> bool:
+        matches = config.match is None or any(config.match in text for text in (run.name, run.model, run.data))
+        return matches and config.status in (None, run.status)
+
+    order: dict[str, Callable[[RunSummary], Any]] = {
+        "updated": lambda run: -run.updated.timestamp(),
+        "created": lambda run: -run.created.timestamp(),
+        "name": lambda run: run.name,
+        "accuracy": lambda run: -1.0 if run.best_val_accuracy is None else -run.best_val_accuracy - 1,
+    }
+    everything = summarize(config.runs_dir, warn)
+    return everything.model_copy(
+        update={"runs": tuple(sorted(filter(is_asked_for, everything.runs), key=order[config.sort]))}
+    )
+
+
+def summary_of(run: Run, record: RunRecord) -> RunSummary:
+    """Summarize a run whose record has been read."""
     epochs = record.curve(run.epochs())
     best = record.best_of(epochs)
     return RunSummary(

@@ -12,7 +12,6 @@ IN_EVERY_ROOM = {"__init__", "config", "job", "preflight", "results"}
 SHORT_ON_PURPOSE: dict[str, str] = {
     "cli/doctor.py": "one file for each command",
     "cli/recipes.py": "one file for each command",
-    "cli/runs.py": "one file for each command",
     "resnet_ops/__main__.py": "Python asks for it",
     "resnet_ops/results.py": "below everything that returns a result",
 }

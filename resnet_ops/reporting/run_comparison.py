@@ -1,0 +1,140 @@
+"""What is recorded of a run, and how runs differ: in their options, and in their accuracies beyond chance."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from resnet_ops import files
+from resnet_ops.cluster_config import ClusterConfig
+from resnet_ops.config import RunsConfig, TrainConfig
+from resnet_ops.errors import UserError
+from resnet_ops.results import Result
+from resnet_ops.run_records import Epoch, RunRecord, RunSummary
+from resnet_ops.runs import Run, summary_of
+from resnet_ops.significance import MeasuredAccuracy, compare
+
+# Where a run is and what it is called makes it no other training.
+NOT_COMPARED = {
+    *ClusterConfig.model_fields,
+    *RunsConfig.model_fields,
+    "name",
+    "track",
+    "checkpoint_every",
+    "num_to_keep",
+}
+
+
+class RunDescription(RunSummary):
+    """A run, with what it is in full."""
+
+    parameters: int = Field(description="Number of parameters of the network.")
+    device: str = Field(description="cpu or cuda.")
+    world_size: int = Field(description="Number of workers.")
+    host: str = Field(description="Host of the command that started it.")
+    versions: dict[str, str] = Field(description="Versions of the libraries that it was started with.")
+    augmentation: str = Field(description="Augmentation of the training images, in words.")
+    options: dict[str, Any] = Field(description="Training options that differ from their defaults.")
+    training_s: float = Field(description="Seconds that its epochs took in all.")
+    best_weights: files.Place | None = Field(description="The weights of the best epoch.")
+    onnx: tuple[files.Place, ...] = Field(description="Exported files that were verified.")
+    curve: tuple[Epoch, ...] = Field(description="The metrics of each epoch.")
+
+
+class AccuracyDifference(Result):
+    """Test of whether one run is better than another, on the validation images of both."""
+
+    better: str = Field(description="Name of the run of the higher accuracy.")
+    worse: str = Field(description="Name of the other one.")
+    difference: float = Field(description="Of their top-1 accuracies, from 0 to 1.")
+    p_value: float = Field(description="Of an exact test, corrected for the number of pairs (Holm 1979).")
+    beyond_chance: bool = Field(description="Whether it is more than chance explains, at the level of 5%.")
+
+
+class RunComparison(Result):
+    """Some runs beside each other."""
+
+    runs: tuple[RunSummary, ...]
+    options: dict[str, tuple[Any, ...]] = Field(description="Options in which they differ: the value of each run.")
+    differences: tuple[AccuracyDifference, ...] = Field(
+        description="Of each pair of runs with the same validation images, the largest first."
+    )
+    tests: str = Field(description="Which tests these are; empty where there are none.")
+
+
+def describe_run(run: Run) -> RunDescription:
+    """Describe a run by what is recorded in its directory.
+
+    Raises:
+        UserError: There is no run, or run.json is damaged.
+    """
+    record = run.read()
+    curve = record.curve(run.epochs())
+    weights = run.best / "model.safetensors"
+    exported = sorted(path for path in files.listed(run.export) if path.suffix == ".onnx")
+    return RunDescription(
+        **dict(summary_of(run, record)),
+        parameters=record.parameters,
+        device=record.device,
+        world_size=record.world_size,
+        host=record.host,
+        versions=record.versions,
+        augmentation=record.augmentation,
+        options=record.config.unusual(),
+        training_s=sum(epoch.seconds for epoch in curve),
+        best_weights=weights if files.is_file(weights) else None,
+        onnx=tuple(exported),
+        curve=tuple(curve),
+    )
+
+
+def compare_runs(runs: Sequence[Run]) -> RunComparison:
+    """Compare two or more runs.
+
+    Raises:
+        UserError: There is but one, one does not exist, or its run.json is damaged.
+    """
+    if len({run.path for run in runs}) < 2:
+        raise UserError("Two runs are needed to compare.", "List them with: resnet-ops runs")
+    records = [run.read() for run in runs]
+    summaries = tuple(summary_of(run, record) for run, record in zip(runs, records, strict=True))
+    differences, tests = _differences(runs, records, summaries)
+    return RunComparison(runs=summaries, options=_differing_options(records), differences=differences, tests=tests)
+
+
+def _differing_options(records: Sequence[RunRecord]) -> dict[str, tuple[Any, ...]]:
+    names = [name for name in TrainConfig.model_fields if name not in NOT_COMPARED]
+    values = {name: tuple(getattr(record.config, name) for record in records) for name in names}
+    return {name: of_each for name, of_each in values.items() if any(value != of_each[0] for value in of_each)}
+
+
+def _differences(
+    runs: Sequence[Run], records: Sequence[RunRecord], summaries: Sequence[RunSummary]
+) -> tuple[tuple[AccuracyDifference, ...], str]:
+    """Test the runs that were validated on the same images as the first one that was."""
+    validated = [
+        (run, record.data, summary.best_val_accuracy)
+        for run, record, summary in zip(runs, records, summaries, strict=True)
+        if summary.best_val_accuracy is not None
+    ]
+    measured = {
+        run: MeasuredAccuracy.of(accuracy, data.val_images, run.val_correct())
+        for run, data, accuracy in validated
+        if (data.fingerprint, data.val_images) == (validated[0][1].fingerprint, validated[0][1].val_images)
+    }
+    if len(measured) < 2:
+        return (), ""
+    tests, differences = compare(measured), []
+    for pair, p_value in tests.corrected.items():
+        better, worse = sorted(pair, key=lambda run: -measured[run].correct)
+        points = measured[better].correct - measured[worse].correct
+        differences.append(
+            AccuracyDifference(
+                better=better.name,
+                worse=worse.name,
+                difference=points / measured[better].images,
+                p_value=p_value,
+                beyond_chance=tests.differ(better, worse),
+            )
+        )
+    return tuple(sorted(differences, key=lambda each: -each.difference)), tests.name
