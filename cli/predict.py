@@ -1,5 +1,6 @@
 """`resnet-ops predict`: classifies images with an exported file, and shows the classes as a table."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import typer
@@ -7,10 +8,10 @@ from rich.markup import escape
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.config import PredictConfig
-from resnet_ops.formatting import percent
+from resnet_ops.formatting import percent, printable
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, report_error, table
+from .console import Output, err, report_error, short, table
 from .startup import importing, process_started_at
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 EXAMPLES = """
 resnet-ops predict model.onnx photo.jpg  # the most likely class
 resnet-ops predict model.onnx folder/ --top 5  # all images in a folder, the five most likely classes each
+resnet-ops predict my-run photos/ --output classes.csv  # as a table, for other programs
+resnet-ops predict my-run photos/ --copy-to sorted  # as sorted/cat/1.jpg, sorted/dog/2.jpg...
 resnet-ops predict model.onnx folder/ --json | jq '.predictions[] | [.path, .top[0].class]'
 """
 
@@ -35,12 +38,25 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
     with status if err.is_live else err:
         with importing():
             from resnet_ops.export import classifier as library
+            from resnet_ops.export import prediction_files
+
+        prediction_files.check_outputs(config.output, config.copy_to)
 
         def progress(done: int, total: int) -> None:
             status.update(f"Classifying: {done:,} of {total:,} images")
 
         result = library.predict(config, progress, process_started_at())
-    _show(output, result)
+    if config.output is not None:
+        prediction_files.write_table(config.output, result.predictions, config.top)
+    if config.copy_to is not None:
+        prediction_files.copy_images(config.copy_to, result.predictions)
+    if config.output is None and config.copy_to is None:
+        _show(output, result)
+    else:
+        _show_counts(output, result)
+        for written in (config.output, config.copy_to):
+            if written is not None:
+                output.show(f"Written: {escape(short(written.absolute()))}")
     if result.failed:
         first = next(prediction for prediction in result.predictions if prediction.error)
         refusal = UserError(
@@ -51,6 +67,14 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
     output.end(result)
     if result.failed:
         raise typer.Exit(WORK_FAILED)
+
+
+def _show_counts(output: Output, result: "PredictResult") -> None:
+    rows = table("class", ">images")
+    counts = Counter(prediction.top[0].name for prediction in result.predictions if prediction.top)
+    for name, count in counts.most_common():
+        rows.add_row(escape(printable(name)), f"{count:,}")
+    output.show(rows)
 
 
 def _show(output: Output, result: "PredictResult") -> None:

@@ -230,6 +230,20 @@ class PredictConfig(UseConfig):
 
     images: Annotated[tuple[Path, ...], option("Images, or folders to search for images recursively.", min_length=1)]
     top: Annotated[Positive, option("Number of classes to return for each image (top-k).")] = 1
+    output: Annotated[
+        Path | None, option("Write the predictions to this file: .csv or .jsonl (JSON lines).", metavar="FILE")
+    ] = None
+    copy_to: Annotated[
+        Path | None,
+        option("Copy each image into a folder of its likeliest class within this new folder.", metavar="FOLDER"),
+    ] = None
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_table(cls, output: Path | None) -> Path | None:
+        if output is not None and output.suffix.lower() not in (".csv", ".jsonl"):
+            raise ValueError("must end in .csv or .jsonl")
+        return output
 
 
 class DiagnoseConfig(UseConfig):

@@ -1,5 +1,7 @@
 """`predict` gives the outputs of the network for each image; broken images have an error and the rest goes on."""
 
+import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from PIL import Image
 
 from resnet_ops.export import classifier as library
 from resnet_ops.export.classifier import Classifier
+from resnet_ops.export.prediction_files import as_file_name
 from tests.conftest import DigitFiles, Ended
 
 Cli = Callable[..., Ended]
@@ -122,3 +125,41 @@ def test_images_are_read_as_they_are_needed(
     *_, last = answers
     assert first.top
     assert "No such file" in last.error
+
+
+def test_predictions_become_tables_and_folders(
+    cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
+) -> None:
+    for number, part in enumerate(("a", "b")):  # two images of one name
+        (tmp_path / "in" / part).mkdir(parents=True)
+        shutil.copy(digit_images[number], tmp_path / "in" / part / "1.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    here = ("predict", digit_files.normalized, tmp_path / "in", "--top", 2)
+    table, lines, folder = tmp_path / "classes.csv", tmp_path / "classes.jsonl", tmp_path / "sorted"
+    ended = cli(*here, "--output", table, "--copy-to", folder, "--json")
+    assert ended.code == 1  # one could not be decoded
+    predictions = ended.json["predictions"]
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
+    for row, prediction in zip(rows, predictions, strict=True):
+        top = prediction.get("top") or [{"class": "", "probability": ""}] * 2
+        assert (row["path"], row["class"], row["class_2"]) == (prediction["path"], top[0]["class"], top[1]["class"])
+        assert bool(row["error"]) == bool(prediction.get("error"))
+        assert row["error"] or float(row["probability"]) == pytest.approx(top[0]["probability"], abs=1e-6)
+    assert cli(*here, "--output", lines).code == 1
+    assert [json.loads(line) for line in lines.read_text().splitlines()] == predictions
+    copied = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert sorted(copied.values()) == sorted(Path(row["path"]).read_bytes() for row in predictions)
+    classes = {row["top"][0]["class"] for row in predictions if row.get("top")}
+    assert {path.parts[0] for path in copied} == {*classes, "_not_decoded"}
+    for wrong in (("--output", tmp_path / "a.txt"), ("--output", tmp_path / "no" / "a.csv"), ("--copy-to", folder)):
+        assert cli(*here, *wrong).code == 2
+
+
+@pytest.mark.parametrize("name", ["..", "../../etc", "a/b", ".", "", "\0", "a\nb", "/", "é" * 300, "C:\\x"])
+def test_a_class_of_any_name_is_one_folder(tmp_path: Path, name: str) -> None:
+    """Names are those of a file that anyone may have made."""
+    folder = tmp_path / "in" / as_file_name(name)
+    folder.mkdir(parents=True)
+    assert folder.resolve().parent == (tmp_path / "in").resolve()
