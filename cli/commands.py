@@ -13,6 +13,8 @@ from .help import Command, Group
 
 COMMANDS = {  # by heading: name and summary of each command
     "Train": {
+        "init": "Write a recipe for your images: what `train` would choose and why, and every other option as a "
+        "comment.",
         "train": "Train a plain or residual network with Ray and keep the best checkpoint.",
         "tune": "Search depth, learning rate and other hyperparameters, and keep the best network.",
         "study": "Reproduce an experiment of the ResNet paper: many training runs, figures, a table and a verdict.",

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from resnet_ops.config_base import Config, Declaration, declarations
 from resnet_ops.errors import UserError
 
+from . import completion
 from .console import short
 
 C = TypeVar("C", bound=Config)
@@ -30,7 +31,12 @@ Json = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Resume = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Resume where it stopped, from its last checkpoint.", rich_help_panel="Run"),
+    typer.Option(
+        metavar="NAME",
+        help="Resume where it stopped, from its last checkpoint.",
+        rich_help_panel="Run",
+        autocompletion=completion.BY_NAME["resume"],
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing run of the same name.", rich_help_panel="Run")
@@ -125,7 +131,7 @@ def _parameter(config: type[Config], name: str, declaration: Declaration, positi
     settings: dict[str, Any] = {
         "help": info.description,
         "metavar": name.upper() if positional else "|".join(choices) or declaration.metavar or METAVARS.get(kind),
-        "autocompletion": (lambda: choices) if choices else None,
+        "autocompletion": (lambda: choices) if choices else completion.BY_NAME.get(name),
         "envvar": declaration.envvar,
         "show_default": default is not None,
     }

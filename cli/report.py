@@ -13,6 +13,7 @@ from resnet_ops.runs import Run
 
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, accuracy_cells, accuracy_legend, err, short, table, warn
+from .runs import Names
 from .startup import importing, process_started_at
 
 EXAMPLES = """
@@ -23,7 +24,7 @@ resnet-ops report plain56-digits resnet56-digits -o depth.html  # compare two ru
 
 @options_of(RunsConfig)
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Names of runs, or paths of their folders.")],
+    runs: Names,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE.html", help="File to write; replaced if it exists.")
     ] = Path("report.html"),

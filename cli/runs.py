@@ -14,6 +14,7 @@ from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
 from resnet_ops.formatting import duration, percent
 from resnet_ops.run_records import DeletedRuns, RunSummary
 
+from . import completion
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, accuracy_cells, accuracy_legend, ago, short, show_rows, table, warn
 from .help import Command, Group
@@ -32,7 +33,12 @@ COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "pree
 COLUMNS = ("name", "model", "data", "status", "epochs", "chosen", "last", "test", "when")
 RIGHT = ("epochs", "chosen", "last", "test")
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12  # characters
-Names = Annotated[list[str], typer.Argument(metavar="RUN", help="Names of runs, or paths of their folders.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN", help="Names of runs, or paths of their folders.", autocompletion=completion.BY_NAME["runs"]
+    ),
+]
 
 app = typer.Typer(cls=Group, add_completion=False, epilog=EXAMPLES)
 
@@ -88,7 +94,12 @@ def _cells(run: RunSummary) -> dict[str, str]:
 @app.command(cls=Command, epilog=EXAMPLES)
 @options_of(RunsConfig)
 def show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or path of its folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Name of a run, or path of its folder.", autocompletion=completion.BY_NAME["runs"]
+        ),
+    ],
     plot: Annotated[bool, typer.Option("--plot", help="Draw its learning curves.")] = False,
     *,
     options: Options,
