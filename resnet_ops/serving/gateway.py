@@ -62,7 +62,10 @@ class Gateway:
                 timeout_graceful_shutdown=CLOSE_S,
             )
         )
-        self._serving = asyncio.create_task(self._server.serve([listen(host, port)]))
+        listener = listen(host, port)
+        listener.listen(BACKLOG)
+        self.port: int = listener.getsockname()[1]
+        self._serving = asyncio.create_task(self._server.serve([listener]))
         self._sweeping = asyncio.create_task(limiter.sweep())
 
     async def stop(self, within_s: float) -> int:
