@@ -15,9 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from resnet_ops.serving.app import CLASSIFY, build_app, refusal
 from resnet_ops.serving.connections import IDLE_S, Connection, ConnectionLimiter
-from resnet_ops.serving.limits import Refusal, Served, ServiceLimits
+from resnet_ops.serving.limits import Answer, Refusal, Served, ServiceLimits
 from resnet_ops.serving.location import listen
-from resnet_ops.serving.replica import Answer
 from resnet_ops.serving.service import InferenceService
 
 CLOSE_S = 2  # for the last answers to leave

@@ -28,6 +28,8 @@ from resnet_ops.serving.limits import Served, ServiceLimits
 
 APPLICATION = "resnet-ops"
 DRAIN_S = 30.0  # for the requests in progress
+REPLY_S = 10.0  # for a gateway to close then
+REPLICA_STOP_S = 1.0  # for a replica, which has no requests then
 LISTEN_S = 30.0
 GROUP_SIGNAL_S = 0.2  # until a signal to a process group has reached all of its processes
 POLL_S = 1.0
@@ -97,7 +99,7 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
         resources = location.resources_per_replica(config.replicas, provider)
         threads = max(1, int(resources["num_cpus"]))
         nodes = location.listening_nodes(config.host)
-        urls = tuple(location.service_url(each, port) for each in nodes.values())
+        urls = tuple(location.service_url(each, port) for each in nodes)
         fetch = partial(ray.get, ray.put(content))
         deployment = _deployment(config, resources)
         limits = _limits(config)
@@ -109,7 +111,7 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
             replicas = _run(application)
             provider_name = replicas.provider.remote().result()
             served = Served(config.file.name, metadata, provider_name)
-            gateways = _start_gateways(nodes, replicas, served, limits, config.host, port)
+            gateways = _start_gateways(nodes.values(), replicas, served, limits, config.host, port)
             _wait_for_answer(urls[0])
             yield ServeResult(
                 url=urls[0],
@@ -122,11 +124,7 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
                 threads=threads,
                 metadata=metadata,
             )
-            unanswered = sum(ray.get([gateway.stop.remote(DRAIN_S) for gateway in gateways]))
-            if unanswered:
-                raise UserError(
-                    f"{unanswered} requests were not answered within {DRAIN_S:.0f} seconds.", exit_code=WORK_FAILED
-                )
+            _stop(gateways)
         finally:
             if not started_ray_is_gone():  # Ray would wait a minute for itself, and then end this process
                 for gateway in gateways:
@@ -158,7 +156,7 @@ def _deployment(config: ServeConfig, resources: dict[str, float]) -> Any:
         ray_actor_options=resources,
         max_ongoing_requests=config.max_waiting,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=REPLICA_STOP_S,
         max_constructor_retry_count=1,
     )
 
@@ -190,6 +188,24 @@ def _start_gateways(nodes: Collection[str], *arguments: Any) -> list[Any]:
     except ray.exceptions.RayError as error:
         raise _not_started(error) from error
     return gateways
+
+
+def _stop(gateways: list[Any]) -> None:
+    """Let the gateways answer what has begun.
+
+    Raises:
+        UserError: Some of it was not answered.
+    """
+    import ray
+
+    try:
+        unanswered = ray.get([gateway.stop.remote(DRAIN_S) for gateway in gateways], timeout=DRAIN_S + REPLY_S)
+    except ray.exceptions.RayError as error:
+        raise UserError(f"The service did not stop in order: {_reason(error)}.", exit_code=WORK_FAILED) from error
+    if sum(unanswered):
+        raise UserError(
+            f"{sum(unanswered)} requests were not answered within {DRAIN_S:.0f} seconds.", exit_code=WORK_FAILED
+        )
 
 
 def _not_started(error: Exception) -> UserError:

@@ -27,6 +27,14 @@ class Refusal:
     message: str
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The most likely classes of an image; `batch` is the size of its batch, told to one image of each."""
+
+    ranked: list[tuple[str, float]]
+    batch: int | None
+
+
 class RefusedError(Exception):
     """A request that is refused."""
 

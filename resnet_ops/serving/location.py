@@ -125,13 +125,13 @@ def check_no_other_service() -> None:
 
 
 def listening_nodes(host: str) -> dict[str, str]:
-    """Return the nodes that listen, the URL's host by the node's id: all if `host` means any address, else this one."""
+    """Return the nodes that listen, by the host of their URL: one of each machine if `host` means any address."""
     import ray
 
     if host in ANY_HOST:
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
-    return {ray.get_runtime_context().get_node_id(): host}
+        return {node["NodeManagerAddress"]: node["NodeID"] for node in nodes if node["Alive"]}
+    return {host: ray.get_runtime_context().get_node_id()}
 
 
 def service_url(host: str, port: int) -> str:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from resnet_ops.export import runtime
 from resnet_ops.export.binding import open_for_batches
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.serving.limits import Refusal, ServiceLimits
+from resnet_ops.serving.limits import Answer, Refusal, ServiceLimits
 from resnet_ops.serving.request_body import HOW, BodyError, extract_image
 
 # Pillow reads more formats, some of them with external programs, such as PostScript.
@@ -26,14 +25,6 @@ FORMATS = {"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"}
 LARGE_PIXELS = 2_000_000  # images that take so long to decode that others do not wait for them
 MAX_LARGE = 32  # of them in progress in a replica
 NICE = 10
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The most likely classes of an image; `batch` is the size of its batch, told to one image of each."""
-
-    ranked: list[tuple[str, float]]
-    batch: int | None
 
 
 class Replica:

@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 
 from starlette.requests import ClientDisconnect
 
-from resnet_ops.serving.limits import Refusal, RefusedError, Served, ServiceLimits
+from resnet_ops.serving.limits import Answer, Refusal, RefusedError, Served, ServiceLimits
 from resnet_ops.serving.metrics import ABORTED, OK, Metrics
-from resnet_ops.serving.replica import Answer
 
 GRACE_S = 5.0  # before a request has to arrive at a rate
 MIN_BYTES_PER_S = 1000

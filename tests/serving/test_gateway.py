@@ -15,8 +15,7 @@ from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.serving import connections, gateway, service
 from resnet_ops.serving.gateway import Gateway
-from resnet_ops.serving.limits import Refusal, Served, ServiceLimits
-from resnet_ops.serving.replica import Answer
+from resnet_ops.serving.limits import Answer, Refusal, Served, ServiceLimits
 from resnet_ops.serving.service import InferenceService
 from tests.conftest import DigitFiles
 
@@ -230,6 +229,17 @@ def test_who_does_not_read_answers_is_cut(metadata: ModelMetadata) -> None:
             deaf.sendall(GET % b"/openapi.json" * 1000)
             await running.until("resnet_ops_connections_cut_total", 1, reason="unread")
         assert (await running.ask(IMAGE))[0] == 200
+
+    attacked(metadata, scenario)
+
+
+def test_an_aborted_upload_is_forgotten(metadata: ModelMetadata) -> None:
+    async def scenario(running: Running) -> None:
+        for client in [await running.connect(POST % 5 + b"imag") for _ in range(10)]:
+            client.writer.close()
+        await running.until("resnet_ops_requests_total", 10, outcome="aborted")
+        assert await running.metric("resnet_ops_receiving") == 0
+        assert await running.metric("resnet_ops_connections") == 1
 
     attacked(metadata, scenario)
 
