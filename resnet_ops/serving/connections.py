@@ -26,7 +26,7 @@ REFUSAL = (
 
 
 class Phase(Enum):
-    """What a connection waits for."""
+    """The state of a connection, by what it waits for."""
 
     HEAD = auto()  # the head of a request
     BODY = auto()  # the rest of a request

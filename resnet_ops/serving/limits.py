@@ -21,7 +21,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is refused, in a word for statistics and in a sentence for the client."""
+    """The reason of a refused request, in a word for statistics and in a sentence for the client."""
 
     reason: Reason
     message: str

@@ -64,18 +64,18 @@ class Replica:
     async def classify(self, body: bytes, content_type: str, top: int) -> Answer | Refusal:
         """Return the `top` most likely classes of the image in a body, or why it has none."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._decoders, self._read, body, content_type)
-        if isinstance(found, bytes):
+        pixels = await loop.run_in_executor(self._decoders, self._read, body, content_type)
+        if isinstance(pixels, bytes):
             if self._large >= MAX_LARGE:
                 return Refusal("busy", f"{self._large} large images are waiting already; try again in a second")
             self._large += 1
             try:
-                found = await loop.run_in_executor(self._large_decoders, self._decode, found)
+                pixels = await loop.run_in_executor(self._large_decoders, self._decode, pixels)
             finally:
                 self._large -= 1
-        if isinstance(found, Refusal):
-            return found
-        probabilities, batch = await self._classify_batched(found)
+        if isinstance(pixels, Refusal):
+            return pixels
+        probabilities, batch = await self._classify_batched(pixels)
         return Answer(self.classifier.top(probabilities, top), batch)
 
     def _read(self, body: bytes, content_type: str) -> np.ndarray | bytes | Refusal:
@@ -110,8 +110,8 @@ class Replica:
 
         async def classify_batch(pixels: list[np.ndarray]) -> list[tuple[np.ndarray, int | None]]:
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._computer, self.classifier.classify, np.stack(pixels))
-            return [(each, len(pixels) if index == 0 else None) for index, each in enumerate(found)]
+            probabilities = await loop.run_in_executor(self._computer, self.classifier.classify, np.stack(pixels))
+            return [(each, len(pixels) if index == 0 else None) for index, each in enumerate(probabilities)]
 
         limits = self.limits
         batched = serve.batch(max_batch_size=limits.batch, batch_wait_timeout_s=limits.batch_wait_s)

@@ -146,7 +146,7 @@ class Upload:
 
     @property
     def refusal(self) -> RefusedError:
-        """Why it was not received."""
+        """Return the reason for which it was not received."""
         if self._is_crowded_out:
             return RefusedError("busy", "too much is being uploaded; try again in a second")
         passed_s = asyncio.get_running_loop().time() - self._started

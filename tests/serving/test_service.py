@@ -60,7 +60,8 @@ class Service:
             wait_for(lambda: self.ask("GET", "/health")[1]["waiting"] == len(images))
             yield sent
         finally:
-            os.kill(replica, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(replica, signal.SIGCONT)
 
     def send(self, image: bytes) -> socket.socket:
         sending = socket.create_connection(("127.0.0.1", self.port), timeout=60)
@@ -234,6 +235,7 @@ def test_ended_it_answers_what_it_has_in_hand_and_leaves_no_process(service: Ser
     wait_for(lambda: not [pid for pid in processes if alive(pid)])
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(digit_files: DigitFiles, digit_images: list[Path]) -> None:
     service = started(digit_files.normalized)
     processes = below(service.process.pid)
