@@ -152,8 +152,7 @@ class Connection(HttpToolsProtocol):
         self.unread_since = (self.unread_since or now) if is_unread else None
         if self.unread_since and now - self.unread_since > UNREAD_S:
             return "unread"
-        is_asked = self.cycle is not None and not self.cycle.response_complete  # pipelined: an answer comes before
-        if self.phase not in LIMITS_S or is_asked or now - self.since <= LIMITS_S[self.phase]:
+        if self.phase not in LIMITS_S or self._is_asked or now - self.since <= LIMITS_S[self.phase]:
             return ""
         return "idle" if self.phase is Phase.IDLE else "slow"
 
@@ -161,5 +160,10 @@ class Connection(HttpToolsProtocol):
         was, self.phase, self.since = self.phase, phase, time.monotonic()
         if phase is Phase.ANSWER:
             self.limiter.answer(self)
-        elif phase is not Phase.BODY and was is not phase:
+        elif phase is not Phase.BODY and was is not phase and not self._is_asked:
             self.limiter.wait(self)
+
+    @property
+    def _is_asked(self) -> bool:
+        """Return whether an answer is due, perhaps to a request before the one that is arriving."""
+        return self.cycle is not None and not self.cycle.response_complete

@@ -27,8 +27,8 @@ from resnet_ops.serving.config import ServeConfig
 from resnet_ops.serving.limits import Served, ServiceLimits
 
 APPLICATION = "resnet-ops"
-DRAIN_S = 30.0  # for the requests in progress
-REPLY_S = 10.0  # for a gateway to close then
+DRAIN_S = 25.0  # for the requests in progress; Kubernetes kills after 30 s
+REPLY_S = 5.0  # for a gateway to close then
 REPLICA_STOP_S = 1.0  # for a replica, which has no requests then
 LISTEN_S = 30.0
 GROUP_SIGNAL_S = 0.2  # until a signal to a process group has reached all of its processes

@@ -141,8 +141,9 @@ class Upload:
 
     def crowd_out(self) -> None:
         """Receive no more."""
-        self._is_crowded_out = True
-        self.timeout.reschedule(self._started)
+        if not self.timeout.expired():
+            self._is_crowded_out = True
+            self.timeout.reschedule(self._started)
 
     @property
     def refusal(self) -> RefusedError:
