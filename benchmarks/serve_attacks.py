@@ -272,8 +272,8 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     from resnet_ops.export.job import export_onnx
     from resnet_ops.training import job
 
-    trained = job.train(TrainConfig.of(runs_dir=folder, name="served", model="resnet20", epochs=1))
-    exported = export_onnx(ExportConfig.of(run="served", runs_dir=trained.run.parent, input="normalized"))
+    job.train(TrainConfig.of(runs_dir=folder, name="served", model="resnet20", epochs=1))
+    exported = export_onnx(ExportConfig.of(run="served", runs_dir=folder, input="normalized"))
     photo = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((256, 256)).save(photo, "JPEG")
