@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_S = 10.0  # for a new connection to send the head of a request, or for the rest of a later head
 IDLE_S = 75.0  # between requests; proxies keep connections for 60 s, and have to be the first to close them
 DISCARD_S = 5.0  # for the rest of a body after its answer, or the client would lose the answer
+DISCARD_BYTES = 1_000_000  # the same, of a client that is faster
 UNREAD_S = 10.0  # for the client to read what was sent
 HEAD_BYTES = 64 * 1024
 SWEEP_S = 0.5
@@ -105,7 +106,7 @@ class Connection(HttpToolsProtocol):
         self.address = self.client[0] if self.client else ""
         self.phase, self.since = Phase.HEAD, time.monotonic()
         self.unread_since: float | None = None
-        self.head_bytes = 0
+        self.head_bytes = self.discarded_bytes = 0
         self.limiter.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -117,6 +118,10 @@ class Connection(HttpToolsProtocol):
         """Parse what has arrived; the callbacks below are the parser's."""
         in_head = self.phase in (Phase.HEAD, Phase.IDLE)
         super().data_received(data)
+        if self.phase is Phase.DISCARD:
+            self.discarded_bytes += len(data)
+            if self.discarded_bytes > DISCARD_BYTES and not self.transport.is_closing():
+                self.limiter.cut(self, "refused")
         if in_head and self.phase in (Phase.HEAD, Phase.IDLE):
             self.head_bytes += len(data)
             if self.head_bytes > HEAD_BYTES and not self.transport.is_closing():
@@ -132,7 +137,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Note the end of a head."""
         super().on_headers_complete()
-        self.head_bytes = 0
+        self.head_bytes = self.discarded_bytes = 0
         self._enter(Phase.BODY)
 
     def on_message_complete(self) -> None:

@@ -14,7 +14,7 @@ from resnet_ops.serving.limits import REASONS
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-CUT = ("slow", "idle", "crowded", "unread")
+CUT = ("slow", "refused", "idle", "crowded", "unread")
 OK, ABORTED = "ok", "aborted"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -33,8 +33,8 @@ class Metrics:
         )
         cut = Counter(
             "resnet_ops_connections_cut",
-            "Connections closed on clients: a request head too slow or too long, idle for too long, crowded out by new "
-            "connections, or answers unread.",
+            "Connections closed on clients: a request head too slow or too long, a refused body that went on, idle "
+            "for too long, crowded out by new connections, or answers unread.",
             ["reason"],
             registry=self._registry,
         )

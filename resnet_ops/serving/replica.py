@@ -23,6 +23,7 @@ from resnet_ops.serving.request_body import HOW, BodyError, extract_image
 # Pillow reads more formats, some of them with external programs, such as PostScript.
 FORMATS = {"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"}
 LARGE_PIXELS = 2_000_000  # images that take so long to decode that others do not wait for them
+LARGE_BYTES = 1_000_000  # the same of bodies
 MAX_LARGE = 32  # of them in progress in a replica
 NICE = 10
 
@@ -64,22 +65,25 @@ class Replica:
     async def classify(self, body: bytes, content_type: str, top: int) -> Answer | Refusal:
         """Return the `top` most likely classes of the image in a body, or why it has none."""
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, self._read, body, content_type)
-        if isinstance(pixels, bytes):
+        pixels: np.ndarray | Refusal | None = None
+        if len(body) <= LARGE_BYTES:
+            pixels = await loop.run_in_executor(self._decoders, self._read, body, content_type, LARGE_PIXELS)
+        if pixels is None:  # large
             if self._large >= MAX_LARGE:
                 return Refusal("busy", f"{self._large} large images are waiting already; try again in a second")
             self._large += 1
             try:
-                pixels = await loop.run_in_executor(self._large_decoders, self._decode, pixels)
+                pixels = await loop.run_in_executor(self._large_decoders, self._read, body, content_type, None)
             finally:
                 self._large -= 1
         if isinstance(pixels, Refusal):
             return pixels
+        assert pixels is not None
         probabilities, batch = await self._classify_batched(pixels)
         return Answer(self.classifier.top(probabilities, top), batch)
 
-    def _read(self, body: bytes, content_type: str) -> np.ndarray | bytes | Refusal:
-        """Return the image in a body: its pixels, or if it is large, as it is."""
+    def _read(self, body: bytes, content_type: str, largest: int | None) -> np.ndarray | Refusal | None:
+        """Return the pixels of the image in a body, or None if it has more than `largest`."""
         limit = self.limits.pixels
         try:
             encoded = extract_image(body, content_type)
@@ -95,13 +99,12 @@ class Replica:
         pixels = header.height * header.width
         if pixels > limit:
             return _too_many_pixels(limit, f"{header.width:,} x {header.height:,}")
-        return encoded if pixels > LARGE_PIXELS else self._decode(encoded)
-
-    def _decode(self, encoded: bytes) -> np.ndarray | Refusal:
+        if largest is not None and pixels > largest:
+            return None
         try:
             return decode(encoded, self.classifier.crop)
         except TooManyPixelsError:
-            return _too_many_pixels(self.limits.pixels, "more")
+            return _too_many_pixels(limit, "more")
         except DecodeError as error:
             return _cannot_be_decoded(error)
 
