@@ -64,6 +64,7 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/together.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/survival.py
+	$(BIN)/python benchmarks/serve_attacks.py
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/finetune.py

@@ -1,25 +1,26 @@
-"""The HTTP side of the service: paths, responses and errors, and the deployment class that Ray Serve replicates.
+"""The HTTP side of the service: paths, responses and errors.
 
-Decoding and batching are in `service`.
+How requests are received and answered is in `service`.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import resnet_ops
-from resnet_ops.export import runtime
-from resnet_ops.export.binding import open_for_batches
-from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.serving.service import BUSY, InferenceService, RefusedError, ServiceLimits
+from resnet_ops.serving.limits import STATUS, Refusal, RefusedError
+from resnet_ops.serving.metrics import CONTENT_TYPE
+from resnet_ops.serving.service import InferenceService
 
+CLASSIFY = "/classify"
+BUSY = 503
 BINARY = {"type": "string", "format": "binary"}
 BODIES = {
     "image/*": {"schema": BINARY},
@@ -45,14 +46,14 @@ class Classification(BaseModel):
     model: str
 
 
-class Refusal(BaseModel):
+class RefusalBody(BaseModel):
     """The reason why a request was refused."""
 
     error: str
 
 
 class Health(BaseModel):
-    """The state of a replica, and the number of requests in progress."""
+    """The state of the service, and the number of requests that wait for an answer."""
 
     status: str
     waiting: int
@@ -75,39 +76,10 @@ class ModelInfo(BaseModel):
     made_by: str
 
 
-class Replica:
-    """A copy of the service, which Ray Serve creates on any machine.
-
-    Args:
-        content: A list of one reference to the file's bytes; Serve would fetch one outside of a list anew each time.
-        metadata: The file's metadata.
-        name: The file's name.
-        provider: 'cpu', 'cuda' or 'tensorrt'.
-        limits: Of requests and batches.
-        threads: Number of threads that decode, and that compute on a CPU.
-    """
-
-    def __init__(
-        self, content: list[Any], metadata: ModelMetadata, name: str, provider: str, limits: ServiceLimits, threads: int
-    ) -> None:
-        import ray
-
-        (reference,) = content
-        resolved = runtime.resolve_provider(provider)
-        computer = ThreadPoolExecutor(1, "compute")  # ONNX Runtime keeps CUDA graphs for the thread that captured them
-        opening = computer.submit(open_for_batches, ray.get(reference), resolved, metadata, limits.batch, threads)
-        classifier = Classifier.from_session(metadata, opening.result())
-        self.service = InferenceService(name, classifier, limits, threads, computer)
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return the app; the name is Ray Serve's."""
-        return build_app(self.service)
-
-
 def build_app(service: InferenceService) -> FastAPI:
     """Return the HTTP app of a service."""
-    refusals: dict[int | str, dict[str, Any]] = {code: {"model": Refusal} for code in (400, 408, 413, 415, 422, 503)}
-    metadata = service.metadata
+    refusals: dict[int | str, dict[str, Any]] = {code: {"model": RefusalBody} for code in (*STATUS.values(), 422)}
+    metadata = service.served.metadata
     app = FastAPI(
         title=f"{metadata.model} on {metadata.data}",
         description="Send an image, get its most likely classes: `curl --data-binary @photo.jpg URL/classify?top=5`",
@@ -116,13 +88,13 @@ def build_app(service: InferenceService) -> FastAPI:
         redoc_url=None,
     )
 
-    @app.post("/classify", responses=refusals, openapi_extra=IMAGE)
+    @app.post(CLASSIFY, responses=refusals, openapi_extra=IMAGE)
     async def classify(
         request: Request, top: Annotated[int, Query(ge=1, description="Classes to name, at most all.")] = 5
     ) -> Classification:
         """Classify an image: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; as it is, in a form, or as base64 in JSON."""
-        ranked = await service.classify(request.stream(), request.headers, top)
-        classes = [RankedClass(name=name, probability=probability) for name, probability in ranked]
+        answer = await service.classify(request.stream(), request.headers, top)
+        classes = [RankedClass(name=name, probability=probability) for name, probability in answer.ranked]
         return Classification(top=classes, model=metadata.model)
 
     @app.head("/health", include_in_schema=False)
@@ -131,12 +103,17 @@ def build_app(service: InferenceService) -> FastAPI:
         """Return the state of the service."""
         return Health(status="ok", waiting=service.waiting)
 
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        """Return the metrics of this gateway for Prometheus."""
+        return Response(service.metrics.page(), media_type=CONTENT_TYPE)
+
     @app.head("/", include_in_schema=False)
     @app.get("/")
     async def about() -> ModelInfo:
         """Return what is served."""
         return ModelInfo(
-            file=service.name,
+            file=service.served.file,
             model=metadata.model,
             precision=metadata.precision,
             classes=list(metadata.class_names),
@@ -146,7 +123,7 @@ def build_app(service: InferenceService) -> FastAPI:
             selected_by=metadata.selected_by,
             fitted_on_all=metadata.fitted_on_all,
             validation=metadata.validation,
-            provider=service.classifier.session.provider,
+            provider=service.served.provider,
             made_by=metadata.made_by,
         )
 
@@ -167,13 +144,25 @@ def _docs_page(app: FastAPI, metadata: ModelMetadata) -> str:
     return environment.get_template("docs.html.j2").render(api=app.openapi(), classes=len(metadata.class_names))
 
 
+def refusal(refused: Refusal) -> JSONResponse:
+    """Return the response to a request that is refused."""
+    status = STATUS[refused.reason]
+    headers = {"Retry-After": "1"} if status == BUSY else {}
+    if refused.reason == "stopping":
+        headers["Connection"] = "close"
+    return JSONResponse({"error": refused.message}, status, headers)
+
+
 def _add_error_handlers(app: FastAPI) -> None:
     """Let every error be of the same form: `{"error": "reason"}`."""
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
-        headers = {"Retry-After": "1"} if error.status == BUSY else None
-        return JSONResponse({"error": error.reason}, error.status, headers)
+        return refusal(error.refusal)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -182,5 +171,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        reason = f"{request.method} {request.url.path}: {error.detail}; available: POST /classify, GET /health, GET /"
+        available = "POST /classify, GET /health, GET /metrics, GET /"
+        reason = f"{request.method} {request.url.path}: {error.detail}; available: {available}"
         return JSONResponse({"error": reason}, error.status_code, error.headers)

@@ -36,6 +36,17 @@ class ServeConfig(ConnectionConfig, UseConfig):
         Positive,
         option("Maximum queued requests per replica; more are rejected with status 503.", panel="Limits"),
     ] = 256
+    max_connections: Annotated[
+        Positive,
+        option(
+            "Maximum number of open connections; beyond it, one that has waited long for a request is closed.",
+            panel="Limits",
+        ),
+    ] = 1000
+    receive_timeout_s: Annotated[
+        float,
+        option("Seconds in which a whole request has to arrive.", panel="Limits", gt=0, le=3600, allow_inf_nan=False),
+    ] = 30.0
     max_upload_mb: Annotated[
         float, option("Maximum size of a request in megabytes.", panel="Limits", gt=0, le=1024, allow_inf_nan=False)
     ] = 10.0

@@ -1,6 +1,6 @@
 """The whole of `resnet-ops serve`: read the file, start Ray Serve with it, and shut it down gracefully.
 
-Where it runs is in `location`, what it answers in `app` and `service`.
+Where it runs is in `location`, what it answers in `app`, `service` and `replica`.
 """
 
 import contextlib
@@ -8,7 +8,8 @@ import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,12 @@ from resnet_ops.orchestration.ray_internals import started_ray_is_gone
 from resnet_ops.results import Result
 from resnet_ops.serving import location
 from resnet_ops.serving.config import ServeConfig
-from resnet_ops.serving.service import ServiceLimits
+from resnet_ops.serving.limits import Served, ServiceLimits
 
 APPLICATION = "resnet-ops"
-DRAIN_S = 30.0  # for the requests in progress
+DRAIN_S = 25.0  # for the requests in progress; Kubernetes kills after 30 s
+REPLY_S = 5.0  # for a gateway to close then
+REPLICA_STOP_S = 1.0  # for a replica, which has no requests then
 LISTEN_S = 30.0
 GROUP_SIGNAL_S = 0.2  # until a signal to a process group has reached all of its processes
 POLL_S = 1.0
@@ -95,15 +98,20 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
         provider = location.choose_provider(address, requested)
         resources = location.resources_per_replica(config.replicas, provider)
         threads = max(1, int(resources["num_cpus"]))
-        # By reference, or Serve would keep a copy for every version of the deployment in its own records.
-        reference = ray.put(content)
+        nodes = location.listening_nodes(config.host)
+        urls = tuple(location.service_url(each, port) for each in nodes)
+        fetch = partial(ray.get, ray.put(content))
         deployment = _deployment(config, resources)
-        application = deployment.bind([reference], metadata, config.file.name, provider, _limits(config), threads)
+        limits = _limits(config)
+        application = deployment.bind(fetch, metadata, provider, limits, threads)
+        gateways: list[Any] = []
         on_progress("starting the service")
         try:
-            serve.start(http_options={"host": config.host, "port": port}, logging_config=LOGGING)
-            _run(application)
-            urls = location.service_urls(config.host, port)
+            serve.start(proxy_location="Disabled", logging_config=LOGGING)
+            replicas = _run(application)
+            provider_name = replicas.provider.remote().result()
+            served = Served(config.file.name, metadata, provider_name)
+            gateways = _start_gateways(nodes.values(), replicas, served, limits, config.host, port)
             _wait_for_answer(urls[0])
             yield ServeResult(
                 url=urls[0],
@@ -116,17 +124,20 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
                 threads=threads,
                 metadata=metadata,
             )
+            _stop(gateways)
         finally:
             if not started_ray_is_gone():  # Ray would wait a minute for itself, and then end this process
-                # The application first: Serve as a whole would not wait for requests in progress.
-                serve.delete(APPLICATION)
+                for gateway in gateways:
+                    ray.kill(gateway)
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _limits(config: ServeConfig) -> ServiceLimits:
     return ServiceLimits(
-        waiting=config.max_waiting,
+        waiting=config.max_waiting * config.replicas,
         upload_bytes=int(config.max_upload_mb * 1e6),
+        receive_s=config.receive_timeout_s,
+        connections=config.max_connections,
         pixels=config.max_pixels,
         batch=config.batch,
         batch_wait_s=config.batch_wait_ms / 1e3,
@@ -136,30 +147,69 @@ def _limits(config: ServeConfig) -> ServiceLimits:
 def _deployment(config: ServeConfig, resources: dict[str, float]) -> Any:
     from ray import serve
 
-    from resnet_ops.serving.app import Replica
+    from resnet_ops.serving.replica import Replica
 
     return serve.deployment(
-        serve.ingress()(Replica),
+        Replica,
         name="Classifier",
         num_replicas=config.replicas,
         ray_actor_options=resources,
-        # A replica itself refuses requests beyond its limit, with a reason, and answers /health even then; these limits
-        # are for requests that come faster.
-        max_ongoing_requests=config.max_waiting + 100,
-        max_queued_requests=config.max_waiting + 100,
+        max_ongoing_requests=config.max_waiting,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=REPLICA_STOP_S,
         max_constructor_retry_count=1,
     )
 
 
-def _run(application: Any) -> None:
+def _run(application: Any) -> Any:
+    """Start the replicas and return Serve's handle to them."""
     from ray import serve
 
     try:
-        serve.run(application, name=APPLICATION, logging_config=LOGGING)
+        return serve.run(application, name=APPLICATION, route_prefix=None, logging_config=LOGGING)
     except RuntimeError as error:
-        raise UserError(f"The service did not start: {_reason(error)}.", exit_code=WORK_FAILED) from error
+        raise _not_started(error) from error
+
+
+def _start_gateways(nodes: Collection[str], *arguments: Any) -> list[Any]:
+    """Start a gateway on each node; Ray restarts one that dies."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from resnet_ops.serving.gateway import GatewayActor
+
+    gateway_class: Any = ray.remote(num_cpus=0, max_restarts=-1)(GatewayActor)
+    gateways = [
+        gateway_class.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
+        for node in nodes
+    ]
+    try:
+        ray.get([gateway.__ray_ready__.remote() for gateway in gateways])
+    except ray.exceptions.RayError as error:
+        raise _not_started(error) from error
+    return gateways
+
+
+def _stop(gateways: list[Any]) -> None:
+    """Let the gateways answer what has begun.
+
+    Raises:
+        UserError: Some of it was not answered.
+    """
+    import ray
+
+    try:
+        unanswered = ray.get([gateway.stop.remote(DRAIN_S) for gateway in gateways], timeout=DRAIN_S + REPLY_S)
+    except ray.exceptions.RayError as error:
+        raise UserError(f"The service did not stop in order: {_reason(error)}.", exit_code=WORK_FAILED) from error
+    if sum(unanswered):
+        raise UserError(
+            f"{sum(unanswered)} requests were not answered within {DRAIN_S:.0f} seconds.", exit_code=WORK_FAILED
+        )
+
+
+def _not_started(error: Exception) -> UserError:
+    return UserError(f"The service did not start: {_reason(error)}.", exit_code=WORK_FAILED)
 
 
 def _refuse_if_ray_is_gone() -> None:

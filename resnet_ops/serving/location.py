@@ -34,6 +34,23 @@ def resolve_address(config: ServeConfig) -> str:
     return address
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to a port of this machine, or for 0 to any free one.
+
+    Raises:
+        OSError: It is taken, or `host` is no address of this machine.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 def find_free_port(host: str, port: int) -> int:
     """Return `port` if it is free on this machine, or for 0 any free one.
 
@@ -41,10 +58,7 @@ def find_free_port(host: str, port: int) -> int:
         UserError: It is taken, or `host` is no address of this machine.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+        with listen(host, port) as listener:
             return int(listener.getsockname()[1])
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
@@ -98,7 +112,7 @@ def resources_per_replica(replicas: int, provider: str) -> dict[str, float]:
 
 
 def check_no_other_service() -> None:
-    """Check that Serve is not running: it listens only where it was first told to, and stopping it would stop both.
+    """Check that Serve is not running, since stopping it would stop both.
 
     Raises:
         UserError: Serve is running on this cluster.
@@ -110,15 +124,16 @@ def check_no_other_service() -> None:
         )
 
 
-def service_urls(host: str, port: int) -> tuple[str, ...]:
-    """Return the URLs of the service: at `host`, or if that means any address, at that of each machine."""
-    from ray import serve
+def listening_nodes(host: str) -> dict[str, str]:
+    """Return the nodes that listen, by the host of their URL: one of each machine if `host` means any address."""
+    import ray
 
-    hosts = [host]
     if host in ANY_HOST:
-        proxies = serve.status().proxies
-        import ray
-
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        hosts = [node["NodeManagerAddress"] for node in nodes if node["NodeID"] in proxies]
-    return tuple(f"http://[{each}]:{port}" if ":" in each else f"http://{each}:{port}" for each in hosts)
+        return {node["NodeManagerAddress"]: node["NodeID"] for node in nodes if node["Alive"]}
+    return {host: ray.get_runtime_context().get_node_id()}
+
+
+def service_url(host: str, port: int) -> str:
+    """Return the URL of a service."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,142 +1,157 @@
-"""The work of a replica: receive images, decode them, and classify them in batches.
+"""What a service does with a request: receives it, admits it once it has arrived, and asks for its answer.
 
-HTTP is in `app`.
+HTTP is in `app`, the server in `gateway`, what answers in `replica`.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
-import numpy as np
+from starlette.requests import ClientDisconnect
 
-from resnet_ops.data.decode import DecodeError, TooManyPixelsError, decode, read_header
-from resnet_ops.export.classifier import Classifier
-from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.serving.request_body import HOW, BodyError, extract_image
+from resnet_ops.serving.limits import Answer, Refusal, RefusedError, Served, ServiceLimits
+from resnet_ops.serving.metrics import ABORTED, OK, Metrics
 
-# Pillow reads more formats, some of them with external programs, such as PostScript.
-FORMATS = {"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"}
-RECEIVE_S = 30.0
-BUSY, TIMED_OUT, TOO_LARGE, UNSUPPORTED, BAD = 503, 408, 413, 415, 400
-
-
-class RefusedError(Exception):
-    """A request that is refused, with an HTTP status and a reason for the client."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class ServiceLimits:
-    """The limits of a replica: requests in progress, bytes and pixels of an image, and of its batches."""
-
-    waiting: int
-    upload_bytes: int
-    pixels: int
-    batch: int
-    batch_wait_s: float
+GRACE_S = 5.0  # before a request has to arrive at a rate
+MIN_BYTES_PER_S = 1000
+HELD_BYTES = 256_000_000  # of requests that are arriving, or wait for an answer
+ANSWER_S = 60.0
 
 
 class InferenceService:
-    """A loaded file and the requests that wait for it. All methods but `_decode` run on one event loop.
+    """The requests of one gateway; all of it runs on one event loop.
 
     Args:
-        name: The file's name.
-        classifier: The loaded file.
-        limits: Of requests and batches.
-        threads: Number of threads that decode.
-        computer: The one thread that computes, in which the file was loaded.
+        served: The file that answers.
+        limits: Of requests.
+        ask: Answers a body, given its content type and the number of classes to name.
     """
 
     def __init__(
-        self, name: str, classifier: Classifier, limits: ServiceLimits, threads: int, computer: ThreadPoolExecutor
+        self, served: Served, limits: ServiceLimits, ask: Callable[[bytes, str, int], Awaitable[Answer | Refusal]]
     ) -> None:
-        self.name, self.classifier, self.limits = name, classifier, limits
+        self.served, self.limits = served, limits
         self.waiting = 0
-        self._decoders = ThreadPoolExecutor(threads, "decode")
-        self._computer = computer
-        self._classify_batched = self._batch_requests()
+        self.metrics = Metrics()
+        self.metrics.waiting.set_function(lambda: self.waiting)
+        self.metrics.receiving.set_function(lambda: len(self._uploads))
+        self._ask = ask
+        self._uploads: set[Upload] = set()
+        self._held_bytes = 0
 
-    @property
-    def metadata(self) -> ModelMetadata:
-        """Return the metadata of the file."""
-        return self.classifier.metadata
-
-    async def classify(
-        self, body: AsyncIterator[bytes], headers: Mapping[str, str], top: int
-    ) -> list[tuple[str, float]]:
-        """Return the `top` most likely classes of an image that is being received, and their probabilities.
+    async def classify(self, body: AsyncIterator[bytes], headers: Mapping[str, str], top: int) -> Answer:
+        """Return the `top` most likely classes of the image in a request that is arriving.
 
         Raises:
             RefusedError: It is too large, too slow or no image, or too many requests are waiting.
+            ClientDisconnect: The client has gone.
         """
+        try:
+            async with self._receive(body, headers) as content:
+                started = time.monotonic()
+                answer = await self._answer(bytes(content), headers.get("content-type", ""), top)
+        except RefusedError as error:
+            self.metrics.requests[error.refusal.reason].inc()
+            raise
+        except ClientDisconnect:
+            self.metrics.requests[ABORTED].inc()
+            raise
+        self.metrics.requests[OK].inc()
+        self.metrics.latency.observe(time.monotonic() - started)
+        if answer.batch:
+            self.metrics.batch.observe(answer.batch)
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def _receive(self, body: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytearray]:
+        """Receive a request, which counts as held during the `with` block."""
+        most = self.limits.upload_bytes
+        if (coding := headers.get("content-encoding", "identity")) != "identity":
+            raise RefusedError("unsupported", f"send the image without Content-Encoding {coding}")
+        announced = headers.get("content-length", "")
+        too_large = RefusedError("too_large", f"an upload may have at most {most / 1e6:g} MB")
+        if announced.isdecimal() and int(announced) > most:
+            raise too_large
+        upload = Upload(self.limits.receive_s)
+        self._uploads.add(upload)
+        try:
+            try:
+                async with upload.timeout:
+                    async for part in body:
+                        upload.add(part)
+                        self._held_bytes += len(part)
+                        if len(upload.content) > most:
+                            raise too_large
+                        self._make_room()
+            except TimeoutError:
+                raise upload.refusal from None
+            finally:
+                self._uploads.remove(upload)
+            yield upload.content
+        finally:
+            self._held_bytes -= len(upload.content)
+
+    def _make_room(self) -> None:
+        """Refuse the largest of the requests that are arriving, if too many bytes are held."""
+        if self._held_bytes > max(HELD_BYTES, 2 * self.limits.upload_bytes):
+            max(self._uploads, key=lambda upload: len(upload.content)).crowd_out()
+
+    async def _answer(self, content: bytes, content_type: str, top: int) -> Answer:
         with self._count_request():
-            content = await self._receive(body, headers)
-            loop = asyncio.get_running_loop()
-            content_type = headers.get("content-type", "")
-            pixels = await loop.run_in_executor(self._decoders, self._decode, content, content_type)
-            return self.classifier.top(await self._classify_batched(pixels), top)
+            try:
+                async with asyncio.timeout(ANSWER_S + self.limits.batch_wait_s):
+                    answer = await self._ask(content, content_type, top)
+            except TimeoutError:
+                raise RefusedError("failed", f"the network did not answer within {ANSWER_S:.0f} seconds") from None
+        if isinstance(answer, Refusal):
+            raise RefusedError(answer.reason, answer.message)
+        return answer
 
     @contextlib.contextmanager
     def _count_request(self) -> Iterator[None]:
         if self.waiting >= self.limits.waiting:
-            raise RefusedError(BUSY, f"{self.waiting} requests are waiting already; try again in a second")
+            raise RefusedError("busy", f"{self.waiting} requests are waiting already; try again in a second")
         self.waiting += 1
         try:
             yield
         finally:
             self.waiting -= 1
 
-    async def _receive(self, body: AsyncIterator[bytes], headers: Mapping[str, str]) -> bytes:
-        limit = self.limits.upload_bytes
-        if (coding := headers.get("content-encoding", "identity")) != "identity":
-            raise RefusedError(UNSUPPORTED, f"send the image without Content-Encoding {coding}")
-        announced = headers.get("content-length", "")
-        received = bytearray()
-        too_large = RefusedError(TOO_LARGE, f"an upload may have at most {limit / 1e6:g} MB")
-        if announced.isdecimal() and int(announced) > limit:
-            raise too_large
-        try:
-            async with asyncio.timeout(RECEIVE_S):
-                async for part in body:
-                    received += part
-                    if len(received) > limit:
-                        raise too_large
-        except TimeoutError:
-            raise RefusedError(TIMED_OUT, f"the image did not arrive within {RECEIVE_S:.0f} seconds") from None
-        return bytes(received)
 
-    def _decode(self, content: bytes, content_type: str) -> np.ndarray:
-        limit = self.limits.pixels
-        try:
-            encoded = extract_image(content, content_type)
-            header = read_header(encoded)
-            if header.format not in FORMATS:
-                raise RefusedError(UNSUPPORTED, f"images of format {header.format} are not accepted")
-            if header.height * header.width > limit:
-                size = f"{header.width:,} x {header.height:,}"
-                raise RefusedError(TOO_LARGE, f"an image may have at most {limit:,} pixels; this one has {size}")
-            return decode(encoded, self.classifier.crop)
-        except TooManyPixelsError:
-            raise RefusedError(TOO_LARGE, f"an image may have at most {limit:,} pixels; this one has more") from None
-        except BodyError as error:
-            raise RefusedError(BAD, str(error)) from None
-        except DecodeError as error:
-            raise RefusedError(BAD, f"the image cannot be decoded: {error}; {HOW}") from None
+class Upload:
+    """A request that is arriving; use it on the event loop.
 
-    def _batch_requests(self) -> Callable[[np.ndarray], Coroutine[Any, Any, np.ndarray]]:
-        from ray import serve
+    Args:
+        receive_s: In which it has to arrive.
+    """
 
-        async def classify_batch(pixels: list[np.ndarray]) -> list[np.ndarray]:
-            loop = asyncio.get_running_loop()
-            return list(await loop.run_in_executor(self._computer, self.classifier.classify, np.stack(pixels)))
+    def __init__(self, receive_s: float) -> None:
+        self.content = bytearray()
+        self._receive_s = receive_s
+        self._started = asyncio.get_running_loop().time()
+        self._is_crowded_out = False
+        self.timeout = asyncio.timeout_at(self._deadline())
 
-        limits = self.limits
-        batched = serve.batch(max_batch_size=limits.batch, batch_wait_timeout_s=limits.batch_wait_s)
-        return batched(classify_batch)
+    def add(self, part: bytes) -> None:
+        """Add what has arrived, which gives the rest more time."""
+        self.content += part
+        if not self._is_crowded_out:
+            self.timeout.reschedule(self._deadline())
+
+    def crowd_out(self) -> None:
+        """Receive no more."""
+        if not self.timeout.expired():
+            self._is_crowded_out = True
+            self.timeout.reschedule(self._started)
+
+    @property
+    def refusal(self) -> RefusedError:
+        """Return the reason for which it was not received."""
+        if self._is_crowded_out:
+            return RefusedError("busy", "too much is being uploaded; try again in a second")
+        passed_s = asyncio.get_running_loop().time() - self._started
+        return RefusedError("timeout", f"the request did not arrive in time: {len(self.content)} B in {passed_s:.0f} s")
+
+    def _deadline(self) -> float:
+        return self._started + min(self._receive_s, GRACE_S + len(self.content) / MIN_BYTES_PER_S)

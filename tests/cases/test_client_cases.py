@@ -6,7 +6,6 @@ import json
 import os
 import urllib.parse
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,24 @@ from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.job import export_onnx
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.serving.app import build_app
+from resnet_ops.serving.limits import Served, ServiceLimits
+from resnet_ops.serving.replica import Replica
 from resnet_ops.serving.request_body import BodyError, extract_image
-from resnet_ops.serving.service import InferenceService, ServiceLimits
+from resnet_ops.serving.service import InferenceService
 from resnet_ops.training.job import TrainResult
 from tests.conftest import DigitFiles
 
-LIMITS = ServiceLimits(waiting=4, upload_bytes=1_000_000, pixels=10_000, batch=2, batch_wait_s=0)
+LIMITS = ServiceLimits(
+    waiting=4, upload_bytes=1_000_000, receive_s=30, connections=100, pixels=10_000, batch=2, batch_wait_s=0
+)
 
 
-class Unbatched(InferenceService):
-    """The service without Ray Serve's batches, which there are in its replicas only."""
+class Unbatched(Replica):
+    """A replica without Ray Serve's batches, which there are in its own processes only."""
 
-    def _batch_requests(self) -> Callable[[np.ndarray], Coroutine[Any, Any, np.ndarray]]:
-        async def classify(pixels: np.ndarray) -> np.ndarray:
-            return self.classifier.classify(pixels[None])[0]
+    def _batch_requests(self) -> Callable[[np.ndarray], Coroutine[Any, Any, tuple[np.ndarray, int | None]]]:
+        async def classify(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+            return self.classifier.classify(pixels[None])[0], 1
 
         return classify
 
@@ -44,11 +47,11 @@ class Unbatched(InferenceService):
 @pytest.fixture(scope="module")
 def client(digit_files: DigitFiles) -> Iterator[TestClient]:
     """The app in this process; tests/serving has it behind Ray Serve."""
-    classifier = Classifier(digit_files.normalized, "cpu")
-    computer = ThreadPoolExecutor(1)
-    with TestClient(build_app(Unbatched("model.onnx", classifier, LIMITS, 1, computer))) as client:
+    metadata = Classifier(digit_files.normalized, "cpu").metadata
+    replica = Unbatched(digit_files.normalized.read_bytes, metadata, "cpu", LIMITS, 1)
+    service = InferenceService(Served("model.onnx", metadata, replica.provider()), LIMITS, replica.classify)
+    with TestClient(build_app(service)) as client:
         yield client
-    computer.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,135 @@
+"""A copy of the network that Ray Serve places on any machine: decodes images, and classifies them in batches.
+
+What it is sent was received and admitted by a `service`.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from resnet_ops.data.decode import DecodeError, TooManyPixelsError, decode, read_header
+from resnet_ops.export import runtime
+from resnet_ops.export.binding import open_for_batches
+from resnet_ops.export.classifier import Classifier
+from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.serving.limits import Answer, Refusal, ServiceLimits
+from resnet_ops.serving.request_body import HOW, BodyError, extract_image
+
+# Pillow reads more formats, some of them with external programs, such as PostScript.
+FORMATS = {"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"}
+LARGE_PIXELS = 2_000_000  # images that take so long to decode that others do not wait for them
+LARGE_BYTES = 1_000_000  # the same of bodies
+MAX_LARGE = 32  # of them in progress in a replica
+NICE = 10
+
+
+class Replica:
+    """The deployment class.
+
+    Args:
+        fetch: Returns the file's bytes. Serve would keep bytes in its own records, for every version of the deployment.
+        metadata: The file's metadata.
+        provider: 'cpu', 'cuda' or 'tensorrt'.
+        limits: Of images and batches.
+        threads: Number of threads that decode, and that compute on a CPU.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[], bytes],
+        metadata: ModelMetadata,
+        provider: str,
+        limits: ServiceLimits,
+        threads: int,
+    ) -> None:
+        resolved = runtime.resolve_provider(provider)
+        # One thread, since ONNX Runtime keeps CUDA graphs for the thread that captured them.
+        self._computer = ThreadPoolExecutor(1, "compute")
+        opening = self._computer.submit(open_for_batches, fetch(), resolved, metadata, limits.batch, threads)
+        self.classifier = Classifier.from_session(metadata, opening.result())
+        self.limits = limits
+        self._large = 0
+        self._decoders = ThreadPoolExecutor(threads, "decode")
+        self._large_decoders = ThreadPoolExecutor(threads, "decode large", _yield_to_others)
+        self._classify_batched = self._batch_requests()
+
+    def provider(self) -> str:
+        """Return ONNX Runtime's name of the provider that computes."""
+        return self.classifier.session.provider
+
+    async def classify(self, body: bytes, content_type: str, top: int) -> Answer | Refusal:
+        """Return the `top` most likely classes of the image in a body, or why it has none."""
+        loop = asyncio.get_running_loop()
+        pixels: np.ndarray | Refusal | None = None
+        if len(body) <= LARGE_BYTES:
+            pixels = await loop.run_in_executor(self._decoders, self._read, body, content_type, LARGE_PIXELS)
+        if pixels is None:  # large
+            if self._large >= MAX_LARGE:
+                return Refusal("busy", f"{self._large} large images are waiting already; try again in a second")
+            self._large += 1
+            try:
+                pixels = await loop.run_in_executor(self._large_decoders, self._read, body, content_type, None)
+            finally:
+                self._large -= 1
+        if isinstance(pixels, Refusal):
+            return pixels
+        assert pixels is not None
+        probabilities, batch = await self._classify_batched(pixels)
+        return Answer(self.classifier.top(probabilities, top), batch)
+
+    def _read(self, body: bytes, content_type: str, largest: int | None) -> np.ndarray | Refusal | None:
+        """Return the pixels of the image in a body, or None if it has more than `largest`."""
+        limit = self.limits.pixels
+        try:
+            encoded = extract_image(body, content_type)
+            header = read_header(encoded)
+        except TooManyPixelsError:
+            return _too_many_pixels(limit, "more")
+        except BodyError as error:
+            return Refusal("bad_request", str(error))
+        except DecodeError as error:
+            return _cannot_be_decoded(error)
+        if header.format not in FORMATS:
+            return Refusal("unsupported", f"images of format {header.format} are not accepted")
+        pixels = header.height * header.width
+        if pixels > limit:
+            return _too_many_pixels(limit, f"{header.width:,} x {header.height:,}")
+        if largest is not None and pixels > largest:
+            return None
+        try:
+            return decode(encoded, self.classifier.crop)
+        except TooManyPixelsError:
+            return _too_many_pixels(limit, "more")
+        except DecodeError as error:
+            return _cannot_be_decoded(error)
+
+    def _batch_requests(self) -> Callable[[np.ndarray], Coroutine[Any, Any, tuple[np.ndarray, int | None]]]:
+        from ray import serve
+
+        async def classify_batch(pixels: list[np.ndarray]) -> list[tuple[np.ndarray, int | None]]:
+            loop = asyncio.get_running_loop()
+            probabilities = await loop.run_in_executor(self._computer, self.classifier.classify, np.stack(pixels))
+            return [(each, len(pixels) if index == 0 else None) for index, each in enumerate(probabilities)]
+
+        limits = self.limits
+        batched = serve.batch(max_batch_size=limits.batch, batch_wait_timeout_s=limits.batch_wait_s)
+        return batched(classify_batch)
+
+
+def _yield_to_others() -> None:
+    """Lower the priority of this thread; only Linux has one for each thread."""
+    if sys.platform == "linux":
+        os.nice(NICE)
+
+
+def _too_many_pixels(limit: int, size: str) -> Refusal:
+    return Refusal("too_large", f"an image may have at most {limit:,} pixels; this one has {size}")
+
+
+def _cannot_be_decoded(error: DecodeError) -> Refusal:
+    return Refusal("bad_request", f"the image cannot be decoded: {error}; {HOW}")
