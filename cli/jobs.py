@@ -28,8 +28,8 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Ray job server, http://HEAD:8265; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS if it is a URL, or the "
-        "one on this machine.",
+        help="Ray job server, http://HEAD:8265; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS if it is a URL, the "
+        "one of `cluster up`, or the one on this machine, which is then sent no token.",
     ),
 ]
 Name = Annotated[str, typer.Argument(help="Job id, or name of a run for its newest job.", metavar="JOB")]
@@ -132,9 +132,8 @@ def stop(
 
 def _connect(cluster: str | None) -> "JobServer":
     with importing():
-        from resnet_ops.orchestration.job_client import default_address
         from resnet_ops.orchestration.jobs import JobServer
-    return JobServer(cluster or default_address())
+    return JobServer(cluster)
 
 
 def _duration(job: "Job") -> str:

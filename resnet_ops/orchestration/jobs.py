@@ -76,7 +76,7 @@ class JobServer:
         UserError: It cannot be reached or refuses the connection; every method may raise this too.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str | None) -> None:
         self._client = connect(address)
         self.address: str = self._client.get_address()
 
