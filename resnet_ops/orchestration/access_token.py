@@ -12,7 +12,7 @@ from pathlib import Path
 
 from resnet_ops.errors import UserError
 
-TOKEN_VARIABLE, FILE_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"  # noqa: S105
+TOKEN_VARIABLE, FILE_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 REMEDY = (
     "Put the cluster's token into RAY_AUTH_TOKEN, into the file set by RAY_AUTH_TOKEN_PATH, or into "
     "~/.ray/auth_token; on its head node, `ray get-auth-token` prints it."
@@ -22,7 +22,7 @@ REMEDY = (
 def create(folder: Path) -> Path:
     """Write a new token into `folder`, which only this user can enter, and return its file."""
     file = folder / "token"
-    with open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as new:
+    with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as new:
         new.write(secrets.token_hex(32))
     return file
 

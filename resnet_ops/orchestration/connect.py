@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops.cluster_config import ConnectionConfig
+from resnet_ops.config_base import quoted
 from resnet_ops.environment import reach_loopback_directly, safe_path
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.orchestration import access_token, local_state, ray_internals
@@ -61,7 +62,8 @@ def _named_cluster() -> str:
     if scheme.lower() in ("http", "https"):
         raise UserError(
             f"RAY_ADDRESS is {named}, a job server, which this process cannot connect to.",
-            f"Submit work to it: --cluster {named}; or work on this machine: --cluster local, or unset RAY_ADDRESS.",
+            f"Submit work to it: --cluster {quoted(named)}; or work on this machine: --cluster local, or unset "
+            "RAY_ADDRESS.",
         )
     raise UserError(
         f"RAY_ADDRESS is {named}: Ray Client is not supported.",

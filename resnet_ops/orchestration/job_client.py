@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from resnet_ops.config_base import quoted
 from resnet_ops.environment import with_variable
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.orchestration import access_token, local_state
@@ -126,7 +127,7 @@ def explain_errors(address: str) -> Iterator[None]:
 
 def _token_error(address: str, status: int) -> UserError:
     sent = "requires a token, but none was sent" if status == 401 else "rejected the token"
-    naming = f"Name it, and yours is sent: --cluster {address}. " if status == 401 else ""
+    naming = f"Name it, and yours is sent: --cluster {quoted(address)}. " if status == 401 else ""
     return UserError(f"The Ray cluster at {address} {sent} (HTTP {status}).", naming + access_token.REMEDY)
 
 
