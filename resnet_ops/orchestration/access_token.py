@@ -57,8 +57,9 @@ def read(file: Path) -> str:
     try:
         with file.open() as opened:
             status = os.fstat(opened.fileno())
-            # As ssh with keys: a file of the system's, such as a mounted secret, has the mode that it was given.
-            if status.st_uid == os.getuid() and stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+            # As ssh with keys: one of the system's has the mode that it was given, as has a mounted secret.
+            mounted = status.st_uid != os.getuid() or os.fstatvfs(opened.fileno()).f_flag & os.ST_RDONLY
+            if status.st_mode & 0o077 and not mounted:
                 raise UserError(
                     f"The token in {file} can be read or changed by other users of this machine (mode "
                     f"{stat.S_IMODE(status.st_mode):04o}), who can then run code on the cluster.",
