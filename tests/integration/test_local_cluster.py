@@ -31,7 +31,7 @@ MARK = "RESNET_OPS_LOCAL_CLUSTER"
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An environment whose local cluster, token and 'auto' are this module's own."""
     folder = tmp_path_factory.mktemp("home")
-    ours = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "RAY_TMPDIR": str(folder)}
+    ours = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
     rest = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = rest | ours
     yield environment
