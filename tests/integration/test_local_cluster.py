@@ -1,7 +1,5 @@
 """`resnet-ops cluster up`, `status` and `down`: real raylets, a real job on them, and nothing left behind."""
 
-import contextlib
-import ipaddress
 import json
 import os
 import shutil
@@ -22,6 +20,7 @@ from hypothesis import strategies as st
 from resnet_ops.orchestration.local import share_gpus
 from tests.conftest import COMMAND, command
 from tests.json_keys import assert_keys
+from tests.ports import listening
 from tests.waiting import wait_for
 
 MARK = "RESNET_OPS_LOCAL_CLUSTER"
@@ -52,26 +51,6 @@ def status(home: dict[str, str]) -> dict[str, Any]:
     assert ended.returncode == 0, ended.stderr
     result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return result
-
-
-def listening(folder: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Addresses that the living processes which name `folder` listen on for TCP."""
-    addresses = {}
-    for table, size in (("tcp", 4), ("tcp6", 16)):
-        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
-            _, local, _, state, *_, inode = line.split()[:10]
-            if state == "0A":
-                words = bytes.fromhex(local.partition(":")[0])
-                packed = b"".join(words[i : i + 4][::-1] for i in range(0, size, 4))
-                address = ipaddress.ip_address(packed)
-                addresses[f"socket:[{inode}]"] = getattr(address, "ipv4_mapped", None) or address
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if folder.encode() in (process / "environ").read_bytes():
-                links = {str(link.readlink()) for link in (process / "fd").iterdir()}
-                found += [addresses[link] for link in links if link in addresses]
-    return found
 
 
 def traces(folder: str) -> list[str]:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import os
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import ray
 from resnet_ops.orchestration import ray_internals
 from resnet_ops.orchestration.connect import SETTINGS
 from resnet_ops.orchestration.placement import NODE_LABEL
+from tests.ports import listening
 
 AUTH = "ray._private.authentication.authentication_token_setup"
 KV = "ray.experimental.internal_kv"
@@ -23,6 +25,7 @@ SCALING = f"{TRAIN}.execution.scaling_policy"
 # What is called, or overridden where a class is derived from, and the parameters that it has.
 SIGNATURES = {
     "ray._private.services:canonicalize_bootstrap_address": "addr temp_dir",
+    "ray._private.services:resolve_ip_for_localhost": "host",
     "ray._common.utils:get_ray_address_file": "temp_dir",
     "ray.job_config:JobConfig._serialize": "self",
     f"{AUTH}:maybe_enable_token_auth_if_token_available": "warn_if_disabled",
@@ -221,6 +224,15 @@ def test_a_cluster_tells_what_is_asked_of_it() -> None:
     assert {"Alive", "DeathReason", "NodeManagerAddress", "NodeManagerPort", "NodeManagerHostname", "NodeName"} <= set(
         ray.nodes()[0]
     )
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_in_a_command_is_closed_to_others() -> None:
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert (token.stat().st_mode & 0o777, token.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    sockets = listening(str(token))
+    assert len(sockets) >= 3  # of gcs_server and raylet
+    assert [address for address in sockets if not address.is_loopback] == []
 
 
 @pytest.mark.usefixtures("ray_session")
