@@ -20,6 +20,7 @@ from resnet_ops import files
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
 from resnet_ops.machine import cores, memory_bytes, versions
+from resnet_ops.orchestration import access_token
 from resnet_ops.orchestration.connect import local_ray
 from resnet_ops.results import Result
 
@@ -72,6 +73,7 @@ def _findings(runs_dir: Path) -> Iterator[Diagnosis]:
     yield gpu
     yield from _attempt("NCCL", lambda: _nccl(gpu.state == "ok"))
     yield from _attempt("Ray", _ray)
+    yield from _attempt("Ray's token", _token)
     yield from _attempt("ONNX export", _onnx_export)
     for provider in _providers():
         yield from _attempt(provider, lambda provider=provider: _provider(provider))  # type: ignore[misc]
@@ -166,6 +168,14 @@ def _ray() -> Diagnosis:
             "Increase it: docker run --shm-size=2g",
         )  # fmt: skip
     return Diagnosis("Ray", "ok", f"{ray.__version__}: started and ran a task in {seconds:.1f} s")
+
+
+def _token() -> Diagnosis:
+    """Check the token for clusters that are not started here; those have their own."""
+    closed = "Ray started here listens on 127.0.0.1 only, with a token of its own"
+    if not access_token.user_token():
+        return Diagnosis("Ray's token", "absent", f"none for other clusters; {closed}")
+    return Diagnosis("Ray's token", "ok", f"of other clusters, readable by this user only; {closed}")
 
 
 def _process_id() -> int:

@@ -195,7 +195,7 @@ def _next_steps(kind: Kind, context: dict[str, Any], directory: Path) -> tuple[s
     image = context["image_to_push"]
     build = f"docker build --tag {image} . && docker push {image}"
     enter = f"cd {shlex.quote(str(directory))}"
-    wheel = "pip wheel --no-deps --wheel-dir . PATH_TO_RESNET_OPS  # unless that version is on a package index"
+    wheel = "pip wheel --no-deps --wheel-dir . PATH_TO_RESNET_OPS"
     steps = {
         "kuberay": f"""
             {enter}
@@ -223,7 +223,7 @@ def _next_steps(kind: Kind, context: dict[str, Any], directory: Path) -> tuple[s
         {enter}
         {wheel}
         {build}
-        ray get-auth-token --generate > /dev/null
+        (umask 077 && ray get-auth-token --generate > /dev/null)
         ray up cluster.yaml
         ray exec cluster.yaml 'ray job submit --no-wait -- bash ~/train.sh'
         ray down cluster.yaml

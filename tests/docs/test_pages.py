@@ -85,7 +85,7 @@ class Reader:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "RAY_TMPDIR": str(home),
+            "HOME": str(home), "XDG_STATE_HOME": str(home / "state"),
             "WANDB_MODE": "offline", "MLFLOW_DISABLE_TELEMETRY": "true",
             **environment,
         }  # fmt: skip

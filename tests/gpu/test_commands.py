@@ -58,7 +58,7 @@ def test_a_search_runs_several_trials_on_one_gpu(tmp_path: Path) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An environment whose local cluster, token and 'auto' are these tests' own."""
     folder = tmp_path_factory.mktemp("home")
-    own = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "RAY_TMPDIR": str(folder)}
+    own = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own
     yield environment
     command("cluster", "down", cwd=folder, env=environment)

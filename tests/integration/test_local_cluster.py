@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -22,6 +20,7 @@ from hypothesis import strategies as st
 from resnet_ops.orchestration.local import share_gpus
 from tests.conftest import COMMAND, command
 from tests.json_keys import assert_keys
+from tests.ports import listening
 from tests.waiting import wait_for
 
 MARK = "RESNET_OPS_LOCAL_CLUSTER"
@@ -31,7 +30,7 @@ MARK = "RESNET_OPS_LOCAL_CLUSTER"
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An environment whose local cluster, token and 'auto' are this module's own."""
     folder = tmp_path_factory.mktemp("home")
-    ours = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "RAY_TMPDIR": str(folder)}
+    ours = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
     rest = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = rest | ours
     yield environment
@@ -71,13 +70,13 @@ def test_up_says_where_it_is_and_how_to_go_on(home: dict[str, str], up: dict[str
     assert (up["nodes"], up["cpus_per_node"]) == (2, 1)
     assert "resnet-ops train --nodes 2" in up["next_steps"]
     assert "resnet-ops cluster down" in up["next_steps"]
-    assert Path(home["RAY_TMPDIR"], "ray", "ray_current_cluster").read_text() == up["address"]
     assert Path(up["folder"]).stat().st_mode & 0o777 == 0o700  # Ray makes its own folders open to all
 
 
 def test_nobody_gets_in_without_the_token(home: dict[str, str], up: dict[str, Any]) -> None:
-    token = Path(home["HOME"], ".ray", "auth_token")
+    token = Path(up["folder"], "token")
     assert token.stat().st_mode & 0o777 == 0o600
+    assert not Path(home["HOME"], ".ray").exists()  # the token of the user's other clusters, if any
     asked = urllib.request.Request(f"{up['dashboard']}/api/jobs/")
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(asked, timeout=20)
@@ -85,10 +84,30 @@ def test_nobody_gets_in_without_the_token(home: dict[str, str], up: dict[str, An
     asked.add_header("Authorization", f"Bearer {token.read_text()}")
     with urllib.request.urlopen(asked, timeout=20) as answer:
         assert json.load(answer) == []
-    host, _, _ = up["address"].rpartition(":")
-    assert host != "127.0.0.1"
-    with pytest.raises(OSError, match="refused"):
-        socket.create_connection((host, urlsplit(up["dashboard"]).port or 0), timeout=5)
+
+
+def test_it_listens_on_loopback_only(up: dict[str, Any]) -> None:
+    sockets = listening(up["folder"])
+    assert len(sockets) >= 3 * 4  # of each node at least raylet's two, and its agents'
+    assert [address for address in sockets if not address.is_loopback] == []
+    assert up["address"].startswith("127.0.0.1:")
+
+
+def test_jobs_are_listed_with_its_own_token(home: dict[str, str], up: dict[str, Any]) -> None:
+    for where in ((), ("--cluster", up["dashboard"])):
+        ended = command("jobs", "list", *where, "--json", env=home | {"RAY_AUTH_TOKEN": "of-another-cluster"})
+        assert ended.returncode == 0, ended.stderr
+        assert json.loads(ended.stdout)["cluster"] == up["dashboard"]
+
+
+def test_tools_of_ray_are_let_in_with_what_the_docs_say(home: dict[str, str], up: dict[str, Any]) -> None:
+    ours = {
+        "RAY_ADDRESS": up["address"], "RAY_AUTH_TOKEN_PATH": f"{up['folder']}/token", "RAY_AUTH_MODE": "token",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }  # fmt: skip
+    code = "import ray; ray.init(logging_level='error'); print(len(ray.nodes()))"
+    ended = subprocess.run([sys.executable, "-c", code], env=home | ours, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["3"]
 
 
 def test_status_shows_the_nodes_and_what_fits(home: dict[str, str], up: dict[str, Any]) -> None:
@@ -172,7 +191,6 @@ def test_down_ends_this_cluster_and_nothing_else(home: dict[str, str], up: dict[
     assert_keys("cluster down", json.loads(ended.stdout))
     assert traces(up["folder"]) == []
     assert not Path(up["folder"]).exists()
-    assert not Path(home["RAY_TMPDIR"], "ray", "ray_current_cluster").exists()
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
