@@ -91,6 +91,7 @@ FORGED_PROOFS: dict[str, dict[str, Any]] = {
     "infinite": {"val_accuracy_torch": float("inf")},
     "absurdly many images": {"images": 10**300, "images_total": 10**300},
     "a difference that is none": {"max_abs_diff": 1e9, "max_rel_diff": 0.0},
+    "no difference at all": {"max_abs_diff": 0.0, "max_rel_diff": 0.0},
     "negative counts of nodes": {"nodes_by_provider": {runtime.CPU: -4, runtime.CUDA: 30}},
     "nodes nowhere": {"nodes_by_provider": {"x": 26}},
     "another number": {"test_accuracy": 0.9999},
