@@ -5,6 +5,7 @@ Weights that were trained elsewhere are read in `imported_weights`.
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -279,15 +280,21 @@ def select_images(source: Source, split: Split, class_names: Sequence[str]) -> V
     """Select the images of a split, and map their labels to a network's classes by name.
 
     Raises:
-        UserError: An image has a class that the network does not have.
+        UserError: An image has a class that the network does not have, or several classes of which have its name.
     """
     return _with_labels(source, source.encoded(split), class_names)
 
 
 def _with_labels(source: Source, encoded: EncodedImages, class_names: Sequence[str]) -> ValidationImages:
     label_of = {name: label for label, name in enumerate(class_names)}
-    names = source.record.class_names
+    counts, names = Counter(class_names), source.record.class_names
     for name in (names[label] for label in np.unique(encoded.labels)):
+        if counts[name] > 1:  # as 'crane' in ImageNet, a bird and a machine
+            raise UserError(
+                f"The network has {counts[name]} classes called {name!r}: it is not known which one the images in "
+                f"{source.config.data} show.",
+                "Name its classes apart: --classes.",
+            )
         if name not in label_of:
             raise UserError(
                 f"The images in {source.config.data} have a class {name!r} that the network does not have.",

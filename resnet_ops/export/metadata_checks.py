@@ -136,6 +136,8 @@ def check_metadata(
             faults[_difference(name, actual, required)] = actual != required
     versions = graph.tool_versions()
     other = "" if metadata.made_by == versions else f"; made by {metadata.made_by[:100]}, this is {versions}"
+    if checkpoint is not None and metadata.run is not None and not names:
+        other += f"; that its run was called {metadata.run[:40]} is not verified here"
     return summarize(faults, ("as in the checkpoint" if checkpoint else "as in the graph") + other)
 
 

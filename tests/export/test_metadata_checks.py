@@ -322,6 +322,15 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
     assert "run is None" in fault(remove_run, Origin(frozenset({"trained"})))
 
 
+def test_the_run_of_a_checkpoint_that_lies_elsewhere_is_not_verified(
+    exported: ExportResult, digit_checkpoint: Checkpoint
+) -> None:
+    model = forged(exported.onnx, run="winner")
+    metadata = ModelMetadata.parse("m.onnx", properties_of(model))
+    result, passed = check_metadata(metadata, model, digit_checkpoint, Origin())
+    assert (result, passed) == ("as in the checkpoint; that its run was called winner is not verified here", True)
+
+
 def test_other_versions_are_named_and_later_ones_refused(exported: ExportResult) -> None:
     def check(made_by: str) -> tuple[str, bool]:
         model = onnx.load(exported.onnx)
