@@ -14,10 +14,10 @@ import numpy as np
 
 from resnet_ops import files, runs
 from resnet_ops.config import DATA_SETS, IMAGENET_WEIGHTS, DataConfig
-from resnet_ops.data.dataset import EncodedImages, Split
+from resnet_ops.data.dataset import EncodedImages, Split, Subset
 from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.discovery import find_missing
-from resnet_ops.data.parallel_decode import decode_rows
+from resnet_ops.data.parallel_decode import decode_rows, hash_all
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.export import imported_weights
@@ -274,6 +274,27 @@ def select_validation_images(
     total = len(source.splits["train"].labels)
     warn(f"Measured on {len(images):,} of the {total:,} images in {source.config.data}: int8 is calibrated on others.")
     return images
+
+
+def warn_of_trained_images(images: ValidationImages, run: Run | None, warn: Warn) -> None:
+    """Warn where some of these images are ones that a run was trained on, if its own are at hand.
+
+    They are compared by their content, or by their names where the fingerprint of the run's dataset is made of these.
+    """
+    if run is None or find_missing(trained_on := run.read().config):
+        return
+    own = open_source(trained_on)
+    by_content = own.record.fingerprint_of == "content"
+
+    def identities(part: EncodedImages) -> np.ndarray:
+        return hash_all(part) if by_content else np.array([part.name(row) for row in range(len(part.labels))])
+
+    chosen = identities(Subset(images.encoded, images.rows, images.labels))
+    if count := int(np.isin(chosen, identities(own.encoded("train"))).sum()):
+        warn(
+            f"{run.name} was trained on {count:,} of the {len(images):,} images: an accuracy on these tells nothing of "
+            "others."
+        )
 
 
 def select_images(source: Source, split: Split, class_names: Sequence[str]) -> ValidationImages:

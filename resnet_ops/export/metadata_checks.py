@@ -155,6 +155,9 @@ def _claims_elsewhere(model: onnx.ModelProto, torch_version: str, precision: Pre
     known = {f"{message}.{field}" for message, fields in EXPORTED_FIELDS.items() for field in fields}
     if strange := sorted(set(fields_in_use(model)) - known):
         yield f"it has {', '.join(strange)[:200]}, which no export has"
+    elsewhere = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    if elsewhere and 2 * graph.weight_bytes(model) <= graph.ONE_FILE_BYTES:
+        yield "it keeps weights in another file, though they fit into one"
     name, version = model.producer_name, model.producer_version
     by_torch = (name, version) == ("pytorch", torch_version)
     if not by_torch and not (precision == "int8" and name == QUANTIZER and re.fullmatch(VERSION, version)):

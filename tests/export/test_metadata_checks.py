@@ -17,7 +17,12 @@ from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import budget, checks, graph, runtime
 from resnet_ops.export.config import ExportConfig, ValidateConfig
-from resnet_ops.export.inputs import ValidationImages, find_exported_checkpoint, select_images
+from resnet_ops.export.inputs import (
+    ValidationImages,
+    find_exported_checkpoint,
+    select_images,
+    warn_of_trained_images,
+)
 from resnet_ops.export.job import ExportResult, export_onnx
 from resnet_ops.export.metadata import JSON_FIELDS, MAX_CHARACTERS, ModelMetadata
 from resnet_ops.export.metadata_checks import Origin, check_metadata
@@ -296,6 +301,9 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
         del properties["run"]
         helper.set_model_props(model, properties)
 
+    def move_weights(model: onnx.ModelProto) -> None:
+        model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+
     def repeat_accuracy(model: onnx.ModelProto) -> None:
         model.metadata_props.add(key="val_accuracy", value=properties_of(model)["val_accuracy"])
 
@@ -319,7 +327,18 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
     began = time.monotonic()
     assert "producer is 'onnx.quantize'" in fault(claim_endless_version)
     assert time.monotonic() - began < 10  # by a pattern that repeats repetitions it takes hours
+    assert "weights in another file, though they fit into one" in fault(move_weights)
     assert "run is None" in fault(remove_run, Origin(frozenset({"trained"})))
+
+
+def test_images_of_the_training_are_named(trained: TrainResult, digits: ValidationImages) -> None:
+    source = open_source("digits")
+    seen, warnings = select_images(source, "train", source.record.class_names), list[str]()
+    warn_of_trained_images(digits, trained.run, warnings.append)
+    assert not warnings
+    warn_of_trained_images(replace(seen, rows=seen.rows[:100], labels=seen.labels[:100]), trained.run, warnings.append)
+    (warning,) = warnings
+    assert "was trained on 100 of the 100 images" in warning
 
 
 def test_the_run_of_a_checkpoint_that_lies_elsewhere_is_not_verified(
