@@ -312,12 +312,14 @@ def unverified_claims(
     """Return what this verification cannot tell about the recorded proof."""
     if recorded is None:
         return ()
+    elsewhere = report.images_fingerprint != metadata.data_fingerprint
     notes = {
         "it is of other images, not verified here": recorded.images > 0 and not same_data,
         f"recorded on {recorded.provider[:40]}, not verified here": recorded.provider != report.provider,
         "its form is that of version 0.1": _is_from_0_1(metadata),
-        "its temperature is fitted on other images, not verified here": (
-            metadata.calibration is not None and report.images_fingerprint != metadata.data_fingerprint
+        "its temperature is fitted on other images, not verified here": metadata.calibration is not None and elsewhere,
+        "its quantization error is measured on other images, not verified here": (
+            metadata.quantization_error is not None and elsewhere
         ),
     }
     return tuple(note for note, applies in notes.items() if applies)

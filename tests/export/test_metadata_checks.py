@@ -24,8 +24,8 @@ from resnet_ops.export.inputs import (
     warn_of_trained_images,
 )
 from resnet_ops.export.job import ExportResult, export_onnx
-from resnet_ops.export.metadata import JSON_FIELDS, MAX_CHARACTERS, ModelMetadata
-from resnet_ops.export.metadata_checks import Origin, check_metadata
+from resnet_ops.export.metadata import JSON_FIELDS, MAX_CHARACTERS, ModelMetadata, QuantizationError
+from resnet_ops.export.metadata_checks import Origin, check_metadata, unverified_claims
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.reference import Reference
@@ -479,3 +479,13 @@ def test_what_cannot_be_verified_here_is_named(
     assert (alone.validated, alone.unverified) == (True, report.unverified)
     damaged = forged(exported.onnx, validation={"top1_agreement": 1.5})
     assert failed(damaged, digit_reference, None, tmp_path) == {"recorded proof": "numbers that cannot be"}
+
+
+def test_a_quantization_error_on_other_images_is_named(exported: ExportResult) -> None:
+    error = QuantizationError(mean=1e-9, largest=1e-9, agreement=1.0, images=64)
+    metadata = exported.metadata.model_copy(update={"quantization_error": error, "validation": {"sample": ""}})
+    recorded, own = ProofReport(provider=runtime.CPU), exported.metadata.data_fingerprint
+    expected = {own: (), "e" * 64: ("its quantization error is measured on other images, not verified here",)}
+    for fingerprint, notes in expected.items():
+        now = ProofReport(provider=runtime.CPU, images_fingerprint=fingerprint)
+        assert unverified_claims(recorded, metadata, now, same_data=False) == notes
