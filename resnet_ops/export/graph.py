@@ -3,6 +3,7 @@
 Lower precisions are in `precision`, checks of the result in `proof`.
 """
 
+import math
 import warnings
 from pathlib import Path
 
@@ -156,6 +157,14 @@ def write(model: onnx.ModelProto, path: Path) -> None:
         files.sync(path)
         return
     files.write_atomically(path, bytes(model.SerializeToString(deterministic=True)))
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Return the size of a model's constants, wherever they are kept."""
+    return sum(
+        math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
+    )
 
 
 def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

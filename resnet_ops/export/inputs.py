@@ -5,6 +5,7 @@ Weights that were trained elsewhere are read in `imported_weights`.
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,10 @@ import numpy as np
 
 from resnet_ops import files, runs
 from resnet_ops.config import DATA_SETS, IMAGENET_WEIGHTS, DataConfig
-from resnet_ops.data.dataset import EncodedImages, Split
+from resnet_ops.data.dataset import EncodedImages, Split, Subset
 from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.discovery import find_missing
-from resnet_ops.data.parallel_decode import decode_rows
+from resnet_ops.data.parallel_decode import decode_rows, hash_all
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError, did_you_mean, did_you_mean_path
 from resnet_ops.export import imported_weights
@@ -277,19 +278,46 @@ def select_validation_images(
     return images
 
 
+def warn_of_trained_images(images: ValidationImages, run: Run | None, warn: Warn) -> None:
+    """Warn where some of these images are ones that a run was trained on, if its own are at hand.
+
+    They are compared by their content, or by their names where the fingerprint of the run's dataset is made of these.
+    """
+    if run is None or find_missing(trained_on := run.read().config):
+        return
+    own = open_source(trained_on)
+    by_content = own.record.fingerprint_of == "content"
+
+    def identities(part: EncodedImages) -> np.ndarray:
+        return hash_all(part) if by_content else np.array([part.name(row) for row in range(len(part.labels))])
+
+    chosen = identities(Subset(images.encoded, images.rows, images.labels))
+    if count := int(np.isin(chosen, identities(own.encoded("train"))).sum()):
+        warn(
+            f"{run.name} was trained on {count:,} of the {len(images):,} images: an accuracy on these tells nothing of "
+            "others."
+        )
+
+
 def select_images(source: Source, split: Split, class_names: Sequence[str]) -> ValidationImages:
     """Select the images of a split, and map their labels to a network's classes by name.
 
     Raises:
-        UserError: An image has a class that the network does not have.
+        UserError: An image has a class that the network does not have, or several classes of which have its name.
     """
     return _with_labels(source, source.encoded(split), class_names)
 
 
 def _with_labels(source: Source, encoded: EncodedImages, class_names: Sequence[str]) -> ValidationImages:
     label_of = {name: label for label, name in enumerate(class_names)}
-    names = source.record.class_names
+    counts, names = Counter(class_names), source.record.class_names
     for name in (names[label] for label in np.unique(encoded.labels)):
+        if counts[name] > 1:  # as 'crane' in ImageNet, a bird and a machine
+            raise UserError(
+                f"The network has {counts[name]} classes called {name!r}: it is not known which one the images in "
+                f"{source.config.data} show.",
+                "Name its classes apart: --classes.",
+            )
         if name not in label_of:
             raise UserError(
                 f"The images in {source.config.data} have a class {name!r} that the network does not have.",

@@ -28,6 +28,7 @@ from resnet_ops.export.inputs import (
     random_pixels,
     select_images,
     select_validation_images,
+    warn_of_trained_images,
 )
 from resnet_ops.export.metadata import Calibration, ModelMetadata, Preprocessing
 from resnet_ops.export.metadata_checks import Origin
@@ -90,6 +91,8 @@ def export_onnx(
     images = None
     if source is not None:
         images = select_validation_images(source, info.class_names, config.precision, is_training_data, warn)
+        if not is_training_data:
+            warn_of_trained_images(images, resolved.run, warn)
     if config.calibrate and (images is None or (is_training_data and info.fitted_on_all)):
         raise UserError(
             "--calibrate needs validation images; none are known that the network was not trained on.", "Add --data."

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, Message
 
@@ -164,16 +165,24 @@ def _tensor_fault(tensor: onnx.TensorProto) -> str:
     if any(side < 0 for side in tensor.dims):
         return "has a negative size"
     try:
-        item_bytes = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except (KeyError, ValueError, TypeError):
         return "has an unknown type"
     items = math.prod(tensor.dims)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return ""
     if tensor.HasField("raw_data"):
-        return "" if len(tensor.raw_data) == items * item_bytes else "does not match its shape"
+        return "" if len(tensor.raw_data) == items * dtype.itemsize else "does not match its shape"
     fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
-    return "" if sum(map(len, fields)) == items else "does not match its shape"
+    if sum(map(len, fields)) != items:
+        return "does not match its shape"
+    if (
+        dtype.kind in "iu" and tensor.int32_data
+    ):  # where small integers are, of which some programs take the lowest bits
+        limits = np.iinfo(dtype)
+        if min(tensor.int32_data) < limits.min or max(tensor.int32_data) > limits.max:
+            return "has numbers that its type does not have"
+    return ""
 
 
 def _external_data_faults(path: Path, tensor: onnx.TensorProto) -> Iterator[UserError]:

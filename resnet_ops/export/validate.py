@@ -89,6 +89,8 @@ def validate_onnx(
     images = None
     if source is not None:
         images = inputs.select_validation_images(source, metadata.class_names, metadata.precision, same_images, warn)
+        if resolved and not is_training_data:
+            inputs.warn_of_trained_images(images, resolved.run, warn)
     report = verify_file(file, Reference(checkpoint) if checkpoint else None, images, thresholds)
     return ValidationResult(
         **dict(report),

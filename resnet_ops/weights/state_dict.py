@@ -76,6 +76,13 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
         if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
             raise UserError(f"{path} has no plain values for {name[:100]}.", "Save it as a contiguous tensor.")
     tensors, left_out = _network_tensors(beside, prefix)
+    for name, value in tensors.items():  # integers need scales, which only who quantized them knows
+        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{path} has {dtype} values for {name[:100]}, not floating-point ones.",
+                "Save its weights before they are quantized.",
+            )
     other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
     return StateDict(
         tensors,

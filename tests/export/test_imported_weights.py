@@ -14,9 +14,11 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig
+from resnet_ops.export.inputs import select_images
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.weights.locate import locate
 from tests.conftest import Ended
@@ -49,6 +51,11 @@ def test_they_become_a_checkpoint(network: nn.Module, tmp_path: Path) -> None:
     assert (info.shortcut, info.stored, info.class_names) == ("B", (72, 72), ("0", "1", "2"))
     (assumed,) = warnings
     assert "assumed: --mean 0.485,0.456,0.406, --std 0.229,0.224,0.225, --resize 72." in assumed
+
+
+def test_a_name_of_two_classes_labels_no_images() -> None:
+    with pytest.raises(UserError, match="2 classes called '8'"):
+        select_images(open_source("digits"), "val", (*map(str, range(9)), "8"))
 
 
 def test_metadata_or_options_say_how_images_were_prepared(network: nn.Module, tmp_path: Path) -> None:

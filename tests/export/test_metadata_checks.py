@@ -17,10 +17,15 @@ from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import budget, checks, graph, runtime
 from resnet_ops.export.config import ExportConfig, ValidateConfig
-from resnet_ops.export.inputs import ValidationImages, find_exported_checkpoint, select_images
+from resnet_ops.export.inputs import (
+    ValidationImages,
+    find_exported_checkpoint,
+    select_images,
+    warn_of_trained_images,
+)
 from resnet_ops.export.job import ExportResult, export_onnx
-from resnet_ops.export.metadata import JSON_FIELDS, MAX_CHARACTERS, ModelMetadata
-from resnet_ops.export.metadata_checks import Origin, check_metadata
+from resnet_ops.export.metadata import JSON_FIELDS, MAX_CHARACTERS, ModelMetadata, QuantizationError
+from resnet_ops.export.metadata_checks import Origin, check_metadata, unverified_claims
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.reference import Reference
@@ -91,6 +96,7 @@ FORGED_PROOFS: dict[str, dict[str, Any]] = {
     "infinite": {"val_accuracy_torch": float("inf")},
     "absurdly many images": {"images": 10**300, "images_total": 10**300},
     "a difference that is none": {"max_abs_diff": 1e9, "max_rel_diff": 0.0},
+    "no difference at all": {"max_abs_diff": 0.0, "max_rel_diff": 0.0},
     "negative counts of nodes": {"nodes_by_provider": {runtime.CPU: -4, runtime.CUDA: 30}},
     "nodes nowhere": {"nodes_by_provider": {"x": 26}},
     "another number": {"test_accuracy": 0.9999},
@@ -295,6 +301,9 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
         del properties["run"]
         helper.set_model_props(model, properties)
 
+    def move_weights(model: onnx.ModelProto) -> None:
+        model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+
     def repeat_accuracy(model: onnx.ModelProto) -> None:
         model.metadata_props.add(key="val_accuracy", value=properties_of(model)["val_accuracy"])
 
@@ -318,7 +327,27 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
     began = time.monotonic()
     assert "producer is 'onnx.quantize'" in fault(claim_endless_version)
     assert time.monotonic() - began < 10  # by a pattern that repeats repetitions it takes hours
+    assert "weights in another file, though they fit into one" in fault(move_weights)
     assert "run is None" in fault(remove_run, Origin(frozenset({"trained"})))
+
+
+def test_images_of_the_training_are_named(trained: TrainResult, digits: ValidationImages) -> None:
+    source = open_source("digits")
+    seen, warnings = select_images(source, "train", source.record.class_names), list[str]()
+    warn_of_trained_images(digits, trained.run, warnings.append)
+    assert not warnings
+    warn_of_trained_images(replace(seen, rows=seen.rows[:100], labels=seen.labels[:100]), trained.run, warnings.append)
+    (warning,) = warnings
+    assert "was trained on 100 of the 100 images" in warning
+
+
+def test_the_run_of_a_checkpoint_that_lies_elsewhere_is_not_verified(
+    exported: ExportResult, digit_checkpoint: Checkpoint
+) -> None:
+    model = forged(exported.onnx, run="winner")
+    metadata = ModelMetadata.parse("m.onnx", properties_of(model))
+    result, passed = check_metadata(metadata, model, digit_checkpoint, Origin())
+    assert (result, passed) == ("as in the checkpoint; that its run was called winner is not verified here", True)
 
 
 def test_other_versions_are_named_and_later_ones_refused(exported: ExportResult) -> None:
@@ -450,3 +479,13 @@ def test_what_cannot_be_verified_here_is_named(
     assert (alone.validated, alone.unverified) == (True, report.unverified)
     damaged = forged(exported.onnx, validation={"top1_agreement": 1.5})
     assert failed(damaged, digit_reference, None, tmp_path) == {"recorded proof": "numbers that cannot be"}
+
+
+def test_a_quantization_error_on_other_images_is_named(exported: ExportResult) -> None:
+    error = QuantizationError(mean=1e-9, largest=1e-9, agreement=1.0, images=64)
+    metadata = exported.metadata.model_copy(update={"quantization_error": error, "validation": {"sample": ""}})
+    recorded, own = ProofReport(provider=runtime.CPU), exported.metadata.data_fingerprint
+    expected = {own: (), "e" * 64: ("its quantization error is measured on other images, not verified here",)}
+    for fingerprint, notes in expected.items():
+        now = ProofReport(provider=runtime.CPU, images_fingerprint=fingerprint)
+        assert unverified_claims(recorded, metadata, now, same_data=False) == notes

@@ -162,6 +162,9 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
     def absurd(model: onnx.ModelProto) -> None:
         model.graph.initializer[0].dims[0] = 2**40
 
+    def overflowing(model: onnx.ModelProto) -> None:
+        model.graph.initializer.add(name="zero", data_type=onnx.TensorProto.UINT8, int32_data=[256])
+
     def negative(model: onnx.ModelProto) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -1
 
@@ -175,6 +178,7 @@ def test_what_is_wrong_is_said_in_one_line(files: dict[str, Path], tmp_path: Pat
     assert "uses operators of com.example" in refusal(broken(files, foreign, tmp_path))
     assert "loops, branches or functions" in refusal(broken(files, loop, tmp_path))
     assert "does not match its shape" in refusal(broken(files, absurd, tmp_path))
+    assert "has numbers that its type does not have" in refusal(broken(files, overflowing, tmp_path))
     assert "a value has a negative size" in refusal(broken(files, negative, tmp_path))
     assert "ONNX Runtime c" in refusal(broken(files, huge_padding, tmp_path))
     assert "has no class names in its metadata" in refusal(broken(files, nameless, tmp_path))

@@ -258,6 +258,16 @@ def test_small_files_that_mean_more_than_there_is_memory_or_no_end_are_refused(t
     assert pretrained.read(path).info.class_names == ()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As of a head that bitsandbytes quantized, whose scales are in a tensor of another name."""
+    tensors = build("resnet18", num_classes=3, in_channels=3).state_dict()
+    path = tmp_path / "weights.pth"
+    torch.save(tensors | {"fc.weight": tensors["fc.weight"].to(dtype), "fc.SCB": torch.ones(3)}, path)
+    with pytest.raises(UserError, match=f"has {str(dtype).removeprefix('torch.')} values for fc.weight"):
+        pretrained.read(path)
+
+
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps(
