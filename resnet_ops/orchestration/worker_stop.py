@@ -2,22 +2,50 @@
 
 import contextlib
 import json
+import math
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import FrameType
+from typing import Any
 
 from resnet_ops.orchestration.cluster_kv import NAMESPACE
 from resnet_ops.orchestration.ray_internals import kv_del, kv_get, kv_put
-from resnet_ops.stop_request import SIGNALS, Stop, StopRequest
+from resnet_ops.stop_request import BY_USER, SAVING_S, SIGNALS, Stop, StoppedError, StopRequest
 
 POLL_INTERVAL_S = 0.5
+FITTING_POLL_S = 0.2
 OWN = StopRequest()  # of this process, where it is a worker
 
 
 def ask_workers(run: str, stop: Stop) -> None:
     """Ask the workers of a run to save and to end."""
     kv_put(_key(run), json.dumps([stop.reason, stop.preempted]).encode(), NAMESPACE)
+
+
+def wait_for_workers(fitting: Future[Any], request: StopRequest, ask: Callable[[Stop], None]) -> Any:
+    """Return the result of Ray Train or Tune, which run on another thread: on the main one they would take Ctrl-C.
+
+    Args:
+        fitting: Their result.
+        request: What may ask the workers to stop.
+        ask: Asks them, once.
+
+    Raises:
+        StoppedError: They have not saved and ended in time, or were not to.
+    """
+    deadline = math.inf
+    while time.monotonic() < deadline and not request.at_once:
+        if request.stop is not None and deadline == math.inf:
+            ask(request.stop)
+            deadline = time.monotonic() + SAVING_S
+        with contextlib.suppress(TimeoutError):
+            return fitting.result(timeout=FITTING_POLL_S)
+        if fitting.done():  # with a TimeoutError of its own
+            return fitting.result()
+    raise StoppedError(request.stop or BY_USER)
 
 
 def withdraw(run: str) -> None:

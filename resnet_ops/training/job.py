@@ -139,7 +139,7 @@ def train(
             record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
             observer.run_created(run, record)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked), _stoppable(run, stop, observer) as request:
+                with _end_recorded(run, record, tracked), stoppable(run, stop, observer) as request:
                     from resnet_ops.training.launch import launch_workers
 
                     result = launch_workers(run, record, source, placement, request)
@@ -222,7 +222,7 @@ def resume(
                 run.log_event(extended)
                 observer.warn(extended)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked), _stoppable(run, stop, observer) as request:
+                with _end_recorded(run, record, tracked), stoppable(run, stop, observer) as request:
                     from resnet_ops.training.launch import launch_workers
 
                     _report_resume_point(run, observer)
@@ -311,10 +311,10 @@ def begin(
 
 
 @contextlib.contextmanager
-def _stoppable(run: Run, stop: StopRequest | None, observer: Observer) -> Iterator[StopRequest]:
-    """Have signals stop the training at a checkpoint, for the length of a `with` block."""
+def stoppable(run: Run, stop: StopRequest | None, observer: Observer, command: str = "train") -> Iterator[StopRequest]:
+    """Have signals stop the work at a checkpoint, for the length of a `with` block; `command` resumes it."""
     request = stop or StopRequest()
-    request.remedy = f"Resume with: {resume_command(run)}"
+    request.remedy = f"Resume with: {resume_command(run, command)}"
     with request.deferring(observer.stopping):
         yield request
 
