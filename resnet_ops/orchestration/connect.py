@@ -6,9 +6,7 @@ How a cluster's job server is reached from outside is in `job_client`.
 import contextlib
 import logging
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +86,7 @@ def import_ray() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ray_internals.silence_worker_logs()
+    ray_internals.keep_signals()
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
@@ -171,7 +170,6 @@ def _init(ship: bool = False, **options: Any) -> None:
     """Call ray.init without its logs; `ship` sends this resnet-ops to every node."""
     import ray
 
-    before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:
         if ship:
             options["runtime_env"] = {"py_modules": [str(copy_package(Path(folder)))]}
@@ -183,10 +181,6 @@ def _init(ship: bool = False, **options: Any) -> None:
             options["job_config"] = ray_internals.job_config_of_driver()
         with working_directory, safe_path():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    if (
-        threading.current_thread() is threading.main_thread()
-    ):  # Ray replaces the handler of SIGTERM by one that exits at once
-        signal.signal(signal.SIGTERM, before)
 
 
 def resolve_address(address: str) -> str:

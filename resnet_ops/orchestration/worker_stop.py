@@ -67,13 +67,11 @@ def hear_driver(run: str, request: StopRequest) -> Iterator[None]:
                     return
             request.request(*json.loads(asked))
 
-    thread = threading.Thread(target=poll, name="stop", daemon=True)
-    thread.start()
+    threading.Thread(target=poll, name="stop", daemon=True).start()
     try:
         yield
     finally:
         done.set()
-        thread.join()
 
 
 def take_signals() -> None:

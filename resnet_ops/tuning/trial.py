@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
@@ -82,9 +83,10 @@ class TrialWorker(tune.Trainable):
         """Start the first trial."""
         self.task = task
         self.sources: dict[tuple[DataConfig, bool], Source] = {}
-        worker_stop.take_signals()
         self.listening = contextlib.ExitStack()
-        self.listening.enter_context(worker_stop.hear_driver(task.trials, worker_stop.OWN))
+        if ray.is_initialized():  # else it is not in a process of Ray's
+            worker_stop.take_signals()
+            self.listening.enter_context(worker_stop.hear_driver(task.trials, worker_stop.OWN))
         torch.set_num_threads(task.threads)
         self._start_trial(config[POINT])
 
