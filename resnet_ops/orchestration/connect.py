@@ -6,7 +6,9 @@ How a cluster's job server is reached from outside is in `job_client`.
 import contextlib
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,8 @@ def _init(ship: bool = False, **options: Any) -> None:
             options["job_config"] = ray_internals.job_config_of_driver()
         with working_directory, safe_path():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    if threading.current_thread() is threading.main_thread():  # Ray's C++ has put one before it, which writes a page
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def resolve_address(address: str) -> str:
