@@ -28,7 +28,7 @@ ENDING_S = 9.0  # the same after a second signal
 
 @dataclass(frozen=True)
 class Stop:
-    """Why work stops: a signal's name or `CTRL_C`; `preempted` unless the user wanted it."""
+    """The reason why work stops: a signal's name or `CTRL_C`; `preempted` unless the user wanted it."""
 
     reason: str
     preempted: bool
@@ -73,9 +73,9 @@ def stop_of(interrupt: KeyboardInterrupt) -> Stop:
 class StopRequest:
     """Asks the work of a command to stop; any thread may ask, and whoever works looks at it after each step.
 
-    `stop` is why, or None. `at_once` is set by a second request: nothing more is saved. `ended_by` is
-    what ended a command that did not defer it. `remedy` tells how to go on, where the process has to be ended from
-    outside its work.
+    `stop` is why, or None. `at_once` is set by a second request: nothing more is saved. `ended_by` is what ended
+    a command that did not defer it. `remedy` tells how to go on, where the process has to be ended from outside its
+    work.
     """
 
     def __init__(self) -> None:
