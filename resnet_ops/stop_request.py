@@ -101,6 +101,11 @@ class StopRequest:
         else:
             self.at_once = True
 
+    def check(self) -> None:
+        """Raise `StoppedError` if the work is to stop, where there is nothing to save."""
+        if self.stop is not None:
+            raise StoppedError(self.stop)
+
     @contextlib.contextmanager
     def deferring(self, on_request: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Within a `with` block, have a first signal of `receive_signals` request a stop, instead of ending all.
