@@ -81,6 +81,9 @@ class TrainingProgress(Observer):
     def warn(self, message: str) -> None:
         warn(message)
 
+    def stopping(self) -> None:
+        _show_stopping()
+
     def progress(self, progress: dict[str, Any]) -> None:
         if self.record is not None and "epoch" in progress:
             self._show_steps(progress)
@@ -132,6 +135,10 @@ class TrainingProgress(Observer):
         err.print(f"[green]{row}[/]" if row.endswith(STAR) else row, soft_wrap=True)
 
 
+def _show_stopping() -> None:
+    err.print("Stopping: saving a checkpoint (once more ends at once)", soft_wrap=True)
+
+
 STATUS_COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
 TABLE_ROWS = 14  # trials in the live table
 
@@ -164,6 +171,9 @@ class SearchProgress(SearchObserver):
 
     def warn(self, message: str) -> None:
         warn(message)
+
+    def stopping(self) -> None:
+        _show_stopping()
 
     def progress(self, progress: dict[str, Any]) -> None:
         self.stage = str(progress.get("stage", ""))

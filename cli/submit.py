@@ -12,9 +12,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rich.markup import escape
@@ -25,6 +25,7 @@ from resnet_ops.config_base import RUN_NAME, as_typed, quoted
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent, visible
 from resnet_ops.orchestration.job_protocol import SUBMITTER, parse_milestone, report_milestone
+from resnet_ops.stop_request import stop_of
 from resnet_ops.tracking.tracker import service_environment
 
 from .console import Output, err, warn
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 
 Arguments = Callable[[TrainConfig, bool], list[str]]
-
-
-class TerminatedError(KeyboardInterrupt):
-    """A SIGTERM: the user cannot be asked."""
 
 
 def submit(
@@ -116,26 +113,23 @@ class _Submission:
         self.job_id, self.answer, self._ending = new_job_id(str(self.config.name)), None, False
         arguments = self.arguments(self.config, self.resume)
         log, submitted, stop_requested = JobLog(self.job_id), False, False
-        with _sigterm():
-            while True:
-                try:
-                    if not submitted:
-                        self.server.submit(self.job_id, arguments, str(self.config.name), self.environment)
-                        submitted = True
-                        err.print(
-                            f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True
-                        )
-                    if self.stopping and not stop_requested:
-                        self.server.request_stop(self.job_id)
-                        stop_requested = True
-                    job = self.server.follow(log, self._show)
-                    self._show_held_back()
-                    return job
-                except KeyboardInterrupt as interrupt:
-                    if not submitted:
-                        cause = f"Interrupted while job {self.job_id} was being submitted."
-                        raise UserError(cause, "Check whether it exists: resnet-ops jobs list", INTERRUPTED) from None
-                    self._interrupted(interrupt)
+        while True:
+            try:
+                if not submitted:
+                    self.server.submit(self.job_id, arguments, str(self.config.name), self.environment)
+                    submitted = True
+                    err.print(f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True)
+                if self.stopping and not stop_requested:
+                    self.server.request_stop(self.job_id)
+                    stop_requested = True
+                job = self.server.follow(log, self._show)
+                self._show_held_back()
+                return job
+            except KeyboardInterrupt as interrupt:
+                if not submitted:
+                    cause = f"Interrupted while job {self.job_id} was being submitted."
+                    raise UserError(cause, "Check whether it exists: resnet-ops jobs list", INTERRUPTED) from None
+                self._interrupted(interrupt)
 
     def follow_again(self, lost: "Job") -> "Job":
         """Submit the job again, from the last checkpoint if the run was created."""
@@ -171,7 +165,7 @@ class _Submission:
 
     def _interrupted(self, interrupt: KeyboardInterrupt) -> None:
         """Detach from the job (raises) or mark it to be stopped (returns, to follow its end)."""
-        if not self.stopping and not isinstance(interrupt, TerminatedError) and _ask_whether_to_stop():
+        if not self.stopping and not stop_of(interrupt).preempted and _ask_whether_to_stop():
             self.stopping = True
             err.print("Stopping; press Ctrl-C again to detach.")
             return
@@ -248,18 +242,6 @@ def _ask_whether_to_stop() -> bool:
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return False
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[None]:
-    def terminate(*_: object) -> NoReturn:
-        raise TerminatedError
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_places(config: TrainConfig) -> None:

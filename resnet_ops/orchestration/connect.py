@@ -91,6 +91,7 @@ def import_ray() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ray_internals.silence_worker_logs()
+    ray_internals.keep_signals()
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
@@ -193,7 +194,6 @@ def _init(ship: bool = False, **options: Any) -> None:
     """Call ray.init without its logs; `ship` sends this resnet-ops to every node."""
     import ray
 
-    before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:
         if ship:
             options["runtime_env"] = {"py_modules": [str(copy_package(Path(folder)))]}
@@ -206,10 +206,8 @@ def _init(ship: bool = False, **options: Any) -> None:
         ray_internals.keep_loopback()
         with working_directory, safe_path():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    if (
-        threading.current_thread() is threading.main_thread()
-    ):  # Ray replaces the handler of SIGTERM by one that exits at once
-        signal.signal(signal.SIGTERM, before)
+    if threading.current_thread() is threading.main_thread():  # Ray's C++ has put one before it, which writes a page
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def resolve_address(address: str) -> str:

@@ -5,6 +5,7 @@ imported until a function is called or one of Ray Train's classes is accessed.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -93,6 +94,19 @@ def silence_worker_logs() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *_, **__: None
+
+
+def keep_signals() -> None:
+    """Leave signals to this process, which saves a checkpoint first.
+
+    Ray takes SIGTERM for itself, and the processes that it starts are in this one's group, as are its workers: a
+    terminal that closes, `timeout` and others signal them all.
+    """
+    from ray._private import services, utils
+
+    utils.set_sigterm_handler = lambda _: None
+    if not isinstance(services.ConsolePopen, functools.partial):
+        services.ConsolePopen = functools.partial(services.ConsolePopen, start_new_session=True)  # type: ignore[assignment, misc]
 
 
 def job_config_of_driver() -> Any:

@@ -5,6 +5,7 @@ Knows run directories, not Ray; `trainer.py` is the training itself.
 
 import contextlib
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from resnet_ops.class_metrics import import_ahead
 from resnet_ops.data.augment import Augmentation
@@ -22,6 +22,7 @@ from resnet_ops.data.sources import Source
 from resnet_ops.models import build
 from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import StopRequest
 from resnet_ops.training import checkpoint as checkpoint_files
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore
@@ -30,6 +31,7 @@ from resnet_ops.training.early_end import foresee_cut
 from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.mixed_precision import measured_precision
 from resnet_ops.training.start import begin_from_weights
+from resnet_ops.training.stop_agreement import StopAgreement
 from resnet_ops.training.trainer import Progress, Trainer
 
 PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
@@ -127,9 +129,15 @@ class TrainingSession:
 
     @classmethod
     def open(
-        cls, run: Run, record: RunRecord, source: Source, group: ProcessGroup, device: torch.device
+        cls,
+        run: Run,
+        record: RunRecord,
+        source: Source,
+        group: ProcessGroup,
+        device: torch.device,
+        request: StopRequest | None = None,
     ) -> "TrainingSession":
-        """Build network, optimizer and loader, and restore the run's last intact checkpoint."""
+        """Build network, optimizer and loader, and restore the run's last intact checkpoint; `request` may stop it."""
         config = record.config
         if group.rank == 0 and not config.fit_all:
             import_ahead()
@@ -162,7 +170,8 @@ class TrainingSession:
         metrics = _resume(trainer, checkpoints)
         if record.start and not (trainer.epoch or trainer.step):
             begin_from_weights(run, record, trainer)
-        # Last, as its clock starts.
+        # Last, as their clocks start.
+        trainer.stop = StopAgreement(group, request or StopRequest())
         schedule = SaveSchedule(group, *config.checkpoint_interval, clock=functools.partial(_clock, device))
         return cls(run, record, trainer, checkpoints, metrics, schedule)
 
@@ -240,18 +249,18 @@ def _clock(device: torch.device) -> float:
 
 def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> Epoch | None:
     """Restore the last intact checkpoint, if there is one: rank 0 chooses, every rank reads it."""
-    chosen: list[Any] = [None, []]  # the checkpoint's path, and the epochs done
+    chosen = ""
     if trainer.group.rank == 0:
         latest, refused = checkpoints.latest()
         for reason in refused:
             checkpoints.run.log_event(f"Skipping a checkpoint: {reason}")
         checkpoints.rewind(latest)
-        chosen = [latest.path if latest else None, checkpoints.run.epochs()]
-    if trainer.group.size > 1:
-        dist.broadcast_object_list(chosen)
-    trainer.history = chosen[1]
-    if chosen[0] is None:
+        epochs = [epoch.model_dump(mode="json") for epoch in checkpoints.run.epochs()]
+        chosen = json.dumps({"checkpoint": latest.path.name if latest else None, "epochs": epochs})
+    agreed = json.loads(trainer.group.gather_text(chosen)[0])
+    trainer.history = [Epoch.model_validate(epoch) for epoch in agreed["epochs"]]
+    if agreed["checkpoint"] is None:
         return None
-    checkpoint = checkpoint_files.read(chosen[0])
+    checkpoint = checkpoint_files.read(checkpoints.run.checkpoints / agreed["checkpoint"])
     checkpoint_files.restore(checkpoint, trainer)
     return checkpoint.info.metrics

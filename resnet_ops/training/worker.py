@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import faulthandler
 import json
 import os
@@ -27,12 +28,14 @@ import torch.distributed as dist
 from resnet_ops import files
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.orchestration import worker_stop
 from resnet_ops.orchestration.elastic_trainer import usable_nodes
 from resnet_ops.orchestration.nodes import read_nodes
 from resnet_ops.orchestration.placement import Request, place_workers
 from resnet_ops.orchestration.worker_loss import PeerLostError, RegroupError, UnusableNodeError, is_peer_error
 from resnet_ops.run_records import BadImage, RunRecord
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import Stop, StopRequest
 from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.early_end import EarlyEnd
@@ -52,12 +55,14 @@ class WorkerTask:
         threads: Threads of each worker; None where the worker takes its share of its node's cores.
         request: What the job asks of the cluster; None where the worker is alone in this process.
         source: The images, opened by the job's driver, where that is this process.
+        stop: Asks it to stop, where its driver is this process.
     """
 
     run: str
     threads: int | None
     request: Request | None = None
     source: Source | None = None
+    stop: StopRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,18 @@ class WorkerResult:
         bad_images: Images that any worker could not decode.
         bad_val_images: Those of them that are validation images.
         early_end: Why the training ended before its last epoch, if it did.
+        stop: Why it stopped; all is saved.
     """
 
     steps_at: tuple[float, ...]
     bad_images: tuple[BadImage, ...]
     bad_val_images: tuple[BadImage, ...] = ()
     early_end: EarlyEnd | None = None
+    stop: Stop | None = None
 
 
 def run_worker(task: WorkerTask) -> WorkerResult:
-    """Train a run from its last checkpoint to its last epoch.
+    """Train a run from its last checkpoint to its last epoch, or until it is asked to stop.
 
     Raises:
         UserError: The loss diverged, or the device's memory or the disk is full.
@@ -91,24 +98,28 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         if group.rank == 0:
             run.write_progress({"stage": f"Reading {record.config.data}"})
         source = task.source or _open_the_same(record)
-        session = TrainingSession.open(run, record, source, group, device)
-        nodes = ElasticGroup(group, task.request)
-        with _watched(run, session.trainer, task.request), session.saving():
-            for epoch in session.trainer.run(session.after_step, session.save_is_due):
+        request = task.stop or worker_stop.OWN
+        session = TrainingSession.open(run, record, source, group, device, request)
+        trainer, nodes = session.trainer, ElasticGroup(group, task.request)
+        with _watched(run, trainer, task.request), _listening(task, group, request), session.saving():
+            for epoch in trainer.run(session.after_step, session.save_is_due):
                 session.save(epoch)
                 if epoch is not None:
                     ray.train.report(epoch.model_dump())
-                goes_on = session.trainer.epoch < record.config.epochs and session.trainer.ended is None
+                if trainer.stop.agreed:
+                    break
+                goes_on = trainer.epoch < record.config.epochs and trainer.ended is None
                 if goes_on and nodes.can_grow():
                     session.wait()
                     group.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                     raise RegroupError
             session.wait()
             group.agree(1)  # the others stay until rank 0 has written
-        loader = session.trainer.loader
+        loader = trainer.loader
         bad_train = _gather_bad_images(group, loader.train.bad)
         bad_val = _gather_bad_images(group, loader.val.bad if loader.val else ())
-        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, early_end=session.trainer.ended)
+        stop = _agreed_stop(group, request.stop) if trainer.stop.agreed else None
+        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, trainer.ended, stop)
 
 
 def _begin(task: WorkerTask) -> tuple[Run, RunRecord, ProcessGroup, torch.device]:
@@ -175,6 +186,23 @@ def _gather_bad_images(group: ProcessGroup, bad_images: tuple[BadImage, ...]) ->
     of_each_rank = group.gather_text(json.dumps([image.model_dump() for image in bad_images]))
     images = {BadImage(**image) for text in of_each_rank for image in json.loads(text)}
     return tuple(sorted(images, key=lambda image: image.name))
+
+
+def _agreed_stop(group: ProcessGroup, own: Stop | None) -> Stop | None:
+    """Return why all stop: the reason of the first rank that has one."""
+    of_each_rank = group.gather_text(json.dumps(dataclasses.asdict(own)) if own else "")
+    reasons = (Stop(**json.loads(text)) for text in of_each_rank if text)
+    return next(reasons, None)
+
+
+@contextlib.contextmanager
+def _listening(task: WorkerTask, group: ProcessGroup, request: StopRequest) -> Iterator[None]:
+    """Hear the job's driver ask to stop, on rank 0; where the driver is this process, it asks by itself."""
+    if task.stop is not None or group.rank:
+        yield
+        return
+    with worker_stop.hear_driver(task.run, request):
+        yield
 
 
 @contextlib.contextmanager
