@@ -237,7 +237,7 @@ def _broken_share_error(source: Source, table: ImageTable) -> str:
         else:
             continue
         if (
-            split == "test" and split in source.splits and isinstance(encoded, Subset)
+            split == "test" and isinstance(encoded, Subset) and encoded is not table.parts[-1]
         ):  # without images of classes that training lacks
             rows = [rows[row] for row in encoded.rows.tolist()]
         reasons = {i: table.survey.broken[row] for i, row in enumerate(rows) if row in table.survey.broken}

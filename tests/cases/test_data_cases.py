@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.image_kinds import describe_content, image_extensions
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.sources import Source, cut_note, open_source
+from resnet_ops.data.stream import StreamedImages
 from resnet_ops.errors import UserError
 from tests.data.samples import encode_pixels
 
@@ -116,6 +118,58 @@ def table(name: str, labels: object, names: list[str] | None = None) -> Build:
     return lambda root: parquet(root / name, labels, names=names)
 
 
+def named(names: str, extension: str, kind: str, count: int = 10, **options: object) -> Build:
+    """Class folders of images that are saved with options, each of other pixels."""
+
+    def write(root: Path) -> None:
+        for name in names.split():
+            (root / name).mkdir(parents=True)
+            for number in range(count):
+                (root / name / f"{number}{extension}").write_bytes(picture(kind, **options))
+
+    return write
+
+
+def saved(image: Image.Image) -> Build:
+    """Two classes of five TIFFs, all of them this image."""
+
+    def write(root: Path) -> None:
+        folders(root, "cat dog", 0)
+        for number in range(10):
+            image.save(root / ("cat", "dog")[number % 2] / f"{number}.tif")
+
+    return write
+
+
+def columns(name: str, **content: object) -> Build:
+    """A Parquet file of 20 images with these columns beside the images."""
+
+    def write(root: Path) -> None:
+        images = pa.array([{"bytes": picture(), "path": None} for _ in range(20)], IMAGE)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"Image": images, **content}), root / name)
+
+    return write
+
+
+def raw(name: str, content: bytes) -> Build:
+    def write(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+    return write
+
+
+def lines(of_each: str, count: int = 20) -> str:
+    """A line per image; `N` is its number, `C` its class, `A` and `B` are 1 of a cat and of a dog, `S` is its split."""
+    return "".join(
+        of_each.replace("N", str(n)).replace("C", ("cat", "dog")[n % 2]).replace("A", str(1 - n % 2))
+        .replace("B", str(n % 2)).replace("S", "test" if n >= 14 else "train")
+        for n in range(count)
+    )  # fmt: skip
+
+
+FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
 LABELS = "".join(f"{number}.png,{('cat', 'dog')[number % 2]}\n" for number in range(20))
 KAGGLE = "id,breed\n" + "".join(f"{number},{('pug', 'husky')[number % 2]}\n" for number in range(20))
 JSON_LINES = "\n".join(json.dumps({"file_name": f"{n}.png", "label": ["a", "b"][n % 2]}) for n in range(20))
@@ -218,59 +272,16 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
         "0 1", (16, 4, 0), "",
     ),
     "booleans": (table("a.parquet", [True, False] * 10), "false true", (16, 4, 0), ""),
-    "floats": (table("a.parquet", [0.0, 1.0] * 10), "0 1", (16, 4, 0), ""),
-    "unsigned": (table("a.parquet", pa.array([0, 1] * 10, pa.uint8())), "0 1", (16, 4, 0), ""),
-    "unused-category": (
-        table("a.parquet", pa.DictionaryArray.from_arrays([0, 2] * 10, ["cat", "cow", "dog"])),
-        "cat dog", (16, 4, 0), "",
-    ),
-    "paths": (
-        all_of(images("img", 20), lambda root: parquet(
-            root / "a.parquet", [0, 1] * 10, pa.array([f"img/{number}.png" for number in range(20)]))),
-        "0 1", (16, 4, 0), "20 beside Parquet files",
-    ),
-    "struct-paths": (
-        all_of(images("img", 20), lambda root: parquet(root / "a.parquet", [0, 1] * 10, pa.array(
-            [{"bytes": None, "path": str(root / f"img/{number}.png")} for number in range(20)], IMAGE))),
-        "0 1", (16, 4, 0), "",
-    ),
-    "text-shards": (all_of(table("a.parquet", ["dog", "cat"] * 5), table("b.parquet", ["dog", "ant"] * 5)),
-                    "ant cat dog", (16, 4, 0), ""),
-    "text-beside-names": (all_of(table("a.parquet", [0, 1] * 5, ["dog", "cat"]),
-                                 table("b.parquet", ["cat", "dog"] * 5)),
-                          "dog cat", (16, 4, 0), ""),
-    "C10-jfif": (all_of(images("cat dog"), images("cat", 30, ".jfif", "JPEG")), "cat dog", (40, 10, 0), ""),
-    "C10-avif": (images("cat dog", 10, ".avif", "AVIF"), "cat dog", (16, 4, 0), ""),
-    "C10-jp2": (images("cat dog", 10, ".JP2", "JPEG2000"), "cat dog", (16, 4, 0), ""),
-    "C10-others": (all_of(images("cat dog", 5, ".tga", "TGA"), images("cat dog", 5, ".jpe", "JPEG"),
-                          images("cat dog", 5, ".apng"), images("cat dog", 5, ".qoi", "QOI")),
-                   "cat dog", (32, 8, 0), ""),
-    "C29": (lambda root: folders(root, "[v2] [v1]"), "[v1] [v2]", (16, 4, 0), ""),
-    "C46": (images("cat dog", 10, ".JPG", "JPEG"), "cat dog", (16, 4, 0), ""),
-    "C51": (all_of(images("cat dog", 50), images("rare", 1)), "cat dog rare", (81, 20, 0), ""),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", READ)
-def test_what_is_there_is_read_and_told(case: str, tmp_path: Path) -> None:
-    build, classes, images_of_splits, words = READ[case]
-    root = tmp_path / case
-    root.mkdir()
-    build(root)
-    source = prepared(root, tmp_path / "cache")
-    assert " ".join(source.record.class_names) == classes
-    if images_of_splits[1]:
-        assert counts(source) == images_of_splits
-    assert words in told(source)
-    assert len(source.summary) <= 2
-
-
-# What is built, and what the error says.
-REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
-    "C01-classes-of-splits": (splits("cat", "dog"), ("contains the same folders (cat, dog)", "train, val and test")),
-    "C01-class-then-split": (images("cat/train cat/test dog/train dog/test"), ("contains the same folders",)),
-    "flat-splits": (images("train test"), ("train, named after splits", "no subfolders with images", "labels")),
-    "flat-train": (images("train"), ("contains no subfolders with images",)),
+    "floats": (saved(Image.fromarray(np.ones((8, 8), np.float32) / 3)),
+               ("8 of 8 images cannot be decoded", "floating-point pixels", "repair or remove these images.")),
+    "32-bits": (saved(Image.fromarray(np.full((8, 8), -9, np.int32))),
+                ("8 of 8 images cannot be decoded", "are not of 16 bits")),
+    "NaN-labels": (columns("a.parquet", label=[0.0, 1.0] * 9 + [float("nan")] * 2), ("some images have no label",)),
+    "empty-labels": (columns("a.parquet", label=["cat", "dog", "", "cat"] * 5), ("some images have no label",)),
+    "huge-ids": (columns("a.parquet", label=pa.array([2**63 + 1, 5] * 10, pa.uint64())), ("'label' cannot be read",)),
+    "a-name-twice": (table("a.parquet", [0, 1] * 10, ["cat", "cat"]), ("a name for two classes: cat, cat",)),
+    "urls": (lambda root: parquet(root / "a.parquet", [0, 1] * 5, pa.array(["https://a.example/0.png"] * 10)),
+             ("it is a URL", "download the images first")),
     "only-test": (splits("test"), ("only validation or test images (test)", "train/")),
     "split-or-class": (all_of(splits("train"), images("bus car")), ("whether train is a split or a class", "bus, car")),
     "C06-dead-link": (all_of(images("cat dog"), link("rose", "/mnt/nowhere/rose")), ("rose", "a link to nothing")),
@@ -357,6 +368,52 @@ def test_a_pattern_is_split_by_folders_too(tmp_path: Path) -> None:
     folders(tmp_path, "cat dog")
     with pytest.raises(UserError, match=r"matches images, such as .*png, and not Parquet"):
         open_source(f"{tmp_path}/*/*.png")
+
+
+def test_a_table_beside_class_folders_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
+    READ["parts-and-a-table"][0](tmp_path)
+    source = prepared(tmp_path, tmp_path.parent / "cache", label_column="label")
+    assert source.record.class_names == ("cat", "dog")
+    assert source.splits["train"].labels.tolist() == [0, 1] * 10
+    assert "other labels" not in told(source)
+
+
+def test_an_index_of_pandas_is_not_taken_for_the_names_of_files(tmp_path: Path) -> None:
+    READ["pandas-index"][0](tmp_path)
+    encoded = open_source(str(tmp_path)).splits["train"]
+    labels = {Path(encoded.name(row)).stem: label for row, label in enumerate(encoded.labels.tolist())}
+    assert labels == {str(number): number % 2 for number in range(20)}
+
+
+def test_streamed_images_are_told_of_as_those_in_memory_are(tmp_path: Path) -> None:
+    """Labels of equal images and JPEGs without their end, of which `data check` counts as many."""
+    random, root = np.random.default_rng(0), tmp_path / "data"
+    for name in ("cat", "dog"):
+        for number in range(10):
+            whole = encode_pixels(random.integers(0, 256, (24, 24, 3), np.uint8), "JPEG")
+            raw(f"{name}/{number}.jpg", whole[:-2])(root)
+    shutil.copy(root / "cat/0.jpg", root / "dog/x.jpg")
+    source = prepared(root, tmp_path / "cache")
+    (conflicts,) = source.check_labels()
+    assert conflicts in source.notes
+    assert conflicts.startswith("2 images with more than one label")
+    met = set[str]()
+    for split in ("train", "val"):
+        images = StreamedImages.of(source, split, torch.device("cpu"), lambda _: None)
+        list(images.load_batches(images.sequential_batches(8, 0, 1), lambda: None))
+        met |= {image.name for image in images.cut}
+    assert cut_note(len(met)) in source.notes
+    separate = open_source(DataConfig.of(data=str(root), val_data=str(root)))
+    assert "data check" in separate.check_labels()[0]
+
+
+def test_an_empty_path_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a variable that is not set."""
+    folders(tmp_path, "cat dog")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--data is empty"):
+        open_source("")
+    assert open_source(".").record.class_names == ("cat", "dog")
 
 
 def test_a_folder_with_the_name_of_a_dataset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

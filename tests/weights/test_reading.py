@@ -220,7 +220,10 @@ KINDS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: torch.save(nn.Linear(2, 2), p, _use_new_zipfile_serialization=False),
         "a pickle of more than tensors",
     ),
-    "classes": (lambda p: torch.save({"state_dict": {}, "x": Custom()}, p), "tensors: tests.weights.test_reading.Cust"),
+    "classes": (
+        lambda p: torch.save({"state_dict": {}, "x": Custom()}, p),
+        "objects of tests.weights.test_reading.Cust",
+    ),
     "ONNX": (
         lambda p: onnx.save(
             onnx.helper.make_model(onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [], [])),
