@@ -272,6 +272,155 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
         "0 1", (16, 4, 0), "",
     ),
     "booleans": (table("a.parquet", [True, False] * 10), "false true", (16, 4, 0), ""),
+    "floats": (table("a.parquet", [0.0, 1.0] * 10), "0 1", (16, 4, 0), ""),
+    "unsigned": (table("a.parquet", pa.array([0, 1] * 10, pa.uint8())), "0 1", (16, 4, 0), ""),
+    "unused-category": (
+        table("a.parquet", pa.DictionaryArray.from_arrays([0, 2] * 10, ["cat", "cow", "dog"])),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "paths": (
+        all_of(images("img", 20), lambda root: parquet(
+            root / "a.parquet", [0, 1] * 10, pa.array([f"img/{number}.png" for number in range(20)]))),
+        "0 1", (16, 4, 0), "20 beside Parquet files",
+    ),
+    "struct-paths": (
+        all_of(images("img", 20), lambda root: parquet(root / "a.parquet", [0, 1] * 10, pa.array(
+            [{"bytes": None, "path": str(root / f"img/{number}.png")} for number in range(20)], IMAGE))),
+        "0 1", (16, 4, 0), "",
+    ),
+    "text-shards": (all_of(table("a.parquet", ["dog", "cat"] * 5), table("b.parquet", ["dog", "ant"] * 5)),
+                    "ant cat dog", (16, 4, 0), ""),
+    "text-beside-names": (all_of(table("a.parquet", [0, 1] * 5, ["dog", "cat"]),
+                                 table("b.parquet", ["cat", "dog"] * 5)),
+                          "dog cat", (16, 4, 0), ""),
+    "C10-jfif": (all_of(images("cat dog"), images("cat", 30, ".jfif", "JPEG")), "cat dog", (40, 10, 0), ""),
+    "C10-avif": (images("cat dog", 10, ".avif", "AVIF"), "cat dog", (16, 4, 0), ""),
+    "C10-jp2": (images("cat dog", 10, ".JP2", "JPEG2000"), "cat dog", (16, 4, 0), ""),
+    "C10-others": (all_of(images("cat dog", 5, ".tga", "TGA"), images("cat dog", 5, ".jpe", "JPEG"),
+                          images("cat dog", 5, ".apng"), images("cat dog", 5, ".qoi", "QOI")),
+                   "cat dog", (32, 8, 0), ""),
+    # Of forums: Kaggle, Roboflow, Label Studio, ImageNet, Excel and Windows.
+    "Train-Valid-TEST": (splits("Train", "Valid", "TEST"), "cat dog", (20, 20, 20), ""),
+    "intel-seg_train-seg_train": (
+        all_of(splits("seg_train/seg_train", "seg_test/seg_test"), images("seg_pred/seg_pred", 7)),
+        "cat dog", (18, 2, 20), "7 outside the splits",
+    ),
+    "roboflow-one-hot": (
+        all_of(images("train valid", 20), file("train/_classes.csv", "filename, cat, dog\n" + lines("N.png, A, B\n")),
+               file("valid/_classes.csv", "filename, cat, dog\n" + lines("N.png, A, B\n"))),
+        "cat dog", (20, 20, 0), "",
+    ),
+    "isic-one-hot": (all_of(images("images", 20), file("truth.csv", "image,MEL,NV\n" + lines("N,A.0,B.0\n"))),
+                     "MEL NV", (16, 4, 0), ""),
+    "windows-paths": (
+        all_of(images("imgs", 20),
+               raw("l.csv", ("path;label\r\n" + lines("D:\\data\\imgs\\N.png;C\r\n")).encode("utf-8-sig"))),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "excel-utf-16": (all_of(images(".", 20),
+                     raw("l.csv", ("file\tlabel\r\n" + lines("N.png\tC\r\n")).encode("utf-16"))),
+                     "cat dog", (16, 4, 0), ""),
+    "excel-cp1252": (all_of(images(".", 20), raw("l.csv", ("file;label\r" + lines("N.png;Cé\r")).encode("cp1252"))),
+                     "caté dogé", (16, 4, 0), ""),
+    "pandas-index": (
+        all_of(images(".", 20), file("l.csv", ",image,label\n" + "".join(
+            f"{19 - n},{n}.png,{('cat', 'dog')[n % 2]}\n" for n in range(20)))),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "no-header": (all_of(images(".", 20), file("l.csv", lines("N.png,C\n"))), "cat dog", (16, 4, 0), ""),
+    "list-of-caffe": (
+        all_of(images("images", 20), file("train.txt", lines("images/N.png B\n"))),
+        "0 1", (16, 4, 0), "",
+    ),
+    "label-studio": (
+        all_of(images("images", 20),
+               file("p.csv", "id,annotator,choice,image\n" + lines("7,1,C,/data/upload/1/N.png\n"))),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "column-of-splits": (all_of(images("images", 20),
+                     file("l.csv", "filepath,label,split\n" + lines("images/N.png,C,S\n"))),
+                         "cat dog", (12, 2, 6), ""),
+    "rows-without-images": (all_of(images(".", 20), file("l.csv", "file,label\n" + LABELS + "gone.png,cow\n")),
+                            "cat dog", (16, 4, 0), "names 1 image that cannot be found here, first gone.png"),
+    "tiny-imagenet": (
+        all_of(images("train/n0/images train/n1/images"), images("val/images", 10),
+               file("val/val_annotations.txt", lines("N.png\tnB\t0\t0\t9\t9\n", 10)), file("wnids.txt", "n0\nn1\n")),
+        "n0 n1", (20, 10, 0), "",
+    ),
+    "parts-and-a-table": (
+        all_of(images("part_1 part_2"), lambda root: [(root / f"part_2/{n}.png").rename(root / f"part_2/b{n}.png")
+                                                      for n in range(10)],
+               file("l.csv", "image,label\n" + lines("N,C\n", 10) + lines("bN,C\n", 10))),
+        "part_1 part_2", (16, 4, 0), "has other labels than the folders for 20 images",
+    ),
+    "blanks": (all_of(lambda root: folders(root / "train", "cat dog"), lambda root: folders(root / "val", "cat dog"),
+                      lambda root: (root / "val/cat").rename(root / "val/cat ")), "cat dog", (20, 20, 0), ""),
+    "two-levels": (all_of(images("data/cat data/dog"), images("docs/figures", 3)), "data docs", (18, 5, 0),
+                   "Classes are the upper folders of data/cat, data/dog, docs/figures"),
+    "test-beside-classes": (images("cat dog Test"), "Test cat dog", (24, 6, 0), "Test/ is a class, like cat, dog"),
+    "links-to-files": (
+        lambda root: [folders(root.parent, "farm", 20)] + [
+            ((root / c).mkdir(exist_ok=True), (root / c / f"{n}.png").symlink_to(root.parent / f"farm/{n}.png"))
+            for n in range(20) for c in [("cat", "dog")[n % 2]]],
+        "cat dog", (16, 4, 0), "",
+    ),
+    "CMYK": (lambda root: [(folders(root, c, 0), [Image.fromarray(RANDOM.integers(0, 256, (8, 8, 4), np.uint8), "CMYK")
+                                                 .save(root / c / f"{n}.jpg") for n in range(10)]) for c in ("a", "b")],
+             "a b", (16, 4, 0), ""),
+    "animated-gif": (named("cat dog", ".gif", "GIF", **FRAMES), "cat dog", (16, 4, 0), ""),
+    "animated-webp": (named("cat dog", ".webp", "WEBP", **FRAMES), "cat dog", (16, 4, 0), ""),
+    "two-pages": (named("cat dog", ".tiff", "TIFF", **FRAMES), "cat dog", (16, 4, 0), ""),
+    "JPG.jpg": (named("cat dog", ".JPG.jpg", "JPEG"), "cat dog", (16, 4, 0), ""),
+    "png-called-jpg": (named("cat dog", ".jpg", "PNG"), "cat dog", (16, 4, 0), ""),
+    "decimals": (columns("a.parquet", Label=pa.array([0, 1] * 10).cast(pa.decimal128(25, 2))), "0 1", (16, 4, 0), ""),
+    "text-with-blanks": (columns("a.parquet", label=["cat", "dog ", " cat", "dog"] * 5), "cat dog", (16, 4, 0), ""),
+    "large-text": (
+        columns("a.parquet", label=pa.array(["cat", "dog"] * 10, pa.large_string())),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "rows-of-splits": (
+        columns("a.parquet", label=[0, 1] * 10, split=["train"] * 14 + ["test"] * 6),
+        "0 1", (12, 2, 6), "",
+    ),
+    "other-metadata": (
+        lambda root: pq.write_table(pa.table({"image": [picture() for _ in range(20)], "label": [0, 1] * 10})
+                                    .replace_schema_metadata({"huggingface": "{"}), root / "a.parquet"),
+        "0 1", (16, 4, 0), "",
+    ),
+    "spark": (all_of(table("out.parquet/part-0.snappy.parquet", [0, 1] * 10), file("out.parquet/_SUCCESS", "")),
+              "0 1", (16, 4, 0), ""),
+    "C29": (lambda root: folders(root, "[v2] [v1]"), "[v1] [v2]", (16, 4, 0), ""),
+    "C46": (images("cat dog", 10, ".JPG", "JPEG"), "cat dog", (16, 4, 0), ""),
+    "C51": (all_of(images("cat dog", 50), images("rare", 1)), "cat dog rare", (81, 20, 0), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ)
+def test_what_is_there_is_read_and_told(case: str, tmp_path: Path) -> None:
+    build, classes, images_of_splits, words = READ[case]
+    root = tmp_path / case
+    root.mkdir()
+    build(root)
+    source = prepared(root, tmp_path / "cache")
+    assert " ".join(source.record.class_names) == classes
+    if images_of_splits[1]:
+        assert counts(source) == images_of_splits
+    assert words in told(source)
+    assert len(source.summary) <= 2
+
+
+# What is built, and what the error says.
+REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
+    "C01-classes-of-splits": (splits("cat", "dog"), ("contains the same folders (cat, dog)", "train, val and test")),
+    "C01-class-then-split": (images("cat/train cat/test dog/train dog/test"), ("contains the same folders",)),
+    "flat-splits": (images("train test"), ("train, named after splits", "no subfolders with images", "labels")),
+    "flat-train": (images("train"), ("contains no subfolders with images",)),
+    "split-of-one-class": (images("cat/train cat/val dog/train"), ("contains the same folders (train, val)",)),
+    "several-labels": (all_of(images(".", 20), file("a.csv", "file,label\n" + LABELS + "0.png,cow\n")),
+                       ("gives 0.png several labels, cat and cow", "one label per image")),
+    "zipped-folders": (all_of(file("cat.zip", "PK"), file("dog.zip", "PK")), ("contains no images: 2 .zip",)),
+    "cats-and-dogs": (images("train"), ("contains no subfolders with images", "one subfolder per class")),
+    "no-extension": (images("cat dog", 5, ""), ("10 without an extension", "is an image", "extensions, such as .jpg")),
     "floats": (saved(Image.fromarray(np.ones((8, 8), np.float32) / 3)),
                ("8 of 8 images cannot be decoded", "floating-point pixels", "repair or remove these images.")),
     "32-bits": (saved(Image.fromarray(np.full((8, 8), -9, np.int32))),
