@@ -157,7 +157,7 @@ def _image_finder(images: Sequence[File], folders: Sequence[str]) -> FindImage:
 
     ways: list[Callable[[str], str]] = [
         str,
-        *(lambda name, folder=folder: name.removeprefix(folder) for folder in folders),  # type: ignore[misc]
+        *(lambda name, folder=folder: name.removeprefix(folder) for folder in folders),
         _last,
     ]
     for way in ways:
