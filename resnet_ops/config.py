@@ -127,7 +127,7 @@ class ImagesConfig(Config):
     cache_dir: Annotated[
         Path | None,
         option(
-            "Folder to cache decoded images in; by default RESNET_OPS_CACHE or ~/.cache/resnet-ops.",
+            "Folder to cache decoded images in; by default RESNET_OPS_CACHE, or XDG_CACHE_HOME/resnet-ops.",
             advanced="data",
             shared=True,
             changeable=True,

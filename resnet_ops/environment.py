@@ -59,7 +59,11 @@ def prepare(warn: Callable[[str], None]) -> None:
 
     Args:
         warn: Called with what the user should know.
+
+    Raises:
+        FileNotFoundError: The current folder is gone, where MKL ends a process without a word.
     """
+    Path.cwd()
     os.environ[SAFE_PATH] = "1"  # of `python -c` and `-m`, as multiprocessing, torch and Ray call them
     reach_loopback_directly()
     if not _user_is_known():

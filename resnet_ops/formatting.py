@@ -50,8 +50,9 @@ def decode_text(content: bytes) -> str:
 
 
 def class_name(text: str) -> str:
-    """Return the name of a class as it is compared: however its accents are stored, composed (NFC) or decomposed."""
-    return unicodedata.normalize("NFC", readable(text))
+    """Return the name of a class as it is compared: accents composed (NFC), however stored, and no blanks around it."""
+    name = unicodedata.normalize("NFC", readable(text))
+    return name.strip() or name
 
 
 def size(count: float) -> str:

@@ -236,9 +236,9 @@ def _broken_share_error(source: Source, table: ImageTable) -> str:
             encoded = source.splits[split]
         else:
             continue
-        if (
-            split == "test" and split in source.splits and isinstance(encoded, Subset)
-        ):  # without images of classes that training lacks
+        own_test = split == "test" and split in source.splits
+        if own_test and isinstance(encoded, Subset) and encoded is not table.parts[-1]:
+            # Without images of classes that training lacks.
             rows = [rows[row] for row in encoded.rows.tolist()]
         reasons = {i: table.survey.broken[row] for i, row in enumerate(rows) if row in table.survey.broken}
         try:

@@ -43,8 +43,9 @@ PIXELS, LABELS, ASPECTS, DIGESTS, INDEX = "pixels.npy", "labels.npy", "aspects.n
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
-    """Return the folder of this machine's cache: `cache_dir`, RESNET_OPS_CACHE, or ~/.cache/resnet-ops."""
-    folder = cache_dir or Path(os.environ.get("RESNET_OPS_CACHE") or "~/.cache/resnet-ops")
+    """Return the folder of this machine's cache: `cache_dir`, RESNET_OPS_CACHE, or resnet-ops in the user's caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = cache_dir or Path(os.environ.get("RESNET_OPS_CACHE") or f"{caches}/resnet-ops")
     return folder.expanduser().absolute()
 
 

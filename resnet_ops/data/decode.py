@@ -260,6 +260,9 @@ def _convert(image: Image.Image, mode: str, bit_depth: int) -> Image.Image:
     if image.mode == "F":
         raise DecodeError("it has floating-point pixels of unknown range")
     if _is_wide(image.mode):  # 16 bits a pixel, which Pillow would clip to white
+        low, high = (int(value) for value in image.getextrema())  # type: ignore[arg-type]  # of one band
+        if low < 0 or high > WHITE_OF_16_BITS:
+            raise DecodeError(f"its values, {low} to {high}, are not of 16 bits: convert it to 8 or 16")
         white = 2**bit_depth - 1
         image = Image.fromarray(((_wide_values(image).clip(max=white) * 255 + white // 2) // white).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:

@@ -22,9 +22,11 @@ from resnet_ops.data.dataset import (
     DiscoveredData,
     LabeledImages,
     Skipped,
+    Subset,
     image_count,
     summarize_skipped,
 )
+from resnet_ops.data.decode import DecodeError, read_header
 from resnet_ops.data.folders import discover_folders, list_skipped, rank_by_split
 from resnet_ops.data.image_kinds import FIRST_BYTES, LAYOUTS, describe_content, is_image
 from resnet_ops.data.label_table import is_table
@@ -34,6 +36,7 @@ from resnet_ops.errors import UserError, did_you_mean, did_you_mean_path
 
 PARQUET = ".parquet"
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}  # datasets that ship with this package
+PEEKED = 3  # files of which it is told that they are images of another name
 MAX_NAME = 60  # characters of a dataset's name in the name of a run, which has at most 100
 
 
@@ -89,7 +92,7 @@ def _without_unlabeled_test(data: DiscoveredData) -> DiscoveredData:
 
 def _without_shared_test(data: DiscoveredData) -> DiscoveredData:
     """Leave out test images whose files are trained or selected on: their accuracy would be too high."""
-    if data.test is None:
+    if data.test is None or isinstance(data.test.encoded, Subset):  # of one file that says which rows are which
         return data
     test = _resolved(data.test.files)
     for split, part in data.by_split.items():
@@ -145,6 +148,8 @@ def _absolute(data: str) -> str:
 
 def _discover_one(data: str, option: str, config: DataConfig, *, for_training: bool = True) -> DiscoveredData:
     """Return the dataset that `data`, the value of `option`, names."""
+    if not data.strip():  # as of a variable that is not set
+        raise UserError(f"{option} is empty.", f"Name a dataset or a path; this folder is {option} .")
     if data in DATA_SETS:
         return _with_folder_note(
             discover_parquet([EMBEDDED[data]], data, (None, None))
@@ -164,8 +169,15 @@ def _discover_one(data: str, option: str, config: DataConfig, *, for_training: b
     if discovered is not None:
         return discovered
     if not is_pattern and files.exists(path):
-        summary = summarize_skipped(list_skipped(listing.list_everything(path), ()))
-        raise UserError(f"{option} {data} contains no images{summary and ': '}{summary}.", LAYOUTS)
+        skipped = list_skipped(listing.list_everything(path), ())
+        summary = summarize_skipped(skipped)
+        unnamed = next(
+            (path / each.name for each in skipped[:PEEKED] if _is_image_without_name(path / each.name)), None
+        )
+        raise UserError(
+            f"{option} {data} contains no images{summary and ': '}{summary}.",
+            f"{unnamed} is an image: give the files their extensions, such as .jpg." if unnamed else LAYOUTS,
+        )
     raise UserError(
         f"{option} {data}: no such path, and no dataset of that name.",
         f"{did_you_mean(data, DATA_SETS) or did_you_mean_path(path)} Datasets by name: {', '.join(DATA_SETS)}.",
@@ -204,6 +216,14 @@ def _discover_path(
         return discover_folders(path, listed, name, config.label_column, for_validation=for_validation)
     data = discover_parquet([file.path for file in tables], name, columns, for_validation=for_validation)
     return replace(data, skipped=(*data.skipped, *list_skipped(listed, tables, {"": "beside Parquet files"})))
+
+
+def _is_image_without_name(path: Path) -> bool:
+    try:
+        with listing.open_file(path) as opened:
+            return not is_image(path.name) and read_header(opened.read()).format != "TIFF"  # which cameras' files are
+    except (OSError, DecodeError):
+        return False
 
 
 def _refuse_file(path: Path, option: str) -> None:

@@ -14,6 +14,7 @@ from resnet_ops.config_base import quoted
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import (
     SPLIT_OF,
+    SPLITS,
     DiscoveredData,
     LabeledImages,
     Skipped,
@@ -23,13 +24,14 @@ from resnet_ops.data.dataset import (
     split_word,
 )
 from resnet_ops.data.image_kinds import describe_extension, is_image
-from resnet_ops.data.label_table import find_label_table, is_table
+from resnet_ops.data.label_table import LabelTable, find_label_table, is_table
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import class_name, first_names, readable
 
 NAMED = 5  # folders that a message names
 NO_REASONS: Mapping[str, str] = {"": "not used"}
+MOST_OTHERS = 0.5  # of a table's labels that differ from the folders': from there on it says something else
 SAME_FOLDERS = 2  # from as many on, the same subfolders in every class are no coincidence
 
 
@@ -113,17 +115,17 @@ def discover_folders(
             raise problems[0]
         return None
     prefix = _descend(tree, "")
-    split_of = _find_splits(tree, prefix)
+    notes: list[str] = []
+    split_of = _find_splits(tree, prefix, notes)
     parts: dict[Split, list[LabeledImages]] = {}
     reasons = {
         f"{prefix}{folder}/": f"in {folder}/, beside another folder of its split"
         for folder in tree.by_folder(prefix)
         if split_of and split_word(folder) and folder not in split_of
     }
-    notes: list[str] = []
     for folder, split in split_of.items():
-        own = _descend(tree, f"{prefix}{folder}/")
-        part = _labeled(tree, own, label_column, split, (prefix, ""))
+        own = _descend(tree, f"{prefix}{folder}/", in_split=True)
+        part, table = _labeled(tree, own, label_column, split, (prefix, ""), notes)
         if part:
             parts.setdefault(split, []).append(part)
             continue
@@ -133,13 +135,13 @@ def discover_folders(
             f"{folder}/ holds {image_count(count)}, but no class folders and no table of labels, so it is not used."
         )
     if not split_of:
-        part = _labeled(tree, prefix, label_column, "train", ("",))
+        part, table = _labeled(tree, prefix, label_column, "train", ("",), notes)
         if part is None:
             raise UserError(
                 f"{root / prefix} holds {image_count(len(tree.images))}, but no folder for each class.",
                 "Create one subfolder per class, or a table metadata.csv with the columns file_name and label.",
             )
-        parts["train"] = [part]
+        parts = _split_by_table(part, table)
     if "train" not in parts and not for_validation:
         present = {file.name.removeprefix(prefix).partition("/")[0] for file in tree.below(prefix).files}
         empty = next((name for name in sorted(present) if SPLIT_OF.get(split_word(name) or "") == "train"), "")
@@ -168,7 +170,7 @@ def discover_folders(
             reasons | {"": elsewhere},
         ),
         test=rest.get("test"),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),  # of a table for several splits once
     )
 
 
@@ -183,15 +185,16 @@ def _unreadable(file: File) -> UserError:
     )
 
 
-def _descend(tree: FolderTree, prefix: str) -> str:
+def _descend(tree: FolderTree, prefix: str, *, in_split: bool = False) -> str:
     """Return the first folder from `prefix` down that has several folders of images, or a split, as archives have one.
 
-    That is `prefix` where there is none, or images lie on the way.
+    That is `prefix` where there is none, or images lie on the way. A folder in that of a split is none itself: archives
+    have train/train/.
     """
     place = prefix
     while folders := tree.by_folder(place):
         named = [folder for folder in folders if folder]
-        if len(named) > 1 or any(map(split_word, named)):
+        if len(named) > 1 or (not in_split and any(map(split_word, named))):
             return place
         if "" in folders:
             break
@@ -199,8 +202,8 @@ def _descend(tree: FolderTree, prefix: str) -> str:
     return prefix
 
 
-def _find_splits(tree: FolderTree, prefix: str) -> dict[str, Split]:
-    """Return which of the folders in `prefix` are splits.
+def _find_splits(tree: FolderTree, prefix: str, notes: list[str]) -> dict[str, Split]:
+    """Return which of the folders in `prefix` are splits, and note those that are classes though named so.
 
     Raises:
         UserError: That cannot be told, or neither splits nor classes make sense.
@@ -221,6 +224,7 @@ def _find_splits(tree: FolderTree, prefix: str) -> dict[str, Split]:
                 "images.",
             )
         _check_subfolders(place, inner, folders)
+        notes += [f"{name}/ is a class, like {first_names(others, NAMED)} beside it." for name in named]
         return {}
     if len(with_classes) == 1 and len(named) == 1 and (len(others) > 1 or any(inner[other] for other in others)):
         raise UserError(
@@ -233,6 +237,8 @@ def _find_splits(tree: FolderTree, prefix: str) -> dict[str, Split]:
 def _check_subfolders(place: Path, inner: Mapping[str, set[str]], folders: Mapping[str, Sequence[str]]) -> None:
     """Refuse classes that all contain the same folders: one of the two levels is no class."""
     sets = {frozenset(names) for names in inner.values()}
+    if len(splits := {SPLIT_OF.get(split_word(name) or "") for names in inner.values() for name in names}) > 1:
+        sets = sets if None in splits else {frozenset().union(*sets)}
     nested = all("/" in name for names in folders.values() for name in names)
     if len(folders) > 1 and len(sets) == 1 and nested and len(same := next(iter(sets))) >= SAME_FOLDERS:
         raise UserError(
@@ -244,21 +250,76 @@ def _check_subfolders(place: Path, inner: Mapping[str, set[str]], folders: Mappi
 
 
 def _labeled(
-    tree: FolderTree, prefix: str, label_column: str | None, split: Split, tables_in: Sequence[str]
-) -> LabeledImages | None:
-    """Return the images in `prefix` by its class folders, or else by a table; None where it has neither."""
+    tree: FolderTree,
+    prefix: str,
+    label_column: str | None,
+    split: Split,
+    tables_in: Sequence[str],
+    notes: list[str],
+) -> tuple[LabeledImages | None, LabelTable | None]:
+    """Return the images in `prefix` by its class folders, or else by a table; None where it has neither.
+
+    A table that says otherwise than class folders do counts if its column is asked for, and is told if it is not.
+    """
     part = _class_folders(tree.below(prefix), prefix, refuse_empty=split == "train")
-    if part and len(tree.by_folder(prefix).keys() - {""}) > 1:
-        return part
     images = tree.below(prefix).images
-    table = find_label_table(tree.root, (prefix, *tables_in), tree.files, images, label_column, split)
+    in_classes = part is not None and len(tree.by_folder(prefix).keys() - {""}) > 1
+    table = find_label_table(
+        tree.root, (prefix, *tables_in), tree.files, images, label_column, split, known_column=in_classes
+    )
+    if part and in_classes and not (table and label_column):
+        notes += _tell_levels(tree, prefix) + (_tell_other_labels(part, table) if table else [])
+        return part, None
     if table is None:
-        return part
+        return part, None
+    notes += table.notes
     names = sorted(set(table.labels.values()), key=_natural)
     rows = [file for file in images if file.name in table.labels]
     index = {name: number for number, name in enumerate(names)}
     labels = np.array([index[table.labels[file.name]] for file in rows], np.int64)
-    return LabeledImages(_images(tree.root, rows, labels), tuple(names), (*rows, table.file))
+    return LabeledImages(_images(tree.root, rows, labels), tuple(names), (*rows, table.file)), table
+
+
+def _split_by_table(part: LabeledImages, table: LabelTable | None) -> dict[Split, list[LabeledImages]]:
+    """Return the images of each split, where a table has a column of them; else all of them for training."""
+    if table is None or not table.splits:
+        return {"train": [part]}
+    split_of = np.array([table.splits.get(file.name, "train") for file in part.files[:-1]])
+    return {
+        split: [
+            LabeledImages(
+                _images(table.file.root, [part.files[row] for row in rows], part.encoded.labels[rows]),
+                part.class_names,
+                (*(part.files[row] for row in rows), table.file),
+            )
+        ]
+        for split in SPLITS
+        if len(rows := np.flatnonzero(split_of == split))
+    }
+
+
+def _tell_levels(tree: FolderTree, prefix: str) -> list[str]:
+    """Say which of two levels of folders are the classes, where all images lie a level lower."""
+    lower = {
+        f"{top}/{name.partition('/')[0]}": "/" in name for top, of in tree.by_folder(prefix).items() for name in of
+    }
+    inner = {name.partition("/")[2] for name in lower}
+    if not all(lower.values()) or len(inner) == 1:
+        return []
+    return [
+        f"Classes are the upper folders of {first_names(sorted(lower), NAMED)}; to change it, give --data one of them."
+    ]
+
+
+def _tell_other_labels(part: LabeledImages, table: LabelTable) -> list[str]:
+    pairs = zip(part.files, part.encoded.labels.tolist(), strict=True)
+    others = sum(table.labels.get(file.name, own) != own for file, label in pairs if (own := part.class_names[label]))
+    if others <= MOST_OTHERS * len(table.labels):
+        return []
+    return [
+        f"{table.file.path} has other labels than the folders for {image_count(others)}; classes are the folders. "
+        f"To train on the table: --label-column {table.column}."
+    ]
 
 
 def _natural(name: str) -> tuple[bool, int, str]:

@@ -51,6 +51,10 @@ class SplitImages(Protocol):
         """Images that could not be decoded so far."""
 
     @property
+    def cut(self) -> tuple[BadImage, ...]:
+        """JPEGs without their end that were met in training, and are used."""
+
+    @property
     def broken(self) -> Mapping[int, str]:
         """Their rows, and why."""
 
@@ -108,6 +112,11 @@ class DeviceImages:
     @property
     def bad(self) -> tuple[BadImage, ...]:
         """None, as they were left out when the split was decoded."""
+        return ()
+
+    @property
+    def cut(self) -> tuple[BadImage, ...]:
+        """None: they were told when the images were stored."""
         return ()
 
     @property

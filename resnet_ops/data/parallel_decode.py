@@ -225,9 +225,10 @@ def check_bad_count(bad: int, images: int, max_bad: float, first: str) -> None:
     """
     if bad > max_bad * images:
         share = math.ceil(100 * bad / images) / 100
+        setting = f", or use --max-bad-images {share:g}" if bad < images else ""
         raise UserError(
             f"{bad} of {images} images cannot be decoded. {first}",
-            f"Up to {max_bad:.0%} may be skipped; repair or remove these images, or use --max-bad-images {share:g}.",
+            f"Up to {max_bad:.0%} may be skipped; repair or remove these images{setting}.",
         )
 
 

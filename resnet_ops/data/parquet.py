@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import (
+    SPLIT_OF,
     SPLITS,
     DiscoveredData,
     LabeledImages,
@@ -30,13 +31,15 @@ from resnet_ops.data.dataset import (
     Split,
     choose_splits,
     split_word,
+    subset,
 )
-from resnet_ops.data.label_table import LABEL_COLUMNS
+from resnet_ops.data.label_table import LABEL_COLUMNS, SPLIT_COLUMNS
 from resnet_ops.data.listing import File
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import first_names
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture", "image_bytes", "image_path", "file_name", "path", "bytes")
+WHOLE = (pa.types.is_floating, pa.types.is_decimal)  # numbers that are taken for labels if they are whole
 NAMED = 8  # classes that a message names
 
 
@@ -80,9 +83,26 @@ def discover_parquet(
                 f"{first_names(map(str, values), NAMED)}.",
             )
     data = {split: part.labeled_images() for split, part in parts.items()}
+    if len(data) == 1 and not data["train"].problems:
+        data = _split_by_column(data["train"], [own.splits for own in parts["train"].labels])
+    if "train" not in data:
+        raise UserError(f"{name} has no training images by its column of splits.", "Add some, or remove the column.")
     return DiscoveredData(
         name, data["train"], data.get("val"), test=data.get("test"), skipped=tuple(skipped), notes=notes
     )
+
+
+def _split_by_column(images: LabeledImages, splits: Sequence[np.ndarray | None]) -> dict[Split, LabeledImages]:
+    """Return the images of each split, where every file has a column of them; else all of them for training."""
+    known = [of_file for of_file in splits if of_file is not None]
+    if len(known) < len(splits):
+        return {"train": images}
+    split_of = np.concatenate(known)
+    return {
+        split: replace(images, encoded=subset(images.encoded, split_of == split))
+        for split in SPLITS
+        if (split_of == split).any()
+    }
 
 
 def _split_by_name(paths: Sequence[Path], for_validation: bool) -> tuple[dict[Split, list[Path]], list[Skipped]]:
@@ -134,13 +154,14 @@ class RowGroup:
 class FileLabels:
     """The labels of a file's rows, (N,) int64, as numbers of `names`; `closed` if these are all classes that there are.
 
-    Without names, a number is the label itself.
+    Without names, a number is the label itself. `splits` (N,) has the split of each row, where a column has them.
     """
 
     path: Path
     numbers: np.ndarray
     names: tuple[str, ...] = ()
     closed: bool = False
+    splits: np.ndarray | None = None
 
     def renumbered(self, names: tuple[str, ...]) -> np.ndarray:
         """Return the labels as numbers of other names, among which are all of its own."""
@@ -228,7 +249,8 @@ def _read_files(paths: Sequence[Path], columns: tuple[str | None, str | None], s
             file = _stat_file(path)
             with _open(path) as parquet:
                 image, label = chosen = chosen or _choose_columns(parquet.schema_arrow, path, columns)
-                labels.append(_read_labels(parquet, path, image, label, may_lack=split == "test"))
+                own = _read_labels(parquet, path, image, label, may_lack=split == "test")
+                labels.append(replace(own, splits=_read_splits(parquet)))
                 sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
         except UserError as error:
             problems.append(error)
@@ -274,7 +296,8 @@ def _choose_columns(schema: pa.Schema, path: Path, columns: tuple[str | None, st
         UserError: There are no such columns, or they are of other types.
     """
     usual = [(own,) if own else names for own, names in zip(columns, (IMAGE_COLUMNS, LABEL_COLUMNS), strict=True)]
-    image, label = (next((name for name in names if name in schema.names), None) for names in usual)
+    own = {name.lower(): name for name in reversed(schema.names)}
+    image, label = (next((own[name.lower()] for name in names if name.lower() in own), None) for names in usual)
     if image is None or label is None:
         raise UserError(
             f"{path} has the columns {', '.join(schema.names)}; an image column and a label column are needed.",
@@ -292,7 +315,7 @@ def _check_types(schema: pa.Schema, path: Path, image: str, label: str) -> None:
         raise UserError(
             f"{path}: column {image!r} is {images}.", "Images must be a struct {bytes, path}, bytes, or paths."
         )
-    known = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating, pa.types.is_null, _is_text)
+    known = (pa.types.is_integer, pa.types.is_boolean, *WHOLE, pa.types.is_null, _is_text)
     if not any(is_kind(labels) for is_kind in known):
         raise UserError(
             f"{path}: column {label!r} is {labels}.", "Labels must be numbers, text, categories or booleans."
@@ -312,8 +335,11 @@ def _is_text(of: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return tuple(features.get(label, {}).get("names") or ())
+    try:
+        content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return tuple(content["info"]["features"][label]["names"] or ())
+    except (ValueError, KeyError, TypeError):  # of another form, or without names
+        return ()
 
 
 def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str, *, may_lack: bool) -> FileLabels:
@@ -330,22 +356,41 @@ def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str, *,
     try:
         column = parquet.read(columns=[label]).column(0)
         values = column.cast(_value_type(column.type))
-        if pa.types.is_floating(values.type) or pa.types.is_null(values.type):  # pandas has no integers beside nulls
+        if _is_text(values.type):
+            texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
+            values = pc.if_else(pc.equal(texts, ""), None, texts)
+        elif pa.types.is_floating(values.type):  # pandas has no integers beside nulls
+            values = pc.if_else(pc.is_nan(values), None, values)
+        if not (_is_text(values.type) or pa.types.is_boolean(values.type)):
             values = values.cast(pa.int64())
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: column {label!r} cannot be read: {error}.", "Check that the file is complete."
+            f"{path}: column {label!r} cannot be read: {error}.", "Labels must be whole numbers, or text."
         ) from None
     if values.null_count and not may_lack:
         raise UserError(f"{path}: some images have no label.", "Label these images, or remove them.")
     if pa.types.is_integer(values.type):
-        numbers = np.asarray(values.cast(pa.int64()).fill_null(-1).to_numpy())
+        numbers = np.asarray(values.fill_null(-1).to_numpy())
         names = _class_names(parquet.schema_arrow, label)
+        if len(set(names)) < len(names):
+            raise UserError(f"{path} has a name for two classes: {first_names(names, NAMED)}.", "Give each its own.")
         return FileLabels(path, numbers, names, closed=bool(names))
     texts = values.cast(pa.string())
     names = tuple(sorted(texts.drop_null().unique().to_pylist()))
     numbers = pc.index_in(texts, value_set=pa.array(names, pa.string())).fill_null(-1)
     return FileLabels(path, np.asarray(numbers.to_numpy()).astype(np.int64), names)
+
+
+def _read_splits(parquet: pq.ParquetFile) -> np.ndarray | None:
+    """Return the split of each row, (N,) of their names, by a column that has nothing but them; None without one."""
+    for name in parquet.schema_arrow.names:
+        if name.lower() not in SPLIT_COLUMNS or not _is_text(_value_type(parquet.schema_arrow.field(name).type)):
+            continue
+        values = parquet.read(columns=[name]).column(0).to_pylist()
+        words = {value: split_word(value or "") for value in set(values)}
+        if values and all(words.values()):
+            return np.array([SPLIT_OF[words[value] or ""] for value in values])
+    return None
 
 
 class RowGroupCache:
@@ -417,6 +462,8 @@ class ParquetImages:
         content = (image.get("bytes") or image.get("path")) if isinstance(image, dict) else image
         if not isinstance(content, str):
             return content or b""
+        if content.startswith(("http:", "https:", "data:")):
+            return OSError(0, f"it is a URL, {content[:40]}; download the images first")
         folder = Path("/") if content.startswith("/") else file.path.parent
         return listing.read_files(folder, [content.lstrip("/")])[0]
 

@@ -242,6 +242,20 @@ class Source:
             "--allow-duplicates.",
         )
 
+    def check_labels(self) -> tuple[str, ...]:
+        """Check that no image has two labels, as `prepare` does, where images are streamed.
+
+        Returns:
+            Notes on those that have, or that not all were compared, as they are not read before training.
+
+        Raises:
+            UserError: Most have.
+        """
+        if not self.held_out or "val" in self.splits:
+            return (f"Labels of equal images were not compared: resnet-ops data check {self.config.data} does it.",)
+        used = self._split_of != "test"
+        return tuple(_check_conflicts(self._digests[used], self.splits["train"].labels[used], self.config.data))
+
     def crop_spec(self, split: Split) -> CropSpec:
         """Return size and channels of a split's decoded images; training images keep a margin to crop from."""
         data = self.record
@@ -294,8 +308,10 @@ class Source:
                 f"Skipped {image_count(len(bad))} that cannot be decoded, first: {bad[0].name}: {bad[0].reason}."
             )
         if cut := sum(part.cut for part in decoded.values()):
-            notes.append(f"{image_count(cut)} without the end of the JPEG: next to all pixels are there, and are used.")
-        notes += _check_conflicts(list(decoded.values()), self.config.data)
+            notes.append(cut_note(cut))
+        digests = np.concatenate([part.digests for part in decoded.values()])
+        labels = np.concatenate([part.images.labels for part in decoded.values()])
+        notes += _check_conflicts(digests, labels, self.config.data)
         for earlier, split in combinations(self.used_splits, 2):
             if in_both := int(np.isin(decoded[split].digests, decoded[earlier].digests).sum()):
                 notes.append(
@@ -365,14 +381,17 @@ class Source:
         return digest if kind == "content" else digest + _hash_times(self.test_files)
 
 
-def _check_conflicts(decoded: Sequence[DecodedImages], data: str) -> Iterator[str]:
+def cut_note(images: int) -> str:
+    """Return what is said of JPEGs that lack their end, which are used."""
+    return f"{image_count(images)} without the end of the JPEG: next to all pixels are there, and are used."
+
+
+def _check_conflicts(digests: np.ndarray, labels: np.ndarray, data: str) -> Iterator[str]:
     """Note images that have more than one label.
 
     Raises:
         UserError: They are `MAX_CONFLICTS` of all or more, so that the labels are wrong throughout.
     """
-    digests = np.concatenate([part.digests for part in decoded])
-    labels = np.concatenate([part.images.labels for part in decoded])
     conflicting = int(has_other_label(digests, labels).sum())
     if conflicting >= MAX_CONFLICTS * len(labels):
         raise UserError(

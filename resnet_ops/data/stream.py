@@ -20,7 +20,7 @@ from resnet_ops.data import sampling
 from resnet_ops.data.batch_ring import Batch, BatchRing
 from resnet_ops.data.daemon_pool import DaemonPool
 from resnet_ops.data.dataset import EncodedImages, Split
-from resnet_ops.data.decode import DecodeError, decode_with_aspect
+from resnet_ops.data.decode import DecodeError, decode_image
 from resnet_ops.data.parallel_decode import DecodeOptions, broken_image_error, check_broken_share
 from resnet_ops.data.read_schedule import Piece, ReadSchedule
 from resnet_ops.data.sources import Source
@@ -47,6 +47,7 @@ class StreamedImages:
             have one size; otherwise it is left out.
         log_event: Called with a message at the first broken image.
         broken: For each row that could not be decoded so far, the reason.
+        cut_rows: The rows so far that are JPEGs without their end.
     """
 
     encoded: EncodedImages
@@ -56,6 +57,7 @@ class StreamedImages:
     replace_broken: bool
     log_event: Callable[[str], None]
     broken: dict[int, str] = field(default_factory=dict)
+    cut_rows: set[int] = field(default_factory=set)
 
     @classmethod
     def of(
@@ -82,6 +84,11 @@ class StreamedImages:
     def bad(self) -> tuple[BadImage, ...]:
         """Images that could not be decoded so far."""
         return tuple(BadImage(name=self.encoded.name(row), reason=reason) for row, reason in self.broken.items())
+
+    @property
+    def cut(self) -> tuple[BadImage, ...]:
+        """JPEGs without their end so far, which are used."""
+        return tuple(BadImage(name=self.encoded.name(row), reason="cut") for row in self.cut_rows)
 
     @functools.cached_property
     def _row_groups(self) -> np.ndarray | None:
@@ -162,11 +169,15 @@ class StreamedImages:
     def _decode_piece(self, piece: Piece, ring: BatchRing) -> dict[tuple[int, int], str]:
         """Read and decode images into the batches that they are of; return why some cannot, by batch and place."""
         reasons = {}
-        targets = zip(piece.batches.tolist(), piece.places.tolist(), strict=True)
-        for (batch, place), image in zip(targets, self.encoded.read(piece.rows.tolist()), strict=True):
+        rows = piece.rows.tolist()
+        targets = zip(piece.batches.tolist(), piece.places.tolist(), rows, strict=True)
+        for (batch, place, row), image in zip(targets, self.encoded.read(rows), strict=True):
             try:
                 pixels, _, aspects = ring.slot(batch)
-                pixels[place], aspects[place] = decode_with_aspect(image, self.options.crop)
+                decoded = decode_image(image, self.options.crop)
+                pixels[place], aspects[place] = decoded.pixels, decoded.aspect
+                if decoded.is_cut:
+                    self.cut_rows.add(row)
             except DecodeError as error:
                 reasons[batch, place] = str(error)
         return reasons

@@ -74,6 +74,8 @@ def _say_what_is_assumed(
             warn(f"Nothing says how images were prepared for {origin}; assumed: {described}.")
     elif steps.interpolation != "bilinear" and info.stored:
         warn(f"{origin}: trained on images resized {steps.interpolation}; the file resizes them bilinearly.")
+    if steps and steps.crop_mode != "center" and config.resize is None:
+        warn(f"{origin}: trained on images cropped {steps.crop_mode}; the file crops them at the center.")
 
 
 def _stored(config: ExportConfig, info: pretrained.WeightsInfo, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -105,6 +107,10 @@ def _numbers(name: str, typed: str | None, channels: int, known: tuple[float, ..
             "Give those used in training: --mean 0.5 --std 0.25",
         )
     numbers = tuple(float(number) for number in typed.split(",")) if typed else known or ()
+    given = f"--{name} {','.join(format(number, 'g') for number in numbers)}"
     if len(numbers) != channels or (name == "std" and min(numbers) <= 0):
-        raise UserError(f"--{name} {typed} must be one number above 0 for each of {channels} channels.")
+        raise UserError(f"{given} must be one number above 0 for each of {channels} channels.")
+    if max(numbers) > 1:
+        scaled = ",".join(format(number / 255, ".4g") for number in numbers)
+        raise UserError(f"{given} is of pixels from 0 to 255; here they are from 0 to 1.", f"Use --{name} {scaled}")
     return numbers

@@ -97,7 +97,7 @@ def _sampled(source: Source, observer: Observer) -> Source:
         splits = " and a ".join(f"{SPLIT_NAMES[split]} split" for split in source.left_out)
         avoided = "; --val-data avoids that" if source.left_out == ("val",) else ""
         read = f" All are read once now to hold out a {splits}{avoided}."
-    for note in (*source.notes, *source.check_test_images()):
+    for note in (*source.notes, *source.check_test_images(), *source.check_labels()):
         observer.warn(note)
     observer.warn(
         f"Streaming: decoded, the training images take {size(source.decoded_bytes)}; this machine has "

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from resnet_ops import files
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.sources import Source, cut_note, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.orchestration import worker_stop
 from resnet_ops.orchestration.elastic_trainer import usable_nodes
@@ -118,6 +118,9 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         loader = trainer.loader
         bad_train = _gather_bad_images(group, loader.train.bad)
         bad_val = _gather_bad_images(group, loader.val.bad if loader.val else ())
+        cut = _gather_bad_images(group, loader.train.cut + (loader.val.cut if loader.val else ()))
+        if cut and group.rank == 0:
+            run.log_event(cut_note(len(cut)))
         stop = _agreed_stop(group, request.stop) if trainer.stop.agreed else None
         return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, trainer.ended, stop)
 

@@ -1,6 +1,7 @@
 """What a file of weights is, by its bytes: loaded safely, or refused by the name of what it is instead.
 
-Pickles are loaded as tensors and plain values only, since anything else can run code.
+Pickles are loaded as tensors and plain values only, since anything else can run code: an object of another class, such
+as a trainer's settings, is an empty `Unread` in its place, and its code is never imported.
 """
 
 import argparse
@@ -12,10 +13,13 @@ import io
 import json
 import pathlib
 import pickle
+import re
+import sys
 import types
 import uuid
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,10 @@ OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x93NUMPY", "a NumPy array", "Give a state dict: torch.save or safetensors."),
     (b"TFL3", "a TensorFlow Lite model", "Give weights of PyTorch."),
 )
+TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save began files with before archives
+SHARD = re.compile(r"-(\d+)-of-0*(?!1\b)\d+\.")
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+REFUSED = {*sys.stdlib_module_names} - {"__main__"}
 SAVE_STATE = "Save its weights alone, on a machine that trusts it: torch.save({}.state_dict(), 'weights.pth')"
 
 
@@ -65,10 +72,20 @@ def load(path: Path, content: bytes) -> Any:
     Raises:
         UserError: It is damaged, or another kind of file, which the message names.
     """
+    if SHARD.search(path.name):
+        raise UserError(f"{path} is one of several parts.", "Join them: a file of all tensors, with safetensors.")
     if (other := _other(content)) is not None:
         raise UserError(f"{path} is {other[0]}, not weights.", other[1])
     if content[:2] == b"PK":
+        if (arrays := _load_arrays(content)) is not None:
+            return arrays
         _check_archive(path, content)
+    elif content.startswith(PICKLES) and not content.startswith(TORCH_PICKLE):
+        raise UserError(
+            f"{path} is a pickle that torch.save did not write; loading it could run code, so it is refused.",
+            "Save its arrays, on a machine that trusts it: "
+            f"numpy.savez('weights.npz', **pickle.load(open('{path}', 'rb'))), or of whichever dict it holds.",
+        )
     elif not content.startswith(PICKLES):
         return _parse_safetensors(path, content)
     return _load_pickle(path, content)
@@ -99,6 +116,18 @@ def safetensors_metadata(content: bytes) -> dict[str, str]:
     except (ValueError, AttributeError):
         return {}
     return metadata
+
+
+def _load_arrays(content: bytes) -> dict[str, np.ndarray] | None:
+    """Load the arrays of numpy.savez; None of another archive. One of objects is left out."""
+    try:
+        names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+        if not names or not all(name.endswith(".npy") for name in names):
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (zipfile.BadZipFile, ValueError, EOFError):
+        return None
 
 
 def _check_archive(path: Path, content: bytes) -> None:
@@ -139,15 +168,50 @@ def _is_onnx(content: bytes) -> bool:
         return False
 
 
+class Unread:
+    """Stands in a loaded checkpoint for an object of a class, `of`, that is not imported; it has nothing of it."""
+
+    of = ""
+
+    def __new__(cls, *_: Any) -> "Unread":
+        """Make one, whatever the object's class would be called with."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Leave out the object's attributes."""
+
+
 def _load_pickle(path: Path, content: bytes) -> Any:
+    unknown = _unknown_names(content)
+    if any(_is_refused(name) for name in unknown):
+        raise _refusal(path, unknown)
+    # Of a class derived from dict, items are set: torch does that for dicts alone.
+    unread = [type("Unread", (Unread,), {"of": name}) for name in unknown]
+    for substitutes in (unread, [collections.OrderedDict] * len(unknown)):
+        allowed = [*_harmless(), *zip(substitutes, unknown, strict=True)]
+        try:
+            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            continue
+        except Exception as error:  # torch raises errors of any kind on damaged pickles
+            raise _damaged(path, " ".join(str(error).split())[:200] or type(error).__name__) from None
+    raise _refusal(path, unknown)
+
+
+def _unknown_names(content: bytes) -> list[str]:
+    """Return the names of classes and functions in a pickle that are not known to be harmless."""
     try:
-        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise _refusal(path, content) from None
-    except Exception as error:  # torch raises errors of any kind on damaged pickles
-        raise _damaged(path, " ".join(str(error).split())[:200] or type(error).__name__) from None
+        with torch.serialization.safe_globals(_harmless()):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)))
+    except Exception:  # of an old format, or damaged
+        return []
+
+
+def _is_refused(name: str) -> bool:
+    """Return whether a name is of a network, or of Python itself, with which an attack would run code."""
+    return name.startswith("torch.nn.") or (name.partition(".")[0] in REFUSED and name != "typing.Any")
 
 
 def _harmless() -> list[Any]:
@@ -165,13 +229,8 @@ def _harmless() -> list[Any]:
     return [*records, *plain, *times, *exact, np.dtype, np.ndarray, *numbers, *functions, *old_names]
 
 
-def _refusal(path: Path, content: bytes) -> UserError:
+def _refusal(path: Path, unsafe: Sequence[str]) -> UserError:
     """Return why a pickle is refused, by the names of the classes in it."""
-    try:
-        with torch.serialization.safe_globals(_harmless()):
-            unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)))
-    except Exception:  # of an old format, or damaged
-        unsafe = []
     loaded = f"torch.load({str(path)!r}, weights_only=False)"
     if any(name.startswith("torch.nn.modules.") for name in unsafe):
         classes = [name for name in unsafe if not name.startswith(("torch.nn.", "torch._"))]
@@ -190,4 +249,7 @@ def _refusal(path: Path, content: bytes) -> UserError:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is damaged, or contains no weights ({reason}).", "Download or copy it again.")
+    return UserError(
+        f"{path} is damaged, or contains no weights ({reason}).",
+        "Download or copy it again; weights are files of torch.save or safetensors.",
+    )

@@ -11,10 +11,13 @@ from typing import Any
 from resnet_ops import files
 from resnet_ops.config import HUB, IMAGENET_WEIGHTS
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.formatting import first_names
 from resnet_ops.models import IMAGENET_BLOCKS, parse_name
+from resnet_ops.runs import Run
 from resnet_ops.weights.weights_metadata import CONFIG_NAME, WeightsMetadata, timm_metadata, torchvision_metadata
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that a repository has
+GIVE_FILE = "Give the file of weights itself; parts of one have to be joined first."
 EXAMPLE = "hf:timm/resnet50.a1_in1k"
 
 
@@ -44,7 +47,17 @@ def locate(weights: str, model: str, warn: Callable[[str], None]) -> LocatedWeig
         return _of_hub(weights, warn)
     path = files.to_path(weights).expanduser()
     candidates = (path, *(path / name for name in HUB_FILES))  # a repository that was copied from elsewhere
-    return next((LocatedWeights(file, str(file)) for file in candidates if files.is_file(file)), None)
+    located = next((LocatedWeights(file, str(file)) for file in candidates if files.is_file(file)), None)
+    if (
+        located is None
+        and "/" in weights
+        and not files.is_remote(path)
+        and path.is_dir()
+        and not Run(path).record_file.exists()
+    ):
+        names = first_names(sorted(each.name for each in path.iterdir())) or "nothing"
+        raise UserError(f"{path} is no run, and has no {' and no '.join(HUB_FILES)}. It has: {names}.", GIVE_FILE)
+    return located
 
 
 def _of_torchvision(model: str, warn: Callable[[str], None]) -> LocatedWeights:

@@ -3,6 +3,7 @@
 Trainers nest state dicts in dicts of their own, and prefix names: DDP, torch.compile, Lightning, averages over time.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,16 @@ from torch import Tensor
 
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.formatting import first_names
+from resnet_ops.weights.file_kinds import Unread
 
 STEM = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")  # what every network of ours has under one prefix
 AVERAGED = ("ema", "averaged", "swa")  # in names of weights that are an average over time
 TEACHERS = ("encoder_k", "teacher", "momentum")  # in names of those that self-supervised training does not hand on
 MAX_NESTING = 4
+# What FSDP and activation checkpointing put around modules, in the middle of names.
+WRAPPED = re.compile(r"_(?:fsdp|checkpoint)_wrapped_module\.")
+# Of Sequential(*network.children()), as fastai and self-supervised training have it.
+LAYERS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4", "9": "fc"}
 MAX_NAMED = 3
 
 
@@ -77,11 +83,14 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
             raise UserError(f"{path} has no plain values for {name[:100]}.", "Save it as a contiguous tensor.")
     tensors, left_out = _network_tensors(beside, prefix)
     for name, value in tensors.items():  # integers need scales, which only who quantized them knows
-        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
-            dtype = str(value.dtype).removeprefix("torch.")
+        if not name.endswith("num_batches_tracked") and (value.is_quantized or not value.is_floating_point()):
             raise UserError(
-                f"{path} has {dtype} values for {name[:100]}, not floating-point ones.",
-                "Save its weights before they are quantized.",
+                f"{path}: {name[:100]} is {value.dtype}, not floating-point numbers.",
+                "Give the weights as they were before they were quantized.",
+            )
+        if not value.isfinite().all():
+            raise UserError(
+                f"{path}: {name[:100]} has values that are not finite.", "Give weights of an earlier epoch."
             )
     other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
     return StateDict(
@@ -90,6 +99,15 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
         tuple(name for name in left_out if not name.startswith(other_prefixes)),
         tuple(name for name in names if name != chosen),
     )
+
+
+def _with_layers(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors by names of layers, where the layers of a network are numbered."""
+    prefixes = {match[1] for name in tensors if (match := re.fullmatch(r"((?:.*\.)?)4\.0\.conv1\.weight", name))}
+    for name, value in tensors.items():
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        number, _, rest = name.removeprefix(prefix or "").partition(".")
+        yield f"{prefix}{LAYERS.get(number, number)}.{rest}" if prefix is not None and rest else name, value
 
 
 def _joined(*parts: str) -> str:
@@ -105,7 +123,8 @@ def _candidates(
     """
     if any(content is outer for outer in around):
         return
-    tensors = {str(name): value for name, value in _items(content) if isinstance(value, Tensor)}
+    named = {WRAPPED.sub("", str(name)): value for name, value in _items(content) if isinstance(value, Tensor)}
+    tensors = dict(_with_layers(named))
     for name, value in tensors.items():
         prefix = name.removesuffix(STEM[0])
         is_stem = name.endswith(STEM[0]) and (not prefix or prefix.endswith(".")) and value.dim() == 4
@@ -166,7 +185,14 @@ def _find_head(tensors: Mapping[str, Tensor], prefix: str, features: int) -> str
 
 
 def _nothing_there(path: Path, content: Any) -> UserError:
-    names = sorted(_tensor_names(content))
+    leaves = list(_leaves(content))
+    names = sorted(name for name, value in leaves if isinstance(value, Tensor))
+    if unread := sorted({value.of for _, value in leaves if isinstance(value, Unread)}):
+        return UserError(
+            f"{path} contains no weights beside objects of {first_names(unread, MAX_NAMED)}; loading those could run "
+            "code, so they are left out.",
+            "Save the tensors alone, on a machine that trusts it: torch.save(network.state_dict(), 'weights.pth')",
+        )
     if any("embedder.embedder" in name for name in names):
         return UserError(
             f"{path} has the names of Hugging Face's transformers ({names[0]}...), not torchvision's or timm's.",
@@ -182,10 +208,11 @@ def _nothing_there(path: Path, content: Any) -> UserError:
     return UserError(f"{path} contains no weights of a residual network: no {' and no '.join(STEM)}.", listed)
 
 
-def _tensor_names(content: Any, around: tuple[Any, ...] = ()) -> Iterator[str]:
+def _leaves(content: Any, around: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors, and what was not read, with the last of the keys that lead to each."""
     if len(around) <= MAX_NESTING and not any(content is outer for outer in around):
         for name, value in _items(content):
-            if isinstance(value, Tensor):
-                yield str(name)
+            if isinstance(value, Tensor | Unread):
+                yield str(name), value
             else:
-                yield from _tensor_names(value, (*around, content))
+                yield from _leaves(value, (*around, content))

@@ -27,6 +27,7 @@ class WeightsPreprocessing(BaseModel):
     std: tuple[FiniteFloat, ...]
     crop_share: float | None = Field(default=None, ge=0.1, le=1)
     interpolation: str = "bilinear"
+    crop_mode: str = "center"
     assumed: bool = False
 
     def for_channels(self, channels: int) -> Self:
@@ -78,6 +79,7 @@ def timm_metadata(config: Path) -> WeightsMetadata | None:
             std=tuple(settings["std"]),
             crop_share=settings.get("crop_pct"),
             interpolation=settings.get("interpolation", "bilinear"),
+            crop_mode=settings.get("crop_mode") or "center",
         )
         return WeightsMetadata(preprocessing=preprocessing, class_names=tuple(names))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError):

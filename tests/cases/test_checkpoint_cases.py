@@ -8,6 +8,7 @@ import collections
 import decimal
 import json
 import pathlib
+import pickle
 import shutil
 import uuid
 from collections.abc import Callable
@@ -54,7 +55,35 @@ def renamed(state: State, old: str, new: str) -> State:
     return {name.replace(old, new): value for name, value in state.items()}
 
 
+def numbered(state: State) -> State:
+    """Names as Sequential of a network's children has them."""
+    numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "fc": 9}
+    return {f"{numbers[(parts := name.partition('.'))[0]]}.{parts[2]}": value for name, value in state.items()}
+
+
+class Settings:
+    """Of a trainer's: pickled by a call and with attributes, as those of OmegaConf are."""
+
+    def __init__(self, **values: object) -> None:
+        self.__dict__.update(values, _parent=None, children={"a": Meter("x")})
+
+
+class Meter:
+    """Pickled as a call with arguments."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Meter, (self.name,), {"sum": 1.0}
+
+
+class AttributeDict(dict):  # type: ignore[type-arg]
+    """As Lightning's and YACS's."""
+
+
 OTHER = state_dict(seed=1)
+OPTIMIZER = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
 SCHEDULER = torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD([torch.ones(1)], 0.1), [2, 3]).state_dict()
 CHECKPOINTS: dict[str, Callable[[State], Any]] = {
     "C22 a namespace": lambda s: {"model": s, "epoch": 1, "args": argparse.Namespace(lr=0.1)},
@@ -77,6 +106,15 @@ CHECKPOINTS: dict[str, Callable[[State], Any]] = {
     "MoCo": lambda s: {"state_dict": under("module.encoder_q.", s) | under("module.encoder_k.", OTHER)},
     "a teacher": lambda s: {"student": under("backbone.", s), "teacher": under("backbone.", OTHER)},
     "of a list": lambda s: {"models": [under("net.", s)]},
+    "FSDP of each layer": lambda s: renamed(s, "layer1.", "layer1._fsdp_wrapped_module."),
+    "activation checkpointing": lambda s: renamed(s, "layer2.0.", "layer2.0._checkpoint_wrapped_module."),
+    "DeepSpeed": lambda s: {"module": s, "buffer_names": [], "ds_version": "1"},
+    "timm, EMA beside plain": lambda s: {"arch": "x", "state_dict": OTHER, "state_dict_ema": s, "e": Settings()},
+    "torchvision's EMA": lambda s: {"model": OTHER, "model_ema": under("module.", s) | {"n_averaged": torch.ones(())}},
+    "numbered layers": lambda s: under("encoder.", numbered(s)),
+    "objects of training": lambda s: {"model": s, "lr": torch.optim.lr_scheduler.LinearLR(OPTIMIZER), "o": OPTIMIZER},
+    "settings of a stranger": lambda s: {"state_dict": under("model.", s), "cfg": Settings(lr=0.1), "m": Meter("loss")},
+    "settings in a dict of a stranger": lambda s: {"state_dict": s, "hyper_parameters": AttributeDict(lr=0.1)},
     "a GAN beside": lambda s: under("classifier.", s) | {"decoder.conv.weight": torch.ones(3, 3, 1, 1)},
 }  # fmt: skip
 
@@ -134,6 +172,13 @@ def torchscript(file: Path) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(file)
 
 
+class Attack:
+    """Runs code where it is loaded as a pickle may be."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return eval, ("1 / 0",)
+
+
 WRONG: dict[str, tuple[str, Callable[[Path, DigitFiles], object], str]] = {
     "C52 TorchScript": ("w.pt", lambda file, _: torchscript(file), "is a TorchScript program"),
     "C52 whole module": ("w.pth", lambda file, _: torch.save(loaded(state_dict()), file), "is a whole model"),
@@ -144,6 +189,20 @@ WRONG: dict[str, tuple[str, Callable[[Path, DigitFiles], object], str]] = {
     "optimizer alone": ("w.pth", lambda file, _: torch.save({"optimizer": {}}, file), "contains no weights"),
     "index of shards": ("w.safetensors", lambda file, _: file.write_text('{"weight_map": {}}'), "is text (JSON)"),
     "empty": ("w.pth", lambda file, _: file.write_bytes(b""), "is empty"),
+    "sharded": ("m-00001-of-00002.safetensors", lambda file, _: file.write_bytes(b"x"), "is one of several parts"),
+    "pickle of Python": ("R-50.pkl", lambda file, _: file.write_bytes(pickle.dumps({"model": 1}, 2)), "did not write"),
+    "an attack": ("w.pth", lambda file, _: torch.save(state_dict() | {"x": Attack()}, file), "could run code"),
+    "quantized": (
+        "w.pth",
+        lambda file, _: torch.save({k: v.char() if v.dim() == 4 else v for k, v in state_dict().items()}, file),
+        "conv1.weight is torch.int8",
+    ),
+    "diverged": (
+        "w.pth",
+        lambda file, _: torch.save({k: v / 0 for k, v in state_dict().items()}, file),
+        "are not finite",
+    ),
+    "object of objects": ("w.pth", lambda file, _: torch.save({"net": Meter("x")}, file), "objects of tests.cases."),
     "picture": ("w.png", lambda file, _: Image.new("L", (9, 9)).save(file), "contains no weights"),
 }
 
@@ -162,6 +221,51 @@ def test_what_is_in_the_wrong_place_is_named(name: str, digit_files: DigitFiles,
             reader()
         assert words in str(refused.value)
         assert refused.value.remedy
+
+
+def test_arrays_of_numpy_are_weights(tmp_path: Path) -> None:
+    state = state_dict()
+    np.savez(tmp_path / "w.npz", **{name: value.numpy() for name, value in state.items()})
+    info, _ = exported_from(tmp_path / "w.npz")
+    assert (info.model, len(info.class_names)) == ("resnet8", 3)
+    np.savez(tmp_path / "o.npz", a=np.array([Meter("x")], object))
+    with pytest.raises(UserError, match=r"is a ZIP archive that torch\.save did not write"):
+        exported_from(tmp_path / "o.npz")
+
+
+def test_a_folder_of_parts_is_no_run(tmp_path: Path) -> None:
+    for name in (".metadata", "__0_0.distcp"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        UserError, match=r"is no run, and has no model.safetensors and.*It has: .metadata, __0_0.distcp"
+    ):
+        exported_from(tmp_path)
+
+
+def test_constants_of_pixels_from_0_to_255_are_refused(tmp_path: Path) -> None:
+    """As MMPretrain has them; of a file beside the weights as of options."""
+    torch.save(state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"--mean 123.675,116.28,103.53 is of pixels from 0 to 255.*Use --mean 0.485,"):
+        exported_from(tmp_path / "w.pth", mean="123.675,116.28,103.53", std="1,1,1")
+    (tmp_path / "config.json").write_text(json.dumps({"mean": [0.5] * 3, "std": [58.4, 57.1, 57.4]}))
+    with pytest.raises(UserError, match=r"--std 58.4,57.1,57.4 is of pixels from 0 to 255"):
+        exported_from(tmp_path / "w.pth")
+    for settings, words in [
+        ({"mean": [0.5] * 3, "std": [0.0] * 3}, "--std 0,0,0 must be one number above 0 for each of 3 channels"),
+        ({"mean": [0.5], "std": [0.5]}, "--mean 0.5 must be one number"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(UserError, match=words):
+            exported_from(tmp_path / "w.pth")
+
+
+def test_a_crop_that_is_not_of_the_center_is_told(tmp_path: Path) -> None:
+    torch.save(state_dict(), tmp_path / "w.pth")
+    for mode, told in {"center": False, "squash": True, "border": True}.items():
+        settings = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.95, "crop_mode": mode}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        _, notes = exported_from(tmp_path / "w.pth", image_size="64")
+        assert any(f"cropped {mode}" in note for note in notes) == told
 
 
 def test_files_that_are_not_onnx_are_named(trained: TrainResult, digit_images: list[Path], tmp_path: Path) -> None:

@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.image_kinds import describe_content, image_extensions
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.sources import Source, cut_note, open_source
+from resnet_ops.data.stream import StreamedImages
 from resnet_ops.errors import UserError
 from tests.data.samples import encode_pixels
 
@@ -116,6 +118,58 @@ def table(name: str, labels: object, names: list[str] | None = None) -> Build:
     return lambda root: parquet(root / name, labels, names=names)
 
 
+def named(names: str, extension: str, kind: str, count: int = 10, **options: object) -> Build:
+    """Class folders of images that are saved with options, each of other pixels."""
+
+    def write(root: Path) -> None:
+        for name in names.split():
+            (root / name).mkdir(parents=True)
+            for number in range(count):
+                (root / name / f"{number}{extension}").write_bytes(picture(kind, **options))
+
+    return write
+
+
+def saved(image: Image.Image) -> Build:
+    """Two classes of five TIFFs, all of them this image."""
+
+    def write(root: Path) -> None:
+        folders(root, "cat dog", 0)
+        for number in range(10):
+            image.save(root / ("cat", "dog")[number % 2] / f"{number}.tif")
+
+    return write
+
+
+def columns(name: str, **content: object) -> Build:
+    """A Parquet file of 20 images with these columns beside the images."""
+
+    def write(root: Path) -> None:
+        images = pa.array([{"bytes": picture(), "path": None} for _ in range(20)], IMAGE)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"Image": images, **content}), root / name)
+
+    return write
+
+
+def raw(name: str, content: bytes) -> Build:
+    def write(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+    return write
+
+
+def lines(of_each: str, count: int = 20) -> str:
+    """A line per image; `N` is its number, `C` its class, `A` and `B` are 1 of a cat and of a dog, `S` is its split."""
+    return "".join(
+        of_each.replace("N", str(n)).replace("C", ("cat", "dog")[n % 2]).replace("A", str(1 - n % 2))
+        .replace("B", str(n % 2)).replace("S", "test" if n >= 14 else "train")
+        for n in range(count)
+    )  # fmt: skip
+
+
+FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
 LABELS = "".join(f"{number}.png,{('cat', 'dog')[number % 2]}\n" for number in range(20))
 KAGGLE = "id,breed\n" + "".join(f"{number},{('pug', 'husky')[number % 2]}\n" for number in range(20))
 JSON_LINES = "\n".join(json.dumps({"file_name": f"{n}.png", "label": ["a", "b"][n % 2]}) for n in range(20))
@@ -245,6 +299,96 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
     "C10-others": (all_of(images("cat dog", 5, ".tga", "TGA"), images("cat dog", 5, ".jpe", "JPEG"),
                           images("cat dog", 5, ".apng"), images("cat dog", 5, ".qoi", "QOI")),
                    "cat dog", (32, 8, 0), ""),
+    # Of forums: Kaggle, Roboflow, Label Studio, ImageNet, Excel and Windows.
+    "Train-Valid-TEST": (splits("Train", "Valid", "TEST"), "cat dog", (20, 20, 20), ""),
+    "intel-seg_train-seg_train": (
+        all_of(splits("seg_train/seg_train", "seg_test/seg_test"), images("seg_pred/seg_pred", 7)),
+        "cat dog", (18, 2, 20), "7 outside the splits",
+    ),
+    "roboflow-one-hot": (
+        all_of(images("train valid", 20), file("train/_classes.csv", "filename, cat, dog\n" + lines("N.png, A, B\n")),
+               file("valid/_classes.csv", "filename, cat, dog\n" + lines("N.png, A, B\n"))),
+        "cat dog", (20, 20, 0), "",
+    ),
+    "isic-one-hot": (all_of(images("images", 20), file("truth.csv", "image,MEL,NV\n" + lines("N,A.0,B.0\n"))),
+                     "MEL NV", (16, 4, 0), ""),
+    "windows-paths": (
+        all_of(images("imgs", 20),
+               raw("l.csv", ("path;label\r\n" + lines("D:\\data\\imgs\\N.png;C\r\n")).encode("utf-8-sig"))),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "excel-utf-16": (all_of(images(".", 20),
+                     raw("l.csv", ("file\tlabel\r\n" + lines("N.png\tC\r\n")).encode("utf-16"))),
+                     "cat dog", (16, 4, 0), ""),
+    "excel-cp1252": (all_of(images(".", 20), raw("l.csv", ("file;label\r" + lines("N.png;Cé\r")).encode("cp1252"))),
+                     "caté dogé", (16, 4, 0), ""),
+    "pandas-index": (
+        all_of(images(".", 20), file("l.csv", ",image,label\n" + "".join(
+            f"{19 - n},{n}.png,{('cat', 'dog')[n % 2]}\n" for n in range(20)))),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "no-header": (all_of(images(".", 20), file("l.csv", lines("N.png,C\n"))), "cat dog", (16, 4, 0), ""),
+    "list-of-caffe": (
+        all_of(images("images", 20), file("train.txt", lines("images/N.png B\n"))),
+        "0 1", (16, 4, 0), "",
+    ),
+    "label-studio": (
+        all_of(images("images", 20),
+               file("p.csv", "id,annotator,choice,image\n" + lines("7,1,C,/data/upload/1/N.png\n"))),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "column-of-splits": (all_of(images("images", 20),
+                     file("l.csv", "filepath,label,split\n" + lines("images/N.png,C,S\n"))),
+                         "cat dog", (12, 2, 6), ""),
+    "rows-without-images": (all_of(images(".", 20), file("l.csv", "file,label\n" + LABELS + "gone.png,cow\n")),
+                            "cat dog", (16, 4, 0), "names 1 image that cannot be found here, first gone.png"),
+    "tiny-imagenet": (
+        all_of(images("train/n0/images train/n1/images"), images("val/images", 10),
+               file("val/val_annotations.txt", lines("N.png\tnB\t0\t0\t9\t9\n", 10)), file("wnids.txt", "n0\nn1\n")),
+        "n0 n1", (20, 10, 0), "",
+    ),
+    "parts-and-a-table": (
+        all_of(images("part_1 part_2"), lambda root: [(root / f"part_2/{n}.png").rename(root / f"part_2/b{n}.png")
+                                                      for n in range(10)],
+               file("l.csv", "image,label\n" + lines("N,C\n", 10) + lines("bN,C\n", 10))),
+        "part_1 part_2", (16, 4, 0), "has other labels than the folders for 20 images",
+    ),
+    "blanks": (all_of(lambda root: folders(root / "train", "cat dog"), lambda root: folders(root / "val", "cat dog"),
+                      lambda root: (root / "val/cat").rename(root / "val/cat ")), "cat dog", (20, 20, 0), ""),
+    "two-levels": (all_of(images("data/cat data/dog"), images("docs/figures", 3)), "data docs", (18, 5, 0),
+                   "Classes are the upper folders of data/cat, data/dog, docs/figures"),
+    "test-beside-classes": (images("cat dog Test"), "Test cat dog", (24, 6, 0), "Test/ is a class, like cat, dog"),
+    "links-to-files": (
+        lambda root: [folders(root.parent, "farm", 20)] + [
+            ((root / c).mkdir(exist_ok=True), (root / c / f"{n}.png").symlink_to(root.parent / f"farm/{n}.png"))
+            for n in range(20) for c in [("cat", "dog")[n % 2]]],
+        "cat dog", (16, 4, 0), "",
+    ),
+    "CMYK": (lambda root: [(folders(root, c, 0), [Image.fromarray(RANDOM.integers(0, 256, (8, 8, 4), np.uint8), "CMYK")
+                                                 .save(root / c / f"{n}.jpg") for n in range(10)]) for c in ("a", "b")],
+             "a b", (16, 4, 0), ""),
+    "animated-gif": (named("cat dog", ".gif", "GIF", **FRAMES), "cat dog", (16, 4, 0), ""),
+    "animated-webp": (named("cat dog", ".webp", "WEBP", **FRAMES), "cat dog", (16, 4, 0), ""),
+    "two-pages": (named("cat dog", ".tiff", "TIFF", **FRAMES), "cat dog", (16, 4, 0), ""),
+    "JPG.jpg": (named("cat dog", ".JPG.jpg", "JPEG"), "cat dog", (16, 4, 0), ""),
+    "png-called-jpg": (named("cat dog", ".jpg", "PNG"), "cat dog", (16, 4, 0), ""),
+    "decimals": (columns("a.parquet", Label=pa.array([0, 1] * 10).cast(pa.decimal128(25, 2))), "0 1", (16, 4, 0), ""),
+    "text-with-blanks": (columns("a.parquet", label=["cat", "dog ", " cat", "dog"] * 5), "cat dog", (16, 4, 0), ""),
+    "large-text": (
+        columns("a.parquet", label=pa.array(["cat", "dog"] * 10, pa.large_string())),
+        "cat dog", (16, 4, 0), "",
+    ),
+    "rows-of-splits": (
+        columns("a.parquet", label=[0, 1] * 10, split=["train"] * 14 + ["test"] * 6),
+        "0 1", (12, 2, 6), "",
+    ),
+    "other-metadata": (
+        lambda root: pq.write_table(pa.table({"image": [picture() for _ in range(20)], "label": [0, 1] * 10})
+                                    .replace_schema_metadata({"huggingface": "{"}), root / "a.parquet"),
+        "0 1", (16, 4, 0), "",
+    ),
+    "spark": (all_of(table("out.parquet/part-0.snappy.parquet", [0, 1] * 10), file("out.parquet/_SUCCESS", "")),
+              "0 1", (16, 4, 0), ""),
     "C29": (lambda root: folders(root, "[v2] [v1]"), "[v1] [v2]", (16, 4, 0), ""),
     "C46": (images("cat dog", 10, ".JPG", "JPEG"), "cat dog", (16, 4, 0), ""),
     "C51": (all_of(images("cat dog", 50), images("rare", 1)), "cat dog rare", (81, 20, 0), ""),
@@ -271,6 +415,22 @@ REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
     "C01-class-then-split": (images("cat/train cat/test dog/train dog/test"), ("contains the same folders",)),
     "flat-splits": (images("train test"), ("train, named after splits", "no subfolders with images", "labels")),
     "flat-train": (images("train"), ("contains no subfolders with images",)),
+    "split-of-one-class": (images("cat/train cat/val dog/train"), ("contains the same folders (train, val)",)),
+    "several-labels": (all_of(images(".", 20), file("a.csv", "file,label\n" + LABELS + "0.png,cow\n")),
+                       ("gives 0.png several labels, cat and cow", "one label per image")),
+    "zipped-folders": (all_of(file("cat.zip", "PK"), file("dog.zip", "PK")), ("contains no images: 2 .zip",)),
+    "cats-and-dogs": (images("train"), ("contains no subfolders with images", "one subfolder per class")),
+    "no-extension": (images("cat dog", 5, ""), ("10 without an extension", "is an image", "extensions, such as .jpg")),
+    "floats": (saved(Image.fromarray(np.ones((8, 8), np.float32) / 3)),
+               ("8 of 8 images cannot be decoded", "floating-point pixels", "repair or remove these images.")),
+    "32-bits": (saved(Image.fromarray(np.full((8, 8), -9, np.int32))),
+                ("8 of 8 images cannot be decoded", "are not of 16 bits")),
+    "NaN-labels": (columns("a.parquet", label=[0.0, 1.0] * 9 + [float("nan")] * 2), ("some images have no label",)),
+    "empty-labels": (columns("a.parquet", label=["cat", "dog", "", "cat"] * 5), ("some images have no label",)),
+    "huge-ids": (columns("a.parquet", label=pa.array([2**63 + 1, 5] * 10, pa.uint64())), ("'label' cannot be read",)),
+    "a-name-twice": (table("a.parquet", [0, 1] * 10, ["cat", "cat"]), ("a name for two classes: cat, cat",)),
+    "urls": (lambda root: parquet(root / "a.parquet", [0, 1] * 5, pa.array(["https://a.example/0.png"] * 10)),
+             ("it is a URL", "download the images first")),
     "only-test": (splits("test"), ("only validation or test images (test)", "train/")),
     "split-or-class": (all_of(splits("train"), images("bus car")), ("whether train is a split or a class", "bus, car")),
     "C06-dead-link": (all_of(images("cat dog"), link("rose", "/mnt/nowhere/rose")), ("rose", "a link to nothing")),
@@ -357,6 +517,52 @@ def test_a_pattern_is_split_by_folders_too(tmp_path: Path) -> None:
     folders(tmp_path, "cat dog")
     with pytest.raises(UserError, match=r"matches images, such as .*png, and not Parquet"):
         open_source(f"{tmp_path}/*/*.png")
+
+
+def test_a_table_beside_class_folders_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
+    READ["parts-and-a-table"][0](tmp_path)
+    source = prepared(tmp_path, tmp_path.parent / "cache", label_column="label")
+    assert source.record.class_names == ("cat", "dog")
+    assert source.splits["train"].labels.tolist() == [0, 1] * 10
+    assert "other labels" not in told(source)
+
+
+def test_an_index_of_pandas_is_not_taken_for_the_names_of_files(tmp_path: Path) -> None:
+    READ["pandas-index"][0](tmp_path)
+    encoded = open_source(str(tmp_path)).splits["train"]
+    labels = {Path(encoded.name(row)).stem: label for row, label in enumerate(encoded.labels.tolist())}
+    assert labels == {str(number): number % 2 for number in range(20)}
+
+
+def test_streamed_images_are_told_of_as_those_in_memory_are(tmp_path: Path) -> None:
+    """Labels of equal images and JPEGs without their end, of which `data check` counts as many."""
+    random, root = np.random.default_rng(0), tmp_path / "data"
+    for name in ("cat", "dog"):
+        for number in range(10):
+            whole = encode_pixels(random.integers(0, 256, (24, 24, 3), np.uint8), "JPEG")
+            raw(f"{name}/{number}.jpg", whole[:-2])(root)
+    shutil.copy(root / "cat/0.jpg", root / "dog/x.jpg")
+    source = prepared(root, tmp_path / "cache")
+    (conflicts,) = source.check_labels()
+    assert conflicts in source.notes
+    assert conflicts.startswith("2 images with more than one label")
+    met = set[str]()
+    for split in ("train", "val"):
+        images = StreamedImages.of(source, split, torch.device("cpu"), lambda _: None)
+        list(images.load_batches(images.sequential_batches(8, 0, 1), lambda: None))
+        met |= {image.name for image in images.cut}
+    assert cut_note(len(met)) in source.notes
+    separate = open_source(DataConfig.of(data=str(root), val_data=str(root)))
+    assert "data check" in separate.check_labels()[0]
+
+
+def test_an_empty_path_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a variable that is not set."""
+    folders(tmp_path, "cat dog")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--data is empty"):
+        open_source("")
+    assert open_source(".").record.class_names == ("cat", "dog")
 
 
 def test_a_folder_with_the_name_of_a_dataset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from ray.core.generated.common_pb2 import JobConfig
 
 from resnet_ops import environment, files, machine, runs
 from resnet_ops.config import DataConfig, TrainConfig
+from resnet_ops.data.cache import cache_folder
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
@@ -218,6 +219,23 @@ def test_c20_a_cache_that_cannot_be_written_names_its_option(tmp_path: Path) -> 
     source = open_source(DataConfig(data=str(data), cache_dir=Path("/proc/nohome/cache")))
     with pytest.raises(UserError, match=r"Cannot write decoded images to /proc/nohome/cache.*--cache-dir"):
         source.prepare()
+
+
+def test_the_cache_is_where_the_desktop_has_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RESNET_OPS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/caches")
+    assert cache_folder(None) == Path("/scratch/caches/resnet-ops")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder(None) == Path.home() / ".cache/resnet-ops"
+
+
+def test_a_folder_that_is_gone_is_told(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MKL ends a process that begins there without a word."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    ended = cli("runs", "--runs-dir", tmp_path)
+    assert (ended.code, "The current folder no longer exists. Change to another one" in ended.err) == (1, True)
 
 
 def test_c37_a_cache_of_another_user_is_read_without_his_locks(tmp_path: Path) -> None:

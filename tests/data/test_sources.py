@@ -156,7 +156,7 @@ def test_files_number_their_classes_as_they_like(tmp_path: Path) -> None:
         ),
         (("dog", "cat", "cow"), [0, 1], r"b.parquet has the classes dog, cat, cow"),
         ((), [0, 1], r"b.parquet has the classes \(without names\)"),
-        (("dog", "dog"), [0, 1], r"b.parquet has the classes dog, dog"),
+        (("dog", "dog"), [0, 1], r"b.parquet has a name for two classes: dog, dog"),
         (("dog", "cat"), [0, 2], r"labels from 0 to 2, but 2 classes"),
         (("dog", "cat"), [0, -1], r"labels from -1 to 1, but 2 classes"),
     ],

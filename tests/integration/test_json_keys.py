@@ -19,7 +19,11 @@ AUGMENTED = {  # what the first lines of commands that train say
 
 
 def test_commands_on_this_machine(
-    cli: Callable[..., Ended], trained: job.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Callable[..., Ended],
+    ray_session: None,  # or the search and the study would start one each
+    trained: job.TrainResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_class_folders(tmp_path / "images", shades({"cat": 220, "dog": 60}, 12, (16, 12)))

@@ -284,6 +284,7 @@ def test_gpus_are_shared_evenly_and_the_first_nodes_get_the_rest(gpus: int, node
     assert sizes[0] - sizes[-1] <= 1
 
 
+@pytest.mark.slow  # how they are shared and named is seen above, how nodes start in the other tests
 def test_nodes_share_the_gpus_and_each_sees_its_own(three_gpus: dict[str, str]) -> None:
     ended = command("cluster", "up", "--nodes", 2, "--cpus-per-node", 1, "--json", env=three_gpus)
     try:

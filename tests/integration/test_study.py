@@ -23,7 +23,7 @@ from tests.data.samples import shades, write_class_folders
 from tests.integration.test_cli import refused
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-EPOCHS = 5
+EPOCHS = 3
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,7 @@ def test_a_study_is_gone_on_with_as_that_study(studied: tuple[Path, dict]) -> No
         training.resume(folder.parent, "s")
 
 
+@pytest.mark.slow  # what a study does is seen above, what this one trains and says in tests/study
 def test_shortcuts_are_compared(cli: Callable[..., Ended], tmp_path: Path) -> None:
     options = ["--options", "A,C", "--depths", 8, "--epochs", 1, "--seeds", 1, "--runs-dir", tmp_path]
     ended = cli("study", "shortcuts", *options, "--json")
