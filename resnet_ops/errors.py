@@ -48,6 +48,14 @@ class PausedError(UserError):
     """An interruption by an outside cause, such as a full disk; the work can be resumed once that is gone."""
 
 
+class RunHeldError(UserError):
+    """A refusal: another process holds the run."""
+
+
+class RunLostError(UserError):
+    """A loss: the run that this process wrote to is another's now, or gone."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return 'Did you mean X?' for the known name nearest to `name`, or '' when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
