@@ -374,6 +374,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     Raises:
         PausedError: As for `write_atomically`.
     """
+    check_fences(folder)
     if is_remote(folder):
         for name, content in contents.items():
             write_atomically(folder / name, content)

@@ -269,12 +269,17 @@ def refusal(lease: Lease | None, name: str) -> RunHeldError:
 @contextlib.contextmanager
 def _fenced(file: Path, name: str, nonce: str) -> Iterator[None]:
     """Refuse this process's writes below the lock's folder once the lock is another's."""
+    before = files.FENCES.get(file.parent)  # of a run of this name that this process held, too, before it was removed
     NONCES[file] = nonce
     join(file, name, nonce)
     try:
         yield
     finally:
-        del files.FENCES[file.parent], NONCES[file]
+        NONCES.pop(file, None)
+        if before is None:
+            del files.FENCES[file.parent]
+        else:
+            files.FENCES[file.parent] = before
 
 
 def _check(file: Path, name: str, nonce: str) -> None:
