@@ -238,7 +238,8 @@ def holder(file: Path) -> Lease | None:
     """
     lease = _parse(_content(file))
     if files.is_remote(file):
-        return None if lease is None or lease.seems_expired else lease
+        is_own = lease is not None and lease.nonce == NONCES.get(file)
+        return lease if lease and (is_own or not lease.seems_expired) else None
     try:
         with file.open("rb") as opened:
             query = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
