@@ -135,7 +135,7 @@ def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
     """
     text = info.model_dump_json()
     metadata = {"resnet_ops": text, "sha256": _digest(text, tensors)}
-    write_atomically(path, serialize_tensors(tensors, metadata))
+    write_atomically(path, _with_sorted_metadata(serialize_tensors(tensors, metadata)))
 
 
 def collect(trainer: Trainer) -> dict[str, Tensor]:
@@ -367,6 +367,16 @@ def _metadata(content: bytes) -> dict[str, str]:
     size = int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     return metadata
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, which the library writes in a random one."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as the library aligns the tensors
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]))
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
