@@ -72,7 +72,8 @@ class JobConfig(ConnectionConfig):
         float | None,
         option(
             "Seconds to wait for missing or busy nodes at the start (by default 600 if an autoscaler can add "
-            "them, else 0) and after a failure (by default 600).",
+            "them, else 0) and after a failure (by default 600), and for a run that another process holds (by "
+            "default 0).",
             advanced="cluster",
             changeable=True,
             ge=0,

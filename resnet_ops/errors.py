@@ -52,6 +52,14 @@ class PausedError(UserError):
     """An interruption by an outside cause, such as a full disk; the work can be resumed once that is gone."""
 
 
+class RunHeldError(UserError):
+    """A refusal: another process holds the run."""
+
+
+class RunLostError(UserError):
+    """A loss: the run that this process wrote to is another's now, or gone."""
+
+
 def did_you_mean_path(path: Path) -> str:
     """Return 'Did you mean X?' for the existing path most like one that does not exist, or '' when none is like it."""
     with contextlib.suppress(OSError):

@@ -22,8 +22,11 @@ from resnet_ops import formatting
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 
 T = TypeVar("T")
+# By folder: raises where what is in it is another process's to write by now (locks.py). Asked before each write.
+FENCES: dict[Path, Callable[[], None]] = {}
 PATIENCE_S = 60.0  # how long a bucket may be out of reach before work that needs it stops
 RETRY_S = 2.0
+TEMPORARY = ".tmp"  # ends the names of files that are being written
 FIRST_ANSWER_S = 10.0
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 CREDENTIALS = {
@@ -121,6 +124,13 @@ def ask(path: Path, call: Callable[[Any, str], T], patience_s: float = PATIENCE_
         time.sleep(RETRY_S)
 
 
+def check_fences(path: Path) -> None:
+    """Raise, as the fence says, where a folder that `path` is in is another process's to write by now."""
+    for folder, check in list(FENCES.items()):
+        if str(path).startswith(str(folder)) and (path == folder or folder in path.parents):
+            check()
+
+
 def check_reachable(folder: Path) -> None:
     """Check, within seconds, that a bucket exists and answers; a disk is not checked.
 
@@ -153,6 +163,57 @@ def read(path: Path, patience_s: float = PATIENCE_S) -> bytes:
     if is_remote(path):
         return ask(path, lambda storage, key: bytes(storage.cat_file(key)), patience_s)
     return path.read_bytes()
+
+
+def read_version(path: Path, patience_s: float = PATIENCE_S) -> tuple[bytes, str] | None:
+    """Return the content of a file in a bucket and its version, or one before; None if it does not exist."""
+
+    def read_both(storage: Any, key: str) -> tuple[bytes, str]:
+        info = storage.info(key)  # first: a version that is too old is refused by `write_if_unchanged`
+        return bytes(storage.cat_file(key)), str(info.get("generation") or info.get("ETag") or "")
+
+    try:
+        return ask(path, read_both, patience_s)
+    except FileNotFoundError:
+        return None
+
+
+def write_if_unchanged(path: Path, content: bytes, version: str | None, patience_s: float = PATIENCE_S) -> None:
+    """Write a file in a bucket only if it is still this version, or, with None, if there is none. No fence is asked.
+
+    Raises:
+        FileExistsError, FileNotFoundError: It is another one, or gone; not where the storage knows no conditions.
+        PausedError: As for `write_atomically`.
+    """
+
+    def write(storage: Any, key: str) -> None:
+        protocol = EXTRAS.get(cast("Any", path).protocol)
+        try:
+            if version is None:
+                storage.pipe_file(key, content, mode="create")
+            elif protocol == "s3":
+                storage.pipe_file(key, content, IfMatch=version)
+            elif protocol == "gcs":
+                bucket, _, name = key.partition("/")
+                upload = storage.base.replace("/storage/", "/upload/storage/") + "b/{}/o"
+                condition = {"name": name, "ifGenerationMatch": version}
+                storage.call("POST", upload, bucket, uploadType="media", data=content, **condition)
+            else:
+                storage.pipe_file(key, content)
+        except Exception as error:
+            if _is_conflict(error):
+                raise FileExistsError(str(path)) from None
+            raise
+
+    ask(path, write, patience_s)
+
+
+def _is_conflict(error: BaseException) -> bool:
+    """Return whether a storage refused a write as something else is there: HTTP status 412, or of two at once 409."""
+    codes = {getattr(error, "code", None)}  # as gcsfs has it; s3fs keeps botocore's error
+    for each in (error, error.__cause__):
+        codes.add(getattr(each, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    return bool(codes & {409, 412})
 
 
 def is_file(path: Path) -> bool:
@@ -218,6 +279,7 @@ def make_folder(path: Path, *, exist_ok: bool = False) -> None:
     Raises:
         FileExistsError: It exists, and `exist_ok` is false.
     """
+    check_fences(path)
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=exist_ok)
     elif not exist_ok and exists(path):
@@ -226,6 +288,7 @@ def make_folder(path: Path, *, exist_ok: bool = False) -> None:
 
 def rename(path: Path, target: Path) -> None:
     """Rename a file; in a bucket, both names exist for a moment."""
+    check_fences(path)
     if is_remote(path):
         ask(path, lambda storage, key: storage.cp_file(key, cast("Any", target).path))
         remove(path)
@@ -235,6 +298,7 @@ def rename(path: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file, if it exists."""
+    check_fences(path)
     if is_remote(path):
         with contextlib.suppress(FileNotFoundError):
             ask(path, lambda storage, key: storage.rm_file(key))
@@ -244,6 +308,7 @@ def remove(path: Path) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Delete a folder with its content, if it exists."""
+    check_fences(folder)
     with contextlib.suppress(FileNotFoundError):
         if is_remote(folder):
             ask(folder, lambda storage, key: storage.rm(key, recursive=True))
@@ -270,6 +335,7 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
     Raises:
         PausedError: The disk or its quota is full or refuses, or the bucket is out of reach; the old file is kept.
     """
+    check_fences(path)
     if is_remote(path):
         try:
             ask(path, lambda storage, key: storage.pipe_file(key, content), patience_s)
@@ -278,13 +344,15 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
                 f"{path} cannot be written: {error}.", "Check that the bucket exists.", WORK_FAILED
             ) from error
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _explain_disk(path, len(content)):
+    # A name that no other process has: if the folder is replaced meanwhile, nothing is there to be renamed.
+    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
+    with explain_disk(path, len(content)):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            check_fences(path)  # that took its time
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -293,23 +361,31 @@ def write_atomically(path: Path, content: bytes, patience_s: float = PATIENCE_S)
         sync(path.parent)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote left in a folder on a disk."""
+    if not is_remote(folder):
+        for path in folder.glob(f".*{TEMPORARY}"):
+            remove(path)
+
+
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Replace a folder by one with these files: on a disk it is the old or the new one, whole, or for a moment none.
 
     Raises:
         PausedError: As for `write_atomically`.
     """
+    check_fences(folder)
     if is_remote(folder):
         for name, content in contents.items():
             write_atomically(folder / name, content)
         return
     aside = [folder.with_name(f".{folder.name}-{secrets.token_hex(4)}") for _ in range(2)]
     try:
-        with _explain_disk(folder, sum(map(len, contents.values()))):
+        with explain_disk(folder, sum(map(len, contents.values()))):
             aside[0].mkdir()
         for name, content in contents.items():
             write_atomically(aside[0] / name, content)
-        with _explain_disk(folder):
+        with explain_disk(folder):
             if folder.exists():
                 folder.rename(aside[1])
             aside[0].rename(folder)
@@ -325,20 +401,26 @@ def append(path: Path, line: str, patience_s: float = PATIENCE_S) -> None:
     Raises:
         PausedError: As for `write_atomically`.
     """
+    check_fences(path)
     if is_remote(path):
-        before = b""
-        with contextlib.suppress(FileNotFoundError):
-            before = read(path, patience_s)
-        write_atomically(path, before + line.encode() + b"\n", patience_s)
+        added = line.encode() + b"\n"
+        before, version = read_version(path, patience_s) or (b"", None)
+        while not before.endswith(added):  # else by a try whose answer was lost
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another thread or worker was faster
+                write_if_unchanged(path, before + added, version, patience_s)
+                break
+            before, version = read_version(path, patience_s) or (b"", None)
         return
-    with _explain_disk(path), path.open("a") as file:
+    with explain_disk(path), path.open("a") as file:
+        check_fences(path)  # once it is open: what is open stays in its folder, also where that is replaced
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _explain_disk(path: Path, size: int = 0) -> Iterator[None]:
+def explain_disk(path: Path, size: int = 0) -> Iterator[None]:
+    """Turn what a disk answers within a `with` block into a PausedError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,6 +122,12 @@ def read_gpus() -> tuple[Gpu, ...]:
             break
         gpus.append(Gpu(name, memory.value))
     return tuple(gpus)
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version: (0, 1, 0) for 0.1.0.dev3."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def versions() -> dict[str, str]:

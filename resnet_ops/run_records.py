@@ -3,11 +3,19 @@
 Where they lie, and how they are read and written, is in runs.py.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_serializer,
+    model_validator,
+)
 
 from resnet_ops import files
 from resnet_ops.config import Select, TrainConfig
@@ -42,8 +50,8 @@ class Epoch(BaseModel):
     val_loss: float | None
     val_error: float | None
     lr: float
-    images_per_second: float
-    seconds: float
+    images_per_second: float = Field(0.0, exclude_if=_is_zero)  # checkpoints, which are the same each time, lack both
+    seconds: float = Field(0.0, exclude_if=_is_zero)
     world_size: int = 1
     val_top5_error: float | None = Field(None, exclude_if=_is_none)  # not there in lines of earlier versions
     val_macro_recall: float | None = Field(None, exclude_if=_is_none)
@@ -58,6 +66,11 @@ class Epoch(BaseModel):
     def without_validation(self) -> "Epoch":
         """Return the epoch without what was measured on validation images."""
         return self.model_copy(update={name: None for name in type(self).model_fields if name.startswith("val_")})
+
+    def timed_as(self, other: "Epoch | None") -> "Epoch":
+        """Return the epoch as fast as another one; with None without what differs each time it is trained."""
+        seconds, rate = (other.seconds, other.images_per_second) if other else (0.0, 0.0)
+        return self.model_copy(update={"seconds": seconds, "images_per_second": rate})
 
     def selected_metric(self, select: Select) -> float | None:
         """Return the metric that `select` names; None where it was not measured."""
@@ -123,7 +136,7 @@ class DataRecord(BaseModel):
     `bit_depth` is how many bits the values of 16-bit images use, None where there are no such images.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
     fingerprint: str
@@ -153,7 +166,7 @@ class Best(BaseModel):
     selected on; None until then.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     epoch: int
     val_accuracy: float | None
@@ -193,11 +206,28 @@ class StartRecord(BaseModel):
     `origin` says where they are from; with a new `head` the last layer is not theirs.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     origin: str
     sha256: str
     head: Literal["kept", "new"]
+
+
+class Writer(BaseModel):
+    """A writer of a run since it was begun or resumed: the machine of its driver, and what is installed there."""
+
+    model_config = ConfigDict(frozen=True)
+
+    since: datetime
+    host: str
+    versions: dict[str, str]
+
+    def differences(self, before: "Writer") -> str:
+        """Say in what this one differs from the one before; "" where it does not."""
+        known = {"host": self.host, **self.versions}
+        old = {"host": before.host, **before.versions}
+        names = [name for name in {**known, **old} if known.get(name) != old.get(name)]
+        return ", ".join(f"{name} {known.get(name, 'none')} (before: {old.get(name, 'none')})" for name in names)
 
 
 class RunRecord(BaseModel):
@@ -205,8 +235,11 @@ class RunRecord(BaseModel):
 
     `reason` is why the run failed, was stopped, or ended before its last epoch. `extended_after` is how many epochs
     were done when the run was given more: schedules other than `steps` began anew there, and patience counts from
-    there.
+    there. `host` and `versions` are those that it was begun with, `writers` these and those of each resumption. Fields
+    and options that a newer version wrote are kept.
     """
+
+    model_config = ConfigDict(extra="allow")
 
     format: Literal[1] = 1
     name: str
@@ -225,6 +258,37 @@ class RunRecord(BaseModel):
     resumed: int = 0
     extended_after: int = 0
     best: Best | None = None
+    writers: tuple[Writer, ...] = ()  # earlier versions wrote none
+
+    newer_options: dict[str, Any] = Field(default_factory=dict, exclude=True)  # stored among those of `config`
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _set_newer_options_aside(cls, stored: Any, validate: Callable[[Any], Self]) -> Self:
+        if not (isinstance(stored, dict) and isinstance(config := stored.get("config"), dict)):
+            return validate(stored)
+        newer = {name: value for name, value in config.items() if name not in TrainConfig.model_fields}
+        known = {name: value for name, value in config.items() if name not in newer}
+        return validate(stored | {"config": known, "newer_options": newer})
+
+    @model_serializer(mode="wrap")
+    def _with_newer_options(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        stored = serialize(self)
+        return stored | {"config": stored["config"] | self.newer_options}
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of what a newer version wrote and this one does not know."""
+        return (*(self.model_extra or {}), *self.newer_options)
+
+    @property
+    def writer(self) -> Writer:
+        """Return what wrote the run last."""
+        return self.writers[-1] if self.writers else Writer(since=self.created, host=self.host, versions=self.versions)
+
+    def written_by(self, writer: Writer) -> Self:
+        """Return the record with one more writer."""
+        return self.model_copy(update={"writers": (*(self.writers or (self.writer,)), writer)})
 
     @model_validator(mode="after")
     def _without_accuracy_of_seen_images(self) -> Self:

@@ -14,28 +14,33 @@
              export/         model.onnx and the record of its verification
              tune.json       only where the run is the best of a search, whose trials lie in trials/ (tuning/results.py)
 
-It lies on a disk or in a bucket (files.py), and is locked by one process at a time (locks.py). Each file is whole after
-a crash: the old content or the new. What the files contain is in run_records.py; nothing here knows torch.
+It lies on a disk or in a bucket (files.py), and is locked by one process at a time (locks.py), which checks before each
+write that it still is. Each file is whole after a crash: the old content or the new. What the files contain is in
+run_records.py; nothing here knows torch.
 """
 
 import contextlib
+import functools
 import json
-import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+import resnet_ops
 from resnet_ops import files, locks
 from resnet_ops.config import RunListConfig
 from resnet_ops.config_base import check_run_name, check_text
-from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.errors import PausedError, RunLostError, UserError, did_you_mean
+from resnet_ops.machine import release
 from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
 
 Line = TypeVar("Line", bound=BaseModel)
+FOLDERS = ("checkpoints", "best", "export")  # on a disk, from the start
+MAX_NUMBER = 10_000  # of runs that are called alike
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
 
 
@@ -82,10 +87,10 @@ class Run:
         try:
             return RunRecord.model_validate_json(files.read(self.record_file))
         except FileNotFoundError:
-            raise UserError(f"There is no run in {self.path}.", "List the runs with: resnet-ops runs") from None
+            raise _no_run(self.path) from None
         except (ValidationError, OSError) as error:
             detail = str(error).splitlines()[0]
-            raise UserError(f"{self.record_file} cannot be read ({detail}).", "The run is damaged.") from None
+            raise UserError(f"{self.record_file} cannot be read ({detail}).", _remedy(self.record_file)) from None
 
     def write(self, record: RunRecord) -> RunRecord:
         """Write run.json, and return the record as written."""
@@ -149,15 +154,20 @@ class Run:
         return REMOTE_INTERVAL_S if files.is_remote(self.path) else 0.2
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        """Replace progress.json, unless that fails; in a bucket not more often than `REMOTE_INTERVAL_S`."""
+        """Replace progress.json, unless that fails; in a bucket not more often than `REMOTE_INTERVAL_S`.
+
+        Raises:
+            RunLostError: The run is another process's by now. Of all that is written, this is written most often.
+        """
         content = json.dumps(progress).encode()
         if not files.is_remote(self.path):
+            files.check_fences(self.progress_file)
             temporary = self.progress_file.with_name(".progress.json.tmp")
             with contextlib.suppress(OSError):
                 temporary.write_bytes(content)
                 temporary.replace(self.progress_file)
         elif time.monotonic() - self._progress_written_s >= REMOTE_INTERVAL_S:
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(PausedError):
                 files.write_atomically(self.progress_file, content, patience_s=0)
             self._progress_written_s = time.monotonic()
 
@@ -169,28 +179,64 @@ class Run:
         except (OSError, ValueError):
             return None, since_ns
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self, wait_s: float = 0.0, warn: locks.Warn = locks.ignore) -> Iterator[None]:
         """Hold the run for this process, for the length of a `with` block.
 
+        Args:
+            wait_s: Seconds to wait for another process that holds it.
+            warn: Called once, with who that is, where this one waits.
+
         Raises:
-            UserError: Another process holds it.
+            UserError: There is no run here, or another process holds it.
+            RunLostError: Another process took it over meanwhile.
         """
-        return locks.hold(self.lock_file, self.name)
+        try:
+            held = contextlib.ExitStack()
+            held.enter_context(locks.hold(self.lock_file, self.name, locks.Patience(wait_s, warn)))
+        except FileNotFoundError:
+            raise _no_run(self.path) from None
+        with held:
+            yield
+
+    @property
+    def fence(self) -> str | None:
+        """Return what other processes need to write to the run for this one, which holds it; see `join`."""
+        return locks.nonce(self.lock_file)
+
+    def join(self, fence: str | None) -> None:
+        """Write to the run, from now on, for the process that holds it, and only while that does."""
+        if fence is not None:
+            locks.join(self.lock_file, self.name, fence)
 
     def is_lost(self) -> bool:
         """Return whether another process took the run over from this one."""
-        return locks.is_lost(self.lock_file)
+        try:
+            files.check_fences(self.path)
+        except RunLostError:
+            return True
+        return False
 
     def is_locked(self) -> bool:
         """Return whether a living process holds the run."""
-        return locks.is_held(self.lock_file)
+        return locks.holder(self.lock_file) is not None
 
 
-def check_new(runs_dir: Path, name: str | None, overwrite: bool) -> None:
-    """Check, before any work, that `create` will find `name` free and `runs_dir` ready to be written.
+def _no_run(path: Path) -> UserError:
+    return UserError(f"There is no run in {path}.", "List the runs with: resnet-ops runs")
+
+
+def check_new(runs_dir: Path, name: str | None, overwrite: bool, *, waits: bool = False) -> None:
+    """Check, before any work, that `claim` will find `name` free and `runs_dir` ready to be written.
+
+    Args:
+        runs_dir: Folder of the run.
+        name: The run; None where `claim` chooses its name.
+        overwrite: Replace a run of the same name.
+        waits: Whether `claim` will wait for one that is being trained.
 
     Raises:
-        UserError: As for `create`.
+        UserError: As for `claim`.
     """
     files.check_reachable(runs_dir)
     check_text(runs_dir.absolute())
@@ -201,37 +247,81 @@ def check_new(runs_dir: Path, name: str | None, overwrite: bool) -> None:
     if name is not None and files.exists(runs_dir / name):
         run = Run(runs_dir / name)
         _check_replaceable(run, overwrite)
-        if not files.is_remote(run.path):
-            with run.lock():
-                pass
+        if not waits and (holder := locks.holder(run.lock_file)):
+            raise locks.refusal(holder, run.name)
 
 
-def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
-    """Create the directory of a new run: `runs_dir/name`, or the first that is free of stem, stem-2, ...
+@contextlib.contextmanager
+def claim(
+    runs_dir: Path,
+    name: str | None,
+    stem: str,
+    overwrite: bool,
+    wait_s: float = 0.0,
+    warn: locks.Warn = locks.ignore,
+) -> Iterator[Run]:
+    """Create the directory of a new run, and hold it for the length of a `with` block.
+
+    It is `runs_dir/name`, or the first that is free of stem, stem-2, ... Of many processes that claim one at once, one
+    gets it, which no other ever sees without its lock. `wait_s` and `warn` are as for `Run.lock`.
 
     Raises:
         UserError: The name is taken and `overwrite` is false, the folder that has it is not a
             run, another process is training it, or `runs_dir` cannot be written.
+        RunLostError: Another process took it over meanwhile.
     """
     files.check_reachable(runs_dir)
-    try:
-        files.make_folder(runs_dir, exist_ok=True)
-        for number in range(1, 10_000):
-            run = Run(runs_dir / (name or (stem if number == 1 else f"{stem}-{number}")))
-            if name is not None and files.exists(run.path):
-                _clear(run, overwrite)
-            try:
-                files.make_folder(run.path)
-            except FileExistsError:
+    with contextlib.ExitStack() as stack:
+        try:
+            files.make_folder(runs_dir, exist_ok=True)
+            if not files.is_remote(runs_dir):
+                locks.sweep(runs_dir, Run(runs_dir).lock_file.name)
+            run = _hold_first_free(stack, runs_dir, name, stem, overwrite, locks.Patience(wait_s, warn))
+        except OSError as error:
+            raise UserError(
+                f"The run cannot be written to {runs_dir.absolute()}: {error.strerror}.",
+                "Choose another folder with --runs-dir.",
+            ) from None
+        yield run
+
+
+def create(runs_dir: Path, name: str | None, stem: str, overwrite: bool) -> Run:
+    """Create the directory of a new run that is not held: another lock protects it, such as that of its search."""
+    with claim(runs_dir, name, stem, overwrite) as run:
+        return run
+
+
+def _hold_first_free(
+    stack: contextlib.ExitStack,
+    runs_dir: Path,
+    name: str | None,
+    stem: str,
+    overwrite: bool,
+    patience: locks.Patience,
+) -> Run:
+    """Hold, in `stack`, the first run that can be created; one of this very `name` is deleted if it may be."""
+    number = 1
+    while number < MAX_NUMBER:
+        run = Run(runs_dir / (name or (stem if number == 1 else f"{stem}-{number}")))
+        try:
+            stack.enter_context(locks.hold_new(run.lock_file, run.name, FOLDERS))
+        except FileExistsError:
+            if name is None:
+                number += 1
                 continue
-            for folder in (run.checkpoints, run.best, run.export):
-                files.make_folder(folder)
+        else:
             return run
-    except OSError as error:
-        raise UserError(
-            f"The run cannot be written to {runs_dir.absolute()}: {error.strerror}.",
-            "Choose another folder with --runs-dir.",
-        ) from None
+        is_being_begun = not files.is_file(run.record_file) and run.is_locked()
+        if not is_being_begun:  # else its lock decides
+            _check_replaceable(run, overwrite)
+        if files.is_remote(run.path):
+            stack.enter_context(run.lock(patience.wait_s, patience.warn))
+            _check_replaceable(run, overwrite)
+            for path in sorted(set(files.listed(run.path)) - {run.lock_file}, key=lambda path: path == run.record_file):
+                files.remove_tree(path)  # run.json last: until then it is a run that may be replaced
+            return run
+        with contextlib.suppress(FileNotFoundError):  # another process has just replaced it
+            locks.remove(run.lock_file, run.name, functools.partial(_check_replaceable, run, overwrite), patience)
     raise UserError(f"{runs_dir} has too many runs called {stem}.", "Choose a --name.")
 
 
@@ -239,29 +329,16 @@ def delete(run: Run) -> None:
     """Delete a run with all its files.
 
     Raises:
-        UserError: It is not a run, or another process is training it.
+        UserError: It is not a run, or another process holds it.
     """
     run.read_as_written()
-    _remove(run)
-
-
-def _clear(run: Run, overwrite: bool) -> None:
-    if _never_began(run):
-        files.remove_tree(run.path)
+    if not files.is_remote(run.path):
+        locks.remove(run.lock_file, run.name, lambda: None)
         return
-    _check_replaceable(run, overwrite)
-    _remove(run)
-
-
-def _remove(run: Run) -> None:
     with run.lock():
-        if files.is_remote(run.path):
-            files.remove_tree(run.path)
-            return
-        # Not while the lock is open in it: NFS keeps an open file, under another name.
-        aside = run.path.with_name(f".{run.name}-{secrets.token_hex(4)}")
-        run.path.rename(aside)
-    files.remove_tree(aside)
+        for path in sorted(files.listed(run.path), key=lambda path: path == run.record_file):
+            if path != run.lock_file:
+                files.remove_tree(path)  # run.json last: until then it is a run that may be deleted
 
 
 def _check_replaceable(run: Run, overwrite: bool) -> None:
@@ -273,21 +350,18 @@ def _check_replaceable(run: Run, overwrite: bool) -> None:
             f"Run {run.name} exists already in {run.path.parent}.",
             f"Resume it with --resume {run.name}, replace it with --overwrite, or use another --name.",
         )
-    if not files.is_file(run.record_file):
+    if not files.is_file(run.record_file) and not locks.is_lock(run.lock_file):
         raise UserError(f"{run.path} is not a run, so --overwrite does not replace it.", "Use another --name.")
 
 
 def _never_began(run: Run) -> bool:
-    """Return whether its process was killed before it wrote run.json: then there are only empty folders."""
-    if files.is_remote(run.path) or files.is_file(run.record_file):
+    """Return whether its process was killed before it wrote run.json, and so before it trained anything."""
+    if files.is_file(run.record_file) or not (files.is_remote(run.path) or run.path.is_dir()):
         return False
-    paths = set(run.path.iterdir())
+    paths = {path for path in files.listed(run.path) if path.suffix != files.TEMPORARY}
     folders = {run.checkpoints, run.best, run.export}
-    return (
-        paths <= {*folders, run.lock_file}
-        and not run.is_locked()
-        and not any(any(f.iterdir()) for f in paths & folders)
-    )
+    is_known = paths <= {*folders, run.lock_file, run.weights_file}
+    return is_known and not any(files.listed(folder) for folder in paths & folders)
 
 
 def find(runs_dir: Path, name: str) -> Run:
@@ -388,6 +462,15 @@ def summary_of(run: Run, record: RunRecord) -> RunSummary:
         created=record.created,
         updated=record.updated,
     )
+
+
+def _remedy(record_file: Path) -> str:
+    """Return what to do about a record that cannot be read: a newer version may have written it."""
+    with contextlib.suppress(OSError, ValueError, UserError, KeyError, TypeError):
+        wrote = json.loads(files.read(record_file))["versions"]["resnet-ops"]
+        if release(wrote) > release(resnet_ops.__version__):
+            return f"Version {wrote} of resnet-ops wrote it; this is {resnet_ops.__version__}. Install that one."
+    return "The run is damaged."
 
 
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:

@@ -47,7 +47,7 @@ FLOORS = {
     "config": {"errors", "files", "config_base", "cluster_config", "recipe_config"},
     "class_metrics": {"formatting", "significance", "config"},
     "run_records": {"files", "config", "results"},
-    "runs": {"errors", "files", "locks", "config_base", "config", "run_records"},
+    "runs": {"errors", "machine", "files", "locks", "config_base", "config", "run_records"},
     "recipes": {"errors", "formatting", "config_base", "recipe_config", "config", "results"},
     "models": {"errors"},
     "data": BASE | {"locks"},

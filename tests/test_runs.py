@@ -1,5 +1,9 @@
 """The run directory: names, locks, and files that are whole after any crash."""
 
+import json
+import multiprocessing
+import os
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -7,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from resnet_ops import runs
+from resnet_ops import files, locks, runs
 from resnet_ops.config import TrainConfig
-from resnet_ops.errors import UserError
-from resnet_ops.run_records import Best, DataRecord, Epoch, RunRecord
+from resnet_ops.errors import RunHeldError, RunLostError, UserError
+from resnet_ops.run_records import Best, DataRecord, Epoch, RunRecord, Writer
 from resnet_ops.runs import Run
 
 
@@ -102,6 +106,151 @@ def test_a_killed_process_leaves_a_run_that_reads_as_interrupted(tmp_path: Path)
     assert run.read().status == "interrupted"
     with run.lock():
         assert run.is_locked()
+
+
+def claim_at_once(folder: Path, name: str | None, overwrite: bool, processes: int) -> list[str]:
+    """What each of several processes got that claimed a run at the same time: its name, or "" where it was refused."""
+    context = multiprocessing.get_context("fork")
+    start, end, names = context.Barrier(processes), context.Event(), context.Queue()
+
+    def claim() -> None:
+        start.wait()
+        try:
+            with runs.claim(folder, name, "auto", overwrite) as run:
+                own = run.write(record(status="running", host=str(os.getpid())))
+                names.put(run.name)
+                end.wait()
+                assert run.read_as_written().host == own.host
+        except UserError:
+            names.put("")
+
+    started = [context.Process(target=claim) for _ in range(processes)]
+    for process in started:
+        process.start()
+    got = [names.get(timeout=30) for _ in started]
+    end.set()
+    for process in started:
+        process.join()
+        assert process.exitcode == 0
+    return sorted(got)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_two_processes_that_create_a_run_at_once_one_has_it(tmp_path: Path, overwrite: bool) -> None:
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        if overwrite:
+            (runs.create(folder, "mine", "", overwrite=False).best / "old").touch()
+            Run(folder / "mine").write(record())
+        assert claim_at_once(folder, "mine", overwrite, 2) == ["", "mine"]
+        assert [path.name for path in folder.iterdir()] == ["mine"]
+        assert not (folder / "mine" / "best" / "old").exists()
+
+
+def test_processes_that_name_no_run_get_one_each(tmp_path: Path) -> None:
+    for attempt in range(3):
+        assert claim_at_once(tmp_path / str(attempt), None, False, 3) == ["auto", "auto-2", "auto-3"]
+
+
+def test_what_a_killed_process_left_of_a_run_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / ".resnet-ops-1").mkdir()
+    (tmp_path / ".resnet-ops-2" / "best").mkdir(parents=True)
+    with runs.claim(tmp_path, "other", "", overwrite=False) as other:
+        other.path.rename(tmp_path / ".resnet-ops-3")  # being made by a process that lives
+        runs.create(tmp_path, "mine", "", overwrite=False)
+        assert {path.name for path in tmp_path.iterdir()} == {".resnet-ops-3", "mine"}
+    (tmp_path / "mine" / "weights.safetensors").touch()  # stored before run.json
+    runs.create(tmp_path, "mine", "", overwrite=False).write(record())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("fate", ["replaced", "taken over", "renamed"])
+def test_a_run_that_is_lost_is_not_written_to(tmp_path: Path, fate: str) -> None:
+    with runs.claim(tmp_path, "mine", "", overwrite=False) as run:
+        run.write(record())
+        run.append_epoch(epoch(1))
+        fence = run.fence
+        if fate == "taken over":  # as where a server of NFS forgot the lock
+            run.lock_file.write_text(locks.Lease.new().model_dump_json())
+        else:
+            run.path.rename(tmp_path / "old")
+        if fate == "replaced":
+            with runs.claim(tmp_path, "mine", "", overwrite=False) as other:
+                other.write(record(host="another"))
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        for write in (
+            lambda: run.write(record()),
+            lambda: run.append_epoch(epoch(2)),
+            lambda: run.write_progress({}),
+            lambda: files.remove(run.record_file),
+            lambda: files.remove_tree(run.path),
+            lambda: files.write_folder(run.path / "evaluation", {"a": b""}),
+            lambda: files.rename(run.record_file, run.best / "x"),
+        ):
+            with pytest.raises(RunLostError, match=r"^(Another process|The folder of run mine was removed or renamed)"):
+                write()
+        run.log_event("not worth stopping for")
+        assert run.is_lost()
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    if fate == "taken over":
+        run.join(fence)  # as a worker that outlived its driver
+        with pytest.raises(RunLostError):
+            run.append_epoch(epoch(2))
+        del files.FENCES[run.path]
+
+
+def test_waiting_for_a_run_says_who_holds_it(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, "mine", "", overwrite=False)
+    code = (
+        "import sys, time; from pathlib import Path; from resnet_ops.runs import Run\n"
+        "with Run(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(1)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    waits: list[str] = []
+    with pytest.raises(RunHeldError, match=rf"\(pid {holder.pid} on .*--wait SECONDS"), run.lock():
+        pass
+    with run.lock(30, waits.append):
+        assert holder.wait(10) == 0
+    assert waits == [f"Run mine is held by pid {holder.pid} on {socket.gethostname()}; waiting up to 30 s."]
+    holder.stdout.close()
+
+
+def test_listing_takes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.create(tmp_path, "mine", "", overwrite=False)
+    run.write(record(status="running"))
+    with monkeypatch.context() as patch:
+        patch.setattr(locks.fcntl, "flock", lambda *_: pytest.fail("a lock was taken"))
+        assert runs.summarize(tmp_path).runs[0].status == "interrupted"
+    with run.lock():
+        assert runs.summarize(tmp_path).runs[0].status == "running"
+
+
+def test_what_a_newer_version_wrote_is_kept_and_said(tmp_path: Path) -> None:
+    run = runs.create(tmp_path, "mine", "", overwrite=False)
+    run.write(record())
+    stored = json.loads(run.record_file.read_text())
+    stored |= {"mood": "good", "config": stored["config"] | {"momentum_of_time": 3}}
+    stored["data"]["smell"] = "none"
+    run.record_file.write_text(json.dumps(stored))
+    read = run.read_as_written()
+    assert read.unknown == ("mood", "momentum_of_time")
+    written = json.loads(run.write(read.model_copy(update={"resumed": 1})) and run.record_file.read_text())
+    assert written == stored | {"resumed": 1, "updated": written["updated"]}
+    stored["config"]["optimizer"] = "a new one"
+    stored["versions"] = {"resnet-ops": "99.0"}
+    run.record_file.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"Version 99\.0 of resnet-ops wrote it"):
+        run.read()
+
+
+def test_what_writes_a_run_is_recorded_and_compared() -> None:
+    began = record(host="a", versions={"torch": "2.9", "ray": "2.50"})
+    resumed = began.written_by(Writer(since=began.created, host="b", versions={"torch": "2.10", "ray": "2.50"}))
+    assert [writer.host for writer in resumed.writers] == ["a", "b"]
+    assert resumed.writer.differences(began.writer) == "host b (before: a), torch 2.10 (before: 2.9)"
+    assert resumed.writer.differences(resumed.writer) == ""
 
 
 def test_a_torn_last_line_of_the_metrics_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 The steps themselves are in the other modules of this package.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from resnet_ops import files
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.dataset import image_count
-from resnet_ops.errors import UserError
+from resnet_ops.errors import RunHeldError, UserError
 from resnet_ops.evaluation import evaluation_files
 from resnet_ops.evaluation.classification import ClassifiedImages, classify_images
 from resnet_ops.evaluation.config import EvaluateConfig
@@ -158,8 +159,11 @@ def _record(network: EvaluatedNetwork, images: LabeledSplit, accuracy: float) ->
     """Record the accuracy of a run's selected weights on its own test images in run.json."""
     if network.kind != "run" or network.run is None or not images.is_own or images.split != "test" or images.left_out:
         return False
-    record = network.run.read_as_written()
-    if record.best is None or record.best.epoch != network.epoch:
-        return False
-    network.run.write(record.model_copy(update={"best": record.best.model_copy(update={"test_accuracy": accuracy})}))
-    return True
+    with contextlib.suppress(RunHeldError), network.run.lock():  # else it is being trained further
+        record = network.run.read_as_written()
+        if record.best is None or record.best.epoch != network.epoch:
+            return False
+        best = record.best.model_copy(update={"test_accuracy": accuracy})
+        network.run.write(record.model_copy(update={"best": best}))
+        return True
+    return False

@@ -24,6 +24,7 @@ from resnet_ops.export.proof_report import ProofReport
 from resnet_ops.export.tolerances import EVERYWHERE
 from resnet_ops.export.untrusted import fields_in_use
 from resnet_ops.formatting import percent
+from resnet_ops.machine import release
 from resnet_ops.significance import sampling_margin
 from resnet_ops.training.checkpoint import Checkpoint
 
@@ -108,7 +109,7 @@ def check_metadata(
     faults = {
         f"made by {metadata.made_by[:40]!r}, not by resnet-ops": made_by is None,
         f"made by {metadata.made_by[:40]!r}, newer than this resnet-ops {resnet_ops.__version__}": (
-            made_by is not None and _release(made_by["ours"]) > _release(resnet_ops.__version__)
+            made_by is not None and release(made_by["ours"]) > release(resnet_ops.__version__)
         ),
         f"precision choice {metadata.precision_choice!r}, the graph has {' or '.join(map(repr, sorted(choices)))}": (
             (metadata.precision_choice or "") not in choices
@@ -139,12 +140,6 @@ def check_metadata(
     if checkpoint is not None and metadata.run is not None and not names:
         other += f"; that its run was called {metadata.run[:40]} is not verified here"
     return summarize(faults, ("as in the checkpoint" if checkpoint else "as in the graph") + other)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version: (0, 1, 0) for 0.1.0.dev3."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def _claims_elsewhere(model: onnx.ModelProto, torch_version: str, precision: Precision) -> Iterator[str]:

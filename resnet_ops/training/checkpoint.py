@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file each, with its own metadata and checksum.
 
 The file's metadata holds a `CheckpointInfo` (network, classes, preprocessing, metrics) and a
-SHA-256 of that and of every tensor. Tensors are named `model/...`, `optimizer/PARAMETER/...`,
+SHA-256 of that and of every tensor, and nothing that differs when the same is trained again: no times, no
+host. Tensors are named `model/...`, `optimizer/PARAMETER/...`,
 `trained/...` where `model/` is their average over time, `scaler/...` of fp16, and, within an epoch, `workers/...`: a
 row for each worker of what differs between them. Nothing is ever unpickled: a pickle can run code
 when it is loaded.
@@ -13,10 +14,10 @@ import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
@@ -64,6 +65,10 @@ class CheckpointInfo(BaseModel):
     select: Select | None = None  # what the best epoch is the best in; None where an earlier version wrote it: top1
     val_correct: str = ""  # hexadecimal: bit n tells whether validation image n is classified correctly
     val_classes: tuple[ClassCount, ...] = ()  # of the validation images
+
+    @field_serializer("metrics")
+    def _untimed(self, metrics: Epoch | None) -> dict[str, Any] | None:
+        return metrics.timed_as(None).model_dump() if metrics else None
 
     @property
     def epoch(self) -> int:
@@ -130,7 +135,7 @@ def save(path: Path, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
     """
     text = info.model_dump_json()
     metadata = {"resnet_ops": text, "sha256": _digest(text, tensors)}
-    write_atomically(path, serialize_tensors(tensors, metadata))
+    write_atomically(path, _with_sorted_metadata(serialize_tensors(tensors, metadata)))
 
 
 def collect(trainer: Trainer) -> dict[str, Tensor]:
@@ -242,8 +247,8 @@ def restore(checkpoint: Checkpoint, trainer: Trainer) -> None:
 class CheckpointStore:
     """The checkpoints of a run: saves them, deletes all but the best and the last, finds the latest intact one.
 
-    An epoch is saved in the order checkpoint, best/, metrics.jsonl: wherever a crash falls,
-    `rewind` brings the three together again.
+    An epoch is saved in the order metrics.jsonl, which alone knows its time, checkpoint, best/: wherever a crash
+    falls, `rewind` brings the three together again.
     """
 
     def __init__(self, run: Run, num_to_keep: int) -> None:
@@ -257,6 +262,8 @@ class CheckpointStore:
         """Return the latest intact checkpoint, and why each later one was set aside."""
         refused: list[str] = []
         latest: Checkpoint | None = None
+        for folder in (self.run.checkpoints, self.run.best):
+            files.remove_temporary(folder)
         for path in saved_checkpoints(self.run):
             try:
                 checkpoint = read(path)
@@ -273,8 +280,9 @@ class CheckpointStore:
     def rewind(self, latest: Checkpoint | None) -> None:
         """Make metrics.jsonl and best/ agree with the checkpoint to resume from."""
         last = latest.info.metrics if latest else None
-        done = [epoch for epoch in self.run.epochs() if last and epoch.epoch < last.epoch]
-        self.run.write_epochs([*done, last] if last else [])
+        known = {epoch.epoch: epoch for epoch in self.run.epochs()}
+        done = [epoch for number, epoch in known.items() if last and number < last.epoch]
+        self.run.write_epochs([*done, last.timed_as(known.get(last.epoch, last))] if last else [])
         with contextlib.suppress(UserError):  # nothing whole yet
             best, _ = read_best(self.run)
             candidates = [best, *([latest] if latest and not latest.info.step else [])]
@@ -286,13 +294,13 @@ class CheckpointStore:
     def save(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
         """Save the tensors of `collect`, and delete checkpoints that are neither among the best nor the last."""
         path = self.run.checkpoints / info.file_name
+        if not info.step:
+            self.run.append_epoch(info.validated)
         save(path, info, tensors)
         self._keep(path, info)
-        if not info.step:
-            if self.best is None or self.scores[path] > self.best:
-                self._publish(info, _below(MODEL, tensors))
-                self.best = self.scores[path]
-            self.run.append_epoch(info.validated)
+        if not info.step and (self.best is None or self.scores[path] > self.best):
+            self._publish(info, _below(MODEL, tensors))
+            self.best = self.scores[path]
         best = sorted(self.scores, key=lambda p: self.scores[p], reverse=True)[: self.num_to_keep]
         for old in {*self.scores, *self.within} - {*best, path}:
             files.remove(old)
@@ -359,6 +367,16 @@ def _metadata(content: bytes) -> dict[str, str]:
     size = int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     return metadata
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, which the library writes in a random one."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as the library aligns the tensors
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]))
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:

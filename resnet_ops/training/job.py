@@ -22,12 +22,12 @@ from resnet_ops.config import EXTENDING, TEST_NAME, TrainConfig
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.data.sources import MAX_LISTED, Source
-from resnet_ops.errors import WORK_FAILED, PausedError, UserError
+from resnet_ops.errors import WORK_FAILED, PausedError, RunLostError, UserError
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.allocation import allocate
 from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.results import Result
-from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Status
+from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Status, Writer
 from resnet_ops.runs import Run
 from resnet_ops.stop_request import StopRequest, stop_of
 from resnet_ops.tracking import tracker
@@ -112,7 +112,7 @@ def train(
     observer, started_at = observer or Observer(), started_at or time.time()
     tracker.check_service(config.track)
     config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
-    runs.check_new(config.runs_dir, config.name, overwrite)
+    runs.check_new(config.runs_dir, config.name, overwrite, waits=bool(config.wait))
     with allocate(config, observer.warn) as placement:
         with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
             asked, layout = config, placement.layout
@@ -133,8 +133,8 @@ def train(
         from resnet_ops.training.memory import count_parameters
 
         parameters = count_parameters(config, source.record)
-        run = runs.create(config.runs_dir, config.name, f"{config.model}-{source.record.name}", overwrite)
-        with run.lock():
+        stem = f"{config.model}-{source.record.name}"
+        with runs.claim(config.runs_dir, config.name, stem, overwrite, config.wait or 0, observer.warn) as run:
             store_weights(run, weights)
             record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
             observer.run_created(run, record, describe(source, record, choices, hint))
@@ -178,7 +178,8 @@ def resume(
         command = json.loads(files.read(run.search_file)).get("command", "tune")
         kind = "search" if command == "tune" else "study"
         raise UserError(f"{name} is a {kind}.", f"Resume it with: resnet-ops {command} --resume {name}")
-    with run.lock():
+    wait_s = (changes or {}).get("wait", run.read_as_written().config.wait) or 0.0
+    with run.lock(wait_s, observer.warn):
         record = run.read()
         record, extended = _with_changes(run, record, changes or {})
         config = record.config
@@ -216,8 +217,15 @@ def resume(
                 "world_size": layout.workers,
                 "resumed": record.resumed + 1,
             }
-            record = run.write(record.model_copy(update=update))
+            previous, writer = record.writer, this_writer()
+            record = run.write(record.model_copy(update=update).written_by(writer))
             observer.run_created(run, record, describe(source, record))
+            if differences := writer.differences(previous):
+                observer.warn(f"{name} resumes with {differences}.")
+            if record.unknown:
+                observer.warn(
+                    f"{name} has what this version does not know, kept without effect: {', '.join(record.unknown)}."
+                )
             if extended:
                 run.log_event(extended)
                 observer.warn(extended)
@@ -306,8 +314,14 @@ def begin(
             host=socket.gethostname(),
             versions=versions(),
             start=start,
+            writers=(this_writer(),),
         )
     )
+
+
+def this_writer() -> Writer:
+    """Return what this process writes runs with."""
+    return Writer(since=datetime.now(UTC), host=socket.gethostname(), versions=versions())
 
 
 @contextlib.contextmanager
@@ -328,6 +342,8 @@ def _end_recorded(run: Run, record: RunRecord, tracked: bool) -> Iterator[None]:
         stop = stop_of(interrupt)
         _record_end(run, record, stop.status, stop.why)
         raise stop.error("Training", _last_intact(run), f"Resume with: {resume_command(run)}") from None
+    except RunLostError:
+        raise  # what is recorded there is another process's
     except UserError as error:
         _record_end(run, record, "failed", error.cause)
         if error.exit_code != WORK_FAILED:
@@ -384,8 +400,6 @@ def _report_resume_point(run: Run, observer: Observer) -> None:
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:
-    if run.is_lost():
-        return  # another process holds the run now
     with contextlib.suppress(OSError, UserError):  # a full disk must not hide why the work ended
         run.write(record.model_copy(update={"status": status, "reason": reason}))
 

@@ -84,7 +84,7 @@ def _launch_on_ray(
         worker_stop.withdraw(str(run.path))
         trainer = ElasticTorchTrainer(
             run_worker,
-            train_loop_config=WorkerTask(str(run.path), None, placement.request),
+            train_loop_config=WorkerTask(str(run.path), None, placement.request, fence=run.fence),
             torch_config=GlooInterfaceConfig(timeout_s=int(config.hang_timeout) + NCCL_GRACE_S),
             run_config=scratch,
             request=placement.request,

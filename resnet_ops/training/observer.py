@@ -60,7 +60,7 @@ def follow(run: Run, observer: Observer, tracked: Callable[[Run], None]) -> Iter
             elif not last:
                 continue
             epochs = run.epochs()
-            for epoch in epochs[reported:]:
+            for epoch in epochs[min(reported, len(epochs)) :]:  # fewer where the last one is trained once more
                 observer.epoch_done(epoch)
                 tracked(run)
             reported = len(epochs)

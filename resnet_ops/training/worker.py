@@ -56,6 +56,7 @@ class WorkerTask:
         request: What the job asks of the cluster; None where the worker is alone in this process.
         source: The images, opened by the job's driver, where that is this process.
         stop: Asks it to stop, where its driver is this process.
+        fence: The driver's `Run.fence`; None where that is this process.
     """
 
     run: str
@@ -63,6 +64,7 @@ class WorkerTask:
     request: Request | None = None
     source: Source | None = None
     stop: StopRequest | None = None
+    fence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def _begin(task: WorkerTask) -> tuple[Run, RunRecord, ProcessGroup, torch.device
     run = Run(files.to_path(task.run))
     if not files.is_file(run.record_file):
         raise _unusable_node(f"{socket.gethostname()} does not see {run.path}, written by the job's driver")
+    run.join(task.fence)
     record = run.read_as_written()
     torch.set_num_threads(task.threads or _cores_per_worker(task.request))
     context = ray.train.get_context()

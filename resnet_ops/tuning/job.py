@@ -142,15 +142,15 @@ def search_space(
     check_service(base.track)
     base = base.model_copy(update=absolute_paths(base))
     stored = _stored_config(config, base)
-    runs.check_new(base.runs_dir, base.name, overwrite)
+    runs.check_new(base.runs_dir, base.name, overwrite, waits=bool(base.wait))
     resources = _resources(config, kind.machines)
     with allocate_trials(base, resources, observer.warn) as slots:
         space, base, data, weights = check_search(space, base, slots, observer)
         planned = planned_trials(config, space)
         at_once = min(planned, config.max_concurrent or planned)
         slots = with_shared_gpus(slots, resources, at_once, space, base, data, observer)
-        run = runs.create(base.runs_dir, base.name, f"{kind.command.split()[-1]}-{data.name}", overwrite)
-        with run.lock():
+        stem = f"{kind.command.split()[-1]}-{data.name}"
+        with runs.claim(base.runs_dir, base.name, stem, overwrite, base.wait or 0, observer.warn) as run:
             search = Search(run)
             store_weights(run, weights)
             record = SearchRecord(
@@ -201,7 +201,8 @@ def resume(
     """
     observer, started_at = observer or SearchObserver(), started_at or time.time()
     search = find_search(runs_dir, name)
-    with search.run.lock():
+    wait_s = (changes or {}).get("wait", search.read().config.wait) or 0.0
+    with search.run.lock(wait_s, observer.warn):
         record = search.read()
         if record.command != kind.command:
             resume_command = training.resume_command(search.run, record.command)

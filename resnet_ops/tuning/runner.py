@@ -92,6 +92,7 @@ def _tuner(
         nodes=config.nodes_per_trial,
         shares_gpu=0 < slots.gpus < 1,
         at_end=at_end,
+        fence=log.search.run.fence,
     )
     resources = slots.resources if config.nodes_per_trial == 1 else tune.PlacementGroupFactory([{"memory": 1}])
     return tune.Tuner(

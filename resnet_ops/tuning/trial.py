@@ -22,7 +22,7 @@ from resnet_ops import files, runs
 from resnet_ops.cluster_config import NodeRange
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, open_source
-from resnet_ops.errors import INTERRUPTED, PREEMPTED, PausedError, UserError
+from resnet_ops.errors import INTERRUPTED, PREEMPTED, PausedError, RunLostError, UserError
 from resnet_ops.orchestration import cluster_kv, worker_stop
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
@@ -64,6 +64,7 @@ class TrialTask:
         shares_gpu: Whether other trials run on its GPU.
         at_end: Called with the session of each trial that has trained its last epoch, before that is reported; not
             where trials have several machines.
+        fence: The `Run.fence` of the search.
     """
 
     trials: str
@@ -74,6 +75,7 @@ class TrialTask:
     nodes: int
     shares_gpu: bool = False
     at_end: Callable[[TrainingSession], None] | None = None
+    fence: str | None = None
 
 
 class TrialWorker(tune.Trainable):
@@ -82,6 +84,7 @@ class TrialWorker(tune.Trainable):
     def setup(self, config: dict[str, Any], task: TrialTask) -> None:  # type: ignore[override]
         """Start the first trial."""
         self.task = task
+        Run(files.to_path(task.trials).parent).join(task.fence)
         self.sources: dict[tuple[DataConfig, bool], Source] = {}
         self.listening = contextlib.ExitStack()
         if ray.is_initialized():  # else it is not in a process of Ray's
@@ -126,7 +129,7 @@ class TrialWorker(tune.Trainable):
             epoch = self._next_epoch()
         except StoppedError as error:
             return self._result(done=True, stopped=(error.stop.reason, error.stop.preempted))
-        except PausedError as error:  # a full disk, for one: not this trial's fault
+        except (PausedError, RunLostError) as error:  # a full disk, for one: not this trial's fault
             return self._result(done=True, paused=str(error))
         except UserError as error:
             return self._failure(error.cause)

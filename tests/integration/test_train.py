@@ -30,6 +30,11 @@ def weights(run: Run, epoch: int) -> dict[str, torch.Tensor]:
     return read.model | {f"{part}/{name}": value for part, found in others.items() for name, value in found.items()}
 
 
+def files_of_weights(run: Run) -> dict[str, bytes]:
+    """All that checkpoints/ and best/ hold, by name."""
+    return {path.name: path.read_bytes() for folder in (run.checkpoints, run.best) for path in folder.iterdir()}
+
+
 def assert_same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for name in one:
@@ -47,7 +52,7 @@ def test_the_default_run_reaches_98_percent(tmp_path: Path) -> None:
     assert record.best.val_accuracy == max(e.val_accuracy for e in epochs)
     best, refused = checkpoints.read_best(default_run.run)
     assert not refused
-    assert best.info.metrics in epochs
+    assert best.info.metrics in [epoch.timed_as(None) for epoch in epochs]
     assert best.info.class_names == tuple("0123456789")
 
 
@@ -91,23 +96,29 @@ def test_json_is_the_last_line_and_all_of_stdout(tmp_path: Path) -> None:
 
 
 def test_resuming_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, cli: Callable[..., Ended]) -> None:
-    options = ("train", "--model", "resnet14", "--epochs", 12, "--runs-dir", tmp_path)
+    options = ("train", "--model", "resnet8", "--epochs", 12, "--checkpoint-every", 2, "--runs-dir", tmp_path)
     assert cli(*options, "--name", "whole", "--json").code == 0
-    process = subprocess.Popen([*COMMAND, *map(str, options), "--name", "killed"], stderr=subprocess.DEVNULL)
     killed = Run(tmp_path / "killed")
-    wait_for(lambda: len(killed.epochs()) >= 3)
-    process.kill()
-    process.wait()
-    done = len(killed.epochs())
-    assert done < 12
-    assert killed.read().status == "interrupted"
+    resume = ("train", "--resume", "killed", "--runs-dir", tmp_path)
+    for begin, is_due in (
+        ((*options, "--name", "killed"), lambda: len(killed.epochs()) >= 2),
+        (resume, lambda: len(killed.epochs()) >= 4 and [*killed.checkpoints.glob("*-step-*")]),  # within an epoch
+    ):
+        process = subprocess.Popen([*COMMAND, *map(str, begin)], stderr=subprocess.DEVNULL)
+        wait_for(is_due)
+        process.kill()
+        process.wait()
+        assert len(killed.epochs()) < 12
+        assert killed.read().status == "interrupted"
     ended = cli("train", "--resume", "killed", "--runs-dir", tmp_path, "--json")
     assert ended.code == 0, ended.err
     assert "Resuming from epoch" in ended.err
     assert ended.json["epochs"] == 12
     whole = Run(tmp_path / "whole")
-    assert_same_bytes(weights(whole, 12), weights(killed, 12))
+    assert files_of_weights(killed) == files_of_weights(whole)
     assert [e.val_loss for e in killed.epochs()] == [e.val_loss for e in whole.epochs()]
+    assert all(e.seconds > 0 for e in killed.epochs())
+    assert len(killed.read().writers) == 3
     assert killed.read().best == whole.read().best.model_copy(  # type: ignore[union-attr]
         update={"checkpoint": killed.best / "model.safetensors"}
     )
