@@ -54,7 +54,7 @@ class WordConsole(Console):
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         """Render as rich does, with what names of classes, files and runs would command the terminal written out."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=visible(segment.text))
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def _wrap(markup: str, width: int) -> Text:
