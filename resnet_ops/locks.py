@@ -9,7 +9,6 @@ import fcntl
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resnet_ops import files
 from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, PausedError, UserError
+from resnet_ops.machine import pid_space
 
 RENEW_S = 10.0
 EXPIRE_S = 60.0  # six renewals: a shorter outage of the storage loses no run
@@ -42,7 +42,7 @@ class Lease(BaseModel):
     @property
     def left_s(self) -> float:
         """Seconds until it expires; 0 if its holder was a process of this machine and has ended."""
-        if self.pid_space == _pid_space() and not _lives(self.pid):
+        if self.pid_space == pid_space() and not _lives(self.pid):
             return 0.0
         return max(0.0, self.renewed + EXPIRE_S - time.time())
 
@@ -148,7 +148,7 @@ def _leased(file: Path, name: str) -> Iterator[None]:
 def _take(file: Path, name: str) -> Lease:
     own = Lease(
         host=socket.gethostname(),
-        pid_space=_pid_space(),
+        pid_space=pid_space(),
         pid=os.getpid(),
         nonce=uuid.uuid4().hex,
         renewed=time.time(),
@@ -199,14 +199,6 @@ def _create(file: Path, lease: Lease) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _pid_space() -> str:
-    """Return an id of the pid namespace: containers on a machine, and machines of the same name, have their own."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
-    except OSError:  # not Linux
-        return f"{socket.gethostname()} {sys.platform}"
 
 
 def _lives(pid: int) -> bool:

@@ -36,7 +36,7 @@ FLOORS = {
     "machine": set(),
     "formatting": set(),
     "files": {"errors", "formatting"},
-    "locks": {"errors", "files"},
+    "locks": {"errors", "files", "machine"},
     "config_base": {"errors", "formatting"},
     "significance": {"formatting"},
     "results": set(),
