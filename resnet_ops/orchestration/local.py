@@ -31,6 +31,7 @@ from resnet_ops.orchestration.connect import AUTO, resolve_address
 from resnet_ops.orchestration.local_state import (
     MARKER_VARIABLE,
     LocalCluster,
+    clusters_elsewhere,
     ensure_token,
     lock_state,
     publish_address,
@@ -85,6 +86,9 @@ class DownResult(Result):
     ended: bool = Field(description="Whether there was one.")
     address: str | None = Field(description="HOST:PORT that its head had.")
     nodes: int | None = Field(description="Nodes that it had to train on.")
+    elsewhere: tuple[str, ...] = Field(
+        (), description="Where else local clusters of this home were started: other machines, other containers."
+    )
 
 
 def up(config: LocalConfig, report_progress: ReportProgress) -> UpResult:
@@ -129,10 +133,11 @@ def down() -> DownResult:
     """
     with lock_state():
         cluster = read_state()
+        elsewhere = tuple(other.host for other in clusters_elsewhere())
         if cluster is None:
-            return DownResult(ended=False, address=None, nodes=None)
+            return DownResult(ended=False, address=None, nodes=None, elsewhere=elsewhere)
         _remove(cluster)
-        return DownResult(ended=True, address=cluster.address, nodes=cluster.nodes)
+        return DownResult(ended=True, address=cluster.address, nodes=cluster.nodes, elsewhere=elsewhere)
 
 
 def share_gpus(gpus: Sequence[str], nodes: int) -> tuple[tuple[str, ...], ...]:
@@ -199,6 +204,8 @@ def _start_node(cluster: LocalCluster, name: str, gpus: Sequence[str], *options:
     """Run `ray start`, which exits once the node is up, in a session of its own that outlives the terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         MARKER_VARIABLE: cluster.mark,
+        # The job server runs `python`: this one, also where its virtual environment is not activated.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),  # or every node would number its GPUs from 0
         "RAY_AUTH_MODE": "token",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

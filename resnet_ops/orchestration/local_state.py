@@ -1,18 +1,22 @@
 """Files of the local cluster outside its own folder: its state file, the token and Ray's address file.
 
-It is started and stopped by `local`.
+It is started and stopped by `local`. Machines and containers may share a home: each has a state file of its own, named
+after its boot and its space of process ids, for only there can processes be told to be dead.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
+import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from resnet_ops.errors import UserError
+from resnet_ops.machine import pid_space
 from resnet_ops.orchestration import process_tree
 from resnet_ops.orchestration.ray_internals import address_file
 
@@ -31,7 +35,9 @@ class LocalCluster:
     address: str = ""
     dashboard: str = ""
     address_before: str = ""  # that Ray's address file held before
-    gpus: tuple[tuple[str, ...], ...] = ()  # of each node; an earlier version wrote none
+    gpus: tuple[tuple[str, ...], ...] = ()  # of each node
+    host: str = field(default_factory=socket.gethostname)
+    pid_space: str = field(default_factory=pid_space)
 
     def processes(self) -> list[int]:
         """Return the ids of its running processes."""
@@ -39,9 +45,37 @@ class LocalCluster:
 
 
 def state_file() -> Path:
-    """Return the path of the state file: one for each user."""
+    """Return the path of the state file: one for each user on each machine and in each container."""
+    return _state_folder() / f"local-cluster-{hashlib.sha256(pid_space().encode()).hexdigest()[:12]}.json"
+
+
+def clusters_elsewhere() -> list[LocalCluster]:
+    """Return the clusters of this user on other machines and in other containers, or before a restart of this one.
+
+    Whether they still run can be told only there.
+    """
+    found = []
+    for file in sorted(_state_folder().glob("local-cluster-*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # being written, or removed by now
+            if file != state_file():
+                found.append(LocalCluster(**json.loads(file.read_bytes())))
+    return found
+
+
+def describe_elsewhere(clusters: list[LocalCluster]) -> str:
+    """Return what the user may want to know of clusters on other machines, or ''."""
+    if not clusters:
+        return ""
+    names = ", ".join(f"{cluster.host} ({cluster.address or 'partly started'})" for cluster in clusters)
+    return (
+        f"Started on another machine, in another container or before a restart: {names}. Stop it there: "
+        f"resnet-ops cluster down; if it is gone, remove its file in {_state_folder()}."
+    )
+
+
+def _state_folder() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "resnet-ops" / "local-cluster.json"
+    return Path(home) / "resnet-ops"
 
 
 def publish_address(address: str) -> str:
