@@ -26,6 +26,19 @@ class Endpoint:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class BadLink:
+    """A link on which messages from one machine to another do not come back, and why."""
+
+    own: Endpoint
+    peer: Endpoint
+    reason: str
+
+    def __str__(self) -> str:
+        interface = f" ({self.peer.interface})" if self.peer.interface else ""
+        return f"{self.own.host} cannot reach {self.peer.host} at {self.peer.address}{interface}: {self.reason}"
+
+
 def addresses_of_interfaces() -> dict[str, str]:
     """Return the IPv4 address of each network interface of this machine that has one, by its name."""
     addresses = {}
@@ -62,13 +75,13 @@ def listen(own: Endpoint, nonce: bytes, peers: int) -> int:
     return int(listener.getsockname()[1])
 
 
-def reach(own: Endpoint, peers: Sequence[tuple[Endpoint, int]], nonce: bytes) -> list[str]:
-    """Return which of the peers, each with its port, cannot be reached from here, and why."""
+def reach(own: Endpoint, peers: Sequence[tuple[Endpoint, int]], nonce: bytes) -> list[BadLink]:
+    """Return the links to those of the peers, each with its port, that cannot be reached from here."""
 
-    async def reach_all() -> list[str]:
+    async def reach_all() -> list[BadLink | None]:
         return await asyncio.gather(*(_exchange(own, peer, port, nonce) for peer, port in peers))
 
-    return [link for link in asyncio.run(reach_all()) if link]
+    return [link for link in asyncio.run(reach_all()) if link is not None]
 
 
 async def _answer(listener: socket.socket, nonce: bytes, peers: int) -> None:
@@ -91,8 +104,8 @@ async def _answer(listener: socket.socket, nonce: bytes, peers: int) -> None:
                     await answered.acquire()
 
 
-async def _exchange(own: Endpoint, peer: Endpoint, port: int, nonce: bytes) -> str:
-    """Return why a message to `peer` does not come back, or ''."""
+async def _exchange(own: Endpoint, peer: Endpoint, port: int, nonce: bytes) -> BadLink | None:
+    """Send a message to `peer`, and return None if it comes back."""
     writer, reason = None, ""
     try:
         async with asyncio.timeout(LINK_TIMEOUT_S):
@@ -111,5 +124,4 @@ async def _exchange(own: Endpoint, peer: Endpoint, port: int, nonce: bytes) -> s
     finally:
         if writer is not None:
             writer.close()
-    interface = f" ({peer.interface})" if peer.interface else ""
-    return f"{own.host} cannot reach {peer.host} at {peer.address}{interface}: {reason}" if reason else ""
+    return BadLink(own, peer, reason) if reason else None

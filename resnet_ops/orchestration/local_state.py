@@ -54,12 +54,12 @@ def clusters_elsewhere() -> list[LocalCluster]:
 
     Whether they still run can be told only there.
     """
-    found = []
+    clusters = []
     for file in sorted(_state_folder().glob("local-cluster-*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):  # being written, or removed by now
             if file != state_file():
-                found.append(LocalCluster(**json.loads(file.read_bytes())))
-    return found
+                clusters.append(LocalCluster(**json.loads(file.read_bytes())))
+    return clusters
 
 
 def describe_elsewhere(clusters: list[LocalCluster]) -> str:

@@ -107,10 +107,12 @@ def check_links(worker_group: Any, endpoints: Mapping[int, Endpoint], variable: 
         worker_group.execute_single_async(rank, reach, endpoint, [peer for peer in peers if peer[0] != endpoint], nonce)
         for rank, endpoint in endpoints.items()
     ]
-    links = [link for of_one in ray.get(reaching) for link in of_one]
-    if links:
-        more = f"; {len(links) - LINKS_TOLD} more links fail" if len(links) > LINKS_TOLD else ""
-        raise LinkError(
-            "; ".join(links[:LINKS_TOLD]) + more,
+    bad = [link for of_one in ray.get(reaching) for link in of_one]
+    if bad:
+        more = f"; {len(bad) - LINKS_TOLD} more links fail" if len(bad) > LINKS_TOLD else ""
+        error = LinkError(
+            "; ".join(map(str, bad[:LINKS_TOLD])) + more + ".",
             f"Open all TCP ports between the nodes, or set {variable} to an interface that connects them.",
         )
+        error.links = frozenset((link.own.host, link.peer.host) for link in bad)
+        raise error

@@ -40,10 +40,11 @@ class PeerLostError(Exception):
 
 
 class LinkError(PausedError):
-    """Messages between two machines do not arrive."""
+    """Messages between machines do not arrive; `links` are the names of each two."""
 
     def __init__(self, cause: str, remedy: str, exit_code: int = WORK_FAILED) -> None:
         super().__init__(cause, remedy, exit_code)
+        self.links: frozenset[tuple[str, str]] = frozenset()
 
 
 DIED = (RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
@@ -75,7 +76,7 @@ class WorkerLossPolicy(FailurePolicy):
     ) -> None:
         super().__init__(FailureConfig(max_failures=max_failures))
         self.left, self.log_event, self.exclude_node = max_failures, log_event, exclude_node
-        self.bad_link = ""
+        self.bad_links: frozenset[tuple[str, str]] = frozenset()
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Return RETRY for a loss that may be survived, otherwise RAISE."""
@@ -89,9 +90,9 @@ class WorkerLossPolicy(FailurePolicy):
                 return FailureDecision.RAISE
             lost = "workers that had just been started"
             if isinstance(failure, LinkError):
-                if self.bad_link == failure.cause:  # still: it is the network, not a machine that is about to be lost
+                if self.bad_links & failure.links:  # again: it is the network, not a machine that is about to be lost
                     return FailureDecision.RAISE
-                lost = self.bad_link = failure.cause
+                lost, self.bad_links = failure.cause.rstrip("."), failure.links
         else:
             assert isinstance(training_failed_error, WorkerGroupError)
             failures = training_failed_error.worker_failures

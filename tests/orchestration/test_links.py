@@ -25,7 +25,7 @@ for line in sys.stdin:
     print(json.dumps([own.host, own.address, own.interface, listen(own, nonce, count - 1)]), flush=True)
     peers = [(Endpoint(*peer[:3]), peer[3]) for peer in json.loads(next(sys.stdin)) if peer[0] != own.host]
     began = time.monotonic()
-    print(json.dumps([reach(own, peers, nonce), time.monotonic() - began]), flush=True)
+    print(json.dumps([[*map(str, reach(own, peers, nonce))], time.monotonic() - began]), flush=True)
 """
 
 
