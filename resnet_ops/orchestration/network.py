@@ -79,7 +79,7 @@ def choose_interface(variable: str) -> Endpoint:
 
 def describe_network(endpoints: Sequence[Endpoint]) -> str:
     """Return which interfaces the machines of a group use, in one line."""
-    by_interface = sorted(endpoints, key=lambda endpoint: endpoint.interface or "")
+    by_interface = sorted(endpoints, key=lambda endpoint: (endpoint.interface or "", endpoint.host))
     return "Network: " + "; ".join(
         f"{interface or 'the default interface'} of " + ", ".join(f"{each.host} ({each.address})" for each in group)
         for interface, group in groupby(by_interface, key=lambda endpoint: endpoint.interface)
