@@ -5,6 +5,7 @@ What an option is, its field declares with `resnet_ops.config_base.option`.
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,4 +169,4 @@ def refuse_changes(
 
 def runs_dir_option(runs_dir: Path) -> str:
     """Return the option ` --runs-dir ...` for commands to suggest; empty for the default folder."""
-    return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {short(runs_dir)}"
+    return "" if runs_dir == Path("runs").absolute() else f" --runs-dir {shlex.quote(short(runs_dir))}"

@@ -8,19 +8,20 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from resnet_ops.class_metrics import metric_text
 from resnet_ops.errors import INTERRUPTED, UserError
-from resnet_ops.formatting import percent, printable, readable
+from resnet_ops.formatting import percent, printable, readable, visible
 from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.results import Result
 
@@ -38,6 +39,11 @@ class WordConsole(Console):
         if options.get("soft_wrap") and self.is_terminal:
             objects = tuple(_wrap(each, self.width) if isinstance(each, str) else each for each in objects)
         super().print(*objects, **options)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        """Render as rich does, with what names of classes, files and runs would command the terminal written out."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def _wrap(markup: str, width: int) -> Text:

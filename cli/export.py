@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from resnet_ops.config_base import quoted
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.formatting import percent, size
@@ -42,7 +43,7 @@ def export(
     output = Output(json)
     config = options.make(ExportConfig)
     if not onnx:
-        raise UserError("No export format given.", f"Use: resnet-ops export {config.run} --onnx")
+        raise UserError("No export format given.", f"Use: resnet-ops export {quoted(config.run)} --onnx")
     with err.status("Exporting", spinner="dots") if err.is_terminal else err:
         with importing():
             from resnet_ops.export import job

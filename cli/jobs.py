@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from resnet_ops.config_base import quoted
+from resnet_ops.formatting import visible
 from resnet_ops.orchestration.job_protocol import parse_milestone
 
 from .config_options import Debug, Json
@@ -28,8 +30,8 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Ray job server, http://HEAD:8265; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS if it is a URL, or the "
-        "one on this machine.",
+        help="Ray job server, http://HEAD:8265; by default RAY_API_SERVER_ADDRESS, RAY_ADDRESS if it is a URL, the "
+        "one of `cluster up`, or the one on this machine, which is then sent no token.",
     ),
 ]
 Name = Annotated[str, typer.Argument(help="Job id, or name of a run for its newest job.", metavar="JOB")]
@@ -73,7 +75,8 @@ def list_jobs(
             _duration(job),
             escape(_description(job)),
         )
-    no_jobs = f"No jobs at {escape(server.address)}. Submit one: resnet-ops train --cluster {escape(server.address)}"
+    submit = f"resnet-ops train --cluster {quoted(server.address)}"
+    no_jobs = f"No jobs at {escape(server.address)}. Submit one: {escape(submit)}"
     output.show(rows if jobs else no_jobs)
     output.end(JobList(cluster=server.address, jobs=tuple(jobs)))
 
@@ -96,7 +99,7 @@ def logs(
 
     def show(line: str) -> None:
         if parse_milestone(line) is None:
-            output.out.out(line, highlight=False)
+            output.out.out(visible(line), highlight=False)
 
     if follow and not job.is_over:
         from resnet_ops.orchestration.jobs import JobLog
@@ -132,9 +135,8 @@ def stop(
 
 def _connect(cluster: str | None) -> "JobServer":
     with importing():
-        from resnet_ops.orchestration.job_client import default_address
         from resnet_ops.orchestration.jobs import JobServer
-    return JobServer(cluster or default_address())
+    return JobServer(cluster)
 
 
 def _duration(job: "Job") -> str:

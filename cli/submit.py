@@ -21,9 +21,9 @@ from rich.markup import escape
 
 from resnet_ops.class_metrics import SELECT_NAMES
 from resnet_ops.config import AUTO, DATA_SETS, HUB, TEST_NAME, Select, TrainConfig
-from resnet_ops.config_base import RUN_NAME, as_typed
+from resnet_ops.config_base import RUN_NAME, as_typed, quoted
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
-from resnet_ops.formatting import percent
+from resnet_ops.formatting import percent, visible
 from resnet_ops.orchestration.job_protocol import SUBMITTER, parse_milestone, report_milestone
 from resnet_ops.tracking.tracker import service_environment
 
@@ -175,7 +175,7 @@ class _Submission:
             self.stopping = True
             err.print("Stopping; press Ctrl-C again to detach.")
             return
-        job = f"{self.job_id} --cluster {self.server.address}"
+        job = f"{self.job_id} --cluster {quoted(self.server.address)}"
         raise UserError(
             f"Detached; job {self.job_id} {'is stopping' if self.stopping else 'keeps running'}.",
             f"Follow it: resnet-ops jobs logs {job}; stop it: resnet-ops jobs stop {job}",
@@ -192,10 +192,10 @@ def _result(submission: _Submission, job: "Job") -> dict[str, Any]:
     answer, config = submission.answer or {}, submission.config
     if job.status == "SUCCEEDED":
         if not answer:
-            logs = f"resnet-ops jobs logs {job.id} --cluster {config.cluster}"
+            logs = f"resnet-ops jobs logs {job.id} --cluster {quoted(config.cluster)}"
             warn(f"The end of the job's log could not be read; see: {logs}")
         return answer or {"name": config.name, "status": "finished"}
-    places = f"--runs-dir {as_typed(config.runs_dir)} --cluster {config.cluster}"
+    places = f"--runs-dir {quoted(config.runs_dir)} --cluster {quoted(config.cluster)}"
     resume = f"resnet-ops {submission.command} --resume {config.name} {places}"
     if job.status == "STOPPED":
         cause = answer.get("error") or f"Job {job.id} was stopped."
@@ -233,7 +233,7 @@ def _parse_answer(line: str) -> dict[str, Any] | None:
 
 
 def _write(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(visible(line) + "\n")
     sys.stderr.flush()
 
 

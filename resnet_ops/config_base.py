@@ -4,6 +4,7 @@ The configurations themselves are elsewhere; cli/config_options.py makes options
 """
 
 import re
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -212,3 +213,8 @@ def as_typed(value: Any) -> str:
     if isinstance(value, Path) and separator and scheme.isalnum() and not rest.startswith("/"):
         return f"{scheme}://{rest}"
     return text
+
+
+def quoted(argument: object) -> str:
+    """Return a file, a dataset or an address as one argument of a command that is suggested to the user."""
+    return shlex.quote(as_typed(argument))

@@ -37,17 +37,21 @@ def safe_path() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def with_variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for the length of a `with` block."""
+def with_variable(name: str, value: str | None) -> Iterator[None]:
+    """Set an environment variable, or unset it with None, for the length of a `with` block."""
     before = os.environ.get(name)
-    os.environ[name] = value
+    _set(name, value)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        _set(name, before)
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def prepare(warn: Callable[[str], None]) -> None:

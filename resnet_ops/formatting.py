@@ -1,9 +1,12 @@
 """Numbers and names as text, the same on the terminal, in pages, in charts and in the docs."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from itertools import islice
 
+# Of terminals and of the direction of writing, but for tabs and line breaks.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 MAX_NAMED = 10  # of many names in a message
 
 
@@ -21,6 +24,11 @@ def percent(share: float, digits: int | None = 2) -> str:
 def printable(text: str) -> str:
     r"""Return a text of unknown origin with what commands a terminal written out: `\x1b[2J`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def visible(text: str) -> str:
+    r"""Return lines of a text of unknown origin with what commands a terminal, or reverses its text, written out."""
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def readable(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resnet_ops.config_base import quoted
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import (
     SPLIT_OF,
@@ -224,7 +225,7 @@ def _find_splits(tree: FolderTree, prefix: str) -> dict[str, Split]:
     if len(with_classes) == 1 and len(named) == 1 and (len(others) > 1 or any(inner[other] for other in others)):
         raise UserError(
             f"{place}: it cannot be told whether {named[0]} is a split or a class like {first_names(others, NAMED)}.",
-            f"Give the training images alone, --data {place / named[0]}, or rename it.",
+            f"Give the training images alone, --data {quoted(place / named[0])}, or rename it.",
         )
     return choose_splits({folder: words[folder] for folder in named})
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from resnet_ops import files
 from resnet_ops.config import DATA_SETS, DataConfig
-from resnet_ops.config_base import image_size_text, parse_image_size
+from resnet_ops.config_base import image_size_text, parse_image_size, quoted
 from resnet_ops.data.cache import cache_folder, cache_key, cached_array, cached_images
 from resnet_ops.data.class_labels import (
     check_every_class_is_trained,
@@ -198,9 +198,8 @@ class Source:
         if not self.record.test_images:
             return ()
         if should_stream(self.config, self.decoded_bytes) and not self.left_out and not known_sizes(self._compared):
-            return (
-                f"Test images were not compared with the others: resnet-ops data check {self.config.data} does it.",
-            )
+            check = f"resnet-ops data check {quoted(self.config.data)}"
+            return (f"Test images were not compared with the others: {check} does it.",)
         parts, copies = self._compared, self._test_copies
         if not len(copies):
             return ()
@@ -215,7 +214,7 @@ class Source:
             return (f"{summary}: {named}.",)
         raise UserError(
             f"{summary}, so that accuracy on them would be too high: {named}.",
-            f"Remove them from one of the two (resnet-ops data check {self.config.data} lists them), or use "
+            f"Remove them from one of the two (resnet-ops data check {quoted(self.config.data)} lists them), or use "
             "--allow-duplicates.",
         )
 
@@ -354,10 +353,10 @@ def _check_conflicts(decoded: Sequence[DecodedImages], data: str) -> Iterator[st
     if conflicting >= MAX_CONFLICTS * len(labels):
         raise UserError(
             f"{conflicting:,} of {len(labels):,} images are in more than one class, byte for byte.",
-            f"Check that folders are classes; resnet-ops data check {data} lists the images.",
+            f"Check that folders are classes; resnet-ops data check {quoted(data)} lists the images.",
         )
     if conflicting:
-        yield f"{image_count(conflicting)} with more than one label: resnet-ops data check {data} lists them."
+        yield f"{image_count(conflicting)} with more than one label: resnet-ops data check {quoted(data)} lists them."
 
 
 def _hash_times(of: Sequence[File]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from resnet_ops import files, runs
+from resnet_ops.config_base import quoted
 from resnet_ops.data.decode import DecodeError, read_header
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportedFileConfig
@@ -40,7 +41,8 @@ def with_exported_file(config: C) -> C:
 def not_onnx(path: Path, content: bytes) -> UserError:
     """Return what a file is that is no ONNX file."""
     if is_weights(content):
-        return UserError(f"{path} holds weights, it is no ONNX file.", f"Export it: resnet-ops export {path} --onnx")
+        export = f"resnet-ops export {quoted(path)} --onnx"
+        return UserError(f"{path} holds weights, it is no ONNX file.", f"Export it: {export}")
     if (other := other_kind(content)) is not None:
         return UserError(f"{path} is {other}, not an ONNX file.", "Give a file made by `resnet-ops export`.")
     try:

@@ -6,6 +6,7 @@ How a cluster's job server is reached from outside is in `job_client`.
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops.cluster_config import ConnectionConfig
+from resnet_ops.config_base import quoted
 from resnet_ops.environment import reach_loopback_directly, safe_path
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.orchestration import ray_internals
+from resnet_ops.orchestration import access_token, local_state, ray_internals
 from resnet_ops.orchestration.packaging import copy_package
 
 # Set before Ray is imported, which reads them then; a value that the user has set stays.
@@ -60,7 +62,8 @@ def _named_cluster() -> str:
     if scheme.lower() in ("http", "https"):
         raise UserError(
             f"RAY_ADDRESS is {named}, a job server, which this process cannot connect to.",
-            f"Submit work to it: --cluster {named}; or work on this machine: --cluster local, or unset RAY_ADDRESS.",
+            f"Submit work to it: --cluster {quoted(named)}; or work on this machine: --cluster local, or unset "
+            "RAY_ADDRESS.",
         )
     raise UserError(
         f"RAY_ADDRESS is {named}: Ray Client is not supported.",
@@ -100,39 +103,54 @@ def local_ray(cpus: int, gpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    try:
-        temp_dir = _temp_dir()
+    with _temporary_folder() as folder, ray_internals.with_token_file(access_token.create(folder)):
         try:
-            _init(address=LOCAL, num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=temp_dir)
-        except Exception as error:  # whatever Ray lacks on this machine
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise UserError(
-                f"Ray cannot be started on this machine, with its files in {temp_dir}: {reason}.",
-                "RAY_TMPDIR chooses another folder for them; resnet-ops doctor checks the machine.",
-                WORK_FAILED,
-            ) from error
-        yield
-    finally:
-        ray.shutdown()
+            try:
+                # In a folder below: Ray opens the one that it is given to all.
+                _init(address=LOCAL, num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=f"{folder}/r")
+            except Exception as error:  # whatever Ray lacks on this machine
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+                raise UserError(
+                    f"Ray cannot be started on this machine, with its files in {folder}: {reason}.",
+                    "RAY_TMPDIR chooses another folder for them; resnet-ops doctor checks the machine.",
+                    WORK_FAILED,
+                ) from error
+            yield
+        finally:
+            ray.shutdown()
 
 
-def _temp_dir() -> str:
-    """Return the folder for Ray's sockets and logs: in RAY_TMPDIR, or in TMPDIR where its path is short enough.
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Make a folder for Ray's token, sockets and logs that only this user can enter.
+
+    It is in RAY_TMPDIR, or in TMPDIR where its path is short enough.
 
     Raises:
-        UserError: RAY_TMPDIR is too long.
+        UserError: RAY_TMPDIR is too long, or no folder can be made there.
     """
-    most = SOCKET_PATH_BYTES - BELOW_TEMP_BYTES
+    most = SOCKET_PATH_BYTES - BELOW_TEMP_BYTES - len("/ray-12345678/r")
     chosen = os.environ.get("RAY_TMPDIR")
-    folder = Path(chosen or tempfile.gettempdir(), "ray").absolute()
-    if len(os.fsencode(folder)) <= most:
-        return str(folder)
-    if chosen:
+    parent = Path(chosen or tempfile.gettempdir()).absolute()
+    if len(os.fsencode(parent)) > most:
+        if chosen:
+            raise UserError(
+                f"RAY_TMPDIR is {chosen}, too long for the paths of Ray's sockets.",
+                f"Use one of at most {most} bytes, such as RAY_TMPDIR={SHORT_TEMP}.",
+            )
+        parent = Path(SHORT_TEMP)
+    try:
+        folder = tempfile.mkdtemp(prefix="ray-", dir=parent)
+    except OSError as error:
         raise UserError(
-            f"RAY_TMPDIR is {chosen}, too long for the paths of Ray's sockets.",
-            f"Use one of at most {most - len('/ray')} bytes, such as RAY_TMPDIR={SHORT_TEMP}.",
-        )
-    return str(Path(SHORT_TEMP, "ray"))
+            f"Ray cannot be started on this machine, with its files in {parent}: {error.strerror}.",
+            "RAY_TMPDIR chooses another folder for them.",
+            WORK_FAILED,
+        ) from None
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # Ray's processes may still write
 
 
 @contextlib.contextmanager
@@ -152,19 +170,23 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     address = resolve_address(address)
-    _set_up_token(address)
-    try:
+    with contextlib.ExitStack() as stack:
+        local = local_state.running_cluster()
+        if local is not None and local.address == address:
+            stack.enter_context(ray_internals.with_token_file(local.token_file))
+        _set_up_token(address)
         try:
-            _init(address=address, ship=ray_internals.JOB_CONFIG_VARIABLE not in os.environ)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"The Ray cluster at {address} refused the connection ({reason}).",
-                "Run this on a node of the cluster, or submit a job from outside: --cluster http://HEAD:8265.",
-            ) from error
-        yield
-    finally:
-        ray.shutdown()
+            try:
+                _init(address=address, ship=ray_internals.JOB_CONFIG_VARIABLE not in os.environ)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise UserError(
+                    f"The Ray cluster at {address} refused the connection ({reason}).",
+                    "Run this on a node of the cluster, or submit a job from outside: --cluster http://HEAD:8265.",
+                ) from error
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _init(ship: bool = False, **options: Any) -> None:
@@ -180,7 +202,8 @@ def _init(ship: bool = False, **options: Any) -> None:
         working_directory: contextlib.AbstractContextManager[None] = contextlib.chdir(folder)
         if options["address"] == LOCAL:  # workers keep the directory, and do not import from it
             working_directory = contextlib.nullcontext()
-            options["job_config"] = ray_internals.job_config_of_driver()
+            options |= {"job_config": ray_internals.job_config_of_driver(), "_node_ip_address": ray_internals.LOOPBACK}
+        ray_internals.keep_loopback()
         with working_directory, safe_path():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if (
@@ -204,21 +227,44 @@ def resolve_address(address: str) -> str:
     named = _named_cluster() if address == AUTO else ""
     if named == LOCAL:
         raise UserError("RAY_ADDRESS is local, which is no cluster to connect to.", "Unset it, or give --cluster.")
+    if address == AUTO and named in ("", AUTO):
+        return _address_here()
     try:
         resolved = ray_internals.bootstrap_address(named or address)
     except (ValueError, OSError):
         resolved = None
     if resolved:
         return resolved
-    if named not in ("", AUTO):
+    if named:
         raise UserError(f"RAY_ADDRESS is {named}, which is not an address.", "Addresses look like 10.0.0.1:6379.")
-    if address == AUTO:
+    raise UserError(f"--cluster {address} is not an address.", "Addresses look like 10.0.0.1:6379 or http://HEAD:8265.")
+
+
+def _address_here() -> str:
+    """Return the address of the cluster that runs on this machine: this user's or root's, as it may be sent the token.
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
+    local = local_state.running_cluster()
+    if local is not None:
+        return local.address
+    addresses = ray_internals.running_addresses()
+    latest = ray_internals.latest_address()
+    if latest in addresses:
+        return latest
+    if len(addresses) > 1:
         raise UserError(
-            "No Ray cluster is running on this machine, and RAY_ADDRESS is not set.",
+            f"Several Ray clusters are running on this machine: {', '.join(sorted(addresses))}.",
+            "Choose one: --cluster HOST:PORT, or RAY_ADDRESS.",
+        )
+    if not addresses:
+        raise UserError(
+            "No Ray cluster of yours is running on this machine, and RAY_ADDRESS is not set.",
             "Start a local one: resnet-ops cluster up --nodes 4; create a real one: resnet-ops cluster template; "
             "or give an address: --cluster.",
         )
-    raise UserError(f"--cluster {address} is not an address.", "Addresses look like 10.0.0.1:6379 or http://HEAD:8265.")
+    return addresses.pop()
 
 
 def _set_up_token(address: str) -> None:
@@ -246,10 +292,11 @@ def _set_up_token(address: str) -> None:
         )
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         del os.environ["RAY_AUTH_MODE"]
+    access_token.user_token()  # not one that others know
     headers = ray_internals.token_headers()
     if not headers or ray_internals.ask_for_cluster_id(address, headers, REACH_TIMEOUT_S) != grpc.StatusCode.OK:
         raise UserError(
             f"The Ray cluster at {address} requires a token, but "
             + ("the one here does not match." if headers else "there is none here."),
-            "Put the cluster's token into ~/.ray/auth_token (mode 600), or set RAY_AUTH_TOKEN_PATH to its file.",
+            access_token.REMEDY,
         )

@@ -8,12 +8,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from resnet_ops.config_base import quoted
 from resnet_ops.environment import with_variable
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.orchestration import access_token, local_state
 from resnet_ops.orchestration.connect import import_ray
 from resnet_ops.orchestration.ray_internals import job_client_class
 
@@ -31,12 +32,12 @@ def is_job_server(cluster: str | None) -> bool:
     return cluster is not None and cluster.lower().startswith(("http://", "https://"))
 
 
-def default_address() -> str:
-    """Return the default job server: that of Ray's environment variables, or else this machine's."""
+def named_address() -> str | None:
+    """Return the job server that Ray's environment variables name, or None."""
     for variable in (ADDRESS_VARIABLE, "RAY_ADDRESS"):
         if is_job_server(os.environ.get(variable)):
             return os.environ[variable]
-    return LOCAL
+    return None
 
 
 def check_address(address: str) -> str:
@@ -63,15 +64,24 @@ def check_address(address: str) -> str:
     return f"{parts.scheme.lower()}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
-def connect(address: str) -> Any:
+def connect(address: str | None) -> Any:
     """Connect to the job server at `address`, and return Ray's JobSubmissionClient.
+
+    Without an address it is that of the environment variables, of this user's local cluster, or whatever listens on
+    this machine: which may be anyone's program, and is sent no token.
 
     Raises:
         UserError: The address or the token is wrong, or what responds is no job server or too old.
         UnreachableError: Nothing responds.
     """
-    address = check_address(address)
-    headers = _token_header()
+    address = address or named_address()
+    local = local_state.running_cluster()
+    if local is not None and address in (None, local.dashboard):
+        address, headers = local.dashboard, _header(access_token.read(local.token_file))
+    elif address is None:
+        address, headers = LOCAL, {}
+    else:
+        address, headers = check_address(address), _header(_users_token())
     import_ray()
     client_class = job_client_class(TIMEOUT_S)
     # In Ray 2.60 the variables take precedence over the argument; the argument must.
@@ -79,31 +89,13 @@ def connect(address: str) -> Any:
         return client_class(address, headers=headers)
 
 
-def _token_header() -> dict[str, str]:
-    """Return the header with the token; Ray would read it only if RAY_AUTH_MODE=token was set before its import."""
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return {}
-    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    if not token:
-        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-        file = Path(named) if named else Path.home() / ".ray" / "auth_token"
-        try:
-            token = file.read_text().strip()
-        except FileNotFoundError:
-            if named:
-                raise UserError(f"RAY_AUTH_TOKEN_PATH is set to {file}, which does not exist.", _TOKEN) from None
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise UserError(f"The token in {file} cannot be read: {reason}.", _TOKEN) from None
-    if any(not "!" <= character <= "~" for character in token):  # the error of http.client would print it
-        raise UserError("The cluster's token contains invalid characters.", _TOKEN)
+def _users_token() -> str:
+    """Return the token, which Ray would read only if RAY_AUTH_MODE=token was set before its import."""
+    return access_token.user_token() if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" else ""
+
+
+def _header(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-_TOKEN = (
-    "Put the cluster's token into RAY_AUTH_TOKEN, into the file set by RAY_AUTH_TOKEN_PATH, or into "  # noqa: S105
-    "~/.ray/auth_token; on its head node, `ray get-auth-token` prints it."
-)
 
 
 @contextlib.contextmanager
@@ -135,7 +127,8 @@ def explain_errors(address: str) -> Iterator[None]:
 
 def _token_error(address: str, status: int) -> UserError:
     sent = "requires a token, but none was sent" if status == 401 else "rejected the token"
-    return UserError(f"The Ray cluster at {address} {sent} (HTTP {status}).", _TOKEN)
+    naming = f"Name it, and yours is sent: --cluster {quoted(address)}. " if status == 401 else ""
+    return UserError(f"The Ray cluster at {address} {sent} (HTTP {status}).", naming + access_token.REMEDY)
 
 
 def _unreachable_error(address: str, error: BaseException) -> UserError:

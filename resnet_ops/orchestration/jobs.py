@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 import resnet_ops
+from resnet_ops.config_base import quoted
 from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
 from resnet_ops.orchestration.job_client import UnreachableError, connect, explain_errors
 from resnet_ops.orchestration.job_protocol import SUBMITTER, installed_versions, parse_milestone
@@ -76,7 +77,7 @@ class JobServer:
         UserError: It cannot be reached or refuses the connection; every method may raise this too.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str | None) -> None:
         self._client = connect(address)
         self.address: str = self._client.get_address()
 
@@ -201,7 +202,7 @@ class JobServer:
                     raise error.copy_with(
                         cause=f"{error.cause} Job {log.job_id} may still be running.",
                         remedy="Once the cluster is reachable: "
-                        f"resnet-ops jobs logs {log.job_id} --cluster {self.address}",
+                        f"resnet-ops jobs logs {log.job_id} --cluster {quoted(self.address)}",
                         exit_code=WORK_FAILED,
                     ) from None
             time.sleep(1)

@@ -3,7 +3,7 @@
 Each node is a raylet that claims some cores and its share of the GPUs, and sees no others; the head node claims none,
 so that `--nodes N` fits a cluster of N. All that they write is in one folder. Their processes, and those that they
 start, are known by a marker in their environment: process ids are reused, and `ray stop` would end every cluster on the
-machine. Its files outside that folder are in `local_state`.
+machine. They listen on 127.0.0.1 only, and want the token in that folder. Its state file is in `local_state`.
 """
 
 import contextlib
@@ -19,25 +19,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from resnet_ops.config_base import Config, Positive, option
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.machine import cores, read_gpus
-from resnet_ops.orchestration import process_tree
+from resnet_ops.orchestration import access_token, process_tree, ray_internals
 from resnet_ops.orchestration.connect import AUTO, resolve_address
 from resnet_ops.orchestration.local_state import (
     MARKER_VARIABLE,
     LocalCluster,
     clusters_elsewhere,
-    ensure_token,
     lock_state,
-    publish_address,
     read_state,
     state_file,
-    withdraw_address,
     write_state,
 )
 from resnet_ops.results import Result
@@ -52,6 +49,8 @@ EVERY_NODE = (
     "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
     "--include-log-monitor=False", "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}",
 )  # fmt: skip
+# What the user has set for other clusters.
+NOT_INHERITED = ("RAY_ADDRESS", access_token.TOKEN_VARIABLE)
 ReportProgress = Callable[[str], None]
 
 
@@ -110,9 +109,9 @@ def up(config: LocalConfig, report_progress: ReportProgress) -> UpResult:
             )
         if old is not None:
             _remove(old)  # it ended with the machine or was killed, and left its folder
-        ensure_token()
         # Not in TMPDIR: the path of a socket may have 107 characters, and Ray adds 68.
         folder = tempfile.mkdtemp(prefix="resnet-ops-", dir="/tmp")
+        access_token.create(Path(folder))
         gpus = share_gpus([gpu.id for gpu in read_gpus()], config.nodes)
         cpus = config.cpus_per_node or (max(1, cores() // config.nodes) if any(gpus) else 1)
         cluster = LocalCluster(uuid.uuid4().hex, folder, config.nodes, cpus, gpus=gpus)
@@ -195,21 +194,22 @@ def _start(cluster: LocalCluster, report_progress: ReportProgress) -> LocalClust
     options = (f"--address={address}", f"--num-cpus={cluster.cpus_per_node}")
     starting = {name: _start_node(cluster, name, gpus, *options) for name, gpus in gpus_by_node.items()}
     _wait_until_started(cluster, starting)
-    cluster = replace(cluster, address_before=publish_address(address))
     write_state(cluster)
     return cluster
 
 
 def _start_node(cluster: LocalCluster, name: str, gpus: Sequence[str], *options: str) -> "subprocess.Popen[bytes]":
     """Run `ray start`, which exits once the node is up, in a session of its own that outlives the terminal."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | {
         MARKER_VARIABLE: cluster.mark,
         # The job server runs `python`: this one, also where its virtual environment is not activated.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus),  # or every node would number its GPUs from 0
         "RAY_AUTH_MODE": "token",
+        access_token.FILE_VARIABLE: str(cluster.token_file),
+        "PYTHONSAFEPATH": "1",
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),  # or every node would number its GPUs from 0
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_START_HOOK": f"{__name__}.without_client_server",
+        "RAY_START_HOOK": f"{ray_internals.__name__}.{ray_internals.start_on_loopback.__name__}",
     }
     with _log(cluster, name).open("wb") as log:
         return subprocess.Popen(  # noqa: S603
@@ -220,11 +220,6 @@ def _start_node(cluster: LocalCluster, name: str, gpus: Sequence[str], *options:
             env=environment, cwd=cluster.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
-
-
-def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001
-    """Disable the Ray Client server, for which `ray start` has no option; a hook that it calls."""
-    parameters.ray_client_server_port = None
 
 
 def _wait_until_started(cluster: LocalCluster, starting: dict[str, "subprocess.Popen[bytes]"]) -> None:
@@ -270,7 +265,5 @@ def _remove(cluster: LocalCluster) -> None:
             "They are waiting for a disk or a device; try again later.",
             WORK_FAILED,
         )
-    if cluster.address:
-        withdraw_address(cluster)
     shutil.rmtree(cluster.folder, ignore_errors=True)
     state_file().unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files of the local cluster outside its own folder: its state file, the token and Ray's address file.
+"""The state file of the local cluster: where it is, and the folder with its token.
 
 It is started and stopped by `local`. Machines and containers may share a home: each has a state file of its own, named
 after its boot and its space of process ids, for only there can processes be told to be dead.
@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,6 @@ from pathlib import Path
 from resnet_ops.errors import UserError
 from resnet_ops.machine import pid_space
 from resnet_ops.orchestration import process_tree
-from resnet_ops.orchestration.ray_internals import address_file
 
 # Set for the processes of the cluster, and inherited by those that they start.
 MARKER_VARIABLE = "RESNET_OPS_LOCAL_CLUSTER"
@@ -34,7 +32,6 @@ class LocalCluster:
     cpus_per_node: int
     address: str = ""
     dashboard: str = ""
-    address_before: str = ""  # that Ray's address file held before
     gpus: tuple[tuple[str, ...], ...] = ()  # of each node
     host: str = field(default_factory=socket.gethostname)
     pid_space: str = field(default_factory=pid_space)
@@ -42,6 +39,11 @@ class LocalCluster:
     def processes(self) -> list[int]:
         """Return the ids of its running processes."""
         return process_tree.find_processes(f"{MARKER_VARIABLE}={self.mark}")
+
+    @property
+    def token_file(self) -> Path:
+        """The file with its token."""
+        return Path(self.folder, "token")
 
 
 def state_file() -> Path:
@@ -78,57 +80,13 @@ def _state_folder() -> Path:
     return Path(home) / "resnet-ops"
 
 
-def publish_address(address: str) -> str:
-    """Make this the cluster that 'auto' and Ray's own tools find; return the address of the previous one, or ''."""
-    file = address_file()
-    with contextlib.suppress(OSError):  # another user's; 'auto' then still finds this cluster if it is the only one
-        if not file.parent.exists():
-            file.parent.mkdir(parents=True)
-            file.parent.chmod(0o1777)  # other users' clusters write there too
-        before = file.read_text().strip() if file.exists() else ""
-        file.write_text(address)
-        return before
-    return ""
-
-
-def withdraw_address(cluster: LocalCluster) -> None:
-    """Restore Ray's address file, unless another cluster has replaced the address since."""
-    file = address_file()
-    with contextlib.suppress(OSError):
-        if file.read_text().strip() != cluster.address:
-            return
-        if cluster.address_before:
-            file.write_text(cluster.address_before)
-        else:
-            file.unlink()
-
-
-def ensure_token() -> None:
-    """Create a token where Ray expects it, if there is none: without it others could run code as this user.
-
-    Raises:
-        UserError: RAY_AUTH_TOKEN_PATH is set to a file that does not exist.
-    """
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    configured = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if configured and not Path(configured).is_file():
-        raise UserError(
-            f"RAY_AUTH_TOKEN_PATH is set to {configured}, which does not exist.", "Correct it, or unset it."
-        )
-    file = Path(configured) if configured else Path.home() / ".ray" / "auth_token"
-    if file.is_file() and file.read_text().strip():
-        return
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.chmod(0o600)
-        file.write_text(secrets.token_hex(32))
-    except OSError as error:
-        raise UserError(
-            f"The cluster's token cannot be written to {file}: {error.strerror}.",
-            "Set HOME to a folder that can be written, or RAY_AUTH_TOKEN to a secret.",
-        ) from None
+def running_cluster() -> LocalCluster | None:
+    """Return the cluster of the state file if it is up, or None; the file is the user's own, in a private folder."""
+    with contextlib.suppress(UserError):
+        cluster = read_state()
+        if cluster is not None and cluster.address and cluster.processes():
+            return cluster
+    return None
 
 
 @contextlib.contextmanager
@@ -158,7 +116,10 @@ def read_state() -> LocalCluster | None:
         UserError: The file cannot be read.
     """
     try:
-        return LocalCluster(**json.loads(state_file().read_bytes()))
+        with state_file().open("rb") as opened:
+            if os.fstat(opened.fileno()).st_uid != os.getuid():  # it names a folder to remove
+                raise ValueError("another user wrote it")
+            return LocalCluster(**json.load(opened))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

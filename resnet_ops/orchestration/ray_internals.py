@@ -4,13 +4,17 @@ Ray may change any of them without notice: tests/orchestration/test_ray_internal
 imported until a function is called or one of Ray Train's classes is accessed.
 """
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from resnet_ops.environment import with_variable
 
 if TYPE_CHECKING:
     from ray.train.torch.config import _TorchBackend
@@ -69,6 +73,8 @@ TRAIN = {
 
 # Set by the job server for the commands that it runs; their code has been shipped.
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+LOOPBACK = "127.0.0.1"
+GCS_FLAG = b"--gcs-address="  # of a raylet
 # The 'DeathReason' in ray.nodes() of a node that was lost; others were removed, for example by an autoscaler.
 UNEXPECTED_TERMINATION = 2
 
@@ -104,8 +110,27 @@ def job_config_of_driver() -> Any:
     return DriverPath()
 
 
+def keep_loopback() -> None:
+    """Have Ray take 127.0.0.1 for what it is, in this process.
+
+    Ray replaces it by the machine's own address: that of another server, which would be sent the token, and one that
+    every port is then opened to the network for. A node whose address is 127.0.0.1 listens there only.
+    """
+    from ray._private import services
+
+    services.resolve_ip_for_localhost = lambda host: host
+
+
+def start_on_loopback(parameters: Any, head: bool) -> None:  # noqa: ARG001
+    """Have the node that `ray start` starts, and all it starts, listen on 127.0.0.1 only; a hook that it calls."""
+    keep_loopback()
+    parameters.node_ip_address = LOOPBACK
+    parameters.ray_client_server_port = None  # there is no option for it
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # then even 'localhost' stays what it is in its processes
+
+
 def bootstrap_address(address: str) -> str | None:
-    """Return the host:port that 'auto' or an address stands for, or None if there is no cluster.
+    """Return the host:port that an address stands for, or None if there is no cluster.
 
     It is needed before ray.init, which would resolve it.
 
@@ -115,15 +140,33 @@ def bootstrap_address(address: str) -> str | None:
     """
     from ray._private.services import canonicalize_bootstrap_address
 
+    keep_loopback()
     resolved: str | None = canonicalize_bootstrap_address(address)
     return resolved
 
 
-def address_file() -> Path:
-    """Return the file with the address of the cluster that 'auto' finds; it is restored when a local cluster ends."""
+def running_addresses() -> set[str]:
+    """Return the addresses of the clusters that have a node on this machine, of this user's or root's.
+
+    Ray counts every user's, and what a file in /tmp says.
+    """
+    addresses = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.stat().st_uid in (0, os.getuid()):
+                parts = (process / "cmdline").read_bytes().split(b"\0")
+                if Path(os.fsdecode(parts[0])).name == "raylet":
+                    addresses |= {os.fsdecode(p[len(GCS_FLAG) :]) for p in parts if p.startswith(GCS_FLAG)}
+    return addresses
+
+
+def latest_address() -> str:
+    """Return the address of the cluster that was started last, as Ray has noted it; anyone may have written it."""
     from ray._common.utils import get_ray_address_file
 
-    return Path(get_ray_address_file(None))
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Path(get_ray_address_file(None)).read_text().strip()
+    return ""
 
 
 def ask_for_cluster_id(address: str, headers: tuple[tuple[str, str], ...], timeout_s: float) -> Any:
@@ -140,6 +183,28 @@ def ask_for_cluster_id(address: str, headers: tuple[tuple[str, str], ...], timeo
         except grpc.RpcError as error:
             return error.code()
     return grpc.StatusCode.OK
+
+
+@contextlib.contextmanager
+def with_token_file(file: Path) -> Iterator[None]:
+    """Use the token in `file` in this process, and in those that it starts, for the length of a `with` block."""
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(file)}
+    try:
+        with contextlib.ExitStack() as stack:
+            for name, value in variables.items():
+                stack.enter_context(with_variable(name, value))
+            _reload_token()
+            yield
+    finally:
+        _reload_token()
+
+
+def _reload_token() -> None:
+    """Have Ray read the variables and the token again, which it does once by itself."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def enable_token() -> bool:

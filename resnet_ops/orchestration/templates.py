@@ -238,7 +238,7 @@ def _next_steps(kind: Kind, context: dict[str, Any], directory: Path) -> tuple[s
     image = context["image_to_push"]
     build = f"docker build --tag {image} . && docker push {image}"
     enter = f"cd {shlex.quote(str(directory))}"
-    wheel = "pip wheel --no-deps --wheel-dir . PATH_TO_RESNET_OPS  # unless that version is on a package index"
+    wheel = "pip wheel --no-deps --wheel-dir . PATH_TO_RESNET_OPS"
     steps = {
         "kuberay": f"""
             {enter}

@@ -40,6 +40,22 @@ class ProcessGroup:
         dist.all_gather(parts, own)
         return torch.stack(parts)
 
+    def gather_text(self, own: str) -> list[str]:
+        """Return the texts of all workers, on every worker.
+
+        As bytes: torch's gathering of objects unpickles what arrives, and whoever reaches a port of the process group
+        could send that.
+        """
+        if self.size == 1:
+            return [own]
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        content = torch.tensor(list(own.encode()), dtype=torch.uint8, device=device)
+        lengths = self.gather(torch.tensor(len(content), device=device)).tolist()
+        padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
+        padded[: len(content)] = content
+        rows = self.gather(padded).tolist()
+        return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
+
     def agree(self, value: float) -> float:
         """Return rank 0's value on every worker."""
         if self.size == 1:

@@ -19,6 +19,7 @@ from pydantic import Field
 from resnet_ops import files, runs
 from resnet_ops.class_metrics import ClassRecall, worst_classes
 from resnet_ops.config import EXTENDING, TEST_NAME, TrainConfig
+from resnet_ops.config_base import quoted
 from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.data.sources import MAX_LISTED, Source
 from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
@@ -392,7 +393,7 @@ def _last_intact(run: Run) -> str:
 
 def resume_command(run: Run, command: str = "train") -> str:
     """Return the command that resumes a run, or, with "tune", a search."""
-    where = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {run.path.parent}"
+    where = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {quoted(run.path.parent)}"
     return f"resnet-ops {command} --resume {run.name}{where}"
 
 

@@ -5,8 +5,10 @@
 
 import contextlib
 import faulthandler
+import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -15,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -171,11 +172,9 @@ def _cores_per_worker(request: Request | None) -> int:
 
 def _gather_bad_images(group: ProcessGroup, bad_images: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
     """Return the images that any worker could not decode, each once, by name."""
-    of_each_rank: list[Any] = [bad_images]
-    if group.size > 1:
-        of_each_rank = [()] * group.size
-        dist.all_gather_object(of_each_rank, bad_images)
-    return tuple(sorted({image for rank in of_each_rank for image in rank}, key=lambda image: image.name))
+    of_each_rank = group.gather_text(json.dumps([image.model_dump() for image in bad_images]))
+    images = {BadImage(**image) for text in of_each_rank for image in json.loads(text)}
+    return tuple(sorted(images, key=lambda image: image.name))
 
 
 @contextlib.contextmanager
@@ -185,13 +184,17 @@ def _watched(run: Run, trainer: Trainer, request: Request | None) -> Iterator[No
         yield
         return
     name = f"worker {trainer.group.rank} on {socket.gethostname()}"
-    folder = Path(tempfile.gettempdir(), f"resnet-ops-{run.name}") if files.is_remote(run.path) else run.path
-    folder.mkdir(exist_ok=True)  # on this node: a process that hangs may be waiting for the bucket
+    # On this node: a process that hangs may be waiting for the bucket.
+    folder = Path(tempfile.mkdtemp(prefix=f"resnet-ops-{run.name}-")) if files.is_remote(run.path) else run.path
     traces = folder / f"hang-worker-{trainer.group.rank}.txt"
     watchdog = Watchdog(trainer.config.hang_timeout, traces, lambda message: run.log_event(f"{name}: {message}"))
     trainer.beat = watchdog.beat
-    with watchdog.watching():
-        yield
+    try:
+        with watchdog.watching():
+            yield
+    finally:
+        if folder != run.path:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class ElasticGroup:
@@ -201,12 +204,7 @@ class ElasticGroup:
         self.group, self.request = group, request
         self.workers_on: Counter[str] = Counter()  # by the id of a node
         if request is not None and request.elastic:
-            node_ids: list[Any] = [ray.get_runtime_context().get_node_id()]
-            if group.size > 1:
-                (own,) = node_ids
-                node_ids = [None] * group.size
-                dist.all_gather_object(node_ids, own)
-            self.workers_on.update(node_ids)
+            self.workers_on.update(group.gather_text(ray.get_runtime_context().get_node_id()))
 
     def can_grow(self) -> bool:
         """Return whether more nodes have room now: the same on every worker, at no cost where it is settled."""

@@ -172,7 +172,7 @@ def _refusal(path: Path, content: bytes) -> UserError:
             unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)))
     except Exception:  # of an old format, or damaged
         unsafe = []
-    loaded = f"torch.load('{path}', weights_only=False)"
+    loaded = f"torch.load({str(path)!r}, weights_only=False)"
     if any(name.startswith("torch.nn.modules.") for name in unsafe):
         classes = [name for name in unsafe if not name.startswith(("torch.nn.", "torch._"))]
         of = f" ({classes[0]})" if classes else ""

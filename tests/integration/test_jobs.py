@@ -101,6 +101,7 @@ def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="rj", dir="/tmp"))  # sockets' paths must be short
     token_file = folder / "token"
     token_file.write_text(TOKEN + "\n")
+    token_file.chmod(0o600)
     # Other installations of resnet-ops: where the cluster was started, and on its Python's path.
     here, installed = folder / "here", folder / "installed"
     for other in (here, installed):
@@ -495,7 +496,9 @@ def test_without_the_right_token(
 
 def test_the_token_is_found_where_ray_looks(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
+    file = tmp_path / ".ray" / "auth_token"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
     for variables in (
         {"HOME": str(tmp_path)},
         {"RAY_AUTH_TOKEN": TOKEN},

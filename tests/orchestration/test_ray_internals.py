@@ -188,13 +188,16 @@ def test_a_job_client_is_quiet_and_does_not_wait_for_ever(module: str, monkeypat
     assert not logger.isEnabledFor(30)
 
 
-def test_addresses_are_settled_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_are_settled_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray_internals.bootstrap_address("10.0.0.1:6379") == "10.0.0.1:6379"
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
-    assert ray_internals.bootstrap_address("auto") == "10.0.0.2:6379"
+    assert ray_internals.bootstrap_address("127.0.0.1:6379") == "127.0.0.1:6379"  # not another address of this machine
     with pytest.raises(ValueError, match="nowhere"):
         ray_internals.bootstrap_address("nowhere")
-    assert ray_internals.address_file().name == "ray_current_cluster"
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert ray_internals.latest_address() == ""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379")
+    assert ray_internals.latest_address() == "10.0.0.1:6379"
     assert ray_internals.ask_for_cluster_id("127.0.0.1:1", (), 2) == grpc.StatusCode.UNAVAILABLE
 
 
@@ -212,7 +215,9 @@ def test_a_cluster_tells_what_is_asked_of_it() -> None:
     assert not ray_internals.started_ray_is_gone()
     assert not ray_internals.serve_is_running()
     answer = ray_internals.ask_for_cluster_id(context.gcs_address, (), 3)
-    assert answer in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)  # where there is a token Ray asks for it
+    assert answer == grpc.StatusCode.UNAUTHENTICATED
+    assert ray_internals.ask_for_cluster_id(context.gcs_address, ray_internals.token_headers(), 3) == grpc.StatusCode.OK
+    assert context.gcs_address in ray_internals.running_addresses()
     assert {"Alive", "DeathReason", "NodeManagerAddress", "NodeManagerPort", "NodeManagerHostname", "NodeName"} <= set(
         ray.nodes()[0]
     )
