@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ from resnet_ops.orchestration import templates
 from resnet_ops.orchestration.template_values import KINDS_OF_OPTION, ClusterValues, Kind
 from resnet_ops.orchestration.templates import FILES
 from tests.conftest import Ended
+from tests.waiting import wait_for
 
 Cli = Callable[..., Ended]
 DATA = Path(__file__).parent / "data"
@@ -156,7 +158,11 @@ def test_kuberay_means_what_was_asked(size: dict[str, Any]) -> None:
                 f"chown {pod['securityContext']['runAsUser']} /mnt/resnet-ops /mnt/resnet-ops/runs"
             )
             assert "fsGroup" not in pod["securityContext"]  # which would not reach the volume
-            assert container["lifecycle"]["preStop"]["exec"]["command"] == ["resnet-ops", "cluster", "drain"]
+            stopping = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+            if pod is group["template"]["spec"]:
+                assert stopping == ["resnet-ops", "cluster", "drain"]
+            else:  # nobody trains on the head; the RayJob's driver is there
+                assert (stopping is not None) == (spec is not cluster["spec"])
             assert pod["terminationGracePeriodSeconds"] >= 60
             mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
             volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -330,6 +336,27 @@ def test_kuberay_retries_what_was_killed_and_nothing_else(code: int, stops: bool
     stop = f"unset job stop --no-wait --address http://127.0.0.1:8265 {job['spec']['jobId']}\n"
     assert (told.read_text() if told.exists() else "") == (stop if stops else "")
     assert ("not retried" in ended.stderr) == stops
+
+
+def test_the_driver_is_stopped_before_the_heads_pod_ends(tmp_path: Path) -> None:
+    """What preStop runs reaches the driver that the script started, and waits until it has ended."""
+    (text,) = scripts("kuberay", name="mine", storage_path=tmp_path / "storage").values()
+    (job,) = [d for d in documents(rendered("kuberay")["rayjob.yaml"]) if d["kind"] == "RayJob"]
+    (head,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    *shell, command = head["lifecycle"]["preStop"]["exec"]["command"]
+    pid = tmp_path / "driver.pid"
+    (tmp_path / "resnet-ops").write_text(
+        f'#!/bin/bash\ntrap "sleep 0.3; touch {tmp_path}/saved; exit 75" TERM\nwhile :; do sleep 0.05; done\n'
+    )
+    (tmp_path / "resnet-ops").chmod(0o755)
+    script = subprocess.Popen(
+        ["bash", "-c", text.replace("/tmp/driver.pid", str(pid))], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    )
+    wait_for(lambda: pid.exists() and pid.read_text().strip(), 10)
+    time.sleep(0.3)  # until the stand-in traps signals
+    subprocess.run([*shell, command.replace("/tmp/driver.pid", str(pid))], check=True, timeout=20)
+    assert (tmp_path / "saved").exists()
+    assert script.wait(10) == 75
 
 
 # For each item of the checklists: the lines that must be in the files for what it says to be so.
