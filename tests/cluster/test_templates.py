@@ -198,7 +198,9 @@ def test_ray_up_takes_it(kind: Kind, size: dict[str, Any]) -> None:
     assert worker["resources"].get("GPU", 0) == values.gpus_per_node
     assert head["resources"] == {"CPU": 0}
     assert "--env RAY_AUTH_MODE=token" in whole["docker"]["run_options"]
-    assert whole["file_mounts"]["~/.ray/auth_token"] == "./ray_token"
+    assert whole["file_mounts"]["~/ray_token"] == "./ray_token"
+    (secure,) = whole["setup_commands"]
+    assert "install -m 600 ~/ray_token ~/.ray/auth_token" in secure
     (start,) = [line for line in whole["head_start_ray_commands"] if "--head" in line]
     assert "--dashboard-host=127.0.0.1" in start
     mounts = [line for line in whole["initialization_commands"] if "mount -t nfs4" in line]
@@ -382,7 +384,7 @@ PROPERTIES: dict[Kind, dict[str, list[str]]] = {
         "ports": ["--dashboard-host=127.0.0.1"],
     },
     "aws": {
-        "token": ["~/.ray/auth_token: ./ray_token", "chmod 600 ~/.ray/auth_token", "RAY_AUTH_MODE=token"],
+        "token": ["~/ray_token: ./ray_token", "install -m 600 ~/ray_token ~/.ray/auth_token", "RAY_AUTH_MODE=token"],
         "ssh": ['SecurityGroupIds: ["sg-1"]', '"IpRanges": [{"CidrIp": cidr}]'],
         "metadata": ["HttpTokens: required", "MetadataOptions: *metadata"],
         "rights": ["IamInstanceProfile: {Name: resnet-ops-head}", "IamInstanceProfile: {Name: resnet-ops-worker}"],
@@ -393,7 +395,7 @@ PROPERTIES: dict[Kind, dict[str, list[str]]] = {
         "dashboard": ["--dashboard-host=127.0.0.1"],
     },
     "gcp": {
-        "token": ["~/.ray/auth_token: ./ray_token", "chmod 600 ~/.ray/auth_token", "RAY_AUTH_MODE=token"],
+        "token": ["~/ray_token: ./ray_token", "install -m 600 ~/ray_token ~/.ray/auth_token", "RAY_AUTH_MODE=token"],
         "ssh": ["firewall-rules update default-allow-ssh --source-ranges 203.0.113.7/32"],
         "rights": ["email: resnet-ops-worker@p-1.iam.gserviceaccount.com", "gs://my-bucket"],
         "image": ["gcloud auth configure-docker europe-west4-docker.pkg.dev"],
