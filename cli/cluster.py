@@ -9,6 +9,7 @@ from rich.markup import escape
 from resnet_ops.orchestration import local
 from resnet_ops.orchestration.connect import AUTO
 from resnet_ops.orchestration.local import LocalConfig
+from resnet_ops.orchestration.local_state import clusters_elsewhere, describe_elsewhere
 from resnet_ops.orchestration.status import ClusterStatus, read_status
 
 from . import template
@@ -104,8 +105,10 @@ def down(json: Json = False, debug: Debug = False) -> None:
     with err.status("Stopping", spinner="dots"):
         result = local.down()
     output.show(
-        f"Stopped the local cluster (--nodes {result.nodes})." if result.ended else "No local cluster is running."
+        f"Stopped the local cluster (--nodes {result.nodes})." if result.ended else "No local cluster is running here."
     )
+    if not result.ended and (elsewhere := describe_elsewhere(clusters_elsewhere())):
+        output.show(escape(elsewhere))
     output.end(result)
 
 

@@ -15,7 +15,6 @@ import secrets
 import shutil
 import socket
 import struct
-import sys
 import threading
 import time
 import uuid
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resnet_ops import files
 from resnet_ops.errors import BAD_REQUEST, WORK_FAILED, PausedError, RunHeldError, RunLostError, UserError
+from resnet_ops.machine import pid_space
 
 RENEW_S = 10.0
 EXPIRE_S = 60.0  # six renewals: a shorter outage of the storage loses no run
@@ -55,7 +55,7 @@ class Lease(BaseModel):
         """Return a lease of this process."""
         return cls(
             host=socket.gethostname(),
-            pid_space=_pid_space(),
+            pid_space=pid_space(),
             pid=os.getpid(),
             nonce=uuid.uuid4().hex,
             renewed=time.time(),
@@ -67,7 +67,7 @@ class Lease(BaseModel):
     @property
     def has_died(self) -> bool:
         """True where the holder was a process of this machine that has ended."""
-        return self.pid_space == _pid_space() and not _lives(self.pid)
+        return self.pid_space == pid_space() and not _lives(self.pid)
 
     @property
     def seems_expired(self) -> bool:
@@ -474,14 +474,6 @@ def _parse(content: bytes | None) -> Lease | None:
         return Lease.model_validate_json(content or b"")
     except ValidationError:
         return None
-
-
-def _pid_space() -> str:
-    """Return an id of the pid namespace: containers on a machine, and machines of the same name, have their own."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
-    except OSError:  # not Linux
-        return f"{socket.gethostname()} {sys.platform}"
 
 
 def _lives(pid: int) -> bool:

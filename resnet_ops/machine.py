@@ -7,6 +7,8 @@ import os
 import platform
 import re
 import resource
+import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -47,6 +49,14 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
             mounted = next((each for each in (mounted / controllers, mounted / controller) if each.is_dir()), mounted)
             folder = mounted / group.lstrip("/")
             yield from (folder, *folder.parents[: len(folder.relative_to(mounted).parts)])
+
+
+def pid_space() -> str:
+    """Return an id of the pid namespace: containers on a machine, and machines of the same name, have their own."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        return f"{socket.gethostname()} {sys.platform}"
 
 
 def idle_s() -> float | None:

@@ -22,7 +22,7 @@ from resnet_ops.config import Select, TrainConfig
 from resnet_ops.results import Moment, Result
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
-EventKind = Literal["note", "loss"]
+EventKind = Literal["note", "loss", "detail"]
 
 
 def _is_none(value: object) -> bool:
@@ -95,7 +95,7 @@ class Epoch(BaseModel):
 
 
 class Event(BaseModel):
-    """A line of events.jsonl. A loss, of workers or of their driver, counts towards `max_failures`."""
+    """A line of events.jsonl. Losses, of workers or the driver, count towards `max_failures`; details are not shown."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -38,7 +38,7 @@ FLOORS = {
     "formatting": set(),
     "stop_request": {"errors"},
     "files": {"errors", "formatting"},
-    "locks": {"errors", "files"},
+    "locks": {"errors", "files", "machine"},
     "config_base": {"errors", "formatting"},
     "significance": {"formatting"},
     "results": set(),

@@ -31,6 +31,7 @@ from resnet_ops.orchestration.connect import AUTO, resolve_address
 from resnet_ops.orchestration.local_state import (
     MARKER_VARIABLE,
     LocalCluster,
+    clusters_elsewhere,
     lock_state,
     read_state,
     state_file,
@@ -84,6 +85,9 @@ class DownResult(Result):
     ended: bool = Field(description="Whether there was one.")
     address: str | None = Field(description="HOST:PORT that its head had.")
     nodes: int | None = Field(description="Nodes that it had to train on.")
+    elsewhere: tuple[str, ...] = Field(
+        (), description="Where else local clusters of this home were started: other machines, other containers."
+    )
 
 
 def up(config: LocalConfig, report_progress: ReportProgress) -> UpResult:
@@ -128,10 +132,11 @@ def down() -> DownResult:
     """
     with lock_state():
         cluster = read_state()
+        elsewhere = tuple(other.host for other in clusters_elsewhere())
         if cluster is None:
-            return DownResult(ended=False, address=None, nodes=None)
+            return DownResult(ended=False, address=None, nodes=None, elsewhere=elsewhere)
         _remove(cluster)
-        return DownResult(ended=True, address=cluster.address, nodes=cluster.nodes)
+        return DownResult(ended=True, address=cluster.address, nodes=cluster.nodes, elsewhere=elsewhere)
 
 
 def share_gpus(gpus: Sequence[str], nodes: int) -> tuple[tuple[str, ...], ...]:
@@ -197,6 +202,8 @@ def _start_node(cluster: LocalCluster, name: str, gpus: Sequence[str], *options:
     """Run `ray start`, which exits once the node is up, in a session of its own that outlives the terminal."""
     environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | {
         MARKER_VARIABLE: cluster.mark,
+        # The job server runs `python`: this one, also where its virtual environment is not activated.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "RAY_AUTH_MODE": "token",
         access_token.FILE_VARIABLE: str(cluster.token_file),
         "PYTHONSAFEPATH": "1",

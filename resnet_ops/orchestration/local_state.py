@@ -1,17 +1,21 @@
 """The state file of the local cluster: where it is, and the folder with its token.
 
-It is started and stopped by `local`.
+It is started and stopped by `local`. Machines and containers may share a home: each has a state file of its own, named
+after its boot and its space of process ids, for only there can processes be told to be dead.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from resnet_ops.errors import UserError
+from resnet_ops.machine import pid_space
 from resnet_ops.orchestration import process_tree
 
 # Set for the processes of the cluster, and inherited by those that they start.
@@ -28,7 +32,9 @@ class LocalCluster:
     cpus_per_node: int
     address: str = ""
     dashboard: str = ""
-    gpus: tuple[tuple[str, ...], ...] = ()  # of each node; an earlier version wrote none
+    gpus: tuple[tuple[str, ...], ...] = ()  # of each node
+    host: str = field(default_factory=socket.gethostname)
+    pid_space: str = field(default_factory=pid_space)
 
     def processes(self) -> list[int]:
         """Return the ids of its running processes."""
@@ -41,9 +47,37 @@ class LocalCluster:
 
 
 def state_file() -> Path:
-    """Return the path of the state file: one for each user."""
+    """Return the path of the state file: one for each user on each machine and in each container."""
+    return _state_folder() / f"local-cluster-{hashlib.sha256(pid_space().encode()).hexdigest()[:12]}.json"
+
+
+def clusters_elsewhere() -> list[LocalCluster]:
+    """Return the clusters of this user on other machines and in other containers, or before a restart of this one.
+
+    Whether they still run can be told only there.
+    """
+    clusters = []
+    for file in sorted(_state_folder().glob("local-cluster-*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # being written, or removed by now
+            if file != state_file():
+                clusters.append(LocalCluster(**json.loads(file.read_bytes())))
+    return clusters
+
+
+def describe_elsewhere(clusters: list[LocalCluster]) -> str:
+    """Return what the user may want to know of clusters on other machines, or ''."""
+    if not clusters:
+        return ""
+    names = ", ".join(f"{cluster.host} ({cluster.address or 'partly started'})" for cluster in clusters)
+    return (
+        f"Started on another machine, in another container or before a restart: {names}. Stop it there: "
+        f"resnet-ops cluster down; if it is gone, remove its file in {_state_folder()}."
+    )
+
+
+def _state_folder() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "resnet-ops" / "local-cluster.json"
+    return Path(home) / "resnet-ops"
 
 
 def running_cluster() -> LocalCluster | None:

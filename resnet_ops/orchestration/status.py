@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field, computed_field
 
-from resnet_ops.orchestration.connect import connected, resolve_address
+from resnet_ops.errors import UserError
+from resnet_ops.orchestration.connect import AUTO, connected, resolve_address
+from resnet_ops.orchestration.local_state import clusters_elsewhere, describe_elsewhere
 from resnet_ops.orchestration.nodes import Node, read_nodes
 from resnet_ops.orchestration.placement import Device, Request, place_workers
 from resnet_ops.orchestration.ray_internals import UNEXPECTED_TERMINATION, job_table
@@ -86,7 +88,12 @@ def read_status(address: str) -> ClusterStatus:
     Raises:
         UserError: There is none, it cannot be reached, or it refuses the connection.
     """
-    address = resolve_address(address)
+    try:
+        address = resolve_address(address)
+    except UserError as error:
+        if address == AUTO and (elsewhere := describe_elsewhere(clusters_elsewhere())):
+            raise error.copy_with(remedy=f"{error.remedy} {elsewhere}") from None
+        raise
     with connected(address):
         import ray
 

@@ -4,6 +4,7 @@ The files are written by `templates`.
 """
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,7 @@ KINDS_OF_OPTION: dict[str, set[Kind]] = {
     "namespace": {"kuberay"},
     "storage_class": {"kuberay"},
     "storage_gib": {"kuberay"},
-    "retries": {"kuberay"},
+    "retries": {"kuberay", "slurm"},
     "time_limit": {"kuberay", "slurm"},
     "partition": {"slurm"},
     "account": {"slurm"},
@@ -30,7 +31,16 @@ KINDS_OF_OPTION: dict[str, set[Kind]] = {
     "instance_type": {"aws", "gcp"},
     "machine_image": {"aws", "gcp"},
     "nfs_export": {"aws", "gcp"},
+    "ssh_cidr": {"aws", "gcp"},
+    "bucket": {"aws", "gcp"},
+    "spot": {"aws", "gcp"},
+    "security_group": {"aws"},
+    "subnet": {"aws"},
 }
+
+
+# A loader decodes some 300 ImageNet images a second on a core, and eight feed a GPU that trains a ResNet-50 on them.
+CPUS_PER_GPU, GIB_PER_GPU = 8, 32
 
 
 # Needs no quotes in a manifest, in a shell or after '#SBATCH'.
@@ -50,8 +60,23 @@ class ClusterValues(Config):
         ),
     ] = NodeRange(2, 2)
     gpus_per_node: Annotated[int, option("GPUs per node; 0 trains on CPUs.", panel="Nodes", ge=0)] = 0
-    cpus_per_node: Annotated[Positive, option("CPU cores per node.", panel="Nodes")] = 4
-    memory_gib: Annotated[int, option("Memory per node in GiB.", panel="Nodes", ge=4)] = 16
+    cpus_per_node: Annotated[
+        Positive | None,
+        option(
+            f"CPU cores per node; by default {CPUS_PER_GPU} per GPU, 4 without GPUs, and on AWS and GCP those of the "
+            "instance type.",
+            panel="Nodes",
+        ),
+    ] = None
+    memory_gib: Annotated[
+        int | None,
+        option(
+            f"Memory per node in GiB; by default {GIB_PER_GPU} per GPU, 16 without GPUs, and on AWS and GCP that "
+            "of the instance type.",
+            panel="Nodes",
+            ge=4,
+        ),
+    ] = None
     shm_gib: Annotated[
         Positive | None,
         option("Shared memory (/dev/shm) per node in GiB; by default half of its memory.", panel="Nodes"),
@@ -92,7 +117,13 @@ class ClusterValues(Config):
 
     namespace: Annotated[str, option("Kubernetes namespace.", panel="KubeRay")] = "default"
     retries: Annotated[
-        int, option("New clusters to retry with, resuming the run, if the job fails.", panel="KubeRay", ge=0)
+        int,
+        option(
+            "Times that a job which was killed is tried again, resuming the run: on a new cluster, or on Slurm queued "
+            "again. Errors that would recur are not retried.",
+            panel="KubeRay",
+            ge=0,
+        ),
     ] = 3
     partition: Annotated[Word | None, option("Slurm partition; by default that of the site.", panel="Slurm")] = None
     account: Annotated[Word | None, option("Slurm account to charge; by default yours.", panel="Slurm")] = None
@@ -126,6 +157,21 @@ class ClusterValues(Config):
         ),
     ] = None
 
+    ssh_cidr: Annotated[
+        str | None,
+        option("Addresses that may connect by SSH, such as 203.0.113.7/32.", panel="AWS and GCP", metavar="CIDR"),
+    ] = None
+    bucket: Annotated[Word | None, option("Bucket that the workers may read and write.", panel="AWS and GCP")] = None
+    spot: Annotated[
+        bool, option("Use spot instances as workers: cheaper, but they may be preempted.", panel="AWS and GCP")
+    ] = False
+    security_group: Annotated[
+        Word | None, option("Security group of the machines, made by prepare.py.", panel="AWS and GCP")
+    ] = None
+    subnet: Annotated[Word | None, option("Subnet of workers with an EFA network interface.", panel="AWS and GCP")] = (
+        None
+    )
+
     @field_validator("name", "namespace")
     @classmethod
     def _is_kubernetes_name(cls, name: str, info: ValidationInfo) -> str:
@@ -152,6 +198,13 @@ class ClusterValues(Config):
         if shm is not None and memory is not None and shm >= memory:
             raise ValueError(f"must be less than the node's memory, {memory} GiB")
         return shm
+
+    @field_validator("ssh_cidr")
+    @classmethod
+    def _range_is_not_the_world(cls, cidr: str | None) -> str | None:
+        if cidr is not None and ip_network(cidr).prefixlen == 0:
+            raise ValueError("must not be all addresses: name those that you connect from, such as 203.0.113.7/32")
+        return cidr
 
     @field_validator("nfs_export")
     @classmethod

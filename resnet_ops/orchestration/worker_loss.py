@@ -31,12 +31,20 @@ TOO_MANY = "This exceeds --max-failures."
 class LogEvent(Protocol):
     """Logs, in the controller's process, an event that the user should know of."""
 
-    def __call__(self, message: str, kind: Literal["note", "loss"] = "note", /) -> None:
-        """Log an event; losses are counted."""
+    def __call__(self, message: str, kind: Literal["note", "loss", "detail"] = "note", /) -> None:
+        """Log an event; losses are counted, details are kept but not shown."""
 
 
 class PeerLostError(Exception):
     """A worker could not communicate with the others: one of them is gone or hangs, or the network failed."""
+
+
+class LinkError(PausedError):
+    """Messages between machines do not arrive; `links` are the names of each two."""
+
+    def __init__(self, cause: str, remedy: str, exit_code: int = WORK_FAILED) -> None:
+        super().__init__(cause, remedy, exit_code)
+        self.links: frozenset[tuple[str, str]] = frozenset()
 
 
 DIED = (RayActorError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
@@ -68,6 +76,7 @@ class WorkerLossPolicy(FailurePolicy):
     ) -> None:
         super().__init__(FailureConfig(max_failures=max_failures))
         self.left, self.log_event, self.exclude_node = max_failures, log_event, exclude_node
+        self.bad_links: frozenset[tuple[str, str]] = frozenset()
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Return RETRY for a loss that may be survived, otherwise RAISE."""
@@ -76,9 +85,14 @@ class WorkerLossPolicy(FailurePolicy):
         if isinstance(training_failed_error, ControllerError):
             if isinstance(training_failed_error.controller_failure, WorkerGroupStartupTimeoutError):
                 return FailureDecision.RETRY  # the room was taken meanwhile: place the workers again
-            if not failed_to_start(training_failed_error.controller_failure):
+            failure = training_failed_error.controller_failure
+            if not failed_to_start(failure):
                 return FailureDecision.RAISE
             lost = "workers that had just been started"
+            if isinstance(failure, LinkError):
+                if self.bad_links & failure.links:  # again: it is the network, not a machine that is about to be lost
+                    return FailureDecision.RAISE
+                lost, self.bad_links = failure.cause.rstrip("."), failure.links
         else:
             assert isinstance(training_failed_error, WorkerGroupError)
             failures = training_failed_error.worker_failures
@@ -107,7 +121,7 @@ def is_peer_error(error: BaseException) -> bool:
 
 def failed_to_start(error: BaseException) -> bool:
     """Return whether workers were lost while they started, or could not reach each other."""
-    if isinstance(error, WorkerGroupStartupFailedError | RayActorError):
+    if isinstance(error, WorkerGroupStartupFailedError | RayActorError | LinkError):
         return True
     return isinstance(error, RayTaskError | RuntimeError) and is_peer_error(error)
 
@@ -127,7 +141,7 @@ def explain_failure(error: TrainingFailedError) -> BaseException:
     """Return the error to report to the user: a UserError if there is one, else that of the first worker."""
     if isinstance(error, ControllerError):
         failure = error.controller_failure
-        if not failed_to_start(failure):
+        if isinstance(failure, LinkError) or not failed_to_start(failure):
             return failure
         reason = f"workers that had just been started ({str(failure).splitlines()[-1].strip()[:200]})"
         return PausedError(f"Lost: {reason}.", TOO_MANY, exit_code=WORK_FAILED)

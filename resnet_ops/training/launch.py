@@ -21,7 +21,7 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError  # noqa: E402
 from resnet_ops.orchestration import cluster_kv, worker_stop  # noqa: E402
 from resnet_ops.orchestration.allocation import RECOVER_S, Placement  # noqa: E402
 from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer  # noqa: E402
-from resnet_ops.orchestration.network import GlooInterfaceConfig  # noqa: E402
+from resnet_ops.orchestration.network import SocketInterfaceConfig  # noqa: E402
 from resnet_ops.orchestration.worker_loss import explain_failure  # noqa: E402
 from resnet_ops.run_records import RunRecord  # noqa: E402
 from resnet_ops.runs import Run  # noqa: E402
@@ -85,7 +85,9 @@ def _launch_on_ray(
         trainer = ElasticTorchTrainer(
             run_worker,
             train_loop_config=WorkerTask(str(run.path), None, placement.request, fence=run.fence),
-            torch_config=GlooInterfaceConfig(timeout_s=int(config.hang_timeout) + NCCL_GRACE_S),
+            torch_config=SocketInterfaceConfig(
+                timeout_s=int(config.hang_timeout) + NCCL_GRACE_S, log_event=Run(run.path).log_event
+            ),
             run_config=scratch,
             request=placement.request,
             layout=placement.layout,

@@ -52,7 +52,8 @@ def follow(run: Run, observer: Observer, tracked: Callable[[Run], None]) -> Iter
         while not last:  # once more when it is done, for what came since
             last = done.wait(run.interval_s)
             for event in run.events()[warned:]:
-                observer.warn(event.what)
+                if event.kind != "detail":
+                    observer.warn(event.what)
                 warned += 1
             progress, changed = run.read_progress(changed)
             if progress is not None:

@@ -51,10 +51,10 @@ class Machine:
 
 
 class Machines:
-    """The machines, the first of which is the head of a Ray cluster; the others have a core each."""
+    """The machines, the first of which is the head of a Ray cluster, if they have Ray; the others have a core each."""
 
-    def __init__(self, count: int, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, count: int, folder: Path, ray: bool = True) -> None:
+        self.folder, self.ray = folder, ray
         self.token = folder / "token"
         self.token.write_text(secrets.token_hex(32))
         self.token.chmod(0o600)
@@ -95,7 +95,7 @@ class Machines:
             self.check(machine, "mount", "--bind", str(hosts), "/etc/hosts")
             if without is not None:
                 self.mount_small(machine, without, "1m")
-        starting = [(machine, self._start_ray(machine)) for machine in machines]
+        starting = [(machine, self._start_ray(machine)) for machine in machines if self.ray]
         for machine, process in starting:
             code = process.wait(120)
             assert code == 0, f"{machine.name}: {(machine.folder / 'start.log').read_text()}"
@@ -152,6 +152,25 @@ class Machines:
     def heal(self, machine: Machine) -> None:
         """Plug it in again."""
         self._ip(self.switch, "link", "set", f"wire-{machine.number}", "up")
+
+    def drop(self, machine: Machine, other: Machine) -> None:
+        """Lose every packet from one machine to another: it goes to a network card that nobody has."""
+        self._ip(
+            machine,
+            "neighbor",
+            "replace",
+            other.address,
+            "lladdr",
+            "02:00:00:00:00:01",
+            "dev",
+            "eth0",
+            "nud",
+            "permanent",
+        )
+
+    def restore(self, machine: Machine, other: Machine) -> None:
+        """Deliver them again."""
+        self._ip(machine, "neighbor", "delete", other.address, "dev", "eth0")
 
     def kill(self, machine: Machine) -> None:
         """Pull a machine's power cable: no process of it, and no packet, says goodbye."""
@@ -235,10 +254,10 @@ def _let_go(machine: Machine) -> None:
 
 
 @contextlib.contextmanager
-def machines(count: int) -> Iterator[Machines]:
-    """Switch on `count` machines with Ray on them, for the length of a `with` block."""
+def machines(count: int, ray: bool = True) -> Iterator[Machines]:
+    """Switch on `count` machines, by default with Ray on them, for the length of a `with` block."""
     folder = Path(tempfile.mkdtemp(prefix="m-", dir="/tmp"))  # short: paths of sockets may have 107 characters
-    simulated = Machines(count, folder)
+    simulated = Machines(count, folder, ray)
     try:
         simulated.start()
         yield simulated

@@ -82,6 +82,10 @@ def test_three_machines_train_over_the_network(cluster: Machines, undisturbed: R
     # A ring of three sends every gradient 4/3 times: 75,002 of 4 bytes, in 12 steps an epoch.
     gradients = EPOCHS * math.ceil(1438 / 128) * 75_002 * 4 * 4 / 3
     assert all(gradients < sent < 1.2 * gradients for sent in crossed.values()), crossed
+    (event,) = undisturbed.events()
+    assert (event.kind, event.what) == (
+        "detail", "Network: eth0 of machine-1 (10.77.0.2), machine-2 (10.77.0.3), machine-3 (10.77.0.4)"
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -99,6 +103,25 @@ def test_a_run_folder_that_one_machine_does_not_see_is_named_at_once(cluster: Ma
     assert f"{runs} is not the same folder on every node" in result["error"]
     assert not (runs / "unseen").exists()
     assert err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.slow
+def test_a_link_that_drops_packets_is_named_before_training(cluster: Machines) -> None:
+    """Ray and gloo would wait for it until their timeouts: half an hour."""
+    cluster.drop(cluster.all[2], cluster.all[3])
+    try:
+        began = time.monotonic()
+        result, _ = ended(begin(cluster, "dropping"), code=1)
+        assert time.monotonic() - began < 90
+    finally:
+        cluster.restore(cluster.all[2], cluster.all[3])
+    for one, other in ((cluster.all[2], cluster.all[3]), (cluster.all[3], cluster.all[2])):
+        assert (
+            f"{one.name} cannot reach {other.name} at {other.address} (eth0): no answer within 5 s" in result["error"]
+        )
+    assert "GLOO_SOCKET_IFNAME" in result["remedy"]
+    events = [event.what for event in Run(cluster.folder / "runs" / "dropping").events()]
+    assert [event.startswith("Lost: machine-2 cannot") for event in events] == [True]  # tried once more, then ended
 
 
 @pytest.mark.chaos
@@ -131,7 +154,7 @@ def test_a_newcomer_that_does_not_see_the_run_is_left_out_once(cluster: Machines
     until(lambda: len(run.epochs()) >= 2, process)
     cluster.replace(newcomer, without=runs)
     ended(process)
-    messages = [event.what for event in run.events()]
+    messages = [event.what for event in run.events() if event.kind != "detail"]
     assert messages[0].startswith("More nodes are available")
     assert messages[1].startswith(f"Excluded: {newcomer.name} does not see {run.path}")
     assert len(messages) == 2  # it is not asked again at every epoch

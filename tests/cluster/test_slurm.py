@@ -7,6 +7,7 @@ have a fixed port or place.
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -56,8 +57,9 @@ if name.startswith("long") and "--resume" not in options:
     record["status"] = "running"
     def stopped(*_):
         (run / "stopped").touch()
-        sys.exit(130)
+        sys.exit(75)
     signal.signal(signal.SIGTERM, stopped)
+    signal.signal(signal.SIGUSR1, stopped)
 (run / "run.json.new").write_text(json.dumps(record))
 (run / "run.json.new").rename(run / "run.json")
 while record["status"] == "running":
@@ -231,15 +233,21 @@ def test_nobody_without_the_token_gets_in(cluster: Slurm, stand_in: Path, tmp_pa
     until(lambda: left_nothing(job), 20)
 
 
-def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(cluster: Slurm, stand_in: Path, tmp_path: Path) -> None:
-    script, storage = write(cluster, tmp_path, name="long-again-2", nodes="2", environment=stand_in)
+@pytest.mark.parametrize("name", ["long-again-2", "long-killed-2"])
+def test_a_job_whose_time_is_up_or_that_is_killed_is_queued_again_and_goes_on(
+    cluster: Slurm, stand_in: Path, tmp_path: Path, name: str
+) -> None:
+    script, storage = write(cluster, tmp_path, name=name, nodes="2", retries=1, environment=stand_in)
     job = cluster.submit(script)
-    run = storage / "runs" / "long-again-2"
+    run = storage / "runs" / name
     until((run / "run.json").exists)
-    assert "--name" in record(storage, "long-again-2")["argv"]
+    assert "--name" in record(storage, name)["argv"]
     assert cluster.state(job)["Requeue"] == "1"
-    cluster.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does for `--signal=B:USR1@60`
-    until((run / "stopped").exists)
+    if name == "long-killed-2":
+        os.kill(record(storage, name)["pid"], signal.SIGKILL)
+    else:
+        cluster.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does for `--signal=B:USR1@120`
+        until((run / "stopped").exists)
     cluster.wait(job, "PENDING", "REQUEUED")
     until(lambda: left_nothing(job), 20)
     assert not (storage / "slurm" / f"{job}.0" / "ray_token").exists()
@@ -247,16 +255,16 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(cluster: Slurm, stan
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
     state = cluster.wait(job, "COMPLETED", "FAILED")
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), cluster.logs()
-    result = record(storage, "long-again-2")
+    result = record(storage, name)
     assert result["status"] == "finished"
-    assert result["argv"][:3] == ["train", "--resume", "long-again-2"]
+    assert result["argv"][:3] == ["train", "--resume", name]
     assert len(result["nodes"]) == 2
 
 
 def test_a_run_that_fails_fails_the_job(cluster: Slurm, stand_in: Path, tmp_path: Path) -> None:
     script, _ = write(cluster, tmp_path, name="fail-1", nodes="1", environment=stand_in)
     state = cluster.wait(cluster.submit(script), "COMPLETED", "FAILED")
-    assert (state["JobState"], state["ExitCode"]) == ("FAILED", "7:0")
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "7:0", "0")
 
 
 def test_ray_that_does_not_start_fails_the_job_and_names_the_log(

@@ -30,7 +30,8 @@ ELSEWHERE = {
     r"make |pip install ": "changes the environment of these very tests; .ci/run begins with it",
     r"sbatch |cd my-slurm": "needs a Slurm; tests/cluster/test_slurm.py has one",
     r"kubectl ": "needs Kubernetes; tests/cluster/test_templates.py holds the manifests against their schemas",
-    r"ray (up|exec|down) ": "needs an account in a cloud; test_templates.py holds the files against Ray's schema",
+    r"ray (up|exec|down) |cd my-aws|python prepare.py|\(umask 077": "needs an account in a cloud; test_templates.py "
+    "holds the files against Ray's schema, and runs prepare.py at a stand-in",
     r"docker |cd my-containers|mkdir -m 700 secrets": "needs a Docker daemon; test_templates.py holds the file "
     "against its schema",
 }

@@ -1,9 +1,11 @@
 """`resnet-ops cluster up`, `status` and `down`: real raylets, a real job on them, and nothing left behind."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resnet_ops.orchestration import templates
 from resnet_ops.orchestration.local import share_gpus
+from resnet_ops.orchestration.template_values import ClusterValues
+from tests.cluster.namespaces import missing_requirement
 from tests.conftest import COMMAND, command
 from tests.json_keys import assert_keys
 from tests.ports import listening
@@ -39,11 +45,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def up(home: dict[str, str]) -> dict[str, Any]:
-    ended = command("cluster", "up", "--nodes", 2, "--json", env=home)
+    inactive = home | {"PATH": "/usr/bin:/bin"}  # of a shell in which this virtual environment is not activated
+    ended = command("cluster", "up", "--nodes", 2, "--json", env=inactive)
     assert ended.returncode == 0, ended.stderr
     result: dict[str, Any] = json.loads(ended.stdout)
     assert_keys("cluster up", result)
     return result
+
+
+def state_files(home: dict[str, str]) -> list[Path]:
+    return list(Path(home["XDG_STATE_HOME"], "resnet-ops").glob("local-cluster-*.json"))
 
 
 def status(home: dict[str, str]) -> dict[str, Any]:
@@ -71,6 +82,42 @@ def test_up_says_where_it_is_and_how_to_go_on(home: dict[str, str], up: dict[str
     assert "resnet-ops train --nodes 2" in up["next_steps"]
     assert "resnet-ops cluster down" in up["next_steps"]
     assert Path(up["folder"]).stat().st_mode & 0o777 == 0o700  # Ray makes its own folders open to all
+
+
+def test_its_jobs_find_this_python_though_its_environment_is_not_activated(up: dict[str, Any]) -> None:
+    paths = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{up['folder']}/head/".encode() in (process / "cmdline").read_bytes():
+                environment = (process / "environ").read_bytes().decode().split("\0")
+                paths |= {entry.partition("=")[2] for entry in environment if entry.startswith("PATH=")}
+    (path,) = paths
+    assert path.endswith(":/usr/bin:/bin")
+    ask = "import sys, typer; print(sys.prefix)"
+    told = subprocess.run(
+        ["/bin/sh", "-c", 'exec python -c "$0"', ask], env={"PATH": path}, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == sys.prefix, told.stderr
+
+
+def test_another_container_with_the_same_home_leaves_it_alone(home: dict[str, str], up: dict[str, Any]) -> None:
+    if reason := missing_requirement():
+        pytest.skip(reason)
+    (state,) = state_files(home)
+    before = state.read_bytes()
+    within = ["unshare", "--pid", "--uts", "--mount-proc", "--fork", "sh", "-c", 'hostname other && exec "$@"', "sh"]
+    elsewhere = home | {"RAY_TMPDIR": home["XDG_STATE_HOME"]}  # which has a /tmp of its own
+    for arguments in (["down", "--json"], ["status"]):
+        told = subprocess.run(
+            [*within, *COMMAND, "cluster", *arguments], env=elsewhere, capture_output=True, text=True, timeout=60
+        )
+        assert f"{socket.gethostname()} ({up['address']})" in told.stderr, told.stderr
+        if "--json" in arguments:
+            ended = json.loads(told.stdout)
+            assert (ended["ended"], ended["elsewhere"]) == (False, [socket.gethostname()])
+    assert state.read_bytes() == before
+    assert state_files(home) == [state]
+    assert traces(up["folder"])
 
 
 def test_nobody_gets_in_without_the_token(home: dict[str, str], up: dict[str, Any]) -> None:
@@ -144,6 +191,29 @@ def test_what_fits_trains_and_is_seen_running(home: dict[str, str], up: dict[str
     wait_for(lambda: status(home)["totals"]["free_cpus"] == 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "status"), [(1, "STOPPED"), (75, "FAILED")])
+def test_what_kuberay_submits_ends_so_that_its_operator_retries_what_may_succeed(
+    home: dict[str, str], up: dict[str, Any], tmp_path: Path, code: int, status: str
+) -> None:
+    name = f"job-{code}"
+    texts = templates.render("kuberay", ClusterValues.of(name=name, storage_path=tmp_path), {})
+    script = yaml.safe_load(texts["rayjob.yaml"].partition("\n---\n")[0])["data"]["train.sh"]
+    assert "http://127.0.0.1:8265" in script
+    ray = f"{sys.executable} -m ray.scripts.scripts"
+    (tmp_path / "train.sh").write_text(
+        f'resnet-ops() {{ return {code}; }}\nenv() {{ command env -u RAY_ADDRESS {ray} "${{@:4}}"; }}\n'
+        + script.replace("http://127.0.0.1:8265", up["dashboard"])
+    )
+    token = home | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{up['folder']}/token"}
+    submit = [*ray.split(), "job", "submit", "--address", up["dashboard"], "--submission-id", name, "--"]
+    ended = subprocess.run(
+        [*submit, "bash", str(tmp_path / "train.sh")], env=token, capture_output=True, text=True, timeout=90
+    )
+    listed = json.loads(command("jobs", "list", "--json", env=home).stdout)["jobs"]
+    assert {job["job_id"]: job["status"] for job in listed}[name] == status, ended.stdout + ended.stderr
+
+
 def test_what_does_not_fit_is_refused_at_once_with_a_table(
     home: dict[str, str], up: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -187,7 +257,7 @@ def test_down_ends_this_cluster_and_nothing_else(home: dict[str, str], up: dict[
     assert traces(up["folder"])
     ended = command("cluster", "down", "--json", env=home)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == {"ended": True, "address": up["address"], "nodes": 2}
+    assert json.loads(ended.stdout) == {"ended": True, "address": up["address"], "nodes": 2, "elsewhere": []}
     assert_keys("cluster down", json.loads(ended.stdout))
     assert traces(up["folder"]) == []
     assert not Path(up["folder"]).exists()
@@ -209,8 +279,8 @@ def test_status_without_a_cluster_says_so(home: dict[str, str]) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
 def test_an_up_that_is_stopped_leaves_nothing_behind(home: dict[str, str], number: signal.Signals, code: int) -> None:
     process = subprocess.Popen([*COMMAND, "cluster", "up"], env=home, stderr=subprocess.DEVNULL)
-    state = Path(home["XDG_STATE_HOME"], "resnet-ops", "local-cluster.json")
-    wait_for(state.exists)
+    wait_for(lambda: state_files(home))
+    (state,) = state_files(home)
     folder = json.loads(state.read_text())["folder"]
     wait_for(lambda: any("gcs_server" in line for line in traces(folder)))
     process.send_signal(number)

@@ -1,5 +1,6 @@
 """Failures that are survived, and how they are reported."""
 
+import pickle
 from typing import Any
 
 from ray.exceptions import ActorDiedError
@@ -12,6 +13,7 @@ from resnet_ops.orchestration.ray_internals import (
     WorkerGroupStartupTimeoutError,
 )
 from resnet_ops.orchestration.worker_loss import (
+    LinkError,
     PeerLostError,
     RegroupError,
     UnusableNodeError,
@@ -50,6 +52,24 @@ def test_losses_are_survived_and_counted() -> None:
         ended = explain_failure(error)
         assert isinstance(ended, PausedError)
         assert "--max-failures" in ended.remedy
+
+
+def bad_link(*links: tuple[str, str]) -> ControllerError:
+    failure = LinkError("a cannot reach b at 10.0.0.2 (eth0): no answer within 5 s.", "Open all TCP ports.")
+    failure.links = frozenset(links)
+    return ControllerError(failure)
+
+
+def test_a_link_that_fails_is_tried_once_more_and_then_named() -> None:
+    decision, messages, policy = decide(bad_link(("a", "b")), losses=9)
+    assert (decision, len(messages)) == (RETRY, 1)
+    assert messages[0].startswith("Lost: a cannot reach b at 10.0.0.2 (eth0): no answer within 5 s. Resuming")
+    assert policy.make_decision(bad_link(("c", "b"))) == RETRY  # another one
+    again = bad_link(("c", "b"), ("b", "c"))
+    assert policy.make_decision(again) == RAISE
+    told = explain_failure(pickle.loads(pickle.dumps(again)))
+    assert isinstance(told, PausedError)
+    assert str(told) == "a cannot reach b at 10.0.0.2 (eth0): no answer within 5 s. Open all TCP ports."
 
 
 def test_what_will_happen_again_is_raised_as_it_is() -> None:
