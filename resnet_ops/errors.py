@@ -7,6 +7,7 @@ from typing import Self
 
 WORK_FAILED = 1
 BAD_REQUEST = 2
+PREEMPTED = 75
 INTERRUPTED = 130
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 import resnet_ops
-from resnet_ops.errors import WORK_FAILED, UserError, did_you_mean
+from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, PREEMPTED, WORK_FAILED, UserError, did_you_mean
 from resnet_ops.orchestration.job_client import UnreachableError, connect, explain_errors
 from resnet_ops.orchestration.job_protocol import SUBMITTER, installed_versions, parse_milestone
 from resnet_ops.orchestration.packaging import copy_package
@@ -30,7 +30,7 @@ LOG_TIMEOUT_S = 30.0  # to wait for the end of a log that the server does not ge
 RUN, VERSION = "resnet_ops_run", "resnet_ops_version"  # keys of a job's metadata
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 # Exit codes of a driver that ended by itself; with any other it was killed, by a signal or with its node.
-OWN_EXITS = {0, 1, 2, 130}
+OWN_EXITS = {0, WORK_FAILED, BAD_REQUEST, PREEMPTED, INTERRUPTED}
 
 
 class Job(Result):

@@ -142,6 +142,44 @@ def ask_for_cluster_id(address: str, headers: tuple[tuple[str, str], ...], timeo
     return grpc.StatusCode.OK
 
 
+def head_answers(address: str, timeout_s: float) -> bool:
+    """Return whether a cluster's head answers at all, be it that it refuses; Ray's own client would wait for it."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+
+    with init_grpc_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_s)
+        except grpc.RpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    return True
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that are about to leave the cluster; the public functions do not tell."""
+    from ray._private.state import state
+
+    return {*state.get_draining_nodes()}
+
+
+def drain_node(node_id: str, reason: str, deadline: float, timeout_s: float) -> None:
+    """Have a node accept no more work, and leave the cluster once it is idle; `ray drain-node` is hidden.
+
+    Args:
+        node_id: Its id.
+        reason: Why, for the cluster's records.
+        deadline: When it will be gone, in seconds since 1970.
+        timeout_s: To wait for the head.
+    """
+    from ray._private import worker
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    client: Any = worker.global_worker.gcs_client
+    client.drain_node(
+        node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, reason, int(deadline * 1000), timeout=timeout_s
+    )
+
+
 def enable_token() -> bool:
     """Use the token on this machine, as ray.init does, and return whether there is one."""
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available

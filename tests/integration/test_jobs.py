@@ -24,7 +24,7 @@ import pytest
 from tests.conftest import COMMAND, Ended
 from tests.integration.test_cli import refused
 from tests.json_keys import assert_keys
-from tests.processes import descendants, parent_of
+from tests.processes import command_line, descendants, parent_of
 from tests.waiting import wait_for
 
 TOKEN = "t0ken-of-these-tests-and-of-nothing-else"
@@ -358,28 +358,24 @@ def test_a_second_ctrl_c_leaves_the_job(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_lost_jobs_are_submitted_again(cluster: Cluster) -> None:
-    """Both kinds at once, for they take their time: a driver that is killed, and the supervisor of another one."""
-    victims = ("driver", "supervisor")
-    options = ("--model", "resnet8", "--epochs", 120, "--cpus-per-worker", 1, "--max-failures", 1, "--json")
-    processes = {victim: cluster.train(*options, "--name", victim) for victim in victims}
-    for victim in victims:
-        wait_for(lambda victim=victim: len(cluster.epochs(victim)) >= 2)
-        driver = pid_of("resnet_ops.cli.main", f"--name={victim}")
-        assert driver
-        assert "JobSupervisor" in Path(f"/proc/{parent_of(driver)}/cmdline").read_text()
-        os.kill(driver if victim == "driver" else parent_of(driver), signal.SIGKILL)
-    for victim, how in {"driver": "its driver exited with code -9", "supervisor": "its supervisor was lost"}.items():
-        out, err = processes[victim].communicate(timeout=90)
-        assert processes[victim].returncode == 0, err
-        (note,) = [line for line in err.splitlines() if line.startswith("note: Job ")]
-        assert f"died ({how}); resuming {victim}." in note
-        assert cluster.epochs(victim) == list(range(1, 121))
-        assert cluster.record(victim)["resumed"] == 1
-        again, lost = [job for job in cluster.jobs() if job["run"] == victim]
-        assert (again["status"], lost["status"]) == ("SUCCEEDED", "FAILED")
-        assert again["job_id"] == Ended(0, out, err).json["job_id"]
-        assert f"--resume={victim}" in again["entrypoint"]
+def test_a_driver_that_is_killed_is_started_again_whether_or_not_somebody_follows(cluster: Cluster) -> None:
+    """Once while the job is followed, and once afterwards."""
+    options = ("--model", "resnet8", "--epochs", 120, "--cpus-per-worker", 1, "--max-failures", 2)
+    process = cluster.train(*options, "--name", "killed")
+    for resumed in range(2):
+        wait_for(lambda seen=len(cluster.epochs("killed")): len(cluster.epochs("killed")) >= seen + 2)
+        driver = pid_of("resnet_ops.cli.main", "--name=killed" if not resumed else "--resume=killed")
+        assert b"JobSupervisor" in command_line(parent_of(parent_of(driver)))
+        os.kill(driver, signal.SIGKILL)
+        if not resumed:
+            wait_for(lambda: cluster.record("killed")["resumed"] == 1)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+            assert process.returncode == 130
+            assert "The job's driver was killed (signal 9); resuming from the last checkpoint (1 more" in err
+    wait_for(lambda: [job["status"] for job in cluster.jobs() if job["run"] == "killed"] == ["SUCCEEDED"], 120)
+    assert cluster.epochs("killed") == list(range(1, 121))
+    assert cluster.record("killed")["resumed"] == 2
 
 
 def test_what_the_work_answers_comes_back(cluster: Cluster) -> None:
