@@ -301,7 +301,7 @@ def _new_name(config: TrainConfig) -> str:
 
 
 def begin_as_job() -> None:
-    """Prepare a job's process: supervise its driver, and show how the installed versions differ from the submitter's."""
+    """Prepare a job's process: supervise its driver, and show how versions differ from the submitter's."""
     # A head node that was started in the background ignores SIGINT, and so do the processes it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if supervision := Supervision.take_from_environment():

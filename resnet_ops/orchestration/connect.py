@@ -253,3 +253,17 @@ def _set_up_token(address: str) -> None:
             + ("the one here does not match." if headers else "there is none here."),
             "Put the cluster's token into ~/.ray/auth_token (mode 600), or set RAY_AUTH_TOKEN_PATH to its file.",
         )
+
+
+def head_client(address: str) -> Any:
+    """Return Ray's client of a cluster's head: without a driver, it outlives this machine's node.
+
+    Args:
+        address: host:port.
+
+    Raises:
+        UserError: Nothing answers, or the cluster's token is not here.
+    """
+    import_ray()
+    _set_up_token(address)
+    return ray_internals.head_client(address)

@@ -29,6 +29,7 @@ from resnet_ops.orchestration.ray_internals import (
     ScalingDecision,
     ScalingPolicy,
     TrainController,
+    draining_nodes,
     get_env_vars_to_propagate,
 )
 from resnet_ops.orchestration.worker_loss import LogEvent, WorkerLossPolicy
@@ -181,6 +182,6 @@ class PinnedScalingPolicy(ScalingPolicy):
 
 
 def usable_nodes() -> list[Node]:
-    """Return the nodes that respond and that this job has not excluded."""
-    excluded = cluster_kv.excluded_nodes()
+    """Return the nodes that respond, are not about to leave, and that this job has not excluded."""
+    excluded = cluster_kv.excluded_nodes() | draining_nodes()
     return [node for node in read_nodes(only_responsive=True) if node.id not in excluded]

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,9 @@ def head_answers(address: str, timeout_s: float) -> bool:
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
 
-    with init_grpc_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    # With a pool of its own it connects anew, instead of waiting longer after each attempt that failed.
+    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+    with init_grpc_channel(address, options=options) as channel:
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_s)
         except grpc.RpcError as error:
@@ -162,19 +165,51 @@ def draining_nodes() -> set[str]:
     return {*state.get_draining_nodes()}
 
 
-def drain_node(node_id: str, reason: str, deadline: float, timeout_s: float) -> None:
-    """Have a node accept no more work, and leave the cluster once it is idle; `ray drain-node` is hidden.
+def head_client(address: str) -> Any:
+    """Return a client of a cluster's head, which needs no node on this machine as ray.init does."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+
+    return GcsClient(address=address)
+
+
+def own_head_client() -> Any:
+    """Return the client of the head that this process is connected to."""
+    from ray._private import worker
+
+    return worker.global_worker.gcs_client
+
+
+@dataclass(frozen=True)
+class HeadsNode:
+    """A node as a `head_client` has it."""
+
+    id: str
+    name: str
+    host: str
+
+
+def alive_nodes(client: Any, timeout_s: float) -> list[HeadsNode]:
+    """Return the nodes that are alive, as a `head_client` knows them."""
+    nodes = client.get_all_node_info(timeout=timeout_s).items()
+    return [
+        HeadsNode(node_id.hex(), node.node_name, node.node_manager_hostname)
+        for node_id, node in nodes
+        if not node.state
+    ]
+
+
+def drain_node(client: Any, node_id: str, reason: str, deadline: float, timeout_s: float) -> None:
+    """Have a node take no more work, and leave the cluster once it has none; `ray drain-node` is hidden.
 
     Args:
+        client: Of the cluster's head.
         node_id: Its id.
         reason: Why, for the cluster's records.
         deadline: When it will be gone, in seconds since 1970.
         timeout_s: To wait for the head.
     """
-    from ray._private import worker
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-    client: Any = worker.global_worker.gcs_client
     client.drain_node(
         node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, reason, int(deadline * 1000), timeout=timeout_s
     )

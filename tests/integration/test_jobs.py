@@ -362,8 +362,8 @@ def test_a_driver_that_is_killed_is_started_again_whether_or_not_somebody_follow
     """Once while the job is followed, and once afterwards."""
     options = ("--model", "resnet8", "--epochs", 120, "--cpus-per-worker", 1, "--max-failures", 2)
     process = cluster.train(*options, "--name", "killed")
-    for resumed in range(2):
-        wait_for(lambda seen=len(cluster.epochs("killed")): len(cluster.epochs("killed")) >= seen + 2)
+    for resumed, trained in ((0, 2), (1, 30)):
+        wait_for(lambda trained=trained: len(cluster.epochs("killed")) >= trained)
         driver = pid_of("resnet_ops.cli.main", "--name=killed" if not resumed else "--resume=killed")
         assert b"JobSupervisor" in command_line(parent_of(parent_of(driver)))
         os.kill(driver, signal.SIGKILL)
