@@ -146,14 +146,16 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def pid_of(*words: str) -> int:
-    """The process whose command line holds all these words."""
+def driver_of(option: str) -> int:
+    """The driver of the job with this option: a child of the process that supervises it, with the same command line."""
+    found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            line = file.read_text().replace("\0", " ")
-            if all(word in line for word in words) and "train --cluster http" not in line and "exec python" not in line:
-                return int(file.parent.name)
-    return 0
+        words = command_line(int(file.parent.name)).split(b"\0")
+        if b"resnet_ops.cli.main" in words and option.encode() in words:
+            found.append(int(file.parent.name))
+    (driver,) = (pid for pid in found if parent_of(pid) in found)
+    assert b"JobSupervisor" in command_line(parent_of(parent_of(driver)))
+    return driver
 
 
 def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Callable[[str, object], None]) -> None:
@@ -364,9 +366,7 @@ def test_a_driver_that_is_killed_is_started_again_whether_or_not_somebody_follow
     process = cluster.train(*options, "--name", "killed")
     for resumed, trained in ((0, 2), (1, 30)):
         wait_for(lambda trained=trained: len(cluster.epochs("killed")) >= trained)
-        driver = pid_of("resnet_ops.cli.main", "--name=killed" if not resumed else "--resume=killed")
-        assert b"JobSupervisor" in command_line(parent_of(parent_of(driver)))
-        os.kill(driver, signal.SIGKILL)
+        os.kill(driver_of("--name=killed"), signal.SIGKILL)  # forked, so it is called as the first one
         if not resumed:
             wait_for(lambda: cluster.record("killed")["resumed"] == 1)
             process.send_signal(signal.SIGINT)
