@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from resnet_ops.config_base import Config, Declaration, declarations
 from resnet_ops.errors import UserError
+from resnet_ops.stop_request import StopRequest
 
 from .console import short
 
@@ -45,6 +46,12 @@ class Options:
     owners: dict[str, type[Config]]
     values: dict[str, Any]
     given: frozenset[str]  # on the command line or in the environment; of all the command's parameters
+
+    @property
+    def stop(self) -> StopRequest:
+        """What signals ask the command to stop with."""
+        request: StopRequest = self.context.obj
+        return request
 
     def typed(self, config: type[Config]) -> dict[str, Any]:
         """Return the fields of `config` that were given."""

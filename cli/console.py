@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_ops.class_metrics import metric_text
-from resnet_ops.errors import INTERRUPTED, UserError
+from resnet_ops.errors import INTERRUPTED, PREEMPTED, UserError
 from resnet_ops.formatting import percent, printable, readable
 from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.results import Result
@@ -95,7 +95,7 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
         traceback.print_exception(error)
     cause = error.cause if isinstance(error, UserError) else " ".join(str(error).split())
     remedy = error.remedy if isinstance(error, UserError) else ""
-    status = "interrupted" if exit_code == INTERRUPTED else "error"
+    status = {INTERRUPTED: "interrupted", PREEMPTED: "preempted"}.get(exit_code, "error")
     color = "\x1b[1;31m{}\x1b[0m" if err.is_terminal and not err.no_color else "{}"
     if as_json:
         report_milestone("ending")

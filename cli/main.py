@@ -1,6 +1,6 @@
 """The entry point: runs a command, and turns exceptions into a message and an exit code.
 
-Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 75 preempted by a signal, 130 interrupted by Ctrl-C.
 """
 
 import contextlib
@@ -8,7 +8,6 @@ import errno
 import gc
 import io
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,6 +18,7 @@ from typer.exceptions import TyperException
 import resnet_ops
 from resnet_ops import environment
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
+from resnet_ops.stop_request import PATIENCE_S, Stop, StoppedError, StopRequest, receive_signals, stop_of
 
 from .commands import Root
 from .console import err, node_table, report_error, warn
@@ -60,12 +60,22 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
-    signal.signal(signal.SIGTERM, _interrupt)  # of Slurm, Kubernetes and `kill`: end as with Ctrl-C
+    request = StopRequest()
+
+    def give_up(stop: Stop) -> None:
+        error = stop.error("The work", f"It did not end within {PATIENCE_S:.0f} s.", request.remedy)
+        report_error(error, error.exit_code, as_json, debug=False)
+
+    with receive_signals(request, give_up):
+        return _run(arguments, request, as_json, debug)
+
+
+def _run(arguments: list[str], request: StopRequest, as_json: bool, debug: bool) -> int:
     try:
         environment.prepare(warn)
-        code = app(arguments, prog_name="resnet-ops", standalone_mode=False)
-        if code == INTERRUPTED:  # Typer's exit code for a Ctrl-C that no command has handled
-            raise KeyboardInterrupt
+        code = app(arguments, prog_name="resnet-ops", standalone_mode=False, obj=request)
+        if code == INTERRUPTED:  # Typer's exit code for an interrupt that no command has handled
+            raise StoppedError(request.ended_by)
         return code if isinstance(code, int) else 0
     except UserError as error:
         nodes = getattr(error, "nodes", ())  # of a cluster that a job does not fit on
@@ -80,9 +90,11 @@ def run(arguments: list[str]) -> int:
         report_error(own if isinstance(own, UserError) else usage, BAD_REQUEST, as_json, debug)
         return BAD_REQUEST
     except KeyboardInterrupt as error:
-        report_error(UserError("Nothing was lost."), INTERRUPTED, as_json, debug)
+        stop = stop_of(error)
+        cause = f"Ended by {stop.reason}. Nothing was lost." if stop.preempted else "Nothing was lost."
+        report_error(UserError(cause), stop.exit_code, as_json, debug)
         del error
-        return INTERRUPTED
+        return stop.exit_code
     except BrokenPipeError:  # the reader of the output has exited, as in `resnet-ops runs | head`
         sys.stderr.close()
         return WORK_FAILED
@@ -128,10 +140,6 @@ def _explain(error: OSError) -> UserError:
         Path.cwd()
         return UserError(f"{place}{reason.rstrip('.')}.", remedy, WORK_FAILED)
     return UserError("The current folder no longer exists.", "Change to another one: cd ~", WORK_FAILED)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":  # how a job on a cluster is started

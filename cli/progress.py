@@ -76,6 +76,9 @@ class TrainingProgress(Observer):
     def warn(self, message: str) -> None:
         warn(message)
 
+    def stopping(self) -> None:
+        _show_stopping()
+
     def progress(self, progress: dict[str, Any]) -> None:
         if self.record is None or "epoch" not in progress:
             self.bar.update(self.task, description=escape(str(progress.get("stage", ""))))
@@ -113,6 +116,10 @@ class TrainingProgress(Observer):
         return "" if select in ("top1", "loss") or metric is None else f"  {metric_text(select, metric)}"
 
 
+def _show_stopping() -> None:
+    err.print("Stopping: saving a checkpoint (once more ends at once)")
+
+
 STATUS_COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
 TABLE_ROWS = 14  # trials in the live table
 
@@ -145,6 +152,9 @@ class SearchProgress(SearchObserver):
 
     def warn(self, message: str) -> None:
         warn(message)
+
+    def stopping(self) -> None:
+        _show_stopping()
 
     def progress(self, progress: dict[str, Any]) -> None:
         self.stage = str(progress.get("stage", ""))

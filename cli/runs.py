@@ -6,7 +6,7 @@ from resnet_ops.config import RunsConfig
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, accuracy_cells, accuracy_legend, ago, table, warn
 
-COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
+COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "preempted": "yellow", "failed": "red"}
 
 
 @options_of(RunsConfig)

@@ -68,10 +68,17 @@ def train(
                 from resnet_ops.training import worker  # noqa: F401  # imports torch
 
         if resume is None:
-            result = job.train(config, overwrite=overwrite, observer=progress, started_at=process_started_at())
+            result = job.train(
+                config, overwrite=overwrite, observer=progress, started_at=process_started_at(), stop=options.stop
+            )
         else:
             result = job.resume(
-                config.runs_dir, resume, changes=changes, observer=progress, started_at=process_started_at()
+                config.runs_dir,
+                resume,
+                changes=changes,
+                observer=progress,
+                started_at=process_started_at(),
+                stop=options.stop,
             )
     _show(output, result)
 

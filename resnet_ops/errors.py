@@ -7,7 +7,7 @@ from typing import Self
 
 WORK_FAILED = 1
 BAD_REQUEST = 2
-PREEMPTED = 75
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: what `Resume with:` names can be run at once
 INTERRUPTED = 130
 
 
@@ -18,7 +18,7 @@ class UserError(ValueError):
         cause: What was asked and what is there instead.
         remedy: What the user can do.
         exit_code: `BAD_REQUEST` (the request was wrong), `WORK_FAILED` (the request was
-            fine, the work failed) or `INTERRUPTED`.
+            fine, the work failed), `PREEMPTED` (it can be resumed at once) or `INTERRUPTED`.
 
     `details` are further keys of the error's JSON object (`--json`).
     """

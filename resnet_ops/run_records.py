@@ -13,7 +13,7 @@ from resnet_ops import files
 from resnet_ops.config import Select, TrainConfig
 from resnet_ops.results import Moment, Result
 
-Status = Literal["running", "finished", "failed", "interrupted"]
+Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 EventKind = Literal["note", "loss"]
 
 
@@ -203,9 +203,9 @@ class StartRecord(BaseModel):
 class RunRecord(BaseModel):
     """The content of run.json.
 
-    `reason` is why the run failed, was interrupted, or ended before its last epoch. `extended_after` is how many epochs
-    were done when the run was given more: schedules other than `steps` began anew there, and patience counts from
-    there.
+    `reason` is why the run failed, was interrupted or preempted, or ended before its last epoch. `extended_after` is how
+    many epochs were done when the run was given more: schedules other than `steps` began anew there, and patience counts
+    from there.
     """
 
     format: Literal[1] = 1
@@ -255,7 +255,7 @@ class RunSummary(Result):
     name: str = Field(description="Name of the run.")
     run_dir: files.Place = Field(description="Folder of the run.")
     status: Status
-    reason: str = Field(description="Why it failed, was interrupted or ended before its last epoch, if it did.")
+    reason: str = Field(description="Why it failed, was stopped or ended before its last epoch, if it did.")
     model: str = Field(description="Network, such as resnet20.")
     data: str = Field(description="Name of the dataset.")
     epochs_done: int = Field(description="Epochs trained so far.")

@@ -10,6 +10,7 @@ import ray
 from ray.train.torch import TorchConfig
 
 from resnet_ops.orchestration.ray_internals import TorchBackend
+from resnet_ops.orchestration.worker_stop import take_signals
 
 SIOCGIFADDR = 0x8915  # netdevice(7): the IPv4 address of a network interface
 
@@ -30,6 +31,7 @@ class GlooInterfaceConfig(TorchConfig):
 class _GlooInterfaceBackend(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(set_gloo_interface)
+        worker_group.execute(take_signals)
         super().on_start(worker_group, backend_config)
 
 

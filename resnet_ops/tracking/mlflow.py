@@ -21,7 +21,7 @@ from resnet_ops.tracking.payload import (
 )
 
 EXPERIMENT = "resnet-ops"
-STATUS = {"running": "KILLED", "finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "failed": "FAILED"} | dict.fromkeys(("running", "interrupted", "preempted"), "KILLED")
 METRICS_PER_REQUEST = 1000  # MLflow's own limit
 MAX_PARAMETER_LENGTH = 500  # of older servers
 

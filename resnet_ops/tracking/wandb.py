@@ -21,7 +21,7 @@ from resnet_ops.tracking.payload import (
 )
 
 PROJECT = "resnet-ops"
-EXIT_CODE = {"finished": 0, "failed": 1, "interrupted": 130}
+EXIT_CODE = {"finished": 0, "failed": 1, "interrupted": 130, "preempted": 75}
 
 
 def check_login() -> None:

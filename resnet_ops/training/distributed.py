@@ -44,11 +44,17 @@ class ProcessGroup:
         """Return rank 0's value on every worker."""
         if self.size == 1:
             return value
-        agreed = torch.tensor([value], dtype=torch.float64)
-        if dist.get_backend() == "nccl":
-            agreed = agreed.cuda()
+        agreed = _on_device(value)
         dist.broadcast(agreed, 0)
         return agreed.item()
+
+    def largest(self, *values: float) -> tuple[float, ...]:
+        """Return the largest over all workers of each value."""
+        if self.size == 1:
+            return values
+        agreed = _on_device(*values)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX)
+        return tuple(agreed.tolist())
 
     def average_batchnorm(self, network: nn.Module) -> None:
         """Give all workers the mean of their BatchNorm statistics; each has seen other images."""
@@ -58,6 +64,11 @@ class ProcessGroup:
         if len(flat):
             dist.all_reduce(flat)
             set_statistics(network, flat / self.size)
+
+
+def _on_device(*values: float) -> Tensor:
+    """Return values as a tensor that can be sent to other workers."""
+    return torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def statistics(network: nn.Module) -> Tensor:

@@ -6,8 +6,8 @@ gone, resumes in silence when a name is used again, and does nothing in its loca
 
 import contextlib
 import json
+import shlex
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,15 +19,17 @@ from pydantic import Field
 from resnet_ops import files, runs
 from resnet_ops.class_metrics import ClassRecall, worst_classes
 from resnet_ops.config import EXTENDING, TEST_NAME, TrainConfig
+from resnet_ops.config_base import as_typed
 from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.data.sources import MAX_LISTED, Source
-from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
+from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.allocation import allocate
 from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.results import Result
 from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Status
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import StopRequest, stop_of
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training.defaults import explain_choices, report_defaults, warn_of_batch_size, warn_of_mirroring
@@ -88,7 +90,7 @@ def train(
     overwrite: bool = False,
     observer: Observer | None = None,
     started_at: float | None = None,
-    halt: threading.Event | None = None,
+    stop: StopRequest | None = None,
     tracked: bool = True,
 ) -> TrainResult:
     """Train a new run.
@@ -98,7 +100,7 @@ def train(
         overwrite: Replace a run of the same name.
         observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
-        halt: Where the workers are Ray's: once set, they are stopped, as by Ctrl-C.
+        stop: Asks the training to stop, at a checkpoint.
         tracked: Whether TensorBoard's files, `config.track` and the user's command to resume are written here, and not
             by the caller.
 
@@ -137,10 +139,10 @@ def train(
             record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
             observer.run_created(run, record)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked):
+                with _end_recorded(run, record, tracked), _stoppable(run, stop, observer) as request:
                     from resnet_ops.training.launch import launch_workers
 
-                    result = launch_workers(run, record, source, placement, halt)
+                    result = launch_workers(run, record, source, placement, request)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
 
@@ -152,7 +154,7 @@ def resume(
     changes: dict[str, Any] | None = None,
     observer: Observer | None = None,
     started_at: float | None = None,
-    halt: threading.Event | None = None,
+    stop: StopRequest | None = None,
     tracked: bool = True,
 ) -> TrainResult:
     """Resume a run from its last intact checkpoint; one that is finished is returned as it is, unless it is given more.
@@ -163,7 +165,7 @@ def resume(
         changes: Options that differ from now on: those of where it runs, and `EXTENDING`, such as more epochs.
         observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
-        halt: As for `train`.
+        stop: As for `train`.
         tracked: As for `train`.
 
     Raises:
@@ -220,11 +222,11 @@ def resume(
                 run.log_event(extended)
                 observer.warn(extended)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked):
+                with _end_recorded(run, record, tracked), _stoppable(run, stop, observer) as request:
                     from resnet_ops.training.launch import launch_workers
 
                     _report_resume_point(run, observer)
-                    result = launch_workers(run, record, source, placement, halt)
+                    result = launch_workers(run, record, source, placement, request)
                 record = _finish(run, record, result)
             return _result(run, record, result.steps_at, started_at)
 
@@ -309,15 +311,23 @@ def begin(
 
 
 @contextlib.contextmanager
+def _stoppable(run: Run, stop: StopRequest | None, observer: Observer) -> Iterator[StopRequest]:
+    """Have signals stop the training at a checkpoint, for the length of a `with` block."""
+    request = stop or StopRequest()
+    request.remedy = f"Resume with: {resume_command(run)}"
+    with request.deferring(observer.stopping):
+        yield request
+
+
+@contextlib.contextmanager
 def _end_recorded(run: Run, record: RunRecord, tracked: bool) -> Iterator[None]:
     """Record in run.json how training ended where it does not finish, and add to the error how to resume."""
     try:
         yield
-    except KeyboardInterrupt:
-        _record_end(run, record, "interrupted", "stopped by the user")
-        raise UserError(
-            f"Training stopped. {_last_intact(run)}", f"Resume with: {resume_command(run)}", exit_code=INTERRUPTED
-        ) from None
+    except KeyboardInterrupt as interrupt:
+        stop = stop_of(interrupt)
+        _record_end(run, record, stop.status, stop.why)
+        raise stop.error("Training", _last_intact(run), f"Resume with: {resume_command(run)}") from None
     except UserError as error:
         _record_end(run, record, "failed", error.cause)
         if error.exit_code != WORK_FAILED:
@@ -392,8 +402,8 @@ def _last_intact(run: Run) -> str:
 
 def resume_command(run: Run, command: str = "train") -> str:
     """Return the command that resumes a run, or, with "tune", a search."""
-    where = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {run.path.parent}"
-    return f"resnet-ops {command} --resume {run.name}{where}"
+    where = [] if run.path.parent == Path("runs").absolute() else ["--runs-dir", as_typed(run.path.parent)]
+    return shlex.join(["resnet-ops", *command.split(), "--resume", run.name, *where])
 
 
 def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at: float) -> TrainResult:

@@ -1,7 +1,7 @@
 """Runs a job's workers to their end: in this process, or on Ray, surviving the loss of some of them."""
 
 import contextlib
-import threading
+import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -18,13 +18,14 @@ from ray.train.v2.api.exceptions import TrainingFailedError  # noqa: E402
 from resnet_ops import files  # noqa: E402
 from resnet_ops.data.sources import Source  # noqa: E402
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError  # noqa: E402
-from resnet_ops.orchestration import cluster_kv  # noqa: E402
+from resnet_ops.orchestration import cluster_kv, worker_stop  # noqa: E402
 from resnet_ops.orchestration.allocation import RECOVER_S, Placement  # noqa: E402
 from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer  # noqa: E402
 from resnet_ops.orchestration.network import GlooInterfaceConfig  # noqa: E402
 from resnet_ops.orchestration.worker_loss import explain_failure  # noqa: E402
 from resnet_ops.run_records import RunRecord  # noqa: E402
 from resnet_ops.runs import Run  # noqa: E402
+from resnet_ops.stop_request import BY_USER, SAVING_S, StoppedError, StopRequest  # noqa: E402
 from resnet_ops.training.worker import WorkerResult, WorkerTask, run_worker  # noqa: E402
 
 POLL_INTERVAL_S = 0.2
@@ -36,35 +37,42 @@ def launch_workers(
     record: RunRecord,
     source: Source,
     placement: Placement,
-    halt: threading.Event | None = None,
+    stop: StopRequest,
 ) -> WorkerResult:
     """Train a run on each of the job's workers, and return what rank 0 returns.
 
     Workers in other processes open the images themselves, as their nodes see them.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed, or `halt` was set.
+        StoppedError: They were asked to stop, here or on their nodes, and have saved all, unless they were asked twice.
     """
+    result = _launch(run, record, source, placement, stop)
+    if result.stop is not None:
+        raise StoppedError(result.stop)
+    return result
+
+
+def _launch(run: Run, record: RunRecord, source: Source, placement: Placement, stop: StopRequest) -> WorkerResult:
     # Ray keeps nothing there that is needed again, so it need not be shared.
     scratch = RunConfig(name=f"at-{time.time_ns()}", **files.for_arrow(run.path / "ray"))
     if placement.in_process:
         trainer = TorchTrainer(
             run_worker,  # type: ignore[arg-type]  # Ray's hint forgets that a value may be returned
-            train_loop_config=WorkerTask(str(run.path), int(placement.layout.cpus), source=source),  # type: ignore[arg-type]
+            train_loop_config=WorkerTask(str(run.path), int(placement.layout.cpus), source=source, stop=stop),  # type: ignore[arg-type]
             scaling_config=ScalingConfig(num_workers=0, use_gpu=placement.layout.device == "cuda"),
             run_config=scratch,
         )
         return _value(trainer.fit())
     try:
         with placement.start_ray():
-            return _launch_on_ray(run, record, placement, scratch, halt or threading.Event())
+            return _launch_on_ray(run, record, placement, scratch, stop)
     finally:
         with contextlib.suppress(OSError, UserError):
             files.remove_tree(run.path / "ray")
 
 
 def _launch_on_ray(
-    run: Run, record: RunRecord, placement: Placement, scratch: RunConfig, halt: threading.Event
+    run: Run, record: RunRecord, placement: Placement, scratch: RunConfig, stop: StopRequest
 ) -> WorkerResult:
     config = record.config
     if placement.layout.device == "cuda":
@@ -72,6 +80,7 @@ def _launch_on_ray(
     first_event = len(run.events())
     while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[first_event:])) >= 0:
         cluster_kv.release_placement_group(str(run.path))  # still held where the controller was lost
+        worker_stop.withdraw(str(run.path))
         trainer = ElasticTorchTrainer(
             run_worker,
             train_loop_config=WorkerTask(str(run.path), None, placement.request),
@@ -88,7 +97,7 @@ def _launch_on_ray(
             # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
             with ThreadPoolExecutor(1) as pool:
                 try:
-                    return _value(_wait(pool.submit(trainer.fit), halt))
+                    return _value(_wait(pool.submit(trainer.fit), str(run.path), stop))
                 except KeyboardInterrupt:
                     trainer.stop()
                     raise
@@ -100,13 +109,18 @@ def _launch_on_ray(
     raise PausedError("The job's controller was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
 
 
-def _wait(fitting: Future[Any], halt: threading.Event) -> Any:
-    while not halt.is_set():
+def _wait(fitting: Future[Any], run: str, stop: StopRequest) -> Any:
+    """Wait until the workers have ended; where they are to stop, until they have saved, but not for ever."""
+    deadline = math.inf
+    while time.monotonic() < deadline and not stop.at_once:
+        if stop.stop is not None and deadline == math.inf:
+            worker_stop.ask_workers(run, stop.stop)
+            deadline = time.monotonic() + SAVING_S
         with contextlib.suppress(TimeoutError):
             return fitting.result(timeout=POLL_INTERVAL_S)
         if fitting.done():  # with a TimeoutError of its own
             return fitting.result()
-    raise KeyboardInterrupt
+    raise StoppedError(stop.stop or BY_USER)
 
 
 def _value(result: Any) -> WorkerResult:

@@ -22,6 +22,9 @@ class Observer:
     def warn(self, message: str) -> None:
         """Called with what the user should know, such as a damaged checkpoint that was skipped."""
 
+    def stopping(self) -> None:
+        """Called when the work was asked to stop, and saves a checkpoint first."""
+
     def progress(self, progress: dict[str, Any]) -> None:
         """Called when progress.json has changed."""
 

@@ -22,6 +22,7 @@ from resnet_ops.data.sources import Source
 from resnet_ops.models import build
 from resnet_ops.run_records import Epoch, RunRecord
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import StopRequest
 from resnet_ops.training import checkpoint as checkpoint_files
 from resnet_ops.training.build import build_trainer
 from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore
@@ -30,6 +31,7 @@ from resnet_ops.training.early_end import foresee_cut
 from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.mixed_precision import measured_precision
 from resnet_ops.training.start import begin_from_weights
+from resnet_ops.training.stop_agreement import StopAgreement
 from resnet_ops.training.trainer import Progress, Trainer
 
 PROBE_STEPS = 8  # after which the first interval in seconds is turned into steps
@@ -127,9 +129,15 @@ class TrainingSession:
 
     @classmethod
     def open(
-        cls, run: Run, record: RunRecord, source: Source, group: ProcessGroup, device: torch.device
+        cls,
+        run: Run,
+        record: RunRecord,
+        source: Source,
+        group: ProcessGroup,
+        device: torch.device,
+        request: StopRequest | None = None,
     ) -> "TrainingSession":
-        """Build network, optimizer and loader, and restore the run's last intact checkpoint."""
+        """Build network, optimizer and loader, and restore the run's last intact checkpoint; `request` may stop it."""
         config = record.config
         if group.rank == 0 and not config.fit_all:
             import_ahead()
@@ -162,7 +170,8 @@ class TrainingSession:
         metrics = _resume(trainer, checkpoints)
         if record.start and not (trainer.epoch or trainer.step):
             begin_from_weights(run, record, trainer)
-        # Last, as its clock starts.
+        # Last, as their clocks start.
+        trainer.stop = StopAgreement(group, request or StopRequest())
         schedule = SaveSchedule(group, *config.checkpoint_interval, clock=functools.partial(_clock, device))
         return cls(run, record, trainer, checkpoints, metrics, schedule)
 

@@ -6,6 +6,7 @@ batch. Sums and counts are added up over all workers, so that metrics are exact 
 
 import contextlib
 import gc
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from resnet_ops.data.loader import BLOCK_STEPS, Loader
 from resnet_ops.data.sampling import RandomStream, stream_seed
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.run_records import Epoch
+from resnet_ops.stop_request import StopRequest
 from resnet_ops.training.capture import Part, StepInputs, StepRunner
 from resnet_ops.training.compile_trial import CompileTrial
 from resnet_ops.training.distributed import ProcessGroup
@@ -29,6 +31,7 @@ from resnet_ops.training.freezing import freeze, keep_statistics
 from resnet_ops.training.loss import Loss
 from resnet_ops.training.loss_scaling import SMALLEST_SCALE, LossScaler
 from resnet_ops.training.schedule import learning_rate
+from resnet_ops.training.stop_agreement import StopAgreement
 from resnet_ops.training.validation_metrics import (
     MeanLoss,
     Validation,
@@ -97,6 +100,7 @@ class Trainer:
     val_answers: Tensor | None = None
     log_event: Callable[[str], None] = lambda _: None
     parallelize: "Callable[[], Parallel] | None" = None  # what `parallel` comes from, where other layers are trained
+    stop: StopAgreement = field(init=False)
     inputs: StepInputs = field(init=False)
     step_runner: StepRunner = field(init=False)
     compile_trial: CompileTrial | None = field(init=False, default=None)
@@ -105,6 +109,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.inputs = StepInputs(self.device, BLOCK_STEPS)
+        self.stop = StopAgreement(self.group, StopRequest())
         groups = self.optimizer.param_groups
         # Each tensor once, and what it is of the rate of the schedule.
         self.learning_rates = {id(group["lr"]): (group["lr"], group["lr_factor"]) for group in groups}
@@ -126,7 +131,7 @@ class Trainer:
         """Train to the last epoch, yielding each one's metrics, the same on every worker.
 
         Whenever something is yielded, it is time to save: `epoch`, `step`, `totals`, the network and the optimizer are
-        all that is needed to resume.
+        all that is needed to resume. Where all workers have agreed to `stop`, it was the last time.
 
         Args:
             after_step: Called with the progress after an epoch's first and last step and a few times a second.
@@ -136,19 +141,24 @@ class Trainer:
         Raises:
             UserError: The loss is no longer a finite number.
         """
+        if self.stop.settle():
+            return
         while self.epoch < self.config.epochs and self.ended is None:
             started, first_step = time.perf_counter(), self.step
             for _ in self.train_epoch(after_step, is_due):
                 yield None
             steps, batch_size = self.loader.steps, self.config.batch_size
-            train = MeanLoss.of(self.group.add(self.totals), steps * batch_size)
-            skipped = self._skipped_steps()
+            train = MeanLoss.of(self.group.add(self.totals.clone()), steps * batch_size)
             trained = time.perf_counter()
             if self.compile_trial is not None:
                 self._settle_compiler(self.compile_trial, trained)
             for network in self.networks:
                 self.group.average_batchnorm(network)
             val = self.evaluate()
+            if self.stop.agreed:  # before its end: validation is done again
+                yield None
+                return
+            skipped = self._skipped_steps()
             self.epoch, self.step = self.epoch + 1, 0
             self.totals.zero_()
             metrics = Epoch(
@@ -168,6 +178,8 @@ class Trainer:
                 skipped_steps=skipped,
             )
             self.history.append(metrics)
+            if self.epoch < self.config.epochs and self.ended is None:
+                self.stop.settle()
             yield metrics
 
     @property
@@ -264,8 +276,10 @@ class Trainer:
                     self.finite(mean.loss, self.step)
                     speed = (self.step - first_step) * batch_size / (reported - started)
                     after_step(Progress(self.epoch + 1, self.step, steps, mean.loss, mean.error, speed))
-                if self.step < steps and is_due(self.epoch * steps + self.step):
-                    yield None
+                if self.step < steps:
+                    due, stops = is_due(self.epoch * steps + self.step), self.stop.after_step()
+                    if due or stops:
+                        yield None
 
     def _freeze(self) -> None:
         """Prepare for the steps of an epoch, which may train other layers than the one before."""
@@ -364,11 +378,13 @@ class Trainer:
         return self.networks[-1]
 
     def evaluate(self) -> "Validation | None":
-        """Return the metrics of the validation images that can be decoded; None without any."""
+        """Return the metrics of the validation images that can be decoded; None without any, or where it is to stop."""
         if self.loader.val is None:
             return None
-        batches = self.loader.val_batches(self.beat)
+        batches = itertools.takewhile(lambda _: not self.stop.request.requested, self.loader.val_batches(self.beat))
         share = evaluate_batches(self.eval_network, batches, self.config, self.device, self.beat)
+        if self.stop.settle():
+            return None
         answers = torch.zeros(len(self.loader.val), 3, dtype=torch.int32, device=self.device)
         answers[self.loader.val_rows().to(self.device)] = share.answers
         self.val_answers = self.group.add(answers).cpu()  # each rank has rows of its own

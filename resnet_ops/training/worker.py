@@ -26,12 +26,14 @@ import torch.distributed as dist
 from resnet_ops import files
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.orchestration import worker_stop
 from resnet_ops.orchestration.elastic_trainer import usable_nodes
 from resnet_ops.orchestration.nodes import read_nodes
 from resnet_ops.orchestration.placement import Request, place_workers
 from resnet_ops.orchestration.worker_loss import PeerLostError, RegroupError, UnusableNodeError, is_peer_error
 from resnet_ops.run_records import BadImage, RunRecord
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import Stop, StopRequest
 from resnet_ops.training.build import cuda_algorithms
 from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.early_end import EarlyEnd
@@ -51,12 +53,14 @@ class WorkerTask:
         threads: Threads of each worker; None where the worker takes its share of its node's cores.
         request: What the job asks of the cluster; None where the worker is alone in this process.
         source: The images, opened by the job's driver, where that is this process.
+        stop: Asks it to stop, where its driver is this process.
     """
 
     run: str
     threads: int | None
     request: Request | None = None
     source: Source | None = None
+    stop: StopRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,18 @@ class WorkerResult:
         bad_images: Images that any worker could not decode.
         bad_val_images: Those of them that are validation images.
         early_end: Why the training ended before its last epoch, if it did.
+        stop: Why it stopped; all is saved.
     """
 
     steps_at: tuple[float, ...]
     bad_images: tuple[BadImage, ...]
     bad_val_images: tuple[BadImage, ...] = ()
     early_end: EarlyEnd | None = None
+    stop: Stop | None = None
 
 
 def run_worker(task: WorkerTask) -> WorkerResult:
-    """Train a run from its last checkpoint to its last epoch.
+    """Train a run from its last checkpoint to its last epoch, or until it is asked to stop.
 
     Raises:
         UserError: The loss diverged, or the device's memory or the disk is full.
@@ -90,24 +96,29 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         if group.rank == 0:
             run.write_progress({"stage": f"Reading {record.config.data}"})
         source = task.source or _open_the_same(record)
-        session = TrainingSession.open(run, record, source, group, device)
-        nodes = ElasticGroup(group, task.request)
-        with _watched(run, session.trainer, task.request), session.saving():
-            for epoch in session.trainer.run(session.after_step, session.save_is_due):
+        request = task.stop or worker_stop.OWN
+        session = TrainingSession.open(run, record, source, group, device, request)
+        trainer, nodes = session.trainer, ElasticGroup(group, task.request)
+        with _watched(run, trainer, task.request), _listening(task, group, request), session.saving():
+            for epoch in trainer.run(session.after_step, session.save_is_due):
                 session.save(epoch)
                 if epoch is not None:
                     ray.train.report(epoch.model_dump())
-                goes_on = session.trainer.epoch < record.config.epochs and session.trainer.ended is None
+                if trainer.stop.agreed:
+                    break
+                goes_on = trainer.epoch < record.config.epochs and trainer.ended is None
                 if goes_on and nodes.can_grow():
                     session.wait()
                     group.agree(1)  # the others stay until rank 0 has written, or Ray would end it
                     raise RegroupError
             session.wait()
             group.agree(1)  # the others stay until rank 0 has written
-        loader = session.trainer.loader
+        loader = trainer.loader
         bad_train = _gather_bad_images(group, loader.train.bad)
         bad_val = _gather_bad_images(group, loader.val.bad if loader.val else ())
-        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, early_end=session.trainer.ended)
+        stops = _gather(group, request.stop) if trainer.stop.agreed else []
+        stop = next(filter(None, stops), None)
+        return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, trainer.ended, stop)
 
 
 def _begin(task: WorkerTask) -> tuple[Run, RunRecord, ProcessGroup, torch.device]:
@@ -171,11 +182,27 @@ def _cores_per_worker(request: Request | None) -> int:
 
 def _gather_bad_images(group: ProcessGroup, bad_images: tuple[BadImage, ...]) -> tuple[BadImage, ...]:
     """Return the images that any worker could not decode, each once, by name."""
-    of_each_rank: list[Any] = [bad_images]
-    if group.size > 1:
-        of_each_rank = [()] * group.size
-        dist.all_gather_object(of_each_rank, bad_images)
+    of_each_rank = _gather(group, bad_images)
     return tuple(sorted({image for rank in of_each_rank for image in rank}, key=lambda image: image.name))
+
+
+def _gather(group: ProcessGroup, own: Any) -> list[Any]:
+    """Return what each worker has, by rank."""
+    of_each_rank: list[Any] = [own]
+    if group.size > 1:
+        of_each_rank = [None] * group.size
+        dist.all_gather_object(of_each_rank, own)
+    return of_each_rank
+
+
+@contextlib.contextmanager
+def _listening(task: WorkerTask, group: ProcessGroup, request: StopRequest) -> Iterator[None]:
+    """Hear the job's driver ask to stop, on rank 0; where the driver is this process, it asks by itself."""
+    if task.stop is not None or group.rank:
+        yield
+        return
+    with worker_stop.hear_driver(task.run, request):
+        yield
 
 
 @contextlib.contextmanager
@@ -201,12 +228,7 @@ class ElasticGroup:
         self.group, self.request = group, request
         self.workers_on: Counter[str] = Counter()  # by the id of a node
         if request is not None and request.elastic:
-            node_ids: list[Any] = [ray.get_runtime_context().get_node_id()]
-            if group.size > 1:
-                (own,) = node_ids
-                node_ids = [None] * group.size
-                dist.all_gather_object(node_ids, own)
-            self.workers_on.update(node_ids)
+            self.workers_on.update(_gather(group, ray.get_runtime_context().get_node_id()))
 
     def can_grow(self) -> bool:
         """Return whether more nodes have room now: the same on every worker, at no cost where it is settled."""

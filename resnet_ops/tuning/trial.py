@@ -20,12 +20,13 @@ from resnet_ops import files, runs
 from resnet_ops.cluster_config import NodeRange
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, open_source
-from resnet_ops.errors import INTERRUPTED, PausedError, UserError
+from resnet_ops.errors import INTERRUPTED, PREEMPTED, PausedError, UserError
 from resnet_ops.orchestration import cluster_kv
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
 from resnet_ops.run_records import DataRecord, Epoch, RunRecord
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import StopRequest
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
 from resnet_ops.training.build import cuda_algorithms
@@ -249,11 +250,11 @@ class TrialWorker(tune.Trainable):
 
     def _train_epochs_on_nodes(self) -> Generator[Epoch]:
         """Yield every epoch of a trial on several machines: a job of Ray Train, read from the files that it writes."""
-        halt, failure = threading.Event(), []
+        stop, failure = StopRequest(), []
 
         def train() -> None:
             try:
-                _train_or_resume(self._config(), self.run, self.task.nodes, halt)
+                _train_or_resume(self._config(), self.run, self.task.nodes, stop)
             except BaseException as error:
                 failure.append(error)
 
@@ -275,7 +276,8 @@ class TrialWorker(tune.Trainable):
                     return
                 time.sleep(POLL_INTERVAL_S)
         finally:
-            halt.set()
+            stop.request("the search", preempted=False)
+            stop.at_once = True  # it has ended, or its weights are of no more use
             thread.join()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -310,18 +312,18 @@ class TrialWorker(tune.Trainable):
                 self._rank(epoch)
 
 
-def _train_or_resume(config: TrainConfig, run: Run, nodes: int, halt: threading.Event) -> None:
+def _train_or_resume(config: TrainConfig, run: Run, nodes: int, stop: StopRequest) -> None:
     changes: dict[str, Any] = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
     # Or a trial whose driver was killed would wait for what it holds itself.
     cluster_kv.release_placement_group(str(run.path))
     try:  # tracked by the search's process
         if files.is_file(run.record_file):
             places = {name: getattr(config, name) for name in PLACES}
-            job.resume(run.path.parent, run.name, changes=changes | places, halt=halt, tracked=False)
+            job.resume(run.path.parent, run.name, changes=changes | places, stop=stop, tracked=False)
         else:
-            job.train(config.model_copy(update=changes), halt=halt, tracked=False)
+            job.train(config.model_copy(update=changes), stop=stop, tracked=False)
     except UserError as error:
-        if error.exit_code != INTERRUPTED:
+        if error.exit_code not in (PREEMPTED, INTERRUPTED):
             raise
 
 

@@ -1,0 +1,178 @@
+"""Stopping work that goes on: who asks for it, and why.
+
+SIGTERM, SIGUSR1 (Slurm, before a job's time is over), SIGHUP (the terminal is gone) and Ctrl-C end a command at once,
+with one line. Training defers them: the step in hand ends, and a checkpoint is written. A second signal ends it at
+once, and so does `PATIENCE_S`.
+"""
+
+import contextlib
+import math
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Literal
+
+from resnet_ops.errors import INTERRUPTED, PREEMPTED, UserError
+
+CTRL_C = "Ctrl-C"
+SIGNALS = {signal.SIGINT: CTRL_C} | {each: each.name for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+SAVING_S = 25.0  # that processes on other nodes have to save and to end
+PATIENCE_S = 29.0  # before the process ends whatever it waits for: schedulers kill it after 30 s
+ENDING_S = 9.0  # the same after a second signal
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why work stops: a signal's name or `CTRL_C`; `preempted` unless the user wanted it."""
+
+    reason: str
+    preempted: bool
+
+    @property
+    def status(self) -> Literal["preempted", "interrupted"]:
+        """The status of a run that stops for this."""
+        return "preempted" if self.preempted else "interrupted"
+
+    @property
+    def why(self) -> str:
+        """The reason in the record of a run that stops for this."""
+        return f"preempted by {self.reason}" if self.preempted else "stopped by the user"
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a command that stops for this."""
+        return PREEMPTED if self.preempted else INTERRUPTED
+
+    def error(self, work: str, more: str = "", remedy: str = "") -> UserError:
+        """Return what the user is told of `work`, such as 'Training', that has stopped."""
+        cause = f"{work} was preempted ({self.reason})." if self.preempted else f"{work} stopped."
+        return UserError(f"{cause} {more}".strip(), remedy, self.exit_code)
+
+
+BY_USER = Stop(CTRL_C, preempted=False)
+
+
+class StoppedError(KeyboardInterrupt):
+    """Work has stopped, or is to stop at once."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop.reason)
+        self.stop = stop
+
+
+def stop_of(interrupt: KeyboardInterrupt) -> Stop:
+    """Return why work stops: that of Python's own KeyboardInterrupt is Ctrl-C."""
+    return interrupt.stop if isinstance(interrupt, StoppedError) else BY_USER
+
+
+class StopRequest:
+    """Asks the work of a command to stop; any thread may ask, and whoever works looks at it after each step.
+
+    `stop` is why, or None. `at_once` is set by a second request: nothing more is saved. `ended_by` is
+    what ended a command that did not defer it. `remedy` tells how to go on, where the process has to be ended from
+    outside its work.
+    """
+
+    def __init__(self) -> None:
+        self.stop: Stop | None = None
+        self.at_once = False
+        self.ended_by = BY_USER
+        self.remedy = ""
+        self.is_deferring = False
+        self.on_request: Callable[[], None] = lambda: None
+
+    @property
+    def requested(self) -> bool:
+        """Return whether the work is to stop."""
+        return self.stop is not None
+
+    def request(self, reason: str, preempted: bool) -> None:
+        """Ask the work to stop once the step in hand is done and saved; asked again, to stop at once.
+
+        Also called by handlers of signals, so without a lock.
+        """
+        if self.stop is None:
+            self.stop = Stop(reason, preempted)
+        else:
+            self.at_once = True
+
+    @contextlib.contextmanager
+    def deferring(self, on_request: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Within a `with` block, have a first signal of `receive_signals` request a stop, instead of ending all.
+
+        Args:
+            on_request: Called on another thread when that happens.
+        """
+        self.on_request, self.is_deferring = on_request, True
+        yield
+        self.is_deferring = False  # after an error it stays so: what ends then is given as long
+
+
+@contextlib.contextmanager
+def receive_signals(request: StopRequest, give_up: Callable[[Stop], None]) -> Iterator[None]:
+    """Receive signals on the main thread for the length of a `with` block.
+
+    One that was ignored when the process began stays so, as nohup and shells want it.
+
+    Args:
+        request: Is asked to stop where work defers signals; elsewhere `StoppedError` is raised.
+        give_up: Called on another thread where the process ends because deferred work has not stopped in time.
+    """
+    received, wake = os.pipe()
+    os.set_blocking(wake, False)
+    watch = threading.Thread(target=_watch, args=(received, request, give_up), name="signals", daemon=True)
+    watch.start()
+
+    def receive(number: int, _: FrameType | None) -> None:
+        stop, ends = _stop(number), request.at_once
+        if request.is_deferring:
+            request.request(stop.reason, stop.preempted)
+            if not request.at_once or ends:  # what ends is not disturbed: the thread sees to it that it does
+                return
+        request.ended_by = stop
+        raise StoppedError(stop)
+
+    taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in taken}
+    woken_before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(wake)
+        watch.join()
+        os.close(received)
+
+
+def _watch(received: int, request: StopRequest, give_up: Callable[[Stop], None]) -> None:
+    """End the process in time, whatever its main thread waits for: there no handler runs until it is done."""
+    stop, deadline = BY_USER, math.inf
+    while True:
+        left_s = deadline - time.monotonic()
+        if request.is_deferring and left_s <= 0:
+            give_up(stop)
+            os._exit(stop.exit_code)
+        if not select.select([received], [], [], min(max(left_s, 0.1), 60.0))[0]:
+            continue
+        numbers = os.read(received, 64)
+        if not numbers:
+            return
+        for number in numbers:
+            if number not in SIGNALS or not request.is_deferring:
+                continue
+            if deadline == math.inf:
+                stop, deadline = _stop(number), time.monotonic() + PATIENCE_S
+                request.on_request()
+            else:
+                deadline = min(deadline, time.monotonic() + ENDING_S)
+
+
+def _stop(number: int) -> Stop:
+    return Stop(SIGNALS[signal.Signals(number)], number != signal.SIGINT)
