@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 import resnet_ops
 from resnet_ops import environment
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
-from resnet_ops.stop_request import PATIENCE_S, Stop, StoppedError, StopRequest, receive_signals, stop_of
+from resnet_ops.stop_request import StoppedError, StopRequest, receive_signals, stop_of
 
 from .commands import Root
 from .console import err, node_table, report_error, warn
@@ -61,12 +61,8 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
     request = StopRequest()
-
-    def give_up(stop: Stop) -> None:
-        error = stop.error("The work", f"It did not end within {PATIENCE_S:.0f} s.", request.remedy)
-        report_error(error, error.exit_code, as_json, debug=False)
-
-    with receive_signals(request, give_up):
+    request.report = lambda error: report_error(error, error.exit_code, as_json, debug=False)
+    with receive_signals(request):
         return _run(arguments, request, as_json, debug)
 
 

@@ -12,11 +12,28 @@ import time
 from collections.abc import Callable, Iterator
 
 from resnet_ops.orchestration.ray_internals import head_answers
+from resnet_ops.stop_request import Stop
 
-LOST_AFTER_S = 8.0
-POLL_INTERVAL_S = 2.0
+LOST_AFTER_S = 7.0
+MISSES = 3  # at least: this machine itself may have been too busy
+POLL_INTERVAL_S, RETRY_INTERVAL_S = 2.0, 1.0
+ANSWER_S = 1.5
+WORKERS_SAVE_S = 3.0  # to save by themselves, before their driver reports
 RAYS_TIMEOUT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 BEFORE_RAY_S = 10.0  # to save and to report, before Ray's own end of the process
+
+
+def head_loss(address: str) -> Stop:
+    """Return why work stops whose cluster has lost its head."""
+    return Stop(f"loss of the cluster's head at {address}", preempted=True)
+
+
+def wait_for_head() -> None:
+    """Wait until the head of the connected cluster answers; where it is lost, the watch ends this process."""
+    import ray
+
+    while not head_answers(ray.get_runtime_context().gcs_address, ANSWER_S):
+        time.sleep(RETRY_INTERVAL_S)
 
 
 def patience_s() -> float:
@@ -50,21 +67,18 @@ class HeadWatch:
         finally:
             self._done.set()
 
-    def wait_for_answer(self) -> None:
-        """Wait until the head answers, or for ever if it is lost: `on_loss` then decides."""
-        while self.lost or not head_answers(self.address, POLL_INTERVAL_S):
-            time.sleep(POLL_INTERVAL_S)
-
     def _watch(self) -> None:
         limit_s = patience_s()
-        while not head_answers(self.address, POLL_INTERVAL_S):
+        while not head_answers(self.address, ANSWER_S):
             if self._done.wait(POLL_INTERVAL_S):
                 return
-        answered_at = time.monotonic()
-        while not self._done.wait(POLL_INTERVAL_S):
-            if head_answers(self.address, POLL_INTERVAL_S):
-                answered_at = time.monotonic()
-            elif time.monotonic() - answered_at >= limit_s:
+        answered_at, misses = time.monotonic(), 0
+        while not self._done.wait(RETRY_INTERVAL_S if misses else POLL_INTERVAL_S):
+            if head_answers(self.address, ANSWER_S):
+                answered_at, misses = time.monotonic(), 0
+                continue
+            misses += 1
+            if misses >= MISSES and time.monotonic() - answered_at >= limit_s:
                 self.lost = True
                 self.on_loss()
                 return

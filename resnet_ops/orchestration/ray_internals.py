@@ -174,9 +174,10 @@ def head_client(address: str) -> Any:
 
 def own_head_client() -> Any:
     """Return the client of the head that this process is connected to."""
-    from ray._private import worker
+    import ray
 
-    return worker.global_worker.gcs_client
+    worker: Any = ray._private.worker.global_worker
+    return worker.gcs_client
 
 
 @dataclass(frozen=True)
@@ -208,11 +209,10 @@ def drain_node(client: Any, node_id: str, reason: str, deadline: float, timeout_
         deadline: When it will be gone, in seconds since 1970.
         timeout_s: To wait for the head.
     """
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from ray.core.generated import autoscaler_pb2
 
-    client.drain_node(
-        node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, reason, int(deadline * 1000), timeout=timeout_s
-    )
+    reasons: Any = autoscaler_pb2
+    client.drain_node(node_id, reasons.DRAIN_NODE_REASON_PREEMPTION, reason, int(deadline * 1000), timeout=timeout_s)
 
 
 def enable_token() -> bool:

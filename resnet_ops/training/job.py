@@ -5,6 +5,7 @@ gone, resumes in silence when a name is used again, and does nothing in its loca
 """
 
 import contextlib
+import functools
 import json
 import shlex
 import socket
@@ -29,7 +30,7 @@ from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.results import Result
 from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Status
 from resnet_ops.runs import Run
-from resnet_ops.stop_request import StopRequest, stop_of
+from resnet_ops.stop_request import Stop, StopRequest, stop_of
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training.defaults import explain_choices, report_defaults, warn_of_batch_size, warn_of_mirroring
@@ -112,7 +113,7 @@ def train(
     tracker.check_service(config.track)
     config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
     runs.check_new(config.runs_dir, config.name, overwrite)
-    with allocate(config, observer.warn) as placement:
+    with allocate(config, observer.warn, stop) as placement:
         with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
             asked, layout = config, placement.layout
             requested, weights = start_weights(asked, layout.device, observer)
@@ -139,7 +140,7 @@ def train(
             record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
             observer.run_created(run, record)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked), _stoppable(run, stop, observer) as request:
+                with _end_recorded(run, record, tracked), _stoppable(run, record, stop, observer) as request:
                     from resnet_ops.training.launch import launch_workers
 
                     result = launch_workers(run, record, source, placement, request)
@@ -190,7 +191,7 @@ def resume(
                     own_tracker.update(run)  # for what could not be logged then
             return _result(run, record, (), started_at)
         tracker.check_service(config.track)
-        with allocate(config, observer.warn) as placement:
+        with allocate(config, observer.warn, stop) as placement:
             if missing := find_missing(config):
                 raise UserError(
                     f"The images that {name} was trained on are no longer in {missing}.",
@@ -222,7 +223,7 @@ def resume(
                 run.log_event(extended)
                 observer.warn(extended)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked), _stoppable(run, stop, observer) as request:
+                with _end_recorded(run, record, tracked), _stoppable(run, record, stop, observer) as request:
                     from resnet_ops.training.launch import launch_workers
 
                     _report_resume_point(run, observer)
@@ -311,10 +312,10 @@ def begin(
 
 
 @contextlib.contextmanager
-def _stoppable(run: Run, stop: StopRequest | None, observer: Observer) -> Iterator[StopRequest]:
+def _stoppable(run: Run, record: RunRecord, stop: StopRequest | None, observer: Observer) -> Iterator[StopRequest]:
     """Have signals stop the training at a checkpoint, for the length of a `with` block."""
     request = stop or StopRequest()
-    request.remedy = f"Resume with: {resume_command(run)}"
+    request.record = functools.partial(_record_stop, run, record)
     with request.deferring(observer.stopping):
         yield request
 
@@ -325,9 +326,7 @@ def _end_recorded(run: Run, record: RunRecord, tracked: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        stop = stop_of(interrupt)
-        _record_end(run, record, stop.status, stop.why)
-        raise stop.error("Training", _last_intact(run), f"Resume with: {resume_command(run)}") from None
+        raise _record_stop(run, record, stop_of(interrupt)) from None
     except UserError as error:
         _record_end(run, record, "failed", error.cause)
         if error.exit_code != WORK_FAILED:
@@ -381,6 +380,12 @@ def _report_resume_point(run: Run, observer: Observer) -> None:
     if latest is not None:
         resume_point = f"from epoch {latest.info.epoch}" + (f", step {latest.info.step}" if latest.info.step else "")
     observer.warn(f"Resuming {resume_point}.")
+
+
+def _record_stop(run: Run, record: RunRecord, stop: Stop) -> UserError:
+    """Record in run.json why training stopped, and return what the user is told."""
+    _record_end(run, record, stop.status, stop.why)
+    return stop.error("Training", _last_intact(run), f"Resume with: {resume_command(run)}")
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:

@@ -21,6 +21,7 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError  # noqa: E402
 from resnet_ops.orchestration import cluster_kv, worker_stop  # noqa: E402
 from resnet_ops.orchestration.allocation import RECOVER_S, Placement  # noqa: E402
 from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer  # noqa: E402
+from resnet_ops.orchestration.head_loss import wait_for_head  # noqa: E402
 from resnet_ops.orchestration.network import GlooInterfaceConfig  # noqa: E402
 from resnet_ops.orchestration.worker_loss import explain_failure  # noqa: E402
 from resnet_ops.run_records import RunRecord  # noqa: E402
@@ -64,7 +65,7 @@ def _launch(run: Run, record: RunRecord, source: Source, placement: Placement, s
         )
         return _value(trainer.fit())
     try:
-        with placement.start_ray():
+        with placement.start_ray(stop):
             return _launch_on_ray(run, record, placement, scratch, stop)
     finally:
         with contextlib.suppress(OSError, UserError):
@@ -104,6 +105,7 @@ def _launch_on_ray(
         except TrainingFailedError as error:
             raise explain_failure(error) from error
         except RayActorError as error:  # Ray's controller itself
+            wait_for_head()  # with which it may have been lost
             reason = str(error).splitlines()[0][:200]
             run.log_event(f"Lost: the job's controller ({reason}). Starting another one.", "loss")
     raise PausedError("The job's controller was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
