@@ -87,8 +87,8 @@ def _run(arguments: list[str], request: StopRequest, as_json: bool, debug: bool)
         return BAD_REQUEST
     except KeyboardInterrupt as error:
         stop = stop_of(error)
-        cause = f"Ended by {stop.reason}. Nothing was lost." if stop.preempted else "Nothing was lost."
-        report_error(UserError(cause), stop.exit_code, as_json, debug)
+        cause = f"Ended by {stop.reason}." if stop.preempted else "Nothing was lost."
+        report_error(request.record(stop) if request.is_deferring else UserError(cause), stop.exit_code, as_json, debug)
         del error
         return stop.exit_code
     except BrokenPipeError:  # the reader of the output has exited, as in `resnet-ops runs | head`

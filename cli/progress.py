@@ -117,7 +117,7 @@ class TrainingProgress(Observer):
 
 
 def _show_stopping() -> None:
-    err.print("Stopping: saving a checkpoint (once more ends at once)")
+    err.print("Stopping: saving a checkpoint (once more ends at once)", soft_wrap=True)
 
 
 STATUS_COLORS = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}

@@ -77,7 +77,9 @@ def study(
         started_at = process_started_at()
         try:
             if resume is None:
-                result = job.study(config, overwrite=overwrite, observer=progress, started_at=started_at)
+                result = job.study(
+                    config, overwrite=overwrite, observer=progress, started_at=started_at, stop=options.stop
+                )
             else:
                 changes = {name: value for name, value in options.values.items() if name in CHANGEABLE - {"nodes"}}
                 result = job.resume(
@@ -88,6 +90,7 @@ def study(
                     changes=changes,
                     observer=progress,
                     started_at=started_at,
+                    stop=options.stop,
                 )
         except UserError:
             if progress.search is not None:  # the results so far

@@ -12,9 +12,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rich.markup import escape
@@ -26,6 +26,7 @@ from resnet_ops.errors import INTERRUPTED, PREEMPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.job_protocol import SUBMITTER, parse_milestone, report_milestone
 from resnet_ops.orchestration.job_supervision import Supervision, supervise
+from resnet_ops.stop_request import stop_of
 from resnet_ops.tracking.tracker import service_environment
 
 from .console import Output, err, warn
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
 
 
 Arguments = Callable[[TrainConfig, bool], list[str]]
-
-
-class TerminatedError(KeyboardInterrupt):
-    """A SIGTERM: the user cannot be asked."""
 
 
 def submit(
@@ -115,26 +112,23 @@ class _Submission:
         supervision = Supervision(self.config.max_failures, self.arguments(self.config, True), self.resume)
         environment = self.environment | supervision.to_environment()
         log, submitted, stop_requested = JobLog(self.job_id), False, False
-        with _sigterm():
-            while True:
-                try:
-                    if not submitted:
-                        self.server.submit(self.job_id, arguments, str(self.config.name), environment)
-                        submitted = True
-                        err.print(
-                            f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True
-                        )
-                    if self.stopping and not stop_requested:
-                        self.server.request_stop(self.job_id)
-                        stop_requested = True
-                    job = self.server.follow(log, self._show)
-                    self._show_held_back()
-                    return job
-                except KeyboardInterrupt as interrupt:
-                    if not submitted:
-                        cause = f"Interrupted while job {self.job_id} was being submitted."
-                        raise UserError(cause, "Check whether it exists: resnet-ops jobs list", INTERRUPTED) from None
-                    self._interrupted(interrupt)
+        while True:
+            try:
+                if not submitted:
+                    self.server.submit(self.job_id, arguments, str(self.config.name), environment)
+                    submitted = True
+                    err.print(f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True)
+                if self.stopping and not stop_requested:
+                    self.server.request_stop(self.job_id)
+                    stop_requested = True
+                job = self.server.follow(log, self._show)
+                self._show_held_back()
+                return job
+            except KeyboardInterrupt as interrupt:
+                if not submitted:
+                    cause = f"Interrupted while job {self.job_id} was being submitted."
+                    raise UserError(cause, "Check whether it exists: resnet-ops jobs list", INTERRUPTED) from None
+                self._interrupted(interrupt)
 
     def _show(self, line: str) -> None:
         """Show one line, except the JSON object at the end and the error before it, which are shown as our own."""
@@ -163,7 +157,7 @@ class _Submission:
 
     def _interrupted(self, interrupt: KeyboardInterrupt) -> None:
         """Detach from the job (raises) or mark it to be stopped (returns, to follow its end)."""
-        if not self.stopping and not isinstance(interrupt, TerminatedError) and _ask_whether_to_stop():
+        if not self.stopping and not stop_of(interrupt).preempted and _ask_whether_to_stop():
             self.stopping = True
             err.print("Stopping; press Ctrl-C again to detach.")
             return
@@ -244,18 +238,6 @@ def _ask_whether_to_stop() -> bool:
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return False
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[None]:
-    def terminate(*_: object) -> NoReturn:
-        raise TerminatedError
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_places(config: TrainConfig) -> None:

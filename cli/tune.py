@@ -84,10 +84,19 @@ def tune(
         started_at = process_started_at()
         try:
             if resume is None:
-                result = job.tune(config, pairs or (), overwrite=overwrite, observer=progress, started_at=started_at)
+                result = job.tune(
+                    config,
+                    pairs or (),
+                    overwrite=overwrite,
+                    observer=progress,
+                    started_at=started_at,
+                    stop=options.stop,
+                )
             else:
                 changes = {name: value for name, value in options.values.items() if name in CHANGEABLE}
-                result = job.resume(base.runs_dir, resume, changes=changes, observer=progress, started_at=started_at)
+                result = job.resume(
+                    base.runs_dir, resume, changes=changes, observer=progress, started_at=started_at, stop=options.stop
+                )
         finally:
             _draw(progress)  # also if it was interrupted
     _show(output, result)

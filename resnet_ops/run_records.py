@@ -203,9 +203,9 @@ class StartRecord(BaseModel):
 class RunRecord(BaseModel):
     """The content of run.json.
 
-    `reason` is why the run failed, was interrupted or preempted, or ended before its last epoch. `extended_after` is how
-    many epochs were done when the run was given more: schedules other than `steps` began anew there, and patience counts
-    from there.
+    `reason` is why the run failed, was stopped, or ended before its last epoch. `extended_after` is how many epochs
+    were done when the run was given more: schedules other than `steps` began anew there, and patience counts from
+    there.
     """
 
     format: Literal[1] = 1

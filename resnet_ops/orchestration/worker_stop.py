@@ -1,24 +1,28 @@
 """How workers in processes of Ray are asked to stop.
 
-By their driver, wherever it is, by a signal of their own, because their nodes are about to leave the cluster, or because
-the cluster's head is lost.
+By their driver, wherever it is, by a signal of their own, because their nodes will leave the cluster, or because its head
+is lost.
 """
 
 import contextlib
 import json
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from types import FrameType
+from typing import Any
 
 from resnet_ops.orchestration.cluster_kv import NAMESPACE
 from resnet_ops.orchestration.head_loss import HeadWatch, head_loss
 from resnet_ops.orchestration.ray_internals import draining_nodes, kv_del, kv_get, kv_put
-from resnet_ops.stop_request import SAVING_S, SIGNALS, Stop, StopRequest
+from resnet_ops.stop_request import BY_USER, SAVING_S, SIGNALS, Stop, StoppedError, StopRequest
 
 POLL_INTERVAL_S = 0.5
+FITTING_POLL_S = 0.2
 JOIN_S = 2.0  # where the head is lost, what was asked of it is never answered
 DELIVERY_S = 3.0  # for a result to reach the driver, if there is one
 HEADLESS_EXIT_CODE = 87  # of a worker whose cluster has lost its head
@@ -30,20 +34,45 @@ def ask_workers(run: str, stop: Stop) -> None:
     kv_put(_key(run), json.dumps([stop.reason, stop.preempted]).encode(), NAMESPACE)
 
 
+def wait_for_workers(fitting: Future[Any], request: StopRequest, ask: Callable[[Stop], None]) -> Any:
+    """Return the result of Ray Train or Tune, which run on another thread: on the main one they would take Ctrl-C.
+
+    Args:
+        fitting: Their result.
+        request: What may ask the workers to stop.
+        ask: Asks them, once.
+
+    Raises:
+        StoppedError: They have not saved and ended in time, or were not to.
+    """
+    deadline = math.inf
+    while time.monotonic() < deadline and not request.at_once:
+        if request.stop is not None and deadline == math.inf:
+            ask(request.stop)
+            deadline = time.monotonic() + SAVING_S
+        with contextlib.suppress(TimeoutError):
+            return fitting.result(timeout=FITTING_POLL_S)
+        if fitting.done():  # with a TimeoutError of its own
+            return fitting.result()
+    raise StoppedError(request.stop or BY_USER)
+
+
 def withdraw(run: str) -> None:
     """Withdraw what `ask_workers` asked for, perhaps in an earlier process."""
     kv_del(_key(run), NAMESPACE)
 
 
 @contextlib.contextmanager
-def hear(run: str, nodes: Collection[str], leave: Callable[[set[str]], Stop], request: StopRequest) -> Iterator[None]:
+def hear(
+    run: str, request: StopRequest, nodes: Collection[str] = (), leave: Callable[[set[str]], Stop] | None = None
+) -> Iterator[None]:
     """Pass on, for the length of a `with` block, what the driver of a run asks for, and that nodes will leave.
 
     Args:
         run: The run.
+        request: Is asked to stop.
         nodes: Ids of the nodes that the workers are on.
         leave: Returns why the work stops where some of them will leave.
-        request: Is asked to stop.
     """
     from ray.exceptions import RayError
 
@@ -55,7 +84,7 @@ def hear(run: str, nodes: Collection[str], leave: Callable[[set[str]], Stop], re
                 if asked := kv_get(_key(run), NAMESPACE):
                     request.request(*json.loads(asked))
                     return
-                if not request.requested and (leaving := draining_nodes().intersection(nodes)):
+                if leave and not request.requested and (leaving := draining_nodes().intersection(nodes)):
                     stop = leave(leaving)
                     request.stop = request.stop or stop
 

@@ -17,6 +17,7 @@ from resnet_ops.models import parse_name
 from resnet_ops.recipe_config import IMAGE_DEFAULTS
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import StopRequest
 from resnet_ops.study import layers, plan, verdict
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.study.figures import study_figures
@@ -42,6 +43,7 @@ def study(
     overwrite: bool = False,
     observer: SearchObserver | None = None,
     started_at: float | None = None,
+    stop: StopRequest | None = None,
 ) -> StudyResult:
     """Run a new study.
 
@@ -50,6 +52,7 @@ def study(
         overwrite: Replace a study or a run of the same name.
         observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
+        stop: Asks the study to stop, its trainings at checkpoints.
 
     Raises:
         UserError: The request is wrong (nothing was written), or all trainings failed, or the study was interrupted
@@ -63,6 +66,7 @@ def study(
         overwrite=overwrite,
         observer=observer,
         started_at=started_at,
+        stop=stop,
     )
     return write_results(result.search, started_at)
 
@@ -76,6 +80,7 @@ def resume(
     changes: dict[str, Any] | None = None,
     observer: SearchObserver | None = None,
     started_at: float | None = None,
+    stop: StopRequest | None = None,
 ) -> StudyResult:
     """Resume a study: trainings that have ended stay, the others continue from their checkpoints.
 
@@ -87,6 +92,7 @@ def resume(
         changes: Options of where it runs that differ from now on.
         observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
+        stop: Asks the study to stop, its trainings at checkpoints.
 
     Raises:
         UserError: There is no such study, its images or the code have changed, another process runs it, it does not
@@ -94,7 +100,9 @@ def resume(
     """
     started_at = started_at or time.time()
     kind = _search_kind(study, nodes)
-    result = tuning.resume(runs_dir, name, changes=changes, kind=kind, observer=observer, started_at=started_at)
+    result = tuning.resume(
+        runs_dir, name, changes=changes, kind=kind, observer=observer, started_at=started_at, stop=stop
+    )
     return write_results(result.search, started_at)
 
 

@@ -10,7 +10,7 @@ import json
 import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +140,10 @@ def train(
             record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
             observer.run_created(run, record)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked), _stoppable(run, record, stop, observer) as request:
+                with (
+                    _end_recorded(run, record, tracked),
+                    stoppable(stop, observer, functools.partial(_record_stop, run, record)) as request,
+                ):
                     from resnet_ops.training.launch import launch_workers
 
                     result = launch_workers(run, record, source, placement, request)
@@ -223,7 +226,10 @@ def resume(
                 run.log_event(extended)
                 observer.warn(extended)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked), _stoppable(run, record, stop, observer) as request:
+                with (
+                    _end_recorded(run, record, tracked),
+                    stoppable(stop, observer, functools.partial(_record_stop, run, record)) as request,
+                ):
                     from resnet_ops.training.launch import launch_workers
 
                     _report_resume_point(run, observer)
@@ -312,10 +318,18 @@ def begin(
 
 
 @contextlib.contextmanager
-def _stoppable(run: Run, record: RunRecord, stop: StopRequest | None, observer: Observer) -> Iterator[StopRequest]:
-    """Have signals stop the training at a checkpoint, for the length of a `with` block."""
+def stoppable(
+    stop: StopRequest | None, observer: Observer, record: Callable[[Stop], UserError]
+) -> Iterator[StopRequest]:
+    """Have signals stop the work at a checkpoint, for the length of a `with` block.
+
+    Args:
+        stop: What signals ask; by default nobody does.
+        observer: Receives that they did.
+        record: Records why the work stopped, and returns what the user is told.
+    """
     request = stop or StopRequest()
-    request.record = functools.partial(_record_stop, run, record)
+    request.record = record
     with request.deferring(observer.stopping):
         yield request
 

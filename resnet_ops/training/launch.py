@@ -1,9 +1,9 @@
 """Runs a job's workers to their end: in this process, or on Ray, surviving the loss of some of them."""
 
 import contextlib
-import math
+import functools
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from resnet_ops.orchestration.connect import enable_nccl_hang_detector, import_ray
@@ -26,10 +26,9 @@ from resnet_ops.orchestration.network import GlooInterfaceConfig  # noqa: E402
 from resnet_ops.orchestration.worker_loss import explain_failure  # noqa: E402
 from resnet_ops.run_records import RunRecord  # noqa: E402
 from resnet_ops.runs import Run  # noqa: E402
-from resnet_ops.stop_request import BY_USER, SAVING_S, StoppedError, StopRequest  # noqa: E402
+from resnet_ops.stop_request import StoppedError, StopRequest  # noqa: E402
 from resnet_ops.training.worker import WorkerResult, WorkerTask, run_worker  # noqa: E402
 
-POLL_INTERVAL_S = 0.2
 NCCL_GRACE_S = 30  # on top of --hang-timeout: the watchdog knows more about a hang, so it is first
 
 
@@ -78,6 +77,7 @@ def _launch_on_ray(
     config = record.config
     if placement.layout.device == "cuda":
         enable_nccl_hang_detector(config.hang_timeout)
+    ask = functools.partial(worker_stop.ask_workers, str(run.path))
     first_event = len(run.events())
     while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[first_event:])) >= 0:
         cluster_kv.release_placement_group(str(run.path))  # still held where the controller was lost
@@ -95,10 +95,10 @@ def _launch_on_ray(
             run=str(run.path),
         )
         try:
-            # In a thread: on the main thread Ray would take Ctrl-C for itself and exit with code 1.
+            # On the main thread Ray would take Ctrl-C for itself and exit with code 1.
             with ThreadPoolExecutor(1) as pool:
                 try:
-                    return _value(_wait(pool.submit(trainer.fit), str(run.path), stop))
+                    return _value(worker_stop.wait_for_workers(pool.submit(trainer.fit), stop, ask))
                 except KeyboardInterrupt:
                     trainer.stop()
                     raise
@@ -109,20 +109,6 @@ def _launch_on_ray(
             reason = str(error).splitlines()[0][:200]
             run.log_event(f"Lost: the job's controller ({reason}). Starting another one.", "loss")
     raise PausedError("The job's controller was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)
-
-
-def _wait(fitting: Future[Any], run: str, stop: StopRequest) -> Any:
-    """Wait until the workers have ended; where they are to stop, until they have saved, but not for ever."""
-    deadline = math.inf
-    while time.monotonic() < deadline and not stop.at_once:
-        if stop.stop is not None and deadline == math.inf:
-            worker_stop.ask_workers(run, stop.stop)
-            deadline = time.monotonic() + SAVING_S
-        with contextlib.suppress(TimeoutError):
-            return fitting.result(timeout=POLL_INTERVAL_S)
-        if fitting.done():  # with a TimeoutError of its own
-            return fitting.result()
-    raise StoppedError(stop.stop or BY_USER)
 
 
 def _value(result: Any) -> WorkerResult:

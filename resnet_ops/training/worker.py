@@ -221,7 +221,7 @@ def _listening(task: WorkerTask, record: RunRecord, group: ProcessGroup, request
         if ray.train.get_context().get_local_rank() == 0:
             stack.enter_context(watch_for_notice(drain_own_node))
         if group.rank == 0:
-            stack.enter_context(worker_stop.hear(task.run, placed, leave, request))
+            stack.enter_context(worker_stop.hear(task.run, request, placed, leave))
         yield
 
 

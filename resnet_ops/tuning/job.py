@@ -20,13 +20,14 @@ from resnet_ops.cluster_config import JobConfig
 from resnet_ops.config import Select, TrainConfig
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.discovery import absolute_paths, find_missing
-from resnet_ops.errors import INTERRUPTED, WORK_FAILED, PausedError, UserError
+from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.machine import versions
 from resnet_ops.orchestration.packaging import code_fingerprint
 from resnet_ops.orchestration.trial_slots import TrialResources, TrialSlots, allocate_trials
 from resnet_ops.recipes.reading import configure
 from resnet_ops.results import Result
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import Stop, StopRequest, stop_of
 from resnet_ops.tracking.tracker import Tracker, check_service
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
@@ -105,6 +106,7 @@ def tune(
     overwrite: bool = False,
     observer: SearchObserver | None = None,
     started_at: float | None = None,
+    stop: StopRequest | None = None,
 ) -> TuneResult:
     """Run a new search.
 
@@ -114,13 +116,14 @@ def tune(
         overwrite: Replace a search or a run of the same name.
         observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
+        stop: Asks the search to stop, its trials at checkpoints.
 
     Raises:
         UserError: The request is wrong (nothing was written), or all trials failed, or the search was interrupted
             (the finished trials are kept).
     """
     space = read_space(config, pairs)
-    return search_space(config, space, overwrite=overwrite, observer=observer, started_at=started_at)
+    return search_space(config, space, overwrite=overwrite, observer=observer, started_at=started_at, stop=stop)
 
 
 def search_space(
@@ -131,6 +134,7 @@ def search_space(
     overwrite: bool = False,
     observer: SearchObserver | None = None,
     started_at: float | None = None,
+    stop: StopRequest | None = None,
 ) -> TuneResult:
     """Search a space, or train the points that it lists; otherwise as `tune`."""
     observer, started_at = observer or SearchObserver(), started_at or time.time()
@@ -140,7 +144,7 @@ def search_space(
     stored = _stored_config(config, base)
     runs.check_new(base.runs_dir, base.name, overwrite)
     resources = _resources(config, kind.machines)
-    with allocate_trials(base, resources, observer.warn) as slots:
+    with allocate_trials(base, resources, observer.warn, stop) as slots:
         space, base, data, weights = check_search(space, base, slots, observer)
         planned = planned_trials(config, space)
         at_once = min(planned, config.max_concurrent or planned)
@@ -167,7 +171,7 @@ def search_space(
             from resnet_ops.training.memory import count_parameters
 
             training.begin(run, base, data, count_parameters(base, data), 1, slots.device)
-            return _execute(search, record, slots, observer, started_at, kind)
+            return _execute(search, record, slots, observer, started_at, kind, stop or StopRequest())
 
 
 def resume(
@@ -178,6 +182,7 @@ def resume(
     kind: SearchKind = TUNE,
     observer: SearchObserver | None = None,
     started_at: float | None = None,
+    stop: StopRequest | None = None,
 ) -> TuneResult:
     """Resume a search: trials that have ended stay, the others continue from their checkpoints.
 
@@ -188,6 +193,7 @@ def resume(
         kind: The kind that it was started as; where `machines` is None they stay as they were.
         observer: Receives the progress.
         started_at: When the user asked, in seconds since 1970; by default now.
+        stop: Asks the search to stop, its trials at checkpoints.
 
     Raises:
         UserError: There is no such search, its images or the code have changed, another process runs it, it does not
@@ -215,7 +221,7 @@ def resume(
         resources = _resources(config, machines)
         if files.is_file(search.run.weights_file):
             base = base.model_copy(update={"weights": as_typed(search.run.weights_file), "weights_key": None})
-        with allocate_trials(base, resources, observer.warn) as slots:
+        with allocate_trials(base, resources, observer.warn, stop) as slots:
             if slots.device != record.device:
                 raise UserError(
                     f"{name} was searched on {record.device}, not on {slots.device}.", "Start a new search."
@@ -230,7 +236,7 @@ def resume(
             slots = with_shared_gpus(slots, resources, at_once, space, base, data, observer)
             record = record.model_copy(update={"config": config, "machines": machines})
             search.write(record)
-            return _execute(search, record, slots, observer, started_at, kind)
+            return _execute(search, record, slots, observer, started_at, kind, stop or StopRequest())
 
 
 def _resources(config: TuneConfig, machines: int | None) -> TrialResources:
@@ -254,6 +260,7 @@ def _execute(
     observer: SearchObserver,
     started_at: float,
     kind: SearchKind,
+    stop: StopRequest,
 ) -> TuneResult:
     from resnet_ops.tuning.runner import run_trials
     from resnet_ops.tuning.trial_log import TrialLog
@@ -265,17 +272,21 @@ def _execute(
     observer.search_started(search, record, slots)
     for trial in log.trials.values():
         observer.trial_changed(trial)
+
+    def record_stop(ended_by: Stop) -> UserError:
+        log.end_search(ended_by.status, ended_by.why)
+        done = f"{len(log.ended_trials)} of {record.planned} trials are done."
+        return ended_by.error(record.noun.capitalize(), done, f"Resume with: {resume_command}")
+
     try:
         with tracker:
             if track != "none":
                 log.track_ended_trials()
             if len(log.ended_trials) < record.planned:
-                run_trials(log, slots, kind.at_end)
-    except KeyboardInterrupt:
-        log.end_search("interrupted", "stopped by the user")
-        done = f"{len(log.ended_trials)} of {record.planned} trials are done."
-        stopped = f"{record.noun.capitalize()} stopped. {done}"
-        raise UserError(stopped, f"Resume with: {resume_command}", INTERRUPTED) from None
+                with training.stoppable(stop, observer, record_stop):
+                    run_trials(log, slots, stop, kind.at_end)
+    except KeyboardInterrupt as interrupt:
+        raise record_stop(stop_of(interrupt)) from None
     except BaseException as error:
         reason = error.cause if isinstance(error, UserError) else f"{type(error).__name__}: {error}"[:500]
         log.end_search("failed", reason)
@@ -283,10 +294,10 @@ def _execute(
             remedy = f"{error.remedy} Then resume with: {resume_command}"
             raise error.copy_with(remedy=remedy, exit_code=WORK_FAILED) from error
         raise
-    return _finish(log, started_at)
+    return _finish(log, started_at, stop)
 
 
-def _finish(log: "TrialLog", started_at: float) -> TuneResult:
+def _finish(log: "TrialLog", started_at: float, stop: StopRequest) -> TuneResult:
     """Record the end of a search, train the best network on all images if `refit`, and return the result.
 
     Raises:
@@ -301,7 +312,7 @@ def _finish(log: "TrialLog", started_at: float) -> TuneResult:
     log.end_search("finished", "")
     trial = selected.trial
     recorded = search.run.read_as_written().best
-    refit = _refit(search, trial, log.observer) if log.record.config.refit else None
+    refit = _refit(search, trial, log.observer, stop) if log.record.config.refit else None
     best = BestTrial(
         trial=trial.id,
         model=trial.model,
@@ -331,10 +342,10 @@ def _log_event(search: Search, observer: SearchObserver, message: str) -> None:
     observer.warn(message)
 
 
-def _refit(search: Search, trial: Trial, observer: Observer) -> Run:
+def _refit(search: Search, trial: Trial, observer: Observer, stop: StopRequest) -> Run:
     """Train the best network on training and validation images, to the last epoch, as nothing is left to select on."""
     config = search.trial_run(trial).read_as_written().config
     own = {"name": f"{search.run.name}-refit", "runs_dir": search.run.path.parent, "fit_all": True, "num_to_keep": 2}
     on_validation = ("patience", "target_accuracy", "select", "expect")  # a recipe's file may hold them
     own |= {name: TrainConfig.default(name) for name in on_validation}
-    return training.train(config.model_copy(update=own), overwrite=True, observer=observer).run
+    return training.train(config.model_copy(update=own), overwrite=True, observer=observer, stop=stop).run

@@ -20,27 +20,37 @@ from ray.tune.stopper import Stopper
 from resnet_ops import files
 from resnet_ops.config_base import as_typed
 from resnet_ops.errors import PausedError, UserError
+from resnet_ops.orchestration import worker_stop
 from resnet_ops.orchestration.trial_slots import TrialSlots
+from resnet_ops.stop_request import Stop, StoppedError, StopRequest
 from resnet_ops.training.session import TrainingSession
 from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, build_scheduler, build_search, trial_number
 from resnet_ops.tuning.trial import TrialTask, TrialWorker
 from resnet_ops.tuning.trial_log import TrialLog
 
 
-def run_trials(log: TrialLog, slots: TrialSlots, at_end: Callable[[TrainingSession], None] | None = None) -> None:
+def run_trials(
+    log: TrialLog, slots: TrialSlots, request: StopRequest, at_end: Callable[[TrainingSession], None] | None = None
+) -> None:
     """Run the search to its end, or until the log's `stop` is set; `at_end` as in `TrialTask`.
 
     Raises:
-        KeyboardInterrupt: The user stopped it.
+        StoppedError: It was asked to stop, here or on a node; the trials have saved, unless it was asked twice.
         PausedError: A disk is full.
     """
-    scratch = log.search.run.path / "ray"
+    scratch, trials = log.search.run.path / "ray", str(log.search.trials_dir)
+
+    def ask(stop: Stop) -> None:
+        log.stopped_by = stop
+        log.stop.set()
+        worker_stop.ask_workers(trials, stop)
+
     try:
-        with slots.start_ray(), ThreadPoolExecutor(1, "tune") as thread:
-            # In a thread: on the main thread Ray would take Ctrl-C for itself.
+        with slots.start_ray(request), ThreadPoolExecutor(1, "tune") as thread:
+            worker_stop.withdraw(trials)
             fitting: Future[Any] = thread.submit(lambda: _tuner(log, slots, scratch, at_end).fit())
             try:
-                fitting.result()
+                worker_stop.wait_for_workers(fitting, request, ask)
             except KeyboardInterrupt:
                 log.stop.set()
                 fitting.exception()
@@ -48,6 +58,8 @@ def run_trials(log: TrialLog, slots: TrialSlots, at_end: Callable[[TrainingSessi
     finally:
         with contextlib.suppress(OSError, UserError):
             files.remove_tree(scratch)
+    if log.stopped_by and len(log.ended_trials) < log.record.planned:
+        raise StoppedError(log.stopped_by)
     if log.pause_reason:
         raise PausedError(log.pause_reason)
 

@@ -5,6 +5,7 @@ is resumed, and its earlier epochs are reported to Tune again, one by one: that 
 own state is not kept. What is recorded of trials is in `trial_log`.
 """
 
+import contextlib
 import secrets
 import threading
 import time
@@ -21,12 +22,12 @@ from resnet_ops.cluster_config import NodeRange
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import INTERRUPTED, PREEMPTED, PausedError, UserError
-from resnet_ops.orchestration import cluster_kv
+from resnet_ops.orchestration import cluster_kv, worker_stop
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure
 from resnet_ops.run_records import DataRecord, Epoch, RunRecord
 from resnet_ops.runs import Run
-from resnet_ops.stop_request import StopRequest
+from resnet_ops.stop_request import Stop, StoppedError, StopRequest
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job, preflight
 from resnet_ops.training.build import cuda_algorithms
@@ -81,6 +82,10 @@ class TrialWorker(tune.Trainable):
         """Start the first trial."""
         self.task = task
         self.sources: dict[tuple[DataConfig, bool], Source] = {}
+        worker_stop.take_signals()
+        self.listening = contextlib.ExitStack()
+        self.listening.enter_context(worker_stop.end_without_head(worker_stop.OWN))
+        self.listening.enter_context(worker_stop.hear(task.trials, worker_stop.OWN))
         torch.set_num_threads(task.threads)
         self._start_trial(config[POINT])
 
@@ -93,6 +98,7 @@ class TrialWorker(tune.Trainable):
     def cleanup(self) -> None:
         """Leave the current trial."""
         self._leave_trial()
+        self.listening.close()
 
     def _start_trial(self, point: dict[str, Any]) -> None:
         self.number = trial_number(self.trial_id, point)
@@ -117,6 +123,8 @@ class TrialWorker(tune.Trainable):
         """Train an epoch and report it. An error that ends the trial is reported too, since the worker is reused."""
         try:
             epoch = self._next_epoch()
+        except StoppedError as error:
+            return self._result(done=True, stopped=(error.stop.reason, error.stop.preempted))
         except PausedError as error:  # a full disk, for one: not this trial's fault
             return self._result(done=True, paused=str(error))
         except UserError as error:
@@ -219,7 +227,8 @@ class TrialWorker(tune.Trainable):
         source = self._source(self.record.config)
         device = torch.device(self.task.device)
         with cuda_algorithms(self.record.config, device):
-            self.session = TrainingSession.open(self.run, self.record, source, ProcessGroup(), device)
+            request = worker_stop.OWN
+            self.session = TrainingSession.open(self.run, self.record, source, ProcessGroup(), device, request)
             yield from self.run.epochs()
             with self.session.saving():
                 for epoch in self.session.trainer.run(self.session.after_step, self.session.save_is_due):
@@ -227,6 +236,8 @@ class TrialWorker(tune.Trainable):
                     self.session.wait()  # an epoch that is reported is on the disk
                     if epoch is not None:
                         yield epoch
+            if request.stop and self.session.trainer.stop.agreed:
+                raise StoppedError(request.stop)
 
     def _new_record(self) -> RunRecord:
         requested, weights = start_weights(self._config(), self.task.device, Observer())
@@ -263,7 +274,9 @@ class TrialWorker(tune.Trainable):
         reported = 0
         try:
             while True:
-                ended = not thread.is_alive()
+                ended, asked = not thread.is_alive(), worker_stop.OWN.stop
+                if asked and not stop.requested:
+                    stop.request(asked.reason, asked.preempted)
                 for epoch in self.run.epochs()[reported:]:
                     self.record = self.record or self.run.read_as_written()
                     if self._is_last(epoch):  # the job ends by itself, and frees its resources
@@ -271,6 +284,8 @@ class TrialWorker(tune.Trainable):
                     reported += 1
                     yield epoch
                 if ended and failure:
+                    if getattr(failure[0], "exit_code", None) in (PREEMPTED, INTERRUPTED):
+                        raise StoppedError(asked or Stop("a signal on its nodes", preempted=True))
                     raise failure[0]
                 if ended:
                     return
@@ -316,15 +331,11 @@ def _train_or_resume(config: TrainConfig, run: Run, nodes: int, stop: StopReques
     changes: dict[str, Any] = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
     # Or a trial whose driver was killed would wait for what it holds itself.
     cluster_kv.release_placement_group(str(run.path))
-    try:  # tracked by the search's process
-        if files.is_file(run.record_file):
-            places = {name: getattr(config, name) for name in PLACES}
-            job.resume(run.path.parent, run.name, changes=changes | places, stop=stop, tracked=False)
-        else:
-            job.train(config.model_copy(update=changes), stop=stop, tracked=False)
-    except UserError as error:
-        if error.exit_code not in (PREEMPTED, INTERRUPTED):
-            raise
+    if files.is_file(run.record_file):  # tracked by the search's process
+        places = {name: getattr(config, name) for name in PLACES}
+        job.resume(run.path.parent, run.name, changes=changes | places, stop=stop, tracked=False)
+    else:
+        job.train(config.model_copy(update=changes), stop=stop, tracked=False)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from resnet_ops import files
 from resnet_ops.models import parse_name
 from resnet_ops.run_records import Best, Status
 from resnet_ops.runs import Run
+from resnet_ops.stop_request import Stop
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, SelectedTrial, Trial, select_trial
@@ -25,7 +26,8 @@ STOP_REASON = {
 class TrialLog:
     """All trials of a search so far; written to trials.jsonl when one starts or ends.
 
-    `stop` ends the search when it is set; `pause_reason` is then why, if it can be resumed once that is mended.
+    `stop` ends the search when it is set; `stopped_by` is then who asked for that, `pause_reason` why it can be resumed
+    only once that is mended.
     """
 
     def __init__(self, search: Search, record: SearchRecord, observer: SearchObserver, tracker: Tracker) -> None:
@@ -33,6 +35,7 @@ class TrialLog:
         self.trials = {trial.id: trial for trial in search.trials()}
         self.stop = threading.Event()
         self.pause_reason = ""
+        self.stopped_by: Stop | None = None
 
     @property
     def ended_trials(self) -> list[Trial]:
@@ -88,6 +91,9 @@ class TrialLog:
         if "ended" in result:  # by its own options, early
             update["reason"] = result["ended"]
         self.trials[number] = trial.model_copy(update=update)
+        if "stopped" in result:
+            self.stopped_by = self.stopped_by or Stop(*result["stopped"])
+            self.stop.set()
         if "paused" in result:
             self.pause_reason = result["paused"]
             self.stop.set()
