@@ -70,16 +70,16 @@ def find_node(nodes: Iterable[Any], named: str | None, host: str) -> tuple[str, 
         UserError: There is none, or there are several.
     """
     nodes = list(nodes)
-    found = [node for node in nodes if (named in (node.name, node.id) if named else node.host == host)]
+    matches = [node for node in nodes if (named in (node.name, node.id) if named else node.host == host)]
     names = sorted(node.name for node in nodes)
-    if len(found) == 1:
-        return found[0].id, found[0].name
+    if len(matches) == 1:
+        return matches[0].id, matches[0].name
     if named:
-        cause = f"The cluster has {len(found) or 'no'} node{'s' * (len(found) > 1)} called {named}."
+        cause = f"The cluster has {len(matches) or 'no'} node{'s' * (len(matches) > 1)} called {named}."
         raise UserError(cause, did_you_mean(named, names) or f"It has: {', '.join(names[:10])}.")
-    if found:
+    if matches:
         raise UserError(
-            f"{len(found)} nodes of the cluster run on this machine.", f"Name one: --node {found[-1].name}."
+            f"{len(matches)} nodes of the cluster run on this machine.", f"Name one: --node {matches[-1].name}."
         )
     raise UserError(
         f"No node of the cluster runs on this machine ({host}).", f"Name one: --node {(names or ['NAME'])[-1]}."

@@ -1,7 +1,7 @@
 """How workers in processes of Ray are asked to stop.
 
-By their driver, wherever it is, by a signal of their own, because their nodes will leave the cluster, or because its head
-is lost.
+By their driver, wherever it is, by a signal of their own, because their nodes will leave the cluster, or because its
+head is lost.
 """
 
 import contextlib
