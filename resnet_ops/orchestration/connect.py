@@ -91,6 +91,7 @@ def import_ray() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ray_internals.silence_worker_logs()
+    ray_internals.keep_signals()
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
@@ -204,7 +205,6 @@ def _init(ship: bool = False, **options: Any) -> None:
     """Call ray.init without its logs; `ship` sends this resnet-ops to every node."""
     import ray
 
-    before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:
         if ship:
             options["runtime_env"] = {"py_modules": [str(copy_package(Path(folder)))]}
@@ -216,10 +216,8 @@ def _init(ship: bool = False, **options: Any) -> None:
             options["job_config"] = ray_internals.job_config_of_driver()
         with working_directory, safe_path():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    if (
-        threading.current_thread() is threading.main_thread()
-    ):  # Ray replaces the handler of SIGTERM by one that exits at once
-        signal.signal(signal.SIGTERM, before)
+    if threading.current_thread() is threading.main_thread():  # Ray's C++ has put one before it, which writes a page
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def resolve_address(address: str) -> str:

@@ -4,6 +4,7 @@ Ray may change any of them without notice: tests/orchestration/test_ray_internal
 imported until a function is called or one of Ray Train's classes is accessed.
 """
 
+import functools
 import json
 import logging
 import os
@@ -88,6 +89,19 @@ def silence_worker_logs() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *_, **__: None
+
+
+def keep_signals() -> None:
+    """Leave signals to this process, which saves a checkpoint first.
+
+    Ray takes SIGTERM for itself, and the processes that it starts are in this one's group, as are its workers: a
+    terminal that closes, `timeout` and others signal them all.
+    """
+    from ray._private import services, utils
+
+    utils.set_sigterm_handler = lambda _: None  # type: ignore[assignment]
+    if not isinstance(services.ConsolePopen, functools.partial):
+        services.ConsolePopen = functools.partial(services.ConsolePopen, start_new_session=True)  # type: ignore[misc]
 
 
 def job_config_of_driver() -> Any:

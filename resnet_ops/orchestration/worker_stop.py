@@ -23,7 +23,6 @@ from resnet_ops.stop_request import BY_USER, SAVING_S, SIGNALS, Stop, StoppedErr
 
 POLL_INTERVAL_S = 0.5
 FITTING_POLL_S = 0.2
-JOIN_S = 2.0  # where the head is lost, what was asked of it is never answered
 DELIVERY_S = 3.0  # for a result to reach the driver, if there is one
 HEADLESS_EXIT_CODE = 87  # of a worker whose cluster has lost its head
 OWN = StopRequest()  # of this process, where it is a worker
@@ -88,13 +87,11 @@ def hear(
                     stop = leave(leaving)
                     request.stop = request.stop or stop
 
-    thread = threading.Thread(target=poll, name="stop", daemon=True)
-    thread.start()
+    threading.Thread(target=poll, name="stop", daemon=True).start()
     try:
         yield
     finally:
         done.set()
-        thread.join(JOIN_S)
 
 
 @contextlib.contextmanager

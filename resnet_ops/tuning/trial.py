@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
@@ -82,10 +83,11 @@ class TrialWorker(tune.Trainable):
         """Start the first trial."""
         self.task = task
         self.sources: dict[tuple[DataConfig, bool], Source] = {}
-        worker_stop.take_signals()
         self.listening = contextlib.ExitStack()
-        self.listening.enter_context(worker_stop.end_without_head(worker_stop.OWN))
-        self.listening.enter_context(worker_stop.hear(task.trials, worker_stop.OWN))
+        if ray.is_initialized():  # else it is not in a process of Ray's
+            worker_stop.take_signals()
+            self.listening.enter_context(worker_stop.end_without_head(worker_stop.OWN))
+            self.listening.enter_context(worker_stop.hear(task.trials, worker_stop.OWN))
         torch.set_num_threads(task.threads)
         self._start_trial(config[POINT])
 

@@ -170,7 +170,7 @@ def test_an_elastic_job_grows_and_shrinks(nodes: Nodes, tmp_path: Path) -> None:
     nodes.kill(nodes.living[0])
     training.wait_until(lambda: sizes()[-1] == 2 and sizes().count(3) > 0)
     training.process.send_signal(signal.SIGTERM)
-    assert training.ended() == 130
+    assert training.ended() == 75
     numbers = [epoch.epoch for epoch in training.run.epochs()]
     assert numbers == list(range(1, len(numbers) + 1))  # none trained twice, none left out
     log = training.log.read_text()

@@ -202,7 +202,7 @@ def test_status_without_a_cluster_says_so(home: dict[str, str]) -> None:
     assert "No Ray cluster answers" in ended.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
 def test_an_up_that_is_stopped_leaves_nothing_behind(home: dict[str, str], number: signal.Signals, code: int) -> None:
     process = subprocess.Popen([*COMMAND, "cluster", "up"], env=home, stderr=subprocess.DEVNULL)
     state = Path(home["XDG_STATE_HOME"], "resnet-ops", "local-cluster.json")

@@ -312,10 +312,16 @@ def test_a_killed_worker_loses_only_the_epoch_in_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stop", "code", "status", "said"),
+    [(signal.SIGINT, 130, "interrupted", "stopped"), (signal.SIGTERM, 75, "preempted", "was preempted (SIGTERM)")],
+)
+def test_signals_stop_its_trials_within_their_epochs(
+    tmp_path: Path, stop: signal.Signals, code: int, status: str, said: str
+) -> None:
     started = subprocess.Popen(
         [*COMMAND, "tune", "--depths", "8", "--epochs", "500", "--runs-dir", str(tmp_path), "--name", "s", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     search = Search(Run(tmp_path / "s"))
     end = time.monotonic() + 90
@@ -323,12 +329,13 @@ def test_ctrl_c_stops_it_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
         assert started.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)
-    started.send_signal(signal.SIGINT)
+    os.killpg(started.pid, stop)  # as a terminal, or `timeout`
     out, err = started.communicate(timeout=60)
-    assert started.returncode == 130, err
+    assert started.returncode == code, err
+    assert any(checkpoints.read(path).info.step for path in checkpoints.saved_checkpoints(search.trial_run(1)))
     assert json.loads(out)["remedy"] == f"Resume with: resnet-ops tune --resume s --runs-dir {tmp_path}"
-    assert err.splitlines()[-1].startswith("interrupted: Search stopped. 0 of 12 trials are done.")
-    assert search.run.read().status == "interrupted"
+    assert err.splitlines()[-1].startswith(f"{status}: Search {said}. 0 of 12 trials are done.")
+    assert search.run.read().status == status
     assert not [p for p in Path("/proc").glob("[0-9]*") if f"{tmp_path}".encode() in command_line(int(p.name))]
 
 

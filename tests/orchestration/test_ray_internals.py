@@ -25,6 +25,7 @@ SIGNATURES = {
     "ray._private.services:canonicalize_bootstrap_address": "addr temp_dir",
     "ray._common.utils:get_ray_address_file": "temp_dir",
     "ray.job_config:JobConfig._serialize": "self",
+    "ray._private.utils:set_sigterm_handler": "sigterm_handler",
     f"{AUTH}:maybe_enable_token_auth_if_token_available": "warn_if_disabled",
     "ray._raylet:Config.initialize": "config_list",
     "ray._raylet:AuthenticationTokenLoader.instance": "",
