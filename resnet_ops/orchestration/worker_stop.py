@@ -110,9 +110,11 @@ def end_without_head(request: StopRequest) -> Iterator[None]:
         time.sleep(DELIVERY_S)
         os._exit(HEADLESS_EXIT_CODE)
 
-    with HeadWatch(head, end).watching():
-        yield
-    done.set()
+    try:
+        with HeadWatch(head, end).watching():
+            yield
+    finally:
+        done.set()
 
 
 def take_signals() -> None:
