@@ -187,11 +187,11 @@ def _result(submission: _Submission, job: "Job") -> dict[str, Any]:
         cause = answer.get("error") or f"Job {job.id} was stopped."
         raise UserError(cause, f"Resume with: {resume}" if submission.resume else "", INTERRUPTED)
     if job.died:
-        if job.exit_code is None:
+        if job.exit_code is None or job.exit_code < 0:  # a driver's own signal is above 128
             cause, code = f"Job {job.id} was lost with its supervisor: {_last_line(job.message)}.", PREEMPTED
         else:
-            again = "" if not config.max_failures else f", as did {config.max_failures} before it"
-            cause, code = f"Job {job.id}: its driver exited with code {job.exit_code}{again}.", WORK_FAILED
+            again = "" if not config.max_failures else f", as were {config.max_failures} before it"
+            cause, code = f"The driver of job {job.id} was killed{again}.", WORK_FAILED
         raise UserError(cause, f"Resume with: {resume}" if submission.resume else "", code)
     if "error" in answer:
         raise UserError(answer["error"], answer.get("remedy", ""), job.exit_code or WORK_FAILED)

@@ -48,14 +48,10 @@ class Disturbed:
                 break
             kills[self.kill()] += 1
         while training.ended(600) != 0:
-            assert self.may_end(training.process.returncode), training.log.read_text()[-3000:]
+            assert training.process.returncode in (-9, 75), training.log.read_text()[-3000:]
             self.go_on()
         wait_for(lambda: not self.nodes.workers() and not self.nodes.processes(b"TrainController"), 60)
         assert not self.nodes.job_processes(training.run.name)
-
-    def may_end(self, code: int) -> bool:
-        """Return whether it may end so: killed, or with its job's processes lost."""
-        return code in (-9, 75) or (self.victims != EVERYWHERE and "job's supervisor" in self.victims and code == 1)
 
     def go_on(self) -> None:
         """Resume the run; start it as the first time if it had not begun."""
