@@ -33,6 +33,10 @@ SIGNATURES = {
     "ray._raylet:AuthenticationTokenLoader.get_token_for_http_header": "self ignore_auth_mode",
     "ray._private.state:GlobalState.available_resources_per_node": "self",
     "ray._private.state:GlobalState.job_table": "self",
+    "ray._private.state:GlobalState.get_draining_nodes": "self",
+    "ray._private.grpc_utils:init_grpc_channel": "address options asynchronous credentials",
+    "ray._raylet:InnerGcsClient.get_all_node_info": "self timeout node_selectors state_filter",
+    "ray._raylet:InnerGcsClient.drain_node": "self node_id reason reason_message deadline_timestamp_ms timeout",
     "ray._private.node:Node.dead_processes": "self",
     "ray.autoscaler.v2.sdk:get_cluster_status": "gcs_address timeout",
     "ray.autoscaler.v2.utils:is_autoscaler_v2": "fetch_from_server gcs_client",
@@ -210,6 +214,11 @@ def test_a_cluster_tells_what_is_asked_of_it() -> None:
     assert {"Entrypoint", "DriverIPAddress", "StartTime"} <= set(job)
     types = ray_internals.node_types()
     assert all(name.startswith("node_") for name in types), f"without an autoscaler the types are {types}"
+    assert ray_internals.draining_nodes() == set()
+    assert ray_internals.head_answers(context.gcs_address, 3)
+    (node,) = ray_internals.alive_nodes(ray_internals.own_head_client(), 3)
+    assert (node.id, node.host) == (context.get_node_id(), ray.nodes()[0]["NodeManagerHostname"])
+    assert ray_internals.alive_nodes(ray_internals.head_client(context.gcs_address), 3) == [node]
     assert not ray_internals.started_ray_is_gone()
     assert not ray_internals.serve_is_running()
     answer = ray_internals.ask_for_cluster_id(context.gcs_address, (), 3)
