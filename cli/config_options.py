@@ -49,7 +49,7 @@ class Options:
 
     @property
     def stop(self) -> StopRequest:
-        """What signals ask the command to stop with."""
+        """Return what signals ask the command to stop with."""
         request: StopRequest = self.context.obj
         return request
 

@@ -30,7 +30,7 @@ LAST_WORDS_S = 3.0  # to record and to tell the end of a process that is ended f
 
 @dataclass(frozen=True)
 class Stop:
-    """Why work stops: a signal's name or `CTRL_C`; `preempted` unless the user wanted it.
+    """The reason why work stops: a signal's name or `CTRL_C`; `preempted` unless the user wanted it.
 
     After one that `regroups`, workers go on by themselves, elsewhere.
     """
@@ -107,6 +107,11 @@ class StopRequest:
             self.stop = Stop(reason, preempted)
         else:
             self.at_once = True
+
+    def check(self) -> None:
+        """Raise `StoppedError` if the work is to stop, where there is nothing to save."""
+        if self.stop is not None:
+            raise StoppedError(self.stop)
 
     def give_up(self, stop: Stop) -> NoReturn:
         """End the process, whatever its threads wait for."""

@@ -99,9 +99,9 @@ def keep_signals() -> None:
     """
     from ray._private import services, utils
 
-    utils.set_sigterm_handler = lambda _: None  # type: ignore[assignment]
+    utils.set_sigterm_handler = lambda _: None
     if not isinstance(services.ConsolePopen, functools.partial):
-        services.ConsolePopen = functools.partial(services.ConsolePopen, start_new_session=True)  # type: ignore[misc]
+        services.ConsolePopen = functools.partial(services.ConsolePopen, start_new_session=True)  # type: ignore[assignment, misc]
 
 
 def job_config_of_driver() -> Any:

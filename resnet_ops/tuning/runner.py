@@ -47,6 +47,7 @@ def run_trials(
 
     try:
         with slots.start_ray(request), ThreadPoolExecutor(1, "tune") as thread:
+            request.check()
             worker_stop.withdraw(trials)
             fitting: Future[Any] = thread.submit(lambda: _tuner(log, slots, scratch, at_end).fit())
             try:
