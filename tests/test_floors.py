@@ -36,7 +36,6 @@ FLOORS = {
     "environment": set(),
     "machine": set(),
     "formatting": set(),
-    "stop_request": {"errors"},
     "files": {"errors", "formatting"},
     "locks": {"errors", "files"},
     "config_base": {"errors", "formatting"},

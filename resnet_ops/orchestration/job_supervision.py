@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 @dataclass(frozen=True)
 class Supervision:
-    """How a job goes on after the loss of its driver.
+    """The plan by which a job goes on after the loss of its driver.
 
     Args:
         losses: Losses to survive.
