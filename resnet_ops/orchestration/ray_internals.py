@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError as WorkerGroupStartupTimeoutError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError as WorkerHealthCheckFailedError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError as WorkerHealthCheckTimeoutError
-    from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
     from ray.train.v2._internal.execution.controller import TrainController as TrainController
     from ray.train.v2._internal.execution.controller.state import RunningState as RunningState
     from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
@@ -60,8 +59,6 @@ TRAIN = {
     "WorkerGroupStartupTimeoutError": _EXCEPTIONS,
     "WorkerHealthCheckFailedError": _EXCEPTIONS,
     "WorkerHealthCheckTimeoutError": _EXCEPTIONS,
-    # Receives the workers' placement group; public callbacks do not.
-    "WorkerGroupCallback": "ray.train.v2._internal.execution.callback",
     # To be left out: they start actors that are not needed, and each start waits for them.
     "DatasetsCallback": "ray.train.v2._internal.callbacks.datasets",
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
@@ -155,6 +152,29 @@ def ask_for_cluster_id(address: str, headers: tuple[tuple[str, str], ...], timeo
         except grpc.RpcError as error:
             return error.code()
     return grpc.StatusCode.OK
+
+
+def actor_id(handle: Any) -> str:
+    """Return the id of an actor; only the actor itself can ask for it in public."""
+    return str(handle._actor_id.hex())
+
+
+def placement_groups_of(creator: str) -> list[str]:
+    """Return the ids of the placement groups that an actor has created and that still exist.
+
+    The public table does not tell who created them.
+    """
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+
+    accessor: Any = state._connect_and_get_accessor()
+    message: Any = gcs_pb2
+    groups = map(message.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+    return [
+        group.placement_group_id.hex()
+        for group in groups
+        if group.creator_actor_id.hex() == creator and group.state != message.PlacementGroupTableData.REMOVED
+    ]
 
 
 def head_answers(address: str, timeout_s: float) -> bool:

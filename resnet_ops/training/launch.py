@@ -81,7 +81,7 @@ def _launch_on_ray(
     first_event = len(run.events())
     while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[first_event:])) >= 0:
         stop.check()
-        cluster_kv.release_placement_group(str(run.path))  # still held where the controller was lost
+        cluster_kv.release_resources(str(run.path))  # still held where the controller was lost
         worker_stop.withdraw(str(run.path))
         trainer = ElasticTorchTrainer(
             run_worker,

@@ -1,7 +1,9 @@
 """A cluster of several Ray nodes on this machine, and a run on it that can be disturbed."""
 
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,8 @@ class Nodes:
     """A head without CPUs, and nodes of one CPU each; as much of a cluster as fits on one machine."""
 
     def __init__(self, count: int, job_server: bool = False) -> None:
+        if job_server:  # jobs run the `python` that is first on the nodes' PATH
+            os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         head = NODE | {"num_cpus": 0, "include_dashboard": job_server, "dashboard_port": 0}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self.cluster.address
