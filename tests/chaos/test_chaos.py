@@ -46,7 +46,7 @@ class Disturbed:
             time.sleep(self.chance.uniform(0, 8))  # falls into starting up, training, saving and recovering alike
             if training.process.poll() == 0:
                 break
-            kills[self.kill()] += 1
+            kills.update(self.kill())
         while training.ended(600) != 0:
             assert training.process.returncode in (-9, 75), training.log.read_text()[-3000:]
             self.go_on()
@@ -64,27 +64,27 @@ class Disturbed:
         """Return the options that say where it is resumed."""
         return ("--cluster", self.nodes.job_server) if self.victims != (*EVERYWHERE, "driver") else ()
 
-    def kill(self) -> str:
-        """Kill something, see to it that training can go on, and return what it was."""
+    def kill(self) -> list[str]:
+        """Kill something, see to it that training can go on, and return what it was; [] where it was not there."""
         victim = self.chance.choice(self.victims)
         if self.training.process.poll() is not None:
             self.go_on()
-            return f"nothing, as the {victim} was gone"
+            return []
         found = sorted(self.find(victim))
         if not found:
-            return f"{victim} that was not there"
+            return []
         process = self.chance.choice(found)
         if victim == "node":
             self.nodes.kill(self.nodes.workers()[process])
             self.nodes.add()
-            return victim
+            return [victim]
         if victim == "driver":
             self.training.kill()
             self.go_on()
-            return victim
+            return [victim]
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-        return victim
+        return [victim]
 
     def find(self, victim: str) -> list[int]:
         """Return the processes of that kind."""
