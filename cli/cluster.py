@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from resnet_ops.orchestration import local
+from resnet_ops.orchestration import draining, local
 from resnet_ops.orchestration.connect import AUTO
+from resnet_ops.orchestration.draining import DrainConfig
 from resnet_ops.orchestration.local import LocalConfig
 from resnet_ops.orchestration.local_state import clusters_elsewhere, describe_elsewhere
 from resnet_ops.orchestration.status import ClusterStatus, read_status
@@ -112,10 +113,32 @@ def down(json: Json = False, debug: Debug = False) -> None:
     output.end(result)
 
 
+DRAIN_EXAMPLES = """
+resnet-ops cluster drain  # this machine will be stopped
+resnet-ops cluster drain --node node-2 --timeout 120
+"""
+
+
+@options_of(DrainConfig)
+def drain(options: Options, json: Json = False, debug: Debug = False) -> None:
+    """Announce that a node will be stopped: workers save a checkpoint and go on without it.
+
+    Returns when the node has left the cluster, or after --timeout. It gets no more work in any case.
+    """
+    output = Output(json)
+    config = options.make(DrainConfig)
+    with err.status("Draining", spinner="dots"), importing():
+        result = draining.drain(config)
+    state = "has left the cluster" if result.left else f"still has work after {config.timeout:g} s"
+    output.show(f"{escape(result.node)} {state}.")
+    output.end(result)
+
+
 app = typer.Typer(cls=Group, add_completion=False, help="Create and inspect Ray clusters.")
 app.command("up", cls=Command, epilog=UP_EXAMPLES)(up)
 app.command("status", cls=Command)(status)
 app.command("down", cls=Command)(down)
+app.command("drain", cls=Command, epilog=DRAIN_EXAMPLES)(drain)
 app.command("template", cls=Command, epilog=template.EXAMPLES)(template.template)
 
 

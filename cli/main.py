@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 import resnet_ops
 from resnet_ops import environment
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
-from resnet_ops.stop_request import PATIENCE_S, Stop, StoppedError, StopRequest, receive_signals, stop_of
+from resnet_ops.stop_request import StoppedError, StopRequest, receive_signals, stop_of
 
 from .commands import Root
 from .console import err, node_table, report_error, warn
@@ -74,12 +74,8 @@ def run(arguments: list[str]) -> int:
     anywhere = [argument for argument in arguments if argument in ANYWHERE]
     arguments = [*anywhere, *(argument for argument in arguments if argument not in ANYWHERE)]
     request = StopRequest()
-
-    def give_up(stop: Stop) -> None:
-        error = stop.error("The work", f"It did not end within {PATIENCE_S:.0f} s.", request.remedy)
-        report_error(error, error.exit_code, as_json, debug=False)
-
-    with receive_signals(request, give_up):
+    request.report = lambda error: report_error(error, error.exit_code, as_json, debug=False)
+    with receive_signals(request):
         return _run(arguments, request, as_json, debug)
 
 
@@ -105,7 +101,7 @@ def _run(arguments: list[str], request: StopRequest, as_json: bool, debug: bool)
     except KeyboardInterrupt as error:
         stop = stop_of(error)
         cause = f"Ended by {stop.reason}." if stop.preempted else "Nothing was lost."
-        report_error(UserError(cause, request.remedy), stop.exit_code, as_json, debug)
+        report_error(request.record(stop) if request.is_deferring else UserError(cause), stop.exit_code, as_json, debug)
         del error
         return stop.exit_code
     except BrokenPipeError:  # the reader of the output has exited, as in `resnet-ops runs | head`

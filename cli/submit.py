@@ -1,4 +1,4 @@
-"""Jobs of `--cluster http://...`: submitted, followed, and resubmitted if lost; job_arguments.py makes their commands.
+"""Jobs of `--cluster http://...`: submitted and followed; job_arguments.py makes their commands.
 
 The job's log is shown as it is written. Ctrl-C asks whether to detach or to stop the job.
 """
@@ -22,9 +22,10 @@ from rich.markup import escape
 from resnet_ops.class_metrics import SELECT_NAMES
 from resnet_ops.config import AUTO, DATA_SETS, HUB, TEST_NAME, Select, TrainConfig
 from resnet_ops.config_base import RUN_NAME, as_typed, quoted
-from resnet_ops.errors import INTERRUPTED, WORK_FAILED, UserError
+from resnet_ops.errors import INTERRUPTED, PREEMPTED, WORK_FAILED, UserError
 from resnet_ops.formatting import percent, visible
 from resnet_ops.orchestration.job_protocol import SUBMITTER, parse_milestone, report_milestone
+from resnet_ops.orchestration.job_supervision import Supervision, supervise
 from resnet_ops.stop_request import stop_of
 from resnet_ops.tracking.tracker import service_environment
 
@@ -64,10 +65,6 @@ def submit(
     started_at = time.monotonic()
     try:
         job = submission.follow()
-        for _ in range(config.max_failures):
-            if not job.died:
-                break
-            job = submission.follow_again(job)
         result = _result(submission, job)
     except UserError as error:
         error.details.update({"name": config.name, "job_id": submission.job_id})
@@ -87,7 +84,7 @@ def submit(
 
 
 class _Submission:
-    """A job that is submitted, followed, and submitted again if its driver is lost."""
+    """A job that is submitted and followed."""
 
     def __init__(
         self,
@@ -110,13 +107,15 @@ class _Submission:
         """Submit the job and show its log, until it has ended."""
         from resnet_ops.orchestration.jobs import JobLog, new_job_id
 
-        self.job_id, self.answer, self._ending = new_job_id(str(self.config.name)), None, False
+        self.job_id = new_job_id(str(self.config.name))
         arguments = self.arguments(self.config, self.resume)
+        supervision = Supervision(self.config.max_failures, self.arguments(self.config, True), self.resume)
+        environment = self.environment | supervision.to_environment()
         log, submitted, stop_requested = JobLog(self.job_id), False, False
         while True:
             try:
                 if not submitted:
-                    self.server.submit(self.job_id, arguments, str(self.config.name), self.environment)
+                    self.server.submit(self.job_id, arguments, str(self.config.name), environment)
                     submitted = True
                     err.print(f"[bold]job {escape(self.job_id)}[/] at {escape(self.server.address)}", soft_wrap=True)
                 if self.stopping and not stop_requested:
@@ -131,15 +130,6 @@ class _Submission:
                     raise UserError(cause, "Check whether it exists: resnet-ops jobs list", INTERRUPTED) from None
                 self._interrupted(interrupt)
 
-    def follow_again(self, lost: "Job") -> "Job":
-        """Submit the job again, from the last checkpoint if the run was created."""
-        reason = (
-            "its supervisor was lost" if lost.exit_code is None else f"its driver exited with code {lost.exit_code}"
-        )
-        action = f"resuming {self.config.name}" if self.resume else "resubmitting it"
-        warn(f"Job {lost.id} died ({reason}); {action}.")
-        return self.follow()
-
     def _show(self, line: str) -> None:
         """Show one line, except the JSON object at the end and the error before it, which are shown as our own."""
         # Ray's own messages, in the same log and only recognizable by their text.
@@ -148,6 +138,8 @@ class _Submission:
         if (reached := parse_milestone(line)) is not None:
             self.resume = self.resume or reached == "created"
             self._ending = reached == "ending"
+            if reached == "begun":  # perhaps again, after the loss of a driver
+                self._show_held_back()
             return
         if line.startswith("{") and (answer := _parse_answer(line)) is not None:
             self.answer = answer
@@ -195,8 +187,12 @@ def _result(submission: _Submission, job: "Job") -> dict[str, Any]:
         cause = answer.get("error") or f"Job {job.id} was stopped."
         raise UserError(cause, f"Resume with: {resume}" if submission.resume else "", INTERRUPTED)
     if job.died:
-        again = "" if not config.max_failures else f", as did {config.max_failures} more after it"
-        raise UserError(f"Job {job.id} died: {_last_line(job.message)}{again}.", f"Resume with: {resume}", WORK_FAILED)
+        if job.exit_code is None or job.exit_code < 0:  # a driver's own signal is above 128
+            cause, code = f"Job {job.id} was lost with its supervisor: {_last_line(job.message)}.", PREEMPTED
+        else:
+            again = "" if not config.max_failures else f", as were {config.max_failures} before it"
+            cause, code = f"The driver of job {job.id} was killed{again}.", WORK_FAILED
+        raise UserError(cause, f"Resume with: {resume}" if submission.resume else "", code)
     if "error" in answer:
         raise UserError(answer["error"], answer.get("remedy", ""), job.exit_code or WORK_FAILED)
     raise UserError(f"Job {job.id} failed: {_last_line(job.message)}.", _remedy(job), WORK_FAILED)
@@ -287,9 +283,11 @@ def _new_name(config: TrainConfig) -> str:
 
 
 def begin_as_job() -> None:
-    """Prepare a job's process: handle Ctrl-C, and show how the installed versions differ from the submitter's."""
+    """Prepare a job's process: supervise its driver, and show how versions differ from the submitter's."""
     # A head node that was started in the background ignores SIGINT, and so do the processes it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if supervision := Supervision.take_from_environment():
+        supervise(supervision)
     from resnet_ops.orchestration.job_protocol import installed_versions, version_differences
 
     report_milestone("begun")

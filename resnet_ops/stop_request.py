@@ -10,12 +10,13 @@ import math
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Literal, NoReturn
 
 from resnet_ops.errors import INTERRUPTED, PREEMPTED, UserError
 
@@ -24,14 +25,19 @@ SIGNALS = {signal.SIGINT: CTRL_C} | {each: each.name for each in (signal.SIGTERM
 SAVING_S = 25.0  # that processes on other nodes have to save and to end
 PATIENCE_S = 29.0  # before the process ends whatever it waits for: schedulers kill it after 30 s
 ENDING_S = 9.0  # the same after a second signal
+LAST_WORDS_S = 3.0  # to record and to tell the end of a process that is ended from outside its work
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The reason why work stops: a signal's name or `CTRL_C`; `preempted` unless the user wanted it."""
+    """The reason why work stops: a signal's name or `CTRL_C`; `preempted` unless the user wanted it.
+
+    After one that `regroups`, workers go on by themselves, elsewhere.
+    """
 
     reason: str
     preempted: bool
+    regroups: bool = False
 
     @property
     def status(self) -> Literal["preempted", "interrupted"]:
@@ -73,16 +79,17 @@ def stop_of(interrupt: KeyboardInterrupt) -> Stop:
 class StopRequest:
     """Asks the work of a command to stop; any thread may ask, and whoever works looks at it after each step.
 
-    `stop` is why, or None. `at_once` is set by a second request: nothing more is saved. `ended_by` is what ended
-    a command that did not defer it. `remedy` tells how to go on, where the process has to be ended from outside its
-    work.
+    `stop` is why, or None. `at_once` is set by a second request: nothing more is saved. `ended_by` is
+    what ended a command that did not defer it. Where the process has to be ended from outside its work, `record`
+    records why and returns what the user is told, and `report` tells it.
     """
 
     def __init__(self) -> None:
         self.stop: Stop | None = None
         self.at_once = False
         self.ended_by = BY_USER
-        self.remedy = ""
+        self.record: Callable[[Stop], UserError] = lambda stop: stop.error("The work")
+        self.report: Callable[[UserError], object] = lambda error: sys.stderr.write(f"error: {error}\n")
         self.is_deferring = False
         self.on_request: Callable[[], None] = lambda: None
 
@@ -106,6 +113,18 @@ class StopRequest:
         if self.stop is not None:
             raise StoppedError(self.stop)
 
+    def give_up(self, stop: Stop) -> NoReturn:
+        """End the process, whatever its threads wait for."""
+
+        def last_words() -> None:
+            self.report(self.record(stop))
+
+        # The disk may hang, too.
+        thread = threading.Thread(target=last_words, name="last words", daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS_S)
+        os._exit(stop.exit_code)
+
     @contextlib.contextmanager
     def deferring(self, on_request: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Within a `with` block, have a first signal of `receive_signals` request a stop, instead of ending all.
@@ -119,18 +138,17 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def receive_signals(request: StopRequest, give_up: Callable[[Stop], None]) -> Iterator[None]:
+def receive_signals(request: StopRequest) -> Iterator[None]:
     """Receive signals on the main thread for the length of a `with` block.
 
     One that was ignored when the process began stays so, as nohup and shells want it.
 
     Args:
         request: Is asked to stop where work defers signals; elsewhere `StoppedError` is raised.
-        give_up: Called on another thread where the process ends because deferred work has not stopped in time.
     """
     received, wake = os.pipe()
     os.set_blocking(wake, False)
-    watch = threading.Thread(target=_watch, args=(received, request, give_up), name="signals", daemon=True)
+    watch = threading.Thread(target=_watch, args=(received, request), name="signals", daemon=True)
     watch.start()
 
     def receive(number: int, _: FrameType | None) -> None:
@@ -156,14 +174,13 @@ def receive_signals(request: StopRequest, give_up: Callable[[Stop], None]) -> It
         os.close(received)
 
 
-def _watch(received: int, request: StopRequest, give_up: Callable[[Stop], None]) -> None:
+def _watch(received: int, request: StopRequest) -> None:
     """End the process in time, whatever its main thread waits for: there no handler runs until it is done."""
     stop, deadline = BY_USER, math.inf
     while True:
         left_s = deadline - time.monotonic()
         if request.is_deferring and left_s <= 0:
-            give_up(stop)
-            os._exit(stop.exit_code)
+            request.give_up(stop)
         if not select.select([received], [], [], min(max(left_s, 0.1), 60.0))[0]:
             continue
         numbers = os.read(received, 64)

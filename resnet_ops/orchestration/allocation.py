@@ -22,6 +22,7 @@ from resnet_ops.orchestration.placement import (
     explain_refusal,
     place_workers,
 )
+from resnet_ops.stop_request import StopRequest
 
 AUTOSCALER_WAIT_S = RECOVER_S = 600.0  # to wait for nodes at the start or after a loss, unless --wait is given
 GRACE_S = 10.0
@@ -48,18 +49,23 @@ class Placement:
         """Return the nodes of the cluster that it runs on; none if it runs on this machine."""
         return [] if self.local else [node for node, _ in self.layout.assignments]
 
-    def start_ray(self) -> contextlib.AbstractContextManager[None]:
+    def start_ray(self, stop: StopRequest | None = None) -> contextlib.AbstractContextManager[None]:
         """Start Ray for workers on this machine, once all else is checked; a cluster is connected to already."""
         if not self.local:
             return contextlib.nullcontext()
         ((node, workers),) = self.layout.assignments
         gpus = workers if self.layout.device == "cuda" else 0
-        return local_ray(max(workers, int(node.cpus)), gpus)
+        return local_ray(max(workers, int(node.cpus)), gpus, stop)
 
 
 @contextlib.contextmanager
-def allocate(config: ClusterConfig, warn: Warn) -> Iterator[Placement]:
+def allocate(config: ClusterConfig, warn: Warn, stop: StopRequest | None = None) -> Iterator[Placement]:
     """Find room for a job, and stay connected to the cluster for the length of a `with` block.
+
+    Args:
+        config: What the job asks for.
+        warn: Receives what is waited for.
+        stop: Ends the process where the cluster's head is lost.
 
     Raises:
         NoRoomError: It does not fit, or did not within the time to wait.
@@ -75,7 +81,7 @@ def allocate(config: ClusterConfig, warn: Warn) -> Iterator[Placement]:
             raise _explain_local_refusal(node, request)
         yield Placement(request, layout, local=True)
         return
-    with _connect(config, address):
+    with _connect(config, address, stop):
         nodes = read_nodes(only_responsive=True)
         request = Request.of(config, choose_device(config, nodes, "on this cluster"))
         with _request_scaling(request, nodes) as autoscales:
@@ -100,11 +106,11 @@ def _explain_local_refusal(node: Node, request: Request) -> NoRoomError:
 
 
 @contextlib.contextmanager
-def _connect(config: ClusterConfig, address: str) -> Iterator[None]:
+def _connect(config: ClusterConfig, address: str, stop: StopRequest | None) -> Iterator[None]:
     """Connect to a cluster; if none was named and none runs here, a job for several nodes has too few."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(connected(address))
+            stack.enter_context(connected(address, stop))
         except UserError as error:
             if config.cluster is None and config.nodes.fewest > 1:
                 raise NoRoomError(f"--nodes {config.nodes} needs a cluster. {error.cause}", error.remedy) from error

@@ -1,40 +1,31 @@
-"""State of a job in the key-value store of the cluster's head: its placement group and its excluded nodes.
+"""State of a job in the key-value store of the cluster's head: its controller and its excluded nodes.
 
 It lasts as long as the head node does.
 """
 
-from typing import Any
-
-from resnet_ops.orchestration.ray_internals import WorkerGroupCallback, kv_del, kv_get, kv_list, kv_put
+from resnet_ops.orchestration.ray_internals import kv_del, kv_get, kv_list, kv_put, placement_groups_of
 
 NAMESPACE = "resnet-ops"
 
 
-class PlacementGroupRecorder(WorkerGroupCallback):
-    """Records the placement group that reserves the resources of a run's workers.
+def record_controller(run: str, actor_id: str) -> None:
+    """Record the controller of a run's workers, in place of the one that the run had before.
 
-    Ray releases it when the job's controller ends or, if that is killed, when the process that started it ends. A
-    search outlives its trials: a trial whose driver was lost must release its own before it resumes.
+    Ray releases the resources that it reserves when it ends or, if it is killed, when the process that started it ends.
+    A search outlives its trials: a trial whose driver was lost must release its own before it resumes.
     """
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Record it, in place of the one that the run had before."""
-        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        kv_put(_placement_group_key(self.run), group.id.hex().encode(), NAMESPACE)
+    kv_put(_controller_key(run), actor_id.encode(), NAMESPACE)
 
 
-def release_placement_group(run: str) -> None:
-    """Release the placement group that was last recorded for a run, if it still exists."""
+def release_resources(run: str) -> None:
+    """Release what the controller that was last recorded for a run still reserves."""
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    group_id = kv_get(_placement_group_key(run), NAMESPACE)
-    if group_id:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id.decode()))))
-        kv_del(_placement_group_key(run), NAMESPACE)
+    if controller := kv_get(_controller_key(run), NAMESPACE):
+        for group_id in placement_groups_of(controller.decode()):
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
+        kv_del(_controller_key(run), NAMESPACE)
 
 
 def exclude_node(node: str) -> None:
@@ -47,8 +38,8 @@ def excluded_nodes() -> set[str]:
     return {key.removeprefix(_excluded_prefix()) for key in kv_list(_excluded_prefix(), NAMESPACE)}
 
 
-def _placement_group_key(run: str) -> str:
-    return f"placement_group/{run}"
+def _controller_key(run: str) -> str:
+    return f"controller/{run}"
 
 
 def _excluded_prefix() -> str:

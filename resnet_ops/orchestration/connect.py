@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from resnet_ops.config_base import quoted
 from resnet_ops.environment import reach_loopback_directly, safe_path
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.orchestration import access_token, local_state, ray_internals
+from resnet_ops.orchestration.head_loss import WORKERS_SAVE_S, HeadWatch, head_loss
 from resnet_ops.orchestration.packaging import copy_package
+from resnet_ops.stop_request import PATIENCE_S, StopRequest
 
 # Set before Ray is imported, which reads them then; a value that the user has set stays.
 SETTINGS = {
@@ -96,8 +99,14 @@ def import_ray() -> None:
 
 
 @contextlib.contextmanager
-def local_ray(cpus: int, gpus: int) -> Iterator[None]:
-    """Start Ray on this machine for the length of a `with` block, or use the one that this process has started."""
+def local_ray(cpus: int, gpus: int, stop: StopRequest | None = None) -> Iterator[None]:
+    """Start Ray on this machine for the length of a `with` block, or use the one that this process has started.
+
+    Args:
+        cpus: Cores that it claims.
+        gpus: GPUs that it claims.
+        stop: Ends this process where Ray is lost.
+    """
     import_ray()
     import ray
 
@@ -116,7 +125,8 @@ def local_ray(cpus: int, gpus: int) -> Iterator[None]:
                     "RAY_TMPDIR chooses another folder for them; resnet-ops doctor checks the machine.",
                     WORK_FAILED,
                 ) from error
-            yield
+            with _head_watched(stop):
+                yield
         finally:
             ray.shutdown()
 
@@ -155,11 +165,12 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str, stop: StopRequest | None = None) -> Iterator[None]:
     """Connect to a running cluster for the length of a `with` block, or use the connection of this process.
 
     Args:
         address: 'auto' (RAY_ADDRESS, or the cluster that runs on this machine) or host:port.
+        stop: Ends this process where the cluster's head is lost.
 
     Raises:
         UserError: There is none, it cannot be reached, or it refuses the connection.
@@ -185,9 +196,31 @@ def connected(address: str) -> Iterator[None]:
                     f"The Ray cluster at {address} refused the connection ({reason}).",
                     "Run this on a node of the cluster, or submit a job from outside: --cluster http://HEAD:8265.",
                 ) from error
-            yield
+            with _head_watched(stop):
+                yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _head_watched(stop: StopRequest | None) -> Iterator[None]:
+    """End this process, for the length of a `with` block, if the head is lost; Ray would, in a minute."""
+    import ray
+
+    head = ray.get_runtime_context().gcs_address
+    request = stop or StopRequest()
+
+    def end() -> None:
+        time.sleep(WORKERS_SAVE_S)  # workers notice the loss by themselves
+        request.give_up(head_loss(head))
+
+    watch = HeadWatch(head, end)
+    try:
+        with watch.watching():
+            yield
+    finally:
+        if watch.lost:  # Ray's shutdown would wait until Ray ends the process
+            time.sleep(PATIENCE_S)
 
 
 def _init(ship: bool = False, **options: Any) -> None:
@@ -298,3 +331,17 @@ def _set_up_token(address: str) -> None:
             + ("the one here does not match." if headers else "there is none here."),
             access_token.REMEDY,
         )
+
+
+def head_client(address: str) -> Any:
+    """Return Ray's client of a cluster's head: without a driver, it outlives this machine's node.
+
+    Args:
+        address: host:port.
+
+    Raises:
+        UserError: Nothing answers, or the cluster's token is not here.
+    """
+    import_ray()
+    _set_up_token(address)
+    return ray_internals.head_client(address)

@@ -29,6 +29,8 @@ from resnet_ops.orchestration.ray_internals import (
     ScalingDecision,
     ScalingPolicy,
     TrainController,
+    actor_id,
+    draining_nodes,
     get_env_vars_to_propagate,
 )
 from resnet_ops.orchestration.worker_loss import LogEvent, WorkerLossPolicy
@@ -45,7 +47,7 @@ class ElasticTorchTrainer(TorchTrainer):
         max_failures: Losses to survive.
         recover_s: Seconds to wait for room after a loss.
         log_event: Called in the controller's process for each event that the user should know of.
-        run: Key that the workers' placement group is recorded under.
+        run: Key that the controller is recorded under.
         options: Further arguments of TorchTrainer.
     """
 
@@ -80,6 +82,7 @@ class ElasticTorchTrainer(TorchTrainer):
         environment = {"env_vars": get_env_vars_to_propagate() | {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}}
         actor = ray.remote(num_cpus=0, label_selector={NODE_LABEL: driver_node}, runtime_env=environment)
         self.controller = actor(TrainController).remote(**parts | self.policies)
+        cluster_kv.record_controller(self.run, actor_id(self.controller))  # before it reserves anything
         if self.stopped:
             ray.kill(self.controller)
         ray.get(self.controller.run.remote())
@@ -96,14 +99,13 @@ class ElasticTorchTrainer(TorchTrainer):
         ray.kill(self.controller)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        """Return Ray's callbacks without two that start actors, and one that records the placement group.
+        """Return Ray's callbacks without two that start actors.
 
         One actor asks the dashboard every second whether the job lives, though Ray cleans up by itself. The other
         shares out Ray Datasets, of which there are none; each start would wait 1.8 s for it.
         """
         callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
-        needed = [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]
-        return [*needed, cluster_kv.PlacementGroupRecorder(self.run)]
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback | DatasetsCallback)]
 
 
 class TrainFunctionByValue:
@@ -181,6 +183,6 @@ class PinnedScalingPolicy(ScalingPolicy):
 
 
 def usable_nodes() -> list[Node]:
-    """Return the nodes that respond and that this job has not excluded."""
-    excluded = cluster_kv.excluded_nodes()
+    """Return the nodes that respond, are not about to leave, and that this job has not excluded."""
+    excluded = cluster_kv.excluded_nodes() | draining_nodes()
     return [node for node in read_nodes(only_responsive=True) if node.id not in excluded]

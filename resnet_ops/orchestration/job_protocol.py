@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import Literal
 
@@ -14,6 +15,7 @@ SUBMITTER = "RESNET_OPS_SUBMITTER"  # environment variable of a job: the version
 KEY = "resnet_ops_milestone"  # of a line of JSON in the log, among those for people
 # The command runs; its run exists and can be resumed; only the result, as JSON, is still to come.
 Milestone = Literal["begun", "created", "ending"]
+on_created: Callable[[], None] | None = None  # tells the job's supervisor, whose child this process is
 
 
 def report_milestone(milestone: Milestone) -> None:
@@ -21,6 +23,8 @@ def report_milestone(milestone: Milestone) -> None:
     if SUBMITTER in os.environ:
         sys.stderr.write(json.dumps({KEY: milestone}) + "\n")
         sys.stderr.flush()
+    if milestone == "created" and on_created is not None:
+        on_created()
 
 
 def parse_milestone(line: str) -> Milestone | None:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError as WorkerGroupStartupTimeoutError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError as WorkerHealthCheckFailedError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError as WorkerHealthCheckTimeoutError
-    from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
     from ray.train.v2._internal.execution.controller import TrainController as TrainController
     from ray.train.v2._internal.execution.controller.state import RunningState as RunningState
     from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
@@ -63,8 +63,6 @@ TRAIN = {
     "WorkerGroupStartupTimeoutError": _EXCEPTIONS,
     "WorkerHealthCheckFailedError": _EXCEPTIONS,
     "WorkerHealthCheckTimeoutError": _EXCEPTIONS,
-    # Receives the workers' placement group; public callbacks do not.
-    "WorkerGroupCallback": "ray.train.v2._internal.execution.callback",
     # To be left out: they start actors that are not needed, and each start waits for them.
     "DatasetsCallback": "ray.train.v2._internal.callbacks.datasets",
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
@@ -219,6 +217,101 @@ def _reload_token() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def actor_id(handle: Any) -> str:
+    """Return the id of an actor; only the actor itself can ask for it in public."""
+    return str(handle._actor_id.hex())
+
+
+def placement_groups_of(creator: str) -> list[str]:
+    """Return the ids of the placement groups that an actor has created and that still exist.
+
+    The public table does not tell who created them.
+    """
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+
+    accessor: Any = state._connect_and_get_accessor()
+    message: Any = gcs_pb2
+    groups = map(message.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+    return [
+        group.placement_group_id.hex()
+        for group in groups
+        if group.creator_actor_id.hex() == creator and group.state != message.PlacementGroupTableData.REMOVED
+    ]
+
+
+def head_answers(address: str, timeout_s: float) -> bool:
+    """Return whether a cluster's head answers at all, be it that it refuses; Ray's own client would wait for it."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+
+    # With a pool of its own it connects anew, instead of waiting longer after each attempt that failed.
+    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+    with init_grpc_channel(address, options=options) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=timeout_s)
+        except grpc.RpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    return True
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that are about to leave the cluster; the public functions do not tell."""
+    from ray._private.state import state
+
+    return {*state.get_draining_nodes()}
+
+
+def head_client(address: str) -> Any:
+    """Return a client of a cluster's head, which needs no node on this machine as ray.init does."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+
+    return GcsClient(address=address)
+
+
+def own_head_client() -> Any:
+    """Return the client of the head that this process is connected to."""
+    import ray
+
+    worker: Any = ray._private.worker.global_worker
+    return worker.gcs_client
+
+
+@dataclass(frozen=True)
+class HeadsNode:
+    """A node as a `head_client` has it."""
+
+    id: str
+    name: str
+    host: str
+
+
+def alive_nodes(client: Any, timeout_s: float) -> list[HeadsNode]:
+    """Return the nodes that are alive, as a `head_client` knows them."""
+    nodes = client.get_all_node_info(timeout=timeout_s).items()
+    return [
+        HeadsNode(node_id.hex(), node.node_name, node.node_manager_hostname)
+        for node_id, node in nodes
+        if not node.state
+    ]
+
+
+def drain_node(client: Any, node_id: str, reason: str, deadline: float, timeout_s: float) -> None:
+    """Have a node take no more work, and leave the cluster once it has none; `ray drain-node` is hidden.
+
+    Args:
+        client: Of the cluster's head.
+        node_id: Its id.
+        reason: Why, for the cluster's records.
+        deadline: When it will be gone, in seconds since 1970.
+        timeout_s: To wait for the head.
+    """
+    from ray.core.generated import autoscaler_pb2
+
+    reasons: Any = autoscaler_pb2
+    client.drain_node(node_id, reasons.DRAIN_NODE_REASON_PREEMPTION, reason, int(deadline * 1000), timeout=timeout_s)
 
 
 def enable_token() -> bool:

@@ -10,10 +10,10 @@ from resnet_ops.orchestration.connect import AUTO, connected, resolve_address
 from resnet_ops.orchestration.local_state import clusters_elsewhere, describe_elsewhere
 from resnet_ops.orchestration.nodes import Node, read_nodes
 from resnet_ops.orchestration.placement import Device, Request, place_workers
-from resnet_ops.orchestration.ray_internals import UNEXPECTED_TERMINATION, job_table
+from resnet_ops.orchestration.ray_internals import UNEXPECTED_TERMINATION, draining_nodes, job_table
 from resnet_ops.results import Result
 
-NodeState = Literal["alive", "not answering", "gone"]
+NodeState = Literal["alive", "draining", "not answering", "gone"]
 
 
 class NodeStatus(Result):
@@ -100,8 +100,9 @@ def read_status(address: str) -> ClusterStatus:
         rows = ray.nodes()  # type: ignore[no-untyped-call]
         alive = {node.id: node for node in read_nodes()}
         responsive = {node.id for node in read_nodes(only_responsive=True)}
+        draining = draining_nodes()
         nodes = [
-            _node_status(row, alive, responsive)
+            _node_status(row, alive, responsive, draining)
             for row in rows
             if row["Alive"] or row["DeathReason"] == UNEXPECTED_TERMINATION
         ]
@@ -115,9 +116,11 @@ def read_status(address: str) -> ClusterStatus:
         )
 
 
-def _node_status(row: dict[str, Any], alive: dict[str, Node], responsive: set[str]) -> NodeStatus:
+def _node_status(row: dict[str, Any], alive: dict[str, Node], responsive: set[str], draining: set[str]) -> NodeStatus:
     node = alive.get(row["NodeID"])
     state: NodeState = "gone" if node is None else "alive" if node.id in responsive else "not answering"
+    if state == "alive" and row["NodeID"] in draining:
+        state = "draining"
     node = node or Node(row["NodeID"], row["NodeName"], 0, 0, 0, 0)
     return NodeStatus(**vars(node), address=row["NodeManagerAddress"], state=state)
 

@@ -26,6 +26,7 @@ from resnet_ops.orchestration.placement import (
     explain_refusal,
     place_workers,
 )
+from resnet_ops.stop_request import StopRequest
 
 GPU_MEMORY_SHARE = 0.8  # of a GPU's memory, that the trials on it may take
 MOST_PER_GPU = 8  # without NVIDIA's MPS, processes take turns on a GPU: more of them fill no more of its idle time
@@ -63,11 +64,11 @@ class TrialSlots:
         """Return what Ray Tune reserves for a trial on one node."""
         return {"cpu": self.cpus} | ({"gpu": self.gpus} if self.gpus else {})
 
-    def start_ray(self) -> contextlib.AbstractContextManager[None]:
+    def start_ray(self, stop: StopRequest | None = None) -> contextlib.AbstractContextManager[None]:
         """Start Ray for trials on this machine, once all else is checked; a cluster is connected to already."""
         if not self.local:
             return contextlib.nullcontext()
-        return local_ray(int(self.nodes[0].cpus), int(self.nodes[0].gpus))
+        return local_ray(int(self.nodes[0].cpus), int(self.nodes[0].gpus), stop)
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,10 @@ def share_gpus(
 
 
 @contextlib.contextmanager
-def allocate_trials(config: ClusterConfig, resources: TrialResources, warn: Warn) -> Iterator[TrialSlots]:
-    """Find room for trials, and stay connected to the cluster for the length of a `with` block.
+def allocate_trials(
+    config: ClusterConfig, resources: TrialResources, warn: Warn, stop: StopRequest | None = None
+) -> Iterator[TrialSlots]:
+    """Find room for trials, and stay connected to the cluster for a `with` block; `stop` as in `allocate`.
 
     Raises:
         NoRoomError: Not even one trial fits, or did within the time to wait.
@@ -131,7 +134,7 @@ def allocate_trials(config: ClusterConfig, resources: TrialResources, warn: Warn
     if address == LOCAL:
         yield _find_slots(config, resources, [this_node()], local=True)
         return
-    with connected(address):
+    with connected(address, stop):
         yield wait_for_room(
             lambda: _find_slots(config, resources, read_nodes(only_responsive=True), local=False),
             config,

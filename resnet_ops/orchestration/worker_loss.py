@@ -62,7 +62,7 @@ class UnusableNodeError(Exception):
 
 
 class RegroupError(Exception):
-    """Every worker has stopped at a checkpoint, because more nodes are available now."""
+    """Every worker has stopped at a checkpoint, to go on on other nodes; its text tells users why."""
 
 
 LOST = (*DIED, CollectiveTimeoutError, PeerLostError, UnusableNodeError)
@@ -96,8 +96,8 @@ class WorkerLossPolicy(FailurePolicy):
         else:
             assert isinstance(training_failed_error, WorkerGroupError)
             failures = training_failed_error.worker_failures
-            if any(isinstance(failure, RegroupError) for failure in failures.values()):
-                self.log_event("More nodes are available: resuming on them.")
+            if regroup := [failure for failure in failures.values() if isinstance(failure, RegroupError)]:
+                self.log_event(str(regroup[0]))
                 return FailureDecision.RETRY
             if not all(isinstance(failure, LOST) for failure in failures.values()):
                 return FailureDecision.RAISE

@@ -1,22 +1,30 @@
-"""How workers in processes of Ray are asked to stop: by their driver, wherever it is, or by a signal of their own."""
+"""How workers in processes of Ray are asked to stop.
+
+By their driver, wherever it is, by a signal of their own, because their nodes will leave the cluster, or because its
+head is lost.
+"""
 
 import contextlib
 import json
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from types import FrameType
 from typing import Any
 
 from resnet_ops.orchestration.cluster_kv import NAMESPACE
-from resnet_ops.orchestration.ray_internals import kv_del, kv_get, kv_put
+from resnet_ops.orchestration.head_loss import HeadWatch, head_loss
+from resnet_ops.orchestration.ray_internals import draining_nodes, kv_del, kv_get, kv_put
 from resnet_ops.stop_request import BY_USER, SAVING_S, SIGNALS, Stop, StoppedError, StopRequest
 
 POLL_INTERVAL_S = 0.5
 FITTING_POLL_S = 0.2
+DELIVERY_S = 3.0  # for a result to reach the driver, if there is one
+HEADLESS_EXIT_CODE = 87  # of a worker whose cluster has lost its head
 OWN = StopRequest()  # of this process, where it is a worker
 
 
@@ -54,22 +62,57 @@ def withdraw(run: str) -> None:
 
 
 @contextlib.contextmanager
-def hear_driver(run: str, request: StopRequest) -> Iterator[None]:
-    """Pass on what the driver of a run asks for, for the length of a `with` block."""
+def hear(
+    run: str, request: StopRequest, nodes: Collection[str] = (), leave: Callable[[set[str]], Stop] | None = None
+) -> Iterator[None]:
+    """Pass on, for the length of a `with` block, what the driver of a run asks for, and that nodes will leave.
+
+    Args:
+        run: The run.
+        request: Is asked to stop.
+        nodes: Ids of the nodes that the workers are on.
+        leave: Returns why the work stops where some of them will leave.
+    """
     from ray.exceptions import RayError
 
     done = threading.Event()
 
     def poll() -> None:
-        with contextlib.suppress(RayError):  # the cluster's head is gone, which Ray deals with
-            while not (asked := kv_get(_key(run), NAMESPACE)):
-                if done.wait(POLL_INTERVAL_S):
+        with contextlib.suppress(RayError):  # the cluster's head is gone, which `end_without_head` sees to
+            while not done.wait(POLL_INTERVAL_S):
+                if asked := kv_get(_key(run), NAMESPACE):
+                    request.request(*json.loads(asked))
                     return
-            request.request(*json.loads(asked))
+                if leave and not request.requested and (leaving := draining_nodes().intersection(nodes)):
+                    stop = leave(leaving)
+                    request.stop = request.stop or stop
 
     threading.Thread(target=poll, name="stop", daemon=True).start()
     try:
         yield
+    finally:
+        done.set()
+
+
+@contextlib.contextmanager
+def end_without_head(request: StopRequest) -> Iterator[None]:
+    """Ask for a stop, within a `with` block, if the cluster's head is lost, and then end this process.
+
+    Nobody else would, until Ray itself does: a minute later, while another driver may have resumed the run.
+    """
+    import ray
+
+    head, done = ray.get_runtime_context().gcs_address, threading.Event()
+
+    def end() -> None:
+        request.stop = request.stop or head_loss(head)
+        done.wait(SAVING_S)
+        time.sleep(DELIVERY_S)
+        os._exit(HEADLESS_EXIT_CODE)
+
+    try:
+        with HeadWatch(head, end).watching():
+            yield
     finally:
         done.set()
 

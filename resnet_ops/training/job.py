@@ -5,11 +5,12 @@ gone, resumes in silence when a name is used again, and does nothing in its loca
 """
 
 import contextlib
+import functools
 import json
 import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.results import Result
 from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Status, Writer
 from resnet_ops.runs import Run
-from resnet_ops.stop_request import StopRequest, stop_of
+from resnet_ops.stop_request import Stop, StopRequest, stop_of
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training.defaults import explain_choices, report_defaults, suggest_weights, warn_of_mirroring
@@ -113,7 +114,7 @@ def train(
     tracker.check_service(config.track)
     config = config.model_copy(update=absolute_paths(config))  # nodes have other working directories
     runs.check_new(config.runs_dir, config.name, overwrite, waits=bool(config.wait))
-    with allocate(config, observer.warn) as placement:
+    with allocate(config, observer.warn, stop) as placement:
         with check_every_node(placement.remote_nodes, config.runs_dir.absolute(), config) as compare:
             asked, layout = config, placement.layout
             requested, weights = start_weights(asked, layout.device, observer)
@@ -139,7 +140,10 @@ def train(
             record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
             observer.run_created(run, record, describe(source, record, choices, hint))
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked), stoppable(run, stop, observer) as request:
+                with (
+                    _end_recorded(run, record, tracked),
+                    stoppable(stop, observer, functools.partial(_record_stop, run, record)) as request,
+                ):
                     from resnet_ops.training.launch import launch_workers
 
                     result = launch_workers(run, record, source, placement, request)
@@ -191,7 +195,7 @@ def resume(
                     own_tracker.update(run)  # for what could not be logged then
             return _result(run, record, (), started_at)
         tracker.check_service(config.track)
-        with allocate(config, observer.warn) as placement:
+        with allocate(config, observer.warn, stop) as placement:
             if missing := find_missing(config):
                 raise UserError(
                     f"The images that {name} was trained on are no longer in {missing}.",
@@ -230,7 +234,10 @@ def resume(
                 run.log_event(extended)
                 observer.warn(extended)
             with _followed(run, observer, tracked):
-                with _end_recorded(run, record, tracked), stoppable(run, stop, observer) as request:
+                with (
+                    _end_recorded(run, record, tracked),
+                    stoppable(stop, observer, functools.partial(_record_stop, run, record)) as request,
+                ):
                     from resnet_ops.training.launch import launch_workers
 
                     _report_resume_point(run, observer)
@@ -325,10 +332,18 @@ def this_writer() -> Writer:
 
 
 @contextlib.contextmanager
-def stoppable(run: Run, stop: StopRequest | None, observer: Observer, command: str = "train") -> Iterator[StopRequest]:
-    """Have signals stop the work at a checkpoint, for the length of a `with` block; `command` resumes it."""
+def stoppable(
+    stop: StopRequest | None, observer: Observer, record: Callable[[Stop], UserError]
+) -> Iterator[StopRequest]:
+    """Have signals stop the work at a checkpoint, for the length of a `with` block.
+
+    Args:
+        stop: What signals ask; by default nobody does.
+        observer: Receives that they did.
+        record: Records why the work stopped, and returns what the user is told.
+    """
     request = stop or StopRequest()
-    request.remedy = f"Resume with: {resume_command(run, command)}"
+    request.record = record
     with request.deferring(observer.stopping):
         yield request
 
@@ -339,9 +354,7 @@ def _end_recorded(run: Run, record: RunRecord, tracked: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        stop = stop_of(interrupt)
-        _record_end(run, record, stop.status, stop.why)
-        raise stop.error("Training", _last_intact(run), f"Resume with: {resume_command(run)}") from None
+        raise _record_stop(run, record, stop_of(interrupt)) from None
     except RunLostError:
         raise  # what is recorded there is another process's
     except UserError as error:
@@ -397,6 +410,12 @@ def _report_resume_point(run: Run, observer: Observer) -> None:
     if latest is not None:
         resume_point = f"from epoch {latest.info.epoch}" + (f", step {latest.info.step}" if latest.info.step else "")
     observer.warn(f"Resuming {resume_point}.")
+
+
+def _record_stop(run: Run, record: RunRecord, stop: Stop) -> UserError:
+    """Record in run.json why training stopped, and return what the user is told."""
+    _record_end(run, record, stop.status, stop.why)
+    return stop.error("Training", _last_intact(run), f"Resume with: {resume_command(run)}")
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:

@@ -21,6 +21,7 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError  # noqa: E402
 from resnet_ops.orchestration import cluster_kv, worker_stop  # noqa: E402
 from resnet_ops.orchestration.allocation import RECOVER_S, Placement  # noqa: E402
 from resnet_ops.orchestration.elastic_trainer import ElasticTorchTrainer  # noqa: E402
+from resnet_ops.orchestration.head_loss import wait_for_head  # noqa: E402
 from resnet_ops.orchestration.network import SocketInterfaceConfig  # noqa: E402
 from resnet_ops.orchestration.worker_loss import explain_failure  # noqa: E402
 from resnet_ops.run_records import RunRecord  # noqa: E402
@@ -63,7 +64,7 @@ def _launch(run: Run, record: RunRecord, source: Source, placement: Placement, s
         )
         return _value(trainer.fit())
     try:
-        with placement.start_ray():
+        with placement.start_ray(stop):
             return _launch_on_ray(run, record, placement, scratch, stop)
     finally:
         with contextlib.suppress(OSError, UserError):
@@ -80,7 +81,7 @@ def _launch_on_ray(
     first_event = len(run.events())
     while (left := config.max_failures - sum(e.kind == "loss" for e in run.events()[first_event:])) >= 0:
         stop.check()
-        cluster_kv.release_placement_group(str(run.path))  # still held where the controller was lost
+        cluster_kv.release_resources(str(run.path))  # still held where the controller was lost
         worker_stop.withdraw(str(run.path))
         trainer = ElasticTorchTrainer(
             run_worker,
@@ -107,6 +108,7 @@ def _launch_on_ray(
         except TrainingFailedError as error:
             raise explain_failure(error) from error
         except RayActorError as error:  # Ray's controller itself
+            wait_for_head()  # with which it may have been lost
             reason = str(error).splitlines()[0][:200]
             run.log_event(f"Lost: the job's controller ({reason}). Starting another one.", "loss")
     raise PausedError("The job's controller was lost too often.", "See events.jsonl.", exit_code=WORK_FAILED)

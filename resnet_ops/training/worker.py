@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import json
 import os
 import re
@@ -26,12 +27,17 @@ import torch
 import torch.distributed as dist
 
 from resnet_ops import files
+from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import Source, cut_note, open_source
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.formatting import first_names
 from resnet_ops.orchestration import worker_stop
+from resnet_ops.orchestration.allocation import has_autoscaler
+from resnet_ops.orchestration.draining import drain_own_node
 from resnet_ops.orchestration.elastic_trainer import usable_nodes
 from resnet_ops.orchestration.nodes import read_nodes
 from resnet_ops.orchestration.placement import Request, place_workers
+from resnet_ops.orchestration.spot_notice import watch_for_notice
 from resnet_ops.orchestration.worker_loss import PeerLostError, RegroupError, UnusableNodeError, is_peer_error
 from resnet_ops.run_records import BadImage, RunRecord
 from resnet_ops.runs import Run
@@ -93,7 +99,7 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         UserError: The loss diverged, or the device's memory or the disk is full.
         UnusableNodeError: The run directory or its images cannot be read on this node.
         PeerLostError: Another worker is lost or does not answer.
-        RegroupError: More nodes are available; all is saved.
+        RegroupError: More nodes are available, or some are about to leave; all is saved.
     """
     run, record, group, device = _begin(task)
     with _explained_errors(record.config.batch_size, group, device), cuda_algorithms(record.config, device):
@@ -103,7 +109,7 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         request = task.stop or worker_stop.OWN
         session = TrainingSession.open(run, record, source, group, device, request)
         trainer, nodes = session.trainer, ElasticGroup(group, task.request)
-        with _watched(run, trainer, task.request), _listening(task, group, request), session.saving():
+        with _watched(run, trainer, task.request), _listening(task, record, group, request), session.saving():
             for epoch in trainer.run(session.after_step, session.save_is_due):
                 session.save(epoch)
                 if epoch is not None:
@@ -114,7 +120,7 @@ def run_worker(task: WorkerTask) -> WorkerResult:
                 if goes_on and nodes.can_grow():
                     session.wait()
                     group.agree(1)  # the others stay until rank 0 has written, or Ray would end it
-                    raise RegroupError
+                    raise RegroupError("More nodes are available: resuming on them.")
             session.wait()
             group.agree(1)  # the others stay until rank 0 has written
         loader = trainer.loader
@@ -124,6 +130,8 @@ def run_worker(task: WorkerTask) -> WorkerResult:
         if cut and group.rank == 0:
             run.log_event(cut_note(len(cut)))
         stop = _agreed_stop(group, request.stop) if trainer.stop.agreed else None
+        if stop is not None and stop.regroups:
+            raise RegroupError(f"{stop.reason}: resuming without it.")
         return WorkerResult(tuple(session.steps_at), bad_train + bad_val, bad_val, trainer.ended, stop)
 
 
@@ -195,20 +203,42 @@ def _gather_bad_images(group: ProcessGroup, bad_images: tuple[BadImage, ...]) ->
 
 
 def _agreed_stop(group: ProcessGroup, own: Stop | None) -> Stop | None:
-    """Return why all stop: the reason of the first rank that has one."""
+    """Return why all stop; whoever ends the work counts more than whoever moves it."""
     of_each_rank = group.gather_text(json.dumps(dataclasses.asdict(own)) if own else "")
-    reasons = (Stop(**json.loads(text)) for text in of_each_rank if text)
-    return next(reasons, None)
+    stops = (Stop(**json.loads(text)) for text in of_each_rank if text)
+    return min(stops, key=lambda stop: stop.regroups, default=None)
 
 
 @contextlib.contextmanager
-def _listening(task: WorkerTask, group: ProcessGroup, request: StopRequest) -> Iterator[None]:
-    """Hear the job's driver ask to stop, on rank 0; where the driver is this process, it asks by itself."""
-    if task.stop is not None or group.rank:
-        yield
+def _listening(task: WorkerTask, record: RunRecord, group: ProcessGroup, request: StopRequest) -> Iterator[None]:
+    """Listen for whatever else than a signal asks to stop; where the driver is this process, it asks by itself."""
+    if task.request is None:
+        with watch_for_notice(lambda cloud, _: _request_once(request, f"spot notice of {cloud}")):
+            yield
         return
-    with worker_stop.hear_driver(task.run, request):
+    placed = Counter(group.gather_text(ray.get_runtime_context().get_node_id()))
+    leave = functools.partial(_leave, task.request, record.config, placed)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(worker_stop.end_without_head(request))
+        if ray.train.get_context().get_local_rank() == 0:
+            stack.enter_context(watch_for_notice(drain_own_node))
+        if group.rank == 0:
+            stack.enter_context(worker_stop.hear(task.run, request, placed, leave))
         yield
+
+
+def _request_once(request: StopRequest, reason: str) -> None:
+    if not request.requested:  # a second time, nothing would be saved
+        request.request(reason, preempted=True)
+
+
+def _leave(request: Request, config: TrainConfig, placed: Counter[str], leaving: set[str]) -> Stop:
+    """Return why work stops whose nodes will leave: it goes on elsewhere where there is room, or may be soon."""
+    names = first_names(node.name for node in read_nodes() if node.id in leaving)
+    reason = f"{names} will leave the cluster"
+    if place_workers(usable_nodes(), request, placed) or config.wait or has_autoscaler():
+        return Stop(reason, preempted=True, regroups=True)
+    return Stop(f"{reason}, without room elsewhere", preempted=True)
 
 
 @contextlib.contextmanager

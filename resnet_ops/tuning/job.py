@@ -27,7 +27,7 @@ from resnet_ops.orchestration.trial_slots import TrialResources, TrialSlots, all
 from resnet_ops.recipes.reading import configure
 from resnet_ops.results import Result
 from resnet_ops.runs import Run
-from resnet_ops.stop_request import StopRequest, stop_of
+from resnet_ops.stop_request import Stop, StopRequest, stop_of
 from resnet_ops.tracking.tracker import Tracker, check_service
 from resnet_ops.training import job as training
 from resnet_ops.training.observer import Observer
@@ -144,7 +144,7 @@ def search_space(
     stored = _stored_config(config, base)
     runs.check_new(base.runs_dir, base.name, overwrite, waits=bool(base.wait))
     resources = _resources(config, kind.machines)
-    with allocate_trials(base, resources, observer.warn) as slots:
+    with allocate_trials(base, resources, observer.warn, stop) as slots:
         space, base, data, weights = check_search(space, base, slots, observer)
         planned = planned_trials(config, space)
         at_once = min(planned, config.max_concurrent or planned)
@@ -222,7 +222,7 @@ def resume(
         resources = _resources(config, machines)
         if files.is_file(search.run.weights_file):
             base = base.model_copy(update={"weights": as_typed(search.run.weights_file), "weights_key": None})
-        with allocate_trials(base, resources, observer.warn) as slots:
+        with allocate_trials(base, resources, observer.warn, stop) as slots:
             if slots.device != record.device:
                 raise UserError(
                     f"{name} was searched on {record.device}, not on {slots.device}.", "Start a new search."
@@ -273,18 +273,21 @@ def _execute(
     observer.search_started(search, record, slots)
     for trial in log.trials.values():
         observer.trial_changed(trial)
+
+    def record_stop(ended_by: Stop) -> UserError:
+        log.end_search(ended_by.status, ended_by.why)
+        done = f"{len(log.ended_trials)} of {record.planned} trials are done."
+        return ended_by.error(record.noun.capitalize(), done, f"Resume with: {resume_command}")
+
     try:
         with tracker:
             if track != "none":
                 log.track_ended_trials()
             if len(log.ended_trials) < record.planned:
-                with training.stoppable(search.run, stop, observer, record.command):
+                with training.stoppable(stop, observer, record_stop):
                     run_trials(log, slots, stop, kind.at_end)
     except KeyboardInterrupt as interrupt:
-        ended_by = stop_of(interrupt)
-        log.end_search(ended_by.status, ended_by.why)
-        done = f"{len(log.ended_trials)} of {record.planned} trials are done."
-        raise ended_by.error(record.noun.capitalize(), done, f"Resume with: {resume_command}") from None
+        raise record_stop(stop_of(interrupt)) from None
     except BaseException as error:
         reason = error.cause if isinstance(error, UserError) else f"{type(error).__name__}: {error}"[:500]
         log.end_search("failed", reason)

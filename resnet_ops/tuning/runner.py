@@ -46,7 +46,7 @@ def run_trials(
         worker_stop.ask_workers(trials, stop)
 
     try:
-        with slots.start_ray(), ThreadPoolExecutor(1, "tune") as thread:
+        with slots.start_ray(request), ThreadPoolExecutor(1, "tune") as thread:
             request.check()
             worker_stop.withdraw(trials)
             fitting: Future[Any] = thread.submit(lambda: _tuner(log, slots, scratch, at_end).fit())

@@ -89,7 +89,8 @@ class TrialWorker(tune.Trainable):
         self.listening = contextlib.ExitStack()
         if ray.is_initialized():  # else it is not in a process of Ray's
             worker_stop.take_signals()
-            self.listening.enter_context(worker_stop.hear_driver(task.trials, worker_stop.OWN))
+            self.listening.enter_context(worker_stop.end_without_head(worker_stop.OWN))
+            self.listening.enter_context(worker_stop.hear(task.trials, worker_stop.OWN))
         torch.set_num_threads(task.threads)
         self._start_trial(config[POINT])
 
@@ -334,7 +335,7 @@ class TrialWorker(tune.Trainable):
 def _train_or_resume(config: TrainConfig, run: Run, nodes: int, stop: StopRequest) -> None:
     changes: dict[str, Any] = {"nodes": NodeRange(nodes, nodes), "cluster": "auto"}
     # Or a trial whose driver was killed would wait for what it holds itself.
-    cluster_kv.release_placement_group(str(run.path))
+    cluster_kv.release_resources(str(run.path))
     if files.is_file(run.record_file):  # tracked by the search's process
         places = {name: getattr(config, name) for name in PLACES}
         job.resume(run.path.parent, run.name, changes=changes | places, stop=stop, tracked=False)

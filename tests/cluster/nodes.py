@@ -1,7 +1,9 @@
 """A cluster of several Ray nodes on this machine, and a run on it that can be disturbed."""
 
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from ray.cluster_utils import Cluster
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from tests.conftest import COMMAND
+from tests.processes import command_line, parent_of
 
 Node = Any  # of Ray's own; its class has no public name
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -21,10 +24,13 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 class Nodes:
     """A head without CPUs, and nodes of one CPU each; as much of a cluster as fits on one machine."""
 
-    def __init__(self, count: int) -> None:
-        head = NODE | {"num_cpus": 0, "include_dashboard": False}
+    def __init__(self, count: int, job_server: bool = False) -> None:
+        if job_server:  # jobs run the `python` that is first on the nodes' PATH
+            os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        head = NODE | {"num_cpus": 0, "include_dashboard": job_server, "dashboard_port": 0}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self.cluster.address
+        self.job_server = f"http://{self.cluster.webui_url}" if job_server else ""
         self.living = [self.cluster.add_node(wait=False, **NODE) for _ in range(count)]
         self.cluster.wait_for_nodes()
 
@@ -34,17 +40,31 @@ class Nodes:
 
     def workers(self) -> dict[int, Node]:
         """Return the processes of training workers, and the nodes that they are on."""
-        raylets = {node.all_processes["raylet"][0].process.pid: node for node in self.living}
-        workers = {}
+        return self.processes(b"RayTrainWorker")
+
+    def processes(self, title: bytes) -> dict[int, Node]:
+        """Return the processes of Ray with this in their title, and the nodes that they are on, the head included."""
+        nodes = [self.cluster.head_node, *self.living]
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                title, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+                line, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
             except OSError:
                 continue
             raylet = re.search(rb"\0RAY_RAYLET_PID=(\d+)\0", environment)
-            if b"RayTrainWorker" in title and raylet and int(raylet[1]) in raylets:
-                workers[int(folder.name)] = raylets[int(raylet[1])]
-        return workers
+            if title in line and raylet and int(raylet[1]) in raylets:
+                found[int(folder.name)] = raylets[int(raylet[1])]
+        return found
+
+    def job_processes(self, run: str) -> list[int]:
+        """Return the processes of the job that trains a run: the one that supervises, then the driver."""
+        found = [
+            pid
+            for pid in self.processes(b"resnet_ops.cli.main")
+            if re.search(rb"--(name|resume)=" + run.encode() + rb"\0", command_line(pid))
+        ]
+        return sorted(found, key=lambda pid: parent_of(pid) in found)
 
     def kill(self, node: Node) -> None:
         """Kill a node's raylet; its workers notice."""

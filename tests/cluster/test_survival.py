@@ -8,15 +8,17 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.runs import Run
 from resnet_ops.tuning.results import Search
-from tests.cluster.nodes import Nodes, Training, assert_same_bytes
+from tests.cluster.nodes import Node, Nodes, Training, assert_same_bytes
 from tests.conftest import COMMAND, Ended, command
 from tests.processes import ours
+from tests.waiting import wait_for
 
 NETWORK = ("--model", "resnet8", "--batch-size", 120)
 
@@ -215,3 +217,61 @@ def test_losses_are_bounded(nodes: Nodes, tmp_path: Path) -> None:
     assert "--max-failures" in last
     assert f"resnet-ops train --resume bounded --runs-dir {tmp_path}" in last
     assert training.run.read().status == "failed"
+
+
+@pytest.mark.slow
+def test_workers_leave_a_node_that_is_drained_and_stop_where_there_is_no_other(nodes: Nodes, tmp_path: Path) -> None:
+    options = ("--cluster", nodes.address, *NETWORK, "--max-failures", 0)
+    training = Training(tmp_path, "moves", *options, "--nodes", 2, "--epochs", 30)
+    training.wait_for_step_after((2, 0))
+    leaving = next(iter(nodes.workers().values()))
+    assert drain(nodes, leaving)["left"]
+    assert training.ended() == 0
+    (event,) = training.run.events()
+    assert event.what.endswith("will leave the cluster: resuming without it.")
+    assert [epoch.epoch for epoch in training.run.epochs()] == [*range(1, 31)]
+    nodes.living.remove(leaving)
+
+    stays = Training(tmp_path, "stops", *options, "--nodes", len(nodes.living), "--epochs", 300)
+    stays.wait_for_step_after((2, 0))
+    leaving = next(iter(nodes.workers().values()))
+    began = time.monotonic()
+    assert drain(nodes, leaving)["left"]
+    assert stays.ended() == 75
+    assert time.monotonic() - began < 30
+    assert stays.run.read().status == "preempted"
+    last = stays.log.read_text().splitlines()[-1]
+    assert "will leave the cluster, without room elsewhere). Last intact checkpoint: " in last
+    assert "step-" in last.partition(" Resume with: ")[0]  # within an epoch
+    nodes.living.remove(leaving)
+    nodes.add()
+    nodes.add()
+
+
+def drain(nodes: Nodes, node: Node) -> dict[str, Any]:
+    ended = command("cluster", "drain", "--node", node.node_id, "--cluster", nodes.address, "--json")
+    assert ended.returncode == 0, ended.stderr
+    result: dict[str, Any] = json.loads(ended.stdout)
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_head_is_told_within_15_s(tmp_path: Path, how: signal.Signals) -> None:
+    own = Nodes(2)
+    try:
+        training = Training(tmp_path, "headless", "--cluster", own.address, "--nodes", 2, *NETWORK, "--epochs", 400)
+        training.wait_for_step_after((2, 0))
+        head = own.cluster.head_node.all_processes["gcs_server"][0].process
+        began = time.monotonic()
+        head.send_signal(how)
+        assert training.ended() == 75
+        assert time.monotonic() - began < 15
+        assert training.run.read().status == "preempted"
+        last = training.log.read_text().splitlines()[-1]
+        assert last.startswith(f"preempted: Training was preempted (loss of the cluster's head at {own.address}).")
+        assert "step-" in last.partition(" Resume with: ")[0]  # saved within the epoch
+        assert f"resnet-ops train --resume headless --runs-dir {tmp_path}" in last
+        wait_for(lambda: not own.workers(), 20)
+    finally:
+        own.close()

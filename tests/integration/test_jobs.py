@@ -24,7 +24,7 @@ import pytest
 from tests.conftest import COMMAND, Ended
 from tests.integration.test_cli import refused
 from tests.json_keys import assert_keys
-from tests.processes import descendants, parent_of
+from tests.processes import command_line, descendants, parent_of
 from tests.waiting import wait_for
 
 TOKEN = "t0ken-of-these-tests-and-of-nothing-else"
@@ -147,14 +147,16 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def pid_of(*words: str) -> int:
-    """The process whose command line holds all these words."""
+def driver_of(option: str) -> int:
+    """The driver of the job with this option: a child of the process that supervises it, with the same command line."""
+    found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            line = file.read_text().replace("\0", " ")
-            if all(word in line for word in words) and "train --cluster http" not in line and "exec python" not in line:
-                return int(file.parent.name)
-    return 0
+        words = command_line(int(file.parent.name)).split(b"\0")
+        if b"resnet_ops.cli.main" in words and option.encode() in words:
+            found.append(int(file.parent.name))
+    (driver,) = (pid for pid in found if parent_of(pid) in found)
+    assert b"JobSupervisor" in command_line(parent_of(parent_of(driver)))
+    return driver
 
 
 def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Callable[[str, object], None]) -> None:
@@ -359,28 +361,22 @@ def test_a_second_ctrl_c_leaves_the_job(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_lost_jobs_are_submitted_again(cluster: Cluster) -> None:
-    """Both kinds at once, for they take their time: a driver that is killed, and the supervisor of another one."""
-    victims = ("driver", "supervisor")
-    options = ("--model", "resnet8", "--epochs", 120, "--cpus-per-worker", 1, "--max-failures", 1, "--json")
-    processes = {victim: cluster.train(*options, "--name", victim) for victim in victims}
-    for victim in victims:
-        wait_for(lambda victim=victim: len(cluster.epochs(victim)) >= 2)
-        driver = pid_of("resnet_ops.cli.main", f"--name={victim}")
-        assert driver
-        assert "JobSupervisor" in Path(f"/proc/{parent_of(driver)}/cmdline").read_text()
-        os.kill(driver if victim == "driver" else parent_of(driver), signal.SIGKILL)
-    for victim, how in {"driver": "its driver exited with code -9", "supervisor": "its supervisor was lost"}.items():
-        out, err = processes[victim].communicate(timeout=90)
-        assert processes[victim].returncode == 0, err
-        (note,) = [line for line in err.splitlines() if line.startswith("note: Job ")]
-        assert f"died ({how}); resuming {victim}." in note
-        assert cluster.epochs(victim) == list(range(1, 121))
-        assert cluster.record(victim)["resumed"] == 1
-        again, lost = [job for job in cluster.jobs() if job["run"] == victim]
-        assert (again["status"], lost["status"]) == ("SUCCEEDED", "FAILED")
-        assert again["job_id"] == Ended(0, out, err).json["job_id"]
-        assert f"--resume={victim}" in again["entrypoint"]
+def test_a_driver_that_is_killed_is_started_again_whether_or_not_somebody_follows(cluster: Cluster) -> None:
+    """Once while the job is followed, and once afterwards."""
+    options = ("--model", "resnet8", "--epochs", 120, "--cpus-per-worker", 1, "--max-failures", 2)
+    process = cluster.train(*options, "--name", "killed")
+    for resumed, trained in ((0, 2), (1, 30)):
+        wait_for(lambda trained=trained: len(cluster.epochs("killed")) >= trained)
+        os.kill(driver_of("--name=killed"), signal.SIGKILL)  # forked, so it is called as the first one
+        if not resumed:
+            wait_for(lambda: cluster.record("killed")["resumed"] == 1)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+            assert process.returncode == 130
+            assert "The job's driver was killed (signal 9); resuming from the last checkpoint (1 more" in err
+    wait_for(lambda: [job["status"] for job in cluster.jobs() if job["run"] == "killed"] == ["SUCCEEDED"], 120)
+    assert cluster.epochs("killed") == list(range(1, 121))
+    assert cluster.record("killed")["resumed"] == 2
 
 
 def test_what_the_work_answers_comes_back(cluster: Cluster) -> None:

@@ -252,6 +252,20 @@ def test_a_node_that_was_killed_is_seen(home: dict[str, str], up: dict[str, Any]
     wait_for(lambda: {n["name"]: n["state"] for n in status(home)["nodes"]}["node-2"] == "gone", 60)
 
 
+def test_a_node_that_is_drained_leaves(home: dict[str, str], up: dict[str, Any]) -> None:
+    refused = command("cluster", "drain", env=home)  # all nodes are on this machine
+    assert refused.returncode == 2
+    assert "3 nodes of the cluster run on this machine. Name one: --node " in refused.stderr
+    drained = command("cluster", "drain", "--node", "node-1", "--json", env=home)
+    assert drained.returncode == 0, drained.stderr
+    result = json.loads(drained.stdout)
+    assert_keys("cluster drain", result)
+    assert (result["node"], result["left"]) == ("node-1", True)
+    seen = status(home)
+    assert result["node_id"] not in {node["id"] for node in seen["nodes"]}
+    assert "Did you mean node-2?" in command("cluster", "drain", "--node", "node-1", env=home).stderr
+
+
 def test_down_ends_this_cluster_and_nothing_else(home: dict[str, str], up: dict[str, Any]) -> None:
     bystander = subprocess.Popen(["sleep", "60"], env={MARK: "another's"})
     assert traces(up["folder"])

@@ -90,7 +90,7 @@ def test_a_machine_that_sees_other_things_is_left_out_uncounted() -> None:
 
 
 def test_regrouping_and_room_that_others_took_do_not_count() -> None:
-    decision, messages, policy = decide(group(RegroupError(), SILENT), losses=0)
+    decision, messages, policy = decide(group(RegroupError("More nodes."), SILENT), losses=0)
     assert decision == RETRY
     assert "More nodes" in messages[0]
     assert policy.make_decision(ControllerError(WorkerGroupStartupTimeoutError(3))) == RETRY

@@ -12,10 +12,11 @@ import grpc
 import pytest
 import ray
 
-from resnet_ops.orchestration import ray_internals
+from resnet_ops.orchestration import cluster_kv, ray_internals
 from resnet_ops.orchestration.connect import SETTINGS
 from resnet_ops.orchestration.placement import NODE_LABEL
 from tests.ports import listening
+from tests.waiting import wait_for
 
 AUTH = "ray._private.authentication.authentication_token_setup"
 KV = "ray.experimental.internal_kv"
@@ -36,6 +37,10 @@ SIGNATURES = {
     "ray._raylet:AuthenticationTokenLoader.get_token_for_http_header": "self ignore_auth_mode",
     "ray._private.state:GlobalState.available_resources_per_node": "self",
     "ray._private.state:GlobalState.job_table": "self",
+    "ray._private.state:GlobalState.get_draining_nodes": "self",
+    "ray._private.grpc_utils:init_grpc_channel": "address options asynchronous credentials",
+    "ray._raylet:InnerGcsClient.get_all_node_info": "self timeout node_selectors state_filter",
+    "ray._raylet:InnerGcsClient.drain_node": "self node_id reason reason_message deadline_timestamp_ms timeout",
     "ray._private.node:Node.dead_processes": "self",
     "ray.autoscaler.v2.sdk:get_cluster_status": "gcs_address timeout",
     "ray.autoscaler.v2.utils:is_autoscaler_v2": "fetch_from_server gcs_client",
@@ -56,8 +61,7 @@ SIGNATURES = {
     f"{CONTROLLER}.get_result": "self",
     f"{TRAIN}.constants:get_env_vars_to_propagate": "",
     f"{TRAIN}.util:ObjectRefWrapper.get": "self",
-    f"{TRAIN}.execution.callback:WorkerGroupCallback.after_worker_group_start": "self worker_group",
-    f"{TRAIN}.execution.worker_group:WorkerGroup.get_worker_group_state": "self",
+    "ray._private.state:GlobalState._connect_and_get_accessor": "self",
     f"{TRAIN}.execution.failure_handling:FailurePolicy": "failure_config",
     f"{TRAIN}.execution.failure_handling:FailurePolicy.make_decision": "self training_failed_error",
     f"{SCALING}:NoopDecision": "",
@@ -127,12 +131,6 @@ def test_policies_have_no_more_to_implement() -> None:
 def test_a_function_handed_to_workers_needs_only_get() -> None:
     wrapper = part(f"{TRAIN}.util:ObjectRefWrapper")
     assert {name for name in vars(wrapper) if not name.startswith("_")} == {"get"}
-
-
-def test_a_group_of_workers_tells_its_placement_group() -> None:
-    fields = {field.name for field in dataclasses.fields(part(f"{TRAIN}.execution.worker_group:WorkerGroupState"))}
-    assert "placement_group_handle" in fields
-    part(f"{TRAIN}.execution.worker_group.placement_group_handle:PlacementGroupHandle.placement_group")
 
 
 def test_a_placement_is_read_from_the_scaling_configuration() -> None:
@@ -216,6 +214,11 @@ def test_a_cluster_tells_what_is_asked_of_it() -> None:
     assert {"Entrypoint", "DriverIPAddress", "StartTime"} <= set(job)
     types = ray_internals.node_types()
     assert all(name.startswith("node_") for name in types), f"without an autoscaler the types are {types}"
+    assert ray_internals.draining_nodes() == set()
+    assert ray_internals.head_answers(context.gcs_address, 3)
+    (node,) = ray_internals.alive_nodes(ray_internals.own_head_client(), 3)
+    assert (node.id, node.host) == (context.get_node_id(), ray.nodes()[0]["NodeManagerHostname"])
+    assert ray_internals.alive_nodes(ray_internals.head_client(context.gcs_address), 3) == [node]
     assert not ray_internals.started_ray_is_gone()
     assert not ray_internals.serve_is_running()
     answer = ray_internals.ask_for_cluster_id(context.gcs_address, (), 3)
@@ -248,3 +251,23 @@ def test_what_is_kept_is_found_replaced_and_forgotten() -> None:
         ray_internals.kv_del(key, "resnet-ops")
     assert ray_internals.kv_list("test_ray_internals/", "resnet-ops") == []
     assert ray_internals.kv_get(first, "resnet-ops") is None
+
+
+class Reserver:
+    """Reserves resources, as a controller does for its workers."""
+
+    def reserve(self) -> str:
+        return str(ray.util.placement_group([{"CPU": 0.01}]).id.hex())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_lost_controller_reserved_is_released() -> None:
+    first, second = (ray.remote(num_cpus=0)(Reserver).remote() for _ in range(2))
+    group, other = ray.get([first.reserve.remote(), second.reserve.remote()])
+    assert ray_internals.placement_groups_of(ray_internals.actor_id(first)) == [group]
+    cluster_kv.record_controller("test_ray_internals", ray_internals.actor_id(first))
+    ray.kill(first)
+    for _ in range(2):  # the second time there is nothing left to release
+        cluster_kv.release_resources("test_ray_internals")
+    wait_for(lambda: ray_internals.placement_groups_of(ray_internals.actor_id(first)) == [], 10)
+    assert ray_internals.placement_groups_of(ray_internals.actor_id(second)) == [other]
