@@ -182,11 +182,7 @@ def connected(address: str, stop: StopRequest | None = None) -> Iterator[None]:
         yield
         return
     address = resolve_address(address)
-    with contextlib.ExitStack() as stack:
-        local = local_state.running_cluster()
-        if local is not None and local.address == address:
-            stack.enter_context(ray_internals.with_token_file(local.token_file))
-        _set_up_token(address)
+    with _token_of(address):
         try:
             try:
                 _init(address=address, ship=ray_internals.JOB_CONFIG_VARIABLE not in os.environ)
@@ -200,6 +196,20 @@ def connected(address: str, stop: StopRequest | None = None) -> Iterator[None]:
                 yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _token_of(address: str) -> Iterator[None]:
+    """Use the token of the cluster at `address`, or none if it requires none, for the length of a `with` block.
+
+    Raises:
+        UserError: As `_set_up_token`.
+    """
+    local = local_state.running_cluster()
+    is_local = local is not None and local.address == address
+    with ray_internals.with_token_file(local.token_file) if local and is_local else contextlib.nullcontext():
+        _set_up_token(address)
+        yield
 
 
 @contextlib.contextmanager
@@ -333,8 +343,9 @@ def _set_up_token(address: str) -> None:
         )
 
 
-def head_client(address: str) -> Any:
-    """Return Ray's client of a cluster's head: without a driver, it outlives this machine's node.
+@contextlib.contextmanager
+def head_client(address: str) -> Iterator[Any]:
+    """Yield Ray's client of a cluster's head: without a driver, it outlives this machine's node.
 
     Args:
         address: host:port.
@@ -343,5 +354,5 @@ def head_client(address: str) -> Any:
         UserError: Nothing answers, or the cluster's token is not here.
     """
     import_ray()
-    _set_up_token(address)
-    return ray_internals.head_client(address)
+    with _token_of(address):
+        yield ray_internals.head_client(address)

@@ -49,12 +49,13 @@ def drain(config: DrainConfig) -> DrainResult:
     Raises:
         UserError: There is no such node, or the cluster does not answer.
     """
-    client = head_client(resolve_address(config.cluster))
-    node_id, name = find_node(alive_nodes(client, ANSWER_S), config.node, socket.gethostname())
-    deadline = time.time() + config.timeout
-    drain_node(client, node_id, "resnet-ops cluster drain", deadline, ANSWER_S)
-    while not (left := node_id not in {node.id for node in alive_nodes(client, ANSWER_S)}) and time.time() < deadline:
-        time.sleep(POLL_INTERVAL_S)
+    with head_client(resolve_address(config.cluster)) as client:
+        node_id, name = find_node(alive_nodes(client, ANSWER_S), config.node, socket.gethostname())
+        deadline, left = time.time() + config.timeout, False
+        drain_node(client, node_id, "resnet-ops cluster drain", deadline, ANSWER_S)
+        while not left and time.time() < deadline:
+            time.sleep(POLL_INTERVAL_S)
+            left = node_id not in {node.id for node in alive_nodes(client, ANSWER_S)}
     return DrainResult(node_id=node_id, node=name, left=left)
 
 
