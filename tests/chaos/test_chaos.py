@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.nodes import Nodes, Training, assert_same_bytes
+from tests.cluster.nodes import Nodes, Training, assert_same_bytes, job_processes
 from tests.waiting import wait_for
 
 ROUNDS = int(os.environ.get("RESNET_OPS_CHAOS_ROUNDS", "25"))
@@ -51,7 +51,7 @@ class Disturbed:
             assert training.process.returncode in (-9, 75), training.log.read_text()[-3000:]
             self.go_on()
         wait_for(lambda: not self.nodes.workers() and not self.nodes.processes(b"TrainController"), 60)
-        assert not self.nodes.job_processes(training.run.name)
+        assert not job_processes(training.run)
 
     def go_on(self) -> None:
         """Resume the run; start it as the first time if it had not begun."""
@@ -88,18 +88,14 @@ class Disturbed:
 
     def find(self, victim: str) -> list[int]:
         """Return the processes of that kind."""
-
-        def job() -> list[int]:
-            return self.nodes.job_processes(self.training.run.name)
-
         kinds: dict[str, Callable[[], list[int]]] = {
             "worker": lambda: list(self.nodes.workers()),
             "node": lambda: list(self.nodes.workers()),
             "controller": lambda: list(self.nodes.processes(b"TrainController")),
             "driver": lambda: [self.training.process.pid],
             "job's actor": lambda: list(self.nodes.processes(b"JobSupervisor")),
-            "job's supervisor": lambda: job()[:1],
-            "job's driver": lambda: job()[1:],
+            "job's supervisor": lambda: job_processes(self.training.run)[:1],
+            "job's driver": lambda: job_processes(self.training.run)[1:],
         }
         return kinds[victim]()
 

@@ -57,15 +57,6 @@ class Nodes:
                 found[int(folder.name)] = raylets[int(raylet[1])]
         return found
 
-    def job_processes(self, run: str) -> list[int]:
-        """Return the processes of the job that trains a run: the one that supervises, then the driver."""
-        found = [
-            pid
-            for pid in self.processes(b"resnet_ops.cli.main")
-            if re.search(rb"--(name|resume)=" + run.encode() + rb"\0", command_line(pid))
-        ]
-        return sorted(found, key=lambda pid: parent_of(pid) in found)
-
     def kill(self, node: Node) -> None:
         """Kill a node's raylet; its workers notice."""
         self.living.remove(node)
@@ -74,6 +65,17 @@ class Nodes:
     def close(self) -> None:
         """Shut the cluster down."""
         self.cluster.shutdown()
+
+
+def job_processes(run: Run) -> list[int]:
+    """Return the processes of the job that trains a run: the one that supervises, then the driver."""
+    names, folder = {f"--{option}={run.name}".encode() for option in ("name", "resume")}, str(run.path.parent).encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        words = command_line(int(process.name)).split(b"\0")
+        if b"resnet_ops.cli.main" in words and names.intersection(words) and b"--runs-dir=" + folder in words:
+            found.append(int(process.name))
+    return sorted(found, key=lambda pid: parent_of(pid) in found)
 
 
 class Training:
