@@ -47,7 +47,7 @@ class _CheckedBackend(TorchBackend):
             _prepare_network(worker_group, backend_config)
             super().on_start(worker_group, backend_config)
         except Exception:
-            # Ray forgets workers whose start fails here, and their room stays reserved: the next ones would wait for it.
+            # Ray forgets workers whose start fails here; their room would stay reserved, and the next ones wait for it.
             worker_group.abort()
             raise
 
