@@ -121,7 +121,7 @@ def check_links(worker_group: Any, endpoints: Mapping[int, Endpoint], variable: 
     if bad:
         more = f"; {len(bad) - LINKS_TOLD} more links fail" if len(bad) > LINKS_TOLD else ""
         error = LinkError(
-            "; ".join(map(str, bad[:LINKS_TOLD])) + more + ".",
+            "; ".join(sorted(map(str, bad))[:LINKS_TOLD]) + more + ".",
             f"Open all TCP ports between the nodes, or set {variable} to an interface that connects them.",
         )
         error.links = frozenset((link.own.host, link.peer.host) for link in bad)
