@@ -44,19 +44,29 @@ class SocketInterfaceConfig(TorchConfig):
 
 class _CheckedBackend(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        variable = NCCL if worker_group.get_resources_per_worker().get("GPU", 0) else GLOO
-        endpoints: list[Endpoint] = worker_group.execute(choose_interface, variable)
-        for problem in filter(None, (endpoint.problem for endpoint in endpoints)):
-            raise UserError(problem, f"Correct {variable} where Ray is started on the nodes, or unset it.", BAD_REQUEST)
-        ranks = {endpoint.address: rank for rank, endpoint in reversed([*enumerate(endpoints)])}  # the first on each
-        if len(ranks) > 1:
-            check_links(worker_group, {rank: endpoints[rank] for rank in sorted(ranks.values())}, variable)
-            if backend_config.log_event is not None:
-                backend_config.log_event(
-                    describe_network([endpoints[rank] for rank in sorted(ranks.values())]), "detail"
-                )
-        worker_group.execute(take_signals)
-        super().on_start(worker_group, backend_config)
+        try:
+            _prepare_network(worker_group, backend_config)
+            worker_group.execute(take_signals)
+            super().on_start(worker_group, backend_config)
+        except Exception:
+            # Ray forgets workers whose start fails here; their room would stay reserved, and the next ones wait for it.
+            worker_group.abort()
+            raise
+
+
+def _prepare_network(worker_group: Any, config: Any) -> None:
+    variable = NCCL if worker_group.get_resources_per_worker().get("GPU", 0) else GLOO
+    endpoints: list[Endpoint] = worker_group.execute(choose_interface, variable)
+    for problem in filter(None, (endpoint.problem for endpoint in endpoints)):
+        raise UserError(problem, f"Correct {variable} where Ray is started on the nodes, or unset it.", BAD_REQUEST)
+    ranks = {
+        endpoint.address: rank for rank, endpoint in reversed([*enumerate(endpoints)])
+    }  # the first on each machine
+    if len(ranks) > 1:
+        one_each = {rank: endpoints[rank] for rank in sorted(ranks.values())}
+        check_links(worker_group, one_each, variable)
+        if config.log_event is not None:
+            config.log_event(describe_network([*one_each.values()]), "detail")
 
 
 def choose_interface(variable: str) -> Endpoint:
@@ -113,7 +123,7 @@ def check_links(worker_group: Any, endpoints: Mapping[int, Endpoint], variable: 
     if bad:
         more = f"; {len(bad) - LINKS_TOLD} more links fail" if len(bad) > LINKS_TOLD else ""
         error = LinkError(
-            "; ".join(map(str, bad[:LINKS_TOLD])) + more + ".",
+            "; ".join(sorted(map(str, bad))[:LINKS_TOLD]) + more + ".",
             f"Open all TCP ports between the nodes, or set {variable} to an interface that connects them.",
         )
         error.links = frozenset((link.own.host, link.peer.host) for link in bad)
