@@ -156,7 +156,8 @@ import time
 from resnet_ops import stop_request
 stop_request.PATIENCE_S = 0.5
 request = stop_request.StopRequest()
-with stop_request.receive_signals(request, lambda stop: print("given up:", stop.reason, flush=True)):
+request.report = lambda error: print("given up:", error.cause, flush=True)
+with stop_request.receive_signals(request):
     with request.deferring(lambda: print("stopping", flush=True)):
         print("begun", flush=True)
         while True:
@@ -170,7 +171,7 @@ def test_a_step_that_never_ends_is_given_up() -> None:
     assert process.stdout.readline() == "begun\n"
     began = time.monotonic()
     process.send_signal(signal.SIGUSR1)
-    assert process.communicate(timeout=20)[0] == "stopping\ngiven up: SIGUSR1\n"
+    assert process.communicate(timeout=20)[0] == "stopping\ngiven up: The work was preempted (SIGUSR1).\n"
     assert process.returncode == 75
     assert time.monotonic() - began < 10
 
