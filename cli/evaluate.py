@@ -21,6 +21,7 @@ EXAMPLES = """
 resnet-ops evaluate mine  # the best weights of run 'mine' on its test images, or its validation images
 resnet-ops evaluate mine --data flowers/test --expect 95  # on other images; exits with 1 if below 95%
 resnet-ops evaluate runs/mine/export/model.onnx --data flowers/test  # an exported file, in ONNX Runtime
+resnet-ops evaluate mine --split val --suspects 20  # images whose labels are probably wrong
 resnet-ops evaluate resnet50.pth --classes imagenet.txt --data imagenet/val
 """
 
@@ -84,6 +85,14 @@ def _show(output: Output, result: "EvaluateResult") -> None:
         for pair in result.confusions[:WORST]:
             rows.add_row(escape(pair.label), escape(pair.prediction), f"{pair.images:,} of {support[pair.label]:,}")
         output.show("", rows)
+    if result.suspects:
+        rows = table("suspected wrong labels", "label", "more likely", ">probability", ">of the label")
+        for issue in result.suspects:
+            rows.add_row(
+                escape(issue.path), escape(issue.label), escape(issue.prediction), percent(issue.probability),
+                percent(issue.label_probability),
+            )  # fmt: skip
+        output.show("", rows, f"[dim]{len(result.suspects):,} of {result.label_issues:,} label issues[/]")
     recorded = "  recorded as the test accuracy of the run" if result.recorded else ""
     output.show(
         "",
