@@ -1,5 +1,6 @@
 """`resnet-ops evaluate`: evaluates a network on labeled images, and shows the worst classes and confusions."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -86,11 +87,12 @@ def _show(output: Output, result: "EvaluateResult") -> None:
             rows.add_row(escape(pair.label), escape(pair.prediction), f"{pair.images:,} of {support[pair.label]:,}")
         output.show("", rows)
     if result.suspects:
-        rows = table("suspected wrong labels", "label", "more likely", ">probability", ">of the label")
+        rows = table("label", "more likely", ">probability", ">of the label", "suspected wrong labels")
+        rows.columns[-1].overflow = "fold"  # the end of a path says which image it is
         for issue in result.suspects:
             rows.add_row(
-                escape(issue.path), escape(issue.label), escape(issue.prediction), percent(issue.probability),
-                percent(issue.label_probability),
+                escape(issue.label), escape(issue.prediction), percent(issue.probability),
+                percent(issue.label_probability), escape(short(Path(issue.path))),
             )  # fmt: skip
         output.show("", rows, f"[dim]{len(result.suspects):,} of {result.label_issues:,} label issues[/]")
     recorded = "  recorded as the test accuracy of the run" if result.recorded else ""

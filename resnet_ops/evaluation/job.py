@@ -149,7 +149,7 @@ def _memorization_note(seen: SeenImages) -> str:
     if seen.trained_on is None:
         which = "Whether the network was trained on these images is not known; of those that it was"
     else:
-        which = f"The network was trained on {image_count(seen.trained_on)} of these, of which"
+        which = f"The network was trained on {seen.trained_on:,} of these images, of which"
     return (
         f"{which} it may have memorized the labels, wrong ones too: --suspects finds more among validation images, or "
         "others that were held out of training."
