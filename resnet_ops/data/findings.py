@@ -179,10 +179,10 @@ def find_near_duplicates(table: ImageTable) -> NearDuplicates:
     for split, other in ((VAL, TRAIN), (TEST, TRAIN), (TEST, VAL)):
         rows = rows_of[split][~np.isin(digests[rows_of[split]], digests[rows_of[other]])]
         nearest = find_nearest(hashes[rows], hashes[rows_of[other]])
-        counts.append(int(nearest.found.sum()))
-        pairs.append(np.column_stack((rows[nearest.found], rows_of[other][nearest.index[nearest.found]])))
-        distances.append(nearest.distance[nearest.found])
-        mirrored.append(nearest.mirrored[nearest.found])
+        counts.append(int(nearest.matched.sum()))
+        pairs.append(np.column_stack((rows[nearest.matched], rows_of[other][nearest.index[nearest.matched]])))
+        distances.append(nearest.distance[nearest.matched])
+        mirrored.append(nearest.mirrored[nearest.matched])
     order = np.argsort(np.concatenate(distances), kind="stable")
     ordered, is_mirrored = np.concatenate(pairs)[order], np.concatenate(mirrored)[order]
     details = first_cases(

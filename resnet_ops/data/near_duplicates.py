@@ -29,13 +29,13 @@ class NearestImages:
     """Of N images the most alike one of others.
 
     Args:
-        found: (N,) bool, whether there is one within `MAX_BITS`.
+        matched: (N,) bool, whether there is one within `MAX_BITS`.
         index: (N,) int64, its number among the others.
         distance: (N,) int64, the bits that differ.
         mirrored: (N,) bool, whether it is alike once mirrored.
     """
 
-    found: np.ndarray
+    matched: np.ndarray
     index: np.ndarray
     distance: np.ndarray
     mirrored: np.ndarray

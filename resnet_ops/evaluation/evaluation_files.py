@@ -15,7 +15,7 @@ from resnet_ops.data.decode import decode
 from resnet_ops.evaluation.classification import ClassifiedImages
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
 from resnet_ops.evaluation.evaluation_figures import recall_of_classes, reliability
-from resnet_ops.evaluation.label_issues import find_label_issues, label_margins
+from resnet_ops.evaluation.label_issues import find_label_issues, label_margins, most_confident_errors
 from resnet_ops.evaluation.labeled_images import LabeledSplit
 from resnet_ops.evaluation.results import ClassificationError, Confusion, EvaluatedClass, EvaluateResult
 from resnet_ops.formatting import percent
@@ -39,12 +39,6 @@ def folder_contents(
         PAGE: _page(result, network, images, classified),
         PREDICTIONS: _predictions(network, images, classified).encode(),
     }
-
-
-def most_confident_errors(classified: ClassifiedImages, most: int) -> np.ndarray:
-    """Return the positions of the misclassified images of the highest confidence, the highest first."""
-    order = np.argsort(-classified.confidence, kind="stable")
-    return np.asarray(order[~classified.correct[order]][:most])
 
 
 def _predictions(network: EvaluatedNetwork, images: LabeledSplit, classified: ClassifiedImages) -> str:

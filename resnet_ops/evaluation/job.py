@@ -19,7 +19,7 @@ from resnet_ops.evaluation.classification import ClassifiedImages, classify_imag
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork, open_network
 from resnet_ops.evaluation.evaluation_metrics import check_expectation, measure
-from resnet_ops.evaluation.label_issues import find_label_issues
+from resnet_ops.evaluation.label_issues import find_label_issues, most_confident_errors
 from resnet_ops.evaluation.labeled_images import LabeledSplit, SeenImages, count_seen, open_images
 from resnet_ops.evaluation.results import ClassificationError, EvaluateResult
 from resnet_ops.formatting import percent
@@ -89,7 +89,7 @@ def evaluate(
         missing_classes=missing,
         bad_images=classified.bad_images,
         first_bad_images=classified.bad,
-        mistakes=_errors(network, images, classified, evaluation_files.most_confident_errors(classified, MISTAKES)),
+        mistakes=_errors(network, images, classified, most_confident_errors(classified, MISTAKES)),
         label_issues=len(issues),
         suspects=_errors(network, images, classified, issues[: config.suspects]),
         expectation=None

@@ -1,12 +1,19 @@
-"""Label issues: images whose labels are probably wrong, by the probabilities that the network gives.
+"""Images to look at: the most confident mistakes, and label issues, those whose labels are probably wrong.
 
-The rule is that of confident learning (Northcutt et al. 2021, sec. 3.1), the order that of its normalized margin. It
-needs a network that was not trained on these images, as one that was may have memorized their labels.
+The rule for label issues is that of confident learning (Northcutt et al. 2021, sec. 3.1), their order that of its
+normalized margin. They need a network that was not trained on these images: one that was may have memorized their
+labels, wrong ones too.
 """
 
 import numpy as np
 
 from resnet_ops.evaluation.classification import ClassifiedImages
+
+
+def most_confident_errors(classified: ClassifiedImages, most: int) -> np.ndarray:
+    """Return the positions of the misclassified images of the highest confidence, the highest first."""
+    order = np.argsort(-classified.confidence, kind="stable")
+    return np.asarray(order[~classified.correct[order]][:most])
 
 
 def label_margins(classified: ClassifiedImages) -> np.ndarray:
@@ -20,7 +27,8 @@ def label_margins(classified: ClassifiedImages) -> np.ndarray:
 def find_label_issues(classified: ClassifiedImages) -> np.ndarray:
     """Return the positions of images whose labels are probably wrong, the least margin first.
 
-    Of these the network finds another class the most likely one, with at least the mean probability that it gives to
+    The others include mistakes that the network is not confident of, as of images between two classes. Of label issues
+    the network finds another class the most likely one, with at least the mean probability that it gives to
     that class for the images labeled so.
     """
     classes = int(max(classified.labels.max(), classified.predicted.max())) + 1

@@ -108,9 +108,9 @@ def test_the_nearest_of_all_is_found() -> None:
     nearest = near_duplicates.find_nearest(images, others)
     in_low = (bits[:, :64] != np.unpackbits(others[-90:].view(np.uint8), axis=1)[:, :64]).sum(1)
     expected = (np.arange(1, 91) <= near_duplicates.MAX_BITS) & (in_low <= near_duplicates.MAX_LOW_BITS)
-    assert nearest.found[:90].tolist() == expected.tolist()
+    assert nearest.matched[:90].tolist() == expected.tolist()
     assert expected.sum() > 40
-    assert not nearest.found[90:].any()
+    assert not nearest.matched[90:].any()
     rows = np.flatnonzero(expected)
     assert nearest.index[rows].tolist() == (len(others) - 90 + rows).tolist()
     assert nearest.distance[rows].tolist() == (rows + 1).tolist()
