@@ -62,7 +62,7 @@ def check(
     Exits with 1 for an error: the dataset cannot be trained on, an image cannot be
     decoded and would be skipped, or the same image has two labels. Whatever makes
     results worse or less reliable is a warning: validation images that are also used
-    for training, duplicates, classes with very few images, blank images, lost
+    for training or look like training images, duplicates, classes with very few images, blank images, lost
     colors, too little disk space. Warnings exit with 1 only with --strict, notes never do.
     """
     output = Output(json)
@@ -199,13 +199,18 @@ def _verdict(report: "DataReport") -> str:
 
 
 def _draw(file: Path, report: "DataReport") -> None:
-    from resnet_ops.data.contact_sheet import SheetRow, draw_contact_sheet
+    from resnet_ops.data.contact_sheet import COLUMNS, SheetRow, draw_contact_sheet
 
     counts = {name: images.train + images.val + images.test for name, images in report.per_class.items()}
     rows = [SheetRow(name, f"{counts[name]:,}", images) for name, images in report.examples.items()]
+    near = report.near_examples
+    rows += [
+        SheetRow("near duplicates", "pair after pair", near[start : start + COLUMNS])
+        for start in range(0, len(near), COLUMNS)
+    ]
     classes = f"{len(report.class_names):,} classes, {image_size(report.height, report.width)}"
     subtitle = f"{image_counts(*report.images)} of {classes}"
-    left_out = len(report.class_names) - len(rows)
+    left_out = len(report.class_names) - len(report.examples)
     foot = f"{left_out:,} more classes" if left_out else ""
     buffer = io.BytesIO()
     draw_contact_sheet(report.name, subtitle, rows, foot).save(buffer, format="PNG", optimize=True)

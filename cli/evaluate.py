@@ -1,5 +1,6 @@
 """`resnet-ops evaluate`: evaluates a network on labeled images, and shows the worst classes and confusions."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -21,6 +22,7 @@ EXAMPLES = """
 resnet-ops evaluate mine  # the best weights of run 'mine' on its test images, or its validation images
 resnet-ops evaluate mine --data flowers/test --expect 95  # on other images; exits with 1 if below 95%
 resnet-ops evaluate runs/mine/export/model.onnx --data flowers/test  # an exported file, in ONNX Runtime
+resnet-ops evaluate mine --split val --suspects 20  # images whose labels are probably wrong
 resnet-ops evaluate resnet50.pth --classes imagenet.txt --data imagenet/val
 """
 
@@ -84,6 +86,15 @@ def _show(output: Output, result: "EvaluateResult") -> None:
         for pair in result.confusions[:WORST]:
             rows.add_row(escape(pair.label), escape(pair.prediction), f"{pair.images:,} of {support[pair.label]:,}")
         output.show("", rows)
+    if result.suspects:
+        rows = table("label", "more likely", ">probability", ">of the label", "suspected wrong labels")
+        rows.columns[-1].overflow = "fold"  # the end of a path says which image it is
+        for issue in result.suspects:
+            rows.add_row(
+                escape(issue.label), escape(issue.prediction), percent(issue.probability),
+                percent(issue.label_probability), escape(short(Path(issue.path))),
+            )  # fmt: skip
+        output.show("", rows, f"[dim]{len(result.suspects):,} of {result.label_issues:,} label issues[/]")
     recorded = "  recorded as the test accuracy of the run" if result.recorded else ""
     output.show(
         "",

@@ -13,7 +13,7 @@ from resnet_ops.config_base import parse_image_size
 from resnet_ops.data.cache import cache_folder
 from resnet_ops.data.class_labels import merge_classes
 from resnet_ops.data.dataset import SPLITS, DiscoveredData, EncodedImages, Subset, subset
-from resnet_ops.data.decode import CropSpec
+from resnet_ops.data.decode import CropSpec, decode
 from resnet_ops.data.discovery import discover
 from resnet_ops.data.findings import (
     TEST,
@@ -28,6 +28,7 @@ from resnet_ops.data.findings import (
     find_cut_images,
     find_duplicates,
     find_long_images,
+    find_near_duplicates,
     find_pixel_problems,
     find_skipped_files,
     find_space_problems,
@@ -47,6 +48,8 @@ from resnet_ops.data.sources import (
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.results import Result
+
+PAIRS_PICTURED = 10
 
 
 class ClassImages(Result):
@@ -92,6 +95,10 @@ class DataReport(Result):
         description="Validation and test images that are among the training images too, and test images that are among "
         "the validation images."
     )
+    near_duplicates: tuple[int, int, int] = Field(
+        description="Validation images that look like a training image, test images that do, and test images that look "
+        "like a validation image; byte for byte the same ones are not counted."
+    )
     conflicting: int = Field(description="Images that also have another label.")
     passed_over: int = Field(description="Files that are not read.")
     refused: str = Field(description="Why training refuses the data, if it does.")
@@ -103,6 +110,9 @@ class DataReport(Result):
     contact_sheet: Place | None = Field(default=None, description="File of the contact sheet, if one was drawn.")
     examples: dict[str, tuple[np.ndarray, ...]] = Field(
         exclude=True, description="Of some classes pixels (H, W, C) uint8 of some images, if requested."
+    )
+    near_examples: tuple[np.ndarray, ...] = Field(
+        exclude=True, description="Pixels of the most alike near duplicates, pair after pair, if requested."
     )
 
     def having(self, *states: State) -> list[Finding]:
@@ -149,12 +159,15 @@ def check_data(
     streamed = should_stream(config, train_bytes)
     cache = None if streamed or (source and source.embedded) else cache_folder(config.cache_dir)
     duplicates = find_duplicates(table, refused=refuses_test_copies(config))
+    near = find_near_duplicates(table)
+    pictured = near.pairs[: PAIRS_PICTURED if len(example_rows) else 0].ravel().tolist()
     mean, std = _statistics(facts.sums[facts.decodable & (table.split == TRAIN)], crop)
     findings = (
         _find_refusal(refused, data),
         *(Finding("warning", "splits", note) for note in data.notes),
         find_broken(table),
         *duplicates.findings,
+        near.finding,
         *find_class_problems(table),
         *find_pixel_problems(table, channels),
         *find_bit_depth_problems(table, bit_depth),
@@ -187,6 +200,7 @@ def check_data(
         broken=(int(table.broken(TRAIN).sum()), int(table.broken(VAL).sum()), int(table.broken(TEST).sum())),
         copies=duplicates.copies,
         in_both=duplicates.in_both,
+        near_duplicates=near.counts,
         conflicting=duplicates.conflicting,
         passed_over=len(data.skipped),
         refused=refused,
@@ -194,6 +208,7 @@ def check_data(
         per_class=_class_images(table),
         findings=findings,
         examples=_examples(table, example_rows),
+        near_examples=tuple(decode(table.read(row), crop) for row in pictured),
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from resnet_ops.data.dataset import SPLITS, EncodedImages, Skipped, image_count, summarize_skipped
 from resnet_ops.data.image_statistics import Survey
+from resnet_ops.data.near_duplicates import SIDE, find_nearest
 from resnet_ops.data.sources import BRIGHTER_PIXELS, MAX_LISTED
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
@@ -54,13 +55,23 @@ class ImageTable:
     class_names: tuple[str, ...]
     survey: Survey
 
-    def name(self, row: int) -> str:
-        """Return where an image is stored."""
+    def _place(self, row: int) -> tuple[EncodedImages, int]:
         for part in self.parts:
             if row < len(part.labels):
-                return part.name(row)
+                return part, row
             row -= len(part.labels)
         raise IndexError(row)
+
+    def name(self, row: int) -> str:
+        """Return where an image is stored."""
+        part, own = self._place(row)
+        return part.name(own)
+
+    def read(self, row: int) -> bytes | OSError:
+        """Read an image as it is stored."""
+        part, own = self._place(row)
+        (image,) = part.read([own])
+        return image
 
     @cached_property
     def per_class(self) -> np.ndarray:
@@ -143,6 +154,55 @@ def find_duplicates(table: ImageTable, *, refused: bool = True) -> Duplicates:
         else Finding("ok", "copies", "no duplicates within a split"),
     )
     return Duplicates((train, val, test), in_both, conflicting, findings)
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Images that look like one of another split, and are not byte for byte the same.
+
+    Args:
+        counts: Validation images like a training image, test images like a training, and like a validation image.
+        pairs: Rows of each such image and of the one it is most like, (n, 2) int64, the most alike first.
+        finding: The same in words.
+    """
+
+    counts: tuple[int, int, int]
+    pairs: np.ndarray
+    finding: Finding
+
+
+def find_near_duplicates(table: ImageTable) -> NearDuplicates:
+    """Find images that look like one of another split, leaving out copies, which `find_duplicates` finds."""
+    hashes, digests = table.survey.hashes, table.survey.digests
+    rows_of = [np.flatnonzero((table.split == split) & hashes.any(1)) for split in (TRAIN, VAL, TEST)]
+    counts, pairs, distances, mirrored = list[int](), list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    for split, other in ((VAL, TRAIN), (TEST, TRAIN), (TEST, VAL)):
+        rows = rows_of[split][~np.isin(digests[rows_of[split]], digests[rows_of[other]])]
+        nearest = find_nearest(hashes[rows], hashes[rows_of[other]])
+        counts.append(int(nearest.matched.sum()))
+        pairs.append(np.column_stack((rows[nearest.matched], rows_of[other][nearest.index[nearest.matched]])))
+        distances.append(nearest.distance[nearest.matched])
+        mirrored.append(nearest.mirrored[nearest.matched])
+    order = np.argsort(np.concatenate(distances), kind="stable")
+    ordered, is_mirrored = np.concatenate(pairs)[order], np.concatenate(mirrored)[order]
+    details = first_cases(
+        f"{_describe(table, row)} looks like {_describe(table, other)}{', mirrored' if flip else ''}"
+        for (row, other), flip in zip(ordered.tolist(), is_mirrored.tolist(), strict=True)
+    )
+    shares = [
+        f"{image_count(count)} of the {split} split {'looks' if count == 1 else 'look'} like {other} images"
+        for count, split, other in zip(
+            counts, ("validation", "test", "test"), ("training", "training", "validation"), strict=True
+        )
+        if count
+    ]
+    if shares:
+        finding = Finding("warning", "near duplicates", ", ".join(shares), details)
+    else:
+        small = int((table.survey.decodable & (table.survey.sizes.min(1) < SIDE)).sum())
+        left_out = f"; {image_count(small)} of fewer than {SIDE} pixels a side not compared" if small else ""
+        finding = Finding("ok", "near duplicates", f"no image found that looks like one of another split{left_out}")
+    return NearDuplicates((counts[0], counts[1], counts[2]), ordered, finding)
 
 
 def find_broken(table: ImageTable) -> Finding:

@@ -11,6 +11,7 @@ import numpy as np
 
 from resnet_ops.data.dataset import EncodedImages, digest
 from resnet_ops.data.decode import CropSpec, DecodeError, ImageHeader, decode_image, largest_value, read_header
+from resnet_ops.data.near_duplicates import SIDE, perceptual_hashes, shrink
 from resnet_ops.data.parallel_decode import map_chunks
 
 
@@ -26,6 +27,7 @@ class Survey:
         largest_values: (N,) int64, of 16-bit images; 0 for others.
         blank: (N,) bool, whether all of its pixels are the same.
         sums: (N, 2, C) float64: for each channel the sum of the decoded pixels, from 0 to 255, and of their squares.
+        hashes: (N, 4) uint64, the perceptual hash of each image; 0 of those too small or of too little contrast.
         formats: How many images are of each format, as Pillow names it.
         modes: How many images are of each of Pillow's modes, such as RGB or L.
         cut: (N,) bool, whether it is a JPEG that lacks its end, but next to no pixels.
@@ -40,6 +42,7 @@ class Survey:
     largest_values: np.ndarray
     blank: np.ndarray
     sums: np.ndarray
+    hashes: np.ndarray
     formats: Counter[str]
     modes: Counter[str]
     cut: np.ndarray
@@ -64,6 +67,7 @@ class _ImageFacts:
     blank: bool = False
     cut: bool = False
     sums: np.ndarray | None = None
+    shrunk: np.ndarray | None = None
     pixels: np.ndarray | None = None
 
 
@@ -80,17 +84,21 @@ def survey(
     """
     first, no_sums = 0, np.zeros((2, crop.channels))
     # In chunks of arrays: a million objects would take more memory than many a dataset.
-    digests, lengths, sizes, grey, largest, blank, cut, sums = (list[np.ndarray]() for _ in range(8))
+    digests, lengths, sizes, grey, largest, blank, cut, sums, hashes = (list[np.ndarray]() for _ in range(9))
     formats, modes = Counter[str](), Counter[str]()
     broken: dict[int, str] = {}
     examples: dict[int, np.ndarray] = {}
     for part in parts:
 
-        def examine_chunk(rows: range, part: EncodedImages = part, first: int = first) -> list[_ImageFacts]:
+        def examine_chunk(
+            rows: range, part: EncodedImages = part, first: int = first
+        ) -> tuple[list[_ImageFacts], np.ndarray]:
             images = part.read(rows)
-            return [_examine(image, crop, first + row in keep) for row, image in zip(rows, images, strict=True)]
+            facts = [_examine(image, crop, first + row in keep) for row, image in zip(rows, images, strict=True)]
+            shrunk = [np.zeros((SIDE, SIDE), np.uint8) if each.shrunk is None else each.shrunk for each in facts]
+            return facts, perceptual_hashes(np.stack(shrunk))
 
-        for chunk in map_chunks(len(part.labels), examine_chunk):
+        for chunk, chunk_hashes in map_chunks(len(part.labels), examine_chunk):
             for row, image in enumerate(chunk, first):
                 if image.header is None:
                     broken[row] = image.reason
@@ -107,6 +115,7 @@ def survey(
             largest.append(np.array([image.largest_value for image in chunk], np.int64))
             blank.append(np.array([image.blank for image in chunk]))
             cut.append(np.array([image.cut for image in chunk]))
+            hashes.append(chunk_hashes)
             sums.append(np.array([no_sums if image.sums is None else image.sums for image in chunk]))
             first += len(chunk)
             on_progress(first)
@@ -118,6 +127,7 @@ def survey(
         largest_values=np.concatenate(largest),
         blank=np.concatenate(blank),
         sums=np.concatenate(sums),
+        hashes=np.concatenate(hashes),
         formats=formats,
         modes=modes,
         cut=np.concatenate(cut),
@@ -145,5 +155,6 @@ def _examine(image: bytes | OSError, crop: CropSpec, keep: bool) -> _ImageFacts:
         blank=blank,
         cut=decoded.is_cut,
         sums=sums,
+        shrunk=shrink(pixels) if min(header.height, header.width) >= SIDE else None,
         pixels=pixels if keep else None,
     )

@@ -64,6 +64,11 @@ class ClassifiedImages:
         return self.top_probability[:, 0]
 
     @cached_property
+    def label_probability(self) -> np.ndarray:
+        """The probability of the true class, (N,) float64."""
+        return np.asarray(np.exp(-self.label_loss))
+
+    @cached_property
     def correct(self) -> np.ndarray:
         """(N,) bool, true where that is the true class."""
         return np.asarray(self.predicted == self.labels)

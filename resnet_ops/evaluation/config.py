@@ -58,6 +58,15 @@ class EvaluateConfig(WeightsFileConfig, RunsConfig):
             allow_inf_nan=False,
         ),
     ] = None
+    suspects: Annotated[
+        int,
+        option(
+            "Show this many images whose labels are probably wrong: those whose label the network finds least likely, "
+            "while it is confident of another class.",
+            metavar="N",
+            ge=0,
+        ),
+    ] = 0
     provider: Annotated[Provider, option("ONNX Runtime execution provider of an ONNX file; auto: CUDA if there is a "
                                          "GPU, for int8 the CPU. Other networks run in torch, on a GPU if there is "
                                          "one.")] = "auto"  # fmt: skip

@@ -15,8 +15,9 @@ from resnet_ops.data.decode import decode
 from resnet_ops.evaluation.classification import ClassifiedImages
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
 from resnet_ops.evaluation.evaluation_figures import recall_of_classes, reliability
+from resnet_ops.evaluation.label_issues import find_label_issues, label_margins, most_confident_errors
 from resnet_ops.evaluation.labeled_images import LabeledSplit
-from resnet_ops.evaluation.results import Confusion, EvaluatedClass, EvaluateResult
+from resnet_ops.evaluation.results import ClassificationError, Confusion, EvaluatedClass, EvaluateResult
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.predictions import Thumbnail, thumbnail
@@ -24,6 +25,7 @@ from resnet_ops.reporting.training_figures import confusion
 
 JSON, MARKDOWN, PAGE, PREDICTIONS = "evaluation.json", "evaluation.md", "evaluation.html", "predictions.csv"
 MATRIX_CLASSES = 1000  # up to which the confusion matrix is drawn
+SUSPECTS_DRAWN = 100  # at most, on the page; all are in the JSON
 CONFUSIONS_LISTED, CLASSES_LISTED = 20, 200  # in Markdown
 
 
@@ -39,23 +41,18 @@ def folder_contents(
     }
 
 
-def most_confident_errors(classified: ClassifiedImages, most: int) -> np.ndarray:
-    """Return the positions of the misclassified images of the highest confidence, the highest first."""
-    order = np.argsort(-classified.confidence, kind="stable")
-    return np.asarray(order[~classified.correct[order]][:most])
-
-
 def _predictions(network: EvaluatedNetwork, images: LabeledSplit, classified: ClassifiedImages) -> str:
     """Return a table that `resnet-ops diagnose` reads, too: `prediction` is the column that it takes for the answer."""
     names, k = network.class_names, classified.top.shape[1]
     ranks = ["prediction", "probability", *(f"top{n}{part}" for n in range(2, k + 1) for part in ("", "_probability"))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", *ranks])
-    rows = zip(classified.rows, classified.labels, classified.top, classified.top_probability, strict=True)
-    for row, label, top, probabilities in rows:
+    writer.writerow(["path", "label", *ranks, "label_probability", "label_margin"])
+    of_label = zip(classified.label_probability, label_margins(classified), strict=True)
+    rows = zip(classified.rows, classified.labels, classified.top, classified.top_probability, of_label, strict=True)
+    for row, label, top, probabilities, last in rows:
         likely = [cell for n, share in zip(top, probabilities, strict=True) for cell in (names[n], f"{share:.6g}")]
-        writer.writerow([images.encoded.name(int(row)), names[label], *likely])
+        writer.writerow([images.encoded.name(int(row)), names[label], *likely, *(f"{each:.6g}" for each in last)])
     return text.getvalue()
 
 
@@ -69,12 +66,22 @@ def _page(
         pictures.append(confusion("confusion", counts, names))
     with style.applied():
         charts = {picture.name: (picture, picture.svg()) for picture in pictures}
-    errors = most_confident_errors(classified, len(result.mistakes))
-    pictured = [
-        _thumbnail(images, network, int(classified.rows[n]), mistake.label, mistake.prediction, mistake.probability)
-        for n, mistake in zip(errors, result.mistakes, strict=True)
-    ]
-    return page.render("evaluation.html.j2", result=result, charts=charts, errors=pictured, facts=_facts(result))
+
+    def pictured(positions: np.ndarray, errors: Sequence[ClassificationError]) -> list[Thumbnail]:
+        return [
+            _thumbnail(images, network, int(classified.rows[n]), each.label, each.prediction, each.probability)
+            for n, each in zip(positions, errors, strict=True)
+        ]
+
+    drawn = result.suspects[:SUSPECTS_DRAWN]
+    return page.render(
+        "evaluation.html.j2",
+        result=result,
+        charts=charts,
+        errors=pictured(most_confident_errors(classified, len(result.mistakes)), result.mistakes),
+        suspects=pictured(find_label_issues(classified)[: len(drawn)], drawn),
+        facts=_facts(result),
+    )
 
 
 def _thumbnail(

@@ -19,7 +19,8 @@ from resnet_ops.evaluation.classification import ClassifiedImages, classify_imag
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork, open_network
 from resnet_ops.evaluation.evaluation_metrics import check_expectation, measure
-from resnet_ops.evaluation.labeled_images import LabeledSplit, count_seen, open_images
+from resnet_ops.evaluation.label_issues import find_label_issues, most_confident_errors
+from resnet_ops.evaluation.labeled_images import LabeledSplit, SeenImages, count_seen, open_images
 from resnet_ops.evaluation.results import ClassificationError, EvaluateResult
 from resnet_ops.formatting import percent
 from resnet_ops.reporting.predictions import MISTAKES
@@ -66,6 +67,9 @@ def evaluate(
     if missing:
         warn(f"There are no images of {len(missing)} of the network's classes, such as {missing[0]}.")
     seen = count_seen(images, network, classified.rows)
+    issues = find_label_issues(classified)
+    if config.suspects and (seen.trained_on is None or seen.trained_on):
+        warn(_memorization_note(seen))
     recorded = _record(network, images, metrics.top1)
     result = EvaluateResult(
         **dict(metrics),
@@ -85,7 +89,9 @@ def evaluate(
         missing_classes=missing,
         bad_images=classified.bad_images,
         first_bad_images=classified.bad,
-        mistakes=_mistakes(network, images, classified),
+        mistakes=_errors(network, images, classified, most_confident_errors(classified, MISTAKES)),
+        label_issues=len(issues),
+        suspects=_errors(network, images, classified, issues[: config.suspects]),
         expectation=None
         if config.expect is None
         else check_expectation(config.expect, metrics.correct, metrics.images),
@@ -139,8 +145,19 @@ def _check_folder(folder: Path) -> None:
     files.check_writable(folder.absolute().parent if not files.is_remote(folder) else folder)
 
 
-def _mistakes(
-    network: EvaluatedNetwork, images: LabeledSplit, classified: ClassifiedImages
+def _memorization_note(seen: SeenImages) -> str:
+    if seen.trained_on is None:
+        which = "Whether the network was trained on these images is not known; of those that it was"
+    else:
+        which = f"The network was trained on {seen.trained_on:,} of these images, of which"
+    return (
+        f"{which} it may have memorized the labels, wrong ones too: --suspects finds more among validation images, or "
+        "others that were held out of training."
+    )
+
+
+def _errors(
+    network: EvaluatedNetwork, images: LabeledSplit, classified: ClassifiedImages, positions: np.ndarray
 ) -> tuple[ClassificationError, ...]:
     names = network.class_names
     return tuple(
@@ -149,9 +166,9 @@ def _mistakes(
             label=names[classified.labels[n]],
             prediction=names[classified.predicted[n]],
             probability=float(classified.confidence[n]),
-            label_probability=float(np.exp(-classified.label_loss[n])),
+            label_probability=float(classified.label_probability[n]),
         )
-        for n in evaluation_files.most_confident_errors(classified, MISTAKES)
+        for n in positions.tolist()
     )
 
 

@@ -134,11 +134,20 @@ class EvaluateResult(EvaluationMetrics):
     bad_images: int = Field(description="Images left out as they cannot be decoded.")
     first_bad_images: tuple[BadImage, ...] = Field(description="The first of them.")
     mistakes: tuple[ClassificationError, ...] = Field(description="The most confident mistakes.")
+    label_issues: int = Field(
+        description="Images whose labels are probably wrong: another class is the most likely one, with at least the "
+        "mean probability that it has for the images labeled so (confident learning, Northcutt et al. 2021)."
+    )
+    suspects: tuple[ClassificationError, ...] = Field(
+        description="The first `--suspects` of them, the least `label_probability - probability` first."
+    )
     expectation: Expectation | None = Field(description="What `--expect` asks for; null without it.")
     recorded: bool = Field(description="Whether the accuracy is recorded in the run as its test accuracy.")
     folder: Place = Field(description="The folder that is written.")
     page: Place = Field(description="The page in it.")
-    predictions: Place = Field(description="The CSV with the five most likely classes of each image.")
+    predictions: Place = Field(
+        description="The CSV with the five most likely classes of each image, and the probability of its label."
+    )
     images_per_second: float = Field(description="Decoding included.")
     total_s: float = Field(description="Seconds from the request to this result.")
 

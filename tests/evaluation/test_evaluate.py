@@ -148,7 +148,10 @@ def test_other_forms_of_the_network_give_the_same(
             run=str(tmp_path / "weights.pth"), model="resnet8", image_size=8, **numbers, data="digits"
         )
         result = evaluate(config)
-        split = evaluate(EvaluateConfig(run=str(run.path), split="train", output=tmp_path / "train"))
+        notes: list[str] = []
+        config = EvaluateConfig(run=str(run.path), split="train", output=tmp_path / "train", suspects=3)
+        split = evaluate(config, notes.append)
+        assert any("trained on 1,438 of these images, of which it may have memorized" in note for note in notes), notes
         assert (result.split, result.trained_on, result.chose_epoch) == (None, None, None)
         assert "not known" in result.seen
         assert split.seen == "the network was trained on these images"
@@ -221,6 +224,38 @@ def test_images_of_any_origin(
     ended = cli("evaluate", run.path, "--data", "images", "--expect", 90)
     assert ended.code == 1
     assert "below by more than chance: 90% is expected" in ended.err
+
+
+def test_planted_wrong_labels_are_suspected(
+    run: Run, digits: Digits, tmp_path: Path, cli: Callable[..., Ended]
+) -> None:
+    """5% of the validation images get the label of another class, by chance; guessing would find 5% of them."""
+    random = np.random.default_rng(0)
+    images = [(image, name) for name, of_class in digits.val.items() for image in of_class]
+    planted = set(random.choice(len(images), len(images) // 20, replace=False).tolist())
+    labeled: dict[str, list[bytes]] = {name: [] for name in NUMBERS}
+    wrong = set()
+    for n, (image, name) in enumerate(images):
+        label = str((int(name) + random.integers(1, 10)) % 10) if n in planted else name
+        if n in planted:
+            wrong.add(f"{label}/{len(labeled[label]):02}.png")
+        labeled[label].append(image)
+    write_class_folders(tmp_path / "mislabeled", labeled)
+    data, folder = tmp_path / "mislabeled", tmp_path / "evaluated"
+    ended = cli("evaluate", run.path, "--data", data, "--suspects", len(wrong), "--output", folder, "--json")
+    result = ended.json
+    found = {"/".join(Path(each["path"]).parts[-2:]) for each in result["suspects"]}
+    assert len(found & wrong) >= 0.8 * len(wrong), (found, wrong)
+    assert len(result["suspects"]) <= len(wrong)
+    assert result["label_issues"] >= len(result["suspects"])
+    margins = [each["label_probability"] - each["probability"] for each in result["suspects"]]
+    assert margins == sorted(margins)
+    rows = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+    assert min(float(row["label_margin"]) for row in rows) == pytest.approx(margins[0], rel=1e-4)
+    assert "suspected wrong labels" in ended.err
+    assert "may have memorized" not in ended.err
+    page = Page((folder / "evaluation.html").read_text())
+    assert "Suspected wrong labels" in page.text
 
 
 def test_classes_are_matched_by_order_where_one_side_has_numbers(
