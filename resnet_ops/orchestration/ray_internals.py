@@ -102,7 +102,7 @@ def keep_signals() -> None:
     """
     from ray._private import services, utils
 
-    utils.set_sigterm_handler = lambda _: None
+    utils.set_sigterm_handler = lambda sigterm_handler: None  # noqa: ARG005  # named as Ray's own
     if not isinstance(services.ConsolePopen, functools.partial):
         services.ConsolePopen = functools.partial(services.ConsolePopen, start_new_session=True)  # type: ignore[assignment, misc]
 
