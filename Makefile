@@ -101,7 +101,7 @@ gpu: $(if $(GPU_PYTHON),,.venv/installed-dev)
 	exit $$failed
 
 pictures: .venv/installed-dev
-	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/pictures.py $(ONLY)
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
