@@ -19,8 +19,6 @@ PIP := $(BIN)/pip install --disable-pip-version-check
 # it is given the list, with ONNX Runtime's CPU build in the place of the one for CUDA.
 ifdef CPU
 define install
-	@$(BIN)/python -c "import torch" 2> /dev/null || { \
-		echo "error: CPU=1 needs PyTorch's CPU build in .venv: docs/how-to/install.md says how to install it." >&2; exit 1; }
 	@$(PIP) --quiet --no-deps --editable .
 	@sed -n 's/^Requires-Dist: //p' .venv/lib/python3*/site-packages/resnet_ops-*.dist-info/METADATA | \
 		sed -E 's/^onnxruntime-gpu[^;]*/onnxruntime>=1.23/; s/; extra == "($(1))"//; /; extra == /d' > .venv/cpu.txt
@@ -33,7 +31,7 @@ endef
 endif
 comma := ,
 
-.PHONY: demo install test test-chaos test-ray test-slurm check format docs bench gpu pictures clean
+.PHONY: demo install torch test test-chaos test-ray test-slurm check format docs bench gpu pictures clean
 .DELETE_ON_ERROR:
 
 install: .venv/installed
@@ -109,7 +107,11 @@ pictures: .venv/installed-dev
 	@echo "Creating .venv with $$($(PYTHON) --version)."
 	@$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/pip pyproject.toml
+torch: .venv/bin/pip
+	@test -d .venv/lib/python3*/site-packages/torch || { \
+		echo "error: CPU=1 needs PyTorch's CPU build in .venv: docs/how-to/install.md says how to install it." >&2; exit 1; }
+
+.venv/installed: .venv/bin/pip pyproject.toml $(if $(CPU),| torch)
 	@echo "Installing PyTorch, Ray and ONNX Runtime into .venv, a few minutes the first time: $(if $(CPU),2 GB,7 GB; without a GPU 2 GB do, see docs/how-to/install.md)."
 	$(call install,,$(if $(wildcard .venv/installed),--quiet))
 	@echo "Installed: $$(du -sh .venv | cut -f 1) in .venv."

@@ -1,7 +1,7 @@
 """Fine-tune a network on few images and measure it on images that chose nothing: python finetune_photos.py.
 
-With photos of your own take their folder as `data` and `weights="imagenet"`. What stands here needs no download, and half
-a minute on two CPU cores: a network that knows the digits 0 to 5 learns 6 to 9 from 40 images each.
+With photos of your own take their folder as `data` and `weights="imagenet"`. What stands here needs no download, and
+half a minute on two CPU cores: a network that knows the digits 0 to 5 learns 6 to 9 from 40 images each.
 """
 
 # %% Two folders with a subfolder for each class, as your own photos would lie.
@@ -29,7 +29,7 @@ for pixels, label in zip(digits.pixels, digits.labels.tolist(), strict=True):
 runs = folder / "runs"
 train(TrainConfig(data=str(folder / "known"), model="resnet8", epochs=4, name="known", runs_dir=runs))
 
-# %% Fine-tune them, and train as long from scratch. A third of the images are held out for the test, and touched by neither.
+# %% Fine-tune them, and train as long from scratch. A third of the images are the test's: neither training sees them.
 shared = {"data": str(folder / "photos"), "model": "resnet8", "epochs": 10, "test_fraction": 1 / 3, "runs_dir": runs}
 fine_tuned = train(configure(**shared, name="fine-tuned", weights=str(runs / "known/best/model.safetensors"), lr=0.05))
 scratch = train(configure(**shared, name="scratch"))
