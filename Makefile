@@ -23,6 +23,7 @@ define install
 	@sed -n 's/^Requires-Dist: //p' .venv/lib/python3*/site-packages/resnet_ops-*.dist-info/METADATA | \
 		sed -E 's/^onnxruntime-gpu[^;]*/onnxruntime>=1.23/; s/; extra == "($(1))"//; /; extra == /d' > .venv/cpu.txt
 	@$(PIP) $(2) --requirement .venv/cpu.txt
+	@echo "Without onnxruntime-gpu, as CPU=1 wants it; pip says so."
 endef
 else
 define install
