@@ -36,7 +36,7 @@ def screens(folder: Path) -> None:
     _screen(folder, "export", "export demo")
     _screen(folder, "compare", "runs compare demo small")
     _screen(folder, "tune", "tune --depths 8,14,20 --trials 6 --epochs 8 --name search")
-    _screen(folder, "error", "train --data digit --nam demo")
+    _screen(folder, "error", "train --data digit")
     (PICTURES / "small.txt").unlink()
     _screen(folder, "report", "report demo small -o report.html")
     (PICTURES / "report.txt").unlink()
