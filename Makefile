@@ -1,4 +1,5 @@
 # make demo: set up, train on real images, export the best network to ONNX and verify it.
+# make install: set up only. With CPU=1 both do without CUDA, after PyTorch's CPU build (docs/how-to/install.md).
 # make test: set up with the development tools, check the code, build the pages, run the whole suite.
 # make docs: the pages, in docs/_build; a warning is an error.
 # make bench: benchmark against other tools; RESNET_OPS_CIFAR10 names a folder of CIFAR-10 in Parquet.
@@ -13,8 +14,28 @@ BIN := .venv/bin
 MINUTES ?= 9
 GPU_PYTHON ?=
 
-.PHONY: demo test test-chaos test-ray test-slurm check format docs bench gpu pictures clean
+PIP := $(BIN)/pip install --disable-pip-version-check
+# $(call install,EXTRA|EXTRA,OPTIONS OF PIP). Pip can add a requirement, or bound it, but not leave one out: with CPU=1
+# it is given the list, with ONNX Runtime's CPU build in the place of the one for CUDA.
+ifdef CPU
+define install
+	@$(PIP) --quiet --no-deps --editable .
+	@sed -n 's/^Requires-Dist: //p' .venv/lib/python3*/site-packages/resnet_ops-*.dist-info/METADATA | \
+		sed -E 's/^onnxruntime-gpu[^;]*/onnxruntime>=1.23/; s/; extra == "($(1))"//; /; extra == /d' > .venv/cpu.txt
+	@$(PIP) $(2) --requirement .venv/cpu.txt
+	@echo "Without onnxruntime-gpu, as CPU=1 wants it; pip says so."
+endef
+else
+define install
+	@$(PIP) $(2) --editable ".$(if $(1),[$(subst |,$(comma),$(1))])"
+endef
+endif
+comma := ,
+
+.PHONY: demo install torch test test-chaos test-ray test-slurm check format docs bench gpu pictures clean
 .DELETE_ON_ERROR:
+
+install: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/resnet-ops train --name demo --overwrite
@@ -79,26 +100,32 @@ gpu: $(if $(GPU_PYTHON),,.venv/installed-dev)
 	exit $$failed
 
 pictures: .venv/installed-dev
-	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/pictures.py $(ONLY)
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.13 is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	@echo "Creating .venv with $$($(PYTHON) --version)."
+	@$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/pip pyproject.toml
-	@echo "Installing PyTorch, Ray and ONNX Runtime into .venv: 7 GB, a few minutes the first time."
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+torch: .venv/bin/pip
+	@test -d .venv/lib/python3*/site-packages/torch || { \
+		echo "error: CPU=1 needs PyTorch's CPU build in .venv: docs/how-to/install.md says how to install it." >&2; exit 1; }
+
+.venv/installed: .venv/bin/pip pyproject.toml $(if $(CPU),| torch)
+	@echo "Installing PyTorch, Ray and ONNX Runtime into .venv, a few minutes the first time: $(if $(CPU),2 GB,7 GB; without a GPU 2 GB do, see docs/how-to/install.md)."
+	$(call install,,$(if $(wildcard .venv/installed),--quiet))
+	@echo "Installed: $$(du -sh .venv | cut -f 1) in .venv."
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(call install,dev,--quiet)
 	@! command -v npm > /dev/null || npm install --silent --no-audit --no-fund --prefix .venv onnxruntime-web || \
 		echo "ONNX Runtime Web cannot be installed: its tests are skipped." >&2
 	@touch $@
 
 .venv/installed-bench: .venv/installed-dev
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev,bench]"
+	$(call install,dev|bench,--quiet)
 	@touch $@
 
 clean:

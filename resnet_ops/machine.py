@@ -17,7 +17,8 @@ from pathlib import Path
 import resnet_ops
 
 ROOT = Path("/")
-DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "numpy")  # those that shape a result
+# Those that shape a result.
+DISTRIBUTIONS = ("torch", "torchvision", "ray", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
 def cores(root: Path = ROOT) -> int:

@@ -23,9 +23,9 @@ needs_onnxruntime_web = pytest.mark.skipif(
 )
 TIMEOUT_S = 120
 PAGE = """<!doctype html><script type="module">
-import * as ort from "/dist/ort.wasm.bundle.min.mjs";
+import * as ort from "/ort/ort.wasm.bundle.min.mjs";
 ort.env.wasm.numThreads = 1;
-ort.env.wasm.wasmPaths = "/dist/";
+ort.env.wasm.wasmPaths = "/ort/";
 const bytes = async (name) => new Uint8Array(await (await fetch(name)).arrayBuffer());
 const outputs = {};
 try {
@@ -54,10 +54,11 @@ class _Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         content = self.files.get(self.path.lstrip("/"))
         if content is None:
+            self.path = self.path.replace("/ort/", "/dist/")
             super().do_GET()
             return
         self.send_response(200)
-        self.send_header("Content-Type", "text/html" if self.path == "/" else "application/octet-stream")
+        self.send_header("Content-Type", self.guess_type(self.path) if Path(self.path).suffix else "text/html")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -74,7 +75,6 @@ class _Handler(SimpleHTTPRequestHandler):
 
 def run_in_browser(cases: Mapping[Path, Sequence[np.ndarray]]) -> dict[Path, list[np.ndarray]]:
     """Return the outputs of each model for each of its inputs."""
-    assert BROWSER is not None
     files, listed = {"": PAGE.encode()}, dict[str, list[dict[str, Any]]]()
     for model, inputs in cases.items():
         files[model.name] = model.read_bytes()
@@ -83,6 +83,16 @@ def run_in_browser(cases: Mapping[Path, Sequence[np.ndarray]]) -> dict[Path, lis
             files[f"{model.name}.{number}"] = np.ascontiguousarray(x).tobytes()
             listed[model.name].append({"file": f"{model.name}.{number}", "type": x.dtype.name, "dims": x.shape})
     files["cases.json"] = json.dumps(listed).encode()
+    outputs = open_page(files)
+    return {
+        model: [np.array(one["data"], np.float32).reshape(one["dims"]) for one in outputs[model.name]]
+        for model in cases
+    }
+
+
+def open_page(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Open the page named "" among these files, which has onnxruntime-web in `ort/`, and return what it posts."""
+    assert BROWSER is not None
     outputs, done = dict[str, Any](), threading.Event()
     with (
         ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, files=files, outputs=outputs, done=done)) as server,
@@ -108,7 +118,4 @@ def run_in_browser(cases: Mapping[Path, Sequence[np.ndarray]]) -> dict[Path, lis
             browser.wait()
             server.shutdown()
     assert "error" not in outputs, outputs["error"]
-    return {
-        model: [np.array(one["data"], np.float32).reshape(one["dims"]) for one in outputs[model.name]]
-        for model in cases
-    }
+    return outputs
