@@ -1,7 +1,7 @@
 "use strict";
 // Filters what a page shows in any case: without this script everything is there, and the controls are not.
-for (const group of document.querySelectorAll(".browse")) {
-  const controls = group.querySelector(".controls"), items = [...group.querySelectorAll("[data-true], tbody tr")];
+for (const controls of document.querySelectorAll(".controls")) {
+  const items = [...controls.parentNode.querySelectorAll("[data-true], tbody tr")];
   const field = (name) => controls.querySelector(`[name=${name}]`), value = (name) => field(name)?.value ?? "";
   for (const name of ["true", "predicted"].filter(field)) {
     const classes = new Set(items.map((item) => item.dataset[name]));

@@ -5,6 +5,7 @@ The page that shows them is written in run_report.py.
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -211,7 +212,7 @@ class Thumbnail:
     @property
     def short_name(self) -> str:
         """The name without folders."""
-        return self.name.rsplit("/", 1)[-1] if self.link else self.name
+        return self.name.rsplit("/", 1)[-1] if self.link else re.sub(r"\S*/", "", self.name)
 
 
 def thumbnails(predictions: Predictions, most_bytes: int = THUMBNAIL_BYTES) -> tuple[list[Thumbnail], list[Thumbnail]]:
