@@ -194,6 +194,18 @@ def write(
     for entry in data:
         if entry.missing:
             warn(f"The report has no predictions of {entry.run.name}: {entry.missing}")
+    content = render_report(data)
+    files.write_atomically(output, content)
+    return ReportResult(
+        report=output.absolute(),
+        size_bytes=len(content),
+        runs=tuple(entry.summary() for entry in data),
+        total_s=time.time() - started_at,
+    )
+
+
+def render_report(data: Sequence[RunData]) -> bytes:
+    """Return the page on some runs, at least one."""
     trainings = [(entry.run.name, entry.epochs) for entry in data]
     image_counts = [entry.record.data.val_images for entry in data if entry.record.data.val_images]
     with style.applied():
@@ -208,14 +220,7 @@ def write(
             "differences": configuration_differences(data),
             "sections": [_section(n, entry, THUMBNAIL_BYTES // len(data)) for n, entry in enumerate(data, start=1)],
         }
-    content = page.render("report.html.j2", **values)
-    files.write_atomically(output, content)
-    return ReportResult(
-        report=output.absolute(),
-        size_bytes=len(content),
-        runs=tuple(entry.summary() for entry in data),
-        total_s=time.time() - started_at,
-    )
+    return page.render("report.html.j2", **values)
 
 
 def verdict(runs: Sequence[RunData]) -> str:
