@@ -221,7 +221,7 @@ def good_copy(runs: Path) -> RunData:
 def test_calibration_is_that_of_an_evaluation(
     page: Page, runs: Path, trained: job.TrainResult, cli: Callable[..., Ended], tmp_path: Path
 ) -> None:
-    ended = cli("evaluate", trained.run.path, "--split", "val", "-o", tmp_path / "evaluation", "--json")
+    ended = cli("evaluate", trained.run.path, "--split", "val", "--output", tmp_path / "evaluation", "--json")
     assert ended.code == 0, ended.err
     summary = RunData.read(Run(runs / "good")).summary()
     assert summary.expected_calibration_error == pytest.approx(ended.json["expected_calibration_error"], abs=1e-6)
