@@ -178,9 +178,8 @@ def _show(output: Output, result: "StudyResult") -> None:
     output.show(
         rows,
         *([f"published: {result.published}"] if result.published else []),
-        *([result.not_comparable] if result.not_comparable else []),
-        f"[bold]{escape(result.verdict)}[/]",
-        *([result.gradients] if result.gradients else []),
+        f"[bold]{escape(result.summary)}[/]",
+        f"  page          {short(folder / 'study.html')}",
         f"  figures       {', '.join(short(figure) for figure in figures)}, and as .svg",
         f"  table         {short(folder / 'table.md')}",
         f"  results       {short(folder / 'study.json')}; total {result.total_s:.0f} s",

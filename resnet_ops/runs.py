@@ -4,7 +4,8 @@
              metrics.jsonl   one `Epoch` a line
              events.jsonl    workers lost, machines lost and added; one `Event` a line
              progress.json   progress within the current epoch; rewritten a few times a second
-             tensorboard/    the metrics for TensorBoard (tracking/)
+             pictures/       augmented training images, and the confusion matrix of the best epoch
+             tensorboard/    the metrics and pictures for TensorBoard (tracking/)
              tracking.json   what has been sent to MLflow or W&B, only with --track
              checkpoints/    epoch-NNNN.safetensors: everything needed to resume; within an epoch
                              epoch-NNNN-step-NNNNNN.safetensors
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -38,6 +39,8 @@ from resnet_ops.errors import PausedError, RunLostError, UserError, did_you_mean
 from resnet_ops.machine import release
 from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
 
+RunPicture = Literal["augmented", "confusion"]
+EPOCH_OF_PICTURE = "Epoch"  # the field of the PNG that has it
 Line = TypeVar("Line", bound=BaseModel)
 FOLDERS = ("checkpoints", "best", "export")  # on a disk, from the start
 MAX_NUMBER = 10_000  # of runs that are called alike
@@ -56,6 +59,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.export = self.path / "export"
+        self.pictures = self.path / "pictures"
         self.weights_file = self.path / "weights.safetensors"
         self.search_file = self.path / "tune.json"
         self.lock_file = self.path / ".lock"
@@ -137,6 +141,10 @@ class Run:
             return json.loads(files.read(self.best / "model.json")).get(field)
         except FileNotFoundError:
             return None
+
+    def picture_file(self, picture: RunPicture) -> Path:
+        """Return the PNG of a picture, which need not be there."""
+        return self.pictures / f"{picture}.png"
 
     def events(self) -> list[Event]:
         """Read events.jsonl, in order."""

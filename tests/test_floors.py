@@ -30,6 +30,7 @@ BASE = {
     "run_records",
     "runs",
     "class_metrics",
+    "reliability",
 }
 FLOORS = {
     "errors": set(),
@@ -46,6 +47,7 @@ FLOORS = {
     "recipe_config": {"errors", "config_base"},
     "config": {"errors", "files", "config_base", "cluster_config", "recipe_config"},
     "class_metrics": {"formatting", "significance", "config"},
+    "reliability": {"results"},
     "run_records": {"files", "config", "results"},
     "runs": {"errors", "machine", "files", "locks", "config_base", "config", "run_records"},
     "recipes": {"errors", "formatting", "config_base", "recipe_config", "config", "results"},

@@ -14,13 +14,14 @@ from sklearn.metrics import confusion_matrix
 from resnet_ops.data.decode import decode
 from resnet_ops.evaluation.classification import ClassifiedImages
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
-from resnet_ops.evaluation.evaluation_figures import recall_of_classes, reliability
+from resnet_ops.evaluation.evaluation_figures import recall_of_classes
 from resnet_ops.evaluation.label_issues import find_label_issues, label_margins, most_confident_errors
 from resnet_ops.evaluation.labeled_images import LabeledSplit
 from resnet_ops.evaluation.results import ClassificationError, Confusion, EvaluatedClass, EvaluateResult
 from resnet_ops.formatting import percent
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.predictions import Thumbnail, thumbnail
+from resnet_ops.reporting.reliability_figure import reliability
 from resnet_ops.reporting.training_figures import confusion
 
 JSON, MARKDOWN, PAGE, PREDICTIONS = "evaluation.json", "evaluation.md", "evaluation.html", "predictions.csv"
@@ -60,7 +61,10 @@ def _page(
     result: EvaluateResult, network: EvaluatedNetwork, images: LabeledSplit, classified: ClassifiedImages
 ) -> bytes:
     names = network.class_names
-    pictures = [recall_of_classes(result.worst_classes, result.top1), reliability(result)]
+    pictures = [
+        recall_of_classes(result.worst_classes, result.top1),
+        reliability(result.calibration, result.confidence),
+    ]
     if len(names) <= MATRIX_CLASSES:
         counts = confusion_matrix(classified.labels, classified.predicted, labels=range(len(names)))
         pictures.append(confusion("confusion", counts, names))

@@ -7,23 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import binomtest
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_fscore_support
 
 from resnet_ops.class_metrics import TOP, macro_scores
 from resnet_ops.evaluation.classification import ClassifiedImages
 from resnet_ops.evaluation.results import (
-    CalibrationBin,
-    ConfidenceLevel,
     Confusion,
     EvaluatedClass,
     EvaluationMetrics,
     Expectation,
 )
+from resnet_ops.reliability import calibration_bins, calibration_error, confidence_levels
 from resnet_ops.significance import LEVEL, wilson_interval
-
-BINS = 15
-THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def measure(classified: ClassifiedImages, class_names: Sequence[str]) -> EvaluationMetrics:
@@ -31,7 +26,6 @@ def measure(classified: ClassifiedImages, class_names: Sequence[str]) -> Evaluat
     labels, predicted, correct = classified.labels, classified.predicted, classified.correct
     macro_precision, macro_recall, macro_f1 = macro_scores(labels, predicted)
     bins = calibration_bins(classified.confidence, correct)
-    errors = [bin_.images * abs(bin_.confidence - bin_.accuracy) for bin_ in bins if bin_.confidence is not None]  # type: ignore[operator]
     top1 = float(correct.mean())
     low, high = wilson_interval(top1, len(classified))
     return EvaluationMetrics(
@@ -46,11 +40,11 @@ def measure(classified: ClassifiedImages, class_names: Sequence[str]) -> Evaluat
         macro_f1=macro_f1,
         negative_log_likelihood=float(classified.label_loss.mean()),
         mean_confidence=float(classified.confidence.mean()),
-        expected_calibration_error=sum(errors) / len(classified),
+        expected_calibration_error=calibration_error(bins),
         classes=_per_class(labels, predicted, class_names),
         confusions=_confusions(labels, predicted, class_names),
         calibration=bins,
-        confidence=_confidence_levels(classified.confidence, correct),
+        confidence=confidence_levels(classified.confidence, correct),
     )
 
 
@@ -90,39 +84,6 @@ def _confusions(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence
         Confusion(label=class_names[pairs[0, n]], prediction=class_names[pairs[1, n]], images=int(counts[n]))
         for n in order.tolist()
     )
-
-
-def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> tuple[CalibrationBin, ...]:
-    """Return the bins of a reliability diagram, all of the same width.
-
-    Args:
-        confidence: (N,) float64, the probability of the most likely class.
-        correct: (N,) bool, whether that is the true class.
-    """
-    # Sums of probabilities may be above 1 by a rounding error, which scikit-learn refuses.
-    clipped = confidence.clip(0, 1)
-    edges = np.linspace(0, 1, BINS + 1)
-    counts = np.bincount(np.searchsorted(edges[1:-1], clipped), minlength=BINS)
-    accuracies, means = calibration_curve(correct, clipped, n_bins=BINS, strategy="uniform")
-    filled = iter(zip(accuracies.tolist(), means.tolist(), strict=True))
-    bins = []
-    for n, count in enumerate(counts.tolist()):
-        accuracy, mean = next(filled) if count else (None, None)
-        bins.append(
-            CalibrationBin(
-                low=float(edges[n]), high=float(edges[n + 1]), images=count, confidence=mean, accuracy=accuracy
-            )
-        )
-    return tuple(bins)
-
-
-def _confidence_levels(confidence: np.ndarray, correct: np.ndarray) -> tuple[ConfidenceLevel, ...]:
-    levels = []
-    for threshold in THRESHOLDS:
-        reached = correct[confidence >= threshold]
-        accuracy = float(reached.mean()) if len(reached) else None
-        levels.append(ConfidenceLevel(threshold=threshold, images=len(reached), accuracy=accuracy))
-    return tuple(levels)
 
 
 def check_expectation(percent: float, correct: int, images: int) -> Expectation:

@@ -7,6 +7,7 @@ from pydantic import Field
 from resnet_ops.data.dataset import SPLIT_NAMES, Split
 from resnet_ops.files import Place
 from resnet_ops.formatting import percent
+from resnet_ops.reliability import CalibrationBin, ConfidenceLevel
 from resnet_ops.results import Result
 from resnet_ops.run_records import BadImage
 
@@ -37,24 +38,6 @@ class Confusion(Result):
     label: str = Field(description="The true class.")
     prediction: str = Field(description="The predicted class.")
     images: int = Field(description="How many images.")
-
-
-class CalibrationBin(Result):
-    """The images whose most likely class has a probability in a range."""
-
-    low: float = Field(description="Lower end of the range, not in it.")
-    high: float = Field(description="Upper end of the range, in it.")
-    images: int = Field(description="How many images.")
-    confidence: float | None = Field(description="Their mean probability; null without images.")
-    accuracy: float | None = Field(description="The share of them that is correct.")
-
-
-class ConfidenceLevel(Result):
-    """The images whose most likely class has at least some probability."""
-
-    threshold: float = Field(description="That probability.")
-    images: int = Field(description="How many images reach it.")
-    accuracy: float | None = Field(description="The share of them that is correct; null without images.")
 
 
 class ClassificationError(Result):

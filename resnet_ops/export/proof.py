@@ -39,9 +39,9 @@ from resnet_ops.export.tolerances import (
     TRAINING_ROUNDING,
     Comparison,
     Tolerances,
-    calibration_error,
     compare_recalls,
     is_improbable,
+    output_calibration_error,
     rounding_flips,
     tolerances_of,
     top1_accuracy,
@@ -287,12 +287,12 @@ def _measure(report: ProofDraft, comparison: Comparison, labels: np.ndarray, aga
     report.images = len(labels)
     report.val_accuracy_onnx = top1_accuracy(comparison.onnx, labels)
     if np.isfinite(comparison.onnx).all():
-        report.calibration_error_onnx = calibration_error(softmax(comparison.onnx), labels)
+        report.calibration_error_onnx = output_calibration_error(softmax(comparison.onnx), labels)
     if against_torch:
         report.max_abs_diff, report.max_rel_diff = comparison.max_abs, comparison.max_rel
         report.top1_agreement = float(comparison.same_top1.mean())
         report.val_accuracy_torch = top1_accuracy(comparison.torch, labels)
-        report.calibration_error_torch = calibration_error(softmax(comparison.torch), labels)
+        report.calibration_error_torch = output_calibration_error(softmax(comparison.torch), labels)
 
 
 def _check_form(outputs: np.ndarray, metadata: ModelMetadata) -> tuple[str, bool]:

@@ -9,10 +9,10 @@ import numpy as np
 from resnet_ops.export import runtime
 from resnet_ops.export.metadata import ModelMetadata, Output, QuantizationError
 from resnet_ops.export.other_runtimes import OPENCV, OPENVINO
+from resnet_ops.reliability import calibration_bins, calibration_error
 from resnet_ops.significance import LEVEL, MeasuredAccuracy, holm, p_value
 from resnet_ops.training.mixed_precision import MeasuredPrecision
 
-CONFIDENCE_BINS = 15  # as usual since Guo et al. 2017
 SMALLEST_PROBABILITY = 1e-30  # of which the logarithm is compared; fp32 ends at 1e-38
 MEASURED_ERRORS = 2.0  # times the mean error that a quantization had on other images of the training may pass
 MEASURED_LARGEST = 4.0  # times the largest: that of one image beyond the calibrated ranges, of others by 2.8 times
@@ -198,10 +198,7 @@ def top1_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((scores.argmax(1) == labels).mean())
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the expected calibration error (Guo et al. 2017): |confidence - accuracy|, over bins of confidence."""
-    confidence = probabilities.max(1)
+def output_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error of probabilities (N, classes) for labels (N,)."""
     correct = probabilities.argmax(1) == labels
-    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-    gaps = np.bincount(bins, confidence - correct, CONFIDENCE_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    return calibration_error(calibration_bins(probabilities.max(1), correct))

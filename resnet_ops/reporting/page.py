@@ -1,8 +1,11 @@
 """Self-contained HTML pages, rendered from the templates in this folder, and the pictures in them.
 
-A page loads nothing, and its content security policy forbids it to: it opens from a disk, an attachment or a bucket.
+A page loads nothing, and its content security policy forbids it to, and any script but page.js: it opens from a disk,
+an attachment or a bucket.
 """
 
+import base64
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -77,6 +80,9 @@ def render(template: str, **values: Any) -> bytes:
         "duration": duration,
         "value": lambda value: style.number(value) if isinstance(value, float) else value,
     }
+    script = _read_template("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values |= {"script": Markup(script), "script_hash": f"sha256-{digest}"}  # noqa: S704
     with style.applied():
         return environment.get_template(template).render(**values, css=Markup(style.css())).encode()  # noqa: S704
 

@@ -5,13 +5,17 @@ The page that shows them is written in run_report.py.
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from resnet_ops import files
 from resnet_ops.data.augment import normalize
 from resnet_ops.data.dataset import Split
 from resnet_ops.data.decode import decode
@@ -19,12 +23,17 @@ from resnet_ops.data.loader import EVAL_BATCH
 from resnet_ops.data.parallel_decode import decode_rows
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
+from resnet_ops.reliability import CalibrationBin, calibration_bins
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import Checkpoint, read_best
 
-MISTAKES, CONFIDENT = 24, 12  # thumbnails of each
+MISTAKES, CONFIDENT = 200, 12  # thumbnails of each, at most
+CONFUSED = 3  # classes that another is confused with, in its row
+THUMBNAIL_BYTES = 3_000_000  # of all mistakes of a report: a page that can be sent by mail
 SMALL, THUMBNAIL = 64, 128  # sides in pixels: largest image that is not resized, and size of the others
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of the split, pixels (n, H, W, C) uint8, labels
+# Its batches; the pixels, and the name, of the image in a row.
+ReadSplit = tuple[Iterator[Batch], Callable[[int], np.ndarray], Callable[[int], str]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Predictions:
         confidence: (N,) float64, that probability.
         label_probability: (N,) float64, the probability of the true class.
         pixels: Returns image n, (H, W, C) uint8.
+        name: Returns where image n is stored.
     """
 
     checkpoint: Checkpoint
@@ -48,6 +58,7 @@ class Predictions:
     confidence: np.ndarray
     label_probability: np.ndarray
     pixels: Callable[[int], np.ndarray]
+    name: Callable[[int], str]
 
     @property
     def correct(self) -> np.ndarray:
@@ -58,6 +69,11 @@ class Predictions:
     def accuracy(self) -> float:
         """Top-1 accuracy, from 0 to 1."""
         return float(self.correct.mean())
+
+    @cached_property
+    def calibration(self) -> tuple[CalibrationBin, ...]:
+        """The bins of the reliability diagram."""
+        return calibration_bins(self.confidence, self.correct)
 
     def confusion_matrix(self) -> np.ndarray:
         """Count images by true class (rows) and predicted class (columns), (K, K) int."""
@@ -95,7 +111,7 @@ def predict(run: Run) -> Predictions:
     network.load_state_dict(checkpoint.model)
     network.eval().to(device)
     read = _streamed_batches if record.config.stream == "on" else _decoded_batches
-    batches, pixels = read(source, split)
+    batches, pixels, name = read(source, split)
     parts: list[tuple[np.ndarray, ...]] = []
     for rows, images, labels in batches:
         with torch.inference_mode():
@@ -105,20 +121,33 @@ def predict(run: Run) -> Predictions:
         n = np.arange(len(labels))
         parts.append((rows, labels, predicted, probabilities[n, predicted], probabilities[n, labels]))
     rows, labels, predicted, confidence, of_label = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Predictions(checkpoint, split, labels, predicted, confidence, of_label, lambda n: pixels(int(rows[n])))
+    return Predictions(
+        checkpoint,
+        split,
+        labels,
+        predicted,
+        confidence,
+        of_label,
+        lambda n: pixels(int(rows[n])),
+        lambda n: name(int(rows[n])),
+    )
 
 
-def _decoded_batches(source: Source, split: Split) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
-    images = source.load(split)
-    return _batches(np.arange(len(images)), images.pixels, images.labels), lambda row: images.pixels[row]
+def _decoded_batches(source: Source, split: Split) -> ReadSplit:
+    decoded, encoded = source.decoded(split), source.encoded(split)
+    images, bad, kept = decoded.images, {each.name for each in decoded.bad}, np.arange(len(encoded.labels))
+    if bad:
+        kept = kept[[encoded.name(row) not in bad for row in kept.tolist()]]
+    batches = _batches(np.arange(len(images)), images.pixels, images.labels)
+    return batches, lambda row: images.pixels[row], lambda row: encoded.name(int(kept[row]))
 
 
-def _streamed_batches(source: Source, split: Split) -> tuple[Iterator[Batch], Callable[[int], np.ndarray]]:
+def _streamed_batches(source: Source, split: Split) -> ReadSplit:
     encoded, frame = source.encoded(split), source.crop_spec(split)
     labels = encoded.labels
     parts = decode_rows(encoded, np.arange(len(labels)), frame)
     batches = (batch for rows, pixels in parts for batch in _batches(rows, pixels, labels[rows]))
-    return batches, lambda row: decode(encoded.read([row])[0], frame)
+    return batches, lambda row: decode(encoded.read([row])[0], frame), encoded.name
 
 
 def _batches(rows: np.ndarray, pixels: np.ndarray, labels: np.ndarray) -> Iterator[Batch]:
@@ -149,8 +178,8 @@ def per_class(counts: np.ndarray, class_names: Sequence[str]) -> list[ClassMetri
     for label, name in enumerate(class_names):
         images, predicted, correct = int(counts[label].sum()), int(counts[:, label].sum()), int(counts[label, label])
         wrong = np.where(np.arange(len(counts)) == label, 0, counts[label])
-        other = int(wrong.argmax())
-        confused_with = f"{class_names[other]} ({wrong[other]})" if wrong[other] else ""
+        others = [int(other) for other in np.argsort(-wrong, kind="stable")[:CONFUSED] if wrong[other]]
+        confused_with = ", ".join(f"{class_names[other]} ({wrong[other]})" for other in others)
         rows.append(
             ClassMetrics(
                 name,
@@ -174,9 +203,23 @@ class Thumbnail:
     confidence: float
     name: str = ""
 
+    @property
+    def link(self) -> str:
+        """The URL of the image, where it is a file of this machine; else ""."""
+        file = Path(self.name)
+        return file.absolute().as_uri() if self.name and not files.is_remote(file) and file.is_file() else ""
 
-def thumbnails(predictions: Predictions) -> tuple[list[Thumbnail], list[Thumbnail]]:
-    """Return the most confident errors, and the most confident correct predictions, class by class in turn."""
+    @property
+    def short_name(self) -> str:
+        """The name without folders."""
+        return self.name.rsplit("/", 1)[-1] if self.link else re.sub(r"\S*/", "", self.name)
+
+
+def thumbnails(predictions: Predictions, most_bytes: int = THUMBNAIL_BYTES) -> tuple[list[Thumbnail], list[Thumbnail]]:
+    """Return the most confident errors, and the most confident correct predictions, class by class in turn.
+
+    The errors, of which the first is there in any case, end where they have `most_bytes`.
+    """
     order = np.argsort(-predictions.confidence, kind="stable")
     is_correct = predictions.correct[order]
     errors, correct = order[~is_correct][:MISTAKES], order[is_correct]
@@ -185,13 +228,19 @@ def thumbnails(predictions: Predictions) -> tuple[list[Thumbnail], list[Thumbnai
     for label in np.unique(labels):
         rank[labels == label] = np.arange((labels == label).sum())
     correct = correct[np.argsort(rank, kind="stable")][:CONFIDENT]
-    return [_thumbnail(predictions, int(n)) for n in errors], [_thumbnail(predictions, int(n)) for n in correct]
+    mistakes, size = list[Thumbnail](), 0
+    for n in errors:
+        mistakes.append(_thumbnail(predictions, int(n)))
+        size += len(mistakes[-1].source)
+        if size >= most_bytes:
+            break
+    return mistakes, [_thumbnail(predictions, int(n)) for n in correct]
 
 
 def _thumbnail(predictions: Predictions, n: int) -> Thumbnail:
     names = predictions.checkpoint.info.class_names
     true, predicted = names[predictions.labels[n]], names[predictions.predicted[n]]
-    return thumbnail(predictions.pixels(n), true, predicted, float(predictions.confidence[n]))
+    return thumbnail(predictions.pixels(n), true, predicted, float(predictions.confidence[n]), predictions.name(n))
 
 
 def thumbnail(pixels: np.ndarray, true: str, predicted: str, confidence: float, name: str = "") -> Thumbnail:

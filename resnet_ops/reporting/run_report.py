@@ -20,9 +20,11 @@ from resnet_ops.config import Select
 from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import percent
+from resnet_ops.reliability import calibration_error, confidence_levels
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.page import Picture
-from resnet_ops.reporting.predictions import Predictions, per_class, predict, thumbnails
+from resnet_ops.reporting.predictions import THUMBNAIL_BYTES, Predictions, per_class, predict, thumbnails
+from resnet_ops.reporting.reliability_figure import reliability
 from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, Status
@@ -119,6 +121,7 @@ class RunData:
             val_macro_f1=best.val_macro_f1 if best else None,
             val_top5_error=best.val_top5_error if best else None,
             val_accuracy_again=predictions.accuracy if predictions and predictions.split == "val" else None,
+            expected_calibration_error=calibration_error(predictions.calibration) if predictions else None,
             mistakes=None if predictions is None else int((~predictions.correct).sum()),
             images_per_second=self.images_per_second,
             missing=self.missing,
@@ -147,6 +150,9 @@ class ReportedRun(Result):
     val_macro_f1: float | None = Field(description="Macro F1 likewise.")
     val_top5_error: float | None = Field(description="Top-5 error likewise, where there are more than 5 classes.")
     val_accuracy_again: float | None = Field(description="That of the best weights on the same images, measured again.")
+    expected_calibration_error: float | None = Field(
+        description="Expected calibration error of the best weights on the same images, in 15 bins."
+    )
     mistakes: int | None = Field(description="Validation images that they get wrong.")
     images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
     missing: str = Field(description="Why the images could not be classified again, if they could not.")
@@ -188,20 +194,7 @@ def write(
     for entry in data:
         if entry.missing:
             warn(f"The report has no predictions of {entry.run.name}: {entry.missing}")
-    trainings = [(entry.run.name, entry.epochs) for entry in data]
-    image_counts = [entry.record.data.val_images for entry in data if entry.record.data.val_images]
-    with style.applied():
-        curves = learning(trainings, min(image_counts, default=min(entry.record.data.train_images for entry in data)))
-        values = {
-            "runs": data,
-            "verdict": verdict(data),
-            "any_top5": any(entry.best and entry.best.val_top5_error is not None for entry in data),
-            "chosen_by": " or ".join(dict.fromkeys(SELECT_NAMES[entry.record.config.select] for entry in data)),
-            "curves": (curves, curves.svg()) if any(entry.epochs for entry in data) else None,
-            "differences": configuration_differences(data),
-            "sections": [_section(number, entry) for number, entry in enumerate(data, start=1)],
-        }
-    content = page.render("report.html.j2", **values)
+    content = render_report(data)
     files.write_atomically(output, content)
     return ReportResult(
         report=output.absolute(),
@@ -209,6 +202,25 @@ def write(
         runs=tuple(entry.summary() for entry in data),
         total_s=time.time() - started_at,
     )
+
+
+def render_report(data: Sequence[RunData]) -> bytes:
+    """Return the page on some runs, at least one."""
+    trainings = [(entry.run.name, entry.epochs) for entry in data]
+    image_counts = [entry.record.data.val_images for entry in data if entry.record.data.val_images]
+    with style.applied():
+        images = min(image_counts, default=min(entry.record.data.train_images for entry in data))
+        curves = [learning(trainings, images, by_time=by_time) for by_time in (False, True)]
+        values = {
+            "runs": data,
+            "verdict": verdict(data),
+            "any_top5": any(entry.best and entry.best.val_top5_error is not None for entry in data),
+            "chosen_by": " or ".join(dict.fromkeys(SELECT_NAMES[entry.record.config.select] for entry in data)),
+            "curves": [(each, each.svg()) for each in curves] if any(entry.epochs for entry in data) else [],
+            "differences": configuration_differences(data),
+            "sections": [_section(n, entry, THUMBNAIL_BYTES // len(data)) for n, entry in enumerate(data, start=1)],
+        }
+    return page.render("report.html.j2", **values)
 
 
 def verdict(runs: Sequence[RunData]) -> str:
@@ -263,18 +275,24 @@ def configuration_differences(runs: Sequence[RunData]) -> dict[str, list[Any]]:
     return {name: values for name, values in options.items() if any(value != values[0] for value in values)}
 
 
-def _section(number: int, entry: RunData) -> dict[str, Any]:
+def _section(number: int, entry: RunData, thumbnail_bytes: int) -> dict[str, Any]:
     """Return the values of the template for one run."""
     record, predictions = entry.record, entry.predictions
     evaluation: dict[str, Any] | None = None
     if predictions is not None:
         counts, names = predictions.confusion_matrix(), predictions.checkpoint.info.class_names
         picture: Picture = confusion(f"confusion{number}", counts, names)
-        errors, correct = thumbnails(predictions)
+        errors, correct = thumbnails(predictions, thumbnail_bytes)
+        bins = predictions.calibration
+        diagram = reliability(
+            bins, confidence_levels(predictions.confidence, predictions.correct), f"reliability{number}"
+        )
         evaluation = {
             "accuracy": predictions.accuracy,
             "chart": (picture, picture.svg()),
             "classes": per_class(counts, names),
+            "reliability": (diagram, diagram.svg()),
+            "calibration_error": calibration_error(bins),
             "mistakes": int((~predictions.correct).sum()),
             "images": len(predictions.labels),
             "kind": SPLIT_NAMES[predictions.split],

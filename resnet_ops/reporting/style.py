@@ -191,6 +191,12 @@ def whole_axis(axis: Axis, last: int, label: str, most: int = 7) -> None:
     _limit(axis, 1 - pad, last + pad)
 
 
+def percent_axis(axis: Axis) -> None:
+    """Label an axis of shares in percent."""
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: percent(share, None)))
+
+
 def ordered_axis(axis: Axis, names: Sequence[object], label: str, most: int = 15) -> None:
     """Set an axis to categories at 0, 1, 2...; of many, only some are labeled."""
     axis.set_label_text(label)

@@ -1,5 +1,6 @@
 """The charts of training that reports and studies share: learning curves, depth, confusion matrix."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from resnet_ops.run_records import Epoch
 
 WIDTH = 8.4
 THIN, THICK = 1.0, 2.2
+TIME_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 KINDS = {"plain": "plain", "resnet": "residual", "baseline": "AlexNet, VGG, GoogLeNet"}
 NUMBERED = 20  # classes up to which a confusion matrix has its numbers written into it
 
@@ -55,22 +57,29 @@ def degradation(networks: Sequence[NetworkCurves], images: int, *, log: bool = T
     )
 
 
-def learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int) -> Picture:
-    """Return the picture of errors, losses and throughput of training runs by name; one at least has an epoch."""
+def learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, *, by_time: bool = False) -> Picture:
+    """Return the picture of errors, losses and throughput of training runs by name.
+
+    Args:
+        trainings: Of which one at least has an epoch.
+        images: Number of validation images.
+        by_time: Draw them by the time of the epochs so far, and not by their number.
+    """
     ends = "; ".join(
         f"{name}: {_validation_error(epochs[-1])}{percent(epochs[-1].train_error)} training error "
         f"after epoch {epochs[-1].epoch}"
         for name, epochs in trainings
         if epochs
     )
+    time = " Time is that of the epochs, with validation and without pauses." if by_time else ""
     return Picture(
-        "learning",
+        "learning-time" if by_time else "learning",
         "Learning curves",
-        "Thick lines: validation images; thin lines: training images, augmented, during the epoch.",
+        f"Thick lines: validation images; thin lines: training images, augmented, during the epoch.{time}",
         ends,
         WIDTH,
         3.0 + 0.2 * ((len(trainings) + 1) // 2),
-        partial(_learning, trainings, images),
+        partial(_learning, trainings, images, by_time),
     )
 
 
@@ -135,7 +144,9 @@ def _degradation(networks: Sequence[NetworkCurves], images: int, log: bool, part
     style.legend(part, [*keys, *line_width_keys()], "outside right upper", columns=1)
 
 
-def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, part: FigureBase) -> None:
+def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, by_time: bool, part: FigureBase) -> None:
+    longest_s = max(sum(epoch.seconds for epoch in epochs) for _, epochs in trainings)
+    unit, unit_s = next((each for each in TIME_UNITS if longest_s >= 3 * each[1]), TIME_UNITS[-1])
     panels = part.subplots(1, 3, squeeze=False)[0]
     keys = []
     for index, (name, epochs) in enumerate(trainings):
@@ -143,7 +154,10 @@ def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, par
             "color": style.KINDS[index % len(style.KINDS)],
             "ls": ("-", "--", ":")[index // len(style.KINDS) % 3],
         }
-        numbers = [epoch.epoch for epoch in epochs]
+        done = [epoch.epoch for epoch in epochs]
+        ends = itertools.accumulate(epoch.seconds / unit_s for epoch in epochs)
+        place = dict(zip(done, ends if by_time else done, strict=True))
+        numbers = list(place.values())
         marker: dict[str, Any] = {
             "marker": style.MARKERS[index % len(style.MARKERS)],
             "ms": 4.5,
@@ -154,7 +168,7 @@ def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, par
             axes.plot(numbers, [getattr(epoch, f"train_{metric}") for epoch in epochs], lw=THIN, marker=dot, **line)
             validated = [epoch for epoch in epochs if epoch.val_error is not None]
             values = [getattr(epoch, f"val_{metric}") for epoch in validated]
-            axes.plot([epoch.epoch for epoch in validated], values, lw=THICK, **line, **marker)
+            axes.plot([place[epoch.epoch] for epoch in validated], values, lw=THICK, **line, **marker)
         panels[2].plot(numbers, [epoch.images_per_second for epoch in epochs], lw=1.6, **line, **marker)
         keys.append(Line2D([], [], lw=THICK, label=style.shortened(name, 40), **line, **marker))
     every = [epoch for _, epochs in trainings for epoch in epochs]
@@ -165,7 +179,11 @@ def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, par
     style.value_axis(panels[2].yaxis, [0, *(epoch.images_per_second for epoch in every)], "", log=False)
     for axes, title in zip(panels, ("top-1 error", "loss", "throughput (images/s)"), strict=True):
         axes.set_title(title)
-        style.whole_axis(axes.xaxis, max(epoch.epoch for epoch in every), "epoch", most=5)
+        if by_time:
+            axes.set_xlabel(f"training time ({unit})")
+            axes.set_xlim(left=0)
+        else:
+            style.whole_axis(axes.xaxis, max(epoch.epoch for epoch in every), "epoch", most=5)
     style.legend(part, [*keys, *line_width_keys()], "outside lower center", columns=2 if len(keys) > 2 else 4)
 
 

@@ -16,6 +16,8 @@ from resnet_ops.machine import versions
 from resnet_ops.models import parse_name
 from resnet_ops.recipe_config import IMAGE_DEFAULTS
 from resnet_ops.recipes.reading import configure
+from resnet_ops.reporting import page, style
+from resnet_ops.reporting.page import Picture
 from resnet_ops.runs import Run
 from resnet_ops.stop_request import StopRequest
 from resnet_ops.study import layers, plan, verdict
@@ -29,12 +31,16 @@ from resnet_ops.study.results import (
     StudyResult,
     StudyRow,
     group_networks,
+    table_cells,
+    table_columns,
     to_markdown,
 )
 from resnet_ops.training.preflight import OF_THE_IMAGES
 from resnet_ops.tuning import job as tuning
 from resnet_ops.tuning.job import SearchKind
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
+
+SUMMARY_SENTENCES = 3  # on the terminal, and at the top of the page
 
 
 def study(
@@ -123,6 +129,8 @@ def write_results(search: Search, started_at: float) -> StudyResult:
     update = {name: getattr(trained, name) for name in OF_THE_IMAGES}
     base = configure(**record.config.train_options).model_copy(update=update)
     published = [_published_error(search, group) for group in groups]
+    sentences = [*verdict.failures(networks), *_verdict(study, groups, record)]
+    pictures = study_figures(study, groups, record.data.val_images)
     result = StudyResult(
         name=search.run.name,
         study=study,
@@ -132,17 +140,20 @@ def write_results(search: Search, started_at: float) -> StudyResult:
         device=record.device,
         training=_shared_options(base),
         rows=[_row(group, paper) for group, paper in zip(groups, published, strict=True)],
-        verdict=" ".join(filter(None, (_verdict(study, groups, record), verdict.failures(networks)))),
+        summary=" ".join(sentences[:SUMMARY_SENTENCES]),
+        verdict=" ".join(sentences),
         gradients=verdict.gradients(groups) if study != "shortcuts" else "",
         published=next((paper.source for paper in published if paper and not paper.departures), None),
         not_comparable=not_comparable([(g.model, paper) for g, paper in zip(groups, published, strict=True)]),
-        figures=_write_figures(search, study, groups, record),
+        page=as_typed(search.run.path / "study.html"),
+        figures=_write_figures(search, pictures),
         networks=networks,
         versions=versions(),
         total_s=time.time() - started_at,
     )
     files.write_atomically(search.run.path / "study.json", result.model_dump_json(indent=1).encode() + b"\n")
     files.write_atomically(search.run.path / "table.md", to_markdown(result).encode())
+    files.write_atomically(search.run.path / "study.html", _draw_page(result, pictures))
     return result
 
 
@@ -206,16 +217,23 @@ def _row(group: NetworkGroup, published: PublishedError | None) -> StudyRow:
     )
 
 
-def _verdict(study: Study, groups: list[NetworkGroup], record: SearchRecord) -> str:
+def _verdict(study: Study, groups: list[NetworkGroup], record: SearchRecord) -> list[str]:
     if study == "responses":
         return verdict.responses(groups)
     return (verdict.shortcuts if study == "shortcuts" else verdict.degradation)(groups, record.data)
 
 
-def _write_figures(search: Search, study: Study, groups: list[NetworkGroup], record: SearchRecord) -> list[str]:
-    """Draw the figures and write them; return their files."""
+def _draw_page(result: StudyResult, pictures: list[Picture]) -> bytes:
+    with style.applied():
+        charts = [(picture, picture.svg()) for picture in pictures]
+    rows = [table_cells(result, row) for row in result.rows]
+    return page.render("study.html.j2", result=result, charts=charts, columns=table_columns(result), rows=rows)
+
+
+def _write_figures(search: Search, pictures: list[Picture]) -> list[str]:
+    """Write the figures; return their files."""
     written = []
-    for picture in study_figures(study, groups, record.data.val_images):
+    for picture in pictures:
         for ending, content in zip(("png", "svg"), picture.to_files(), strict=True):
             file = search.run.path / f"{picture.name}.{ending}"
             files.write_atomically(file, content)

@@ -4,6 +4,7 @@ A study's directory is that of a search, with more in it:
 
     runs/NAME/study.json             every number: one `StudyResult`
               table.md               the main numbers, with the verdict
+              study.html             the same with the figures, as a page
               degradation.png/.svg   the figures; others for other studies
               norms.png/.svg         gradients and responses by layer
               trials/001/            each training's own run directory; layers.json is its layers
@@ -165,12 +166,16 @@ class StudyResult(Result):
     device: str = Field(description="cpu or cuda.")
     training: dict[str, Any] = Field(description="Options that all training runs share.")
     rows: list[StudyRow] = Field(description="The networks.")
+    summary: str = Field(
+        default="", description="The first three sentences of the verdict; those on failures come first."
+    )
     verdict: str = Field(description="What the numbers show, in sentences.")
     gradients: str = Field(description="What the layers' gradient norms show, in sentences.")
     published: str | None = Field(description="Where the published numbers are from.")
     not_comparable: str | None = Field(
         description="Which networks cannot be compared with published numbers, and in what their training differs."
     )
+    page: str = Field(default="", description="The page with the verdict, the table and the figures.")
     figures: list[str] = Field(description="Files of the figures.")
     networks: list[Network] = Field(description="The training runs, with their curves and layers.")
     versions: dict[str, str] = Field(description="Of Python and the libraries.")

@@ -25,7 +25,7 @@ DegradedPair = tuple[NetworkGroup, NetworkGroup]  # a network, and the shallower
 IsHigher = Callable[[NetworkGroup, NetworkGroup], bool]  # whether the first one's error is higher than the other's
 
 
-def degradation(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
+def degradation(groups: Sequence[NetworkGroup], data: DataRecord) -> list[str]:
     """Say whether deeper networks end with more training error than shallower ones, by kind of network."""
     of_kind = {kind: [g for g in groups if g.kind == kind] for kind in KINDS}
     compared = [group for members in of_kind.values() for group in members]
@@ -38,10 +38,10 @@ def degradation(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
     if baselines := [g for g in groups if g.kind == "baseline"]:
         ends = ", ".join(f"{g.model} {range_of(g.val_error)}" for g in baselines)
         sentences.append(f"Validation error of earlier architectures, trained the same way: {ends}.")
-    return " ".join([_summary(of_kind, degraded), *sentences, seeds(groups)])
+    return [_summary(of_kind, degraded), *sentences, seeds(groups)]
 
 
-def shortcuts(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
+def shortcuts(groups: Sequence[NetworkGroup], data: DataRecord) -> list[str]:
     """Say which shortcuts end with the lowest validation error, at each depth."""
     sentences = []
     is_higher = higher_errors(groups, lambda group: group.val_error, data.val_images)
@@ -55,10 +55,10 @@ def shortcuts(groups: Sequence[NetworkGroup], data: DataRecord) -> str:
         if similar:
             line += "; not distinguishable: " + ", ".join(f"{g.shortcut} {range_of(g.val_error)}" for g in similar)
         sentences.append(f"{line}.")
-    return " ".join([*sentences, seeds(groups)])
+    return [*sentences, seeds(groups)]
 
 
-def responses(groups: Sequence[NetworkGroup]) -> str:
+def responses(groups: Sequence[NetworkGroup]) -> list[str]:
     """Say whether residual networks' responses are smaller than plain ones', and smaller the deeper they are."""
     learned = [group for group in groups if has_learned(group)]
     deviation = {(g.kind, g.depth): spread for g in learned if (spread := over_seeds(g, _response_std))}
@@ -87,7 +87,7 @@ def responses(groups: Sequence[NetworkGroup]) -> str:
         sentences.append(
             f"{' and '.join(left_out)} did not learn (training error of 50% or more) and are not compared."
         )
-    return " ".join([*sentences, seeds(groups)])
+    return [*sentences, seeds(groups)]
 
 
 def gradients(groups: Sequence[NetworkGroup]) -> str:
@@ -105,7 +105,7 @@ def gradients(groups: Sequence[NetworkGroup]) -> str:
     return " ".join(["Ratio of gradient norms, first tenth of the layers to last tenth.", *sentences])
 
 
-def failures(networks: Sequence[Network]) -> str:
+def failures(networks: Sequence[Network]) -> list[str]:
     """List the trainings that failed, and why."""
     total = Counter(network.model for network in networks)
     failed = [network for network in networks if network.status == "failed"]
@@ -113,7 +113,7 @@ def failures(networks: Sequence[Network]) -> str:
     for model, count in Counter(network.model for network in failed).items():
         reasons = dict.fromkeys(network.reason.rstrip(".") for network in failed if network.model == model)
         sentences.append(f"{count} of {total[model]} training runs of {model} failed: {'; '.join(reasons)}.")
-    return " ".join(sentences)
+    return sentences
 
 
 def has_learned(group: NetworkGroup) -> bool:

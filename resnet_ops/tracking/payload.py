@@ -21,13 +21,15 @@ NOT_HYPERPARAMETERS = {*TrainConfig.changeable_on_resume(), "name", "runs_dir", 
 
 
 def scalars(epoch: Epoch) -> dict[str, float]:
-    """Return an epoch's metrics; errors are top-1, from 0 to 1, `step` counts all steps so far.
+    """Return an epoch's metrics; accuracies and errors are top-1, from 0 to 1, `step` counts all steps so far.
 
     Those of validation images are not there where there are none.
     """
     metrics = {
         "loss/train": epoch.train_loss,
         "loss/val": epoch.val_loss,
+        "accuracy/train": 1 - epoch.train_error,
+        "accuracy/val": epoch.val_accuracy,
         "error/train": epoch.train_error,
         "error/val": epoch.val_error,
         "top5_error/val": epoch.val_top5_error,

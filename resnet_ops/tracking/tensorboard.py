@@ -3,22 +3,26 @@
 Which metrics they hold is in `payload`.
 """
 
+import io
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from resnet_ops import files
 from resnet_ops.run_records import Epoch, RunRecord
-from resnet_ops.runs import Run
+from resnet_ops.runs import EPOCH_OF_PICTURE, Run, RunPicture
 from resnet_ops.tracking.payload import end_times_s, error_line, hyperparameters, scalars
 
 FOLDER, SUFFIX = "tensorboard", ".resnet-ops"
+IMAGE_TAGS: dict[RunPicture, str] = {"augmented": "images/train", "confusion": "confusion_matrix/val"}
 
 
 class EventFile:
-    """The event file of a run; it holds the epochs of metrics.jsonl and no others.
+    """The event file of a run; it holds the epochs of metrics.jsonl and no others, and the run's pictures.
 
     An epoch is TensorBoard's step. Where a run is resumed, or epochs are trained anew, everything is written to a new
     file, whose first event has TensorBoard discard what came before. The previous file stays, since a TensorBoard that
@@ -26,8 +30,9 @@ class EventFile:
     """
 
     def __init__(self, run: Run, record: RunRecord) -> None:
-        self.folder, self.record = run.path / FOLDER, record
+        self.run, self.folder, self.record = run, run.path / FOLDER, record
         self.written: list[Epoch] = []
+        self.pictured: dict[str, int] = {}  # the epoch of the picture that was written last, by tag
         self.file: Path | None = None  # on this machine
         self.writer: Any = None
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -50,8 +55,9 @@ class EventFile:
         for index in missing:
             for name, value in scalars(epochs[index]).items():
                 self._write(Event(wall_time=times[index], step=epochs[index].epoch, summary=scalar(name, value)))
+        drawn = self._write_pictures(times)
         self.writer.flush()
-        if missing:
+        if missing or drawn:
             self._publish()
         self.written = list(epochs)
 
@@ -62,13 +68,33 @@ class EventFile:
         if self.scratch is not None:
             self.scratch.cleanup()
 
+    def _write_pictures(self, times: Sequence[float]) -> bool:
+        """Write the pictures that have changed, each at its epoch; return whether there are some."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        before = dict(self.pictured)
+        for picture, tag in IMAGE_TAGS.items():
+            try:
+                content = files.read(self.run.picture_file(picture))
+            except FileNotFoundError:
+                continue
+            with Image.open(io.BytesIO(content)) as image:
+                epoch, (width, height) = int(image.info[EPOCH_OF_PICTURE]), image.size
+            if self.pictured.get(tag) != epoch <= len(times):
+                encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+                summary = Summary(value=[Summary.Value(tag=tag, image=encoded)])
+                self._write(Event(wall_time=times[epoch - 1], step=epoch, summary=summary))
+                self.pictured[tag] = epoch
+        return self.pictured != before
+
     def _start_file(self) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import hparams
 
         self.close()
-        self.written, self.writer = [], None
+        self.written, self.pictured, self.writer = [], {}, None
         files.make_folder(self.folder, exist_ok=True)
         self.scratch = tempfile.TemporaryDirectory(prefix="resnet-ops-") if files.is_remote(self.folder) else None
         folder = Path(self.scratch.name) if self.scratch else self.folder

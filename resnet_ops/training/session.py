@@ -30,6 +30,7 @@ from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.early_end import foresee_cut
 from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.mixed_precision import measured_precision
+from resnet_ops.training.run_pictures import draw_augmented, draw_confusion, write_picture
 from resnet_ops.training.start import begin_from_weights
 from resnet_ops.training.stop_agreement import StopAgreement
 from resnet_ops.training.trainer import Progress, Trainer
@@ -126,6 +127,7 @@ class TrainingSession:
     save_schedule: SaveSchedule
     steps_at: list[float] = field(default_factory=list)
     writer: BackgroundWriter | None = None
+    pictured: bool = False  # whether augmented images have been drawn
 
     @classmethod
     def open(
@@ -185,6 +187,8 @@ class TrainingSession:
         """Record the time of a step, and, on rank 0, the progress; for `Trainer.run`."""
         self.steps_at[1:] = [time.time()]  # the first one stays
         if self.trainer.group.rank == 0:
+            if progress.epoch == 1 and not self.pictured:
+                self._draw_augmented()
             self.run.write_progress({"stage": "Training", **vars(progress)})
 
     def save_is_due(self, step: int) -> bool:
@@ -203,7 +207,23 @@ class TrainingSession:
             assert self.writer is not None
             if epoch and (warning := foresee_cut(self.record.config, self.trainer.history)):
                 self.run.log_event(warning)
-            self.writer.start(self.checkpoints.save, self._info(), tensors)
+            answers = self.trainer.val_answers if epoch else None
+            self.writer.start(self._write, self._info(), tensors, answers)
+
+    def _write(self, info: CheckpointInfo, tensors: dict[str, torch.Tensor], answers: torch.Tensor | None) -> None:
+        self.checkpoints.save(info, tensors)
+        if answers is not None and self.checkpoints.best == info.score:
+            label, predicted, _ = answers[answers[:, 0] > 0].numpy().T
+            counts = np.zeros((len(info.class_names),) * 2, np.int64)
+            np.add.at(counts, (label - 1, predicted), 1)
+            write_picture(self.run, "confusion", draw_confusion(counts, info.class_names), info.epoch)
+
+    def _draw_augmented(self) -> None:
+        """Draw images of the step that was just done, augmented once more as they were for it."""
+        trainer, self.pictured = self.trainer, True
+        with torch.no_grad():
+            x, _ = trainer.loader.batch(trainer.row, trainer.inputs.images)
+        write_picture(self.run, "augmented", draw_augmented(x, trainer.loader.mean, trainer.loader.std), 1)
 
     def wait(self) -> None:
         """Wait until all is written."""

@@ -15,8 +15,9 @@ from sklearn.metrics import (
 )
 
 from resnet_ops.evaluation.classification import ClassifiedImages
-from resnet_ops.evaluation.evaluation_metrics import calibration_bins, check_expectation, measure
+from resnet_ops.evaluation.evaluation_metrics import check_expectation, measure
 from resnet_ops.evaluation.results import EvaluateResult, EvaluationMetrics
+from resnet_ops.reliability import calibration_bins
 from resnet_ops.significance import wilson_interval
 
 NAMES = ("cat", "dog", "hen", "cow", "pig", "owl", "ant", "bee")  # of which there are no bees, and ants are not found

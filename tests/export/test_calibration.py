@@ -19,7 +19,7 @@ from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import export_onnx
 from resnet_ops.export.metadata import Calibration, ModelMetadata, Preprocessing
 from resnet_ops.export.reference import Reference
-from resnet_ops.export.tolerances import Comparison, calibration_error, compare_recalls, top1_accuracy
+from resnet_ops.export.tolerances import Comparison, compare_recalls, output_calibration_error, top1_accuracy
 from resnet_ops.export.validate import validate_onnx
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.job import TrainResult
@@ -76,7 +76,7 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
     read, checkpoint = checkpoints.read(result.checkpoint), str(trained.run.path)
     ((pixels, labels),) = digits.batches(result.metadata.preprocessing.crop)
     before = Reference(read).logits(pixels)
-    assert result.calibration_error_onnx < calibration_error(softmax(before), labels)
+    assert result.calibration_error_onnx < output_calibration_error(softmax(before), labels)
     assert result.val_accuracy_onnx == top1_accuracy(before, labels)
     sample = validate_onnx(ValidateConfig(file=result.onnx, checkpoint=checkpoint, images=120))
     assert sample.validated, sample.failed_checks

@@ -78,6 +78,10 @@ def test_a_killed_study_goes_on_to_every_number(studied: tuple[Path, dict]) -> N
     assert json.loads((folder / "study.json").read_text()) == told
     table = (folder / "table.md").read_text()
     assert told["verdict"] in table
+    assert told["verdict"].startswith(told["summary"])
+    page = Path(told["page"]).read_text()
+    assert told["summary"] in page
+    assert page.count("<figure") == len(told["figures"]) / 2
     assert len([line for line in table.splitlines() if line.startswith(("| plain", "| resnet"))]) == 4
     assert "published" not in table  # digits are not in the paper
 

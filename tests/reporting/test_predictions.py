@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.sources import open_source
@@ -45,7 +46,10 @@ def test_images_that_are_streamed_get_the_same_predictions(tmp_path: Path) -> No
     assert len(decoded.labels) == len(streamed.labels) == 23
     for name in ("labels", "predicted", "confidence", "label_probability"):
         assert getattr(streamed, name) == pytest.approx(getattr(decoded, name), abs=1e-6), name
-    assert all((streamed.pixels(n) == decoded.pixels(n)).all() for n in range(23))
+    for n in range(23):
+        assert (streamed.pixels(n) == decoded.pixels(n)).all()
+        assert streamed.name(n) == decoded.name(n)
+        assert (np.asarray(Image.open(decoded.name(n))) == decoded.pixels(n)).all()
 
 
 def test_other_images_are_refused(trained: job.TrainResult, tmp_path: Path) -> None:

@@ -1,25 +1,30 @@
 """The report shows the numbers of its runs, and a browser shows the report."""
 
 import base64
+import hashlib
 import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import resnet_ops
 from resnet_ops.config import TrainConfig
-from resnet_ops.reporting.predictions import Predictions, per_class, predict, thumbnails
-from resnet_ops.reporting.run_report import RunData, configuration_differences, verdict, write
+from resnet_ops.reporting.predictions import Predictions, per_class, predict, thumbnail, thumbnails
+from resnet_ops.reporting.run_report import RunData, configuration_differences, render_report, verdict, write
 from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import Ended
 from tests.reporting import samples
 from tests.reporting.reading import Page, needs_browser, show
 
+DIGITS = Path(resnet_ops.__file__).parent / "data" / "digits.parquet"
 HOSTILE = "<script>alert(1)</script>"
 PROOF = {
     "onnx": "model.onnx",
@@ -111,7 +116,10 @@ def test_metrics_per_class_and_exports_are_on_the_page(page: Page, predictions: 
 def test_the_page_loads_nothing_and_names_are_escaped(page: Page) -> None:
     assert page.loads() == []
     assert page.repeated_ids() == set()
-    assert "script" not in {tag for tag, _ in page.elements}
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    script = page.text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.text  # no other one runs
     assert page.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
 
 
@@ -119,13 +127,41 @@ def test_thumbnails_are_the_worst_mistakes_and_the_images_themselves(predictions
     errors, correct = thumbnails(predictions)
     wrong = np.flatnonzero(predictions.predicted != predictions.labels)
     first = max(wrong, key=lambda n: predictions.confidence[n])
-    assert len(errors) == min(len(wrong), 24)
+    assert len(errors) == min(len(wrong), 200)
     assert (errors[0].true, errors[0].predicted) == (str(predictions.labels[first]), str(predictions.predicted[first]))
     assert [image.confidence for image in errors] == sorted((image.confidence for image in errors), reverse=True)
     content = base64.b64decode(errors[0].source.removeprefix("data:image/png;base64,"))
     assert (np.asarray(Image.open(io.BytesIO(content))) == predictions.pixels(int(first))[..., 0]).all()
     assert all(image.true == image.predicted for image in correct)
     assert {image.true for image in correct} == set("0123456789")
+    assert errors[0].name == f"image {number_of(predictions, int(first))} of {DIGITS}"
+    size = len(errors[0].source)
+    few, _ = thumbnails(predictions, 2 * size)
+    assert 1 < len(few) < len(errors)
+    assert [image.source for image in few] == [image.source for image in errors[: len(few)]]
+
+
+def number_of(predictions: Predictions, n: int) -> int:
+    """The row of the Parquet file that has the same bytes as a validation image: found without splits or names."""
+    rows = pq.read_table(DIGITS).column("image").to_pylist()
+    pixels = predictions.pixels(n)[..., 0]
+    (row,) = [
+        number
+        for number, row in enumerate(rows)
+        if np.array_equal(np.asarray(Image.open(io.BytesIO(row["bytes"]))), pixels)
+    ]
+    return row
+
+
+def test_files_are_linked_and_rows_of_parquet_named(predictions: Predictions, tmp_path: Path) -> None:
+    file = tmp_path / "a folder" / "an image #1.png"
+    file.parent.mkdir()
+    file.touch()
+    linked = thumbnail(predictions.pixels(0), "cat", "dog", 0.5, str(file))
+    assert linked.link == f"{tmp_path.as_uri()}/a%20folder/an%20image%20%231.png"
+    assert linked.short_name == "an image #1.png"
+    missing = thumbnail(predictions.pixels(0), "cat", "dog", 0.5, "image 3 of /data/train.parquet")
+    assert (missing.link, missing.short_name) == ("", "image 3 of train.parquet")
 
 
 def test_large_images_become_small_ones(predictions: Predictions) -> None:
@@ -180,6 +216,36 @@ def good_copy(runs: Path) -> RunData:
     if not (runs / "twin").exists():
         shutil.copytree(runs / "good", runs / "twin")
     return RunData.read(Run(runs / "twin"))
+
+
+def test_calibration_is_that_of_an_evaluation(
+    page: Page, runs: Path, trained: job.TrainResult, cli: Callable[..., Ended], tmp_path: Path
+) -> None:
+    ended = cli("evaluate", trained.run.path, "--split", "val", "--output", tmp_path / "evaluation", "--json")
+    assert ended.code == 0, ended.err
+    summary = RunData.read(Run(runs / "good")).summary()
+    assert summary.expected_calibration_error == pytest.approx(ended.json["expected_calibration_error"], abs=1e-6)
+    assert f"{summary.expected_calibration_error:.2%}" in page.text
+    assert {"reliability1", "learning", "learning-time"} <= {attributes.get("id") for _, attributes in page.elements}
+
+
+def test_a_page_of_many_classes_and_images_is_small(predictions: Predictions, runs: Path) -> None:
+    """1,000 classes and 50,000 images of 224 pixels, all noise: a third of them mistaken."""
+    random, names = np.random.default_rng(0), tuple(f"class {n:04}" for n in range(1000))
+    labels = random.integers(0, 1000, 50_000)
+    predicted = np.where(random.random(50_000) < 0.35, random.integers(0, 1000, 50_000), labels)
+    confidence = random.random(50_000)
+    checkpoint = replace(
+        predictions.checkpoint, info=predictions.checkpoint.info.model_copy(update={"class_names": names})
+    )
+    noise = random.integers(0, 256, (224, 224, 3), np.uint8)
+    many = Predictions(
+        checkpoint, "val", labels, predicted, confidence, confidence, lambda _: noise, lambda n: f"/images/{n}.jpeg"
+    )
+    data = [replace(RunData.read(Run(runs / name)), predictions=many) for name in ("lost", "empty")]
+    content = render_report(data)
+    assert len(content) < 5_000_000
+    assert content.count(b"<tr><td>class 0") == 2000
 
 
 def test_the_command_reports(cli: Callable[..., Ended], runs: Path, tmp_path: Path) -> None:

@@ -84,3 +84,15 @@ def test_ticks_over_many_powers_of_ten_are_powers() -> None:
     assert style.numbers([1e-3, 1, 1e3]) == ["10⁻³", "1", "10³"]
     assert style.numbers([1, 10, 100]) == ["1", "10", "100"]
     assert style.numbers([1e-7, 3e-4, 1]) == ["1e-7", "3e-4", "1"]
+
+
+def test_learning_curves_by_time_end_when_their_epochs_did() -> None:
+    slow, fast = samples.epochs([0.5, 0.4, 0.3]), samples.epochs([0.5, 0.2])
+    slow = [epoch.model_copy(update={"seconds": 60.0 * epoch.epoch}) for epoch in slow]
+    fast = [epoch.model_copy(update={"seconds": 30.0}) for epoch in fast]
+    chart = draw_chart(learning([("slow", slow), ("fast", fast)], samples.IMAGES, by_time=True))
+    error = chart.axes[0]
+    assert error.get_xlabel() == "training time (minutes)"
+    assert error.get_xlim()[0] == 0
+    ends = {tuple(line.get_xdata()) for line in error.get_lines()}
+    assert ends == {(1.0, 3.0, 6.0), (0.5, 1.0)}

@@ -1,5 +1,8 @@
 """The verdict says what the numbers show, and no more."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from resnet_ops.study import verdict
@@ -7,8 +10,13 @@ from resnet_ops.study.results import group_networks
 from tests.study.samples import DATA, DEGRADED, layers, network, seeds
 
 
+def text_of(conclude: Callable[..., list[str]], *arguments: Any) -> str:
+    """Return the sentences as one text."""
+    return " ".join(conclude(*arguments))
+
+
 def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
-    text = verdict.degradation(DEGRADED, DATA)
+    text = text_of(verdict.degradation, DEGRADED, DATA)
     assert text.startswith(
         "Plain networks degrade from depth 56, by up to 62.5 percentage points of training error; residual networks "
         "do not."
@@ -44,14 +52,14 @@ def test_plain_networks_degrade_and_residual_ones_do_not() -> None:
     ],
 )  # fmt: skip
 def test_it_says_no_more_than_the_numbers(networks: list, opening: str) -> None:  # type: ignore[type-arg]
-    assert verdict.degradation(group_networks(networks), DATA).startswith(opening)
+    assert text_of(verdict.degradation, group_networks(networks), DATA).startswith(opening)
 
 
 def test_training_error_alone_is_said_to_be_so() -> None:
     groups = group_networks(seeds("plain20", [0.05], [0.10]) + seeds("plain56", [0.15], [0.10]))
-    assert "plain56 15.0%; validation error does not degrade." in verdict.degradation(groups, DATA)
+    assert "plain56 15.0%; validation error does not degrade." in text_of(verdict.degradation, groups, DATA)
     more = group_networks([*(n for g in groups for n in g.networks), network("plain110", 0.5, 0.5)])
-    assert "validation error degrades too at depth 110." in verdict.degradation(more, DATA)
+    assert "validation error degrades too at depth 110." in text_of(verdict.degradation, more, DATA)
 
 
 def test_one_seed_and_failures_are_reported() -> None:
@@ -60,12 +68,12 @@ def test_one_seed_and_failures_are_reported() -> None:
     networks = [network("plain20", 0.1, 0.1), *failed, network("plain56", 0.5, 0.5)]
     groups = group_networks(networks)
     assert [(g.model, len(g.networks), g.lost) for g in groups] == [("plain20", 1, 1), ("plain56", 1, 0)]
-    assert "One seed per network" in verdict.degradation(groups, DATA)
-    assert verdict.failures(networks) == (
+    assert "One seed per network" in text_of(verdict.degradation, groups, DATA)
+    assert text_of(verdict.failures, networks) == (
         "1 of 2 training runs of plain20 failed: The loss is inf. "
         "1 of 1 training runs of plain110 failed: The loss is inf."
     )
-    assert verdict.failures(groups[1].networks) == ""
+    assert text_of(verdict.failures, groups[1].networks) == ""
 
 
 def test_errors_are_above_each_other_beyond_seeds_and_images() -> None:
@@ -80,9 +88,9 @@ def test_errors_are_above_each_other_beyond_seeds_and_images() -> None:
 
 def test_the_more_networks_are_compared_the_more_a_difference_must_be() -> None:
     pair = seeds("plain20", [0.05], [0.05]) + seeds("plain56", [0.07], [0.07])
-    assert verdict.degradation(group_networks(pair), DATA).startswith("Plain networks degrade")
+    assert text_of(verdict.degradation, group_networks(pair), DATA).startswith("Plain networks degrade")
     others = [n for depth in (26, 32, 38, 44, 50) for n in seeds(f"plain{depth}", [0.055], [0.05])]
-    assert verdict.degradation(group_networks(pair + others), DATA).startswith("No degradation")
+    assert text_of(verdict.degradation, group_networks(pair + others), DATA).startswith("No degradation")
 
 
 def test_gradients_vanish_grow_or_neither() -> None:
@@ -109,7 +117,7 @@ def test_responses_fall_or_do_not() -> None:
         networks.append(network("plain20", 0.1, 0.1, layers=layers(1, 1, plain)))
         return group_networks([*networks, network("plain56", 0.9, 0.9, layers=layers(1, 1, 99.0))])
 
-    text = verdict.responses(groups(1.0, 0.5, 0.25))
+    text = text_of(verdict.responses, groups(1.0, 0.5, 0.25))
     assert (
         "relative to its shortcut, after training, falls as depth grows: 0.5 in resnet20, 0.25 in resnet56, 0.12 in "
         "resnet110; before" in text
@@ -118,9 +126,9 @@ def test_responses_fall_or_do_not() -> None:
     assert "At depth 20 it is smaller than that of the plain network, 2." in text
     assert "At depth 56" not in text
     assert "plain56 did not learn" in text
-    assert "responses does not fall monotonically" in verdict.responses(groups(0.5, 1.0))
-    assert "responses hardly changes: 1 in" in verdict.responses(groups(1.0, 0.99, 0.98))
-    assert "about the same as that of the plain network" in verdict.responses(groups(1.0, plain=1.05))
+    assert "responses does not fall monotonically" in text_of(verdict.responses, groups(0.5, 1.0))
+    assert "responses hardly changes: 1 in" in text_of(verdict.responses, groups(1.0, 0.99, 0.98))
+    assert "about the same as that of the plain network" in text_of(verdict.responses, groups(1.0, plain=1.05))
 
 
 def test_shortcuts_are_distinguished_where_the_numbers_allow() -> None:
@@ -131,6 +139,6 @@ def test_shortcuts_are_distinguished_where_the_numbers_allow() -> None:
             *seeds("resnet20", [0.1, 0.1], [0.50, 0.52], shortcut="C"),
         ]
     )
-    text = verdict.shortcuts(groups, DATA)
+    text = text_of(verdict.shortcuts, groups, DATA)
     assert "resnet20: B has the lowest validation error, 10.0% (9.0% to 11.0%); higher: C 51.0%" in text
     assert "not distinguishable: A 11.0% (10.0% to 12.0%)" in text

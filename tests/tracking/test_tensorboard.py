@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
@@ -11,6 +12,7 @@ from resnet_ops.runs import Run
 from resnet_ops.tracking.payload import scalars
 from resnet_ops.tracking.tensorboard import FOLDER, EventFile
 from resnet_ops.training.job import TrainResult
+from resnet_ops.training.run_pictures import write_picture
 from tests.test_runs import epoch, record
 
 
@@ -33,6 +35,13 @@ def test_every_run_leaves_its_curves_and_hyperparameters(trained: TrainResult) -
     assert drawn == curves(trained.run.epochs())
     assert {"loss/train", "loss/val", "error/train", "error/val", "lr", "images_per_second"} < set(drawn)
     assert len(drawn["loss/val"]) == trained.record.config.epochs
+    assert [value for _, value in drawn["accuracy/val"]] == pytest.approx(
+        [1 - value for _, value in drawn["error/val"]]
+    )
+    pictures = read_pictures(folder)
+    assert [step for step, _ in pictures["images/train"]] == [1]
+    assert pictures["confusion_matrix/val"][-1][0] == trained.record.best.epoch
+    assert len(list(folder.iterdir())) == 1
     reader = EventAccumulator(str(folder))
     reader.Reload()
     content = reader.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
@@ -40,6 +49,31 @@ def test_every_run_leaves_its_curves_and_hyperparameters(trained: TrainResult) -
     assert hyperparameters["lr"].number_value == pytest.approx(0.1)
     assert hyperparameters["model"].string_value == "resnet8"
     assert "cluster" not in hyperparameters
+
+
+def read_pictures(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Return each picture as TensorBoard would show it: (step, PNG)."""
+    reader = EventAccumulator(str(folder), size_guidance={"images": 0})
+    reader.Reload()
+    return {tag: [(e.step, e.encoded_image_string) for e in reader.Images(tag)] for tag in reader.Tags()["images"]}
+
+
+def test_the_confusion_matrix_of_each_best_epoch_is_written_once(tmp_path: Path) -> None:
+    run = Run(tmp_path / "r")
+    file, tag, done = EventFile(run, record()), "confusion_matrix/val", [epoch_of(n, 1.0) for n in range(1, 5)]
+    for best in (1, 1, 3):  # the fourth is no better, and was written late
+        write_picture(run, "confusion", Image.new("RGB", (best, 2)), best)
+        file.update(done[: best + 1])
+        file.update(done[: best + 1])
+    with Image.open(run.picture_file("confusion")) as last:
+        assert last.size == (3, 2)
+    pictures = read_pictures(run.path / FOLDER)
+    assert [step for step, _ in pictures[tag]] == [1, 3]
+    assert pictures[tag][-1][1] == run.picture_file("confusion").read_bytes()
+    write_picture(run, "confusion", Image.new("RGB", (9, 9)), 9)  # of epochs that are trained anew
+    file.update(done)
+    assert [step for step, _ in read_pictures(run.path / FOLDER)[tag]] == [1, 3]
+    file.close()
 
 
 def epoch_of(number: int, val_loss: float) -> Epoch:
