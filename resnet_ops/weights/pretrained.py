@@ -55,11 +55,16 @@ class WeightsInfo(BaseModel):
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """The tensors of a network, named as torchvision's, what is known of it, and what the user should know."""
+    """The tensors of a network, named as torchvision's, what is known of it, and what the user should know.
+
+    `unexplained` are the names of tensors beside these, under `key` or around it, that its answers may depend on.
+    """
 
     info: WeightsInfo
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    unexplained: tuple[str, ...] = ()
+    key: str = ""
 
 
 def read(
@@ -94,6 +99,12 @@ def read(
     check_network(path, tensors, architecture, shortcut)
     digest = hashlib.sha256(content).hexdigest()
     metadata = metadata or find_metadata(path, digest) or WeightsMetadata()
+    if metadata.network not in (None, architecture.name):
+        raise UserError(
+            f"{origin or path} has the tensors of {architecture.name}, but is {metadata.network}, which computes with "
+            "them otherwise and is not supported.",
+            f"Use weights of {architecture.name} itself.",
+        )
     classes = len(tensors["fc.weight"]) if "fc.weight" in tensors else 0
     info = WeightsInfo(
         origin=origin or str(path),
@@ -107,7 +118,7 @@ def read(
         preprocessing=metadata.preprocessing
         or (assumed_preprocessing(channels) if architecture.family == "imagenet" else None),
     )
-    return PretrainedWeights(info, tensors, tuple(state.notes))
+    return PretrainedWeights(info, tensors, tuple(state.notes), state.unexplained, state.key)
 
 
 def save(path: Path, weights: PretrainedWeights) -> None:

@@ -30,13 +30,17 @@ class StateDict:
         tensors: Float ones in float32. The head is `fc.weight` and `fc.bias`; without a head that fits, neither.
         key: The keys and the prefix that it was under, as `--weights-key` takes them.
         left_out: Names of tensors that belong to something else.
+        unexplained: Those of them that may be part of what computes the answers, as a BatchNorm after the head.
         others: The keys of other networks beside it, which could have been taken as well.
+        head_without_bias: The name of the head's matrix, if there is no bias beside it; '' otherwise.
     """
 
     tensors: dict[str, Tensor]
     key: str
     left_out: tuple[str, ...]
+    unexplained: tuple[str, ...]
     others: tuple[str, ...]
+    head_without_bias: str
 
     @property
     def notes(self) -> list[str]:
@@ -47,6 +51,8 @@ class StateDict:
             notes.append(f"Using the weights in {self.key or 'the file itself'}; others are there: {others}.")
         if self.left_out:
             notes.append(f"Left out, as no part of the network: {first_names(self.left_out, MAX_NAMED)}.")
+        if self.head_without_bias:
+            notes.append(f"Taken as the head, a linear layer without a bias: {self.head_without_bias[:100]}.")
         return notes
 
 
@@ -75,20 +81,25 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
         # A view repeats what is stored: a small file can mean more than there is memory.
         if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
             raise UserError(f"{path} has no plain values for {name[:100]}.", "Save it as a contiguous tensor.")
-    tensors, left_out = _network_tensors(beside, prefix)
-    for name, value in tensors.items():  # integers need scales, which only who quantized them knows
-        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
+    own, others, head = _network_tensors(beside, prefix)
+    for name, value in own.items():  # others need scales, which only who quantized them knows
+        if not (value.is_floating_point() and value.itemsize > 1) and not name.endswith("num_batches_tracked"):
             dtype = str(value.dtype).removeprefix("torch.")
             raise UserError(
-                f"{path} has {dtype} values for {name[:100]}, not floating-point ones.",
+                f"{path} has {dtype} values for {name[:100]}, as of quantized weights.",
                 "Save its weights before they are quantized.",
             )
     other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
+    left_out = [name for name in sorted(others) if not name.startswith(other_prefixes)]
+    # Counters are numbers without a shape; and who names the network says that it does without what is outside of it.
+    computing = [name for name in left_out if others[name].is_floating_point() or others[name].dim()]
     return StateDict(
-        tensors,
+        _in_float32(own),
         chosen,
-        tuple(name for name in left_out if not name.startswith(other_prefixes)),
+        tuple(left_out),
+        tuple(name for name in computing if key != chosen or name.startswith(prefix)),
         tuple(name for name in names if name != chosen),
+        head if "fc.weight" in own and head.removesuffix("weight") + "bias" not in beside else "",
     )
 
 
@@ -128,9 +139,9 @@ def _items(content: Any) -> Iterator[tuple[Any, Any]]:
         yield key, torch.from_numpy(value) if is_array else value
 
 
-def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the network's tensors without their prefix, with the head as `fc`, and the names of the others."""
-    own, others = {}, {}
+def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
+    """Return the network's tensors without their prefix, with the head as `fc`, the others, and the head's name."""
+    own, others = dict[str, Tensor](), dict[str, Tensor]()
     for name, value in tensors.items():
         rest = name.removeprefix(prefix)
         part = rest.partition(".")[0]
@@ -144,10 +155,13 @@ def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[s
         own["fc.weight"] = others.pop(head)
         bias = others.pop(head.removesuffix("weight") + "bias", None)
         own["fc.bias"] = own["fc.weight"].new_zeros(len(own["fc.weight"])) if bias is None else bias
-    floats = {name: v.detach().float() if v.is_floating_point() else v.detach() for name, v in own.items()}
-    # Copied, as safetensors does not write views of one memory.
-    copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in floats.items()}
-    return copies, sorted(others)
+    return own, others, head or ""
+
+
+def _in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies in float32, since safetensors does not write views of one memory; counters stay integers."""
+    floats = {name: v.detach().float() if v.is_floating_point() else v.detach() for name, v in tensors.items()}
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in floats.items()}
 
 
 def _find_head(tensors: Mapping[str, Tensor], prefix: str, features: int) -> str | None:

@@ -116,6 +116,27 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     weights = pretrained.read(write(tmp_path / "w.pth", state))
     assert weights.info.classes == 0
     assert "fc.0.weight, fc.2.weight" in weights.notes[0]
+    state = under("model.", network().state_dict()) | {"arcface.weight": torch.ones(3, 64)}
+    del state["model.fc.weight"], state["model.fc.bias"]
+    assert "without a bias: arcface.weight" in pretrained.read(write(tmp_path / "w.pth", state)).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "computes"),
+    [
+        ({"architecture": "resnetblur50"}, "is resnetblur50, which"),
+        ({"architecture": "resnet8", "model_args": {"act_layer": "silu", "num_classes": 3}}, "with act_layer silu,"),
+        ({"architecture": "resnet8", "global_pool": "max"}, "with global_pool max,"),
+    ],
+)
+def test_a_network_that_computes_otherwise_with_the_same_tensors_is_refused(
+    said: State, computes: str, tmp_path: Path
+) -> None:
+    """As timm's anti-aliased ones, of which only the file beside them tells."""
+    settings = {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.2] * 3}}
+    path = write(tmp_path / "w.pth", network().state_dict())
+    (tmp_path / "config.json").write_text(json.dumps(said | settings))
+    assert computes in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
@@ -258,7 +279,7 @@ def test_small_files_that_mean_more_than_there_is_memory_or_no_end_are_refused(t
     assert pretrained.read(path).info.class_names == ()
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
 def test_weights_that_are_no_floating_point_numbers_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     """As of a head that bitsandbytes quantized, whose scales are in a tensor of another name."""
     tensors = build("resnet18", num_classes=3, in_channels=3).state_dict()
