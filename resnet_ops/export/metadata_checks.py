@@ -183,7 +183,6 @@ def precision_choices(metadata: ModelMetadata, model: onnx.ModelProto) -> set[st
     """Return what `precision_choice` may be for this graph: the method of calibration leaves no trace in it."""
     if metadata.precision == "fp16":
         network = graph.with_inferred_shapes(model)
-        network.graph.value_info.extend(network.graph.output)
         nodes = [node for node in network.graph.node if not node.name.startswith(graph.PREPROCESSING_PREFIX)]
         del network.graph.node[:]
         network.graph.node.extend(nodes)

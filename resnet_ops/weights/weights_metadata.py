@@ -87,8 +87,10 @@ def torchvision_metadata(weights: Any) -> WeightsMetadata:
 
 def timm_metadata(config: Path) -> WeightsMetadata | None:
     """Read what timm wrote beside weights: `pretrained_cfg` in config.json; None where that is not it."""
+    network = None
     try:
         content = json.loads(files.read(config))
+        network = _network(content)
         settings: Mapping[str, Any] = content.get("pretrained_cfg", content)
         names = content.get("label_names") or settings.get("label_names") or ()
         preprocessing = WeightsPreprocessing(
@@ -99,16 +101,16 @@ def timm_metadata(config: Path) -> WeightsMetadata | None:
             crop_mode=settings.get("crop_mode") or "center",
             size=tuple(settings["input_size"][1:]) if "input_size" in settings else None,
         )
-        return WeightsMetadata(preprocessing=preprocessing, class_names=tuple(names), network=_network(content))
+        return WeightsMetadata(preprocessing=preprocessing, class_names=tuple(names), network=network)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError):
-        return None
+        return WeightsMetadata(network=network) if network else None
 
 
 def _network(content: Mapping[str, Any]) -> str | None:
     """Return the network that timm's config.json names, and what is unusual of it: 'resnet50 with act_layer silu'."""
     if (name := content.get("architecture")) is None:
         return None
-    options = {k: v for k, v in (content.get("model_args") or {}).items() if k not in HARMLESS_OPTIONS}
+    options = {k: v for k, v in dict(content.get("model_args") or {}).items() if k not in HARMLESS_OPTIONS}
     options |= {} if content.get("global_pool", "avg") == "avg" else {"global_pool": content["global_pool"]}
     return " ".join([str(name), *(f"with {option} {value}" for option, value in options.items())])[:200]
 

@@ -421,6 +421,17 @@ def test_weights_that_were_never_validated_are_not_those_of_a_file(
     assert find_exported_checkpoint(run.export / "m.onnx", checkpoints.read(file).sha256) is None
 
 
+def test_damaged_checkpoints_are_not_taken_for_ones_that_are_not_there(trained: TrainResult, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(trained.run.path, tmp_path / trained.run.path.name)))
+    for path in (checkpoints.best_file(run), *checkpoints.saved_checkpoints(run)):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="no intact checkpoint"):
+        find_exported_checkpoint(run.export / "m.onnx", "of none", or_best=True)
+    shutil.rmtree(run.best)
+    shutil.rmtree(run.checkpoints)
+    assert find_exported_checkpoint(run.export / "m.onnx", "of none", or_best=True) is None
+
+
 def test_int8_needs_images(trained: TrainResult, exported: ExportResult, tmp_path: Path) -> None:
     """Random pixels do not tell the ranges of real ones: sound files exceed them, and clipped ones pass."""
     run = Run(Path(shutil.copytree(trained.run.path, tmp_path / trained.run.path.name)))

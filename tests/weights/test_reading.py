@@ -127,6 +127,7 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
         ({"architecture": "resnetblur50"}, "is resnetblur50, which"),
         ({"architecture": "resnet8", "model_args": {"act_layer": "silu", "num_classes": 3}}, "with act_layer silu,"),
         ({"architecture": "resnet8", "global_pool": "max"}, "with global_pool max,"),
+        ({"architecture": "resnetaa50", "pretrained_cfg": {}}, "is resnetaa50, which"),
     ],
 )
 def test_a_network_that_computes_otherwise_with_the_same_tensors_is_refused(
@@ -135,7 +136,7 @@ def test_a_network_that_computes_otherwise_with_the_same_tensors_is_refused(
     """As timm's anti-aliased ones, of which only the file beside them tells."""
     settings = {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.2] * 3}}
     path = write(tmp_path / "w.pth", network().state_dict())
-    (tmp_path / "config.json").write_text(json.dumps(said | settings))
+    (tmp_path / "config.json").write_text(json.dumps(settings | said))
     assert computes in refusal(path)
 
 
