@@ -85,9 +85,17 @@ def read(
     loaded = load(path, content)
     if METADATA_KEY in (header := safetensors_metadata(content)):
         try:
-            return PretrainedWeights(WeightsInfo.model_validate_json(header[METADATA_KEY]), loaded)
+            saved = WeightsInfo.model_validate_json(header[METADATA_KEY])
         except ValidationError:
             raise UserError(f"{path} is damaged, or of another version of resnet-ops.") from None
+        check_network(path, loaded, saved.architecture, saved.shortcut, saved.channels)
+        matrix = loaded.get(f"{saved.architecture.head}.weight")
+        if saved.classes != (0 if matrix is None else len(matrix)) or len(saved.class_names) not in (0, saved.classes):
+            raise UserError(
+                f"{path} says that it has {saved.classes:,} classes, and its head has not as many.",
+                "Train again from the weights that it was made of.",
+            )
+        return PretrainedWeights(saved, loaded)
     state = find_state_dict(path, loaded, key)
     tensors = state.tensors
     architecture, shortcut = identify(path, tensors)
@@ -96,7 +104,7 @@ def read(
         raise UserError(
             f"{path} belongs to a network for {channels}-channel images.", "Use weights for grey or RGB images."
         )
-    check_network(path, tensors, architecture, shortcut)
+    check_network(path, tensors, architecture, shortcut, channels)
     digest = hashlib.sha256(content).hexdigest()
     metadata = metadata or find_metadata(path, digest) or WeightsMetadata()
     if metadata.network not in (None, architecture.name):

@@ -310,3 +310,20 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     again = pretrained.read(tmp_path / "run" / "weights.safetensors")
     assert again.info == first.info
     assert_same(again, network())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said", "cause"),
+    [
+        ({"fc.weight": torch.ones(3, 64, dtype=torch.int8)}, {}, "torch.int8 values for fc.weight"),
+        ({"fc.scale": torch.ones(3)}, {}, "unexpected such as fc.scale"),
+        ({}, {"model": "resnet14"}, "does not contain the weights of resnet14"),
+        ({}, {"classes": 4}, "says that it has 4 classes"),
+        ({}, {"class_names": ("a", "b")}, "says that it has 3 classes"),
+    ],
+)
+def test_what_a_saved_file_says_of_itself_is_checked(changed: State, said: State, cause: str, tmp_path: Path) -> None:
+    first = pretrained.read(write(tmp_path / "w.pth", network().state_dict()))
+    saved = PretrainedWeights(first.info.model_copy(update=said), first.tensors | changed)
+    pretrained.save(tmp_path / "w.safetensors", saved)
+    assert cause in refusal(tmp_path / "w.safetensors")
