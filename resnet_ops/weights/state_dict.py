@@ -3,6 +3,7 @@
 Trainers nest state dicts in dicts of their own, and prefix names: DDP, torch.compile, Lightning, averages over time.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.formatting import first_names
 
 STEM = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")  # what every network of ours has under one prefix
-AVERAGED = ("ema", "averaged", "swa")  # in names of weights that are an average over time
+# In names of weights that are an average over time, as words: 'semantic' is none.
+AVERAGED = re.compile("(?<![a-z])(ema|averaged|swa)(?![a-z])", re.IGNORECASE)
 TEACHERS = ("encoder_k", "teacher", "momentum")  # in names of those that self-supervised training does not hand on
 MAX_NESTING = 4
 MAX_NAMED = 3
@@ -62,7 +64,11 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
     Raises:
         UserError: There are none, or none under `key`.
     """
-    candidates = {_joined(*keys, prefix.rstrip(".")): (dict_, prefix) for keys, dict_, prefix in _candidates(content)}
+    candidates = dict[str, tuple[Mapping[str, Tensor], str]]()
+    for keys, tensors_there, prefix in _candidates(content):
+        if (name := _joined(*keys, prefix.rstrip("."))) in candidates:
+            raise UserError(f"{path} has two networks under {name!r}.", "Save the one that is meant alone.")
+        candidates[name] = tensors_there, prefix
     if not candidates:
         raise _nothing_there(path, content)
     names = list(candidates)
@@ -73,8 +79,8 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
             raise UserError(
                 f"{path} has no weights under {key!r}.", f"{did_you_mean(key, candidates)} It has: {known}."
             )
-    averaged = [name for name in names if any(word in name.lower() for word in AVERAGED)]
-    plain = [name for name in names if not any(word in name.lower() for word in AVERAGED + TEACHERS)]
+    averaged = [name for name in names if AVERAGED.search(name)]
+    plain = [name for name in names if name not in averaged and not any(word in name.lower() for word in TEACHERS)]
     chosen = (averaged or plain or names)[0]
     beside, prefix = candidates[chosen]
     for name, value in beside.items():

@@ -106,6 +106,10 @@ def test_which_of_several_is_said_and_can_be_chosen(tmp_path: Path) -> None:
     assert other.notes == ()
     with pytest.raises(UserError, match=r"no weights under 'state_dict_em'.* Did you mean state_dict_ema"):
         pretrained.read(path, key="state_dict_em")
+    semantic = under("encoder.", network().state_dict()) | under("semantic_encoder.", network(seed=1).state_dict())
+    assert_same(pretrained.read(write(path, semantic)), network())
+    twice = {"a.b": network().state_dict(), "a": {"b": network(seed=1).state_dict()}}
+    assert "two networks under 'a.b'" in refusal(write(path, twice))
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
