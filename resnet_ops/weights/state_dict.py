@@ -99,11 +99,12 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
     left_out = [name for name in sorted(others) if not name.startswith(other_prefixes)]
     # Counters are numbers without a shape; and who names the network says that it does without what is outside of it.
     computing = [name for name in left_out if others[name].is_floating_point() or others[name].dim()]
+    elsewhere = tuple(_other_modules(content)) if key != chosen else ()
     return StateDict(
         _in_float32(own),
         chosen,
         tuple(left_out),
-        tuple(name for name in computing if key != chosen or name.startswith(prefix)),
+        (*(name for name in computing if key != chosen or name.startswith(prefix)), *elsewhere),
         tuple(name for name in names if name != chosen),
         head if "fc.weight" in own and head.removesuffix("weight") + "bias" not in beside else "",
     )
@@ -131,6 +132,18 @@ def _candidates(
     if len(keys) < MAX_NESTING:
         for key, value in _items(content):
             yield from _candidates(value, (*keys, str(key)), (*around, content))
+
+
+def _other_modules(content: Any, keys: tuple[str, ...] = (), around: tuple[Any, ...] = ()) -> Iterator[str]:
+    """Yield the names of weights and biases in dicts without a residual network: of a head that is saved apart."""
+    if any(content is outer for outer in around):
+        return
+    names = [str(name) for name, value in _items(content) if isinstance(value, Tensor)]
+    if not any(name.endswith(STEM[0]) for name in names):
+        yield from (_joined(*keys, name) for name in names if name.endswith(("weight", "bias")))
+    if len(keys) < MAX_NESTING:
+        for key, value in _items(content):
+            yield from _other_modules(value, (*keys, str(key)), (*around, content))
 
 
 def _items(content: Any) -> Iterator[tuple[Any, Any]]:

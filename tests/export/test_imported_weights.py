@@ -122,6 +122,10 @@ def test_tensors_that_may_change_the_answers_are_not_left_out(name: str, tmp_pat
     assert "no weights of shortcuts: taken as resnet8" in " ".join(warnings)
     torch.save(under | {f"net.{name}": torch.ones(3)}, path)
     assert f"has net.{name} beside" in refusal(path, model="resnet8", weights_key="net", **steps)
+    apart = {"net": state, "head": {"weight": torch.ones(2, 3)}, "optimizer": {"state": {0: {"step": torch.ones(3)}}}}
+    torch.save(apart, path)
+    assert "has head.weight beside" in refusal(path, model="resnet8", **steps)
+    assert read(path, model="resnet8", weights_key="net", **steps).info.model == "resnet8"
 
 
 @pytest.mark.slow
