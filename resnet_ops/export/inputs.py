@@ -130,7 +130,7 @@ def _of_run(checkpoint: Checkpoint, run: Run) -> ResolvedCheckpoint:
 
 
 def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> ResolvedCheckpoint | None:
-    """Return the checkpoint that a file in a run's folder was exported from, if it still exists.
+    """Return the checkpoint that a file anywhere in a run's folder was exported from, if it still exists.
 
     Args:
         file: The file.
@@ -140,8 +140,10 @@ def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> 
     Raises:
         UserError: The best one is asked for, and none is intact, though there are some; or they cannot be read now.
     """
-    run = Run(Path(os.path.abspath(file)).parent.parent)  # noqa: PTH100 - without .., but links stay
-    if not files.is_file(run.record_file):
+    # A link into a run, and one in it to elsewhere: without .., as it is written, and where it leads.
+    around = (*Path(os.path.abspath(file)).parents, *file.resolve().parents)  # noqa: PTH100 - links stay
+    run = next((run for run in map(Run, around) if files.is_file(run.record_file)), None)
+    if run is None:
         return None
     paths = (checkpoints.best_file(run), *checkpoints.saved_checkpoints(run))
     for path in paths:

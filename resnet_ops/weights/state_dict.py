@@ -97,14 +97,18 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
             )
     other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
     left_out = [name for name in sorted(others) if not name.startswith(other_prefixes)]
-    # Counters are numbers without a shape; and who names the network says that it does without what is outside of it.
+    # Counters are numbers without a shape. What is outside of the network may be a loss, a decoder, a projection: it
+    # counts if it could take what the network gives, or scale that, until the user names the network alone.
+    sizes = tuple(own["fc.weight"].shape) if "fc.weight" in own else ()
     computing = [name for name in left_out if others[name].is_floating_point() or others[name].dim()]
-    elsewhere = tuple(_other_modules(content)) if key != chosen else ()
+    around = () if key == chosen else [n for n in computing if not head.startswith(prefix) or _fits(others[n], sizes)]
+    elsewhere = () if key == chosen else _other_modules(content, sizes)
+    inside = [name for name in computing if name.startswith(prefix)]
     return StateDict(
         _in_float32(own),
         chosen,
         tuple(left_out),
-        (*(name for name in computing if key != chosen or name.startswith(prefix)), *elsewhere),
+        tuple(dict.fromkeys([*inside, *around, *elsewhere])),
         tuple(name for name in names if name != chosen),
         head if "fc.weight" in own and head.removesuffix("weight") + "bias" not in beside else "",
     )
@@ -134,16 +138,23 @@ def _candidates(
             yield from _candidates(value, (*keys, str(key)), (*around, content))
 
 
-def _other_modules(content: Any, keys: tuple[str, ...] = (), around: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Yield the names of weights and biases in dicts without a residual network: of a head that is saved apart."""
+def _fits(value: Tensor, sizes: tuple[int, ...]) -> bool:
+    """Return whether a tensor is one factor, or a matrix that takes as many inputs as a head gives or takes itself."""
+    return value.is_floating_point() and (value.numel() == 1 or (value.dim() == 2 and value.shape[1] in sizes))
+
+
+def _other_modules(
+    content: Any, sizes: tuple[int, ...], keys: tuple[str, ...] = (), around: tuple[Any, ...] = ()
+) -> Iterator[str]:
+    """Yield the names of weights that fit in dicts without a residual network: of a head that is saved apart."""
     if any(content is outer for outer in around):
         return
-    names = [str(name) for name, value in _items(content) if isinstance(value, Tensor)]
-    if not any(name.endswith(STEM[0]) for name in names):
-        yield from (_joined(*keys, name) for name in names if name.endswith(("weight", "bias")))
+    tensors = {str(name): value for name, value in _items(content) if isinstance(value, Tensor)}
+    if not any(name.endswith(STEM[0]) for name in tensors):
+        yield from (_joined(*keys, n) for n, value in tensors.items() if n.endswith("weight") and _fits(value, sizes))
     if len(keys) < MAX_NESTING:
         for key, value in _items(content):
-            yield from _other_modules(value, (*keys, str(key)), (*around, content))
+            yield from _other_modules(value, sizes, (*keys, str(key)), (*around, content))
 
 
 def _items(content: Any) -> Iterator[tuple[Any, Any]]:

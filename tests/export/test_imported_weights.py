@@ -113,7 +113,9 @@ def test_tensors_that_may_change_the_answers_are_not_left_out(name: str, tmp_pat
     torch.save({"state_dict": state | {name: torch.ones(3)}}, path)
     assert f"has {name} beside the tensors of resnet8" in refusal(path, model="resnet8", mean="0.5,0.5,0.5")
     under = {f"net.{key}": value for key, value in state.items()}
-    torch.save(under | {name: torch.ones(3), "n_averaged": torch.tensor(3)}, path)
+    torch.save(
+        under | {"temperature": torch.ones(1), "n_averaged": torch.tensor(3), "loss.weight": torch.ones(3)}, path
+    )
     assert "--weights-key net" in refusal(path, model="resnet8", mean="0.5,0.5,0.5")
     steps: dict[str, Any] = {"mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "image_size": 32}
     assert read(path, model="resnet8", weights_key="net", **steps).info.model == "resnet8"

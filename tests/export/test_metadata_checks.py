@@ -405,6 +405,10 @@ def test_a_file_in_a_run_cannot_disown_its_checkpoint(
     assert (excused.validated, excused.black_box_only, excused.checkpoint) == (True, "--black-box", None)
     (run / "other").mkdir()
     assert not validate_onnx(run / "export" / ".." / "other" / ".." / "export" / file.name).validated
+    below = Path(shutil.copy(file, run / "export" / "other.onnx")).rename(run / "other" / "m.onnx")
+    (tmp_path / "link").symlink_to(run / "export")
+    for place in (below, Path(shutil.copy(file, run)), tmp_path / "link" / file.name):
+        assert not validate_onnx(place).validated
     alone = Path(shutil.copy(file, tmp_path / "alone.onnx"))
     assert validate_onnx(alone).black_box_only == "its checkpoint was not found"
 
