@@ -103,12 +103,12 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
     computing = [name for name in left_out if others[name].is_floating_point() or others[name].dim()]
     around = () if key == chosen else [n for n in computing if not head.startswith(prefix) or _fits(others[n], sizes)]
     elsewhere = () if key == chosen else _other_modules(content, sizes)
-    inside = [name for name in computing if name.startswith(prefix)]
+    within = [name for name in computing if name.startswith(prefix)]
     return StateDict(
         _in_float32(own),
         chosen,
         tuple(left_out),
-        tuple(dict.fromkeys([*inside, *around, *elsewhere])),
+        tuple(dict.fromkeys([*within, *around, *elsewhere])),
         tuple(name for name in names if name != chosen),
         head if "fc.weight" in own and head.removesuffix("weight") + "bias" not in beside else "",
     )
