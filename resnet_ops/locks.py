@@ -210,15 +210,21 @@ def sweep(runs_dir: Path, lock_name: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(file: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is in such a `with` block for this file.
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in such a `with` block for this file or folder.
 
-    On a file system without locks this does not wait: the block must be correct without it.
+    On a file system without locks, or in a bucket, this does not wait: the block must be correct without it.
     """
-    with file.open("w") as opened:
+    if files.is_remote(path):
+        yield
+        return
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+    try:
         with contextlib.suppress(OSError):
             fcntl.flock(opened, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(opened)
 
 
 def nonce(file: Path) -> str | None:

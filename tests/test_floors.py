@@ -67,7 +67,7 @@ FLOORS = {
     "weights": BASE | {"models", "data"},
     "training": BASE | {"significance", "recipes", "models", "data", "weights", "orchestration", "tracking"},
     "tuning": BASE | {"significance", "recipes", "models", "data", "weights", "orchestration", "tracking", "training"},
-    "export": BASE | {"significance", "models", "data", "weights", "training"},
+    "export": BASE | {"locks", "significance", "models", "data", "weights", "training"},
     "serving": BASE | {"orchestration", "data", "export"},
     "reporting": BASE | {"significance", "data", "tuning", "training"},
     "evaluation": BASE | {"significance", "data", "training", "export", "reporting"},

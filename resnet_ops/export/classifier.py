@@ -46,8 +46,10 @@ class Classifier:
 
     def __init__(self, file: Path | str, provider: Provider = "auto") -> None:
         path = Path(file).expanduser()
-        self.metadata = untrusted.check_file(path, provider)
-        self.session = runtime.create_session(path, runtime.resolve_provider(provider, self.metadata.precision))
+        checked = untrusted.check_file(path, provider)
+        session = runtime.create_session(path, runtime.resolve_provider(provider, checked.precision))
+        # Of what is loaded: an export may have replaced the file since it was checked.
+        self.metadata, self.session = ModelMetadata.parse(path.name, session.metadata), session
 
     @classmethod
     def from_session(cls, metadata: ModelMetadata, session: Session) -> Self:

@@ -10,6 +10,7 @@ from resnet_ops.config_base import image_size_text, parse_image_size
 from resnet_ops.data.sources import stored_size
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
+from resnet_ops.formatting import first_names
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 from resnet_ops.weights import pretrained
 from resnet_ops.weights.class_files import FORMS, read_class_names
@@ -34,8 +35,20 @@ def read(located: LocatedWeights, config: ExportConfig, warn: Callable[[str], No
             f"{info.origin} has no head of one layer, such as fc.weight, to tell classes.",
             "Train one: resnet-ops train --weights",
         )
+    if weights.unexplained:
+        named = f", or name the network alone: --weights-key {weights.key}" if weights.key else ""
+        raise UserError(
+            f"{info.origin} has {first_names(weights.unexplained)} beside the tensors of {info.model}: with "
+            "these its network may give other answers.",
+            f"If it classifies without them, save it without them{named}.",
+        )
     for note in weights.notes:
         warn(note)
+    if info.shortcut is None and config.model is None:
+        warn(
+            f"{info.origin} has no weights of shortcuts: taken as {model}, with shortcuts of type A. A network without "
+            f"any has the same tensors: --model {model.replace('resnet', 'plain')}"
+        )
     size = parse_image_size(config.image_size or ("224" if info.architecture.family == "imagenet" else "32"))
     checkpoint_info = CheckpointInfo(
         model=model,
@@ -72,10 +85,13 @@ def _say_what_is_assumed(
         described = ", ".join(f"--{name} {options[name]}" for name in assumed if options[name])
         if described:
             warn(f"Nothing says how images were prepared for {origin}; assumed: {described}.")
-    elif steps.interpolation != "bilinear" and info.stored:
+        return
+    if steps.interpolation != "bilinear" and info.stored:
         warn(f"{origin}: trained on images resized {steps.interpolation}; the file resizes them bilinearly.")
-    if steps and steps.crop_mode != "center" and config.resize is None:
-        warn(f"{origin}: trained on images cropped {steps.crop_mode}; the file crops them at the center.")
+    if steps.crop_mode != "center":
+        warn(f"{origin}: trained on images cropped by the mode {steps.crop_mode}; the file crops their center.")
+    if steps.size not in (None, (info.height, info.width)) and config.image_size is None:
+        warn(f"{origin}: trained on images of {image_size_text(steps.size)}; --image-size gives the file that size.")
 
 
 def _stored(config: ExportConfig, info: pretrained.WeightsInfo, size: tuple[int, int]) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.discovery import find_missing
 from resnet_ops.data.parallel_decode import decode_rows, hash_all
 from resnet_ops.data.sources import Source, open_source
-from resnet_ops.errors import UserError, did_you_mean, did_you_mean_path
+from resnet_ops.errors import PausedError, UserError, did_you_mean, did_you_mean_path
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.files import to_path
@@ -130,27 +130,34 @@ def _of_run(checkpoint: Checkpoint, run: Run) -> ResolvedCheckpoint:
 
 
 def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> ResolvedCheckpoint | None:
-    """Return the checkpoint that a file in a run's folder was exported from, if it still exists.
+    """Return the checkpoint that a file anywhere in a run's folder was exported from, if it still exists.
 
     Args:
         file: The file.
         sha256: The checkpoint's checksum, as the file has it.
         or_best: If none has that checksum, return the best one: a file must not choose to have none.
+
+    Raises:
+        UserError: The best one is asked for, and none is intact, though there are some; or they cannot be read now.
     """
-    run = Run(Path(os.path.abspath(file)).parent.parent)  # noqa: PTH100 - without .., but links stay
-    if not files.is_file(run.record_file):
+    # A link into a run, and one in it to elsewhere: without .., as it is written, and where it leads.
+    around = (*Path(os.path.abspath(file)).parents, *file.resolve().parents)  # noqa: PTH100 - links stay
+    run = next((run for run in map(Run, around) if files.is_file(run.record_file)), None)
+    if run is None:
         return None
-    for path in (checkpoints.best_file(run), *checkpoints.saved_checkpoints(run)):
+    paths = (checkpoints.best_file(run), *checkpoints.saved_checkpoints(run))
+    for path in paths:
         try:
             checkpoint = checkpoints.read(path)
             _ = checkpoint.info.validated  # only such weights are exported
+        except PausedError:
+            raise
         except UserError:
             continue
         if checkpoint.sha256 == sha256:
             return _of_run(checkpoint, run)
-    if or_best:
-        with contextlib.suppress(UserError):  # none is intact
-            return _of_run(checkpoints.read_best(run)[0], run)
+    if or_best and any(files.is_file(path) for path in paths):
+        return _of_run(checkpoints.read_best(run)[0], run)
     return None
 
 

@@ -37,6 +37,7 @@ from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.proof_report import ProofReport, ValidationResult
 from resnet_ops.export.reference import Reference
 from resnet_ops.files import Place, write_atomically
+from resnet_ops.locks import exclusive
 from resnet_ops.machine import versions
 from resnet_ops.training.checkpoint import Checkpoint
 
@@ -216,15 +217,14 @@ def _publish(
 ) -> tuple[Path, Path, int]:
     """Copy the file to its final name, or to that of a rejected one, and write the record of the checks beside it.
 
+    Of several exports into one folder each does so alone, so that what lies there is of one.
+
     Returns:
         The file, the record, and the size of the file with external weights.
     """
     file = final if report.validated else final.with_name(final.name + ".rejected")
-    weights = unverified.with_name(graph.external_data_name(unverified))
-    if weights.exists() and report.validated:  # those of a rejected file would replace those of a verified one
-        write_atomically(final.with_name(weights.name), weights.read_bytes())
-    content = unverified.read_bytes()
-    write_atomically(file, content)
+    weights, content = unverified.with_name(graph.external_data_name(unverified)), unverified.read_bytes()
+    final_weights = final.with_name(weights.name)
     proof_file = file.with_name(file.name + ".json")
     record = {
         "onnx": file.name,
@@ -238,5 +238,12 @@ def _publish(
         **report.model_dump(),
         "versions": versions(),
     }
-    write_atomically(proof_file, json.dumps(record, indent=2).encode() + b"\n")
+    with exclusive(final.parent):
+        if report.validated and files.is_file(final_weights):
+            files.remove(final)  # first: an interruption must not leave it with the weights of another
+            files.remove(final_weights)
+        if report.validated and weights.exists():  # those of a rejected file would replace those of a verified one
+            write_atomically(final_weights, weights.read_bytes())
+        write_atomically(file, content)
+        write_atomically(proof_file, json.dumps(record, indent=2).encode() + b"\n")
     return file, proof_file, len(content) + (weights.stat().st_size if weights.exists() else 0)

@@ -21,7 +21,6 @@ from resnet_ops.export import budget, graph, precision, runtime
 from resnet_ops.export.checks import MAX_BATCH, summarize
 from resnet_ops.export.metadata import ModelMetadata, Precision
 from resnet_ops.export.proof_report import ProofReport
-from resnet_ops.export.tolerances import EVERYWHERE
 from resnet_ops.export.untrusted import fields_in_use
 from resnet_ops.formatting import percent
 from resnet_ops.machine import release
@@ -178,7 +177,6 @@ def precision_choices(metadata: ModelMetadata, model: onnx.ModelProto) -> set[st
     """Return what `precision_choice` may be for this graph: the method of calibration leaves no trace in it."""
     if metadata.precision == "fp16":
         network = graph.with_inferred_shapes(model)
-        network.graph.value_info.extend(network.graph.output)
         nodes = [node for node in network.graph.node if not node.name.startswith(graph.PREPROCESSING_PREFIX)]
         del network.graph.node[:]
         network.graph.node.extend(nodes)
@@ -234,7 +232,7 @@ def check_recorded_proof(
         ),
         "it is of outputs only": bool(recorded.black_box_only),
         "it did not pass": (metadata.validation or {}).get("validated") is not True,
-        f"provider {recorded.provider[:40]!r} is unknown": not {recorded.provider, *nodes} <= set(EVERYWHERE),
+        f"provider {recorded.provider[:40]!r} is unknown": not {recorded.provider, *nodes} <= PLACES.keys(),
         f"nodes on {', '.join(sorted(nodes))[:100]} though it ran on {recorded.provider[:40]}": bool(nodes)
         and not {recorded.provider} <= nodes.keys() <= PLACES.get(recorded.provider, set()),
         "it says why it is of a sample as no proof does": bool(recorded.sample)

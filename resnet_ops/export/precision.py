@@ -108,7 +108,8 @@ def to_fp16(model: onnx.ModelProto, x: np.ndarray) -> tuple[onnx.ModelProto, str
 def describe_fp16(model: onnx.ModelProto) -> str:
     """Return in words what a graph in fp16, without preprocessing, keeps in fp32."""
     nodes = [node for node in model.graph.node if node.op_type not in ("Cast", "Softmax")]
-    floats = {v.name for v in model.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    values = [*model.graph.value_info, *model.graph.output]
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     kept = sum(node.output[0] in floats for node in nodes)
     return f"{kept} of {len(nodes)} nodes kept in fp32 to avoid overflow" if kept else "all nodes"
 

@@ -37,7 +37,9 @@ class RunDescription(RunSummary):
     options: dict[str, Any] = Field(description="Training options that differ from their defaults.")
     training_s: float = Field(description="Seconds that its epochs took in all.")
     best_weights: files.Place | None = Field(description="The weights of the best epoch.")
-    onnx: tuple[files.Place, ...] = Field(description="Exported files that were verified.")
+    onnx: tuple[files.Place, ...] = Field(
+        description="Files in its export folder, of whichever of its weights: `validate` tells."
+    )
     curve: tuple[Epoch, ...] = Field(description="The metrics of each epoch.")
 
 

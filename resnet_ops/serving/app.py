@@ -60,7 +60,7 @@ class Health(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The served file: its network, classes, dataset and verification."""
+    """The served file by its own word: its network, classes, dataset and the proof that it records."""
 
     file: str
     model: str

@@ -83,9 +83,9 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
     """
     on_progress("opening the file")
     config = with_exported_file(config)
-    metadata = untrusted.check_file(config.file, config.provider)
+    untrusted.check_file(config.file, config.provider)
+    content, metadata = _read_single_file(config.file)
     requested = runtime.restrict_provider(config.provider, metadata.precision)
-    content = _read_single_file(config.file)
     address = location.resolve_address(config)
     port = location.find_free_port(config.host, config.port)
     on_progress("starting Ray")
@@ -221,18 +221,18 @@ def _refuse_if_ray_is_gone() -> None:
         )
 
 
-def _read_single_file(file: Path) -> bytes:
-    """Read the file's bytes, which are sent to the machines that serve it.
+def _read_single_file(file: Path) -> tuple[bytes, ModelMetadata]:
+    """Read the file's bytes, which are sent to the machines that serve it, and its metadata, at once.
 
     Raises:
         UserError: Its weights are in another file.
     """
-    model, _ = untrusted.scan(file)
+    model, metadata = untrusted.scan(file)
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise UserError(
             f"{file} keeps its weights in another file, which is not supported for serving.", "Serve a smaller network."
         )
-    return file.read_bytes()
+    return bytes(model.SerializeToString(deterministic=True)), metadata  # the same bytes, as `scan` checks
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from resnet_ops.errors import UserError
@@ -56,24 +57,22 @@ def identify(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Architecture, S
 
 
 def check_network(
-    path: Path, tensors: dict[str, Tensor], architecture: Architecture, shortcut: Shortcut | None
+    path: Path, tensors: dict[str, Tensor], architecture: Architecture, shortcut: Shortcut | None, channels: int
 ) -> None:
-    """Check names and shapes of all but the head against the network's, and add the counters that old files lack.
+    """Check names, shapes and types of all but the head against the network's, and add counters that old files lack.
 
     Raises:
         UserError: They differ.
     """
-    network = build(
-        architecture,
-        num_classes=len(tensors["fc.weight"]) if "fc.weight" in tensors else 1,
-        in_channels=tensors["conv1.weight"].shape[1],
-        shortcut=shortcut,
-    )
+    head = tuple(f"{architecture.head}.{part}" for part in ("weight", "bias"))
+    classes = len(tensors[head[0]]) if head[0] in tensors else 0
+    with torch.device("meta"):
+        network = build(architecture, num_classes=max(1, classes), in_channels=channels, shortcut=shortcut)
     expected = network.state_dict()
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
-            tensors.setdefault(name, value)
-    head = () if "fc.weight" in tensors else ("fc.weight", "fc.bias")
+            tensors.setdefault(name, torch.zeros_like(value, device="cpu"))
+    head = () if classes else head
     missing, unexpected = sorted(expected.keys() - tensors.keys() - {*head}), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         absent = f"{len(missing)} missing such as {missing[0]}" if missing else "none missing"
@@ -88,6 +87,11 @@ def check_network(
                 f"{path} does not contain the weights of {architecture.name}: {name} has shape {tuple(value.shape)}, "
                 f"not {tuple(expected[name].shape)}.",
                 "Variants of other widths are not supported.",
+            )
+        if expected[name].is_floating_point() and value.dtype != expected[name].dtype:
+            raise UserError(
+                f"{path} has {value.dtype} values for {name}, not {expected[name].dtype}.",
+                "Save its weights before they are quantized.",
             )
 
 

@@ -55,11 +55,16 @@ class WeightsInfo(BaseModel):
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """The tensors of a network, named as torchvision's, what is known of it, and what the user should know."""
+    """The tensors of a network, named as torchvision's, what is known of it, and what the user should know.
+
+    `unexplained` are the names of tensors beside these, under `key` or around it, that its answers may depend on.
+    """
 
     info: WeightsInfo
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    unexplained: tuple[str, ...] = ()
+    key: str = ""
 
 
 def read(
@@ -80,9 +85,17 @@ def read(
     loaded = load(path, content)
     if METADATA_KEY in (header := safetensors_metadata(content)):
         try:
-            return PretrainedWeights(WeightsInfo.model_validate_json(header[METADATA_KEY]), loaded)
+            saved = WeightsInfo.model_validate_json(header[METADATA_KEY])
         except ValidationError:
             raise UserError(f"{path} is damaged, or of another version of resnet-ops.") from None
+        check_network(path, loaded, saved.architecture, saved.shortcut, saved.channels)
+        matrix = loaded.get(f"{saved.architecture.head}.weight")
+        if saved.classes != (0 if matrix is None else len(matrix)) or len(saved.class_names) not in (0, saved.classes):
+            raise UserError(
+                f"{path} says that it has {saved.classes:,} classes, and its head has not as many.",
+                "Train again from the weights that it was made of.",
+            )
+        return PretrainedWeights(saved, loaded)
     state = find_state_dict(path, loaded, key)
     tensors = state.tensors
     architecture, shortcut = identify(path, tensors)
@@ -91,9 +104,15 @@ def read(
         raise UserError(
             f"{path} belongs to a network for {channels}-channel images.", "Use weights for grey or RGB images."
         )
-    check_network(path, tensors, architecture, shortcut)
+    check_network(path, tensors, architecture, shortcut, channels)
     digest = hashlib.sha256(content).hexdigest()
     metadata = metadata or find_metadata(path, digest) or WeightsMetadata()
+    if metadata.network not in (None, architecture.name):
+        raise UserError(
+            f"{origin or path} has the tensors of {architecture.name}, but is {metadata.network}, which computes with "
+            "them otherwise and is not supported.",
+            f"Use weights of {architecture.name} itself.",
+        )
     classes = len(tensors["fc.weight"]) if "fc.weight" in tensors else 0
     info = WeightsInfo(
         origin=origin or str(path),
@@ -107,7 +126,7 @@ def read(
         preprocessing=metadata.preprocessing
         or (assumed_preprocessing(channels) if architecture.family == "imagenet" else None),
     )
-    return PretrainedWeights(info, tensors, tuple(state.notes))
+    return PretrainedWeights(info, tensors, tuple(state.notes), state.unexplained, state.key)
 
 
 def save(path: Path, weights: PretrainedWeights) -> None:

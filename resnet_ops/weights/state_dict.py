@@ -18,7 +18,8 @@ from resnet_ops.formatting import first_names
 from resnet_ops.weights.file_kinds import Unread
 
 STEM = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")  # what every network of ours has under one prefix
-AVERAGED = ("ema", "averaged", "swa")  # in names of weights that are an average over time
+# In names of weights that are an average over time, as words: 'semantic' is none.
+AVERAGED = re.compile("(?<![a-z])(ema|averaged|swa)(?![a-z])", re.IGNORECASE)
 TEACHERS = ("encoder_k", "teacher", "momentum")  # in names of those that self-supervised training does not hand on
 MAX_NESTING = 4
 # What FSDP and activation checkpointing put around modules, in the middle of names.
@@ -36,13 +37,17 @@ class StateDict:
         tensors: Float ones in float32. The head is `fc.weight` and `fc.bias`; without a head that fits, neither.
         key: The keys and the prefix that it was under, as `--weights-key` takes them.
         left_out: Names of tensors that belong to something else.
+        unexplained: Those of them that may be part of what computes the answers, as a BatchNorm after the head.
         others: The keys of other networks beside it, which could have been taken as well.
+        head_without_bias: The name of the head's matrix, if there is no bias beside it; '' otherwise.
     """
 
     tensors: dict[str, Tensor]
     key: str
     left_out: tuple[str, ...]
+    unexplained: tuple[str, ...]
     others: tuple[str, ...]
+    head_without_bias: str
 
     @property
     def notes(self) -> list[str]:
@@ -53,6 +58,8 @@ class StateDict:
             notes.append(f"Using the weights in {self.key or 'the file itself'}; others are there: {others}.")
         if self.left_out:
             notes.append(f"Left out, as no part of the network: {first_names(self.left_out, MAX_NAMED)}.")
+        if self.head_without_bias:
+            notes.append(f"Taken as the head, a linear layer without a bias: {self.head_without_bias[:100]}.")
         return notes
 
 
@@ -62,7 +69,11 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
     Raises:
         UserError: There are none, or none under `key`.
     """
-    candidates = {_joined(*keys, prefix.rstrip(".")): (dict_, prefix) for keys, dict_, prefix in _candidates(content)}
+    candidates = dict[str, tuple[Mapping[str, Tensor], str]]()
+    for keys, tensors_there, prefix in _candidates(content):
+        if (name := _joined(*keys, prefix.rstrip("."))) in candidates:
+            raise UserError(f"{path} has two networks under {name!r}.", "Save the one that is meant alone.")
+        candidates[name] = tensors_there, prefix
     if not candidates:
         raise _nothing_there(path, content)
     names = list(candidates)
@@ -73,19 +84,20 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
             raise UserError(
                 f"{path} has no weights under {key!r}.", f"{did_you_mean(key, candidates)} It has: {known}."
             )
-    averaged = [name for name in names if any(word in name.lower() for word in AVERAGED)]
-    plain = [name for name in names if not any(word in name.lower() for word in AVERAGED + TEACHERS)]
+    averaged = [name for name in names if AVERAGED.search(name)]
+    plain = [name for name in names if name not in averaged and not any(word in name.lower() for word in TEACHERS)]
     chosen = (averaged or plain or names)[0]
     beside, prefix = candidates[chosen]
     for name, value in beside.items():
         # A view repeats what is stored: a small file can mean more than there is memory.
         if value.layout != torch.strided or value.is_meta or value.nbytes > value.untyped_storage().nbytes():
             raise UserError(f"{path} has no plain values for {name[:100]}.", "Save it as a contiguous tensor.")
-    tensors, left_out = _network_tensors(beside, prefix)
-    for name, value in tensors.items():  # integers need scales, which only who quantized them knows
-        if not name.endswith("num_batches_tracked") and (value.is_quantized or not value.is_floating_point()):
+    own, others, head = _network_tensors(beside, prefix)
+    for name, value in own.items():  # others need scales, which only who quantized them knows
+        is_usual = not value.is_quantized and value.is_floating_point() and value.itemsize > 1
+        if not is_usual and not name.endswith("num_batches_tracked"):
             raise UserError(
-                f"{path}: {name[:100]} is {value.dtype}, not floating-point numbers.",
+                f"{path}: {name[:100]} is {value.dtype}, not floating-point numbers of 16 bits or more.",
                 "Give the weights as they were before they were quantized.",
             )
         if not value.isfinite().all():
@@ -93,11 +105,21 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
                 f"{path}: {name[:100]} has values that are not finite.", "Give weights of an earlier epoch."
             )
     other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
+    left_out = [name for name in sorted(others) if not name.startswith(other_prefixes)]
+    # Counters are numbers without a shape. What is outside of the network may be a loss, a decoder, a projection: it
+    # counts if it could take what the network gives, or scale that, until the user names the network alone.
+    sizes = tuple(own["fc.weight"].shape) if "fc.weight" in own else ()
+    computing = [name for name in left_out if others[name].is_floating_point() or others[name].dim()]
+    around = () if key == chosen else [n for n in computing if not head.startswith(prefix) or _fits(others[n], sizes)]
+    elsewhere = () if key == chosen else _other_modules(content, sizes)
+    within = [name for name in computing if name.startswith(prefix)]
     return StateDict(
-        tensors,
+        _in_float32(own),
         chosen,
-        tuple(name for name in left_out if not name.startswith(other_prefixes)),
+        tuple(left_out),
+        tuple(dict.fromkeys([*within, *around, *elsewhere])),
         tuple(name for name in names if name != chosen),
+        head if "fc.weight" in own and head.removesuffix("weight") + "bias" not in beside else "",
     )
 
 
@@ -135,6 +157,25 @@ def _candidates(
             yield from _candidates(value, (*keys, str(key)), (*around, content))
 
 
+def _fits(value: Tensor, sizes: tuple[int, ...]) -> bool:
+    """Return whether a tensor is one factor, or a matrix that takes as many inputs as a head gives or takes itself."""
+    return value.is_floating_point() and (value.numel() == 1 or (value.dim() == 2 and value.shape[1] in sizes))
+
+
+def _other_modules(
+    content: Any, sizes: tuple[int, ...], keys: tuple[str, ...] = (), around: tuple[Any, ...] = ()
+) -> Iterator[str]:
+    """Yield the names of weights that fit in dicts without a residual network: of a head that is saved apart."""
+    if any(content is outer for outer in around):
+        return
+    tensors = {str(name): value for name, value in _items(content) if isinstance(value, Tensor)}
+    if not any(name.endswith(STEM[0]) for name in tensors):
+        yield from (_joined(*keys, n) for n, value in tensors.items() if n.endswith("weight") and _fits(value, sizes))
+    if len(keys) < MAX_NESTING:
+        for key, value in _items(content):
+            yield from _other_modules(value, sizes, (*keys, str(key)), (*around, content))
+
+
 def _items(content: Any) -> Iterator[tuple[Any, Any]]:
     """Yield keys and values of a dict or a list, with arrays of NumPy as tensors; nothing of anything else."""
     pairs: Iterable[tuple[Any, Any]] = ()
@@ -147,9 +188,9 @@ def _items(content: Any) -> Iterator[tuple[Any, Any]]:
         yield key, torch.from_numpy(value) if is_array else value
 
 
-def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the network's tensors without their prefix, with the head as `fc`, and the names of the others."""
-    own, others = {}, {}
+def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
+    """Return the network's tensors without their prefix, with the head as `fc`, the others, and the head's name."""
+    own, others = dict[str, Tensor](), dict[str, Tensor]()
     for name, value in tensors.items():
         rest = name.removeprefix(prefix)
         part = rest.partition(".")[0]
@@ -163,10 +204,13 @@ def _network_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[s
         own["fc.weight"] = others.pop(head)
         bias = others.pop(head.removesuffix("weight") + "bias", None)
         own["fc.bias"] = own["fc.weight"].new_zeros(len(own["fc.weight"])) if bias is None else bias
-    floats = {name: v.detach().float() if v.is_floating_point() else v.detach() for name, v in own.items()}
-    # Copied, as safetensors does not write views of one memory.
-    copies = {name: value.clone(memory_format=torch.contiguous_format) for name, value in floats.items()}
-    return copies, sorted(others)
+    return own, others, head or ""
+
+
+def _in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies in float32, since safetensors does not write views of one memory; counters stay integers."""
+    floats = {name: v.detach().float() if v.is_floating_point() else v.detach() for name, v in tensors.items()}
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in floats.items()}
 
 
 def _find_head(tensors: Mapping[str, Tensor], prefix: str, features: int) -> str | None:

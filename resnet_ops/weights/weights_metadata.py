@@ -13,12 +13,23 @@ from resnet_ops import files
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONFIG_NAME = "config.json"  # beside timm's weights, in which the Hub keeps them
 OLDER_HASHES = 8  # characters of the SHA-256 in torchvision's file names
+# Of timm's options of a network, those that change nothing but the size of its tensors and its training.
+HARMLESS_OPTIONS = {
+    "num_classes",
+    "in_chans",
+    "img_size",
+    "pretrained",
+    "drop_rate",
+    "drop_path_rate",
+    "drop_block_rate",
+}
 
 
 class WeightsPreprocessing(BaseModel):
     """The preprocessing of the images that weights were trained on.
 
-    `crop_share` is the side of the crop to that of the resized image. `assumed` where it is no metadata's, but usual.
+    `crop_share` is the side of the crop, which has `size`, to that of the resized image. `assumed` where it is no
+    metadata's, but usual.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,6 +39,7 @@ class WeightsPreprocessing(BaseModel):
     crop_share: float | None = Field(default=None, ge=0.1, le=1)
     interpolation: str = "bilinear"
     crop_mode: str = "center"
+    size: tuple[int, int] | None = None
     assumed: bool = False
 
     def for_channels(self, channels: int) -> Self:
@@ -39,10 +51,15 @@ class WeightsPreprocessing(BaseModel):
 
 
 class WeightsMetadata(BaseModel):
-    """Whatever is known of weights beside their tensors; `class_names` is () where it is not known."""
+    """Whatever is known of weights beside their tensors; `class_names` is () where it is not known.
+
+    `network` is timm's name of the network, with the options that make it another one; tensors show neither
+    anti-aliasing nor activations.
+    """
 
     model_config = ConfigDict(frozen=True)
 
+    network: str | None = None
     preprocessing: WeightsPreprocessing | None = None
     class_names: tuple[str, ...] = ()
 
@@ -70,8 +87,10 @@ def torchvision_metadata(weights: Any) -> WeightsMetadata:
 
 def timm_metadata(config: Path) -> WeightsMetadata | None:
     """Read what timm wrote beside weights: `pretrained_cfg` in config.json; None where that is not it."""
+    network = None
     try:
         content = json.loads(files.read(config))
+        network = _network(content)
         settings: Mapping[str, Any] = content.get("pretrained_cfg", content)
         names = content.get("label_names") or settings.get("label_names") or ()
         preprocessing = WeightsPreprocessing(
@@ -80,10 +99,20 @@ def timm_metadata(config: Path) -> WeightsMetadata | None:
             crop_share=settings.get("crop_pct"),
             interpolation=settings.get("interpolation", "bilinear"),
             crop_mode=settings.get("crop_mode") or "center",
+            size=tuple(settings["input_size"][1:]) if "input_size" in settings else None,
         )
-        return WeightsMetadata(preprocessing=preprocessing, class_names=tuple(names))
+        return WeightsMetadata(preprocessing=preprocessing, class_names=tuple(names), network=network)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError):
+        return WeightsMetadata(network=network) if network else None
+
+
+def _network(content: Mapping[str, Any]) -> str | None:
+    """Return the network that timm's config.json names, and what is unusual of it: 'resnet50 with act_layer silu'."""
+    if (name := content.get("architecture")) is None:
         return None
+    options = {k: v for k, v in dict(content.get("model_args") or {}).items() if k not in HARMLESS_OPTIONS}
+    options |= {} if content.get("global_pool", "avg") == "avg" else {"global_pool": content["global_pool"]}
+    return " ".join([str(name), *(f"with {option} {value}" for option, value in options.items())])[:200]
 
 
 def find_metadata(path: Path, sha256: str) -> WeightsMetadata | None:

@@ -19,6 +19,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import select_images
+from resnet_ops.models import build
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.weights.locate import locate
 from tests.conftest import Ended
@@ -102,6 +103,31 @@ def test_what_does_not_fit_is_said(network: nn.Module, tmp_path: Path) -> None:
     headless = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     safetensors.torch.save_file(headless, path)
     assert "has no head of one layer" in refusal(path)
+    assert "pixels from 0 to 1" in refusal(path, mean="123.7,116.3,103.5")
+
+
+@pytest.mark.parametrize("name", ["fc.lora_A", "bnneck.running_mean", "pool.p", "logit_scale"])
+def test_tensors_that_may_change_the_answers_are_not_left_out(name: str, tmp_path: Path) -> None:
+    """Where the proof compares the file with what was read, it cannot tell that something was not."""
+    path, state = tmp_path / "w.pth", build("resnet8", num_classes=3).state_dict()
+    torch.save({"state_dict": state | {name: torch.ones(3)}}, path)
+    assert f"has {name} beside the tensors of resnet8" in refusal(path, model="resnet8", mean="0.5,0.5,0.5")
+    under = {f"net.{key}": value for key, value in state.items()}
+    torch.save(
+        under | {"temperature": torch.ones(1), "n_averaged": torch.tensor(3), "loss.weight": torch.ones(3)}, path
+    )
+    assert "--weights-key net" in refusal(path, model="resnet8", mean="0.5,0.5,0.5")
+    steps: dict[str, Any] = {"mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "image_size": 32}
+    assert read(path, model="resnet8", weights_key="net", **steps).info.model == "resnet8"
+    warnings: list[str] = []
+    read(path, warnings.append, model=None, weights_key="net", **steps)
+    assert "no weights of shortcuts: taken as resnet8" in " ".join(warnings)
+    torch.save(under | {f"net.{name}": torch.ones(3)}, path)
+    assert f"has net.{name} beside" in refusal(path, model="resnet8", weights_key="net", **steps)
+    apart = {"net": state, "head": {"weight": torch.ones(2, 3)}, "optimizer": {"state": {0: {"step": torch.ones(3)}}}}
+    torch.save(apart, path)
+    assert "has head.weight beside" in refusal(path, model="resnet8", **steps)
+    assert read(path, model="resnet8", weights_key="net", **steps).info.model == "resnet8"
 
 
 @pytest.mark.slow

@@ -405,6 +405,10 @@ def test_a_file_in_a_run_cannot_disown_its_checkpoint(
     assert (excused.validated, excused.black_box_only, excused.checkpoint) == (True, "--black-box", None)
     (run / "other").mkdir()
     assert not validate_onnx(run / "export" / ".." / "other" / ".." / "export" / file.name).validated
+    below = Path(shutil.copy(file, run / "export" / "other.onnx")).rename(run / "other" / "m.onnx")
+    (tmp_path / "link").symlink_to(run / "export")
+    for place in (below, Path(shutil.copy(file, run)), tmp_path / "link" / file.name):
+        assert not validate_onnx(place).validated
     alone = Path(shutil.copy(file, tmp_path / "alone.onnx"))
     assert validate_onnx(alone).black_box_only == "its checkpoint was not found"
 
@@ -419,6 +423,17 @@ def test_weights_that_were_never_validated_are_not_those_of_a_file(
     file = run.checkpoints / within.file_name
     checkpoints.save(file, within, {f"model/{name}": value for name, value in digit_checkpoint.model.items()})
     assert find_exported_checkpoint(run.export / "m.onnx", checkpoints.read(file).sha256) is None
+
+
+def test_damaged_checkpoints_are_not_taken_for_ones_that_are_not_there(trained: TrainResult, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(trained.run.path, tmp_path / trained.run.path.name)))
+    for path in (checkpoints.best_file(run), *checkpoints.saved_checkpoints(run)):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="no intact checkpoint"):
+        find_exported_checkpoint(run.export / "m.onnx", "of none", or_best=True)
+    shutil.rmtree(run.best)
+    shutil.rmtree(run.checkpoints)
+    assert find_exported_checkpoint(run.export / "m.onnx", "of none", or_best=True) is None
 
 
 def test_int8_needs_images(trained: TrainResult, exported: ExportResult, tmp_path: Path) -> None:

@@ -321,6 +321,8 @@ def test_half_precision_that_overflows_is_refuted(
     change_metadata(kept, "precision_choice", lambda _: "all nodes")
     (refuted_check,) = verify_model(kept, reference, images, tmp_path, black_box=True).failed_checks
     assert (refuted_check.name, "in fp32" in refuted_check.result) == ("metadata", True)
+    change(model := copy(model), "fc.weight", lambda w: w * large)  # of which nothing is computed any more
+    assert precision.to_fp16(model, normalize_pixels(images.sample(32, steps.crop), steps))[1].startswith("1 of")
 
 
 def test_int8_without_calibration_are_refuted(

@@ -106,6 +106,10 @@ def test_which_of_several_is_said_and_can_be_chosen(tmp_path: Path) -> None:
     assert other.notes == ()
     with pytest.raises(UserError, match=r"no weights under 'state_dict_em'.* Did you mean state_dict_ema"):
         pretrained.read(path, key="state_dict_em")
+    semantic = under("encoder.", network().state_dict()) | under("semantic_encoder.", network(seed=1).state_dict())
+    assert_same(pretrained.read(write(path, semantic)), network())
+    twice = {"a.b": network().state_dict(), "a": {"b": network(seed=1).state_dict()}}
+    assert "two networks under 'a.b'" in refusal(write(path, twice))
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:
@@ -116,6 +120,28 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     weights = pretrained.read(write(tmp_path / "w.pth", state))
     assert weights.info.classes == 0
     assert "fc.0.weight, fc.2.weight" in weights.notes[0]
+    state = under("model.", network().state_dict()) | {"arcface.weight": torch.ones(3, 64)}
+    del state["model.fc.weight"], state["model.fc.bias"]
+    assert "without a bias: arcface.weight" in pretrained.read(write(tmp_path / "w.pth", state)).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "computes"),
+    [
+        ({"architecture": "resnetblur50"}, "is resnetblur50, which"),
+        ({"architecture": "resnet8", "model_args": {"act_layer": "silu", "num_classes": 3}}, "with act_layer silu,"),
+        ({"architecture": "resnet8", "global_pool": "max"}, "with global_pool max,"),
+        ({"architecture": "resnetaa50", "pretrained_cfg": {}}, "is resnetaa50, which"),
+    ],
+)
+def test_a_network_that_computes_otherwise_with_the_same_tensors_is_refused(
+    said: State, computes: str, tmp_path: Path
+) -> None:
+    """As timm's anti-aliased ones, of which only the file beside them tells."""
+    settings = {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.2] * 3}}
+    path = write(tmp_path / "w.pth", network().state_dict())
+    (tmp_path / "config.json").write_text(json.dumps(settings | said))
+    assert computes in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
@@ -261,7 +287,7 @@ def test_small_files_that_mean_more_than_there_is_memory_or_no_end_are_refused(t
     assert pretrained.read(path).info.class_names == ()
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
 def test_weights_that_are_no_floating_point_numbers_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     """As of a head that bitsandbytes quantized, whose scales are in a tensor of another name."""
     tensors = build("resnet18", num_classes=3, in_channels=3).state_dict()
@@ -291,3 +317,20 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     again = pretrained.read(tmp_path / "run" / "weights.safetensors")
     assert again.info == first.info
     assert_same(again, network())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said", "cause"),
+    [
+        ({"fc.weight": torch.ones(3, 64, dtype=torch.int8)}, {}, "fc.weight is torch.int8"),
+        ({"fc.scale": torch.ones(3)}, {}, "unexpected such as fc.scale"),
+        ({}, {"model": "resnet14"}, "does not contain the weights of resnet14"),
+        ({}, {"classes": 4}, "says that it has 4 classes"),
+        ({}, {"class_names": ("a", "b")}, "says that it has 3 classes"),
+    ],
+)
+def test_what_a_saved_file_says_of_itself_is_checked(changed: State, said: State, cause: str, tmp_path: Path) -> None:
+    first = pretrained.read(write(tmp_path / "w.pth", network().state_dict()))
+    saved = PretrainedWeights(first.info.model_copy(update=said), first.tensors | changed)
+    pretrained.save(tmp_path / "w.safetensors", saved)
+    assert cause in refusal(tmp_path / "w.safetensors")

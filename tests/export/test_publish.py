@@ -1,0 +1,69 @@
+"""What lies in the folder of exports is of one export, however it ended and whichever ran beside it."""
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from resnet_ops.export import graph, job
+from resnet_ops.export.config import ExportConfig
+from resnet_ops.export.proof_report import ProofCheck, ProofReport
+from resnet_ops.training.checkpoint import Checkpoint
+
+PASSED = ProofReport(provider="CPUExecutionProvider", checks=[ProofCheck(name="x", result="", limit="", passed=True)])
+
+
+def test_an_interruption_leaves_no_file_with_the_weights_of_another(
+    checkpoint: Checkpoint, model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "ONE_FILE_BYTES", 100_000)
+    final, config = tmp_path / "model.onnx", ExportConfig.of(run="r")
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    for tensor in other.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    for number, each in enumerate((model, other)):
+        (tmp_path / str(number)).mkdir()
+        graph.write(each, tmp_path / str(number) / final.name)
+    job._publish(tmp_path / "0" / final.name, final, PASSED, checkpoint, config)
+    assert final.with_name("model.onnx.data").is_file()
+    written = job.write_atomically
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if path == final:
+            raise KeyboardInterrupt
+        written(path, content)
+
+    monkeypatch.setattr(job, "write_atomically", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job._publish(tmp_path / "1" / final.name, final, PASSED, checkpoint, config)
+    assert not final.exists()
+
+
+def test_exports_into_one_folder_at_once_do_not_mix(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    final, failed = tmp_path / "model.onnx", list[BaseException]()
+    started = threading.Barrier(4)
+
+    def publish(byte: bytes) -> None:
+        unverified = tmp_path / byte.hex() / final.name
+        unverified.parent.mkdir()
+        unverified.write_bytes(byte * 3_000_000)
+        started.wait()
+        try:
+            job._publish(unverified, final, PASSED, checkpoint, ExportConfig.of(run="r"))
+        except BaseException as error:  # of a thread it would be lost
+            failed.append(error)
+
+    threads = [threading.Thread(target=publish, args=(byte,)) for byte in (b"a", b"b", b"c", b"d")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    content, record = final.read_bytes(), json.loads(final.with_name("model.onnx.json").read_bytes())
+    assert not failed
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()
+    assert content == content[:1] * 3_000_000
