@@ -119,8 +119,6 @@ class WeightsFileConfig(Config):
     def _are_numbers(cls, typed: str | None) -> str | None:
         if typed is not None and not re.fullmatch(r"(\d*\.?\d+)(,\d*\.?\d+)*", typed):
             raise ValueError("must be a number for each channel, such as 0.485,0.456,0.406")
-        if typed is not None and max(map(float, typed.split(","))) > 1:
-            raise ValueError("is of pixels from 0 to 1: divide numbers for those up to 255 by 255")
         return typed
 
 

@@ -110,7 +110,7 @@ CHECKPOINTS: dict[str, Callable[[State], Any]] = {
     "activation checkpointing": lambda s: renamed(s, "layer2.0.", "layer2.0._checkpoint_wrapped_module."),
     "DeepSpeed": lambda s: {"module": s, "buffer_names": [], "ds_version": "1"},
     "timm, EMA beside plain": lambda s: {"arch": "x", "state_dict": OTHER, "state_dict_ema": s, "e": Settings()},
-    "torchvision's EMA": lambda s: {"model": OTHER, "model_ema": under("module.", s) | {"n_averaged": torch.ones(())}},
+    "torchvision's EMA": lambda s: {"model": OTHER, "model_ema": under("module.", s) | {"n_averaged": torch.tensor(5)}},
     "numbered layers": lambda s: under("encoder.", numbered(s)),
     "objects of training": lambda s: {"model": s, "lr": torch.optim.lr_scheduler.LinearLR(OPTIMIZER), "o": OPTIMIZER},
     "settings of a stranger": lambda s: {"state_dict": under("model.", s), "cfg": Settings(lr=0.1), "m": Meter("loss")},
@@ -266,7 +266,7 @@ def test_a_crop_that_is_not_of_the_center_is_told(tmp_path: Path) -> None:
         settings = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.95, "crop_mode": mode}
         (tmp_path / "config.json").write_text(json.dumps(settings))
         _, notes = exported_from(tmp_path / "w.pth", image_size="64")
-        assert any(f"cropped {mode}" in note for note in notes) == told
+        assert any(f"cropped by the mode {mode}" in note for note in notes) == told
 
 
 def test_files_that_are_not_onnx_are_named(trained: TrainResult, digit_images: list[Path], tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_said(network: nn.Module, tmp_path: Path) -> None:
     headless = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     safetensors.torch.save_file(headless, path)
     assert "has no head of one layer" in refusal(path)
-    assert "pixels from 0 to 1" in refusal(path, mean="123.7,116.3,103.5")
+    assert "pixels from 0 to 255" in refusal(path, mean="123.7,116.3,103.5")
 
 
 @pytest.mark.parametrize("name", ["fc.lora_A", "bnneck.running_mean", "pool.p", "logit_scale"])

@@ -322,7 +322,7 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said", "cause"),
     [
-        ({"fc.weight": torch.ones(3, 64, dtype=torch.int8)}, {}, "fc.weight is torch.int8"),
+        ({"fc.weight": torch.ones(3, 64, dtype=torch.int8)}, {}, "torch.int8 values for fc.weight"),
         ({"fc.scale": torch.ones(3)}, {}, "unexpected such as fc.scale"),
         ({}, {"model": "resnet14"}, "does not contain the weights of resnet14"),
         ({}, {"classes": 4}, "says that it has 4 classes"),
