@@ -65,7 +65,8 @@ def list_runs(
         cells = _cells(run)
         rows.add_row(*(cells[name] for name in names))
     if not result.runs:
-        output.show(f"No such runs in {config.runs_dir.absolute()}. Train one: resnet-ops train")
+        such = "" if config.match is None and config.status is None else "such "
+        output.show(f"No {such}runs in {config.runs_dir.absolute()}. Train one: resnet-ops train")
     else:
         output.show(rows, *accuracy_legend(any(run.fit_all for run in result.runs)))
     output.end(result)

@@ -30,8 +30,9 @@ CIFAR10 = Path(os.environ.get("RESNET_OPS_CIFAR10", Path(__file__).parents[2] / 
 needs_cifar10 = pytest.mark.skipif(
     not CIFAR10.is_dir(), reason="CIFAR-10 in Parquet is not there; RESNET_OPS_CIFAR10 can name its folder"
 )
-# `nohup make test &` runs tests with SIGINT ignored, which commands started by them would inherit.
+# `nohup make test &` runs tests with signals ignored, which commands started by them would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 COMMAND = [str(Path(sys.executable).with_name("resnet-ops"))]
 
 

@@ -10,15 +10,16 @@ import pytest
 from tests.conftest import Ended
 from tests.data.samples import shades, write_class_folders
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_ones_own_images_are_a_folder_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Ended]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_class_folders(tmp_path / "flowers", shades({"daisy": 220, "rose": 60}, 40, (16, 12)))
-    (told,) = re.findall(r"^resnet-ops (train --data flowers) ", README, re.MULTILINE)
+    write_class_folders(tmp_path / "photos", shades({"daisy": 220, "rose": 60}, 40, (16, 12)))
+    told = re.findall(r"^resnet-ops (train --data photos) ", README, re.MULTILINE)[0]
     arguments = ["--model", "resnet8", "--name", "flowers", "--epochs", "4"]
     trained = cli(*shlex.split(told), *arguments, "--json")
     assert trained.code == 0, trained.err
@@ -29,8 +30,9 @@ def test_ones_own_images_are_a_folder_away(
 
 
 def test_every_command_it_shows_is_one(cli: Callable[..., Ended]) -> None:
-    shown = re.findall(r"^\| `resnet-ops (.*?)` \|", README, re.MULTILINE)
-    assert len(shown) >= 6
+    shown = re.findall(r"^\| `resnet-ops (.*?)` \|", (ROOT / "docs/reference/commands.md").read_text(), re.MULTILINE)
+    shown += [line.partition("#")[0].strip() for line in re.findall(r"^resnet-ops (.*)$", README, re.MULTILINE)]
+    assert len(shown) >= 40
     for line in shown:
         command, *rest = shlex.split(line)
         text = cli(command, "--help").out
@@ -39,9 +41,8 @@ def test_every_command_it_shows_is_one(cli: Callable[..., Ended]) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    root = Path(__file__).parents[1]
     headings = {line.lstrip("# ").lower().replace(" ", "-") for line in README.splitlines() if line.startswith("#")}
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         file, _, heading = target.partition("#")
-        assert (root / file).exists(), target
+        assert (ROOT / file).exists(), target
         assert file or heading in headings, target

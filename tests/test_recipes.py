@@ -50,11 +50,11 @@ def test_typed_options_override_the_environment_the_file_and_its_recipe(
     assert {name: config[name] for name in expected} == expected
     assert config["weight_decay"] == fast["weight_decay"]
     assert config["nesterov"] is True
-    first = next(line for line in ended.err.splitlines() if "parameters" in line)
-    for word in ("--recipe=mine.toml", "--epochs=1", "--nesterov"):
-        assert word in first
-    assert "--batch-size" not in first  # the default
-    assert first.endswith("; run m")
+    rows = dict(line.split(maxsplit=1) for line in ended.err.splitlines() if " " in line)
+    assert rows["recipe"].startswith("mine.toml: SGD, learning rate 1,")
+    assert rows["steps"].startswith("12: 1 epoch of 12, batch size 128")
+    assert rows["run"] == "m"
+    assert "options" not in rows  # all that differs from the defaults is the recipe's
 
     monkeypatch.setenv("RESNET_OPS_RUNS_DIR", "elsewhere")
     refused(cli("train", "--recipe", "mine.toml", "--data", "digit"), "Did you mean digits?")

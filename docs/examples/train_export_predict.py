@@ -41,7 +41,8 @@ assert exported.validated
 
 # %% Classify pixels, (N, H, W, C) uint8, with nothing but the file.
 source = open_source(TrainConfig())
-files = [folder / f"{index}.png" for index in range(10)]
+(folder / "images").mkdir()
+files = [folder / "images" / f"{index}.png" for index in range(10)]
 for file, encoded in zip(files, source.encoded("val").read(range(len(files))), strict=True):
     file.write_bytes(encoded)
 classifier = Classifier(exported.onnx)
@@ -49,5 +50,5 @@ probabilities = classifier.classify(classifier.read(*files))
 print(f"{files[0].name}, {Image.open(files[0]).size}: {classifier.top(probabilities[0], 3)}")
 
 # %% Or whole folders of files.
-predicted = predict(PredictConfig(file=exported.onnx, images=(folder,), top=1))
+predicted = predict(PredictConfig(file=exported.onnx, images=(folder / "images",), top=1))
 print(", ".join(f"{one.path.name}: {one.top[0].name}" for one in predicted.predictions))

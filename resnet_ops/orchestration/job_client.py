@@ -79,7 +79,7 @@ def connect(address: str | None) -> Any:
     if local is not None and address in (None, local.dashboard):
         address, headers = local.dashboard, _header(access_token.read(local.token_file))
     elif address is None:
-        address, headers = LOCAL, {}
+        address, headers = LOCAL, {"Authorization": ""}  # without one, Ray would send a token that it knows
     else:
         address, headers = check_address(address), _header(_users_token())
     import_ray()

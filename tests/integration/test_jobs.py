@@ -178,7 +178,7 @@ def test_a_job_is_submitted_shown_and_told(cluster: Cluster, record_property: Ca
     assert "run_dir" in told, err
     assert told["run_dir"] == str(cluster.runs_dir / told["name"])
     assert cluster.epochs(told["name"]) == [1, 2]
-    assert "epoch 2/2" in err
+    assert re.search(r"^ *2/2 ", err, re.MULTILINE)
     assert "validation accuracy" in err
     assert "entrypoint" not in err
     assert "INFO" not in err

@@ -19,7 +19,7 @@ def test_options_that_change_on_resume_are_validated(tmp_path: Path, monkeypatch
     run.path.mkdir()
     run.write(record(status="interrupted"))
 
-    def allocate(config: TrainConfig, _: object) -> NoReturn:
+    def allocate(config: TrainConfig, *_: object) -> NoReturn:
         raise UserError(f"{config.nodes.most} nodes, {config.max_failures} failures")
 
     monkeypatch.setattr(job, "allocate", allocate)
