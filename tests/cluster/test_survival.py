@@ -30,6 +30,7 @@ def nodes() -> Iterator[Nodes]:
     started.close()
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_fit_is_refused(nodes: Nodes, cli: Callable[..., Ended], tmp_path: Path) -> None:
     def refused(*options: object) -> str:
         ended = cli("train", "--cluster", nodes.address, "--runs-dir", tmp_path, *options)
@@ -272,6 +273,6 @@ def test_a_lost_head_is_told_within_15_s(tmp_path: Path, how: signal.Signals) ->
         assert last.startswith(f"preempted: Training was preempted (loss of the cluster's head at {own.address}).")
         assert "step-" in last.partition(" Resume with: ")[0]  # saved within the epoch
         assert f"resnet-ops train --resume headless --runs-dir {tmp_path}" in last
-        wait_for(lambda: not own.workers(), 20)
+        wait_for(lambda: not own.workers(), 75)  # some end only as Ray itself notices, after 60 s
     finally:
         own.close()

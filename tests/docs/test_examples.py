@@ -81,6 +81,7 @@ def test_a_search_ends_in_a_file(temporary: Path) -> None:
     assert names["measured"].top1 > 0.8
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last(temporary: Path) -> None:
     notebook = json.loads((EXAMPLES / "digits.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

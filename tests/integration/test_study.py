@@ -54,6 +54,7 @@ def studied(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return runs_dir / "s", findings.model_dump(mode="json")
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_to_every_number(studied: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
     folder, told = studied
     assert (told["name"], told["run_dir"], told["status"]) == ("s", str(folder), "finished")

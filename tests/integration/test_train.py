@@ -240,6 +240,7 @@ def carriers(word: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_ctrl_c_with_several_workers_leaves_no_process_behind(tmp_path: Path, mark: dict[str, str]) -> None:
     process = subprocess.Popen(
         [*COMMAND, "train", "--model", "resnet8", "--epochs", "500", "--workers-per-node", "2", "--name", "s"],

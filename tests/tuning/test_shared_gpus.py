@@ -117,6 +117,7 @@ def test_the_largest_trial_counts_and_the_decision_is_explained(monkeypatch: pyt
     assert len(messages) == 1
 
 
+@pytest.mark.slow
 def test_two_trials_share_a_gpu_at_the_same_time(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "tests.tuning.shared_gpus_search", str(tmp_path)],
