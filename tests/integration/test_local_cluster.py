@@ -210,7 +210,7 @@ def test_what_kuberay_submits_ends_so_that_its_operator_retries_what_may_succeed
     ended = subprocess.run(
         [*submit, "bash", str(tmp_path / "train.sh")], env=token, capture_output=True, text=True, timeout=90
     )
-    listed = json.loads(command("jobs", "list", "--json", env=home).stdout)["jobs"]
+    listed = json.loads(command("jobs", "list", "--all", "--json", env=home).stdout)["jobs"]
     assert {job["job_id"]: job["status"] for job in listed}[name] == status, ended.stdout + ended.stderr
 
 
@@ -340,7 +340,8 @@ def three_gpus(home: dict[str, str], tmp_path: Path) -> dict[str, str]:
         pytest.skip("needs a C compiler")
     library = tmp_path / "libcuda.so.1"
     subprocess.run([compiler, "-shared", "-fPIC", "-xc", "-", "-o", library], input=DRIVER, text=True, check=True)
-    return home | {"LD_LIBRARY_PATH": str(tmp_path), "STUB_GPUS": "3", "CUDA_VISIBLE_DEVICES": "2,5,7"}
+    own = {"XDG_STATE_HOME": str(tmp_path / "state")}  # beside the cluster that other tests share
+    return home | own | {"LD_LIBRARY_PATH": str(tmp_path), "STUB_GPUS": "3", "CUDA_VISIBLE_DEVICES": "2,5,7"}
 
 
 def run_python(code: str, env: dict[str, str]) -> Any:
