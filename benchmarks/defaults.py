@@ -7,7 +7,6 @@ of the network that the weights are of. --source is as for finetune.py. It takes
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -15,14 +14,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from finetune import KNOWN, MODEL, NEW, SOURCE, SOURCE_EPOCHS, Cifar, accuracy, measure, run
+from finetune import MODEL, NEW, SOURCE, Cifar, accuracy, measure, prepare
 from images import add_option, check
-from record import RESULTS, Row, machine, table
+from record import write_once
 
-from resnet_ops.config import DataConfig
-from resnet_ops.data.sources import open_source
 from resnet_ops.formatting import percent
-from resnet_ops.machine import versions
 from resnet_ops.runs import Run
 
 IMAGES, SEEDS = 400, 3
@@ -47,13 +43,7 @@ def main() -> None:
     cifar, accuracies, seconds = Cifar(check(options.data)), dict[str, list[float]](), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as name:
         folder, runs_dir = Path(name), options.source or Path(name) / "runs"
-        if not (runs_dir / SOURCE / "best").is_dir():
-            cifar.write(folder / "six/train.parquet", cifar.train, KNOWN)
-            cifar.write(folder / "six/val.parquet", cifar.test, KNOWN)
-            run(runs_dir, folder / "six", SOURCE, recipe="fast", epochs=SOURCE_EPOCHS)
-        cifar.write(folder / "new.parquet", cifar.test, NEW)
-        unseen = DataConfig(data=str(folder / "new.parquet"), fit_all=True, cache_dir=folder / "cache")
-        test_images = open_source(unseen).load("train")
+        test_images = prepare(cifar, folder, runs_dir)
         for seed in range(SEEDS):
             data, each = folder / f"photos-{seed}", IMAGES // len(NEW)
             cifar.write(data / "train.parquet", cifar.train, NEW, slice(seed * each, (seed + 1) * each))
@@ -71,32 +61,22 @@ def main() -> None:
                 measured = measure(Run(runs_dir / str(arguments[arguments.index("--name") + 1])), test_images)
                 accuracies.setdefault(plan, []).append(accuracy(measured))
                 print(f"seed {seed}, {plan}: {percent(accuracies[plan][-1])}", flush=True)
-    write(
-        [
-            {
-                "": plan,
-                "test accuracy": percent(float(np.mean(of_seeds))),
-                "of each seed": ", ".join(map(percent, of_seeds)),
-                "seconds": f"{np.mean(seconds[plan]):.0f}",
-            }
-            for plan, of_seeds in accuracies.items()
-        ]
-    )
-
-
-def write(rows: list[Row]) -> None:
-    """Write and print the table."""
     about = (
         f"{IMAGES} images of four of CIFAR-10's classes, a fifth of them to choose on; weights of a {MODEL} that knows "
         f"the other six. `resnet-ops train` with its defaults and with the recipe `finetune`, and `resnet-ops tune` as "
         f"it comes. Accuracy on 4,000 test images, which chose nothing; mean of {SEEDS} seeds, each with images of its "
         "own."
     )
-    lines = ["# Defaults and a search", "", about, "", f"{machine()}. Made by `python benchmarks/defaults.py`.", ""]
-    record = {"machine": machine(), "versions": versions(), "rows": rows}
-    (RESULTS / "defaults.json").write_text(json.dumps(record, indent=2) + "\n")
-    (RESULTS / "defaults.md").write_text("\n".join([*lines, *table(rows)]) + "\n")
-    print("\n".join([*lines, *table(rows)]))
+    rows = [
+        {
+            "plan": plan,
+            "test accuracy": percent(float(np.mean(of_seeds))),
+            "of each seed": ", ".join(map(percent, of_seeds)),
+            "seconds": f"{np.mean(seconds[plan]):.0f}",
+        }
+        for plan, of_seeds in accuracies.items()
+    ]
+    write_once("defaults", "Defaults and a search", about, rows)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from images import add_option, check, write_parquet
-from record import RESULTS, Row, machine, table
+from record import Row, write_once
 
 from resnet_ops import train
 from resnet_ops.config import DataConfig
@@ -25,7 +25,6 @@ from resnet_ops.data.augment import normalize
 from resnet_ops.data.parallel_decode import ImageArray
 from resnet_ops.data.sources import open_source
 from resnet_ops.formatting import percent
-from resnet_ops.machine import versions
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import Run
 from resnet_ops.significance import MeasuredAccuracy, compare
@@ -93,6 +92,17 @@ def accuracy(measured: MeasuredAccuracy) -> float:
     return measured.correct / measured.images
 
 
+def prepare(cifar: Cifar, folder: Path, runs_dir: Path) -> ImageArray:
+    """Train the network of six classes, unless it is there, and return the test images of the others."""
+    if not (runs_dir / SOURCE / "best").is_dir():
+        cifar.write(folder / "six/train.parquet", cifar.train, KNOWN)
+        cifar.write(folder / "six/val.parquet", cifar.test, KNOWN)
+        run(runs_dir, folder / "six", SOURCE, recipe="fast", epochs=SOURCE_EPOCHS)
+    cifar.write(folder / "new.parquet", cifar.test, NEW)
+    unseen = DataConfig(data=str(folder / "new.parquet"), fit_all=True, cache_dir=folder / "cache")
+    return open_source(unseen).load("train")  # all of them
+
+
 def main() -> None:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,13 +113,7 @@ def main() -> None:
     cifar, rows = Cifar(check(options.data)), list[Row]()
     with tempfile.TemporaryDirectory() as name:
         folder, runs_dir = Path(name), options.source or Path(name) / "runs"
-        if not (runs_dir / SOURCE / "best").is_dir():
-            cifar.write(folder / "six/train.parquet", cifar.train, KNOWN)
-            cifar.write(folder / "six/val.parquet", cifar.test, KNOWN)
-            run(runs_dir, folder / "six", SOURCE, recipe="fast", epochs=SOURCE_EPOCHS)
-        cifar.write(folder / "new.parquet", cifar.test, NEW)
-        unseen = DataConfig(data=str(folder / "new.parquet"), fit_all=True, cache_dir=folder / "cache")
-        test_images = open_source(unseen).load("train")  # all of them
+        test_images = prepare(cifar, folder, runs_dir)
         for images in IMAGES:
             results: dict[str, list[MeasuredAccuracy]] = {start: [] for start in STARTS}
             for seed in range(SEEDS):
@@ -154,11 +158,7 @@ def write(rows: list[Row], epochs: int) -> None:
         f"images of these classes, which chose nothing; mean of {SEEDS} seeds, each with images of its own; better by "
         "an exact McNemar test."
     )
-    lines = ["# Fine-tuning", "", about, "", f"{machine()}. Made by `python benchmarks/finetune.py`.", ""]
-    record = {"machine": machine(), "versions": versions(), "rows": rows}
-    (RESULTS / "finetune.json").write_text(json.dumps(record, indent=2) + "\n")
-    (RESULTS / "finetune.md").write_text("\n".join([*lines, *table(rows)]) + "\n")
-    print("\n".join([*lines, *table(rows)]))
+    write_once("finetune", "Fine-tuning", about, rows)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,16 @@ def write(name: str, title: str, about: str, rows: list[Row], floors: list[Floor
         *table(rows),
         *(["", *(f"- {floor}" for floor in floors)] if floors else []),
     ]
+    _publish(name, record, lines)
+
+
+def write_once(name: str, title: str, about: str, rows: list[Row]) -> None:
+    """Write a table of what was measured once, and not in turns with others: the same two files as `write`."""
+    lines = [f"# {title}", "", about, "", f"{machine()}. Made by `python benchmarks/{name}.py`.", "", *table(rows)]
+    _publish(name, {"machine": machine(), "versions": versions(), "rows": rows}, lines)
+
+
+def _publish(name: str, record: dict[str, Any], lines: list[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")

@@ -5,20 +5,18 @@ and trial are chosen on them, and the accuracy on the images that were not drawn
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from record import RESULTS, Row, machine, table
+from record import Row, write_once
 
 from resnet_ops import TrainConfig, train
 from resnet_ops.data.augment import normalize
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import open_source
-from resnet_ops.machine import versions
 from resnet_ops.training import checkpoint as checkpoints
 
 TRAIN_IMAGES, VAL_IMAGES, EPOCHS, TRIALS = 700, 180, 20, 6
@@ -84,11 +82,7 @@ def main() -> None:
         f"{correct.shape[2]:,} images are drawn for validation, {DRAWS:,} times. In percentage points: the accuracy on "
         "these, less that on the images not drawn, means over draws."
     )
-    lines = ["# Chosen accuracies", "", about, "", f"{machine()}. Made by `python benchmarks/selection.py`.", ""]
-    record = {"machine": machine(), "versions": versions(), "rows": rows}
-    (RESULTS / "selection.json").write_text(json.dumps(record, indent=2) + "\n")
-    (RESULTS / "selection.md").write_text("\n".join([*lines, *table(rows)]) + "\n")
-    print("\n".join([*lines, *table(rows)]))
+    write_once("selection", "Chosen accuracies", about, rows)
 
 
 if __name__ == "__main__":
