@@ -194,7 +194,9 @@ def _comparison(result: "RunComparison") -> object:
 
 
 def _value(value: object) -> str:
-    return {True: "on", False: "off", None: "-"}.get(value, str(value)) if value in (True, False, None) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "-" if value is None else str(value)
 
 
 def _verdicts(result: "RunComparison") -> list[str]:

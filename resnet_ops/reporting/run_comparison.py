@@ -1,6 +1,6 @@
 """What is recorded of a run, and how runs differ: in their options, and in their accuracies beyond chance."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -57,7 +57,7 @@ class RunComparison(Result):
     """Some runs beside each other."""
 
     runs: tuple[RunSummary, ...]
-    options: dict[str, tuple[Any, ...]] = Field(description="Options in which they differ: the value of each run.")
+    options: dict[str, list[Any]] = Field(description="Options in which they differ: the value of each run.")
     differences: tuple[AccuracyDifference, ...] = Field(
         description="Of each pair of runs with the same validation images, the largest first."
     )
@@ -101,12 +101,14 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
     records = [run.read() for run in runs]
     summaries = tuple(summary_of(run, record) for run, record in zip(runs, records, strict=True))
     differences, tests = _differences(runs, records, summaries)
-    return RunComparison(runs=summaries, options=_differing_options(records), differences=differences, tests=tests)
+    options = configuration_differences([record.config for record in records], NOT_COMPARED)
+    return RunComparison(runs=summaries, options=options, differences=differences, tests=tests)
 
 
-def _differing_options(records: Sequence[RunRecord]) -> dict[str, tuple[Any, ...]]:
-    names = [name for name in TrainConfig.model_fields if name not in NOT_COMPARED]
-    values = {name: tuple(getattr(record.config, name) for record in records) for name in names}
+def configuration_differences(configs: Sequence[TrainConfig], left_out: Collection[str]) -> dict[str, list[Any]]:
+    """Return the options in which runs differ, but for those `left_out`: the value of each run, as in run.json."""
+    stored = [config.model_dump(mode="json", exclude=set(left_out)) for config in configs]
+    values = {name: [each[name] for each in stored] for name in stored[0]}
     return {name: of_each for name, of_each in values.items() if any(value != of_each[0] for value in of_each)}
 
 

@@ -25,6 +25,7 @@ from resnet_ops.reporting import page, style
 from resnet_ops.reporting.page import Picture
 from resnet_ops.reporting.predictions import THUMBNAIL_BYTES, Predictions, per_class, predict, thumbnails
 from resnet_ops.reporting.reliability_figure import reliability
+from resnet_ops.reporting.run_comparison import configuration_differences
 from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, Status
@@ -217,7 +218,7 @@ def render_report(data: Sequence[RunData]) -> bytes:
             "any_top5": any(entry.best and entry.best.val_top5_error is not None for entry in data),
             "chosen_by": " or ".join(dict.fromkeys(SELECT_NAMES[entry.record.config.select] for entry in data)),
             "curves": [(each, each.svg()) for each in curves] if any(entry.epochs for entry in data) else [],
-            "differences": configuration_differences(data),
+            "differences": configuration_differences([each.record.config for each in data], ("name", "runs_dir")),
             "sections": [_section(n, entry, THUMBNAIL_BYTES // len(data)) for n, entry in enumerate(data, start=1)],
         }
     return page.render("report.html.j2", **values)
@@ -266,13 +267,6 @@ def _test_clause(run: RunData) -> str:
         return ""
     images = f"{run.record.data.test_images:,} test images, which nothing was chosen on"
     return f"; its test accuracy is {percent(run.test_accuracy)} on {images}"
-
-
-def configuration_differences(runs: Sequence[RunData]) -> dict[str, list[Any]]:
-    """Return the options that differ between the runs, with each run's value."""
-    configs = [run.record.config.model_dump(mode="json", exclude={"name", "runs_dir"}) for run in runs]
-    options = {name: [config[name] for config in configs] for name in configs[0]}
-    return {name: values for name, values in options.items() if any(value != values[0] for value in values)}
 
 
 def _section(number: int, entry: RunData, thumbnail_bytes: int) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from PIL import Image
 import resnet_ops
 from resnet_ops.config import TrainConfig
 from resnet_ops.reporting.predictions import Predictions, per_class, predict, thumbnail, thumbnails
-from resnet_ops.reporting.run_report import RunData, configuration_differences, render_report, verdict, write
+from resnet_ops.reporting.run_comparison import configuration_differences
+from resnet_ops.reporting.run_report import RunData, render_report, verdict, write
 from resnet_ops.runs import Run
 from resnet_ops.training import job
 from tests.conftest import Ended
@@ -187,7 +188,7 @@ def test_the_verdict_weighs_the_difference(runs: Path, tmp_path: Path) -> None:
         verdict([lost, empty]) == "lost (resnet8) has a validation accuracy of 75.00% (70.27% to 79.20%), 95% "
         "confidence interval, on 359 validation images, which its best epoch was chosen on; its last epoch has 75.00%."
     )
-    differences = configuration_differences([lost, empty])
+    differences = configuration_differences([lost.record.config, empty.record.config], ())
     assert (differences["model"], differences["lr"]) == (["resnet8", "plain20"], [0.1, 0.5])
     assert "momentum" not in differences
     copies = []
