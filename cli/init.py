@@ -45,8 +45,7 @@ def init(
             from resnet_ops.training.recipe_file import write_recipe
 
         result = write_recipe(output, config, Notes())
-    rows = [("network", f"{result.model}"), *result.choices.items()]
-    show_rows(out.out, [(label, text) for label, text in rows])
+    show_rows(out.out, [("network", result.model), *result.choices.items()])
     if result.hint:
         out.show(f"[green]hint:[/] {escape(result.hint)}")
     out.show(

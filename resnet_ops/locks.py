@@ -3,8 +3,8 @@
 On a disk it is a file lock, which the system releases however the process ends. Object stores have no locks: there the
 holder writes a lease and renews it; a lease that another process has seen unchanged for `EXPIRE_S` is free for it.
 
-Either way the lock's file holds a nonce. Each write to the run first compares it (`files.fence`): a process that was
-stopped while another took the run over, or whose folder was removed and made anew, writes no more.
+Either way the lock's file holds a nonce. Each write to the run first compares it (`files.check_fences`): a process that
+was stopped while another took the run over, or whose folder was removed and made anew, writes no more.
 """
 
 import contextlib

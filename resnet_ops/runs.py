@@ -325,8 +325,7 @@ def _hold_first_free(
         if files.is_remote(run.path):
             stack.enter_context(run.lock(patience.wait_s, patience.warn))
             _check_replaceable(run, overwrite)
-            for path in sorted(set(files.listed(run.path)) - {run.lock_file}, key=lambda path: path == run.record_file):
-                files.remove_tree(path)  # run.json last: until then it is a run that may be replaced
+            _empty(run)
             return run
         with contextlib.suppress(FileNotFoundError):  # another process has just replaced it
             locks.remove(run.lock_file, run.name, functools.partial(_check_replaceable, run, overwrite), patience)
@@ -344,9 +343,13 @@ def delete(run: Run) -> None:
         locks.remove(run.lock_file, run.name, lambda: None)
         return
     with run.lock():
-        for path in sorted(files.listed(run.path), key=lambda path: path == run.record_file):
-            if path != run.lock_file:
-                files.remove_tree(path)  # run.json last: until then it is a run that may be deleted
+        _empty(run)
+
+
+def _empty(run: Run) -> None:
+    """Delete all of a run in a bucket but its lock, run.json last: until then it is a run that may be replaced."""
+    for path in sorted(set(files.listed(run.path)) - {run.lock_file}, key=lambda path: path == run.record_file):
+        files.remove_tree(path)
 
 
 def _check_replaceable(run: Run, overwrite: bool) -> None:

@@ -111,14 +111,13 @@ class Source:
     def summary(self) -> tuple[str, ...]:
         """The contents, in a line on splits and classes and, where something is not read, one on that."""
         names, classes = first_names(self.record.class_names), len(self.record.class_names)
-        return f"{self.split_summary} of {classes:,} classes: {names}.", *self.skipped_summary
+        contents = f"{self.split_summary} of {classes:,} classes: {names}."
+        return (contents, f"Passed over: {self.skipped_summary}.") if self.skipped else (contents,)
 
     @property
-    def skipped_summary(self) -> tuple[str, ...]:
-        """A line on what is not read; () if all is."""
-        if not self.skipped:
-            return ()
-        return (f"Passed over: {summarize_skipped(self.skipped)}; first {self.skipped[0].name}.",)
+    def skipped_summary(self) -> str:
+        """A few words on what is not read; "" if all is."""
+        return f"{summarize_skipped(self.skipped)}; first {self.skipped[0].name}" if self.skipped else ""
 
     @property
     def split_summary(self) -> str:

@@ -19,9 +19,14 @@ REMEDY = (
 )
 
 
+def file_in(folder: Path) -> Path:
+    """Return the file with the token of a cluster whose folder it is."""
+    return folder / "token"
+
+
 def create(folder: Path) -> Path:
     """Write a new token into `folder`, which only this user can enter, and return its file."""
-    file = folder / "token"
+    file = file_in(folder)
     with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as new:
         new.write(secrets.token_hex(32))
     return file

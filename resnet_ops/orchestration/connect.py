@@ -113,22 +113,20 @@ def local_ray(cpus: int, gpus: int, stop: StopRequest | None = None) -> Iterator
     if ray.is_initialized():
         yield
         return
-    with _temporary_folder() as folder, ray_internals.with_token_file(access_token.create(folder)):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_temporary_folder())
+        stack.enter_context(ray_internals.with_token_file(access_token.create(folder)))
+        # In a folder below: Ray opens the one that it is given to all.
+        options = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "_temp_dir": f"{folder}/r"}
         try:
-            try:
-                # In a folder below: Ray opens the one that it is given to all.
-                _init(address=LOCAL, num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=f"{folder}/r")
-            except Exception as error:  # whatever Ray lacks on this machine
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-                raise UserError(
-                    f"Ray cannot be started on this machine, with its files in {folder}: {reason}.",
-                    "RAY_TMPDIR chooses another folder for them; resnet-ops doctor checks the machine.",
-                    WORK_FAILED,
-                ) from error
-            with _head_watched(stop):
-                yield
-        finally:
-            ray.shutdown()
+            stack.enter_context(_session(stop, address=LOCAL, **options))
+        except Exception as error:  # whatever Ray lacks on this machine
+            raise UserError(
+                f"Ray cannot be started on this machine, with its files in {folder}: {_reason(error).rstrip('.')}.",
+                "RAY_TMPDIR chooses another folder for them; resnet-ops doctor checks the machine.",
+                WORK_FAILED,
+            ) from error
+        yield
 
 
 @contextlib.contextmanager
@@ -182,20 +180,35 @@ def connected(address: str, stop: StopRequest | None = None) -> Iterator[None]:
         yield
         return
     address = resolve_address(address)
-    with _token_of(address):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_token_of(address))
+        ship = ray_internals.JOB_CONFIG_VARIABLE not in os.environ
         try:
-            try:
-                _init(address=address, ship=ray_internals.JOB_CONFIG_VARIABLE not in os.environ)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise UserError(
-                    f"The Ray cluster at {address} refused the connection ({reason}).",
-                    "Run this on a node of the cluster, or submit a job from outside: --cluster http://HEAD:8265.",
-                ) from error
-            with _head_watched(stop):
-                yield
-        finally:
-            ray.shutdown()
+            stack.enter_context(_session(stop, address=address, ship=ship))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"The Ray cluster at {address} refused the connection ({_reason(error)}).",
+                "Run this on a node of the cluster, or submit a job from outside: --cluster http://HEAD:8265.",
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _session(stop: StopRequest | None, **options: Any) -> Iterator[None]:
+    """Call `_init`, watch the head for the length of a `with` block, and shut Ray down."""
+    import ray
+
+    try:
+        _init(**options)
+        with _head_watched(stop):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error of Ray's."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

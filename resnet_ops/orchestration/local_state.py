@@ -16,7 +16,7 @@ from pathlib import Path
 
 from resnet_ops.errors import UserError
 from resnet_ops.machine import pid_space
-from resnet_ops.orchestration import process_tree
+from resnet_ops.orchestration import access_token, process_tree
 
 # Set for the processes of the cluster, and inherited by those that they start.
 MARKER_VARIABLE = "RESNET_OPS_LOCAL_CLUSTER"
@@ -43,7 +43,7 @@ class LocalCluster:
     @property
     def token_file(self) -> Path:
         """The file with its token."""
-        return Path(self.folder, "token")
+        return access_token.file_in(Path(self.folder))
 
 
 def state_file() -> Path:

@@ -48,7 +48,7 @@ class ProcessGroup:
         """
         if self.size == 1:
             return [own]
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        device = _device()
         content = torch.tensor(list(own.encode()), dtype=torch.uint8, device=device)
         lengths = self.gather(torch.tensor(len(content), device=device)).tolist()
         padded = torch.zeros(max(lengths), dtype=torch.uint8, device=device)
@@ -84,7 +84,11 @@ class ProcessGroup:
 
 def _on_device(*values: float) -> Tensor:
     """Return values as a tensor that can be sent to other workers."""
-    return torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    return torch.tensor(values, dtype=torch.float64, device=_device())
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def statistics(network: nn.Module) -> Tensor:

@@ -55,7 +55,7 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
     """
     source = replace(source, whole=config.random_resized_crop, report=_report_to(observer))
     if config.stream == "on":
-        return _sampled(source, observer)
+        return replace(_sampled(source, observer), report=do_not_report)
     if not source.embedded:
         observer.progress({"stage": f"Decoding the images of {source.record.name}"})
     source = source.prepare()

@@ -25,7 +25,7 @@ from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.data.sources import MAX_LISTED, Source
 from resnet_ops.errors import WORK_FAILED, PausedError, RunLostError, UserError
 from resnet_ops.machine import versions
-from resnet_ops.orchestration.allocation import allocate
+from resnet_ops.orchestration.allocation import Placement, allocate
 from resnet_ops.orchestration.placement import Device, NoRoomError
 from resnet_ops.results import Result
 from resnet_ops.run_records import Best, DataRecord, RunRecord, StartRecord, Status, Writer
@@ -139,16 +139,8 @@ def train(
             store_weights(run, weights)
             record = begin(run, config, source.record, parameters, layout.workers, layout.device, start)
             observer.run_created(run, record, describe(source, record, choices, hint))
-            with _followed(run, observer, tracked):
-                with (
-                    _end_recorded(run, record, tracked),
-                    stoppable(stop, observer, functools.partial(_record_stop, run, record)) as request,
-                ):
-                    from resnet_ops.training.launch import launch_workers
-
-                    result = launch_workers(run, record, source, placement, request)
-                record = _finish(run, record, result)
-            return _result(run, record, result.steps_at, started_at)
+            record, steps_at = _work(run, record, source, placement, observer, stop, tracked)
+            return _result(run, record, steps_at, started_at)
 
 
 def resume(
@@ -233,17 +225,35 @@ def resume(
             if extended:
                 run.log_event(extended)
                 observer.warn(extended)
-            with _followed(run, observer, tracked):
-                with (
-                    _end_recorded(run, record, tracked),
-                    stoppable(stop, observer, functools.partial(_record_stop, run, record)) as request,
-                ):
-                    from resnet_ops.training.launch import launch_workers
+            record, steps_at = _work(run, record, source, placement, observer, stop, tracked)
+            return _result(run, record, steps_at, started_at)
 
-                    _report_resume_point(run, observer)
-                    result = launch_workers(run, record, source, placement, request)
-                record = _finish(run, record, result)
-            return _result(run, record, result.steps_at, started_at)
+
+def _work(
+    run: Run,
+    record: RunRecord,
+    source: Source,
+    placement: Placement,
+    observer: Observer,
+    stop: StopRequest | None,
+    tracked: bool,
+) -> tuple[RunRecord, tuple[float, ...]]:
+    """Train a run to its end, and return its record and when its first and last steps ended.
+
+    Raises:
+        UserError: The work failed or was stopped, which is then in the record.
+    """
+    with _followed(run, observer, tracked):
+        with (
+            _end_recorded(run, record, tracked),
+            stoppable(stop, observer, functools.partial(_record_stop, run, record)) as request,
+        ):
+            from resnet_ops.training.launch import launch_workers
+
+            if record.resumed:
+                _report_resume_point(run, observer)
+            result = launch_workers(run, record, source, placement, request)
+        return _finish(run, record, result), result.steps_at
 
 
 def _with_changes(run: Run, record: RunRecord, changes: dict[str, Any]) -> tuple[RunRecord, str]:
@@ -306,7 +316,7 @@ def begin(
     start: StartRecord | None = None,
 ) -> RunRecord:
     """Write run.json of a new run."""
-    now = datetime.now(UTC)
+    now, writer = datetime.now(UTC), this_writer()
     return run.write(
         RunRecord(
             name=run.name,
@@ -318,10 +328,10 @@ def begin(
             parameters=parameters,
             world_size=workers,
             device=device,
-            host=socket.gethostname(),
-            versions=versions(),
+            host=writer.host,
+            versions=writer.versions,
             start=start,
-            writers=(this_writer(),),
+            writers=(writer,),
         )
     )
 

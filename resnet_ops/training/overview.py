@@ -38,7 +38,7 @@ def describe(source: Source, record: RunRecord, choices: Sequence[Choice] = (), 
     workers = "worker" if record.world_size == 1 else "workers"
     rows = [
         ("data", source.split_summary),
-        *(("passed over", line.removeprefix("Passed over: ").removesuffix(".")) for line in source.skipped_summary),
+        ("passed over", source.skipped_summary),
         ("classes", _balance(source, data)),
         ("images", _sizes(data)),
         ("network", f"{config.model}, {record.parameters:,} parameters{why.get('model', '')}"),
@@ -48,7 +48,7 @@ def describe(source: Source, record: RunRecord, choices: Sequence[Choice] = (), 
         ("steps", f"{epochs * steps:,}: {epoch_count}, {batch}"),
         ("augmentation", f"{record.augmentation}{why.get('flip', '')}"),
         ("device", f"{record.device}, {record.world_size} {workers}"),
-        ("run", str(record.name)),
+        ("run", record.name),
     ]
     return Overview(tuple((label, text) for label, text in rows if text), hint)
 

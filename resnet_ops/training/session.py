@@ -30,7 +30,7 @@ from resnet_ops.training.distributed import ProcessGroup
 from resnet_ops.training.early_end import foresee_cut
 from resnet_ops.training.loss import weigh_classes
 from resnet_ops.training.mixed_precision import measured_precision
-from resnet_ops.training.run_pictures import draw_augmented, draw_confusion, write_picture
+from resnet_ops.training.run_pictures import EXAMPLES, draw_augmented, draw_confusion, write_picture
 from resnet_ops.training.start import begin_from_weights
 from resnet_ops.training.stop_agreement import StopAgreement
 from resnet_ops.training.trainer import Progress, Trainer
@@ -220,10 +220,16 @@ class TrainingSession:
 
     def _draw_augmented(self) -> None:
         """Draw images of the step that was just done, augmented once more as they were for it."""
+        assert self.writer is not None
         trainer, self.pictured = self.trainer, True
         with torch.no_grad():
             x, _ = trainer.loader.batch(trainer.row, trainer.inputs.images)
-        write_picture(self.run, "augmented", draw_augmented(x, trainer.loader.mean, trainer.loader.std), 1)
+        first = x[:EXAMPLES].float().cpu()  # here, as the next step may overwrite what is on the device
+        self.writer.start(self._write_augmented, first)
+
+    def _write_augmented(self, x: torch.Tensor) -> None:
+        loader = self.trainer.loader
+        write_picture(self.run, "augmented", draw_augmented(x, loader.mean, loader.std), 1)
 
     def wait(self) -> None:
         """Wait until all is written."""
