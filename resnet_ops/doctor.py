@@ -172,7 +172,7 @@ def _ray() -> Diagnosis:
 
 def _token() -> Diagnosis:
     """Check the token for clusters that are not started here; those have their own."""
-    closed = "Ray started here listens on 127.0.0.1 only, with a token of its own"
+    closed = "Ray started here listens on 127.0.0.1 only, with a token of its own; process groups have none"
     if not access_token.user_token():
         return Diagnosis("Ray's token", "absent", f"none for other clusters; {closed}")
     return Diagnosis("Ray's token", "ok", f"of other clusters, readable by this user only; {closed}")

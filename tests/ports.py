@@ -5,8 +5,8 @@ import ipaddress
 from pathlib import Path
 
 
-def listening(folder: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Addresses that the living processes which name `folder` listen on for TCP."""
+def listening(folder: str, of: str = "") -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Addresses that the living processes which name `folder` in their environment, and are called `of`, listen on."""
     addresses = {}
     for table, size in (("tcp", 4), ("tcp6", 16)):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
@@ -19,7 +19,8 @@ def listening(folder: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if folder.encode() in (process / "environ").read_bytes():
+            is_meant = of.encode() in (process / "cmdline").read_bytes()
+            if is_meant and folder.encode() in (process / "environ").read_bytes():
                 links = {str(link.readlink()) for link in (process / "fd").iterdir()}
                 found += [addresses[link] for link in links if link in addresses]
     return found

@@ -17,6 +17,7 @@ import ray
 from ray.train.torch import TorchConfig
 
 from resnet_ops.errors import BAD_REQUEST, UserError
+from resnet_ops.orchestration import process_group
 from resnet_ops.orchestration.links import Endpoint, addresses_of_interfaces, listen, matching_interfaces, reach
 from resnet_ops.orchestration.ray_internals import TorchBackend
 from resnet_ops.orchestration.worker_loss import LinkError, LogEvent
@@ -45,16 +46,16 @@ class SocketInterfaceConfig(TorchConfig):
 class _CheckedBackend(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         try:
-            _prepare_network(worker_group, backend_config)
+            endpoints = _prepare_network(worker_group, backend_config)
             worker_group.execute(take_signals)
-            super().on_start(worker_group, backend_config)
+            process_group.form(worker_group, endpoints, backend_config.timeout_s)
         except Exception:
             # Ray forgets workers whose start fails here; their room would stay reserved, and the next ones wait for it.
             worker_group.abort()
             raise
 
 
-def _prepare_network(worker_group: Any, config: Any) -> None:
+def _prepare_network(worker_group: Any, config: Any) -> list[Endpoint]:
     variable = NCCL if worker_group.get_resources_per_worker().get("GPU", 0) else GLOO
     endpoints: list[Endpoint] = worker_group.execute(choose_interface, variable)
     for problem in filter(None, (endpoint.problem for endpoint in endpoints)):
@@ -67,6 +68,7 @@ def _prepare_network(worker_group: Any, config: Any) -> None:
         check_links(worker_group, one_each, variable)
         if config.log_event is not None:
             config.log_event(describe_network([*one_each.values()]), "detail")
+    return endpoints
 
 
 def choose_interface(variable: str) -> Endpoint:

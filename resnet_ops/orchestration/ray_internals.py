@@ -66,7 +66,7 @@ TRAIN = {
     # To be left out: they start actors that are not needed, and each start waits for them.
     "DatasetsCallback": "ray.train.v2._internal.callbacks.datasets",
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
-    # Sets up the process group; gloo's interface is to be set on the workers before that.
+    # Ends the process group.
     "TorchBackend": "ray.train.torch.config",
 }
 

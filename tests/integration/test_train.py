@@ -6,8 +6,10 @@ import re
 import resource
 import signal
 import subprocess
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
 from tests.conftest import CIFAR10, COMMAND, Ended, command, needs_cifar10
+from tests.ports import listening
 from tests.waiting import wait_for
 
 SMALL = ("--model", "resnet8", "--epochs", "4")
@@ -168,7 +171,21 @@ def test_two_workers_train_together(ray_session: None, tmp_path: Path) -> None:
     config = TrainConfig.of(
         model="resnet8", epochs=3, batch_size=127, workers_per_node=2, runs_dir=tmp_path, name="two"
     )
-    result = job.train(config)
+    token, seen, trained = os.environ["RAY_AUTH_TOKEN_PATH"], set[bool](), threading.Event()
+
+    def watch_ports() -> None:
+        while not trained.wait(0.1):
+            addresses = listening(token, of="RayTrainWorker")
+            seen.update(address.is_loopback for address in addresses)
+
+    with ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(watch_ports)
+        try:
+            result = job.train(config)
+        finally:
+            trained.set()
+        watching.result()
+    assert seen == {True}  # the store of the group and gloo's sockets as well
     assert result.record.world_size == 2
     assert result.time_to_first_step_s is not None
     epochs = result.run.epochs()
