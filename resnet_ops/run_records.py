@@ -230,16 +230,42 @@ class Writer(BaseModel):
         return ", ".join(f"{name} {known.get(name, 'none')} (before: {old.get(name, 'none')})" for name in names)
 
 
-class RunRecord(BaseModel):
+class RecordOfConfig(BaseModel):
+    """A record with the options of what it records as `config`; fields and options of newer versions are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    newer_options: dict[str, Any] = Field(default_factory=dict, exclude=True)  # stored among those of `config`
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _set_newer_options_aside(cls, stored: Any, validate: Callable[[Any], Self]) -> Self:
+        if not (isinstance(stored, dict) and isinstance(config := stored.get("config"), dict)):
+            return validate(stored)
+        options = cls.model_fields["config"].annotation
+        assert options is not None
+        newer = {name: value for name, value in config.items() if name not in options.model_fields}
+        known = {name: value for name, value in config.items() if name not in newer}
+        return validate(stored | {"config": known, "newer_options": newer})
+
+    @model_serializer(mode="wrap")
+    def _with_newer_options(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        stored = serialize(self)
+        return stored | {"config": stored["config"] | self.newer_options}
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of what a newer version wrote and this one does not know."""
+        return (*(self.model_extra or {}), *self.newer_options)
+
+
+class RunRecord(RecordOfConfig):
     """The content of run.json.
 
     `reason` is why the run failed, was stopped, or ended before its last epoch. `extended_after` is how many epochs
     were done when the run was given more: schedules other than `steps` began anew there, and patience counts from
-    there. `host` and `versions` are those that it was begun with, `writers` these and those of each resumption. Fields
-    and options that a newer version wrote are kept.
+    there. `host` and `versions` are those that it was begun with, `writers` these and those of each resumption.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     format: Literal[1] = 1
     name: str
@@ -259,27 +285,6 @@ class RunRecord(BaseModel):
     extended_after: int = 0
     best: Best | None = None
     writers: tuple[Writer, ...] = ()  # earlier versions wrote none
-
-    newer_options: dict[str, Any] = Field(default_factory=dict, exclude=True)  # stored among those of `config`
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _set_newer_options_aside(cls, stored: Any, validate: Callable[[Any], Self]) -> Self:
-        if not (isinstance(stored, dict) and isinstance(config := stored.get("config"), dict)):
-            return validate(stored)
-        newer = {name: value for name, value in config.items() if name not in TrainConfig.model_fields}
-        known = {name: value for name, value in config.items() if name not in newer}
-        return validate(stored | {"config": known, "newer_options": newer})
-
-    @model_serializer(mode="wrap")
-    def _with_newer_options(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        stored = serialize(self)
-        return stored | {"config": stored["config"] | self.newer_options}
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """Names of what a newer version wrote and this one does not know."""
-        return (*(self.model_extra or {}), *self.newer_options)
 
     @property
     def writer(self) -> Writer:

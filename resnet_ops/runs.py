@@ -93,8 +93,7 @@ class Run:
         except FileNotFoundError:
             raise _no_run(self.path) from None
         except (ValidationError, OSError) as error:
-            detail = str(error).splitlines()[0]
-            raise UserError(f"{self.record_file} cannot be read ({detail}).", _remedy(self.record_file)) from None
+            raise unreadable(self.record_file, error) from None
 
     def write(self, record: RunRecord) -> RunRecord:
         """Write run.json, and return the record as written."""
@@ -475,13 +474,14 @@ def summary_of(run: Run, record: RunRecord) -> RunSummary:
     )
 
 
-def _remedy(record_file: Path) -> str:
-    """Return what to do about a record that cannot be read: a newer version may have written it."""
+def unreadable(record_file: Path, error: Exception) -> UserError:
+    """Return why the record of a run or a search cannot be read: a newer version may have written it."""
+    detail, remedy = str(error).splitlines()[0], "It is damaged."
     with contextlib.suppress(OSError, ValueError, UserError, KeyError, TypeError):
         wrote = json.loads(files.read(record_file))["versions"]["resnet-ops"]
         if release(wrote) > release(resnet_ops.__version__):
-            return f"Version {wrote} of resnet-ops wrote it; this is {resnet_ops.__version__}. Install that one."
-    return "The run is damaged."
+            remedy = f"Version {wrote} of resnet-ops wrote it; this is {resnet_ops.__version__}. Install that one."
+    return UserError(f"{record_file} cannot be read ({detail}).", remedy)
 
 
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:

@@ -25,7 +25,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.orchestration.trial_slots import TrialSlots
-from resnet_ops.run_records import DataRecord
+from resnet_ops.run_records import DataRecord, RecordOfConfig
 from resnet_ops.runs import Run
 from resnet_ops.significance import MeasuredAccuracy, PairwiseTests, compare
 from resnet_ops.training.observer import Observer
@@ -35,7 +35,7 @@ from resnet_ops.tuning.space import Space
 TrialStatus = Literal["running", "finished", "stopped", "failed"]
 
 
-class SearchRecord(BaseModel):
+class SearchRecord(RecordOfConfig):
     """The content of tune.json: what is searched, on which images, with which code."""
 
     format: Literal[1] = 1
@@ -136,8 +136,7 @@ class Search:
         except FileNotFoundError:
             raise UserError(f"{self.run.name} is a run, not a search.", f"See {self.run.path}.") from None
         except (ValidationError, OSError) as error:
-            detail = str(error).splitlines()[0]
-            raise UserError(f"{self.record_file} cannot be read ({detail}).", "The search is damaged.") from None
+            raise runs.unreadable(self.record_file, error) from None
 
     def write(self, record: SearchRecord) -> None:
         """Write tune.json."""

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from resnet_ops.config import Select, TrainConfig
+from resnet_ops.errors import UserError
 from resnet_ops.run_records import RunRecord
 from resnet_ops.runs import Run, summarize
 from resnet_ops.significance import MeasuredAccuracy, compare
@@ -47,6 +48,22 @@ def test_without_an_error_a_smaller_network_with_one_error_is_tied() -> None:
     selected = select([trial(1, 1.0, 300), trial(2, 39 / 40, 200)], 40)
     assert selected is not None
     assert selected.trial.id == 2
+
+
+def test_what_a_newer_version_wrote_of_a_search_is_kept(tmp_path: Path) -> None:
+    search = samples.search(tmp_path / "mine")
+    stored = json.loads(search.record_file.read_text())
+    stored |= {"mood": "good", "config": stored["config"] | {"trials_of_patience": 3}}
+    search.record_file.write_text(json.dumps(stored))
+    record = search.read()
+    assert record.unknown == ("mood", "trials_of_patience")
+    search.write(record)
+    written = json.loads(search.record_file.read_text())
+    assert written | {"space": stored["space"]} == stored  # in the space is a set
+    stored |= {"planned": "as many as needed", "versions": {"resnet-ops": "99.0"}}
+    search.record_file.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"Version 99\.0 of resnet-ops wrote it"):
+        search.read()
 
 
 def test_with_many_images_the_same_difference_counts() -> None:
