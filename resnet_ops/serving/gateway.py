@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import resource
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
@@ -15,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from resnet_ops.serving.app import CLASSIFY, build_app, refusal
 from resnet_ops.serving.connections import IDLE_S, Connection, ConnectionLimiter
-from resnet_ops.serving.limits import Answer, Refusal, Served, ServiceLimits
+from resnet_ops.serving.groups import Groups
+from resnet_ops.serving.limits import Refusal, Served, ServiceLimits
 from resnet_ops.serving.location import listen
 from resnet_ops.serving.service import InferenceService
 
@@ -114,28 +114,11 @@ class GatewayActor:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, replicas: Any, served: Served, limits: ServiceLimits, host: str, port: int
     ) -> None:
-        self.gateway = Gateway(InferenceService(served, limits, _asking(replicas)), host, port)
+        self.gateway = Gateway(InferenceService(served, limits, Groups(replicas, limits).ask), host, port)
 
     async def stop(self, within_s: float) -> int:
         """Stop the gateway."""
         return await self.gateway.stop(within_s)
-
-
-def _asking(replicas: Any) -> Callable[[bytes, str, int], Awaitable[Answer | Refusal]]:
-    """Return a function that asks a replica."""
-    from ray.exceptions import RayError, RayTaskError
-    from ray.serve.exceptions import RayServeException
-
-    async def ask(body: bytes, content_type: str, top: int) -> Answer | Refusal:
-        try:
-            answer: Answer | Refusal = await replicas.classify.remote(body, content_type, top)
-        except RayTaskError as error:
-            return Refusal("failed", f"the network failed: {type(error.cause).__name__}")
-        except (RayError, RayServeException):
-            return Refusal("lost", "the network was lost while it worked on this; try again")
-        return answer
-
-    return ask
 
 
 def _allowed_connections(limits: ServiceLimits) -> int:

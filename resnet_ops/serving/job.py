@@ -139,6 +139,7 @@ def _limits(config: ServeConfig) -> ServiceLimits:
         receive_s=config.receive_timeout_s,
         connections=config.max_connections,
         pixels=config.max_pixels,
+        replicas=config.replicas,
         batch=config.batch,
         batch_wait_s=config.batch_wait_ms / 1e3,
     )

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 from resnet_ops.export.metadata import ModelMetadata
 
+LARGE_BYTES = 1_000_000  # of a request; others do not wait for it
+
 Reason = Literal["bad_request", "timeout", "too_large", "unsupported", "busy", "stopping", "lost", "failed"]
 STATUS: dict[Reason, int] = {
     "bad_request": 400,
@@ -17,6 +19,15 @@ STATUS: dict[Reason, int] = {
     "failed": 500,
 }
 REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request that has arrived: its body and Content-Type, and the number of classes to name."""
+
+    body: bytes
+    content_type: str
+    top: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class ServiceLimits:
         receive_s: In which a whole request has to arrive.
         connections: Open at a time.
         pixels: Of an image.
+        replicas: Of the network.
         batch: Images.
         batch_wait_s: That an image waits for others.
     """
@@ -62,6 +74,7 @@ class ServiceLimits:
     receive_s: float
     connections: int
     pixels: int
+    replicas: int
     batch: int
     batch_wait_s: float
 

@@ -17,13 +17,12 @@ from resnet_ops.export import runtime
 from resnet_ops.export.binding import open_for_batches
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.serving.limits import Answer, Refusal, ServiceLimits
+from resnet_ops.serving.limits import Answer, Received, Refusal, ServiceLimits
 from resnet_ops.serving.request_body import HOW, BodyError, extract_image
 
 # Pillow reads more formats, some of them with external programs, such as PostScript.
 FORMATS = {"JPEG", "MPO", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF"}
 LARGE_PIXELS = 2_000_000  # images that take so long to decode that others do not wait for them
-LARGE_BYTES = 1_000_000  # the same of bodies
 MAX_LARGE = 32  # of them in progress in a replica
 NICE = 10
 
@@ -62,31 +61,39 @@ class Replica:
         """Return ONNX Runtime's name of the provider that computes."""
         return self.classifier.session.provider
 
-    async def classify(self, body: bytes, content_type: str, top: int) -> Answer | Refusal:
-        """Return the `top` most likely classes of the image in a body, or why it has none."""
+    async def classify(self, requests: list[Received]) -> list[Answer | Refusal | None]:
+        """Return the most likely classes of the image in each request, or why it has none; None where it is large."""
+        return list(await asyncio.gather(*map(self._classify, requests)))
+
+    async def _classify(self, request: Received) -> Answer | Refusal | None:
         loop = asyncio.get_running_loop()
-        pixels: np.ndarray | Refusal | None = None
-        if len(body) <= LARGE_BYTES:
-            pixels = await loop.run_in_executor(self._decoders, self._read, body, content_type, LARGE_PIXELS)
-        if pixels is None:  # large
-            if self._large >= MAX_LARGE:
-                return Refusal("busy", f"{self._large} large images are waiting already; try again in a second")
-            self._large += 1
-            try:
-                pixels = await loop.run_in_executor(self._large_decoders, self._read, body, content_type, None)
-            finally:
-                self._large -= 1
-        if isinstance(pixels, Refusal):
+        return await self._answer(
+            await loop.run_in_executor(self._decoders, self._read, request, LARGE_PIXELS), request.top
+        )
+
+    async def classify_large(self, request: Received) -> Answer | Refusal | None:
+        """Return the most likely classes of the image in a request, however large it is, or why it has none."""
+        if self._large >= MAX_LARGE:
+            return Refusal("busy", f"{self._large} large images are waiting already; try again in a second")
+        self._large += 1
+        try:
+            loop = asyncio.get_running_loop()
+            pixels = await loop.run_in_executor(self._large_decoders, self._read, request, None)
+        finally:
+            self._large -= 1
+        return await self._answer(pixels, request.top)
+
+    async def _answer(self, pixels: np.ndarray | Refusal | None, top: int) -> Answer | Refusal | None:
+        if not isinstance(pixels, np.ndarray):
             return pixels
-        assert pixels is not None
         probabilities, batch = await self._classify_batched(pixels)
         return Answer(self.classifier.top(probabilities, top), batch)
 
-    def _read(self, body: bytes, content_type: str, largest: int | None) -> np.ndarray | Refusal | None:
-        """Return the pixels of the image in a body, or None if it has more than `largest`."""
+    def _read(self, request: Received, largest: int | None) -> np.ndarray | Refusal | None:
+        """Return the pixels of the image in a request, or None if it has more than `largest`."""
         limit = self.limits.pixels
         try:
-            encoded = extract_image(body, content_type)
+            encoded = extract_image(request.body, request.content_type)
             header = read_header(encoded)
         except TooManyPixelsError:
             return _too_many_pixels(limit, "more")

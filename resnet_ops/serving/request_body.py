@@ -4,6 +4,7 @@ Clients keep the habits of other services: what is an image is told by what it i
 """
 
 import base64
+import binascii
 import email.message
 import json
 import re
@@ -16,9 +17,9 @@ HOW = (
     '({"image": "BASE64"})'
 )
 MAX_PARTS = 100  # of a form
-DATA_URL = re.compile(r"data:[\w/.+;=-]*;base64,")
+DATA_URL = re.compile(r"\s*data:[\w/.+;=-]*;base64,")
 SHORTEST = 32  # characters of base64: no image has fewer, and most other texts of a request do
-BASE64 = re.compile(r"[A-Za-z0-9+/_-]+")
+FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 FORM = re.compile(r"[\w.%\[\]-]{1,60}=")
 
 
@@ -38,7 +39,7 @@ def extract_image(body: bytes, content_type: str) -> bytes:
         elif (texts := _texts(body)) is not None:
             images = [image for text in texts if (image := _decoded(text)) is not None]
         else:
-            return body
+            return (_decoded(body.decode()) if body.isascii() else None) or body
     except (ValueError, RecursionError):
         raise BodyError(f"the request cannot be read; {HOW}") from None
     if len(images) != 1:
@@ -60,7 +61,7 @@ def _of_form(body: bytes, content_type: str) -> Iterator[bytes]:
 
 
 def _texts(body: bytes) -> list[str] | None:
-    """Return the texts in JSON or in a form without files, or a body that is all base64; None of anything else.
+    """Return the texts in JSON or in a form without files; None of anything else.
 
     That is told by its first characters: clients say of anything that it is JSON, or a form.
     """
@@ -68,11 +69,10 @@ def _texts(body: bytes) -> list[str] | None:
         return list(_strings(json.loads(body)))
     if not body.isascii():
         return None
-    text = body.decode().strip()
-    if FORM.match(text) and text.isprintable():
+    if FORM.match(text := body.decode().strip()) and text.isprintable():
         # A + that was not escaped is read as a blank.
         return [value.replace(" ", "+") for _, value in urllib.parse.parse_qsl(text, max_num_fields=MAX_PARTS)]
-    return [text] if _decoded(text) is not None else None
+    return None
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -84,9 +84,14 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _decoded(text: str) -> bytes | None:
     """Return what a text is in base64, of either alphabet, with or without line breaks, padding and `data:`."""
-    lines = DATA_URL.sub("", text.strip(), count=1).split()
-    encoded = "".join(lines).rstrip("=")
+    prefix = DATA_URL.match(text)
+    lines = text[prefix.end() if prefix else 0 :].split()
     is_text = any(len(line) < SHORTEST for line in lines[:-1])  # such as the header of a PPM image
-    if is_text or len(encoded) < SHORTEST or len(encoded) % 4 == 1 or not BASE64.fullmatch(encoded):
+    encoded = "".join(lines).rstrip("=")
+    if is_text or len(encoded) < SHORTEST or not encoded.isascii():
         return None
-    return base64.b64decode(encoded.translate(str.maketrans("-_", "+/")) + "=" * (-len(encoded) % 4))
+    padded = encoded.encode().translate(FROM_URL_SAFE) + b"=" * (-len(encoded) % 4)
+    try:  # not with a regular expression: of a large body it would keep all other requests waiting
+        return base64.b64decode(padded, validate=True)
+    except binascii.Error:
+        return None

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 
 from starlette.requests import ClientDisconnect
 
-from resnet_ops.serving.limits import Answer, Refusal, RefusedError, Served, ServiceLimits
+from resnet_ops.serving.limits import Answer, Received, Refusal, RefusedError, Served, ServiceLimits
 from resnet_ops.serving.metrics import ABORTED, OK, Metrics
 
 GRACE_S = 5.0  # before a request has to arrive at a rate
@@ -25,11 +25,11 @@ class InferenceService:
     Args:
         served: The file that answers.
         limits: Of requests.
-        ask: Answers a body, given its content type and the number of classes to name.
+        ask: Answers a request that has arrived.
     """
 
     def __init__(
-        self, served: Served, limits: ServiceLimits, ask: Callable[[bytes, str, int], Awaitable[Answer | Refusal]]
+        self, served: Served, limits: ServiceLimits, ask: Callable[[Received], Awaitable[Answer | Refusal]]
     ) -> None:
         self.served, self.limits = served, limits
         self.waiting = 0
@@ -50,7 +50,7 @@ class InferenceService:
         try:
             async with self._receive(body, headers) as content:
                 started = time.monotonic()
-                answer = await self._answer(bytes(content), headers.get("content-type", ""), top)
+                answer = await self._answer(Received(bytes(content), headers.get("content-type", ""), top))
         except RefusedError as error:
             self.metrics.requests[error.refusal.reason].inc()
             raise
@@ -97,11 +97,11 @@ class InferenceService:
         if self._held_bytes > max(HELD_BYTES, 2 * self.limits.upload_bytes):
             max(self._uploads, key=lambda upload: len(upload.content)).crowd_out()
 
-    async def _answer(self, content: bytes, content_type: str, top: int) -> Answer:
+    async def _answer(self, request: Received) -> Answer:
         with self._count_request():
             try:
                 async with asyncio.timeout(ANSWER_S + self.limits.batch_wait_s):
-                    answer = await self._ask(content, content_type, top)
+                    answer = await self._ask(request)
             except TimeoutError:
                 raise RefusedError("failed", f"the network did not answer within {ANSWER_S:.0f} seconds") from None
         if isinstance(answer, Refusal):

@@ -15,12 +15,12 @@ from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.serving import connections, gateway, service
 from resnet_ops.serving.gateway import Gateway
-from resnet_ops.serving.limits import Answer, Refusal, Served, ServiceLimits
+from resnet_ops.serving.limits import Answer, Received, Refusal, Served, ServiceLimits
 from resnet_ops.serving.service import InferenceService
 from tests.conftest import DigitFiles
 
 LIMITS = ServiceLimits(
-    waiting=2, upload_bytes=1_000_000, receive_s=2, connections=30, pixels=10_000, batch=8, batch_wait_s=0
+    waiting=2, upload_bytes=1_000_000, receive_s=2, connections=30, pixels=10_000, replicas=1, batch=8, batch_wait_s=0
 )
 POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 GET = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -112,9 +112,9 @@ def attacked(
         gate = asyncio.Event()
         gate.set()
 
-        async def answer(body: bytes, _: str, top: int) -> Answer | Refusal:
+        async def answer(request: Received) -> Answer | Refusal:
             await gate.wait()
-            return Answer([(body.decode()[:9], 1.0)] * top, 1)
+            return Answer([(request.body.decode()[:9], 1.0)] * request.top, 1)
 
         listening = Gateway(InferenceService(Served("model.onnx", metadata, "cpu"), limits, answer), "127.0.0.1", 0)
         found = Running(listening, listening.port, gate)

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from resnet_ops.serving.limits import LARGE_BYTES
+from resnet_ops.serving.replica import LARGE_PIXELS
 from tests.conftest import COMMAND, DigitFiles, Ended
 from tests.json_keys import assert_keys
 from tests.waiting import wait_for
@@ -89,7 +91,7 @@ def started(file: Path, *options: object) -> Service:
 
 @pytest.fixture(scope="module")
 def service(digit_files: DigitFiles) -> Iterator[Service]:
-    limits = ["--max-upload-mb", "0.1", "--max-pixels", "10000", "--max-waiting", WAITING, "--batch", "8"]
+    limits = ["--max-upload-mb", "1.5", "--max-pixels", "2300000", "--max-waiting", WAITING, "--batch", "8"]
     service = started(digit_files.normalized, *limits)
     assert_keys("serve", service.result)
     yield service
@@ -122,16 +124,22 @@ def postscript() -> bytes:
 
 
 def test_under_load_every_answer_is_that_of_predict(
-    service: Service, cli: Cli, digit_files: DigitFiles, digit_images: list[Path]
+    service: Service, cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
 ) -> None:
-    rows = cli("predict", digit_files.normalized, *digit_images, "--top", 3, "--json").json["predictions"]
-    faults = {b"": 400, b"not an image": 400, digit_images[0].read_bytes()[:-40]: 400, noise(190): 413}
-    requests = [path.read_bytes() for path in digit_images]
+    many_pixels, many_bytes = tmp_path / "pixels.png", tmp_path / "bytes.png"
+    Image.open(digit_images[0]).resize((1501, 1500)).save(many_pixels)
+    many_bytes.write_bytes(noise(640))
+    assert LARGE_PIXELS < 1501 * 1500
+    assert many_pixels.stat().st_size < LARGE_BYTES < many_bytes.stat().st_size
+    images = [*digit_images, many_pixels, many_bytes]
+    rows = cli("predict", digit_files.normalized, *images, "--top", 3, "--json").json["predictions"]
+    faults = {b"": 400, b"not an image": 400, digit_images[0].read_bytes()[:-40]: 400, noise(720): 413}
+    requests = [path.read_bytes() for path in images]
     for index, fault in enumerate(list(faults) * 5):
         requests.insert(index * 10, fault)
     with ThreadPoolExecutor(WAITING) as pool:
         answers = list(pool.map(lambda image: service.classify(image, "?top=3"), requests))
-    expected = {path.read_bytes(): row["top"] for path, row in zip(digit_images, rows, strict=True)}
+    expected = {path.read_bytes(): row["top"] for path, row in zip(images, rows, strict=True)}
     for image, (status, answer) in zip(requests, answers, strict=True):
         if image in faults:
             assert status == faults[image]
@@ -142,7 +150,7 @@ def test_under_load_every_answer_is_that_of_predict(
         for one, same in zip(answer["top"], expected[image], strict=True):
             assert one["probability"] == pytest.approx(same["probability"], abs=1e-5)
         assert answer["model"] == "resnet8"
-    assert len(answers) == 220
+    assert len(answers) == 222
 
 
 def test_what_is_wrong_is_refused_in_words(service: Service, digit_images: list[Path]) -> None:
@@ -155,9 +163,9 @@ def test_what_is_wrong_is_refused_in_words(service: Service, digit_images: list[
         (good, "?top=many", {}, 422, "top: "),
         (good, "", {"content_type": "multipart/form-data; boundary=x"}, 400, "--data-binary"),
         (postscript(), "", {}, 415, "EPS"),
-        (noise(190), "", {}, 413, "0.1 MB"),
-        (png(101, 100), "", {}, 413, "10,000 pixels; this one has 101 x 100"),
-        (png(60_000, 60_000), "", {}, 413, "10,000 pixels; this one has more"),
+        (noise(720), "", {}, 413, "1.5 MB"),
+        (png(2301, 1000), "", {}, 413, "2,300,000 pixels; this one has 2,301 x 1,000"),
+        (png(60_000, 60_000), "", {}, 413, "2,300,000 pixels; this one has more"),
     ]:
         status, answer = service.classify(image, query, **headers)
         assert (status, list(answer)) == (expected, ["error"]), answer
@@ -172,9 +180,9 @@ def test_what_is_wrong_is_refused_in_words(service: Service, digit_images: list[
 
 def test_an_upload_that_does_not_say_how_long_it_is_is_cut_off_too(service: Service) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-    connection.request("POST", "/classify", iter([bytes(50_000)] * 4), encode_chunked=True)
+    connection.request("POST", "/classify", iter([bytes(400_000)] * 4), encode_chunked=True)
     answer = connection.getresponse()
-    assert (answer.status, "0.1 MB" in json.load(answer)["error"]) == (413, True)
+    assert (answer.status, "1.5 MB" in json.load(answer)["error"]) == (413, True)
 
 
 def test_it_says_how_it_is_and_what_it_serves(service: Service, digit_files: DigitFiles) -> None:
