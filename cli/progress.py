@@ -235,18 +235,22 @@ class SearchProgress(SearchObserver):
         if not trials:
             return Spinner("dots", text=Text(self.stage))
         rows: Table = table(">trial", "network", ">lr", ">epoch", f">best {SELECT_NAMES[self.record.select]}", "status")
-        rows.columns[-1].no_wrap, rows.columns[-1].overflow = True, "ellipsis"
+        for column in rows.columns:  # in a narrow terminal the status gives way, then the name of the network
+            column.no_wrap = column.header not in ("network", "status")
+        rows.columns[-1].min_width = max(map(len, STATUS_COLORS))
         running = [trial for trial in trials if not trial.has_ended]
         done = [trial for trial in trials if trial.has_ended]
         for trial in sorted([*done[-max(TABLE_ROWS - len(running), 3) :], *running], key=lambda t: t.id):
             accuracy = self._metric(trial)
             rows.add_row(
                 str(trial.id),
-                trial.model,
+                Text(trial.model, no_wrap=True, overflow="ellipsis"),
                 f"{trial.lr:.3g}",
                 f"{trial.epochs}/{trial.planned_epochs or self.record.epochs}",
                 accuracy,
-                f"[{STATUS_COLORS[trial.status]}]{trial.status}[/] {escape(trial.reason)}",
+                Text.assemble(
+                    (trial.status, STATUS_COLORS[trial.status]), f" {trial.reason}", no_wrap=True, overflow="ellipsis"
+                ),
             )
         line = f"{len(done)} of {self.record.planned} trials done{self._best()}{self._eta(len(done))}"
         return Group(rows, Text(line, style="bold"))
