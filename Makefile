@@ -7,6 +7,7 @@
 #   GPU_PYTHON=python3 uses an interpreter in which resnet-ops is installed already, instead of .venv.
 # make test-slurm: run the Slurm template on a real Slurm on this machine; needs root.
 # make test-ray RAY=2.61.0: the suite against another Ray, in .venv-ray; without RAY= against the newest.
+# make test-slow: what takes too long for each time: all forms of exports, every line of the pages, lost machines.
 # make test-chaos: train while machines die, networks are cut and disks fill; parts of it need root.
 
 PYTHON ?= python3
@@ -32,7 +33,7 @@ endef
 endif
 comma := ,
 
-.PHONY: demo install torch test test-chaos test-ray test-slurm check format docs bench gpu pictures clean
+.PHONY: demo install torch test test-chaos test-ray test-slow test-slurm check format docs bench gpu pictures clean
 .DELETE_ON_ERROR:
 
 install: .venv/installed
@@ -55,7 +56,10 @@ test-slurm: .venv/installed-dev
 	$(BIN)/pytest -m slurm tests/cluster
 
 test-chaos: .venv/installed-dev
-	$(BIN)/pytest -m "chaos or slow" -s
+	$(BIN)/pytest -m chaos -s
+
+test-slow: .venv/installed-dev
+	$(BIN)/pytest -m "slow and not chaos" -n 2 --dist loadfile --no-loadscope-reorder
 
 # The second pip goes beyond what pyproject.toml allows, and says so.
 test-ray: .venv/bin/pip

@@ -27,7 +27,7 @@ from tests.waiting import wait_for
 
 # What this machine cannot do, and what stands in for it.
 ELSEWHERE = {
-    r"make |pip install ": "changes the environment of these very tests; .ci/run begins with it",
+    r"make |pip install |source \.venv": "changes the environment of these very tests; .ci/run begins with it",
     r"sbatch |cd my-slurm": "needs a Slurm; tests/cluster/test_slurm.py has one",
     r"kubectl ": "needs Kubernetes; tests/cluster/test_templates.py holds the manifests against their schemas",
     r"ray (up|exec|down) |cd my-aws|python prepare.py|\(umask 077": "needs an account in a cloud; test_templates.py "
@@ -250,7 +250,7 @@ def prepare(reader: Reader, text: str) -> None:
         reader.must("resnet-ops export my-run --onnx && cp runs/my-run/export/model.onnx .")
 
 
-# The tutorial each time; the others take a minute or two each, and are gone through by `make test-chaos`.
+# The tutorial each time; the others take a minute or two each, and are gone through by `make test-slow`.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "page",

@@ -235,7 +235,7 @@ def centered(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + SIDE, top + SIDE))
 
 
-# Each takes half a second. Some of all kinds are checked each time, the others by `make test-chaos`.
+# Each takes half a second. Some of all kinds are checked each time, the others by `make test-slow`.
 CHECKED = [
     pytest.param(*fault, id=fault[0], marks=[pytest.mark.slow] if index % 3 else [])
     for index, fault in enumerate(FAULTS.items())

@@ -52,7 +52,7 @@ DAMAGED = [
     ("checkpoint", "checkpoint", 100),
     ("safetensors", "weights", 80),
     ("pickle", "weights", 80),
-]  # 560 in all; a fifth of them each time, the others by `make test-chaos`
+]  # 560 in all; a fifth of them each time, the others by `make test-slow`
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_they_are_at_least_sixty() -> None:
     assert len({*SMALL, *LARGE, *BASELINES}) + len(set(FORMS)) + len(OPSETS) >= 60
 
 
-# Each takes seconds. Some of all kinds are checked each time, the others by `make test-chaos`.
+# Each takes seconds. Some of all kinds are checked each time, the others by `make test-slow`.
 CHECKED = [
     one if index == 12 and index < len(SMALL) else pytest.param(*one, marks=pytest.mark.slow)
     for index, one in enumerate([*SMALL, *LARGE, *BASELINES])

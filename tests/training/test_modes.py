@@ -135,7 +135,7 @@ def undisturbed(name: str, mode: str) -> tuple[dict[str, Tensor], list[Epoch]]:
     return run(trainer(name, **MODES[mode]))
 
 
-# These have most of what the others have, which are checked by `make test-chaos`.
+# These have most of what the others have, which are checked by `make test-slow`.
 USUAL = {*itertools.product(NETWORKS, ["all"]), ("resnet8", "fine-tuned"), ("alexnet", "fine-tuned")}
 
 
