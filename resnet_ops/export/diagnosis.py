@@ -225,7 +225,7 @@ def _decodable(answers: Answers, images: EncodedImages, metadata: ModelMetadata)
 
 @dataclass(frozen=True)
 class _Doubt:
-    """Why it cannot be told what explains the answers, and what to do then."""
+    """Reason that it cannot be told what explains the answers, and what to do then."""
 
     reason: str
     remedy: str
