@@ -27,7 +27,7 @@ def diagnose(options: Options, json: Json = False, debug: Debug = False) -> None
 
     Faults such as BGR, a missing normalization or another resize are replayed with the file itself, alone and up to
     three at once, and the one that gives your program's answers is named. The exit code is 0 if the answers are equal
-    or explained, 1 if not, or if too few classes differ to tell.
+    or explained, 1 if not, or if it cannot be told from these answers.
     """
     output = Output(json)
     config = options.make(DiagnoseConfig)
@@ -54,7 +54,7 @@ def diagnose(options: Options, json: Json = False, debug: Debug = False) -> None
     if result.undecided:
         refusal = UserError(
             f"It cannot be told why the answers differ: {result.undecided}.",
-            "Give probabilities instead of classes, or more images.",
+            result.undecided_remedy or "",
             WORK_FAILED,
         )
         report_error(refusal, WORK_FAILED, as_json=False, debug=debug)
@@ -83,7 +83,8 @@ def _show_verdict(output: Output, result: "DiagnoseResult") -> None:
         output.show(f"[bold green]Equal:[/] no difference seen in {ours.compared:,} classes{near}.")
         output.show("[yellow]Classes alone hide small differences:[/] give probabilities to see them.")
     elif result.verdict == "equal":
-        output.show(f"[bold green]Equal:[/] {_equal(ours)}; your program preprocesses as the file says.")
+        near = "" if ours.equal == ours.compared else ", the others near ties"
+        output.show(f"[bold green]Equal:[/] {_equal(ours)}{near}; your program preprocesses as the file says.")
     elif result.verdict == "explained":
         output.show(
             f"[bold green]Explained:[/] {escape(result.explanation or best.name)}: {_equal(best)} "
@@ -104,7 +105,8 @@ def _show_verdict(output: Output, result: "DiagnoseResult") -> None:
     if result.differing:
         has_values = result.kind != "classes"
         rows = table("image", ">line", "yours", "replayed", *([">difference"] if has_values else []))
-        rows.title = "first images that differ from the best of these"
+        of_best = result.verdict == "explained"
+        rows.title = f"first images that differ from {'the best of these' if of_best else 'our preprocessing'}"
         for image in result.differing:
             difference = [] if image.difference is None else [f"{image.difference:.4f}"]
             rows.add_row(escape(image.path), str(image.line), escape(image.theirs), escape(image.ours), *difference)

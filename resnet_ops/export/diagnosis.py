@@ -5,6 +5,7 @@ What the program answered is read in `answers`; the faults are in `faults`, the 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,9 @@ from resnet_ops.files import Place
 from resnet_ops.results import Result
 
 DIFFERING = 5  # images that are listed
+MORE_VALUES = "Give probabilities instead of classes, or more images."
+MORE_IMAGES = "Give answers for more images that differ."
+COMPARE_TWO = "Compare what your program gives the network for two images, and what it reads from the output."
 
 
 class Hypothesis(Result):
@@ -59,7 +63,7 @@ class DifferingImage(Result):
     path: str = Field(description="The image.")
     line: int = Field(description="The line of the answer.")
     theirs: str = Field(description="The program's class.")
-    ours: str = Field(description="The class of the best hypothesis.")
+    ours: str = Field(description="The class that it is compared with.")
     difference: float | None = Field(description="Largest difference of the values, if they are given.")
 
 
@@ -74,12 +78,18 @@ class DiagnoseResult(Result):
         "in the filter of the resize only."
     )
     undecided: str | None = Field(description="Why it cannot be told what explains the answers.")
+    undecided_remedy: str | None = Field(description="What to do to be told more.")
     best: Hypothesis = Field(description="The explanation, or what comes nearest.")
     ours: Hypothesis = Field(description="Our own preprocessing.")
     hypotheses: tuple[Hypothesis, ...] = Field(description="The best ones, the best first, with our own preprocessing.")
-    ties: tuple[Hypothesis, ...] = Field(description="Others that fit the answers as well as the best.")
+    ties: tuple[Hypothesis, ...] = Field(
+        description="Others that fit the answers as well as the best; if all answers are the same, all possible ones."
+    )
     telling: int = Field(description="Images whose answers differ from those of our preprocessing.")
-    differing: tuple[DifferingImage, ...] = Field(description="The first images that the best hypothesis differs for.")
+    differing: tuple[DifferingImage, ...] = Field(
+        description="The first images that differ from the best hypothesis, if that explains the answers, otherwise "
+        "from our preprocessing."
+    )
     kind: Literal["classes", "probabilities", "logits"] = Field(description="What the program's answers are.")
     column: str | None = Field(description="The column that classes were read from, if another could have been it.")
     is_cut: bool = Field(description="Whether the file of outputs has more lines than are read.")
@@ -124,29 +134,31 @@ def diagnose_with(
     search = FaultSearch(classifier, images, chosen, on_progress)
     ranked = search.run()
     ours = search.ours
-    fitting = [match for match in ranked if match.faults and match.fits(ours)]
+    is_constant = bool(ours.misses) and ours.is_constant
+    fitting = [m for m in ranked if m.faults and (m.may_cause(ours) if is_constant else m.fits(ours))]
     explaining = [match for match in fitting if match.explains(ours)]
-    undecided = None if explaining else _why_undecided(fitting, ours)
+    doubt = None if explaining else _doubt(fitting, ours)
     candidates = explaining or fitting
     selected = _plausible(ranked, candidates)
-    best = candidates[0] if candidates else selected[0] if ours.misses else ours
-    ties = [match for match in candidates[1:] if match.ties(best)]
+    best = candidates[0] if candidates else ours if doubt or not ours.misses else selected[0]
+    ties = [match for match in candidates[1:] if is_constant or match.ties(best)]
     selected = sorted(selected, key=lambda match: (match is not best, match not in ties))[: config.top]
-    winners = [best, *ties] if explaining else [] if ours.misses else [ours]
+    winners = [best, *ties] if explaining else [] if ours.misses or doubt else [ours]
 
     def describe(match: FaultMatch) -> Hypothesis:
         return _describe(match, explains=match in winners)
 
     return DiagnoseResult(
-        verdict="explained" if explaining else "undecided" if undecided else "unexplained" if ours.misses else "equal",
+        verdict="explained" if explaining else "undecided" if doubt else "unexplained" if ours.misses else "equal",
         explanation=common_name(best, ties) if explaining else None,
-        undecided=undecided,
+        undecided=doubt.reason if doubt else None,
+        undecided_remedy=doubt.remedy if doubt else None,
         best=describe(best),
         ours=describe(ours),
         hypotheses=tuple(map(describe, selected if ours in selected else [*selected, ours])),
         ties=tuple(map(describe, ties)),
         telling=int(ours.missed.sum()),
-        differing=tuple(_differing(best, chosen, images, classifier.class_names)),
+        differing=tuple(_differing(best if explaining else ours, chosen, images, classifier.class_names)),
         kind=chosen.kind,
         column=answers.column,
         is_cut=answers.is_cut,
@@ -211,15 +223,33 @@ def _decodable(answers: Answers, images: EncodedImages, metadata: ModelMetadata)
     return answers.subset(np.array(rows)), broken
 
 
-def _why_undecided(fitting: Sequence[FaultMatch], ours: FaultMatch) -> str | None:
-    """Return why classes are too few to tell what explains them; None if they are not, or equal."""
+@dataclass(frozen=True)
+class _Doubt:
+    """Reason that it cannot be told what explains the answers, and what to do then."""
+
+    reason: str
+    remedy: str
+
+
+def _doubt(fitting: Sequence[FaultMatch], ours: FaultMatch) -> _Doubt | None:
+    """Return why it cannot be told what explains the answers; None if it can, or nothing does."""
+    compared, is_classes = int(ours.known.sum()), ours.differences is None
+    if not ours.misses:
+        same = _Doubt("the network's own answers are nearly the same for all these images", MORE_IMAGES)
+        return None if ours.tells else same
     needed = EVIDENCE * (len(fitting[0].faults) if fitting else 1)
-    if ours.differences is not None or not ours.misses or not (fitting or ours.misses < needed):
-        return None
-    if ours.misses < needed:
+    if is_classes and ours.misses < needed:
         differ = "differs" if ours.misses == 1 else "differ"
-        return f"too few answers differ from ours: {ours.misses:,} of {int(ours.known.sum()):,} {differ}"
-    return "nearly all answers are the same class, or near ties"
+        return _Doubt(f"too few answers differ from ours: {ours.misses:,} of {compared:,} {differ}", MORE_VALUES)
+    if ours.is_constant and compared > 1:
+        what, images = "class" if is_classes else "answer", "nearly all images" if ours.varying else "all images"
+        return _Doubt(
+            f"your program gives the same {what} for {images}",
+            f"{MORE_VALUES} {COMPARE_TWO}" if is_classes else COMPARE_TWO,
+        )
+    if fitting and is_classes:
+        return _Doubt("nearly all answers are the same class, or near ties", MORE_VALUES)
+    return _Doubt("there is only one image", MORE_IMAGES) if fitting else None
 
 
 def _plausible(ranked: Sequence[FaultMatch], candidates: Sequence[FaultMatch]) -> list[FaultMatch]:

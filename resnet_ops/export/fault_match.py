@@ -1,7 +1,8 @@
 """What a combination of faults gives, compared with a program's answers: whether it explains them.
 
-Classes alone match by chance: a fault needs answers that tell it from our preprocessing. The search is in
-`fault_search`.
+Classes alone match by chance: a fault needs answers that tell it from our preprocessing. So do values that are the same
+for all images, which many faults give. How near values are is measured by how much they vary between images. The search
+is in `fault_search`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ from resnet_ops.export.program_steps import Fault
 
 TOLERANCE = 0.02  # of a probability, or of the largest logit: fp16, TF32 and other JPEG decoders stay below
 REPLAY_TOLERANCE = 0.1  # of a fault: a level of rounding of another resize can do that to a few images
-EXACT = 1e-3  # mean difference of answers that need no explanation
+SHARE = 0.1  # of what varies between images: nearer than that are answers of the same image only
+REPLAY_SHARE = 0.25  # the same of a fault, for the few images
+EXACT = 0.05  # of the tolerance: mean difference of answers that need no explanation
+NOISE = 1e-4  # of a probability, or of the largest logit: numbers of few digits and fp16 differ by that
+ROUNDING = 1e-6  # of fp32
 EVIDENCE = 5  # classes that tell it from ours, for each fault: or some of thousands of combinations match by chance
 MISSED_SHARE = 0.01  # of classes that a fault may miss
 
@@ -60,25 +65,44 @@ class FaultMatch:
         return np.asarray(p[np.arange(len(p)), self.answers.classes % p.shape[1]])
 
     @cached_property
+    def compared(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the predicted values and the program's, if it gave some, as they are compared."""
+        ours, theirs = self.predicted, self.answers.values
+        if theirs is None or self.answers.kind != "logits":
+            return ours, theirs
+        # Softmax ignores what is added to all of an image's logits.
+        ours, theirs = (x - x.mean(1, keepdims=True) for x in (ours, theirs))
+        largest = np.abs(theirs).max() or 1
+        return ours / largest, theirs / largest
+
+    @cached_property
     def differences(self) -> np.ndarray | None:
         """Return the largest difference of the values of each image, if the program gave some."""
-        theirs = self.answers.values
-        if theirs is None:
-            return None
-        ours = self.predicted
-        if self.answers.kind == "logits":  # softmax ignores what is added to all of an image's logits
-            ours, theirs = (x - x.mean(1, keepdims=True) for x in (ours, theirs))
-            largest = np.abs(theirs).max() or 1
-            ours, theirs = ours / largest, theirs / largest
-        return np.asarray(np.abs(ours - theirs).max(1))
+        ours, theirs = self.compared
+        return None if theirs is None else np.asarray(np.abs(ours - theirs).max(1))
+
+    @cached_property
+    def spread(self) -> float:
+        """Return how much the predicted values vary between images; of one image that is not known."""
+        distances = _from_median(self.compared[0][self.known])
+        return float(np.sqrt((distances**2).mean())) if len(distances) > 1 else np.inf
+
+    @property
+    def tolerance(self) -> float:
+        """Return the difference up to which answers of one image are equal."""
+        return min(TOLERANCE, max(SHARE * self.spread, NOISE))
 
     @cached_property
     def missed(self) -> np.ndarray:
         """Return whether each answer is another one: by its values, or by its class unless that is a near tie."""
-        if self.differences is not None:
-            return np.asarray(self.known & ~(self.differences <= (REPLAY_TOLERANCE if self.faults else TOLERANCE)))
-        near = np.nan_to_num(self.predicted, nan=-np.inf).max(1) - self.probabilities <= TOLERANCE
-        return np.asarray(self.known & ~self.equal & ~near)
+        values, _ = self.compared
+        limit = self.tolerance
+        if self.differences is not None and self.faults:
+            limit = min(REPLAY_TOLERANCE, max(REPLAY_SHARE * self.spread, NOISE))
+        theirs = values[np.arange(len(values)), self.answers.classes % values.shape[1]]
+        near = np.nan_to_num(values, nan=-np.inf).max(1) - theirs <= limit
+        far = False if self.differences is None else ~(self.differences <= limit)
+        return np.asarray(self.known & (far | (~self.equal & ~near)))
 
     @property
     def misses(self) -> int:
@@ -110,24 +134,60 @@ class FaultMatch:
         count = int(self.known.sum())
         if self.differences is None:
             return self.misses <= count * MISSED_SHARE and self.misses * 10 <= ours.misses
-        is_near = self.distance <= TOLERANCE and self.distance * 4 <= ours.distance
+        is_near = self.distance <= self.tolerance and self.distance * 4 <= ours.distance
         return is_near and self.misses <= count // 20 and self.misses * 4 <= ours.misses
 
     def explains(self, ours: "FaultMatch") -> bool:
-        """Return whether the answers are explained by it: classes by chance only if few tell it from ours."""
-        return self.fits(ours) and (
-            not self.faults or self.differences is not None or self.evidence(ours) >= EVIDENCE * len(self.faults)
+        """Return whether the answers are explained by it, and not by chance."""
+        if not self.faults or not self.fits(ours):
+            return self.fits(ours)
+        return (
+            not self.is_constant if self.differences is not None else self.evidence(ours) >= EVIDENCE * len(self.faults)
         )
 
     def evidence(self, ours: "FaultMatch") -> int:
         """Return the number of classes that it gives and our preprocessing does not, if they are not all the same."""
-        classes = self.answers.classes[self.known]
-        commonest = int(np.unique(classes, return_counts=True)[1].max())
-        return min(int((ours.missed & self.known & self.equal).sum()), len(classes) - commonest)
+        return min(int((ours.missed & self.known & self.equal).sum()), self.varying)
+
+    @cached_property
+    def varying(self) -> int:
+        """Return the number of the program's answers that are not the commonest one."""
+        theirs = self.compared[1]
+        if theirs is None:
+            classes = self.answers.classes[self.known]
+            return len(classes) - int(np.unique(classes, return_counts=True)[1].max())
+        return int((_from_median(theirs[self.known]) > NOISE).sum())
+
+    @property
+    def is_constant(self) -> bool:
+        """Return whether the program gives all images the same answer, or all but a few the same values."""
+        others = int(self.known.sum()) - 1
+        return self.varying < (1 if self.differences is None else max(1, min(EVIDENCE, others)))
+
+    def may_cause(self, ours: "FaultMatch") -> bool:
+        """Return whether its answers are nearly the same for all images too, and near most of the program's.
+
+        A combination is not needed for that: one of its faults makes them the same.
+        """
+        if self.differences is None or ours.differences is None:
+            return self.fits(ours)
+        varies_little = self.spread <= max(SHARE * ours.spread, NOISE)
+        theirs, others = (float(np.nanmedian(differences)) for differences in (self.differences, ours.differences))
+        return len(self.faults) == 1 and varies_little and theirs <= min(TOLERANCE, others / 4)
+
+    @property
+    def tells(self) -> bool:
+        """Return whether the values vary so much between images that another image's would be noticed."""
+        return self.differences is None or SHARE * self.spread >= max(float(np.nanmax(self.differences)), ROUNDING)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether the answers are so near that nothing is to be explained."""
+        return not self.misses and (self.differences is None or self.distance <= EXACT * self.tolerance)
 
     def closer_than(self, ours: "FaultMatch") -> bool:
         """Return whether it is much closer where both are within the tolerance."""
-        return self.differences is not None and ours.distance > EXACT and self.distance * 5 < ours.distance
+        return self.differences is not None and not ours.is_exact and self.distance * 5 < ours.distance
 
     def ties(self, best: "FaultMatch") -> bool:
         """Return whether it explains the answers as well as the best does."""
@@ -141,3 +201,8 @@ class FaultMatch:
             a is b or a.name == b.name or (a.stage == b.stage == "resize" and a.geometry == b.geometry)
             for a, b in pairs
         )
+
+
+def _from_median(values: np.ndarray) -> np.ndarray:
+    """Return how far the values (N, classes) of each image are from what most images have."""
+    return np.asarray(np.abs(values - np.median(values, 0)).max(1))

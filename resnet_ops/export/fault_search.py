@@ -16,7 +16,7 @@ from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.decode import decode_whole
 from resnet_ops.export.answers import Answers
 from resnet_ops.export.classifier import Classifier
-from resnet_ops.export.fault_match import EVIDENCE, EXACT, Combination, FaultMatch
+from resnet_ops.export.fault_match import EVIDENCE, Combination, FaultMatch
 from resnet_ops.export.faults import as_told, input_faults, output_faults
 from resnet_ops.export.program_steps import Fault, right_steps
 
@@ -55,7 +55,7 @@ class FaultSearch:
         for count in range(1, MOST_FAULTS + 1):
             compared.sort(key=lambda match: match.rank)
             has_little = self.ours.differences is None and self.ours.misses < EVIDENCE  # too little for a single fault
-            if self.is_settled(compared) or (count > 1 and has_little):
+            if self.is_settled(compared) or (count > 1 and (has_little or self.ours.is_constant)):
                 break
             tried = list(dict.fromkeys(_combined(beam, partners)))
             self.on_progress(
@@ -78,9 +78,7 @@ class FaultSearch:
 
     def is_settled(self, compared: Sequence[FaultMatch]) -> bool:
         """Return whether the answers are ours, or one of the matches fits: more faults at once had less evidence."""
-        ours = self.ours
-        is_exact = not ours.misses and (ours.differences is None or ours.distance <= EXACT)
-        return is_exact or any(match.faults and match.fits(ours) for match in compared)
+        return self.ours.is_exact or any(match.faults and match.fits(self.ours) for match in compared)
 
     def most_telling(self) -> np.ndarray:
         """Return some rows: of those where our answer is another one three quarters, the others of the rest."""

@@ -25,6 +25,7 @@ from resnet_ops.export.diagnosis import DiagnoseResult, common_name, diagnose_wi
 from resnet_ops.export.fault_match import FaultMatch
 from resnet_ops.export.faults import input_faults
 from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.export.program_steps import Fault, Kind
 from resnet_ops.training.job import TrainResult
 from tests.conftest import DigitFiles, Ended
 from tests.export.diagnosis_samples import (
@@ -436,6 +437,101 @@ def test_answers_that_nothing_explains_are_shown(world: World, cli: Cli, monkeyp
     nearest = min(one["mean_diff"] for one in shown if len(one["faults"]) < 2)
     assert all(one["mean_diff"] * 2 <= nearest for one in shown if len(one["faults"]) > 1)  # others fit by chance
     assert not any(one["explains"] for one in shown)
+
+
+FLAT = softmax(np.random.default_rng(0).normal(0, 0.03, (40, 6)))  # of a network that has hardly learned anything
+WRONG: dict[str, np.ndarray] = {
+    "those of one image": np.repeat(FLAT[:1], 40, 0),
+    "those of other images": np.roll(FLAT, 7, 0),
+    "uniform": np.full_like(FLAT, 1 / 6),
+    "nearer to uniform": softmax(np.log(FLAT) / 2),
+}
+
+
+def answers_of(values: np.ndarray, kind: Kind = "probabilities") -> Answers:
+    rows = np.arange(len(values))
+    return Answers(kind, rows, rows, values.argmax(1), None if kind == "classes" else values, ())
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_wrong_answers_of_a_network_with_nearly_equal_ones_are_told(wrong: np.ndarray) -> None:
+    assert np.abs(wrong - FLAT).max() < 0.03  # which would be nothing for a network that is sure
+    ours = FaultMatch((), FLAT, answers_of(wrong))
+    assert ours.misses > 20
+    fault = Fault("mirrored", "layout", np.fliplr, "")  # which gives the same, and ours something far from it
+    assert not FaultMatch((fault,), FLAT, answers_of(wrong)).fits(FaultMatch((), 1 - FLAT, answers_of(wrong)))
+    assert FaultMatch((), np.log(FLAT), answers_of(np.log(wrong), "logits")).misses > 20
+    if (wrong.argmax(1) != FLAT.argmax(1)).any():
+        assert FaultMatch((), FLAT, answers_of(wrong, "classes")).misses > 10
+    for values in (FLAT.astype(np.float16).astype(float), FLAT.round(4)):
+        right_ones = FaultMatch((), FLAT, answers_of(values))
+        assert (right_ones.misses, right_ones.tells) == (0, True)
+
+
+def test_equal_values_with_other_classes_are_other_answers() -> None:
+    """Each class by 0.018 less or more: the two likeliest, 0.03 apart, are exchanged."""
+    ours = np.tile([0.4, 0.37, 0.23, 0, 0, 0], (40, 1))
+    ours[20:] = ours[20:, ::-1]
+    theirs = ours + np.where(ours == 0.4, -0.018, np.where(ours == 0.37, 0.018, 0))
+    assert FaultMatch((), ours, answers_of(theirs)).misses == 40
+    assert FaultMatch((), ours, answers_of(0.7 * ours + 0.3 * theirs)).misses == 0
+
+
+def test_answers_that_hardly_differ_between_images_tell_nothing(world: World) -> None:
+    """The same image twice, or a network that gives all the same: any other image's answer would be as near."""
+    same = np.repeat(FLAT[:1], 40, 0)
+    assert not FaultMatch((), same, answers_of(same.round(5))).tells
+    copies = world.files / "copies"
+    copies.mkdir()
+    for name in "abc":
+        (copies / f"{name}.png").write_bytes(world.paths[0].read_bytes())
+    (values,) = softmax(world.logits(right, world.paths[:1])).round(5).tolist()
+    outputs = world.write([(f"{name}.png", *values) for name in "abc"], ("path", *NAMES))
+    config = DiagnoseConfig.of(file=world.files / "rgb.onnx", outputs=outputs, data=str(copies))
+    result = diagnose_with(world.rgb, config, lambda _: None, 0.0)
+    assert result.verdict == "undecided"
+    assert "nearly the same for all these images" in str(result.undecided)
+    assert "images that differ" in str(result.undecided_remedy)
+
+
+def test_no_fault_is_named_for_a_program_that_gives_the_same_answer_for_all(world: World, cli: Cli) -> None:
+    """Pixels up to 255 times as large give this network's answer of one class, whatever the image: so do others."""
+    saturated = softmax(world.logits(FAULTS["not divided by 255"]))
+    assert np.abs(saturated - saturated[0]).max() < 1e-4
+    almost = saturated.copy()
+    almost[3] = softmax(world.logits(right))[3]
+    for values, images in ((saturated, "for all images"), (almost, "for nearly all images")):
+        asked = ("--outputs", world.write_values(values), "--data", world.folder)
+        ended = cli("diagnose", world.files / "rgb.onnx", *asked)
+        assert ended.code == 1
+        assert f"your program gives the same answer {images}" in ended.err
+        assert "Explained" not in ended.out
+        possible = " ".join(ended.out.partition("Possible:")[2].split())
+        assert re.search("not divided by 255; |; not divided by 255", possible)  # not alone
+        assert "BGR" not in possible.partition("first images")[0]
+    one = world.diagnose(world.write_values(np.repeat(softmax(world.logits(right))[:1], 30, 0)))
+    assert one.verdict == "undecided"
+    assert not any(each.explains for each in one.hypotheses)
+
+
+def test_images_are_listed_if_the_nearest_fault_is_near_for_each(
+    world: World, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its values are within what a few images may differ by, but of all images: another reason."""
+    monkeypatch.setattr(fault_search, "MOST_FAULTS", 1)
+    values = 0.9 * softmax(world.logits(bgr)) + 0.1 / len(NAMES)
+    asked = ("--outputs", world.write_values(values), "--data", world.folder)
+    ended = cli("diagnose", world.files / "rgb.onnx", *asked, "--json")
+    assert ended.code == 1, ended.err
+    assert "No fault explains the answers" in ended.err
+    assert "Internal" not in ended.err
+    assert ended.json["best"]["faults"] == ["BGR"]
+    assert 0.02 < ended.json["best"]["max_diff"] < 0.1
+    differing = ended.json["differing"]
+    assert len(differing) == 5
+    assert differing[0]["path"] in ended.err
+    ours = {path.name: NAMES[z.argmax()] for path, z in zip(world.paths, world.logits(right), strict=True)}
+    assert [image["ours"] for image in differing] == [ours[Path(image["path"]).name] for image in differing]
 
 
 def test_the_command_names_the_fault_and_what_to_change(world: World, cli: Cli) -> None:
