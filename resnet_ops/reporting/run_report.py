@@ -3,7 +3,6 @@
 The predictions are made in predictions.py, the charts are drawn in training_figures.py.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.reliability import calibration_error, confidence_levels
 from resnet_ops.reporting import page, style
+from resnet_ops.reporting.export_records import ExportRecord, read_export_records
 from resnet_ops.reporting.page import Picture
 from resnet_ops.reporting.predictions import THUMBNAIL_BYTES, Predictions, per_class, predict, thumbnails
 from resnet_ops.reporting.reliability_figure import reliability
@@ -42,7 +42,7 @@ class RunData:
     epochs: list[Epoch]
     predictions: Predictions | None
     missing: str
-    proofs: list[dict[str, Any]]
+    exports: list[ExportRecord]
 
     @classmethod
     def read(cls, run: Run) -> "RunData":
@@ -59,15 +59,13 @@ class RunData:
             raise
         except UserError as error:  # the rest can still be reported
             missing = str(error)
-        exported = [path for path in files.listed(run.export) if path.suffix == ".json"]
-        proofs = [json.loads(files.read(path)) for path in sorted(exported, key=lambda path: path.name)]
         return cls(
             run,
             record,
             record.curve(run.epochs()),
             predictions,
             missing,
-            [proof for proof in proofs if "checks" in proof],
+            read_export_records(run),
         )
 
     @cached_property
@@ -298,7 +296,7 @@ def _section(number: int, entry: RunData, thumbnail_bytes: int) -> dict[str, Any
         "number": number,
         "entry": entry,
         "evaluation": evaluation,
-        "proofs": [(proof, _is_of_best_weights(proof, predictions)) for proof in entry.proofs],
+        "exports": [(export, _is_of_best_weights(export.proof, predictions)) for export in entry.exports],
         "events": entry.run.events(),
         "details": {
             "Configuration": record.config.model_dump(mode="json"),
