@@ -51,8 +51,9 @@ def check_layers(file: Path) -> None:
             network = box.info.build_network()
         _compare(IndexedGraph(model), network)
     except DifferenceError as difference:
+        name, reason = structure.quote(metadata.model), str(difference).rstrip(".")
         raise UserError(
-            f"{file} is not the {structure.quote(metadata.model)} that its metadata name: {difference}.",
+            f"{file} is not the {name} that its metadata name: {reason}.",
             f"See what it is: resnet-ops validate {quoted(file)}",
         ) from None
 

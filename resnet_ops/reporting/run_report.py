@@ -29,15 +29,16 @@ from resnet_ops.reporting.run_comparison import configuration_differences
 from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, Status
-from resnet_ops.runs import Run
+from resnet_ops.runs import Run, distinct_names
 from resnet_ops.significance import MeasuredAccuracy, compare, with_interval
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of a run that a report shows; `missing` says why there are no predictions."""
+    """The data of a run that a report shows by its `name`; `missing` says why there are no predictions."""
 
     run: Run
+    name: str
     record: RunRecord
     epochs: list[Epoch]
     predictions: Predictions | None
@@ -45,8 +46,8 @@ class RunData:
     exports: list[ExportRecord]
 
     @classmethod
-    def read(cls, run: Run) -> "RunData":
-        """Read a run, and predict its validation images with its best weights.
+    def read(cls, run: Run, name: str = "") -> "RunData":
+        """Read a run, called by its own name or another, and predict its validation images with its best weights.
 
         Raises:
             UserError: There is no run, or run.json is damaged.
@@ -61,6 +62,7 @@ class RunData:
             missing = str(error)
         return cls(
             run,
+            name or run.name,
             record,
             record.curve(run.epochs()),
             predictions,
@@ -189,10 +191,11 @@ def write(
         raise UserError(
             f"{output} cannot be written: its folder does not exist, or it is a folder itself.", "Give a file name: -o."
         )
-    data = [RunData.read(run) for run in runs]
+    names = distinct_names([run.path for run in runs])
+    data = [RunData.read(run, names[run.path]) for run in runs]
     for entry in data:
         if entry.missing:
-            warn(f"The report has no predictions of {entry.run.name}: {entry.missing}")
+            warn(f"The report has no predictions of {entry.name}: {entry.missing}")
     content = render_report(data)
     files.write_atomically(output, content)
     return ReportResult(
@@ -205,7 +208,7 @@ def write(
 
 def render_report(data: Sequence[RunData]) -> bytes:
     """Return the page on some runs, at least one."""
-    trainings = [(entry.run.name, entry.epochs) for entry in data]
+    trainings = [(entry.name, entry.epochs) for entry in data]
     image_counts = [entry.record.data.val_images for entry in data if entry.record.data.val_images]
     with style.applied():
         images = min(image_counts, default=min(entry.record.data.train_images for entry in data))
@@ -227,7 +230,7 @@ def verdict(runs: Sequence[RunData]) -> str:
     scored = [(run.best.val_accuracy, run) for run in runs if run.best and run.best.val_accuracy is not None]
     ranked = sorted(scored, key=lambda pair: -pair[0])
     unmeasured = " ".join(
-        f"{run.run.name} ({run.record.config.model}) is fitted on all images, so it has no validation accuracy"
+        f"{run.name} ({run.record.config.model}) is fitted on all images, so it has no validation accuracy"
         f"{_test_clause(run)}."
         for run in runs
         if run.best and run.best.val_accuracy is None
@@ -237,7 +240,7 @@ def verdict(runs: Sequence[RunData]) -> str:
     accuracy, first = ranked[0]
     images, last = first.record.data.val_images, first.epochs[-1].val_accuracy or 0
     best = (
-        f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {first.accuracy_text}, 95% "
+        f"{first.name} ({first.record.config.model}) has a validation accuracy of {first.accuracy_text}, 95% "
         f"confidence interval, on {images:,} validation images, which its best epoch was chosen on{first.chosen_by}; "
         f"its last epoch has {percent(last)}{_test_clause(first)}."
     )
@@ -254,7 +257,7 @@ def verdict(runs: Sequence[RunData]) -> str:
     pair = first.run.path, second.run.path
     more = "more" if tests.differ(*pair) else "no more"
     return (
-        f"{best} {second.run.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
+        f"{best} {second.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
         f"chance explains (p = {tests.corrected[frozenset(pair)]:.2g}, {tests.name})."
     )
 
