@@ -46,8 +46,9 @@ class ExportRecord:
 
     def _numbers(self, *names: str) -> tuple[float, float] | None:
         torch, onnx = (self.proof.get(name) for name in names)
-        are_numbers = isinstance(torch, float) and isinstance(onnx, float) and not isnan(torch + onnx)
-        return (torch, onnx) if are_numbers else None
+        if not (isinstance(torch, float) and isinstance(onnx, float)) or isnan(torch + onnx):
+            return None
+        return torch, onnx
 
 
 def read_export_records(run: Run) -> list[ExportRecord]:

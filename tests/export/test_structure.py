@@ -873,5 +873,5 @@ def test_layers_alone_tell_another_network(base: str, request: pytest.FixtureReq
             next(each for each in node.attribute if each.name == "strides").ints[:] = [2, 2]
             break
     file.write_bytes(faster.SerializeToString(deterministic=True))
-    with pytest.raises(UserError, match=r"has 1 more of the layers with 16 x 1 x 3 x 3 weights, strides 2 x 2"):
+    with pytest.raises(UserError, match=r"has 1 more of the layers with 16 x 3 x 3 x 3 weights, strides 2 x 2"):
         check_layers(file)
