@@ -24,8 +24,8 @@ from resnet_ops.models import BasicBlock, Bottleneck
 BEFORE_WEIGHTS = ("DequantizeLinear", "Cast", "Transpose")
 
 
-class Layer(NamedTuple):
-    """What is compared of a layer."""
+class LayerShape(NamedTuple):
+    """Shape of the weights of a layer, and its strides."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -68,8 +68,8 @@ def _compare(graph: IndexedGraph, network: nn.Module) -> None:
     )
     if theirs != ours:
         (one, count), *_ = [*(theirs - ours).items(), *(ours - theirs).items()]
-        found = "more" if theirs[one] > ours[one] else "fewer"
-        raise DifferenceError(f"it has {count} {found} of the layers with {one.text}")
+        direction = "more" if theirs[one] > ours[one] else "fewer"
+        raise DifferenceError(f"it has {count} {direction} of the layers with {one.text}")
     constants = graph.initializers.keys()
     added = sum(node.op_type == "Add" and not constants & set(node.input) for node in nodes)
     blocks = sum(isinstance(each, BasicBlock | Bottleneck) and not each.plain for each in network.modules())
@@ -77,13 +77,13 @@ def _compare(graph: IndexedGraph, network: nn.Module) -> None:
         raise DifferenceError(f"it adds {added} shortcuts, expected {blocks}")
 
 
-def _layer(shape: Iterable[int], strides: Iterable[int]) -> Layer:
+def _layer(shape: Iterable[int], strides: Iterable[int]) -> LayerShape:
     """Return a layer, of a matrix whichever way it is stored."""
     sides = tuple(shape)
-    return Layer(sides if len(sides) > 2 else tuple(sorted(sides)), tuple(strides))
+    return LayerShape(sides if len(sides) > 2 else tuple(sorted(sides)), tuple(strides))
 
 
-def _layer_of(graph: IndexedGraph, node: NodeProto) -> Layer:
+def _layer_of(graph: IndexedGraph, node: NodeProto) -> LayerShape:
     """Return the layer of a node, whose weights may be quantized or cast.
 
     Raises:
