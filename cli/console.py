@@ -9,7 +9,7 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 LABEL_WIDTH = 13  # characters of the labels of rows
+UNLIMITED = 10_000  # characters, more than a table has
 
 
 class WordConsole(Console):
@@ -89,6 +90,16 @@ class Output:
         for renderable in renderables:
             self.out.print(renderable, soft_wrap=isinstance(renderable, str))
 
+    def show_table(
+        self,
+        columns: Sequence[str],
+        cells: Iterable[Sequence[str]],
+        optional: Sequence[str] = (),
+        cut: Collection[str] = (),
+    ) -> None:
+        """Show a table, see `print_table`."""
+        print_table(self.out, columns, cells, optional, cut)
+
     def end(self, result: Result) -> None:
         """Print the result as JSON, with --json."""
         if self.as_json:
@@ -143,6 +154,50 @@ def table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         rows.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     return rows
+
+
+def print_table(
+    console: Console,
+    columns: Sequence[str],
+    cells: Iterable[Sequence[str]],
+    optional: Sequence[str] = (),
+    cut: Collection[str] = (),
+) -> None:
+    """Print a table that fits into a terminal; in a pipe all of it.
+
+    Args:
+        console: Where it is printed.
+        columns: As for `table`.
+        cells: The cells of each row, as markup.
+        optional: Columns to leave out, one after the other in this order, while the table is too wide.
+        cut: Columns whose cells may end in an ellipsis, where that is not enough. The other cells stay whole.
+    """
+    kept, rows = list(range(len(columns))), [list(row) for row in cells]
+    names = [column.removeprefix(">") for column in columns]
+
+    def build() -> tuple[Table, int]:
+        fitting = table(*(columns[n] for n in kept))
+        for column, n in zip(fitting.columns, kept, strict=True):
+            column.no_wrap = names[n] not in cut  # what may be wrapped is what rich makes narrower
+            column.overflow, column.min_width = "ellipsis", len(names[n])
+        for row in rows:
+            texts = [Text.from_markup(row[n]) for n in kept]
+            for text in texts:
+                text.no_wrap, text.overflow = True, "ellipsis"
+            fitting.add_row(*texts)
+        return fitting, console.measure(fitting, options=console.options.update(width=UNLIMITED)).maximum
+
+    fitting, width = build()
+    if not console.is_terminal:
+        fitting.width = width
+        console.print(fitting, crop=False)
+        return
+    for name in optional:
+        if width <= console.width:
+            break
+        kept = [n for n in kept if names[n] != name]
+        fitting, width = build()
+    console.print(fitting)
 
 
 def show_rows(console: WordConsole, rows: Iterable[tuple[str, str]]) -> None:

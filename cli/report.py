@@ -47,12 +47,13 @@ def report(
 
         result = library_report.write([Run(path) for path in paths], output, warn, process_started_at())
     rows = table("run", "network", "status", ">epochs", ">chosen", ">last", ">test", ">errors")
+    names = library.distinct_names([row.run_dir for row in result.runs])
     for row in result.runs:
         accuracies = accuracy_cells(
             row.val_accuracy, row.last_val_accuracy, row.test_accuracy, row.selected_by, row.metric
         )
         wrong = "" if row.mistakes is None else str(row.mistakes)
-        rows.add_row(row.name, row.model, row.status, str(row.epochs), *accuracies, wrong)
+        rows.add_row(escape(names[row.run_dir]), row.model, row.status, str(row.epochs), *accuracies, wrong)
     size = formatting.size(result.size_bytes)
     out.show(rows, *accuracy_legend(any(row.fit_all for row in result.runs)))
     out.show(f"[bold green]Written:[/] {escape(short(result.report))} ({size})")

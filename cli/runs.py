@@ -31,6 +31,7 @@ resnet-ops runs compare mine other  # options that differ, and whether one is be
 """
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "preempted": "yellow", "failed": "red"}
 COLUMNS = ("name", "model", "data", "status", "epochs", "chosen", "last", "test", "when")
+OPTIONAL = ("when", "last", "epochs", "data", "test")  # left out in this order in a narrow terminal
 RIGHT = ("epochs", "chosen", "last", "test")
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12  # characters
 Names = Annotated[
@@ -60,15 +61,15 @@ def list_runs(
     config = options.make(RunListConfig)
     output = Output(json)
     result = library.list_runs(config, warn)
-    rows = table(*(f">{name}" if name in RIGHT else name for name in names))
-    for run in result.runs:
-        cells = _cells(run)
-        rows.add_row(*(cells[name] for name in names))
     if not result.runs:
         such = "" if config.match is None and config.status is None else "such "
         output.show(f"No {such}runs in {config.runs_dir.absolute()}. Train one: resnet-ops train")
     else:
-        output.show(rows, *accuracy_legend(any(run.fit_all for run in result.runs)))
+        optional = () if "columns" in options.given else OPTIONAL
+        headers = [f">{name}" if name in RIGHT else name for name in names]
+        cells = [[_cells(run)[name] for name in names] for run in result.runs]
+        output.show_table(headers, cells, optional, ("name", "model", "data", "status"))
+        output.show(*accuracy_legend(any(run.fit_all for run in result.runs)))
     output.end(result)
 
 
@@ -174,7 +175,8 @@ def compare(runs: Names, *, options: Options, json: Json = False, debug: Debug =
 
 
 def _comparison(result: "RunComparison") -> object:
-    rows = table("", *(escape(run.name) for run in result.runs))
+    names = library.distinct_names([run.run_dir for run in result.runs])
+    rows = table("", *(escape(names[run.run_dir]) for run in result.runs))
     of_each: dict[str, Callable[[RunSummary], str]] = {
         "data": lambda run: run.data,
         "network": lambda run: run.model,

@@ -19,7 +19,7 @@ from resnet_ops.tracking.tracker import check_service
 from resnet_ops.tuning.results import Trial
 
 from .config_options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, shared_by_trials
-from .console import Output, err, image_counts, short, table
+from .console import Output, err, image_counts, short
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import importing, process_started_at
@@ -38,6 +38,8 @@ resnet-ops study responses  # do the responses of residual branches tend to 0 as
 resnet-ops study shortcuts --options A,B,C  # table 3
 resnet-ops study degradation --resume my-study  # resume an interrupted study
 """
+
+OPTIONAL = ("parameters", "seeds", "training error (%)")  # columns, left out in this order in a narrow terminal
 
 CHANGEABLE = StudyConfig.changeable_on_resume()
 
@@ -170,13 +172,11 @@ def _submit(
 def _show(output: Output, result: "StudyResult") -> None:
     from resnet_ops.study.results import table_cells, table_columns
 
-    rows = table(*(name if name in ("network", "shortcuts") else f">{name}" for name in table_columns(result)))
-    for row in result.rows:
-        rows.add_row(*table_cells(result, row))
+    columns = [name if name in ("network", "shortcuts") else f">{name}" for name in table_columns(result)]
+    output.show_table(columns, [table_cells(result, row) for row in result.rows], OPTIONAL, ("network",))
     figures = [to_path(name) for name in result.figures if name.endswith(".png")]
     folder = to_path(result.run_dir)
     output.show(
-        rows,
         *([f"published: {result.published}"] if result.published else []),
         f"[bold]{escape(result.summary)}[/]",
         f"  page          {short(folder / 'study.html')}",

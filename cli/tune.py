@@ -27,7 +27,7 @@ from .config_options import (
     runs_dir_option,
     shared_by_trials,
 )
-from .console import Output, short, table, test_accuracy_line, untouched_images_line
+from .console import Output, short, test_accuracy_line, untouched_images_line
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import importing, process_started_at
@@ -44,6 +44,10 @@ resnet-ops tune --family resnet,plain weight_decay=1e-5:1e-3 batch_size=64,128  
 resnet-ops tune --resume my-search  # resume an interrupted search
 resnet-ops export my-search --onnx  # export the best network of the search
 """
+
+COLUMNS = (">trial", "network", ">lr", ">epochs", ">chosen", ">last", ">parameters", ">time (s)", "status")
+OPTIONAL = ("time (s)", "parameters", "last", "epochs")  # left out in this order in a narrow terminal
+SHOWN = 10  # trials
 
 CHANGEABLE = TuneConfig.changeable_on_resume()
 
@@ -142,8 +146,6 @@ def _draw(progress: SearchProgress) -> None:
 
 def _show(output: Output, result: "TuneResult") -> None:
     best, search = result.best, result.search
-    rows = table(">trial", "network", ">lr", ">epochs", ">chosen", ">last", ">parameters", ">time (s)", "status")
-    rows.columns[1].overflow = "fold"  # what is searched is whole in a narrow terminal, too
     select = best.selected_by
 
     def rank(trial: "Trial") -> tuple[float, int, int]:
@@ -151,12 +153,11 @@ def _show(output: Output, result: "TuneResult") -> None:
         return (math.inf if score is None else -score), trial.parameters, trial.id
 
     ranked = sorted(result.trials, key=rank)
-    for trial in ranked[:10]:
-        mark = "[bold]" if trial.id == best.trial else ""
-        rows.add_row(*(f"{mark}{cell}" for cell in _cells(trial)))
-    output.show(rows)
-    if len(ranked) > 10:
-        output.show(f"  and {len(ranked) - 10} more: {short(search.trials_file)}")
+    marks = ("[bold]" if trial.id == best.trial else "" for trial in ranked[:SHOWN])
+    cells = [[f"{mark}{cell}" for cell in _cells(trial)] for mark, trial in zip(marks, ranked, strict=False)]
+    output.show_table(COLUMNS, cells, OPTIONAL, ("network", "status"))
+    if len(ranked) > SHOWN:
+        output.show(f"  and {len(ranked) - SHOWN} more: {short(search.trials_file)}")
     run, data = search.run, search.read().data
     last = "" if best.last_val_accuracy is None else f" (its last epoch: {percent(best.last_val_accuracy)})"
     runs_dir = runs_dir_option(run.path.parent)

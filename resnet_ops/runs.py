@@ -24,7 +24,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,7 +34,7 @@ from pydantic import BaseModel, ValidationError
 import resnet_ops
 from resnet_ops import files, locks
 from resnet_ops.config import RunListConfig
-from resnet_ops.config_base import check_run_name, check_text
+from resnet_ops.config_base import as_typed, check_run_name, check_text
 from resnet_ops.errors import PausedError, RunLostError, UserError, did_you_mean
 from resnet_ops.machine import release
 from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
@@ -447,6 +447,17 @@ def list_runs(config: RunListConfig, warn: Callable[[str], None] = lambda _: Non
     return everything.model_copy(
         update={"runs": tuple(sorted(filter(is_asked_for, everything.runs), key=order[config.sort]))}
     )
+
+
+def distinct_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return what to call each of some runs: its name, where several have that with the folders that differ."""
+    names = dict[Path, str]()
+    for folder in folders:
+        same = [other for other in folders if other.name == folder.name and other != folder]
+        counts = range(1, len(folder.parts) + 1)
+        count = next((n for n in counts if all(other.parts[-n:] != folder.parts[-n:] for other in same)), 0)
+        names[folder] = as_typed(Path(*folder.parts[-count:]))
+    return names
 
 
 def summary_of(run: Run, record: RunRecord) -> RunSummary:

@@ -12,13 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resnet_ops.config_base import quoted
 from resnet_ops.data.augment import normalize
 from resnet_ops.data.decode import CropSpec
+from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
-from resnet_ops.export import inputs
+from resnet_ops.export import claimed_network, inputs
+from resnet_ops.export.checks import summarize
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig, WeightsFileConfig
 from resnet_ops.export.metadata import Preprocessing
+from resnet_ops.export.metadata_checks import differences_from_checkpoint
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import Checkpoint
 
@@ -45,6 +49,7 @@ class EvaluatedNetwork:
         fitted_on_all: Whether it was trained on that dataset's validation images, too.
         run: The run that it belongs to.
         log_probabilities: Returns those of the classes, (n, classes) float64 on the CPU, of pixels (n, H, W, C) uint8.
+        is_confirmed: Whether what is known of its training is from its checkpoint, not from an exported file alone.
     """
 
     kind: Kind
@@ -61,6 +66,7 @@ class EvaluatedNetwork:
     fitted_on_all: bool
     run: Run | None
     log_probabilities: Outputs
+    is_confirmed: bool = True
 
     @property
     def name(self) -> str:
@@ -76,7 +82,7 @@ def open_network(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork:
     Raises:
         UserError: There is no such run or file, it has no intact weights, or it cannot be run here.
     """
-    return _open_exported(config) if config.is_onnx else _open_weights(config, warn)
+    return _open_exported(config, warn) if config.is_onnx else _open_weights(config, warn)
 
 
 def _open_weights(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork:
@@ -121,11 +127,22 @@ def _torch_outputs(checkpoint: Checkpoint, device: torch.device) -> Outputs:
     return log_probabilities
 
 
-def _open_exported(config: EvaluateConfig) -> EvaluatedNetwork:
+def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork:
     file = Path(config.run).expanduser()
     classifier = Classifier(file, config.provider)
     metadata = classifier.metadata
+    claimed_network.check_layers(file)
     resolved = inputs.find_exported_checkpoint(file, metadata.checkpoint_sha256)
+    if resolved is None:
+        warn("Its checkpoint was not found: what its training has seen is known from its metadata only.")
+    else:
+        differences, same = summarize(differences_from_checkpoint(metadata, resolved.checkpoint), "")
+        if not same:
+            raise UserError(
+                f"{file} says of its network what its checkpoint does not: {differences}.",
+                f"See all that differs: resnet-ops validate {quoted(file)}",
+            )
+    trained = resolved.checkpoint.info if resolved else metadata
 
     def log_probabilities(pixels: np.ndarray) -> Tensor:
         outputs = torch.from_numpy(classifier.run(pixels)).double()
@@ -135,15 +152,16 @@ def _open_exported(config: EvaluateConfig) -> EvaluatedNetwork:
         "onnx",
         file.absolute(),
         metadata.checkpoint_sha256,
-        metadata.model,
-        metadata.class_names,
+        trained.model,
+        trained.class_names,
         classifier.crop,
         metadata.precision,
         classifier.session.provider,
-        metadata.epoch,
-        metadata.data,
-        metadata.data_fingerprint,
-        metadata.fitted_on_all,
+        trained.epoch,
+        trained.data,
+        trained.data_fingerprint,
+        trained.fitted_on_all,
         resolved.run if resolved else None,
         log_probabilities,
+        is_confirmed=resolved is not None,
     )

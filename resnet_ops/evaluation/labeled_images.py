@@ -254,18 +254,24 @@ class SeenImages:
         chose_epoch: Those among the validation images, which the epoch was chosen on.
         origin: Where the pretrained weights are from that the training began with, which may have seen them; "" where
             it began with none.
+        is_confirmed: Whether a checkpoint says so, not an exported file alone.
     """
 
     images: int
     trained_on: int | None
     chose_epoch: int | None
     origin: str = ""
+    is_confirmed: bool = True
 
     @property
     def text(self) -> str:
         """Return it as a clause."""
         if self.trained_on is None or self.chose_epoch is None:
             return "it is not known whether the network was trained on these images"
+        return self._known if self.is_confirmed else f"by the metadata of the file alone, {self._known}"
+
+    @property
+    def _known(self) -> str:
         if self.trained_on == self.images:
             return "the network was trained on these images"
         if self.chose_epoch == self.images:
@@ -273,7 +279,7 @@ class SeenImages:
         if not self.trained_on and not self.chose_epoch:
             since = f" since it began from {self.origin}" if self.origin else ""
             return f"nothing was trained or chosen on these images{since}"
-        parts = {"are training images of the network": self.trained_on, "chose the epoch": self.chose_epoch}
+        parts = {"are training images of the network": self.trained_on or 0, "chose the epoch": self.chose_epoch or 0}
         return " and ".join(f"{count:,} of these images {verb}" for verb, count in parts.items() if count)
 
 
@@ -283,11 +289,10 @@ def count_seen(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray
     Images are compared by their content, or by their names where the fingerprint of the training's dataset is made of
     these, too.
     """
-    total = len(rows)
-    if images.is_own and images.split == "train":
-        return SeenImages(total, total, 0)
-    if images.is_own and images.split == "val":
-        return SeenImages(total, total, 0) if network.fitted_on_all else SeenImages(total, 0, total)
+    total, is_confirmed = len(rows), network.is_confirmed
+    if images.is_own and images.split in ("train", "val"):
+        trained_on = total if images.split == "train" or network.fitted_on_all else 0
+        return SeenImages(total, trained_on, total - trained_on, is_confirmed=is_confirmed)
     source = images.trained_on
     if source is None:
         return SeenImages(total, None, None)
@@ -304,4 +309,4 @@ def count_seen(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray
 
     start = network.run.read_as_written().start if network.run else None
     chose_epoch = 0 if network.fitted_on_all else among("val")
-    return SeenImages(total, among("train"), chose_epoch, start.origin if start else "")
+    return SeenImages(total, among("train"), chose_epoch, start.origin if start else "", is_confirmed)

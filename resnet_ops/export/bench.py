@@ -15,7 +15,7 @@ from pydantic import Field
 
 from resnet_ops.environment import safe_path
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export import runtime, untrusted
+from resnet_ops.export import claimed_network, runtime, untrusted
 from resnet_ops.export.bench_worker import BenchCandidate, list_candidates, run_worker
 from resnet_ops.export.config import BenchConfig
 from resnet_ops.export.exported_files import with_exported_file
@@ -118,10 +118,11 @@ def bench(config: BenchConfig, on_progress: Callable[[str], None] = lambda _: No
         on_progress: Called with what is being done.
 
     Raises:
-        UserError: The file cannot be used, or failed with every batch size.
+        UserError: The file cannot be used, is not of the network that it names, or failed with every batch size.
     """
     config = with_exported_file(config)
     metadata = untrusted.check_file(config.file, config.provider)
+    claimed_network.check_layers(config.file)
     provider = runtime.resolve_provider(config.provider, metadata.precision)
     candidates = list_candidates(config.file.absolute(), metadata, provider, config.compile)
     rows: list[BenchRow] = []

@@ -129,16 +129,20 @@ def check_metadata(
         f"{metadata.data} has another fingerprint": origin.data_fingerprint not in (None, metadata.data_fingerprint),
     } | dict.fromkeys(_claims_elsewhere(model, made_by["torch"] if made_by else "", metadata.precision), True)
     if checkpoint is not None:
-        same = {name: getattr(metadata, name) for name in OF_THE_FILE}
-        expected = ModelMetadata.of(checkpoint.info, checkpoint.sha256, **same)
-        for name in ModelMetadata.model_fields:
-            actual, required = getattr(metadata, name), getattr(expected, name)
-            faults[_difference(name, actual, required)] = actual != required
+        faults |= differences_from_checkpoint(metadata, checkpoint)
     versions = graph.tool_versions()
     other = "" if metadata.made_by == versions else f"; made by {metadata.made_by[:100]}, this is {versions}"
     if checkpoint is not None and metadata.run is not None and not names:
         other += f"; that its run was called {metadata.run[:40]} is not verified here"
     return summarize(faults, ("as in the checkpoint" if checkpoint else "as in the graph") + other)
+
+
+def differences_from_checkpoint(metadata: ModelMetadata, checkpoint: Checkpoint) -> dict[str, bool]:
+    """Compare what a file says of its network with its checkpoint, and return for each field in words if it differs."""
+    same = {name: getattr(metadata, name) for name in OF_THE_FILE}
+    expected = ModelMetadata.of(checkpoint.info, checkpoint.sha256, **same)
+    pairs = {name: (getattr(metadata, name), getattr(expected, name)) for name in ModelMetadata.model_fields}
+    return {_difference(name, *pair): pair[0] != pair[1] for name, pair in pairs.items()}
 
 
 def _claims_elsewhere(model: onnx.ModelProto, torch_version: str, precision: Precision) -> Iterator[str]:

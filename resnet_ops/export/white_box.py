@@ -98,18 +98,7 @@ class WhiteBox:
         if len(opsets) != 1 or opsets[0] not in OPSETS:
             listed = ", ".join(map(str, opsets[:3])) or "unknown"
             raise DifferenceError(f"its opset is {listed}, expected one of {OPSETS.start} to {OPSETS.stop - 1}")
-        # Both, as a file could claim to be of a network that takes hours to export, or even to build.
-        depth = parse_name(self.info.model).depth
-        layers_found = sum(node.op_type in WEIGHTED for node in self.model.graph.node)
-        if layers_found < depth:
-            raise DifferenceError(f"it has {layers_found:,} layers with weights, {self.info.model} has {depth:,}")
-        try:
-            needed = expected_graph.count_weights(self.info)
-        except UserError as error:  # a shortcut that the network does not have
-            raise DifferenceError(error.cause) from None
-        actual = sum(math.prod(tensor.dims) for tensor in self.model.graph.initializer)
-        if actual < needed:
-            raise DifferenceError(f"it has {actual:,} weights, {self.info.model} has {needed:,}")
+        self.refuse_fewer_weights()
         layers = fold(self.info, self.checkpoint.model) if self.checkpoint else expected_graph.blank_layers(self.info)
         fresh = FreshExport(self.info, opsets[0], self.exported)
         raw = self.metadata.preprocessing if self.checkpoint is None else Preprocessing.of(self.info, "raw")
@@ -122,6 +111,25 @@ class WhiteBox:
             self.probes,
             calibrate=self.checkpoint is not None,
         )
+
+    def refuse_fewer_weights(self) -> None:
+        """Compare the file's number of layers and weights with those of its network, without building it.
+
+        Raises:
+            DifferenceError: No export can have so few.
+        """
+        # Both, as a file could claim to be of a network that takes hours to export, or even to build.
+        depth = parse_name(self.info.model).depth
+        layers_found = sum(node.op_type in WEIGHTED for node in self.model.graph.node)
+        if layers_found < depth:
+            raise DifferenceError(f"it has {layers_found:,} layers with weights, {self.info.model} has {depth:,}")
+        try:
+            needed = expected_graph.count_weights(self.info)
+        except UserError as error:  # a shortcut that the network does not have
+            raise DifferenceError(error.cause) from None
+        actual = sum(math.prod(tensor.dims) for tensor in self.model.graph.initializer)
+        if actual < needed:
+            raise DifferenceError(f"it has {actual:,} weights, {self.info.model} has {needed:,}")
 
     @cached_property
     def info(self) -> CheckpointInfo:

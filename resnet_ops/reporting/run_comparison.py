@@ -11,7 +11,7 @@ from resnet_ops.config import RunsConfig, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, RunSummary
-from resnet_ops.runs import Run, summary_of
+from resnet_ops.runs import Run, distinct_names, summary_of
 from resnet_ops.significance import MeasuredAccuracy, compare
 
 # Where a run is and what it is called makes it no other training.
@@ -46,8 +46,10 @@ class RunDescription(RunSummary):
 class AccuracyDifference(Result):
     """Test of whether one run is better than another, on the validation images of both."""
 
-    better: str = Field(description="Name of the run of the higher accuracy.")
-    worse: str = Field(description="Name of the other one.")
+    better: str = Field(
+        description="Name of the run of the higher accuracy; with its folder, where several have that name."
+    )
+    worse: str = Field(description="That of the other one.")
     difference: float = Field(description="Of their top-1 accuracies, from 0 to 1.")
     p_value: float = Field(description="Of an exact test, corrected for the number of pairs (Holm 1979).")
     beyond_chance: bool = Field(description="Whether it is more than chance explains, at the level of 5%.")
@@ -128,14 +130,14 @@ def _differences(
     }
     if len(measured) < 2:
         return (), ""
-    tests, differences = compare(measured), []
+    tests, differences, names = compare(measured), [], distinct_names([run.path for run in runs])
     for pair, p_value in tests.corrected.items():
         better, worse = sorted(pair, key=lambda run: -measured[run].correct)
         points = measured[better].correct - measured[worse].correct
         differences.append(
             AccuracyDifference(
-                better=better.name,
-                worse=worse.name,
+                better=names[better.path],
+                worse=names[worse.path],
                 difference=points / measured[better].images,
                 p_value=p_value,
                 beyond_chance=tests.differ(better, worse),

@@ -3,7 +3,6 @@
 The predictions are made in predictions.py, the charts are drawn in training_figures.py.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.reliability import calibration_error, confidence_levels
 from resnet_ops.reporting import page, style
+from resnet_ops.reporting.export_records import ExportRecord, read_export_records
 from resnet_ops.reporting.page import Picture
 from resnet_ops.reporting.predictions import THUMBNAIL_BYTES, Predictions, per_class, predict, thumbnails
 from resnet_ops.reporting.reliability_figure import reliability
@@ -29,24 +29,25 @@ from resnet_ops.reporting.run_comparison import configuration_differences
 from resnet_ops.reporting.training_figures import confusion, learning
 from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, Status
-from resnet_ops.runs import Run
+from resnet_ops.runs import Run, distinct_names
 from resnet_ops.significance import MeasuredAccuracy, compare, with_interval
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of a run that a report shows; `missing` says why there are no predictions."""
+    """The data of a run that a report shows by its `name`; `missing` says why there are no predictions."""
 
     run: Run
+    name: str
     record: RunRecord
     epochs: list[Epoch]
     predictions: Predictions | None
     missing: str
-    proofs: list[dict[str, Any]]
+    exports: list[ExportRecord]
 
     @classmethod
-    def read(cls, run: Run) -> "RunData":
-        """Read a run, and predict its validation images with its best weights.
+    def read(cls, run: Run, name: str = "") -> "RunData":
+        """Read a run, called by its own name or another, and predict its validation images with its best weights.
 
         Raises:
             UserError: There is no run, or run.json is damaged.
@@ -59,15 +60,14 @@ class RunData:
             raise
         except UserError as error:  # the rest can still be reported
             missing = str(error)
-        exported = [path for path in files.listed(run.export) if path.suffix == ".json"]
-        proofs = [json.loads(files.read(path)) for path in sorted(exported, key=lambda path: path.name)]
         return cls(
             run,
+            name or run.name,
             record,
             record.curve(run.epochs()),
             predictions,
             missing,
-            [proof for proof in proofs if "checks" in proof],
+            read_export_records(run),
         )
 
     @cached_property
@@ -191,10 +191,11 @@ def write(
         raise UserError(
             f"{output} cannot be written: its folder does not exist, or it is a folder itself.", "Give a file name: -o."
         )
-    data = [RunData.read(run) for run in runs]
+    names = distinct_names([run.path for run in runs])
+    data = [RunData.read(run, names[run.path]) for run in runs]
     for entry in data:
         if entry.missing:
-            warn(f"The report has no predictions of {entry.run.name}: {entry.missing}")
+            warn(f"The report has no predictions of {entry.name}: {entry.missing}")
     content = render_report(data)
     files.write_atomically(output, content)
     return ReportResult(
@@ -207,7 +208,7 @@ def write(
 
 def render_report(data: Sequence[RunData]) -> bytes:
     """Return the page on some runs, at least one."""
-    trainings = [(entry.run.name, entry.epochs) for entry in data]
+    trainings = [(entry.name, entry.epochs) for entry in data]
     image_counts = [entry.record.data.val_images for entry in data if entry.record.data.val_images]
     with style.applied():
         images = min(image_counts, default=min(entry.record.data.train_images for entry in data))
@@ -229,7 +230,7 @@ def verdict(runs: Sequence[RunData]) -> str:
     scored = [(run.best.val_accuracy, run) for run in runs if run.best and run.best.val_accuracy is not None]
     ranked = sorted(scored, key=lambda pair: -pair[0])
     unmeasured = " ".join(
-        f"{run.run.name} ({run.record.config.model}) is fitted on all images, so it has no validation accuracy"
+        f"{run.name} ({run.record.config.model}) is fitted on all images, so it has no validation accuracy"
         f"{_test_clause(run)}."
         for run in runs
         if run.best and run.best.val_accuracy is None
@@ -239,7 +240,7 @@ def verdict(runs: Sequence[RunData]) -> str:
     accuracy, first = ranked[0]
     images, last = first.record.data.val_images, first.epochs[-1].val_accuracy or 0
     best = (
-        f"{first.run.name} ({first.record.config.model}) has a validation accuracy of {first.accuracy_text}, 95% "
+        f"{first.name} ({first.record.config.model}) has a validation accuracy of {first.accuracy_text}, 95% "
         f"confidence interval, on {images:,} validation images, which its best epoch was chosen on{first.chosen_by}; "
         f"its last epoch has {percent(last)}{_test_clause(first)}."
     )
@@ -256,7 +257,7 @@ def verdict(runs: Sequence[RunData]) -> str:
     pair = first.run.path, second.run.path
     more = "more" if tests.differ(*pair) else "no more"
     return (
-        f"{best} {second.run.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
+        f"{best} {second.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
         f"chance explains (p = {tests.corrected[frozenset(pair)]:.2g}, {tests.name})."
     )
 
@@ -298,7 +299,7 @@ def _section(number: int, entry: RunData, thumbnail_bytes: int) -> dict[str, Any
         "number": number,
         "entry": entry,
         "evaluation": evaluation,
-        "proofs": [(proof, _is_of_best_weights(proof, predictions)) for proof in entry.proofs],
+        "exports": [(export, _is_of_best_weights(export.proof, predictions)) for export in entry.exports],
         "events": entry.run.events(),
         "details": {
             "Configuration": record.config.model_dump(mode="json"),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export import runtime, untrusted
+from resnet_ops.export import claimed_network, runtime, untrusted
 from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.files import Place
@@ -84,6 +84,7 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
     on_progress("opening the file")
     config = with_exported_file(config)
     untrusted.check_file(config.file, config.provider)
+    claimed_network.check_layers(config.file)
     content, metadata = _read_single_file(config.file)
     requested = runtime.restrict_provider(config.provider, metadata.precision)
     address = location.resolve_address(config)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from resnet_ops.cli import tune
 from resnet_ops.cli.config_options import runs_dir_option
-from resnet_ops.cli.console import WordConsole, table
+from resnet_ops.cli.console import WordConsole, print_table, table
 from rich.markup import escape
 from rich.progress import Progress
 from rich.text import Text
@@ -59,6 +60,32 @@ def test_names_of_classes_do_not_command_a_terminal(tmp_path: Path, cli: Cli) ->
     ended = cli("data", "check", tmp_path)
     assert "\\x1b[2J" in ended.out + ended.err
     assert not re.search(r"\x1b\[2J|\x07|\x9b", ended.out + ended.err)
+
+
+TRIALS = [
+    ["[bold]12", "[bold]resnet20 weight_decay=0.0001", "0.0123", "10", "97.21%", "96.94%", "269,722", "48", "finished"],
+    ["3", "plain8 weight_decay=0.00055 batch_size=128", "0.8", "3", "44.01%", "43.18%", "74,618", "9", "stopped"],
+    ["104", "resnet8", "0.1", "", "", "", "", "0", "failed"],
+]
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(60, 4), (80, 4), (110, 1), (120, 0), (None, 0)])
+def test_a_table_keeps_its_figures_whole_and_leaves_out_what_does_not_fit(width: int | None, left_out: int) -> None:
+    console = WordConsole(file=io.StringIO(), width=width or 40, force_terminal=width is not None, color_system=None)
+    print_table(console, tune.COLUMNS, TRIALS, tune.OPTIONAL, ("network", "status"))
+    assert isinstance(console.file, io.StringIO)
+    header, *lines = re.sub(r"\x1b\[\d*m", "", console.file.getvalue()).rstrip().split("\n")
+    names = [name.removeprefix(">") for name in tune.COLUMNS]
+    assert {name for name in names if name not in header} == set(tune.OPTIONAL[:left_out])
+    assert len(lines) == len(TRIALS)
+    assert width is None or max(map(len, (header, *lines))) <= width
+    for line, row in zip(lines, TRIALS, strict=True):
+        shown = dict(zip(names, row, strict=True))
+        for name in names:
+            whole = shown[name].removeprefix("[bold]")
+            if name in header and (name != "network" or width != 60):
+                assert whole in line
+    assert ("\u2026" in "".join(lines)) == (width == 60)
 
 
 @pytest.mark.parametrize("name", ["a b", "a; touch owned #", "$(touch owned)", "it's"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ from resnet_ops.training.checkpoint import read_best
 from tests.conftest import DigitFiles, Ended
 from tests.data.samples import write_class_folders
 from tests.evaluation.test_evaluation_metrics import assert_metrics_are_those_of_scikit_learn
+from tests.export.samples import properties_of
 from tests.json_keys import assert_keys
 from tests.reporting.reading import Page
 
@@ -161,11 +163,47 @@ def test_other_forms_of_the_network_give_the_same(
     given = {"normalized": digit_files.normalized, "raw": digit_files.raw, "checkpoint": of_run.file}[form]
     result = evaluate(EvaluateConfig(run=str(given), output=tmp_path / "evaluated"))
     assert result.kind == ("run" if form == "checkpoint" else "onnx")
-    assert (result.seen, result.split, result.is_own_data) == (of_run.seen, "val", True)
+    alone = "" if form == "checkpoint" else "by the metadata of the file alone, "  # which is outside of the run
+    assert (result.seen, result.split, result.is_own_data) == (alone + of_run.seen, "val", True)
     assert result.confusions == of_run.confusions
     assert [each.model_dump() for each in result.classes] == [each.model_dump() for each in of_run.classes]
     for name in ("negative_log_likelihood", "mean_confidence", "expected_calibration_error", "top5"):
         assert getattr(result, name) == pytest.approx(getattr(of_run, name), abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("claim", "value", "message"),
+    [
+        ("fitted_on_all", "true", "fitted on all is True, expected False"),
+        ("epoch", "1", "epoch is 1, expected"),
+        ("data_fingerprint", "of other images", "data fingerprint is of other images, expected"),
+        ("model", "plain8", "is not the plain8 that its metadata name: "),
+    ],
+)
+def test_a_file_in_its_run_is_not_believed_against_the_checkpoint(
+    claim: str, value: str, message: str, trained: job.TrainResult, digit_files: DigitFiles, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.run.path, tmp_path / "run")
+    file = tmp_path / "run" / "export" / "model.onnx"
+    file.parent.mkdir(exist_ok=True)
+    model = onnx.load(digit_files.normalized)
+    changed = properties_of(model) | {claim: value}
+    onnx.helper.set_model_props(model, changed)
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    with pytest.raises(UserError, match=message) as refused:
+        evaluate(EvaluateConfig(run=str(file)))
+    assert "resnet-ops validate" in refused.value.remedy
+
+
+def test_an_honest_file_in_its_run_needs_no_reservation(
+    trained: job.TrainResult, of_run: EvaluateResult, digit_files: DigitFiles, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.run.path, tmp_path / "run")
+    file = tmp_path / "run" / "copied.onnx"
+    shutil.copy(digit_files.normalized, file)
+    notes: list[str] = []
+    result = evaluate(EvaluateConfig(run=str(file)), notes.append)
+    assert (result.seen, result.correct, notes) == (of_run.seen, of_run.correct, [])
 
 
 def test_diagnose_reads_the_predictions(of_run: EvaluateResult, digit_files: DigitFiles) -> None:

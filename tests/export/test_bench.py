@@ -15,6 +15,7 @@ from resnet_ops.export import bench, runtime, untrusted
 from resnet_ops.export.bench import Measurement
 from resnet_ops.export.bench_worker import BenchCandidate, list_candidates
 from tests.conftest import DigitFiles, Ended
+from tests.export.samples import properties_of
 
 Cli = Callable[..., Ended]
 
@@ -95,18 +96,37 @@ def test_p99_is_no_more_than_a_hundredth_of_the_calls_exceed(
     assert one.p99_ms == pytest.approx(1e3 * p99)
 
 
-def test_a_backend_that_cannot_run_is_a_row_with_the_reason(cli: Cli, digit_files: DigitFiles, tmp_path: Path) -> None:
-    model = onnx.load(digit_files.normalized)
-    for entry in model.metadata_props:
-        if entry.key == "model":
-            entry.value = "mystery9"
-    onnx.save(model, tmp_path / "m.onnx")
-    ended = cli("bench", tmp_path / "m.onnx", "--batch", "1", "--seconds", "0.1", "--no-compile", "--json")
-    assert ended.code == 0, ended.err
-    ours, *torchs = ended.json["rows"]
-    assert ours["calls"]
-    assert ours["ratio"] is None
-    assert all("mystery9" in row["error"] for row in torchs)
+def test_a_backend_that_cannot_run_is_a_row_with_the_reason(digit_files: DigitFiles) -> None:
+    ort, eager, _ = bench_candidates(digit_files.normalized)
+    strange = replace(eager, metadata=eager.metadata.model_copy(update={"model": "mystery9"}))
+    ours, failed = bench.compare(bench.measure([ort, strange], 1, 0.1))
+    assert ours.calls
+    assert ours.ratio is None
+    assert "mystery9" in failed.error
+
+
+@pytest.mark.parametrize(
+    ("model", "difference"),
+    [
+        ("resnet56", "layers with weights, resnet56 has 56"),
+        ("plain8", "it adds 3 shortcuts, expected 0"),
+        ("mystery9", "its metadata name no network"),
+    ],
+)
+def test_a_file_that_is_not_of_the_network_that_it_names_is_refused(
+    cli: Cli, digit_files: DigitFiles, tmp_path: Path, model: str, difference: str
+) -> None:
+    """Its figures would be beside those of another network in torch."""
+    claimed = onnx.load(digit_files.raw)
+    claims = properties_of(claimed) | {"model": model}
+    del claims["shortcut"]
+    onnx.helper.set_model_props(claimed, claims)
+    (tmp_path / "m.onnx").write_bytes(claimed.SerializeToString(deterministic=True))
+    ended = cli("bench", tmp_path / "m.onnx", "--no-compile")
+    assert (ended.code, ended.out) == (2, "")
+    (line,) = ended.err.splitlines()
+    assert difference in line
+    assert f"resnet-ops validate {tmp_path / 'm.onnx'}" in line
 
 
 def test_a_killed_backend_does_not_affect_the_others(digit_files: DigitFiles) -> None:

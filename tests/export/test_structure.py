@@ -10,7 +10,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from resnet_ops.errors import UserError
 from resnet_ops.export import graph, precision
+from resnet_ops.export.claimed_network import check_layers
 from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.expected_graph import ExpectedGraph
 from resnet_ops.export.inputs import ValidationImages
@@ -858,3 +860,18 @@ def test_the_report_says_what_was_compared(
     assert "random pixels" not in [check.name for check in refuted.checks]
     assert "the file says 'resnet-ops 9.9, torch 9.9'" in failed["structure"]
     assert refuted.black_box_only == ""
+
+
+@pytest.mark.parametrize("base", ["model", "raw_model", "fp16_model", "int8_model"])
+def test_layers_alone_tell_another_network(base: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    file, sound = tmp_path / "m.onnx", request.getfixturevalue(base)
+    file.write_bytes(sound.SerializeToString(deterministic=True))
+    check_layers(file)
+    faster = copy(sound)
+    for node in faster.graph.node:
+        if node.op_type == "Conv":
+            next(each for each in node.attribute if each.name == "strides").ints[:] = [2, 2]
+            break
+    file.write_bytes(faster.SerializeToString(deterministic=True))
+    with pytest.raises(UserError, match=r"has 1 more of the layers with 16 x 3 x 3 x 3 weights, strides 2 x 2"):
+        check_layers(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_ops.runs import Run
+from resnet_ops.runs import Run, distinct_names
 from resnet_ops.significance import MeasuredAccuracy, p_value
 from resnet_ops.training import job
 from tests.conftest import Ended
@@ -96,6 +96,24 @@ def test_two_runs_are_compared_by_an_exact_test_on_the_same_images(cli: Cli, run
     others = cli("runs", "compare", "better", "other", "--runs-dir", runs_dir)
     assert "not validated on the same images" in others.out
     assert cli("runs", "compare", "better", "--runs-dir", runs_dir).code == 2
+
+
+def test_runs_of_one_name_are_told_apart(cli: Cli, runs_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs_dir / "worse", tmp_path / "elsewhere" / "better")
+    both = (runs_dir / "better", tmp_path / "elsewhere" / "better")
+    ended = cli("runs", "compare", *both)
+    assert ended.code == 0, ended.err
+    assert ended.out.split()[:2] == ["runs/better", "elsewhere/better"]
+    assert "runs/better is 13.93 percentage points above elsewhere/better, more than chance" in ended.out
+    report = cli("report", *both, "-o", tmp_path / "report.html")
+    assert report.code == 0, report.err
+    assert [line.split()[0] for line in report.out.splitlines()[1:3]] == ["runs/better", "elsewhere/better"]
+    assert "elsewhere/better (resnet8) is 13.93 percentage points lower" in (tmp_path / "report.html").read_text()
+
+
+def test_names_have_as_many_folders_as_tell_them_apart() -> None:
+    folders = [Path("/a/x/run"), Path("/b/x/run"), Path("/a/x/other"), Path("run")]
+    assert list(distinct_names(folders).values()) == ["a/x/run", "b/x/run", "other", "run"]
 
 
 def test_runs_are_deleted_after_a_question(cli: Cli, runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

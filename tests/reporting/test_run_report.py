@@ -2,8 +2,10 @@
 
 import base64
 import hashlib
+import html
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,9 +29,10 @@ from tests.reporting.reading import Page, needs_browser, show
 
 DIGITS = Path(resnet_ops.__file__).parent / "data" / "digits.parquet"
 HOSTILE = "<script>alert(1)</script>"
+EXPORTED = b"an exported file"
 PROOF = {
     "onnx": "model.onnx",
-    "sha256": "f" * 64,
+    "sha256": hashlib.sha256(EXPORTED).hexdigest(),
     "checkpoint_sha256": "0" * 64,
     "opset": 18,
     "validated": True,
@@ -55,6 +58,7 @@ def runs(trained: job.TrainResult, tmp_path_factory: pytest.TempPathFactory) -> 
     lost.write_epochs(samples.epochs([0.5, 0.25]))
     shutil.rmtree(lost.best)
     shutil.rmtree(lost.checkpoints)
+    (lost.export / "model.onnx").write_bytes(EXPORTED)
     (lost.export / "model.onnx.json").write_text(json.dumps(PROOF))
     lost.write(record.model_copy(update={"status": "failed", "reason": HOSTILE, "best": None}))
     lost.log_event("Lost worker 1.")
@@ -112,6 +116,45 @@ def test_metrics_per_class_and_exports_are_on_the_page(page: Page, predictions: 
     assert ["top-1 agreement", "99.00%", "", "FAIL"] in page.rows
     assert "Lost worker 1." in page.text
     assert "resnet-ops export good --onnx" in page.text
+
+
+def test_an_export_is_spoken_of_as_it_is_now(runs: Path, tmp_path: Path) -> None:
+    """A record vouches for the file that was verified, not for what is there by its name."""
+    run = Run(tmp_path / "a run")
+    shutil.copytree(runs / "lost", run.path)
+    file = run.export / "model.onnx"
+
+    def exports() -> str:
+        write([run], tmp_path / "report.html")
+        text = html.unescape((tmp_path / "report.html").read_text())
+        return text.partition("<h3>Export</h3>")[2].partition("<h3>Events</h3>")[0]
+
+    verified = exports()
+    assert "model.onnx passed verification" in verified
+    assert "Accuracy: torch 90.00%, ONNX 90.00% on 359 images." in verified
+    file.write_bytes(EXPORTED + b"!")
+    (run.export / "t.onnx").write_bytes(b"copied")
+    other = exports()
+    assert "model.onnx is another file than the one whose verification is recorded" in other
+    assert f"resnet-ops validate '{file}'" in other
+    assert "t.onnx has no record of a verification beside it" in other
+    file.unlink()
+    gone = exports()
+    assert "model.onnx is gone: only the record of its verification is left." in gone
+    for text in (other, gone):
+        assert not any(claim in text for claim in ("passed verification", "90.00%", "top-1 agreement", "SHA-256"))
+
+
+def test_no_accuracy_is_said_to_be_nan(runs: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "blind")
+    shutil.copytree(runs / "lost", run.path)
+    numbers = {"images": 0, "images_total": 0, "val_accuracy_torch": math.nan, "val_accuracy_onnx": math.nan}
+    (run.export / "model.onnx.json").write_text(json.dumps(PROOF | numbers))
+    write([run], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "No accuracy was measured, as no images were at hand" in text
+    assert "nan%" not in text
+    assert "on 0 images" not in text
 
 
 def test_the_page_loads_nothing_and_names_are_escaped(page: Page) -> None:
