@@ -13,7 +13,7 @@ from torch import nn
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.classifier import softmax
-from resnet_ops.export.inputs import ResolvedCheckpoint, ValidationImages
+from resnet_ops.export.inputs import PROOF_BATCH, ResolvedCheckpoint, ValidationImages
 from resnet_ops.export.metadata import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, Preprocessing
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.tolerances import top1_accuracy
@@ -22,7 +22,6 @@ from resnet_ops.training.checkpoint import Checkpoint
 
 BISECTIONS = 60  # of a range of 1e4, to the last bits of float64
 SAME_FIT = 1e-3  # relative difference of fits to the same images on two machines
-DEVIATIONS = 4.0  # standard errors by which fits to different images of a dataset may differ
 
 
 def calibrate(checkpoint: Checkpoint, images: ValidationImages) -> Calibration:
@@ -31,21 +30,54 @@ def calibrate(checkpoint: Checkpoint, images: ValidationImages) -> Calibration:
     Raises:
         UserError: No image can be decoded, or none is classified incorrectly, so that no temperature is the best.
     """
-    reference = Reference(checkpoint)
-    crop = Preprocessing.of(checkpoint.info, "normalized").crop
-    parts = [(reference.logits(pixels), labels) for pixels, labels in images.batches(crop)]
-    if not parts:
+    logits, labels = _logits(Reference(checkpoint), images)
+    if not len(labels):
         raise UserError("--calibrate: no validation image can be decoded.", "Choose others: --data.")
-    logits, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    temperature, accuracy = fit_temperature(logits, labels), top1_accuracy(logits, labels)
-    if accuracy == 1 or not 1.01 * MIN_TEMPERATURE < temperature < 0.99 * MAX_TEMPERATURE:
+    temperature = best_temperature(logits, labels)
+    if temperature is None:
         raise UserError(
             f"--calibrate: no temperature fits the {len(labels):,} validation images, with an accuracy of "
-            f"{percent(accuracy)}.",
+            f"{percent(top1_accuracy(logits, labels))}.",
             "It is fitted to confident errors: use more validation images, or leave --calibrate out.",
             WORK_FAILED,
         )
-    return Calibration(temperature=temperature, images=len(labels))
+    return Calibration(temperature=temperature, images=len(images))
+
+
+def check_calibration(reference: Reference, images: ValidationImages, calibration: Calibration) -> tuple[str, bool]:
+    """Check that the temperature of a file is the one that an export fits on the images that the file names.
+
+    However few images a verification uses otherwise: fits to different images are too far apart to tell.
+
+    Args:
+        reference: The network, whose logits are already divided by that temperature.
+        images: All images that it may be fitted on.
+        calibration: What the file records.
+    """
+    if calibration.images > len(images):
+        return f"fitted on {calibration.images:,} images, there are {len(images):,}", False
+    logits, labels = _logits(reference, images.stratified(calibration.images))
+    text = f"temperature {calibration.temperature:.4g}"
+    best = best_temperature(logits * calibration.temperature, labels) if len(labels) else None
+    if best is None:
+        return f"{text}, though none fits the {len(labels):,} images that it is said to be fitted on", False
+    return f"{text}, fitted here {best:.4g}", abs(math.log(best / calibration.temperature)) <= SAME_FIT
+
+
+def _logits(reference: Reference, images: ValidationImages) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits (N, classes) and the labels (N,) of the images that can be decoded."""
+    info, crop = reference.info, Preprocessing.of(reference.info, "normalized").crop
+    parts = [(reference.logits(pixels), labels) for pixels, labels in images.batches(crop, PROOF_BATCH)]
+    empty = np.empty((0, len(info.class_names))), np.empty(0, np.int64)
+    logits, labels = (np.concatenate(part) for part in zip(empty, *parts, strict=True))
+    return logits, labels
+
+
+def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return what an export divides logits (N, classes) by; None if there is nothing to fit that to."""
+    temperature = fit_temperature(logits, labels)
+    fits = 1.01 * MIN_TEMPERATURE < temperature < 0.99 * MAX_TEMPERATURE
+    return temperature if fits and top1_accuracy(logits, labels) < 1 else None
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -91,25 +123,3 @@ def scaled_checkpoint(resolved: ResolvedCheckpoint, calibration: Calibration | N
         checkpoint=scale_head(resolved.checkpoint, calibration),
         reread=lambda: scale_head(resolved.reread(), calibration),
     )
-
-
-def check_calibration(logits: np.ndarray, labels: np.ndarray, calibration: Calibration) -> tuple[str, bool]:
-    """Check that no other temperature than the recorded one fits logits that are already divided by it.
-
-    Args:
-        logits: Of validation images of the training, (N, classes).
-        labels: Their classes, (N,).
-        calibration: What the file records.
-    """
-    text, others = f"temperature {calibration.temperature:.4g}", calibration.images != len(labels)
-    if others and top1_accuracy(logits, labels) == 1:
-        return f"{text}, not compared: it is fitted to errors, and none of {len(labels):,} images is one", True
-    factor = 1 / fit_temperature(logits, labels)
-    # At the fit: there alone does the spread not depend on what the file says.
-    h, fitted = 1e-4, logits * factor  # of a central difference
-    curvature = float((_slopes(fitted, labels, 1 + h) - _slopes(fitted, labels, 1 - h)).mean()) / (2 * h)
-    deviation = float(_slopes(fitted, labels, 1.0).std()) / max(curvature, 1e-12)  # of a fit to one image (White 1982)
-    allowed = SAME_FIT
-    if others:
-        allowed += DEVIATIONS * deviation * math.sqrt(1 / len(labels) + 1 / calibration.images)
-    return f"{text}, fitted here {calibration.temperature / factor:.4g}", abs(math.log(factor)) <= allowed

@@ -30,6 +30,7 @@ from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 from resnet_ops.weights.locate import LocatedWeights, locate
 
 Warn = Callable[[str], None]
+PROOF_BATCH = 256  # of validation images; in the same batches, outputs of the reference are computed once
 
 
 @dataclass(frozen=True)
@@ -226,10 +227,12 @@ class ValidationImages:
         chosen = np.sort(by_label[((np.arange(count) + 0.5) * len(self) / count).astype(int)])
         return replace(self, rows=self.rows[chosen], labels=self.labels[chosen])
 
-    def batches(self, crop: CropSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield pixels (n, H, W, C) uint8 and labels (n,), without the images that cannot be decoded."""
+    def batches(self, crop: CropSpec, most: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield pixels (n, H, W, C) uint8 and labels (n,), at most so many, without those that cannot be decoded."""
         for places, pixels in decode_rows(self.encoded, self.rows, crop):
-            yield pixels, self.labels[places]
+            size = most or max(1, len(pixels))
+            for start in range(0, len(pixels), size):
+                yield pixels[start : start + size], self.labels[places[start : start + size]]
 
     def sample(self, count: int, crop: CropSpec) -> np.ndarray:
         """Decode `count` images of all labels, repeated if there are fewer: (count, H, W, C) uint8.

@@ -17,7 +17,7 @@ from resnet_ops import files
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
-from resnet_ops.export import budget, graph, inputs, precision, runtime, untrusted
+from resnet_ops.export import budget, graph, inputs, precision, runtime, snapshot, untrusted
 from resnet_ops.export.calibration import calibrate, scaled_checkpoint
 from resnet_ops.export.classifier import Classifier, normalize_pixels
 from resnet_ops.export.config import ExportConfig
@@ -107,7 +107,7 @@ def export_onnx(
         resolved = scaled_checkpoint(resolved, calibration)
         exported = graph.to_onnx(info, resolved.checkpoint.model, config.opset)
     model, metadata, candidates = _build_model(exported, config, resolved, source, provider, calibration)
-    with tempfile.TemporaryDirectory(prefix="resnet-ops-") as folder:  # ONNX Runtime reads disks only
+    with tempfile.TemporaryDirectory(prefix=snapshot.PREFIX) as folder:  # ONNX Runtime reads disks only
         unverified = Path(folder) / final.name
         graph.set_metadata(model, metadata)
         graph.write(model, unverified)
@@ -122,7 +122,8 @@ def export_onnx(
             images=config.images,
             seen=is_training_data and info.fitted_on_all,
         )
-        report = verify_file(unverified, Reference(resolved.reread()), images, thresholds, exported)
+        with snapshot.unchanged(unverified.parent):
+            report = verify_file(unverified, Reference(resolved.reread()), images, thresholds, exported)
         if report.validated:
             _embed_report(unverified, metadata, report, provider)
         file, proof_file, size = _publish(unverified, final, report, resolved.checkpoint, config)

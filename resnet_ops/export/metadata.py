@@ -112,7 +112,10 @@ class QuantizationError(BaseModel):
 
 
 class Calibration(BaseModel):
-    """Temperature scaling: logits are divided by `temperature`, which was fitted on so many validation images."""
+    """Temperature scaling: logits are divided by `temperature`, which was fitted on so many validation images.
+
+    They are a stratified sample; those that cannot be decoded are counted, too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

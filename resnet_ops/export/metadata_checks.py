@@ -13,6 +13,7 @@ from math import hypot, isclose, isfinite, isnan, nan, sqrt
 
 import onnx
 from onnx import TensorProto
+from packaging.version import InvalidVersion, Version
 from pydantic import ValidationError
 
 import resnet_ops
@@ -33,8 +34,11 @@ OF_THE_FILE = {
     "input", "output", "precision", "precision_choice", "quantization_error", "calibration", "made_by", "validation",
     "run",
 }  # fmt: skip
-VERSION = r"\d+\.\d[\w.+-]*"  # without nested repetitions, which take quadratic time on a hostile text
-MADE_BY = re.compile(rf"resnet-ops (?P<ours>{VERSION}), torch (?P<torch>{VERSION}), onnx {VERSION}")
+MADE_BY = re.compile("resnet-ops (?P<ours>[^ ,]+), torch (?P<torch>[^ ,]+), onnx (?P<onnx>[^ ,]+)")
+# Local parts of versions, after `+`: those of PyTorch's builds, of commits, and of NVIDIA's containers.
+BUILD = re.compile(r"cpu|xpu|cu[0-9]{2,3}|rocm[0-9](\.[0-9]{1,2}){0,2}|(g|git)?[0-9a-f]{7,40}(\.nv[0-9]{2}\.[0-9]{2})?")
+LONGEST_VERSION = 64  # characters
+TEMPERATURE = "temperature"  # the name of its check
 QUANTIZER = "onnx.quantize"  # ONNX Runtime's name for itself as the producer of int8 files
 MAX_IMAGES = 10**12  # a guard: more of them than anybody has
 # Of a recorded proof: what version 0.1 already recorded, what every later one does, and what depends on images.
@@ -104,7 +108,7 @@ def check_metadata(
         The faults, or what was compared, and whether it passed.
     """
     choices, names = precision_choices(metadata, model), origin.run_names
-    made_by, error = MADE_BY.fullmatch(metadata.made_by), metadata.quantization_error
+    made_by, error = _versions(metadata.made_by), metadata.quantization_error
     faults = {
         f"made by {metadata.made_by[:40]!r}, not by resnet-ops": made_by is None,
         f"made by {metadata.made_by[:40]!r}, newer than this resnet-ops {resnet_ops.__version__}": (
@@ -158,8 +162,29 @@ def _claims_elsewhere(model: onnx.ModelProto, torch_version: str, precision: Pre
         yield "it keeps weights in another file, though they fit into one"
     name, version = model.producer_name, model.producer_version
     by_torch = (name, version) == ("pytorch", torch_version)
-    if not by_torch and not (precision == "int8" and name == QUANTIZER and re.fullmatch(VERSION, version)):
+    if not by_torch and not (precision == "int8" and name == QUANTIZER and _is_version(version)):
         yield f"its producer is {name[:40]!r} {version[:40]!r}"
+
+
+def _versions(made_by: str) -> dict[str, str] | None:
+    """Return the versions of the packages that made a file; None if it does not say that, or says more."""
+    match, here = MADE_BY.fullmatch(made_by), MADE_BY.fullmatch(graph.tool_versions())
+    if match is None or here is None:
+        return None
+    versions = match.groupdict()
+    known = (version == here[name] or _is_version(version) for name, version in versions.items())
+    return versions if all(known) else None
+
+
+def _is_version(text: str) -> bool:
+    """Return whether a text is a version as PEP 440 writes it, without words of its own."""
+    if len(text) > LONGEST_VERSION:
+        return False
+    public, plus, build = text.partition("+")
+    try:
+        return Version(public).public == public and (not plus or BUILD.fullmatch(build) is not None)
+    except InvalidVersion:
+        return False
 
 
 def _difference(name: str, actual: object, required: object) -> str:
@@ -310,16 +335,26 @@ def unverified_claims(
     if recorded is None:
         return ()
     elsewhere = report.images_fingerprint != metadata.data_fingerprint
+    fitted_elsewhere = report.images_fingerprint != calibration_fingerprint(metadata)
+    is_open = metadata.calibration is not None and all(check.name != TEMPERATURE for check in report.checks)
     notes = {
         "it is of other images, not verified here": recorded.images > 0 and not same_data,
         f"recorded on {recorded.provider[:40]}, not verified here": recorded.provider != report.provider,
         "its form is that of version 0.1": _is_from_0_1(metadata),
-        "its temperature is fitted on other images, not verified here": metadata.calibration is not None and elsewhere,
+        "its temperature is fitted on other images, not verified here": is_open and fitted_elsewhere,
+        "its temperature is not verified without its checkpoint": is_open and not fitted_elsewhere,
         "its quantization error is measured on other images, not verified here": (
             metadata.quantization_error is not None and elsewhere
         ),
     }
     return tuple(note for note, applies in notes.items() if applies)
+
+
+def calibration_fingerprint(metadata: ModelMetadata) -> str:
+    """Return the fingerprint of the images that a temperature is fitted on: those that the recorded proof is of."""
+    recorded = read_recorded_proof(metadata)
+    of_proof = recorded.images_fingerprint if recorded is not None and recorded.images else ""
+    return of_proof or metadata.data_fingerprint
 
 
 def read_recorded_proof(metadata: ModelMetadata) -> ProofReport | None:

@@ -20,12 +20,14 @@ from resnet_ops.export.budget import ASKED, ProofSize, proof_size
 from resnet_ops.export.calibration import check_calibration
 from resnet_ops.export.checks import check_graph, check_nodes, check_resizing, largest_batch, size_fault
 from resnet_ops.export.classifier import Classifier, softmax
-from resnet_ops.export.inputs import ValidationImages
-from resnet_ops.export.metadata import Calibration, ModelMetadata, Precision
+from resnet_ops.export.inputs import PROOF_BATCH, ValidationImages
+from resnet_ops.export.metadata import ModelMetadata, Precision
 from resnet_ops.export.metadata_checks import (
     MARGINS,
+    TEMPERATURE,
     Origin,
     accuracy_margin,
+    calibration_fingerprint,
     calibration_margin,
     check_metadata,
     check_recorded_proof,
@@ -51,7 +53,6 @@ from resnet_ops.formatting import percent
 from resnet_ops.significance import sampling_margin, standard_error
 from resnet_ops.training.mixed_precision import MeasuredPrecision
 
-BATCH = 256  # of the validation set
 SAME_ACCURACY = 0.005  # images may be decoded a little otherwise elsewhere
 CHANCE = 2.0  # standard errors by which a sample may exceed a limit
 NOT_RUN = "its outputs were not checked: --black-box does"
@@ -106,13 +107,13 @@ def verify_file(
     """
     draft = ProofDraft(provider=thresholds.provider)
     try:
-        model, metadata = untrusted.scan(file)
+        written, metadata = untrusted.scan(file)
         session = runtime.load(file, thresholds.provider)
     except UserError as error:
         draft.add("file", str(error), False)
         return ProofReport(**dict(draft))
     try:
-        model = graph.with_inferred_shapes(model)
+        model = graph.with_inferred_shapes(written)
     except Exception as error:  # as in `ProofDraft.run`
         draft.add("file", str(error).splitlines()[0][:300], False)
         return ProofReport(**dict(draft))
@@ -122,7 +123,7 @@ def verify_file(
     if isinstance(session, runtime.OnnxSession):  # others do not tell where nodes run
         draft.nodes_by_provider = session.nodes_by_provider
         draft.run("nodes", partial(check_nodes, file, session))
-    draft.run("metadata", lambda: check_metadata(metadata, model, checkpoint, thresholds.origin))
+    draft.run("metadata", lambda: check_metadata(metadata, written, checkpoint, thresholds.origin))
     if fault := size_fault(model, metadata, checkpoint):
         draft.add("structure", fault, False)
         return ProofReport(**dict(draft))
@@ -232,11 +233,9 @@ def _check_validation_set(
     metadata = box.classifier.metadata
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     try:
-        for pixels, labels in images.batches(box.classifier.crop):
-            for start in range(0, len(labels), BATCH):
-                some = pixels[start : start + BATCH]
-                outputs, expected = box.outputs(some), box.expected(some)
-                parts.append((outputs if expected is None else expected, outputs, labels[start : start + BATCH]))
+        for pixels, labels in images.batches(box.classifier.crop, PROOF_BATCH):
+            outputs, expected = box.outputs(pixels), box.expected(pixels)
+            parts.append((outputs if expected is None else expected, outputs, labels))
     except Exception as error:  # as in `ProofDraft.run`
         draft.add("validation set", str(error).splitlines()[0][:300], False)
         return
@@ -253,10 +252,9 @@ def _check_validation_set(
         draft.run("outputs", partial(_check_form, outputs, metadata))
     else:
         _check_outputs(draft, comparison, labels, metadata, box.tolerances, thresholds)
-        if metadata.calibration and images.fingerprint == metadata.data_fingerprint and not thresholds.seen:
-            draft.run(
-                "temperature", partial(_check_temperature, box, metadata.calibration, every_image, expected, labels)
-            )
+        fitted_on_these = not thresholds.recorded or images.fingerprint == calibration_fingerprint(metadata)
+        if metadata.calibration and fitted_on_these and not thresholds.seen:
+            draft.run(TEMPERATURE, partial(check_calibration, box.reference, every_image, metadata.calibration))
     if metadata.validation is not None or thresholds.recorded:
         recorded, on_same = read_recorded_proof(metadata), draft.model_copy()
         if recorded is not None and not draft.sample and 0 < recorded.images < len(labels) == len(images):
@@ -265,21 +263,6 @@ def _check_validation_set(
         _check_record(draft, on_same, recorded, model, metadata)
     precision = box.reference.info.precision if box.reference else None
     _check_training_accuracy(draft, comparison, metadata, thresholds, precision)
-
-
-def _check_temperature(
-    box: BlackBox, calibration: Calibration, every_image: ValidationImages, expected: np.ndarray, labels: np.ndarray
-) -> tuple[str, bool]:
-    """Check a temperature, where it is said to be fitted on fewer images than are used here, on those themselves."""
-    if calibration.images > len(every_image):
-        return f"fitted on {calibration.images:,} images, there are {len(every_image):,}", False
-    if calibration.images < len(labels):  # fits to few images are far apart: any temperature could be one
-        batches = every_image.stratified(calibration.images).batches(box.classifier.crop)
-        parts = [(box.expected(pixels), some) for pixels, some in batches]
-        expected, labels = (
-            np.concatenate([part for part in each if part is not None]) for each in zip(*parts, strict=True)
-        )
-    return check_calibration(expected, labels, calibration)
 
 
 def _measure(report: ProofDraft, comparison: Comparison, labels: np.ndarray, against_torch: bool) -> None:

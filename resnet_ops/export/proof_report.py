@@ -36,7 +36,7 @@ class ProofReport(Result):
         default="", description="Why structure or weights were not compared with the checkpoint's; empty if they were."
     )
     unverified: tuple[str, ...] = Field(
-        default=(), description="What the file's recorded proof claims that could not be verified here."
+        default=(), description="What the file claims of its proof or its temperature that could not be verified here."
     )
     images: int = Field(default=0, description="Validation images that were used.")
     images_total: int = Field(default=0, description="Validation images that there are; with fewer, a sample was used.")

@@ -8,7 +8,8 @@ import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def check_file(path: Path, provider: str = "auto") -> ModelMetadata:
     """
     _, metadata = scan(path)
     runtime.restrict_provider(provider, metadata.precision)
-    _run_in_sandbox(path)
+    run_in_sandbox(path, path)
     return metadata
 
 
@@ -158,6 +159,7 @@ def _graph_faults(path: Path, model: onnx.ModelProto) -> Iterator[UserError]:
             yield from _external_data_faults(path, tensor)
         elif tensor.external_data:
             yield _damaged(path, f"tensor {tensor.name[:100]!r} has its weights here, and says that they are elsewhere")
+    yield from _surplus_faults(path, tensors)
 
 
 def _tensor_fault(tensor: onnx.TensorProto) -> str:
@@ -217,13 +219,33 @@ def _external_data_faults(path: Path, tensor: onnx.TensorProto) -> Iterator[User
         yield UserError(f"{path} needs {quoted}, which cannot be read: {error.strerror}.", "Export it again.")
 
 
-def _run_in_sandbox(path: Path) -> None:
+def _surplus_faults(path: Path, tensors: Sequence[onnx.TensorProto]) -> Iterator[UserError]:
+    """Check that files of weights hold nothing else, and so are no larger than the tensors in them."""
+    taken = Counter[str]()
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            (location,) = (entry.value for entry in tensor.external_data if entry.key == "location")
+            item_bytes = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            taken[location] += math.prod(tensor.dims) * item_bytes
+    for location, size in taken.items():
+        if path.with_name(location).stat().st_size > size:
+            yield UserError(
+                f"{path} has more than its weights in {location[:200]!a}.",
+                "Use a file made by `resnet-ops export`.",
+            )
+
+
+def run_in_sandbox(file: Path, path: Path) -> None:
     """Load and run a file once in another process, which may crash or hang.
+
+    Args:
+        file: The file.
+        path: The one that it is a copy of, or itself, for messages.
 
     Raises:
         UserError: It did, or the file cannot be run.
     """
-    command = [sys.executable, "-P", "-m", "resnet_ops.export.sandbox", str(path.absolute())]
+    command = [sys.executable, "-P", "-m", "resnet_ops.export.sandbox", str(file.absolute())]
     try:
         # Not in the current folder, which may be a download, and which an empty part of PYTHONPATH stands for.
         ended = subprocess.run(command, cwd="/", capture_output=True, timeout=SANDBOX_TIMEOUT_S, check=False)  # noqa: S603
@@ -233,7 +255,7 @@ def _run_in_sandbox(path: Path) -> None:
         ) from None
     if ended.returncode == 0:
         return
-    lines = ended.stderr.decode(errors="replace").strip().splitlines()
+    lines = ended.stderr.decode(errors="replace").replace(str(file.absolute()), str(path)).strip().splitlines()
     if ended.returncode < 0:
         raise _damaged(path, f"ONNX Runtime crashes on it (signal {-ended.returncode})")
     raise _damaged(path, f"ONNX Runtime cannot run it ({lines[-1][:300].rstrip('.') if lines else 'no reason given'})")

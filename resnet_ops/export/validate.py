@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import inputs, runtime, untrusted
+from resnet_ops.export import inputs, runtime, snapshot
 from resnet_ops.export.calibration import scale_head
 from resnet_ops.export.config import ValidateConfig
 from resnet_ops.export.exported_files import with_exported_file
@@ -17,6 +17,7 @@ from resnet_ops.export.other_runtimes import OPENCV, OTHER_RUNTIMES
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.proof_report import ValidationResult
 from resnet_ops.export.reference import Reference
+from resnet_ops.export.snapshot import Snapshot
 
 
 def validate_onnx(
@@ -33,13 +34,21 @@ def validate_onnx(
         started_at: When the user asked, in seconds since 1970; by default now.
 
     Raises:
-        UserError: The file cannot be used, or it is not known which images to validate on.
+        UserError: The file cannot be used, or changes meanwhile; or it is not known which images to validate on.
     """
     started_at = started_at or time.time()
     config = config if isinstance(config, ValidateConfig) else ValidateConfig(file=Path(config))
     config = with_exported_file(config)
     file = config.file.expanduser()
-    metadata = untrusted.check_file(file, config.provider)
+    with snapshot.take(file, config.provider) as taken:
+        result = _validate(config, taken, warn, started_at)
+        taken.check_unchanged()
+    return result
+
+
+def _validate(config: ValidateConfig, taken: Snapshot, warn: Warn, started_at: float) -> ValidationResult:
+    """Verify the copy of a file."""
+    file, metadata = taken.original, taken.metadata
     provider = _resolve(config, metadata.precision)
     if provider == OPENCV and metadata.precision == "int8":
         raise UserError("OpenCV does not run int8 files.", "Export with --precision fp32 for it.")
@@ -91,7 +100,7 @@ def validate_onnx(
         images = inputs.select_validation_images(source, metadata.class_names, metadata.precision, same_images, warn)
         if resolved and not is_training_data:
             inputs.warn_of_trained_images(images, resolved.run, warn)
-    report = verify_file(file, Reference(checkpoint) if checkpoint else None, images, thresholds)
+    report = verify_file(taken.file, Reference(checkpoint) if checkpoint else None, images, thresholds)
     return ValidationResult(
         **dict(report),
         onnx=config.file.absolute(),

@@ -188,10 +188,15 @@ def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.nda
 
 
 def verify_model(
-    model: onnx.ModelProto, reference: Reference, images: ValidationImages | None, folder: Path, **thresholds: object
+    model: onnx.ModelProto,
+    reference: Reference,
+    images: ValidationImages | None,
+    folder: Path,
+    sample: int | None = None,
+    **thresholds: object,
 ) -> ProofReport:
-    """Write a model to a file and verify it."""
+    """Write a model to a file and verify it, on a sample of the images if it is given."""
     file = folder / "m.onnx"
     graph.write(model, file)
-    defaults: dict[str, object] = {"provider": runtime.CPU, "opset": OPSET}
+    defaults: dict[str, object] = {"provider": runtime.CPU, "opset": OPSET, "images": sample}
     return verify_file(file, reference, images, ProofThresholds(**(defaults | thresholds)))  # type: ignore[arg-type]

@@ -11,19 +11,21 @@ from sklearn.metrics import log_loss
 
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
-from resnet_ops.export import graph
+from resnet_ops.export import checks, graph, runtime
 from resnet_ops.export.calibration import calibrate, check_calibration, fit_temperature, scale_head
 from resnet_ops.export.classifier import softmax
 from resnet_ops.export.config import ExportConfig, ValidateConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import export_onnx
 from resnet_ops.export.metadata import Calibration, ModelMetadata, Preprocessing
+from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.tolerances import Comparison, compare_recalls, output_calibration_error, top1_accuracy
 from resnet_ops.export.validate import validate_onnx
 from resnet_ops.training import checkpoint as checkpoints
+from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.job import TrainResult
-from tests.export.samples import properties_of, verify_model
+from tests.export.samples import InMemoryImages, make_images, properties_of, verify_model
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +48,40 @@ def test_the_temperature_is_that_of_the_smallest_cross_entropy(seed: int) -> Non
     assert fit_temperature(7 * logits, labels) == pytest.approx(7 * fit_temperature(logits, labels), rel=1e-9)
 
 
-def test_a_temperature_fitted_on_other_images_is_held_to_chance() -> None:
-    """Of far too sharp ones too, whose own fit says little."""
-    logits, labels = noisy(0, 8000)
-    best = fit_temperature(logits, labels)
-    some = slice(400)
+def test_a_temperature_is_fitted_again_on_the_images_that_a_file_names(checkpoint: Checkpoint) -> None:
+    """Also where some cannot be decoded: on the same ones, so that no other temperature passes."""
+    images = make_images()
+    ((pixels, _),) = images.batches(Preprocessing.of(checkpoint.info, "normalized").crop)
+    labels = Reference(checkpoint).logits(pixels).argmax(1)
+    labels[::7] = (labels[::7] + 1) % 10
+    images = replace(images, labels=labels)
+    assert isinstance(images.encoded, InMemoryImages)
+    for row in images.stratified(60).rows[5:8]:
+        images.encoded.stored[row] = b"damaged"
+    best = calibrate(checkpoint, images.stratified(60))
+    assert best.images == 60
 
-    def passes(temperature: float) -> bool:
-        recorded = Calibration(temperature=temperature, images=len(labels))
-        return check_calibration(logits[some] / temperature, labels[some], recorded)[1]
+    def check(temperature: float, fitted_on: int, where: ValidationImages = images) -> tuple[str, bool]:
+        recorded = Calibration(temperature=temperature, images=fitted_on)
+        return check_calibration(Reference(scale_head(checkpoint, recorded)), where, recorded)
 
-    assert passes(best)
-    assert not any(passes(best * factor) for factor in (0.005, 0.02, 0.1, 0.5, 2, 5))
-    right = logits.argmax(1) == labels
-    text, passed = check_calibration(logits[right], labels[right], Calibration(temperature=1, images=len(labels)))
-    assert passed
-    assert "not compared" in text
+    assert check(best.temperature, 60) == (
+        f"temperature {best.temperature:.4g}, fitted here {best.temperature:.4g}",
+        True,
+    )
+    for temperature in (0.0101, 0.99 * best.temperature, 1.01 * best.temperature, 99.0):
+        assert not check(temperature, 60)[1]
+    assert not check(best.temperature, 59)[1]
+    assert check(best.temperature, 101) == ("fitted on 101 images, there are 100", False)
+    right = np.flatnonzero(np.arange(100) % 7)
+    no_errors = replace(images, rows=images.rows[right], labels=labels[right])
+    assert not check(1.0, len(right), no_errors)[1]
 
 
 def test_an_export_is_calibrated_and_its_temperature_proven(
-    trained: TrainResult, digits: ValidationImages, tmp_path: Path
+    trained: TrainResult, digits: ValidationImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(checks, "MAX_BATCH", 4)
     result = export_onnx(ExportConfig(run=str(trained.run.path), calibrate=True, out=tmp_path / "m.onnx"))
     assert result.validated
     calibration = result.metadata.calibration
@@ -81,13 +96,20 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
     sample = validate_onnx(ValidateConfig(file=result.onnx, checkpoint=checkpoint, images=120))
     assert sample.validated, sample.failed_checks
 
+    # What cannot be verified is said.
+    reference, elsewhere = Reference(scale_head(read, calibration)), replace(digits, fingerprint="e" * 64)
+    on_others, without = "fitted on other images, not verified here", "not verified without its checkpoint"
+    for torch, where, note in ((reference, elsewhere, on_others), (None, digits, without)):
+        thresholds = ProofThresholds(runtime.CPU, recorded=True, images=20)
+        assert f"its temperature is {note}" in verify_file(result.onnx, torch, where, thresholds).unverified
+
     few = export_onnx(ExportConfig(run=checkpoint, calibrate=True, images=60, out=tmp_path / "few.onnx"))
     again = validate_onnx(ValidateConfig(file=few.onnx, checkpoint=checkpoint))
     assert again.validated, again.failed_checks
 
-    # The weights divided by another temperature than the best, and the file saying so.
+    # The weights divided by another temperature than the best, and the file saying so; on few images too.
     best, images = calibration.temperature, calibration.images
-    for temperature, of in ((best * 1.05, images), (5.0, 1), (best, 10**9)):
+    for temperature, of, used in ((best * 1.05, images, 12), (5.0, 1, None), (best, 10**9, None)):
         wrong = Calibration(temperature=temperature, images=of)
         scaled = scale_head(read, wrong)
         model = graph.to_onnx(read.info, scaled.model, 18)
@@ -95,8 +117,8 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
             read.info, read.sha256, result.metadata.run, made_by=result.metadata.made_by, calibration=wrong
         )
         graph.set_metadata(model, metadata)
-        failed = [check.name for check in verify_model(model, Reference(scaled), digits, tmp_path).failed_checks]
-        assert failed == ["temperature"]
+        report = verify_model(model, Reference(scaled), digits, tmp_path, sample=used)
+        assert [check.name for check in report.failed_checks] == ["temperature"]
     assert "calibration" in properties_of(onnx.load(result.onnx))
 
 

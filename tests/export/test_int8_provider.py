@@ -29,7 +29,7 @@ def nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("it was run before it was refused")
 
     monkeypatch.setattr(runtime, "create_session", run)
-    monkeypatch.setattr(untrusted, "_run_in_sandbox", run)
+    monkeypatch.setattr(untrusted, "run_in_sandbox", run)
 
 
 @pytest.mark.parametrize("command", ["validate", "bench", "predict", "serve"])

@@ -35,6 +35,7 @@ from resnet_ops.significance import sampling_margin
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.job import TrainResult
+from tests.conftest import DigitFiles
 from tests.export.samples import copy, make_lower, properties_of, verify_model
 
 IMAGES = 359
@@ -304,11 +305,20 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
     def move_weights(model: onnx.ModelProto) -> None:
         model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
 
+    def describe_values(model: onnx.ModelProto) -> None:
+        value = model.graph.value_info[3]
+        value.doc_string, value.type.denotation = "99.99% on ImageNet", "IMAGE"
+        value.type.tensor_type.shape.dim[1].denotation = "DATA_CHANNEL"
+        value.metadata_props.add(key="mean", value="0.5")
+
     def repeat_accuracy(model: onnx.ModelProto) -> None:
         model.metadata_props.add(key="val_accuracy", value=properties_of(model)["val_accuracy"])
 
     def claim_endless_version(model: onnx.ModelProto) -> None:
         model.producer_name, model.producer_version = "onnx.quantize", "1" + ".1" * 100_000 + "!"
+
+    def claim_words_as_version(model: onnx.ModelProto) -> None:
+        model.producer_name, model.producer_version = "onnx.quantize", "0.1.0+certified"
 
     assert fault(lambda model: None) == ""
     assert "unknown or repeated metadata names" in fault(lambda m: m.metadata_props.add(key="names", value="cat"))
@@ -319,7 +329,11 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
     assert "NodeProto.metadata_props" in fault(lambda m: m.graph.node[0].metadata_props.add(key="a", value="b"))
     assert "TypeProto.denotation" in fault(lambda m: setattr(m.graph.input[0].type, "denotation", "IMAGE"))
     assert "ModelProto.configuration" in fault(lambda m: m.configuration.add(name="gpu", num_devices=8))
-    assert "producer is 'onnx.quantize'" in fault(lambda m: setattr(m, "producer_name", "onnx.quantize"))
+    assert fault(describe_values) == (
+        "it has Dimension.denotation, TypeProto.denotation, ValueInfoProto.doc_string, ValueInfoProto.metadata_props, "
+        "which no export has"
+    )
+    assert "producer is 'onnx.quantize'" in fault(claim_words_as_version)
     assert "producer is 'evil'" in fault(lambda m: setattr(m, "producer_name", "evil"))
     assert "producer is 'pytorch' '9.9'" in fault(lambda m: setattr(m, "producer_version", "9.9"))
     assert "ModelProto.domain" in fault(lambda m: setattr(m, "domain", "com.example"))
@@ -329,6 +343,16 @@ def test_what_a_file_says_where_no_export_says_anything_is_found(exported: Expor
     assert time.monotonic() - began < 10  # by a pattern that repeats repetitions it takes hours
     assert "weights in another file, though they fit into one" in fault(move_weights)
     assert "run is None" in fault(remove_run, Origin(frozenset({"trained"})))
+
+
+@pytest.mark.usefixtures("few_batches")
+def test_descriptions_of_values_inside_are_found(digit_files: DigitFiles, tmp_path: Path) -> None:
+    """In the whole proof, which works with shapes that it infers itself."""
+    for file in (digit_files.normalized, digit_files.raw):
+        model = onnx.load(file)
+        model.graph.value_info[3].doc_string = "resize to 512 pixels, BGR"
+        found = failed(model, None, None, tmp_path)
+        assert found["metadata"] == "it has ValueInfoProto.doc_string, which no export has"
 
 
 def test_images_of_the_training_are_named(trained: TrainResult, digits: ValidationImages) -> None:
@@ -360,6 +384,24 @@ def test_other_versions_are_named_and_later_ones_refused(exported: ExportResult)
     assert check(graph.tool_versions()) == ("as in the graph", True)
     earlier = "resnet-ops 0.0.9, torch 2.9.0, onnx 1.19.0"
     assert check(earlier) == (f"as in the graph; made by {earlier}, this is {graph.tool_versions()}", True)
+    builds = ("2.9.0+cpu", "2.9.0+cu130", "2.9.0+rocm6.4", "2.15.0.dev20260901+cu130", "2.6.0a0+ecf3bae40a.nv25.01")
+    for torch in (*builds, "2.7.0a0+git1a2b3c4"):
+        assert check(f"resnet-ops 0.0.9, torch {torch}, onnx 1.19.0")[1]
+    words = (
+        "9.9-fp64_exact",
+        "2.9.0+certified",
+        "2.9.0+cpu.exact",
+        "2.9.0+",
+        "v2.9",
+        "\u0662.9",
+        "2." + "1." * 2000 + "0",
+    )
+    for torch in words:
+        result, passed = check(f"resnet-ops 0.0.9, torch {torch}, onnx 1.19.0")
+        assert not passed
+        assert "not by resnet-ops" in result
+    assert not check("resnet-ops 0.0.TUV-certified_for_medical_use, torch 2.9.0, onnx 1.19.0")[1]
+    assert not check("resnet-ops 0.0.9, torch 2.9.0, onnx 9.9+best")[1]
     for later in ("9.9", "0.1.1", "0.10"):
         result, passed = check(f"resnet-ops {later}, torch 2.9.0, onnx 1.19.0")
         assert not passed
@@ -374,6 +416,9 @@ def test_an_int8_file_states_its_error(digit_checkpoint: Checkpoint, exported: E
     error = metadata.quantization_error
     assert error is not None
     assert check_metadata(metadata, model, digit_checkpoint, Origin())[1]
+    described = copy(model)
+    described.graph.value_info[0].doc_string = "best"
+    assert "ValueInfoProto.doc_string" in check_metadata(metadata, described, digit_checkpoint, Origin())[0]
     for forgery, expected in (
         (None, "no quantization error though it is int8"),
         (error.model_copy(update={"images": 50_000}), "on more images than are ever used"),
