@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 from typer.exceptions import TyperException
 
 import resnet_ops
 from resnet_ops import environment
+from resnet_ops.config_base import explain_kind
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
 from resnet_ops.stop_request import StoppedError, StopRequest, receive_signals, stop_of
 
@@ -94,6 +96,8 @@ def _run(arguments: list[str], request: StopRequest, as_json: bool, debug: bool)
         return error.exit_code
     except TyperException as error:
         own = error.__cause__  # the library's message on a value is better than Typer's
+        if isinstance(own, ValidationError) and (option := getattr(error, "param", None)):
+            own = explain_kind(f"{max(option.opts, key=len)} {own.errors()[0]['input']}", own)
         message = error.format_message()
         usage = UserError(message if message.endswith((".", "?")) else f"{message}.", "See --help.")
         report_error(own if isinstance(own, UserError) else usage, BAD_REQUEST, as_json, debug)

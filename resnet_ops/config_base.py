@@ -16,6 +16,17 @@ from resnet_ops.formatting import readable
 
 Positive = Annotated[int, Field(ge=1)]
 MAX_SIDE = 4096  # of a network's input, in pixels
+WHOLE_NUMBER, NUMBER, TRUE_OR_FALSE = "a whole number", "a number", "true or false"
+NEEDED = {  # by the types of pydantic's errors
+    "int_parsing": WHOLE_NUMBER,
+    "int_parsing_size": WHOLE_NUMBER,
+    "int_from_float": WHOLE_NUMBER,
+    "int_type": WHOLE_NUMBER,
+    "float_parsing": NUMBER,
+    "float_type": NUMBER,
+    "bool_parsing": TRUE_OR_FALSE,
+    "bool_type": TRUE_OR_FALSE,
+}
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -141,8 +152,16 @@ def explain(
         choices = cls.choices(name)
         remedy = f"{did_you_mean(str(typed), choices)} Valid: {', '.join(choices)}."
         return UserError(f"{option} cannot be {str(typed)!r}.", remedy)
+    if mismatch := explain_kind(f"{option} {repr(typed) if file else typed}", error):
+        return mismatch
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
     return UserError(f"{option} {message}; {str(typed)!r} was given.")
+
+
+def explain_kind(typed: str, error: ValidationError) -> UserError | None:
+    """Return what kind of value is needed where `typed` is of another; None where it is wrong in another way."""
+    needed = NEEDED.get(error.errors()[0]["type"])
+    return UserError(f"{typed}: {needed} is needed.") if needed else None
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
