@@ -64,7 +64,12 @@ def read_weights(config: TrainConfig, observer: Observer) -> "PretrainedWeights"
     from resnet_ops.weights.locate import locate
 
     assert config.weights is not None
-    located = locate(config.weights, config.model, observer.warn)
+    try:
+        located = locate(config.weights, config.model, observer.warn)
+    except UserError as error:
+        if error.exit_code != WORK_FAILED:
+            raise
+        raise error.copy_with(remedy=f"{error.remedy} Or leave --weights out: from scratch, less accurate.") from None
     if located is None:
         checkpoint, refused = checkpoints.read_best(_find_run(config))
         for reason in refused:

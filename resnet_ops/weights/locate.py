@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 from resnet_ops import files
 from resnet_ops.config import HUB, IMAGENET_WEIGHTS
@@ -90,12 +91,19 @@ def _download(url: str, path: Path) -> None:
         # Under another name until it is whole, and its hash is that in its name.
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{url} cannot be downloaded ({reason}).",
-            f"Fetch it where there is a network, and put it here: {path}",
+            f"{url} cannot be downloaded ({_reason(error)}).",
+            f"Fetch it where there is a network, to {path} on this machine.",
             WORK_FAILED,
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return why a download failed, in words."""
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):  # which wraps what the socket met
+        cause = error.reason
+        return f"no connection: {(cause.strerror if isinstance(cause, OSError) else None) or cause}"
+    return " ".join(str(error).split())[:200]
 
 
 def _of_hub(weights: str, warn: Callable[[str], None]) -> LocatedWeights:

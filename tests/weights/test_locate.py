@@ -12,8 +12,11 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save
 
+from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
+from resnet_ops.training.observer import Observer
+from resnet_ops.training.start import read_weights
 from resnet_ops.weights import pretrained
 from resnet_ops.weights.locate import locate
 
@@ -148,10 +151,12 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(
     warnings: list[str] = []
     with pytest.raises(UserError) as refused:
         locate("imagenet", "resnet18", warnings.append)
+    with pytest.raises(UserError, match=r"on this machine\. Or leave --weights out: from scratch, less accurate\.$"):
+        read_weights(TrainConfig.of(weights="imagenet", model="resnet18"), Observer())
     url, file = "https://download.pytorch.org/models/resnet18-f37072fd.pth", "hub/checkpoints/resnet18-f37072fd.pth"
     assert warnings == [f"Downloading {url} (45 MB) to {tmp_path / file}"]
-    assert refused.value.cause.startswith(f"{url} cannot be downloaded")
-    assert refused.value.remedy.endswith(f"put it here: {tmp_path / file}")
+    assert refused.value.cause == f"{url} cannot be downloaded (no connection: Connection refused)."
+    assert refused.value.remedy.endswith(f"to {tmp_path / file} on this machine.")
     assert not (tmp_path / file).exists()
 
 
