@@ -3,6 +3,7 @@
 Nothing is decoded here, and whether training can use the data is decided in sources.py.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -136,14 +137,20 @@ def absolute_paths(config: DataConfig) -> dict[str, object]:
     return {
         "data": _absolute(config.data),
         "val_data": config.val_data and (TEST_NAME if config.val_data == TEST_NAME else _absolute(config.val_data)),
-        **{name: path and check_text(path.expanduser().absolute()) for name, path in folders.items()},
+        **{name: path and check_text(_normalized(path.expanduser().absolute())) for name, path in folders.items()},
     }
 
 
 def _absolute(data: str) -> str:
     path = Path(data).expanduser()
     is_path = data not in DATA_SETS and "://" not in data and (has_magic(data) or path.exists())
-    return str(check_text(path.absolute())) if is_path else data
+    return str(check_text(_normalized(path.absolute()))) if is_path else data
+
+
+def _normalized(path: Path) -> Path:
+    """Return a path without `..`, unless that would lead elsewhere, as behind a symbolic link."""
+    normal = Path(os.path.normpath(path))
+    return normal if normal.resolve() == path.resolve() else path
 
 
 def _discover_one(data: str, option: str, config: DataConfig, *, for_training: bool = True) -> DiscoveredData:
