@@ -211,7 +211,8 @@ def find_broken(table: ImageTable) -> Finding:
     if not reasons:
         return Finding("ok", "broken images", "all images can be decoded")
     train, val, test = (int(table.broken(split).sum()) for split in (TRAIN, VAL, TEST))
-    summary = f"{image_count(len(reasons))} cannot be decoded: {train:,} training, {val:,} validation, {test:,} test"
+    counts = f"{train:,} training, {val:,} validation, {test:,} test"
+    summary = f"{image_count(len(reasons))} cannot be decoded: {counts}; training skips them"
     details = first_cases(f"{table.name(row)}: {reason}" for row, reason in reasons.items())
     return Finding("error", "broken images", summary, details)
 
@@ -231,10 +232,14 @@ def find_class_problems(table: ImageTable) -> Iterator[Finding]:
         )
     if few := [f"{name}: {t:,}" for name, (t, _) in counts.items() if t < FEW_IMAGES and (t or not others[name])]:
         yield Finding(
-            "warning", "few images", f"classes with fewer than {FEW_IMAGES} training images", first_cases(few)
+            "warning",
+            "few images",
+            f"classes with fewer than {FEW_IMAGES} training images: add images, or remove the class",
+            first_cases(few),
         )
     if val.any() and (unseen := [name for name, (t, v) in counts.items() if t and not v]):
-        yield Finding("warning", "not validated", "classes without validation images", first_cases(unseen))
+        summary = "classes without validation images: add images, or remove the class"
+        yield Finding("warning", "not validated", summary, first_cases(unseen))
     if not train.any():
         return
     most, least = int(train.argmax()), int(np.where(train, train, train.max() + 1).argmin())

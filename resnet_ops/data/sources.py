@@ -6,7 +6,7 @@ is not in the cache. Which images a path holds is in discovery.py. Nothing here 
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -94,6 +94,7 @@ class Source:
         skipped: What of the data is not read.
         whole: Whether training images that are resized are kept whole, for random resized crops, and not cut at the
             center.
+        used_labels: The labels of the splits that `prepare` has decoded, without images that cannot be.
         report: Called as images are read and decoded.
     """
 
@@ -105,6 +106,7 @@ class Source:
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     whole: bool = False
+    used_labels: Mapping[Split, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
     report: Report = field(default=do_not_report, compare=False, repr=False)
 
     @property
@@ -157,6 +159,21 @@ class Source:
             return subset(train, self._rows_of(split)) if split in self.held_out else self.splits[split]
         kept = subset(train, self._rows_of(split)) if self.left_out else train
         return JoinedImages(kept, self.splits["val"]) if self.config.fit_all and "val" in self.splits else kept
+
+    def count_classes(self, split: Split) -> np.ndarray:
+        """Return how many images of each class a split has, (classes,); without broken ones once it is decoded."""
+        labels = self.used_labels.get(split)
+        return np.bincount(
+            self.encoded(split).labels if labels is None else labels, minlength=len(self.record.class_names)
+        )
+
+    @property
+    def not_validated(self) -> tuple[str, ...]:
+        """The classes that are trained but have no validation images, where others have."""
+        if self.config.fit_all:
+            return ()
+        train, val = self.count_classes("train"), self.count_classes("val")
+        return tuple(np.array(self.record.class_names)[(train > 0) & (val == 0)].tolist()) if val.any() else ()
 
     @property
     def left_out(self) -> tuple[Split, ...]:
@@ -323,7 +340,9 @@ class Source:
             "first_bad_images": tuple(bad[:MAX_LISTED]),
         }
         exact = self.with_exact_counts()
-        return replace(exact, record=exact.record.model_copy(update=update), notes=tuple(notes))
+        used_labels = {split: part.images.labels for split, part in decoded.items()}
+        record = exact.record.model_copy(update=update)
+        return replace(exact, record=record, notes=tuple(notes), used_labels=used_labels)
 
     def with_exact_counts(self) -> "Source":
         """Return the same source with the numbers of images after test images were held out, without copies."""

@@ -14,7 +14,7 @@ from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.data.parallel_decode import Report, do_not_report
 from resnet_ops.data.sources import Source, fingerprint_of
 from resnet_ops.errors import UserError
-from resnet_ops.formatting import size
+from resnet_ops.formatting import first_names, size
 from resnet_ops.machine import memory_bytes
 from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.shared_storage import probe_nodes
@@ -55,13 +55,16 @@ def decode_images(source: Source, config: TrainConfig, observer: Observer) -> So
     """
     source = replace(source, whole=config.random_resized_crop, report=_report_to(observer))
     if config.stream == "on":
-        return replace(_sampled(source, observer), report=do_not_report)
-    if not source.embedded:
-        observer.progress({"stage": f"Decoding the images of {source.record.name}"})
-    source = source.prepare()
-    for note in source.notes:
-        observer.warn(note)
-    settle_batch_size(config, source.record)  # some may have been left out
+        source = _sampled(source, observer)
+    else:
+        if not source.embedded:
+            observer.progress({"stage": f"Decoding the images of {source.record.name}"})
+        source = source.prepare()
+        for note in source.notes:
+            observer.warn(note)
+        settle_batch_size(config, source.record)  # some may have been left out
+    if unseen := source.not_validated:
+        observer.warn(f"Not validated: {first_names(unseen)}: no validation images; add images, or remove the class.")
     return replace(source, report=do_not_report)
 
 

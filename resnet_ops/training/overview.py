@@ -3,8 +3,6 @@
 import contextlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from resnet_ops.config import TrainConfig
 from resnet_ops.config_base import as_options
 from resnet_ops.data.sources import Source
@@ -55,7 +53,7 @@ def describe(source: Source, record: RunRecord, choices: Sequence[Choice] = (), 
 
 def _balance(source: Source, data: DataRecord) -> str:
     """Say which classes there are, of how many training images, and where that is far from equal."""
-    counts = np.bincount(source.encoded("train").labels, minlength=len(data.class_names))
+    counts = source.count_classes("train")
     fewest, most = int(counts.min()), int(counts.max())
     each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
     text = f"{len(counts):,}: {first_names(data.class_names)}; {each} training images each"

@@ -1,0 +1,73 @@
+"""The first lines of a training: they count the images that are used, and name what cannot be validated."""
+
+from pathlib import Path
+
+import pytest
+
+from resnet_ops.config import TrainConfig
+from resnet_ops.data.discovery import absolute_paths
+from resnet_ops.data.sources import Source, open_source
+from resnet_ops.runs import Run
+from resnet_ops.training.defaults import explain_choices
+from resnet_ops.training.image_preparation import decode_images
+from resnet_ops.training.job import begin
+from resnet_ops.training.observer import Observer
+from resnet_ops.training.overview import describe
+from tests.data.samples import noise, write_class_folders
+
+
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of 50 images, of which two are broken, and one of a single image."""
+    images = noise(101)
+    folder = tmp_path / "photos"
+    write_class_folders(folder, {"cat": images[:50], "dog": images[50:100], "horse": images[100:]})
+    for name in ("cat/03.png", "cat/04.png"):
+        (folder / name).write_bytes(b"text")
+    return folder
+
+
+def prepared(config: TrainConfig) -> tuple[Source, list[str]]:
+    observer = Notes()
+    return decode_images(open_source(config), config, observer), observer.notes
+
+
+def test_all_lines_count_the_images_that_are_used(photos: Path, tmp_path: Path) -> None:
+    config = TrainConfig.of(data=str(photos), model="resnet20", batch_size=16)
+    source, _ = prepared(config)
+    images = source.record.train_images
+    assert source.count_classes("train").sum() == images == len(source.load("train"))
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    rows = dict(describe(source, begin(run, config, source.record, 1, 1, "cpu")).rows)
+    assert rows["data"].startswith(f"photos: {images} training")
+    fewest, most = sorted(source.count_classes("train").tolist())[::2]
+    assert f"{fewest} to {most} training images each" in rows["classes"]
+    (batch,) = explain_choices(
+        config.model_copy(update={"batch_size": 128, "flip": True}), config, source.record, "cpu"
+    )
+    assert batch.reason.startswith(f"{images} training images are too few")
+
+
+def test_classes_without_validation_images_are_named(photos: Path) -> None:
+    config = TrainConfig.of(data=str(photos), model="resnet20")
+    _, notes = prepared(config)
+    assert "Not validated: horse: no validation images; add images, or remove the class." in notes
+    _, notes = prepared(config.model_copy(update={"fit_all": True}))
+    assert not [note for note in notes if "Not validated" in note]
+
+
+def test_paths_lose_their_dots_unless_these_lead_elsewhere(photos: Path) -> None:
+    (photos / "link").symlink_to("/usr/bin")
+    for typed, meant in (("cat/../dog", "dog"), ("cat/../dog/*.png", "dog/*.png"), ("link/..", "link/..")):
+        config = TrainConfig.of(data=f"{photos}/{typed}", cache_dir=photos / "cat/..")
+        paths = absolute_paths(config)
+        assert (paths["data"], paths["cache_dir"]) == (f"{photos}/{meant}", photos)
