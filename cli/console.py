@@ -27,6 +27,7 @@ from resnet_ops.orchestration.job_protocol import report_milestone
 from resnet_ops.results import Result
 
 if TYPE_CHECKING:
+    from resnet_ops.class_metrics import MajorityBaseline
     from resnet_ops.config import Select
     from resnet_ops.orchestration.nodes import Node
     from resnet_ops.run_records import DataRecord
@@ -89,6 +90,11 @@ class Output:
         """Show part of the result."""
         for renderable in renderables:
             self.out.print(renderable, soft_wrap=isinstance(renderable, str))
+
+    def warn_of(self, baseline: "MajorityBaseline | None", name: str = "") -> None:
+        """Show that a network, or the one of a `name`, is no better than always answering one class, if it is not."""
+        if baseline is not None and not baseline.beaten:
+            self.show(f"[yellow]warning:[/] {escape(f'{name} is ' if name else '')}{escape(baseline.warning)}")
 
     def show_table(
         self,

@@ -65,6 +65,9 @@ def _show(output: Output, result: "EvaluateResult") -> None:
         f"[bold]{percent(result.top1)}[/] accuracy ({interval}): {escape(result.network_text)} on "
         f"{escape(result.images_text)}",
         f"[bold]{result.seen[0].upper()}{result.seen[1:]}.[/]",
+    )
+    output.warn_of(result.majority_baseline)
+    output.show(
         f"macro F1 {percent(result.macro_f1)}, macro recall {percent(result.macro_recall)}{top5}, calibration error "
         f"{percent(result.expected_calibration_error)}, negative log likelihood "
         f"{result.negative_log_likelihood:.3g}",

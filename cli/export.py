@@ -75,4 +75,5 @@ def _show(output: Output, result: "ExportResult") -> None:
     inputs = "pixels of any size" if result.input == "raw" else "normalized floats"
     properties = f"{precision}{size(result.size_bytes)}, opset {result.opset}, input: {inputs}"
     output.show(f"[bold green]Verified:[/] {escape(short(result.onnx))} ({properties})")
+    output.warn_of(result.majority_baseline, "the network")
     output.end(result)

@@ -2,11 +2,13 @@
 
 import threading
 import time
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -27,9 +29,21 @@ from resnet_ops.tuning.space import Choices, Range
 from .console import err, image_counts, show_rows, table, warn
 from .epoch_rows import STAR, EpochRows
 
-STEPS_OF_ESTIMATE = 10  # after which the remaining time is told
+STEPS_OF_ESTIMATE, SLOW_STEPS_OF_ESTIMATE = 10, 3  # after which the remaining time is told
+SLOW_STEP_S = 2.0
 WORTH_TELLING_S = 60.0
 ROOM_FOR_SPEED, ROOM_FOR_LOSS = 72, 92  # characters of a terminal
+
+
+class Bar(Progress):
+    """A bar that leaves room at its end for the `^C` of the terminal.
+
+    That would else wrap to a line of its own, so that the line above, no longer the bar's, would stay there.
+    """
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bar, narrower than the terminal."""
+        yield Constrain(self.make_tasks_table(self.tasks), max(1, err.width - len("^C^C")))
 
 
 class TrainingProgress(Observer):
@@ -38,12 +52,18 @@ class TrainingProgress(Observer):
     The bar keeps epoch, share and remaining time at any width; speed and loss come where there is room for them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given: Collection[str] = ()) -> None:
+        """Show no progress yet.
+
+        Args:
+            given: The options that the user gave.
+        """
+        self.given = given
         self.record: RunRecord | None = None
         self.rows: EpochRows | None = None
         self.began: tuple[float, int] | None = None  # when, after how many steps
         self.is_estimated = self.has_header = False
-        self.bar = Progress(
+        self.bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -76,7 +96,7 @@ class TrainingProgress(Observer):
             return
         show_rows(err, overview.rows)
         if overview.hint:
-            err.print(f"[green]hint:[/] {escape(overview.hint)}", soft_wrap=True)
+            hint_line(overview.hint)
 
     def warn(self, message: str) -> None:
         warn(message)
@@ -110,15 +130,25 @@ class TrainingProgress(Observer):
             self.began = now, done
         since, before = self.began
         left_s = None
-        if done - before >= STEPS_OF_ESTIMATE:
-            left_s = (now - since) / (done - before) * (epochs * steps - done)
+        measured = done - before
+        is_slow = measured >= SLOW_STEPS_OF_ESTIMATE and now - since > SLOW_STEP_S * measured
+        if is_slow or measured >= STEPS_OF_ESTIMATE or (self.is_estimated and measured):
+            left_s = (now - since) / measured * (epochs * steps - done)
             if not self.is_estimated and left_s > WORTH_TELLING_S:
-                show_rows(err, [("time", f"about {duration(left_s)}, by the first {done - before} steps")])
+                show_rows(err, [("time", f"about {duration(left_s)}, by the first {measured} steps")])
+                self._show_hint(left_s)
             self.is_estimated = True
         speed = f"{progress['images_per_second']:>9,.0f} images/s"
         loss = f"  train loss {progress['train_loss']:7.4f}"
         numbers = speed + loss if err.width >= ROOM_FOR_LOSS else speed if err.width >= ROOM_FOR_SPEED else ""
         self._update(f"epoch {progress['epoch']:>{len(str(epochs))}}/{epochs}", done, epochs * steps, left_s, numbers)
+
+    def _show_hint(self, left_s: float) -> None:
+        from resnet_ops.training.defaults import suggest_shorter  # by now imported, so that the bar was there before
+
+        assert self.record is not None
+        if hint := suggest_shorter(self.record, self.given, left_s):
+            hint_line(hint)
 
     def _update(self, what: str, done: int, total: int, left_s: float | None, numbers: str) -> None:
         eta = "-:--:--" if left_s is None else str(timedelta(seconds=round(left_s)))
@@ -133,6 +163,11 @@ class TrainingProgress(Observer):
             self.has_header = True
         row = self.rows.row(epoch)
         err.print(f"[green]{row}[/]" if row.endswith(STAR) else row, soft_wrap=True)
+
+
+def hint_line(text: str) -> None:
+    """Print what would be plainly better, on stderr."""
+    err.print(f"[green]hint:[/] {escape(text)}", soft_wrap=True)
 
 
 def _show_stopping() -> None:

@@ -56,6 +56,8 @@ def report(
         rows.add_row(escape(names[row.run_dir]), row.model, row.status, str(row.epochs), *accuracies, wrong)
     size = formatting.size(result.size_bytes)
     out.show(rows, *accuracy_legend(any(row.fit_all for row in result.runs)))
+    for row in result.runs:
+        out.warn_of(row.majority_baseline, names[row.run_dir])
     out.show(f"[bold green]Written:[/] {escape(short(result.report))} ({size})")
     out.end(result)
 

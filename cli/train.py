@@ -57,7 +57,7 @@ def train(
         submit(config, resume, functools.partial(train_arguments, overwrite=overwrite), output)
         return
     check_service(config.track)
-    with TrainingProgress() as progress:
+    with TrainingProgress(options.given) as progress:
         with importing():
             from resnet_ops.training import job
 
@@ -100,6 +100,7 @@ def _show(output: Output, result: "TrainResult") -> None:
     if result.record.resumed:
         total = f"total {result.total_s:.0f} s since it was resumed, {result.epochs_s:.0f} s in all epochs"
     output.show(f"{accuracy}{speed}, {total}")
+    output.warn_of(result.majority_baseline)
     if result.reason:
         output.show(f"  {result.reason[0].upper()}{result.reason[1:]}")
     if metrics := _more_metrics(best):
@@ -113,9 +114,18 @@ def _show(output: Output, result: "TrainResult") -> None:
     output.show(
         f"  {'last' if best.selected_on is None else 'best'} weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",
-        f"  next          resnet-ops export {run.name} --onnx" + runs_dir_option(run.path.parent),
+        f"  next          {_next_commands(result)}",
     )
     output.end(result)
+
+
+def _next_commands(result: "TrainResult") -> str:
+    where, baseline = runs_dir_option(result.run.path.parent), result.majority_baseline
+    evaluate = f"resnet-ops evaluate {result.name}{where}"
+    if baseline is not None and not baseline.beaten:
+        return evaluate
+    export = f"resnet-ops export {result.name} --onnx{where}"
+    return export if result.fit_all or result.test_images else f"{evaluate}, {export}"  # a line on test images has it
 
 
 def _chosen_by(best: "Best") -> str:

@@ -1,4 +1,4 @@
-"""What a network's answers say of each class: macro recall and F1, by scikit-learn, and which classes are the worst.
+"""What a network's answers say of each class: macro recall and F1, the worst classes, the majority baseline.
 
 scikit-learn takes a second and 70 MiB to import (torchmetrics 6 s and 250 MiB), so only the worker that needs it does,
 on a thread while it opens its images.
@@ -38,6 +38,37 @@ class ClassRecall(BaseModel):
     recall: float = Field(description="From 0 to 1.")
     support: int = Field(description="Images of the class.")
     interval: tuple[float, float] = Field(description="Wilson's 95% confidence interval of the recall.")
+
+
+class MajorityBaseline(BaseModel):
+    """The accuracy of always answering the largest class, and whether a network is better, beyond chance."""
+
+    model_config = ConfigDict(frozen=True)
+
+    accuracy: float = Field(description="Share of the images that are of the largest class, from 0 to 1.")
+    beaten: bool = Field(
+        description="Whether the whole 95% confidence interval (Wilson) of the network's accuracy is above that."
+    )
+    warning: str = Field(description="What to say and to do where it is not; empty where it is.")
+
+    @classmethod
+    def of(cls, counts: Sequence[ClassCount], remedy: str = "") -> "MajorityBaseline | None":
+        """Return the baseline of a network on some images; None where fewer than two classes have images.
+
+        Args:
+            counts: Of each class; () where they are not known.
+            remedy: What may help a network that is no better.
+        """
+        largest, images = max((support for _, support in counts), default=0), sum(support for _, support in counts)
+        if largest == images:
+            return None
+        correct, accuracy = sum(correct for correct, _ in counts), largest / images
+        answer = f"always answering one class ({percent(accuracy)})"
+        beaten = wilson_interval(correct / images, images)[0] > accuracy
+        warning = f"no better than {answer}. {remedy}"
+        if correct > largest:
+            warning = f"better than {answer} by no more than chance: {images:,} images are too few to tell. {remedy}"
+        return cls(accuracy=accuracy, beaten=beaten, warning="" if beaten else warning.strip())
 
 
 def metric_text(select: Select, metric: float) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_ops.class_metrics import metric_text, worst_classes
+from resnet_ops.class_metrics import MajorityBaseline, metric_text, worst_classes
 from resnet_ops.significance import wilson_interval
 
 
@@ -27,3 +27,29 @@ def test_where_chance_explains_all_nothing_is_said(counts: list[tuple[int, int]]
 def test_a_metric_is_named_with_its_value() -> None:
     assert metric_text("macro-f1", 0.912) == "macro F1 91.20%"
     assert metric_text("loss", 0.12345) == "loss 0.1235"
+
+
+@pytest.mark.parametrize(
+    ("counts", "warning"),
+    [
+        ([(5, 5), (0, 5), (0, 5), (0, 5)], "no better than always answering one class (25.00%). Try."),
+        ([(20, 20), (0, 1)], "no better than always answering one class (95.24%). Try."),
+        ([(0, 20), (1, 1)], "no better than always answering one class (95.24%). Try."),
+        (
+            [(20, 20), (1, 1)],
+            "better than always answering one class (95.24%) by no more than chance: 21 images are too few to "
+            "tell. Try.",
+        ),
+        ([(40, 50), (40, 50)], ""),
+    ],
+)
+def test_always_answering_one_class_is_told_from_learning(counts: list[tuple[int, int]], warning: str) -> None:
+    baseline = MajorityBaseline.of(counts, "Try.")
+    assert baseline is not None
+    assert (baseline.beaten, baseline.warning) == (not warning, warning)
+    assert baseline.accuracy == max(support for _, support in counts) / sum(support for _, support in counts)
+
+
+def test_nothing_is_concluded_from_one_class_or_none() -> None:
+    assert MajorityBaseline.of(()) is None
+    assert MajorityBaseline.of([(7, 10), (0, 0)]) is None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_ops import files
+from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.dataset import image_count
 from resnet_ops.errors import RunHeldError, UserError
@@ -24,6 +25,7 @@ from resnet_ops.evaluation.labeled_images import LabeledSplit, SeenImages, count
 from resnet_ops.evaluation.results import ClassificationError, EvaluateResult
 from resnet_ops.formatting import percent
 from resnet_ops.reporting.predictions import MISTAKES
+from resnet_ops.training.defaults import suggest_at_chance
 
 Warn = Callable[[str], None]
 
@@ -92,6 +94,10 @@ def evaluate(
         mistakes=_errors(network, images, classified, most_confident_errors(classified, MISTAKES)),
         label_issues=len(issues),
         suspects=_errors(network, images, classified, issues[: config.suspects]),
+        majority_baseline=MajorityBaseline.of(
+            [(each.correct, each.images) for each in metrics.classes],
+            suggest_at_chance(network.run.read_as_written()) if network.run is not None else "",
+        ),
         expectation=None
         if config.expect is None
         else check_expectation(config.expect, metrics.correct, metrics.images),

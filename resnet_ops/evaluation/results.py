@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.data.dataset import SPLIT_NAMES, Split
 from resnet_ops.files import Place
 from resnet_ops.formatting import percent
@@ -124,6 +125,9 @@ class EvaluateResult(EvaluationMetrics):
     suspects: tuple[ClassificationError, ...] = Field(
         description="The first `--suspects` of them, the least `label_probability - probability` first."
     )
+    majority_baseline: MajorityBaseline | None = Field(
+        description="What always answering the largest class of these images reaches; null where they are of one class."
+    )
     expectation: Expectation | None = Field(description="What `--expect` asks for; null without it.")
     recorded: bool = Field(description="Whether the accuracy is recorded in the run as its test accuracy.")
     folder: Place = Field(description="The folder that is written.")
@@ -150,9 +154,11 @@ class EvaluateResult(EvaluationMetrics):
     @property
     def verdict(self) -> str:
         """The accuracy in a sentence: on which images, and what training has seen of them."""
+        baseline = self.majority_baseline
+        warning = "" if baseline is None or baseline.beaten else f" That is {baseline.warning}"
         return (
             f"{self.network_text} classifies {percent(self.top1)} ({percent(self.top1_low)} to "
-            f"{percent(self.top1_high)}) of {self.images_text} correctly; {self.seen}."
+            f"{percent(self.top1_high)}) of {self.images_text} correctly; {self.seen}.{warning}"
         )
 
     @property

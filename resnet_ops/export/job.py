@@ -14,6 +14,7 @@ import onnx
 from pydantic import Field
 
 from resnet_ops import files
+from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
@@ -40,6 +41,7 @@ from resnet_ops.files import Place, write_atomically
 from resnet_ops.locks import exclusive
 from resnet_ops.machine import versions
 from resnet_ops.training.checkpoint import Checkpoint
+from resnet_ops.training.defaults import suggest_at_chance
 
 FP16_IMAGES = 64  # whose values are measured
 
@@ -50,6 +52,10 @@ class ExportResult(ValidationResult):
     opset: int = Field(description="ONNX operator set.")
     checkpoint: Place = Field(description="The checkpoint that it was exported from, and compared with.")
     epoch: int = Field(description="Epoch of the checkpoint.")
+    majority_baseline: MajorityBaseline | None = Field(
+        description="What always answering the largest class reached on the validation images of the training; null "
+        "where nothing was validated, or on one class only."
+    )
     size_bytes: int = Field(description="Size of the file, external weights included.")
     proof: Place = Field(description="JSON file with the proof.")
     candidates: tuple[QuantizationCandidate, ...] = Field(description="The int8 quantizations that were tried.")
@@ -137,6 +143,9 @@ def export_onnx(
         metadata=metadata,
         opset=config.opset,
         epoch=info.epoch,
+        majority_baseline=None
+        if info.fitted_on_all
+        else MajorityBaseline.of(info.val_classes, suggest_at_chance(resolved.run.read()) if resolved.run else ""),
         size_bytes=size,
         proof=proof_file,
         candidates=tuple(candidates),

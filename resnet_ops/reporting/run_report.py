@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from resnet_ops import files
-from resnet_ops.class_metrics import SELECT_NAMES, metric_text
+from resnet_ops.class_metrics import SELECT_NAMES, MajorityBaseline, metric_text
 from resnet_ops.config import Select
 from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.errors import PausedError, UserError
@@ -31,6 +31,7 @@ from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, Status
 from resnet_ops.runs import Run, distinct_names
 from resnet_ops.significance import MeasuredAccuracy, compare, with_interval
+from resnet_ops.training.defaults import majority_baseline
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class RunData:
         accuracy = self.best.val_accuracy if self.best else None
         return "" if accuracy is None else with_interval(accuracy, self.record.data.val_images)
 
+    @cached_property
+    def majority_baseline(self) -> MajorityBaseline | None:
+        """The accuracy of always answering one class on the validation images, beside that of the run."""
+        return majority_baseline(self.run, self.record)
+
     @property
     def chosen_by(self) -> str:
         """Return what the best epoch was chosen by, as the end of a clause; "" where that is the accuracy."""
@@ -116,6 +122,7 @@ class RunData:
             val_accuracy=best.val_accuracy if best else None,
             last_val_accuracy=self.epochs[-1].val_accuracy if self.epochs else None,
             test_accuracy=self.test_accuracy,
+            majority_baseline=self.majority_baseline,
             selected_by=None if self.record.config.fit_all else self.record.config.select,
             metric=best.selected_metric(self.record.config.select) if best else None,
             val_macro_recall=best.val_macro_recall if best else None,
@@ -143,6 +150,9 @@ class ReportedRun(Result):
     )
     last_val_accuracy: float | None = Field(description="That of the last epoch.")
     test_accuracy: float | None = Field(description="Top-1 accuracy on test images, which nothing was selected on.")
+    majority_baseline: MajorityBaseline | None = Field(
+        description="What always answering the largest class reaches on the validation images; null with --fit-all."
+    )
     selected_by: Select | None = Field(
         description="The metric that the best epoch is the best in; null with --fit-all."
     )
@@ -244,7 +254,7 @@ def verdict(runs: Sequence[RunData]) -> str:
         f"confidence interval, on {images:,} validation images, which its best epoch was chosen on{first.chosen_by}; "
         f"its last epoch has {percent(last)}{_test_clause(first)}."
     )
-    best = f"{best} {unmeasured}".strip()
+    best = f"{best}{_warnings(runs)} {unmeasured}".strip()
     if len(ranked) == 1:
         return best
     if len({(run.record.data.fingerprint, run.record.data.val_images) for _, run in ranked}) > 1:
@@ -260,6 +270,12 @@ def verdict(runs: Sequence[RunData]) -> str:
         f"{best} {second.name} ({second.record.config.model}) is {points:.2f} percentage points lower, {more} than "
         f"chance explains (p = {tests.corrected[frozenset(pair)]:.2g}, {tests.name})."
     )
+
+
+def _warnings(runs: Sequence[RunData]) -> str:
+    """Return a sentence on each run that is no better than always answering one class."""
+    baselines = [(run.name, run.majority_baseline) for run in runs]
+    return "".join(f" {name} is {each.warning}" for name, each in baselines if each and not each.beaten)
 
 
 def _test_clause(run: RunData) -> str:

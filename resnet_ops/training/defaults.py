@@ -3,19 +3,22 @@
 Each is named in the output, with its reason; what a user gives always counts instead.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.sources import MAX_NATIVE_SIDE
-from resnet_ops.formatting import image_size
+from resnet_ops.formatting import image_size, percent
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipe_config import ADAMW_DEFAULTS
 from resnet_ops.recipes.reading import configure
-from resnet_ops.run_records import DataRecord
+from resnet_ops.run_records import DataRecord, RunRecord
+from resnet_ops.runs import Run
 from resnet_ops.training.observer import Observer
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ FINETUNE = "finetune"  # recipe
 FEW_PHOTOS = 20_000
 # Images whose BatchNorm statistics do no harm (Wu and He 2018, fig. 1: from 32 to 16 they cost 0.5 points).
 FEWEST_NORMALIZED = 16
+LONG_TRAINING_S = 20 * 60.0
+SHORTER_SIDE, SHORTER_EPOCHS = 128, 10  # of a training that takes less
 
 
 def are_photos(data: DataRecord) -> bool:
@@ -104,6 +109,44 @@ def suggest_weights(requested: TrainConfig, data: DataRecord) -> str | None:
     return (
         f"{data.train_images:,} photos are few to train from scratch: --weights {IMAGENET_WEIGHTS} begins from "
         "ImageNet's, for more accuracy in fewer epochs."
+    )
+
+
+def majority_baseline(run: Run, record: RunRecord) -> MajorityBaseline | None:
+    """Return what always answering one class reaches on the validation images of a run; None where nothing measured."""
+    return None if record.config.fit_all else MajorityBaseline.of(run.val_classes(), suggest_at_chance(record))
+
+
+def suggest_at_chance(record: RunRecord) -> str:
+    """Return what may help a network that is no better than always answering one class."""
+    data = record.data
+    has_weights = record.config.weights is not None or min(data.height, data.width) < SMALLEST_PHOTO
+    return f"Try a lower --lr{' or more epochs' if has_weights else f', more epochs, or --weights {IMAGENET_WEIGHTS}'}."
+
+
+def suggest_shorter(record: RunRecord, given: Collection[str], left_s: float) -> str | None:
+    """Return how a long training of photos on a CPU takes less time; None where it is short, or all is given.
+
+    Args:
+        record: The run.
+        given: The options that the user gave, which are not suggested otherwise.
+        left_s: How long it is estimated to take.
+    """
+    data, config = record.data, record.config
+    pixels = data.height * data.width
+    if record.device != "cpu" or record.resumed or left_s <= LONG_TRAINING_S or pixels <= SHORTER_SIDE**2:
+        return None
+    shares = {}
+    if "image_size" not in given:
+        shares[f"--image-size {SHORTER_SIDE}"] = SHORTER_SIDE**2 / pixels
+    if "epochs" not in given and config.epochs > SHORTER_EPOCHS:
+        shares[f"--epochs {SHORTER_EPOCHS}"] = SHORTER_EPOCHS / config.epochs
+    if not shares:
+        return None
+    share = math.prod(shares.values())
+    return (
+        f"{' '.join(shares)} takes about {f'1/{1 / share:.0f}' if share < 0.4 else percent(share, 0)} of it; "
+        "Ctrl-C saves a checkpoint, --resume continues"
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from resnet_ops import files, runs
-from resnet_ops.class_metrics import ClassRecall, worst_classes
+from resnet_ops.class_metrics import ClassRecall, MajorityBaseline, worst_classes
 from resnet_ops.config import EXTENDING, TEST_NAME, TrainConfig
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.discovery import absolute_paths, find_missing
@@ -33,7 +33,13 @@ from resnet_ops.runs import Run
 from resnet_ops.stop_request import Stop, StopRequest, stop_of
 from resnet_ops.tracking import tracker
 from resnet_ops.tracking.tracker import Tracker
-from resnet_ops.training.defaults import explain_choices, report_defaults, suggest_weights, warn_of_mirroring
+from resnet_ops.training.defaults import (
+    explain_choices,
+    majority_baseline,
+    report_defaults,
+    suggest_weights,
+    warn_of_mirroring,
+)
 from resnet_ops.training.early_end import early_end, extend
 from resnet_ops.training.image_preparation import check_every_node, decode_images
 from resnet_ops.training.observer import Observer, follow
@@ -75,6 +81,10 @@ class TrainResult(Result):
     test_images: int = Field(description="Test images, which training does not touch; `evaluate` measures on them.")
     worst_classes: tuple[ClassRecall, ...] = Field(
         description="Classes of the lowest recall on validation images, below the accuracy on all beyond chance."
+    )
+    majority_baseline: MajorityBaseline | None = Field(
+        description="What always answering the largest class reaches on validation images; null with --fit-all, or "
+        "where they are of one class."
     )
     fit_all: bool = Field(description="Whether it is fitted on all images: then there is no validation accuracy.")
     images_per_second: float | None = Field(description="Median over epochs of the training images per second.")
@@ -122,11 +132,11 @@ def train(
             source, start = with_start(source, requested, weights, observer)
             config = settle_head(requested, config, start)
             compare(source.record.fingerprint)
-        choices = tuple(explain_choices(asked, config, source.record, layout.device))
-        hint = suggest_weights(asked, source.record)
         warn_of_mirroring(requested, source.record, observer)
         warn_of_double_balance(config, observer)
         source = decode_images(source, config, observer)
+        choices = tuple(explain_choices(asked, config, source.record, layout.device))
+        hint = suggest_weights(asked, source.record)
         if config.auto_batch:
             config = with_largest_batch(config, source.record, placement, observer)
         report_defaults(requested, config, layout.device, observer)
@@ -469,6 +479,7 @@ def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at
         best=record.best,
         test_images=record.data.test_images,
         worst_classes=worst_classes(record.data.class_names, run.val_classes()),
+        majority_baseline=majority_baseline(run, record),
         fit_all=record.config.fit_all,
         images_per_second=rates[len(rates) // 2] if rates else None,
         time_to_first_step_s=steps_at[0] - started_at if steps_at else None,
