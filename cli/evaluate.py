@@ -12,7 +12,7 @@ from resnet_ops.formatting import percent
 
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, report_error, short, table, warn
-from .startup import importing, process_started_at
+from .startup import check_network, importing, process_started_at
 
 if TYPE_CHECKING:
     from resnet_ops.evaluation.results import EvaluateResult
@@ -37,6 +37,7 @@ def evaluate(options: Options, json: Json = False, debug: Debug = False) -> None
     """
     output = Output(json)
     config = options.make(EvaluateConfig)
+    check_network(config.run, config.model, config.runs_dir)
     status = err.status("Evaluating", spinner="dots")
     with status if err.is_live else err:
         with importing():

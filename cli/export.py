@@ -11,7 +11,7 @@ from resnet_ops.formatting import percent, size
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, short, table, warn
 from .proof_table import refuse, show_proof
-from .startup import importing, process_started_at
+from .startup import check_network, importing, process_started_at
 
 if TYPE_CHECKING:
     from resnet_ops.export.job import ExportResult
@@ -43,6 +43,7 @@ def export(
     """
     output = Output(json)
     config = options.make(ExportConfig)
+    check_network(config.run, config.model, config.runs_dir)
     with err.status("Exporting", spinner="dots") if err.is_live else err:
         with importing():
             from resnet_ops.export import job

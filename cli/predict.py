@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.config import PredictConfig
+from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.formatting import percent, printable
 
 from .config_options import Debug, Json, Options, options_of
@@ -33,7 +34,7 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
     Images that cannot be decoded are listed with the reason, and the others are classified; the exit code is then 1.
     """
     output = Output(json)
-    config = options.make(PredictConfig)
+    config = with_exported_file(options.make(PredictConfig))
     status = err.status("Classifying", spinner="dots")
     with status if err.is_live else err:
         with importing():
