@@ -1,4 +1,4 @@
-"""The start of a command: when it began, what is refused before torch and Ray are imported, and what makes that faster."""
+"""The start of a command: when it began, what is refused before torch and Ray are imported, and a faster import."""
 
 import contextlib
 import gc
