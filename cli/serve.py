@@ -65,5 +65,6 @@ def _show(output: Output, service: "ServeResult") -> None:
         *(f"  url      {each}" for each in service.urls),
         f"  request  curl --data-binary @photo.jpg '{service.url}/classify?top=5'",
         f"  docs     {service.url}/docs",
+        "  stop     Ctrl-C stops it",
     )
     output.end(service)

@@ -27,11 +27,14 @@ def validate(options: Options, json: Json = False, debug: Debug = False) -> None
     """
     output = Output(json)
     config = with_exported_file(options.make(ValidateConfig))
-    with err.status("Validating", spinner="dots") if err.is_live else err:
+    status = err.status("Validating", spinner="dots")
+    with status if err.is_live else err:
         with importing():
             from resnet_ops.export import validate as library
 
-        result = library.validate_onnx(config, warn, process_started_at())
+        result = library.validate_onnx(
+            config, warn, process_started_at(), on_check=lambda check: status.update(f"Validating: {check}")
+        )
     show_proof(output, result)
     if not result.validated:
         strange = any(check.name == "structure" for check in result.failed_checks)
