@@ -128,7 +128,7 @@ class ProofDraft(ProofReport):
     """A report to which checks are still added."""
 
     model_config = ConfigDict(frozen=False)
-    _on_check: Callable[[str], object] = PrivateAttr(default=lambda _: None)
+    _on_check: Callable[[str], object] = PrivateAttr(default_factory=lambda: lambda _: None)
 
     @classmethod
     def begin(cls, provider: str, on_check: Callable[[str], object]) -> Self:
