@@ -1,3 +1,4 @@
+# make help: this list, as make alone does.
 # make demo: set up, train on real images, export the best network to ONNX and verify it.
 # make install: set up only. With CPU=1 both do without CUDA, after PyTorch's CPU build (docs/how-to/install.md).
 # make test: set up with the development tools, check the code, build the pages, run the whole suite.
@@ -33,14 +34,18 @@ endef
 endif
 comma := ,
 
-.PHONY: demo install torch test test-chaos test-ray test-slow test-slurm check format docs bench gpu pictures clean
+.PHONY: help demo install torch test test-chaos test-ray test-slow test-slurm check format docs bench gpu pictures clean
 .DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^# \{0,1\}/!q; s///p' Makefile
 
 install: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/resnet-ops train --name demo --overwrite
 	$(BIN)/resnet-ops export demo --onnx
+	@echo "Next, your own images: source .venv/bin/activate; resnet-ops data check FOLDER"
 
 test: .venv/installed-dev check docs
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -118,6 +123,7 @@ torch: .venv/bin/pip
 
 .venv/installed: .venv/bin/pip pyproject.toml $(if $(CPU),| torch)
 	@echo "Installing PyTorch, Ray and ONNX Runtime into .venv, a few minutes the first time: $(if $(CPU),2 GB,7 GB; without a GPU 2 GB do, see docs/how-to/install.md)."
+	@echo "After the downloads pip unpacks them$(if $(CPU),,$(comma) some 7 GB)$(comma) silent for some minutes."
 	$(call install,,$(if $(wildcard .venv/installed),--quiet))
 	@echo "Installed: $$(du -sh .venv | cut -f 1) in .venv."
 	@touch $@

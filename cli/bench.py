@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from resnet_ops.export.config import BenchConfig
+from resnet_ops.export.exported_files import with_exported_file
 
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, table
@@ -28,7 +29,7 @@ def bench(options: Options, json: Json = False, debug: Debug = False) -> None:
     its speed.
     """
     output = Output(json)
-    config = options.make(BenchConfig)
+    config = with_exported_file(options.make(BenchConfig))
     status = err.status("Measuring", spinner="dots")
     with status if err.is_live else err:
         with importing():

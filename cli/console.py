@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from resnet_ops.run_records import DataRecord
 
 
+COMMAND = re.compile(r"\b(?:resnet-ops|pip install|curl)(?: \S*[^\s.,;:?)])+")  # up to a word that ends a sentence
+WHOLE = "\ue000"  # stands for a space at which a line is not broken
 LABEL_WIDTH = 13  # characters of the labels of rows
 UNLIMITED = 10_000  # characters, more than a table has
 
@@ -48,9 +50,10 @@ class WordConsole(Console):
         return self.is_terminal and self.changes_in_place and not self.quiet
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does; `soft_wrap` marks a sentence."""
+        """Print as rich does; `soft_wrap` marks a sentence, whose further lines are indented by `hang`."""
+        hang = options.pop("hang", 0)
         if options.get("soft_wrap") and self.is_terminal:
-            objects = tuple(_wrap(each, self.width) if isinstance(each, str) else each for each in objects)
+            objects = tuple(_wrap(each, self.width, hang) if isinstance(each, str) else each for each in objects)
         super().print(*objects, **options)
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
@@ -59,21 +62,21 @@ class WordConsole(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
-def _wrap(markup: str, width: int) -> Text:
-    """Break between words; indented lines (facts and commands) and long words stay whole, to be copied."""
+def _wrap(markup: str, width: int, hang: int = 0) -> Text:
+    """Break between words; indented lines, commands and long words stay whole, to be copied."""
     text = Text.from_markup(markup)
     if text.plain.startswith(" ") or "\n" in text.plain:
         return text
     breaks, line_start, word_start = [], 0, 0
-    for end in [*(space.start() for space in re.finditer(" ", text.plain)), len(text)]:
+    for end in [*(space.start() for space in re.finditer(" ", _keep_commands(text.plain))), len(text)]:
         if end - line_start > width and word_start > line_start:
             breaks.append(word_start)
-            line_start = word_start
+            line_start = word_start - hang
         word_start = end + 1
     lines = text.divide(breaks)
     for each in lines:
         each.rstrip()
-    return Text("\n").join(lines)
+    return Text("\n" + " " * hang).join(lines)
 
 
 err = WordConsole(stderr=True, highlight=False)
@@ -95,6 +98,10 @@ class Output:
         """Show that a network, or the one of a `name`, is no better than always answering one class, if it is not."""
         if baseline is not None and not baseline.beaten:
             self.show(f"[yellow]warning:[/] {escape(f'{name} is ' if name else '')}{escape(baseline.warning)}")
+
+    def show_row(self, row: str, hang: int) -> None:
+        """Show a row that ends in a sentence, whose further lines are indented by `hang`."""
+        self.out.print(row, soft_wrap=True, hang=hang)
 
     def show_table(
         self,
@@ -150,8 +157,18 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
 
 def _fill(text: str, width: int, indent: str) -> str:
     return textwrap.fill(
-        text, width, initial_indent=indent, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
+        _keep_commands(text),
+        width,
+        initial_indent=indent,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace(WHOLE, " ")
+
+
+def _keep_commands(text: str) -> str:
+    """Return a text of the same length in which the spaces of commands to copy are no places to break a line."""
+    return COMMAND.sub(lambda command: command[0].replace(" ", WHOLE), text)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -249,8 +266,9 @@ def accuracy_cells(
 def accuracy_legend(fit_all: bool) -> list[str]:
     """Return what the accuracies of a table of runs are; `fit_all` if one of the runs is fitted on all images."""
     return [
-        "[dim]chosen: validation accuracy of the best epoch, which was chosen on these images, by it or what else is "
-        "named; last: of the last epoch; test: on images that nothing was chosen on[/]",
+        "[dim]chosen: validation accuracy of the best epoch, which was chosen on these same images: by accuracy, or by "
+        "the metric in parentheses; last: validation accuracy of the last epoch; test: accuracy on test images, on "
+        "which nothing was chosen[/]",
         *(["[dim]fit all: fitted on all images, so without a validation accuracy[/]"] if fit_all else []),
     ]
 

@@ -1,6 +1,7 @@
 """`resnet-ops data`: checks a dataset before training on it, and shows statistics and problems."""
 
 import io
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from resnet_ops.config import DataConfig, ImagesConfig
-from resnet_ops.config_base import option
+from resnet_ops.config_base import as_options, option
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.formatting import image_size, size
@@ -84,6 +85,10 @@ def check(
         report = report.model_copy(update={"contact_sheet": contact_sheet.absolute()})
         output.show(f"Contact sheet: {escape(short(contact_sheet.absolute()))}")
     output.show(_verdict(report))
+    if report.fit:
+        typed = as_options(options.typed(CheckedImagesConfig))
+        images = shlex.join(word for each in typed for word in each.split("=", 1))
+        output.show(f"  next  resnet-ops train {escape(images)} --name NAME")
     output.end(report)
     if not report.fit:
         raise typer.Exit(WORK_FAILED)
@@ -124,8 +129,8 @@ def _show(output: Output, report: "DataReport") -> None:
         "",
         _facts(report),
         "",
-        *_findings(report),
     )
+    _show_findings(output, report)
 
 
 def _class_table(report: "DataReport") -> Any:
@@ -174,16 +179,15 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _findings(report: "DataReport") -> list[str]:
-    """Return a line for each finding and for each of its details; a table would wrap the paths."""
+def _show_findings(output: Output, report: "DataReport") -> None:
+    """Show a row for each finding and a line for each of its details; a table would wrap the paths."""
     state = max(len(finding.state) for finding in report.findings)
     name = max(len(finding.name) for finding in report.findings)
-    lines = []
     for finding in report.findings:
         pad = " " * (state - len(finding.state))
-        lines.append(f"{MARKS[finding.state]}{pad}  {finding.name:{name}}  {escape(finding.summary)}")
-        lines += [f"{' ' * (state + 2)}[dim]{escape(detail)}[/]" for detail in finding.details]
-    return lines
+        row = f"{MARKS[finding.state]}{pad}  {finding.name:{name}}  {escape(finding.summary)}"
+        output.show_row(row, hang=state + name + 4)
+        output.show(*(f"{' ' * (state + 2)}[dim]{escape(detail)}[/]" for detail in finding.details))
 
 
 def _verdict(report: "DataReport") -> str:

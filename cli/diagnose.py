@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.config import DiagnoseConfig
+from resnet_ops.export.exported_files import with_exported_file
 
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, report_error, table, warn
@@ -30,7 +31,7 @@ def diagnose(options: Options, json: Json = False, debug: Debug = False) -> None
     or explained, 1 if not, or if it cannot be told from these answers.
     """
     output = Output(json)
-    config = options.make(DiagnoseConfig)
+    config = with_exported_file(options.make(DiagnoseConfig))
     status = err.status("Reading", spinner="dots")
     with status if err.is_live else err:
         with importing():

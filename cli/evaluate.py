@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape
 
+from resnet_ops.config_base import quoted
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.formatting import percent
 
-from .config_options import Debug, Json, Options, options_of
+from .config_options import Debug, Json, Options, options_of, runs_dir_option
 from .console import Output, err, report_error, short, table, warn
-from .startup import importing, process_started_at
+from .startup import check_network, importing, process_started_at
 
 if TYPE_CHECKING:
     from resnet_ops.evaluation.results import EvaluateResult
 
+OPTIONAL = ("F1", "precision", "images")  # columns, left out in this order in a narrow terminal
 WORST = 5  # classes and confusions that are shown
+SUSPECTS = 20  # to suggest
 EXAMPLES = """
 resnet-ops evaluate mine  # the best weights of run 'mine' on its test images, or its validation images
 resnet-ops evaluate mine --data flowers/test --expect 95  # on other images; exits with 1 if below 95%
@@ -37,6 +40,7 @@ def evaluate(options: Options, json: Json = False, debug: Debug = False) -> None
     """
     output = Output(json)
     config = options.make(EvaluateConfig)
+    check_network(config.run, config.model, config.runs_dir)
     status = err.status("Evaluating", spinner="dots")
     with status if err.is_live else err:
         with importing():
@@ -46,7 +50,7 @@ def evaluate(options: Options, json: Json = False, debug: Debug = False) -> None
             status.update(f"Evaluating: {done:,} of {total:,} images")
 
         result = library.evaluate(config, warn, progress, process_started_at())
-    _show(output, result)
+    _show(output, config, result)
     missed = result.expectation is not None and not result.expectation.met
     if missed:
         refusal = UserError(library.expectation_text(result), exit_code=WORK_FAILED)
@@ -58,7 +62,7 @@ def evaluate(options: Options, json: Json = False, debug: Debug = False) -> None
         raise typer.Exit(WORK_FAILED)
 
 
-def _show(output: Output, result: "EvaluateResult") -> None:
+def _show(output: Output, config: EvaluateConfig, result: "EvaluateResult") -> None:
     interval = f"{percent(result.top1_low)} to {percent(result.top1_high)}"
     top5 = "" if result.top5 is None else f", top-5 {percent(result.top5)}"
     output.show(
@@ -74,15 +78,15 @@ def _show(output: Output, result: "EvaluateResult") -> None:
     )
     worst = [each for each in result.worst_classes if each.correct < each.images or each.predicted > each.correct]
     if worst:
-        rows = table("worst classes", ">images", ">recall", "95% interval", ">precision", ">F1")
+        columns = ("worst classes", ">images", ">recall", "95% interval", ">precision", ">F1")
+        cells = []
         for each in worst[:WORST]:
             low_to_high = f"[dim]{percent(each.recall_low or 0, 1)} to {percent(each.recall_high or 0, 1)}[/]"
             precision = "" if each.precision is None else percent(each.precision)
-            rows.add_row(
-                escape(each.name), f"{each.images:,}", percent(each.recall or 0), low_to_high, precision,
-                percent(each.f1 or 0),
-            )  # fmt: skip
-        output.show("", rows)
+            figures = f"{each.images:,}", percent(each.recall or 0), low_to_high, precision, percent(each.f1 or 0)
+            cells.append([escape(each.name), *figures])
+        output.show("")
+        output.show_table(columns, cells, OPTIONAL, ("worst classes",))
     if result.confusions:
         support = {each.name: each.images for each in result.classes}
         rows = table("most often confused", "with", ">images")
@@ -103,4 +107,18 @@ def _show(output: Output, result: "EvaluateResult") -> None:
         "",
         f"[bold green]Written:[/] {escape(short(result.page))}  [dim]{result.images_per_second:,.0f} images/s[/]",
         *([recorded] if recorded else []),
+        *_next(config, result),
     )
+
+
+def _next(config: EvaluateConfig, result: "EvaluateResult") -> list[str]:
+    """Return what to do next, in lines."""
+    lines = []
+    if result.label_issues and not config.suspects:
+        lines.append(f"  {result.label_issues:,} labels are probably wrong: --suspects {SUSPECTS} shows the worst")
+    if result.kind == "run":
+        lines.append(
+            f"  next  resnet-ops report {escape(quoted(config.run))} -o report.html"
+            f"{escape(runs_dir_option(config.runs_dir.absolute()))}"
+        )
+    return lines

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from resnet_ops.config_base import quoted
 from resnet_ops.export.config import ExportConfig
+from resnet_ops.export.exported_files import USUAL_NAME
 from resnet_ops.formatting import percent, size
+from resnet_ops.runs import Run
 
-from .config_options import Debug, Json, Options, options_of
+from .config_options import Debug, Json, Options, options_of, runs_dir_option
 from .console import Output, err, short, table, warn
 from .proof_table import refuse, show_proof
-from .startup import importing, process_started_at
+from .startup import check_network, importing, process_started_at
 
 if TYPE_CHECKING:
     from resnet_ops.export.job import ExportResult
@@ -43,15 +46,19 @@ def export(
     """
     output = Output(json)
     config = options.make(ExportConfig)
-    with err.status("Exporting", spinner="dots") if err.is_live else err:
+    check_network(config.run, config.model, config.runs_dir)
+    status = err.status("Exporting", spinner="dots")
+    with status if err.is_live else err:
         with importing():
             from resnet_ops.export import job
 
-        result = job.export_onnx(config, warn, process_started_at())
-    _show(output, result)
+        result = job.export_onnx(
+            config, warn, process_started_at(), on_step=lambda step: status.update(f"Exporting: {step}")
+        )
+    _show(output, config, result)
 
 
-def _show(output: Output, result: "ExportResult") -> None:
+def _show(output: Output, config: ExportConfig, result: "ExportResult") -> None:
     if result.candidates:
         candidates = table(
             "types", "calibration", ">top-1 agreement", ">mean difference", ">images/s", "", title="int8 quantization"
@@ -74,6 +81,16 @@ def _show(output: Output, result: "ExportResult") -> None:
     precision = "" if result.precision == "fp32" else f"{result.precision}, "
     inputs = "pixels of any size" if result.input == "raw" else "normalized floats"
     properties = f"{precision}{size(result.size_bytes)}, opset {result.opset}, input: {inputs}"
+    network = escape(_as_argument(config, result))
     output.show(f"[bold green]Verified:[/] {escape(short(result.onnx))} ({properties})")
     output.warn_of(result.majority_baseline, "the network")
+    output.show(f"  next  resnet-ops predict {network} FOLDER, or resnet-ops serve {network}")
     output.end(result)
+
+
+def _as_argument(config: ExportConfig, result: "ExportResult") -> str:
+    """Return the file as one gives it to the other commands: by the name of its run, if that leads to it."""
+    run = Run(config.runs_dir.absolute() / config.run)
+    if result.onnx.absolute() != run.export / USUAL_NAME:
+        return quoted(short(result.onnx))
+    return f"{config.run}{runs_dir_option(config.runs_dir.absolute())}"

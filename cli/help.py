@@ -13,11 +13,30 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from resnet_ops.errors import UserError
+
 WIDEST_NAME = 26
 
 
 class Command(TyperCommand):
-    """A command with this layout of `--help`."""
+    """A command with this layout of `--help`, which says what an argument too many may have been meant for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments of the command.
+
+        Raises:
+            UserError: There are too many.
+        """
+        ctx.allow_extra_args = True
+        extra = super().parse_args(ctx, args)
+        if extra and not ctx.resilient_parsing:
+            from resnet_ops.config import did_you_mean_data
+
+            takes_data = any("--data" in parameter.opts for parameter in self.params)
+            meant = did_you_mean_data(extra) if takes_data else ""
+            name = ctx.command_path
+            raise UserError(f"{name} takes no argument {extra[0]}.", meant or f"See {name} --help.")
+        return extra
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Print the help."""

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.config import PredictConfig
+from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.formatting import percent, printable
 
 from .config_options import Debug, Json, Options, options_of
@@ -17,6 +18,7 @@ from .startup import importing, process_started_at
 if TYPE_CHECKING:
     from resnet_ops.export.classifier import PredictResult
 
+CLASSES = 10  # that the last line counts
 EXAMPLES = """
 resnet-ops predict model.onnx photo.jpg  # the most likely class
 resnet-ops predict model.onnx folder/ --top 5  # all images in a folder, the five most likely classes each
@@ -33,7 +35,7 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
     Images that cannot be decoded are listed with the reason, and the others are classified; the exit code is then 1.
     """
     output = Output(json)
-    config = options.make(PredictConfig)
+    config = with_exported_file(options.make(PredictConfig))
     status = err.status("Classifying", spinner="dots")
     with status if err.is_live else err:
         with importing():
@@ -77,6 +79,15 @@ def _show_counts(output: Output, result: "PredictResult") -> None:
     output.show(rows)
 
 
+def _summary(result: "PredictResult") -> str:
+    """Return how many images are of each class, in one line."""
+    counts = Counter(prediction.top[0].name for prediction in result.predictions if prediction.top)
+    listed = [f"{printable(name)} {count:,}" for name, count in counts.most_common(CLASSES)]
+    more = f", {len(counts) - CLASSES:,} more classes" if len(counts) > CLASSES else ""
+    failed = f", {result.failed:,} not read" if result.failed else ""
+    return f"{result.images:,} images: {', '.join(listed)}{more}{failed}"
+
+
 def _show(output: Output, result: "PredictResult") -> None:
     rows = table("image", "class", ">probability")
     for prediction in result.predictions:
@@ -86,3 +97,5 @@ def _show(output: Output, result: "PredictResult") -> None:
         for rank, likely in enumerate(prediction.top):
             rows.add_row("" if rank else path, escape(likely.name), percent(likely.probability, 1))
     output.show(rows)
+    if result.images > 1 and not output.as_json:
+        err.print(escape(_summary(result)), soft_wrap=True)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from resnet_ops.class_metrics import SELECT_NAMES
 from resnet_ops.errors import INTERRUPTED, UserError
+from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.formatting import percent
 from resnet_ops.serving.config import ServeConfig
 
@@ -29,7 +30,7 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
     authentication. With --json the line is printed once the server listens.
     """
     output = Output(json)
-    config = options.make(ServeConfig)
+    config = with_exported_file(options.make(ServeConfig))
     status, stopping = err.status("Starting", spinner="dots"), False
     if err.is_live:
         status.start()
@@ -64,5 +65,6 @@ def _show(output: Output, service: "ServeResult") -> None:
         *(f"  url      {each}" for each in service.urls),
         f"  request  curl --data-binary @photo.jpg '{service.url}/classify?top=5'",
         f"  docs     {service.url}/docs",
+        "  stop     Ctrl-C stops it",
     )
     output.end(service)

@@ -1,4 +1,4 @@
-"""The start of a command: when it began, and what makes importing torch and Ray faster."""
+"""The start of a command: when it began, what is refused before torch and Ray are imported, and a faster import."""
 
 import contextlib
 import gc
@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from resnet_ops import files, runs
+from resnet_ops.config import HUB, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.machine import cores, idle_s
 
 
@@ -20,6 +22,29 @@ def process_started_at() -> float:
         return time.time() - (since_boot - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, AttributeError, IndexError, ValueError):  # not Linux: a few hundredths of a second late
         return time.time() - time.process_time()
+
+
+def check_run(config: TrainConfig, resume: str | None, overwrite: bool) -> None:
+    """Check that the name of a new run is free, or that the one to resume is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if resume is None:
+        runs.check_new(config.runs_dir, config.name, overwrite, waits=bool(config.wait))
+    else:
+        runs.find(config.runs_dir, resume)
+
+
+def check_network(name: str, model: str | None, runs_dir: Path) -> None:
+    """Check that a network is there: a path, a run, or where it is published (which is for later).
+
+    Raises:
+        UserError: There is no such path, and no run of that name.
+    """
+    is_published = model is not None or name == IMAGENET_WEIGHTS or name.startswith(HUB)
+    if not is_published and not files.exists(files.to_path(name).expanduser()):
+        runs.find(runs_dir, name, [IMAGENET_WEIGHTS])
 
 
 CpuTimes = tuple[float | None, float, float]  # seconds: idle of all cores, used by this process, of the clock

@@ -22,7 +22,7 @@ from .config_options import Debug, Json, Options, Overwrite, Resume, options_of,
 from .console import Output, err, image_counts, short
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
-from .startup import importing, process_started_at
+from .startup import check_run, importing, process_started_at
 from .submit import submit
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def study(
         _submit(base, options.values, config, resume, overwrite, output)
         return
     check_service(base.track)
+    check_run(base, resume, overwrite)
     with StudyProgress(config) as progress:
         with importing():
             from resnet_ops.study import job

@@ -17,7 +17,7 @@ from .config_options import Debug, Json, Options, Overwrite, Resume, options_of,
 from .console import Output, short, test_accuracy_line, untouched_images_line
 from .job_arguments import train_arguments
 from .progress import TrainingProgress
-from .startup import cpu_times, importing, process_started_at, yield_cores
+from .startup import check_run, cpu_times, importing, process_started_at, yield_cores
 from .submit import submit
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def train(
         submit(config, resume, functools.partial(train_arguments, overwrite=overwrite), output)
         return
     check_service(config.track)
+    check_run(config, resume, overwrite)
     with TrainingProgress(options.given) as progress:
         with importing():
             from resnet_ops.training import job

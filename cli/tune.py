@@ -30,7 +30,7 @@ from .config_options import (
 from .console import Output, short, test_accuracy_line, untouched_images_line
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
-from .startup import importing, process_started_at
+from .startup import check_run, importing, process_started_at
 from .submit import submit
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def tune(
         _submit(base, options.values, pairs or [], resume, overwrite, output)
         return
     check_service(base.track)
+    check_run(base, resume, overwrite)
     with SearchProgress() as progress:
         with importing():
             from resnet_ops.tuning import job

@@ -3,6 +3,7 @@
 from rich.markup import escape
 
 from resnet_ops.export.config import ValidateConfig
+from resnet_ops.export.exported_files import with_exported_file
 
 from .config_options import Debug, Json, Options, options_of
 from .console import Output, err, short, warn
@@ -25,12 +26,15 @@ def validate(options: Options, json: Json = False, debug: Debug = False) -> None
     process.
     """
     output = Output(json)
-    config = options.make(ValidateConfig)
-    with err.status("Validating", spinner="dots") if err.is_live else err:
+    config = with_exported_file(options.make(ValidateConfig))
+    status = err.status("Validating", spinner="dots")
+    with status if err.is_live else err:
         with importing():
             from resnet_ops.export import validate as library
 
-        result = library.validate_onnx(config, warn, process_started_at())
+        result = library.validate_onnx(
+            config, warn, process_started_at(), on_check=lambda check: status.update(f"Validating: {check}")
+        )
     show_proof(output, result)
     if not result.validated:
         strange = any(check.name == "structure" for check in result.failed_checks)

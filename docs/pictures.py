@@ -57,7 +57,7 @@ def _screen(folder: Path, name: str, arguments: str) -> None:
         text=True,
         check=False,
     )
-    lines = [line.rstrip() for line in ended.stdout.splitlines()]
+    lines = [line.rstrip() for line in ended.stdout.replace(str(folder), "/home/me").splitlines()]
     (PICTURES / f"{name}.txt").write_text("\n".join([f"$ resnet-ops {arguments}", *lines]) + "\n")
 
 

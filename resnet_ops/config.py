@@ -5,13 +5,14 @@ cluster_config.py. Neither torch nor Ray is imported, so that `--help` stays fas
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
 from resnet_ops.cluster_config import ClusterConfig
-from resnet_ops.config_base import Config, ImageSize, Percent, Positive, check_run_name, option
+from resnet_ops.config_base import Config, ImageSize, Percent, Positive, check_run_name, option, quoted
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
@@ -26,6 +27,12 @@ Select = Literal["top1", "macro-f1", "macro-recall", "loss"]  # what the best ep
 AUTO = "auto"  # the network that fits images and device
 IMAGENET_WEIGHTS, HUB = "imagenet", "hf:"  # what --weights takes for torchvision's, and begins with for the Hub's
 TEST_NAME = "test"  # of folders and files with test images; what --val-data takes for these images of --data
+
+
+def did_you_mean_data(arguments: Iterable[str]) -> str:
+    """Return 'Did you mean --data X?' for the first that is a dataset or a path, or '' when none is."""
+    data = (each for each in arguments if each in DATA_SETS or "://" in each or Path(each).expanduser().exists())
+    return next((f"Did you mean --data {quoted(each)}?" for each in data), "")
 
 
 class NetworkConfig(Config):

@@ -374,29 +374,36 @@ def _never_began(run: Run) -> bool:
     return is_known and not any(files.listed(folder) for folder in paths & folders)
 
 
-def find(runs_dir: Path, name: str) -> Run:
+def find(runs_dir: Path, name: str, others: Sequence[str] = ()) -> Run:
     """Return the run called `name`.
+
+    Args:
+        runs_dir: Folder of the run.
+        name: The run.
+        others: What else might be meant.
 
     Raises:
         UserError: There is none; the error names the nearest.
     """
     known = [run.name for run in in_folder(runs_dir)]
     if name not in known:
-        remedy = f"{did_you_mean(name, known)} Available: {', '.join(known[:8])}." if known else ""
+        available = f"Available: {', '.join(known[:8])}." if known else ""
         raise UserError(
-            f"There is no run called {name!r} in {runs_dir.absolute()}.", remedy or "Train one: resnet-ops train"
+            f"There is no run called {name!r} in {runs_dir.absolute()}.",
+            f"{did_you_mean(name, [*others, *known])} "
+            f"{available or 'Name the folder of its runs with --runs-dir, or train one: resnet-ops train'}",
         )
     return Run(runs_dir / check_run_name(name))
 
 
-def find_or_open(runs_dir: Path, name: str) -> Run:
+def find_or_open(runs_dir: Path, name: str, others: Sequence[str] = ()) -> Run:
     """Return the run whose folder `name` is, or else the one that is called so.
 
     Raises:
         UserError: As `find`.
     """
     run = Run(files.to_path(name).expanduser())
-    return run if files.is_file(run.record_file) else find(runs_dir, name)
+    return run if files.is_file(run.record_file) else find(runs_dir, name, others)
 
 
 def in_folder(runs_dir: Path) -> list[Run]:

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from resnet_ops.errors import WORK_FAILED, PausedError, UserError
+from resnet_ops.errors import WORK_FAILED, PausedError, UserError, did_you_mean
 from resnet_ops.orchestration.nodes import Node
 from resnet_ops.orchestration.placement import NoRoomError
 from resnet_ops.training.checkpoint import PickledFileError
@@ -39,3 +39,18 @@ def test_an_error_with_another_text_is_the_same_error(error: UserError) -> None:
     assert (error.cause, error.remedy, error.details) == (cause, remedy, details)
     other = pickle.loads(pickle.dumps(error.copy_with(cause="Why.", exit_code=WORK_FAILED)))
     assert (other.cause, other.remedy, other.exit_code) == ("Why.", remedy, WORK_FAILED)
+
+
+@pytest.mark.parametrize(
+    ("typed", "known", "meant"),
+    [
+        ("mien", ["gentle", "mine"], "mine"),
+        ("evalute", ["evaluate", "export"], "evaluate"),
+        ("imagenett", ["gentle", "imagenet"], "imagenet"),
+        ("dgo", ["cat", "dog"], "dog"),
+        ("nope", ["mine"], None),
+        ("imagenett", ["gentle"], None),
+    ],
+)
+def test_only_what_is_similar_is_suggested(typed: str, known: list[str], meant: str | None) -> None:
+    assert did_you_mean(typed, known) == (f"Did you mean {meant}?" if meant else "")

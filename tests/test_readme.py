@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,3 +47,21 @@ def test_links_lead_somewhere() -> None:
         file, _, heading = target.partition("#")
         assert (ROOT / file).exists(), target
         assert file or heading in headings, target
+
+
+def test_make_lists_its_targets_and_those_of_the_readme_are_among_them() -> None:
+    def make(*arguments: str) -> str:
+        return subprocess.run(["make", "--silent", *arguments], cwd=ROOT, text=True, capture_output=True).stdout
+
+    listed = re.findall(r"^make ([\w-]+)", make(), re.MULTILINE)
+    assert make("help") == make()
+    assert set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)) <= set(listed)
+    phony = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    assert set(listed) <= set(phony)
+    assert "resnet-ops data check" in make("--dry-run", "demo").splitlines()[-1]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_what_the_readme_writes_is_not_for_git() -> None:
+    for written in [*re.findall(r"^resnet-ops .* -o (\S+)", README, re.MULTILINE), "runs/mine/export/model.onnx"]:
+        assert subprocess.run(["git", "check-ignore", "-q", "--no-index", written], cwd=ROOT).returncode == 0, written

@@ -263,7 +263,7 @@ def test_a_torn_last_line_of_the_metrics_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_run_is_found_or_the_nearest_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Train one: resnet-ops train"):
+    with pytest.raises(UserError, match="--runs-dir, or train one: resnet-ops train"):
         runs.find(tmp_path, "mine")
     for name in ("mine", "other"):
         runs.create(tmp_path, name, "", overwrite=False).write(record())

@@ -185,9 +185,20 @@ def _discover_one(data: str, option: str, config: DataConfig, *, for_training: b
             f"{option} {data} contains no images{summary and ': '}{summary}.",
             f"{unnamed} is an image: give the files their extensions, such as .jpg." if unnamed else LAYOUTS,
         )
-    raise UserError(
-        f"{option} {data}: no such path, and no dataset of that name.",
-        f"{did_you_mean(data, DATA_SETS) or did_you_mean_path(path)} Datasets by name: {', '.join(DATA_SETS)}.",
+    raise _not_there(data, path, option, is_pattern)
+
+
+def _not_there(data: str, path: Path, option: str, is_pattern: bool) -> UserError:
+    """Return the error that there is no such path."""
+    typed = data if option == "--data" else f"{option} {data}"  # --data is an argument of `data check`
+    full = path if files.is_remote(path) else path.absolute()
+    above = Path("..", data)
+    elsewhere = f" ({above} does)" if not (files.is_remote(path) or is_pattern) and above.exists() else ""
+    return UserError(
+        f"{'' if typed == str(full) else f'{typed}: '}{full} {'matches no file' if is_pattern else 'does not exist'}"
+        f"{elsewhere}.",
+        f"{did_you_mean(data, DATA_SETS) or did_you_mean_path(path)} "
+        f"Give a folder with a subfolder of images per class, or {', '.join(DATA_SETS)}.",
     )
 
 

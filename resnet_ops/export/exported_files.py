@@ -5,11 +5,9 @@ from typing import TypeVar
 
 from resnet_ops import files, runs
 from resnet_ops.config_base import quoted
-from resnet_ops.data.decode import DecodeError, read_header
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportedFileConfig
 from resnet_ops.runs import Run
-from resnet_ops.weights.file_kinds import is_weights, other_kind
 
 USUAL_NAME = "model.onnx"
 C = TypeVar("C", bound=ExportedFileConfig)
@@ -40,6 +38,9 @@ def with_exported_file(config: C) -> C:
 
 def not_onnx(path: Path, content: bytes) -> UserError:
     """Return what a file is that is no ONNX file."""
+    from resnet_ops.data.decode import DecodeError, read_header
+    from resnet_ops.weights.file_kinds import is_weights, other_kind  # imports torch
+
     if is_weights(content):
         export = f"resnet-ops export {quoted(path)} --onnx"
         return UserError(f"{path} holds weights, it is no ONNX file.", f"Export it: {export}")

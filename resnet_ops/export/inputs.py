@@ -105,7 +105,7 @@ def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
         if not files.is_file(owner.record_file):
             return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), None, path.absolute().parent)
         return _of_run(checkpoint, owner)
-    run = runs.find_or_open(runs_dir, name)
+    run = runs.find_or_open(runs_dir, name, [IMAGENET_WEIGHTS])
     run.read()
     checkpoint, refused = checkpoints.read_best(run)
     for reason in refused:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,10 @@ class ExportResult(ValidationResult):
 
 
 def export_onnx(
-    config: ExportConfig | Path | str, warn: Warn = lambda _: None, started_at: float | None = None
+    config: ExportConfig | Path | str,
+    warn: Warn = lambda _: None,
+    started_at: float | None = None,
+    on_step: Callable[[str], object] = lambda _: None,
 ) -> ExportResult:
     """Export a run's best checkpoint to `export/model.onnx`, and verify it.
 
@@ -73,6 +77,7 @@ def export_onnx(
         config: The options, or the name or path of a run.
         warn: Called with warnings for the user, e.g. that a damaged checkpoint was skipped.
         started_at: When the user asked, in seconds since 1970; by default now.
+        on_step: Called with the name of each step and check as it begins.
 
     Raises:
         UserError: There is no such run or no intact checkpoint, its images are missing or changed, or the provider
@@ -105,13 +110,17 @@ def export_onnx(
             "--calibrate needs validation images; none are known that the network was not trained on.", "Add --data."
         )
     files.make_folder(final.parent, exist_ok=True)
+    on_step("network")
     exported = graph.to_onnx(info, resolved.checkpoint.model, config.opset)
     calibration = None
     if config.calibrate and images is not None:
+        on_step("calibration")
         proof_size = budget.proof_size(exported, images, provider, None, white_box=True)
         calibration = calibrate(resolved.checkpoint, images.stratified(config.images or proof_size.images))
         resolved = scaled_checkpoint(resolved, calibration)
         exported = graph.to_onnx(info, resolved.checkpoint.model, config.opset)
+    if config.precision != "fp32":
+        on_step(f"{config.precision} conversion")
     model, metadata, candidates = _build_model(exported, config, resolved, source, provider, calibration)
     with tempfile.TemporaryDirectory(prefix=snapshot.PREFIX) as folder:  # ONNX Runtime reads disks only
         unverified = Path(folder) / final.name
@@ -129,7 +138,7 @@ def export_onnx(
             seen=is_training_data and info.fitted_on_all,
         )
         with snapshot.unchanged(unverified.parent):
-            report = verify_file(unverified, Reference(resolved.reread()), images, thresholds, exported)
+            report = verify_file(unverified, Reference(resolved.reread()), images, thresholds, exported, on_step)
         if report.validated:
             _embed_report(unverified, metadata, report, provider)
         file, proof_file, size = _publish(unverified, final, report, resolved.checkpoint, config)

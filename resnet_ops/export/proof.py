@@ -6,6 +6,7 @@ pixels, so that a fault in the graph, the weights or the metadata shows as a dif
 `metadata_checks` and `black_box`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,7 @@ def verify_file(
     images: ValidationImages | None,
     thresholds: ProofThresholds,
     exported: onnx.ModelProto | None = None,
+    on_check: Callable[[str], object] = lambda _: None,
 ) -> ProofReport:
     """Run all checks on an exported file.
 
@@ -104,8 +106,9 @@ def verify_file(
         images: The validation images; without them only random and extreme pixels are used.
         thresholds: The limits.
         exported: The network as exported to fp32, where it is at hand: otherwise it is exported again, to compare.
+        on_check: Called with the name of each check before it runs.
     """
-    draft = ProofDraft(provider=thresholds.provider)
+    draft = ProofDraft.begin(thresholds.provider, on_check)
     try:
         written, metadata = untrusted.scan(file)
         session = runtime.load(file, thresholds.provider)
@@ -232,6 +235,7 @@ def _check_validation_set(
     """
     metadata = box.classifier.metadata
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    draft.announce("validation set")
     try:
         for pixels, labels in images.batches(box.classifier.crop, PROOF_BATCH):
             outputs, expected = box.outputs(pixels), box.expected(pixels)

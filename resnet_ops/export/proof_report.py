@@ -5,9 +5,9 @@ Which checks there are is in `proof`.
 
 from collections.abc import Callable
 from math import isnan, nan
-from typing import Any
+from typing import Any, Self
 
-from pydantic import ConfigDict, Field, computed_field
+from pydantic import ConfigDict, Field, PrivateAttr, computed_field
 
 from resnet_ops.export import runtime
 from resnet_ops.export.metadata import Input, ModelMetadata, Precision
@@ -128,6 +128,18 @@ class ProofDraft(ProofReport):
     """A report to which checks are still added."""
 
     model_config = ConfigDict(frozen=False)
+    _on_check: Callable[[str], object] = PrivateAttr(default_factory=lambda: lambda _: None)
+
+    @classmethod
+    def begin(cls, provider: str, on_check: Callable[[str], object]) -> Self:
+        """Begin a report; `on_check` is called with the name of each check before it runs."""
+        draft = cls(provider=provider)
+        draft._on_check = on_check
+        return draft
+
+    def announce(self, name: str) -> None:
+        """Say which check runs now."""
+        self._on_check(name)
 
     def add(self, name: str, result: str, passed: bool, limit: str = "") -> None:
         """Add the result of a check."""
@@ -135,6 +147,7 @@ class ProofDraft(ProofReport):
 
     def run(self, name: str, check: Callable[[], tuple[str, bool]], limit: str = "") -> None:
         """Run a check and add its result; one that raises has failed."""
+        self.announce(name)
         try:
             result, passed = check()
         except Exception as error:  # ONNX and ONNX Runtime raise errors of any kind on a faulty file

@@ -4,6 +4,7 @@ The checks are in `proof`; `job` is the export, which runs the same checks.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from resnet_ops.errors import UserError
@@ -21,7 +22,10 @@ from resnet_ops.export.snapshot import Snapshot
 
 
 def validate_onnx(
-    config: ValidateConfig | Path | str, warn: Warn = lambda _: None, started_at: float | None = None
+    config: ValidateConfig | Path | str,
+    warn: Warn = lambda _: None,
+    started_at: float | None = None,
+    on_check: Callable[[str], object] = lambda _: None,
 ) -> ValidationResult:
     """Verify an exported file against its checkpoint and on validation images.
 
@@ -32,6 +36,7 @@ def validate_onnx(
         config: The options, or the path of the file.
         warn: Called with warnings for the user.
         started_at: When the user asked, in seconds since 1970; by default now.
+        on_check: Called with the name of each check before it runs.
 
     Raises:
         UserError: The file cannot be used, or changes meanwhile; or it is not known which images to validate on.
@@ -41,12 +46,14 @@ def validate_onnx(
     config = with_exported_file(config)
     file = config.file.expanduser()
     with snapshot.take(file, config.provider) as taken:
-        result = _validate(config, taken, warn, started_at)
+        result = _validate(config, taken, warn, started_at, on_check)
         taken.check_unchanged()
     return result
 
 
-def _validate(config: ValidateConfig, taken: Snapshot, warn: Warn, started_at: float) -> ValidationResult:
+def _validate(
+    config: ValidateConfig, taken: Snapshot, warn: Warn, started_at: float, on_check: Callable[[str], object]
+) -> ValidationResult:
     """Verify the copy of a file."""
     file, metadata = taken.original, taken.metadata
     provider = _resolve(config, metadata.precision)
@@ -100,7 +107,8 @@ def _validate(config: ValidateConfig, taken: Snapshot, warn: Warn, started_at: f
         images = inputs.select_validation_images(source, metadata.class_names, metadata.precision, same_images, warn)
         if resolved and not is_training_data:
             inputs.warn_of_trained_images(images, resolved.run, warn)
-    report = verify_file(taken.file, Reference(checkpoint) if checkpoint else None, images, thresholds)
+    reference = Reference(checkpoint) if checkpoint else None
+    report = verify_file(taken.file, reference, images, thresholds, on_check=on_check)
     return ValidationResult(
         **dict(report),
         onnx=config.file.absolute(),

@@ -83,7 +83,7 @@ def read_weights(config: TrainConfig, observer: Observer) -> "PretrainedWeights"
 def _find_run(config: TrainConfig) -> Run:
     assert config.weights is not None
     try:
-        return runs.find_or_open(config.runs_dir, config.weights)
+        return runs.find_or_open(config.runs_dir, config.weights, [IMAGENET_WEIGHTS])
     except UserError as error:
         raise error.copy_with(
             cause=f"--weights {config.weights}: there is no such file, and no run of that name in {config.runs_dir}.",

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from resnet_ops.config import NetworkConfig, TrainConfig
+from resnet_ops.config import NetworkConfig, TrainConfig, did_you_mean_data
 from resnet_ops.config_base import explain
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.formatting import decode_text
@@ -89,7 +89,9 @@ def read_space(config: TuneConfig, pairs: Iterable[str] = ()) -> Space:
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not value:
-            raise UserError(f"{pair!r} is not OPTION=VALUES.", "Write it like weight_decay=1e-5:1e-3.")
+            raise UserError(
+                f"{pair!r} is not OPTION=VALUES.", did_you_mean_data([pair]) or "Write it like weight_decay=1e-5:1e-3."
+            )
         requested[name.replace("-", "_").lstrip("_")] = (pair, value)
     defaults = {TUNE_OPTIONS[name] for name in TUNE_OPTIONS if requested.get(name) is tune_options[name]}
     defaults -= {TUNE_OPTIONS[name] for name in TUNE_OPTIONS if name in config.model_fields_set}

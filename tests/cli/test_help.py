@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from resnet_ops.runs import create
 from tests.conftest import Ended
 
 Cli = Callable[..., Ended]
@@ -82,3 +84,48 @@ def test_the_fields_words_are_found(
     text = " ".join(cli(command, "--help").out.lower().split())
     for word in words:
         assert word in text, word
+
+
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        (("train", "{photos}"), "Did you mean --data {photos}?"),
+        (("tune", "{photos}"), "Did you mean --data {photos}?"),
+        (("evaluate", "mine", "cifar10"), "Did you mean --data cifar10?"),
+        (("study", "degradation", "{photos}"), "Did you mean --data {photos}?"),
+        (("train", "nowhere"), "resnet-ops train takes no argument nowhere. See resnet-ops train --help."),
+        (("doctor", "{photos}"), "See resnet-ops doctor --help."),
+    ],
+)
+def test_a_path_too_many_is_said_to_be_for_data(cli: Cli, tmp_path: Path, command: tuple[str, ...], meant: str) -> None:
+    ended = cli(*(each.format(photos=tmp_path) for each in command))
+    assert (ended.code, meant.format(photos=tmp_path) in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize(
+    ("command", "refusal"),
+    [
+        (("train", "--name", "mine"), "Run mine exists already"),
+        (("tune", "--name", "mine"), "Run mine exists already"),
+        (("study", "degradation", "--name", "mine"), "Run mine exists already"),
+        (("train", "--resume", "mien"), "Did you mean mine?"),
+        (("export", "mien"), "Did you mean mine?"),
+        (("export", "imagenett"), "Did you mean imagenet?"),
+        (("evaluate", "mien"), "Did you mean mine?"),
+        (("predict", "mine", "1.png"), "Run mine has no exported file."),
+        (("serve", "nope"), "There is no run called 'nope'"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_torch_is_imported(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], refusal: str
+) -> None:
+    run = create(tmp_path, "mine", "", overwrite=False)
+    run.record_file.write_text("{}")
+    monkeypatch.setattr("resnet_ops.cli.startup.gc.disable", _fail)  # the first that is done to import it
+    ended = cli(*command, "--runs-dir", tmp_path)
+    assert (ended.code, refusal in ended.err) == (2, True), ended.err
+    assert "'nope'" not in ended.err or "Did you mean" not in ended.err
+
+
+def _fail() -> None:
+    raise AssertionError("torch is imported")

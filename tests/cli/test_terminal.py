@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from resnet_ops.cli import tune
 from resnet_ops.cli.config_options import runs_dir_option
-from resnet_ops.cli.console import WordConsole, print_table, table
+from resnet_ops.cli.console import WordConsole, err, print_table, report_error, table
 from rich.markup import escape
 from rich.progress import Progress
 from rich.text import Text
 from safetensors.numpy import save
 
+from resnet_ops.errors import UserError
 from resnet_ops.export.exported_files import not_onnx
 from resnet_ops.formatting import visible
 from resnet_ops.runs import Run
@@ -96,3 +97,41 @@ def test_suggested_commands_are_safe_to_paste(name: str, tmp_path: Path) -> None
     assert shlex.split(runs_dir_option(folder)) == ["--runs-dir", str(folder)]
     remedy = not_onnx(folder, WEIGHTS).remedy
     assert shlex.split(remedy.removeprefix("Export it: ")) == ["resnet-ops", "export", str(folder), "--onnx"]
+
+
+def on_terminal(text: str, width: int, **options: object) -> list[str]:
+    console = WordConsole(file=io.StringIO(), width=width, force_terminal=True, color_system=None, highlight=False)
+    console.print(text, soft_wrap=True, **options)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+RESUME = "resnet-ops train --resume mine --runs-dir /a/long/folder/of/runs"
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        (f"note: the images are no longer there. Where they are elsewhere: {RESUME}", RESUME),
+        (f"Training was stopped, at once. Resume with: {RESUME}.", f"{RESUME}."),
+        ("  request  curl --data-binary @photo.jpg 'http://127.0.0.1:8000/classify?top=5'", None),
+        ("Needs the client of it. Get it with pip install 'resnet-ops[hub]', or not", "pip install 'resnet-ops[hub]',"),
+    ],
+)
+def test_a_command_to_copy_is_one_line(
+    text: str, command: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = on_terminal(escape(text), 40)
+    assert any(line.startswith(command or text) for line in lines), lines
+    assert " ".join(lines) == text
+    monkeypatch.setattr(err, "_width", 40)
+    monkeypatch.setattr(err, "_force_terminal", True)
+    report_error(UserError("It failed.", text), 2, as_json=False, debug=False)
+    told = capsys.readouterr().err
+    assert (command or text.strip().partition("  ")[2]) in told, told
+
+
+def test_further_lines_of_a_row_begin_where_its_sentence_does() -> None:
+    lines = on_terminal("ok  copies  there are no duplicates within a split of these images", 40, hang=12)
+    assert lines == ["ok  copies  there are no duplicates", "            within a split of these", "            images"]
+    assert max(map(len, lines)) <= 40

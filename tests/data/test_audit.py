@@ -119,7 +119,8 @@ def test_what_training_would_refuse_once_decoded_is_reported_before(tmp_path: Pa
 def test_a_warning_fails_only_the_strict(tmp_path: Path, cli: Callable[..., Ended]) -> None:
     file = write_parquet(tmp_path / "few.parquet", noise(40), [0] * 35 + [1] * 5)
     assert cli("data", "check", file, "--json").json["fit"]
-    assert cli("data", "check", file).code == 0
+    passed = cli("data", "check", file)
+    assert (passed.code, passed.out.splitlines()[-1]) == (0, f"  next  resnet-ops train --data {file} --name NAME")
     assert cli("data", "check", file, "--strict").code == 1
 
 

@@ -240,9 +240,13 @@ def refused(data: object, *words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_is_wrong_with_the_data_is_an_error(tmp_path: Path) -> None:
-    refused("digist", "no such path", "Did you mean digits?")
-    refused(tmp_path / "nowhere.parquet", "no such path")
+def test_what_is_wrong_with_the_data_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused("digist", "does not exist", "Did you mean digits?")
+    refused(tmp_path / "nowhere.parquet", f"{tmp_path / 'nowhere.parquet'} does not exist")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    refused("photos", f"photos: {tmp_path / 'here/photos'} does not exist (../photos does). Give a folder")
     refused(tmp_path, "contains no images")
     (tmp_path / "text.parquet").write_text("not parquet")
     refused(tmp_path / "text.parquet", "cannot be read as Parquet")

@@ -313,7 +313,7 @@ def test_classes_are_matched_by_order_where_one_side_has_numbers(
         ({"split": "test"}, "has no test images"),
         ({"data": "{folder}/cats"}, "No image of .* has a class that copy knows; its first class is 'lynx'"),
         ({"data": "{folder}/cats", "split": "val"}, "has no validation images"),
-        ({"data": "{folder}/nothing"}, "no such path"),
+        ({"data": "{folder}/nothing"}, "does not exist"),
         ({"output": "{folder}/cats"}, "no evaluation that could be replaced: it contains lynx"),
         ({"output": "{folder}/no/folder"}, "does not exist"),
         ({"mean": "0.5"}, "--mean applies only to weights trained elsewhere"),

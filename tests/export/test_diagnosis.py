@@ -682,7 +682,7 @@ def test_what_is_missing_is_said(world: World, cli: Cli, monkeypatch: pytest.Mon
         ((file,), "No answers of your program are given"),
         ((file, "--outputs", world.files / "no.csv", "--data", world.folder), "no.csv does not exist"),
         ((file, "--outputs", outputs), "not known which images"),
-        ((file, "--outputs", outputs, "--data", world.files / "nowhere"), "no such path"),
+        ((file, "--outputs", outputs, "--data", world.files / "nowhere"), "does not exist"),
         ((outputs, "--outputs", outputs, "--data", world.folder), "is damaged"),
     ]:
         ended = cli("diagnose", *arguments)

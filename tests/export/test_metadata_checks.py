@@ -230,7 +230,12 @@ def test_a_forged_proof_is_found(
 def test_a_proof_of_a_sample_passes_where_all_images_are_used(
     digit_reference: Reference, trained: TrainResult, digits: ValidationImages, tmp_path: Path
 ) -> None:
-    file = export_onnx(ExportConfig(run=str(trained.run.path), out=tmp_path / "s.onnx", images=20)).onnx
+    config, steps = ExportConfig(run=str(trained.run.path), out=tmp_path / "s.onnx", images=20), list[str]()
+    result = export_onnx(config, on_step=steps.append)
+    file, checks = result.onnx, [check.name for check in result.checks]
+    assert steps[0] == "network"
+    assert [step for step in steps if step in checks] == [check for check in checks if check in steps]
+    assert {"weights", "batch sizes", "repeated runs"} <= set(steps)
     assert failed(onnx.load(file), digit_reference, digits, tmp_path) == {}
     lying = forged(file, validation={"val_accuracy_torch": 1.0, "calibration_error_torch": 0.0})
     assert "recorded proof" in failed(lying, digit_reference, digits, tmp_path)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(
     assert printed.code == 1
     assert "it is empty" in printed.out
     assert printed.err.splitlines()[-1].startswith("error: 2 of 4")
+
+
+def test_the_last_line_counts_the_images_of_each_class(
+    tmp_path: Path, digit_files: DigitFiles, digit_images: list[Path], cli: Callable[..., Ended]
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    here = "predict", digit_files.normalized, digit_images[0].parent, tmp_path
+    answers = cli(*here, "--json")
+    counts = Counter(each["top"][0]["class"] for each in answers.json["predictions"] if each["top"])
+    last = [line for line in cli(*here).err.splitlines() if line.startswith("51 images: ")]
+    assert len(last) == 1
+    listed = dict(part.rsplit(" ", 1) for part in last[0].removeprefix("51 images: ").split(", "))
+    assert listed.pop("1 not") == "read"
+    assert {name: int(count) for name, count in listed.items()} == counts
+    assert "51 images: " not in answers.err + cli(*here, "--quiet").err
 
 
 def test_a_wrong_request_is_one_line(

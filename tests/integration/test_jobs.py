@@ -385,7 +385,7 @@ def test_what_the_work_answers_comes_back(cluster: Cluster) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, err
     told = Ended(2, out, err).json
-    assert "no such path" in told["error"]
+    assert "does not exist" in told["error"]
     assert told["job_id"].startswith("resnet-ops-wrong-")
     assert [line for line in err.splitlines() if line.startswith("error: ")] == [err.splitlines()[-1]]
     assert len([job for job in cluster.jobs() if job["run"] == "wrong"]) == 1

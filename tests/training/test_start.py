@@ -149,6 +149,7 @@ def test_weights_of_photos_hand_on_how_they_were_prepared(tmp_path: Path) -> Non
     ("options", "message"),
     [
         ({"weights": "none"}, "--weights none: there is no such file, and no run of that name"),
+        ({"weights": "imagenett"}, "Did you mean imagenet?"),
         ({"weights": "traind"}, "Did you mean trained?"),
         ({"weights": "trained", "model": "resnet14"}, "run trained has the weights of resnet8, not of resnet14."),
         ({"weights": "trained", "model": "plain8"}, "run trained has the weights of resnet8, not of plain8."),
