@@ -33,9 +33,9 @@ def reliability(
     return Picture(
         name,
         "Confidence and accuracy",
-        "Left: accuracy of the images in bins of confidence, the probability of the most likely class; on the diagonal "
+        "Calibration: accuracy of the images in bins of confidence, the probability of the most likely class; on the diagonal "
         "the network is right as often as it says. Dots are larger where there are more images; bars are 95% "
-        "confidence intervals. Right: accuracy of the images of at least some confidence, and their share.",
+        "confidence intervals. Confident images: accuracy of the images of at least some confidence, and their share.",
         f"Expected calibration error {percent(calibration_error(bins))}; mean confidence {percent(confidence)}, "
         f"{percent(abs(confidence - accuracy))} {'above' if confidence > accuracy else 'below'} the accuracy. "
         + "; ".join(
@@ -47,11 +47,12 @@ def reliability(
         WIDTH,
         3.7,
         partial(_reliability, bins, levels),
+        narrow_height=6.2,
     )
 
 
 def _reliability(bins: Sequence[CalibrationBin], levels: Sequence[ConfidenceLevel], part: FigureBase) -> None:
-    left, right = part.subplots(1, 2)
+    left, right = style.panels(part, 2)
     filled = [each for each in bins if each.confidence is not None and each.accuracy is not None]
     x = np.array([each.confidence for each in filled])
     y = np.array([each.accuracy for each in filled])
