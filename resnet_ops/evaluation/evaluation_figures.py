@@ -32,6 +32,7 @@ def recall_of_classes(classes: Sequence[EvaluatedClass], overall: float) -> Pict
         WIDTH,
         0.9 + 0.22 * len(drawn),
         partial(_recall, drawn, overall),
+        narrow_height=0.9 + 0.22 * len(drawn),
     )
 
 

@@ -31,6 +31,8 @@ class Picture:
         width: In inches.
         height: In inches.
         draw: Draws it, called within `style.applied`.
+        narrow_height: In inches, where it is drawn on phones too, `style.NARROW` wide; None for a chart that is only
+            scaled or scrolled there.
     """
 
     name: str
@@ -40,12 +42,20 @@ class Picture:
     width: float
     height: float
     draw: Callable[[FigureBase], None]
+    narrow_height: float | None = None
 
     def svg(self) -> Markup:
-        """Return the chart as an SVG element of a page."""
-        chart = style.figure(self.width, self.height)
+        """Return the chart as an SVG element of a page, or as two, of which the page shows the one that fits."""
+        wide = self._svg(self.width, self.height, self.name)
+        if self.narrow_height is None:
+            return wide
+        narrow = self._svg(style.NARROW, self.narrow_height, f"{self.name}-narrow")
+        return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
+
+    def _svg(self, width: float, height: float, salt: str) -> Markup:
+        chart = style.figure(width, height)
         self.draw(chart)
-        return Markup(style.to_svg(chart, self.name))  # noqa: S704  # matplotlib has escaped it
+        return Markup(style.to_svg(chart, salt))  # noqa: S704  # matplotlib has escaped it
 
     def to_files(self) -> tuple[bytes, bytes]:
         """Return the chart as a PNG file, with a resolution for print, and as an SVG file."""

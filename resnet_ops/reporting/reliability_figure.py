@@ -33,9 +33,9 @@ def reliability(
     return Picture(
         name,
         "Confidence and accuracy",
-        "Left: accuracy of the images in bins of confidence, the probability of the most likely class; on the diagonal "
-        "the network is right as often as it says. Dots are larger where there are more images; bars are 95% "
-        "confidence intervals. Right: accuracy of the images of at least some confidence, and their share.",
+        "Calibration: accuracy of the images in bins of confidence, the probability of the most likely class; on the "
+        "diagonal the network is right as often as it says. Dots are larger where there are more images; bars are 95% "
+        "confidence intervals. Confident images: accuracy of the images of at least some confidence, and their share.",
         f"Expected calibration error {percent(calibration_error(bins))}; mean confidence {percent(confidence)}, "
         f"{percent(abs(confidence - accuracy))} {'above' if confidence > accuracy else 'below'} the accuracy. "
         + "; ".join(
@@ -47,11 +47,12 @@ def reliability(
         WIDTH,
         3.7,
         partial(_reliability, bins, levels),
+        narrow_height=6.2,
     )
 
 
 def _reliability(bins: Sequence[CalibrationBin], levels: Sequence[ConfidenceLevel], part: FigureBase) -> None:
-    left, right = part.subplots(1, 2)
+    left, right = style.panels(part, 2)
     filled = [each for each in bins if each.confidence is not None and each.accuracy is not None]
     x = np.array([each.confidence for each in filled])
     y = np.array([each.accuracy for each in filled])
@@ -68,11 +69,11 @@ def _reliability(bins: Sequence[CalibrationBin], levels: Sequence[ConfidenceLeve
     levels = [each for each in levels if each.accuracy is not None]
     thresholds = [each.threshold for each in levels]
     shares = [each.images / counts.sum() for each in levels]
-    accuracies = [each.accuracy for each in levels]
+    accuracies = [each.accuracy for each in levels if each.accuracy is not None]
     places = range(len(levels))
     right.plot(places, accuracies, color=style.BLUE, marker="o", lw=2, zorder=4, label="accuracy")
     right.plot(places, shares, color=style.VERMILION, marker="s", lw=1.4, ls="--", zorder=3, label="share of images")
-    lowest = min(*shares, *(accuracy for accuracy in accuracies if accuracy is not None))
+    lowest = min(*shares, *accuracies)
     right.set(xlim=(-0.3, len(levels) - 0.7), ylim=(max(0.0, lowest - 0.08), 1.02), xlabel="confidence of at least")
     right.xaxis.set_major_locator(FixedLocator(list(places)))
     right.set_xticklabels([percent(threshold, None) for threshold in thresholds])

@@ -18,7 +18,7 @@ from resnet_ops.class_metrics import SELECT_NAMES, MajorityBaseline, metric_text
 from resnet_ops.config import Select
 from resnet_ops.data.dataset import SPLIT_NAMES
 from resnet_ops.errors import PausedError, UserError
-from resnet_ops.formatting import percent
+from resnet_ops.formatting import duration, percent
 from resnet_ops.reliability import calibration_error, confidence_levels
 from resnet_ops.reporting import page, style
 from resnet_ops.reporting.export_records import ExportRecord, read_export_records
@@ -220,13 +220,15 @@ def render_report(data: Sequence[RunData]) -> bytes:
     """Return the page on some runs, at least one."""
     trainings = [(entry.name, entry.epochs) for entry in data]
     image_counts = [entry.record.data.val_images for entry in data if entry.record.data.val_images]
+    summaries = [_summary(entry) for entry in data]
     with style.applied():
         images = min(image_counts, default=min(entry.record.data.train_images for entry in data))
         curves = [learning(trainings, images, by_time=by_time) for by_time in (False, True)]
         values = {
             "runs": data,
             "verdict": verdict(data),
-            "any_top5": any(entry.best and entry.best.val_top5_error is not None for entry in data),
+            "summaries": summaries,
+            "columns": [name for name in summaries[0] if any(summary[name] for summary in summaries)],
             "chosen_by": " or ".join(dict.fromkeys(SELECT_NAMES[entry.record.config.select] for entry in data)),
             "curves": [(each, each.svg()) for each in curves] if any(entry.epochs for entry in data) else [],
             "differences": configuration_differences([each.record.config for each in data], ("name", "runs_dir")),
@@ -276,6 +278,38 @@ def _warnings(runs: Sequence[RunData]) -> str:
     """Return a sentence on each run that is no better than always answering one class."""
     baselines = [(run.name, run.majority_baseline) for run in runs]
     return "".join(f" {name} is {each.warning}" for name, each in baselines if each and not each.beaten)
+
+
+def _summary(entry: RunData) -> dict[str, str]:
+    """Return what the summary says of a run, by the names of its columns."""
+    record, best, config = entry.record, entry.best, entry.record.config
+
+    def share(value: float | None) -> str:
+        return "" if value is None else percent(value)
+
+    chosen, at = entry.accuracy_text, f"{best.epoch}" if best else ""
+    if best and config.fit_all:
+        chosen, at = "none: fitted on all images", f"last, {best.epoch}"
+    top5_error = best.val_top5_error if best else None
+    return {
+        "run": entry.name,
+        "network": config.model,
+        "images": record.data.name,
+        "status": record.status,
+        "epochs": f"{len(entry.epochs)} of {config.epochs}",
+        "val. accuracy, chosen": chosen,
+        "best epoch": at,
+        "macro recall": share(best.val_macro_recall if best else None),
+        "macro F1": share(best.val_macro_f1 if best else None),
+        "top-5": share(None if top5_error is None else 1 - top5_error),
+        "val. accuracy, last epoch": share(entry.epochs[-1].val_accuracy if best else None),
+        "test accuracy": share(entry.test_accuracy),
+        "train error": share(best.train_error if best else None),
+        "parameters": f"{record.parameters:,}",
+        "images/s": "" if entry.images_per_second is None else f"{entry.images_per_second:,.0f}",
+        "time": duration(entry.seconds),
+        "device": f"{record.world_size} x {record.device}",
+    }
 
 
 def _test_clause(run: RunData) -> str:

@@ -57,6 +57,7 @@ def landscape(data: SearchData) -> Picture:
         WIDTH,
         height,
         partial(_landscape, data, x, label, name),
+        narrow_height=height * max(len(data.kinds), 1) + 0.4,
     )
 
 
@@ -78,6 +79,7 @@ def curves(data: SearchData) -> Picture:
         WIDTH,
         3.9,
         partial(_curves, data),
+        narrow_height=1.2 + 2.6 * max(len(data.kinds), 1) + 0.1 * len(data.depths),
     )
 
 
@@ -100,6 +102,7 @@ def by_depth(data: SearchData) -> Picture:
         WIDTH,
         2.9,
         partial(_by_depth, data),
+        narrow_height=6.6,
     )
 
 
@@ -118,6 +121,7 @@ def options(data: SearchData) -> Picture:
         WIDTH,
         0.5 + 2.3 * math.ceil(len(data.others) / 3),
         partial(_options, data),
+        narrow_height=0.5 + 2.3 * len(data.others),
     )
 
 
@@ -196,7 +200,7 @@ def _curves(data: SearchData, part: FigureBase) -> None:
 
 
 def _by_depth(data: SearchData, part: FigureBase) -> None:
-    panels = part.subplots(1, 3, squeeze=False)[0]
+    panels = style.panels(part, 3)
     bests = {kind: data.bests(kind) for kind in data.kinds}
     every = [trial for trials in bests.values() for trial in trials]
     position = {depth: index for index, depth in enumerate(data.depths)}
@@ -228,7 +232,7 @@ def _by_depth(data: SearchData, part: FigureBase) -> None:
 
 
 def _options(data: SearchData, part: FigureBase) -> None:
-    columns = min(3, max(len(data.others), 2))
+    columns = 1 if style.is_narrow(part) else min(3, max(len(data.others), 2))
     grid = part.subplots(math.ceil(len(data.others) / columns), columns, squeeze=False, sharey=True)
     colors = dict(zip(data.depths, style.step_colors(len(data.depths)), strict=True))
     errors = [error(trial) for trial in data.validated]
@@ -282,7 +286,7 @@ def _are_numbers(values: Sequence[Any]) -> bool:
 
 def _panels(part: FigureBase, data: SearchData) -> dict[str, Axes]:
     kinds = data.kinds or ["resnet"]
-    panels = dict(zip(kinds, part.subplots(1, len(kinds), squeeze=False, sharey=True)[0], strict=True))
+    panels = dict(zip(kinds, style.panels(part, len(kinds), sharey=True), strict=True))
     if len(kinds) > 1:
         for kind, axes in panels.items():
             axes.set_title(KINDS[kind])

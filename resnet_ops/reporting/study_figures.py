@@ -73,6 +73,7 @@ def responses(profiles: Sequence[Profile], branches: Sequence[Profile]) -> Pictu
         WIDTH,
         3.7,
         partial(_responses, profiles, branches),
+        narrow_height=1 + 2.2 * (3 if branches else 2),
     )
 
 
@@ -95,6 +96,7 @@ def shortcuts(networks: Sequence[tuple[str, NetworkCurves]], images: int) -> Pic
         WIDTH,
         3.6,
         partial(_shortcuts, networks, images),
+        narrow_height=1 + 2.2 * len({network.depth for _, network in networks}),
     )
 
 
@@ -122,7 +124,7 @@ def _norms(rows: Sequence[tuple[str, Sequence[Profile]]], part: FigureBase) -> N
 
 
 def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: FigureBase) -> None:
-    by_order, by_size, *right = part.subplots(1, 3 if branches else 2)
+    by_order, by_size, *right = style.panels(part, 3 if branches else 2)
     lines = _lines_by_depth(sorted({profile.depth for profile in profiles}))
     for profile in profiles:
         numbers = np.arange(1, profile.values.shape[1] + 1)
@@ -153,7 +155,7 @@ def _responses(profiles: Sequence[Profile], branches: Sequence[Profile], part: F
 def _shortcuts(networks: Sequence[tuple[str, NetworkCurves]], images: int, part: FigureBase) -> None:
     depths = sorted({network.depth for _, network in networks})
     options = sorted({option for option, _ in networks})
-    panels = part.subplots(1, len(depths), squeeze=False, sharex=True, sharey=True)[0]
+    panels = style.panels(part, len(depths), sharey=True)
     lines: dict[str, dict[str, Any]] = {
         option: {"color": style.KINDS[i % len(style.KINDS)], "marker": style.MARKERS[i % len(style.MARKERS)]}
         for i, option in enumerate(options)

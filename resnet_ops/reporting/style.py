@@ -18,12 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from resnet_ops.formatting import percent
 
 STEPS = 16  # of the scale of depths
+NARROW = 4.0  # inches: the width of a chart on a phone
 COLORS = {  # name: (on a light page, on a dark one)
     "ink": ("#1d2025", "#e8eaed"),
     "muted": ("#636a75", "#a2a9b4"),
@@ -86,7 +88,19 @@ def applied() -> Iterator[None]:
 
 def figure(width: float, height: float) -> Figure:
     """Return an empty chart of this size in inches, with constrained layout."""
-    return Figure(figsize=(width, height), layout="constrained")
+    between = 0.1 if width <= NARROW else 0.04  # inches, so that a title is not taken for the label of the panel above
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=between, w_pad=0.04))
+
+
+def is_narrow(part: FigureBase) -> bool:
+    """Return whether a chart is drawn for a phone."""
+    return part.get_figure(root=True).get_figwidth() <= NARROW
+
+
+def panels(part: FigureBase, count: int, *, sharey: bool = False) -> list[Axes]:
+    """Return panels side by side, or one below the other in a narrow chart."""
+    rows, columns = (count, 1) if is_narrow(part) else (1, count)
+    return list(part.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
 
 
 def step_colors(count: int) -> list[str]:
@@ -223,7 +237,10 @@ def empty(axes: Axes, reason: str) -> None:
 
 
 def legend(part: FigureBase, keys: Sequence[Line2D], location: Any, columns: int) -> None:
-    """Add a legend beside or below the charts."""
+    """Add a legend beside or below the charts; below them in a narrow one."""
+    if is_narrow(part):
+        long = max((len(str(key.get_label())) for key in keys), default=0) > 20
+        location, columns = "outside lower center", 1 if long else 2
     if keys:
         part.legend(handles=list(keys), loc=location, ncols=columns, handlelength=1.6, columnspacing=1.4)
 

@@ -54,6 +54,7 @@ def degradation(networks: Sequence[NetworkCurves], images: int, *, log: bool = T
         WIDTH,
         3.9,
         partial(_degradation, networks, images, log),
+        narrow_height=1 + 2.2 * len({network.kind for network in networks}) + 0.1 * len(networks),
     )
 
 
@@ -80,6 +81,7 @@ def learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, *, b
         WIDTH,
         3.0 + 0.2 * ((len(trainings) + 1) // 2),
         partial(_learning, trainings, images, by_time),
+        narrow_height=6.6 + 0.2 * len(trainings),
     )
 
 
@@ -105,12 +107,13 @@ def confusion(name: str, counts: np.ndarray, class_names: Sequence[str]) -> Pict
         min(side + 0.6, 7.6),
         side,
         partial(_confusion, counts, class_names),
+        narrow_height=style.NARROW if len(class_names) <= NUMBERED / 2 else None,
     )
 
 
 def _degradation(networks: Sequence[NetworkCurves], images: int, log: bool, part: FigureBase) -> None:
     kinds = [kind for kind in KINDS if any(network.kind == kind for network in networks)]
-    panels = part.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
+    panels = style.panels(part, len(kinds), sharey=True)
     depths = sorted({network.depth for network in networks})
     colors = dict(zip(depths, style.step_colors(len(depths)), strict=True))
     marks = {depth: style.MARKERS[i % len(style.MARKERS)] for i, depth in enumerate(depths)}
@@ -147,7 +150,7 @@ def _degradation(networks: Sequence[NetworkCurves], images: int, log: bool, part
 def _learning(trainings: Sequence[tuple[str, Sequence[Epoch]]], images: int, by_time: bool, part: FigureBase) -> None:
     longest_s = max(sum(epoch.seconds for epoch in epochs) for _, epochs in trainings)
     unit, unit_s = next((each for each in TIME_UNITS if longest_s >= 3 * each[1]), TIME_UNITS[-1])
-    panels = part.subplots(1, 3, squeeze=False)[0]
+    panels = style.panels(part, 3)
     keys = []
     for index, (name, epochs) in enumerate(trainings):
         line: dict[str, Any] = {

@@ -3,11 +3,12 @@
 How requests are received and answered is in `service`.
 """
 
+import json
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -82,7 +83,7 @@ def build_app(service: InferenceService) -> FastAPI:
     metadata = service.served.metadata
     app = FastAPI(
         title=f"{metadata.model} on {metadata.data}",
-        description="Send an image, get its most likely classes: `curl --data-binary @photo.jpg URL/classify?top=5`",
+        description="Send an image, get its most likely classes: `curl --data-binary @photo.jpg 'URL/classify?top=5'`",
         version=resnet_ops.__version__,
         docs_url=None,  # it loads its scripts from the internet, where many services cannot reach
         redoc_url=None,
@@ -103,7 +104,7 @@ def build_app(service: InferenceService) -> FastAPI:
         """Return the state of the service."""
         return Health(status="ok", waiting=service.waiting)
 
-    @app.get("/metrics", include_in_schema=False)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the metrics of this gateway for Prometheus."""
         return Response(service.metrics.page(), media_type=CONTENT_TYPE)
@@ -141,7 +142,10 @@ def _docs_page(app: FastAPI, metadata: ModelMetadata) -> str:
     """Return a page that loads nothing from elsewhere."""
     loader = PackageLoader("resnet_ops.serving", "")
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    return environment.get_template("docs.html.j2").render(api=app.openapi(), classes=len(metadata.class_names))
+    first = RankedClass(name=metadata.class_names[0], probability=0.97)
+    example = Classification(top=[first], model=metadata.model).model_dump(by_alias=True)
+    template = environment.get_template("docs.html.j2")
+    return template.render(api=app.openapi(), classes=len(metadata.class_names), example=json.dumps(example))
 
 
 def refusal(refused: Refusal) -> JSONResponse:

@@ -1,9 +1,11 @@
 """Clients as they come: health checks, uploads in every wrapping, older runtimes. Cases C38, C39, C43 and their kin."""
 
 import base64
+import html
 import io
 import json
 import os
+import re
 import urllib.parse
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -151,6 +153,19 @@ def test_the_page_needs_no_internet(client: TestClient) -> None:
     assert "top=5" in page.text
     assert "://" not in page.text
     assert 'src="' not in page.text
+
+
+def test_the_page_says_what_is_served_and_how_to_ask(client: TestClient, digit_files: DigitFiles) -> None:
+    text = html.unescape(client.get("/docs").text)
+    (example,) = re.findall(r"<pre>(.*)</pre>", text)
+    assert json.loads(example)["model"] == digit_files.checkpoint.info.model
+    asked = re.sub(r"<[^>]*>", "", text)
+    assert "curl --data-binary @photo.jpg '/classify?top=5'\n" in asked  # a ? is a wildcard in zsh
+    available = client.post("/docs").json()["error"].rpartition("available: ")[2].split(", ")
+    assert set(available) <= set(re.findall(r"<code>(.*)</code></td>", text))
+    assert client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["responses"]["200"]["content"].keys() == {
+        "text/plain"
+    }
 
 
 def test_c39_a_file_for_older_runtimes_is_proven(trained: TrainResult, digit_files: DigitFiles, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Reading of pages and charts: a page's tables and links, its screenshot in a browser, a chart's lines."""
 
+import html
+import json
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -94,3 +97,58 @@ def draw_chart(picture: Picture) -> Any:
         picture.draw(chart)
         chart.draw_without_rendering()
     return chart
+
+
+FRAMES = """<!doctype html><meta charset="utf-8"><body><script>
+const found = {};
+const told = (element) => `${element.tagName} ${element.className} ${element.textContent.trim().slice(0, 30)}`;
+function measure(name, width, page) {
+  const view = page.defaultView, within = (box) => box.left >= -1 && box.right <= width + 1;
+  for (const details of page.querySelectorAll("details")) details.open = true;
+  const scrolls = (element) => view.getComputedStyle(element).overflowX === "auto";
+  const all = [...page.querySelectorAll("body, body *:not(svg *):not(script)")].filter((each) => each.offsetWidth);
+  const beyond = all.filter((each) => !within(each.getBoundingClientRect())).filter((each) => {
+    while (each && !scrolls(each)) each = each.parentElement;
+    return !each || !within(each.getBoundingClientRect());
+  });
+  const scrolling = all.filter((each) => scrolls(each) && each.scrollWidth > each.clientWidth + 1);
+  const unseen = scrolling.filter((each) => !view.getComputedStyle(each).backgroundAttachment.includes("local"));
+  if (page.documentElement.scrollWidth > width) beyond.push(page.documentElement);
+  found[`${name} ${width}`] = {width: view.innerWidth, cut: [...beyond, ...unseen].map(told),
+    scrolled: scrolling.map(told)};
+}
+addEventListener("load", () => {
+  for (const frame of document.querySelectorAll("iframe"))
+    measure(frame.dataset.name, frame.width * 1, frame.contentDocument);
+  document.body.textContent = JSON.stringify(found);
+});
+</script>"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What of a page does not fit into its width: elements that are cut off unseen, and those that scroll."""
+
+    width: int
+    cut: list[str]
+    scrolled: list[str]
+
+
+def lay_out(pages: Mapping[str, str], widths: Sequence[int]) -> dict[tuple[str, int], Layout]:
+    """Lay out pages in a headless browser, each in frames of these widths: a window is no narrower than 500 pixels."""
+    assert BROWSER is not None
+    frames = "".join(
+        f'<iframe data-name="{name}" width="{width}" height="900" style="border: 0" srcdoc="{html.escape(page)}">'
+        "</iframe>"
+        for name, page in pages.items()
+        for width in widths
+    )
+    with tempfile.TemporaryDirectory() as profile:
+        file = Path(profile, "frames.html")
+        file.write_text(FRAMES + frames, encoding="utf-8")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom"]
+        dom = subprocess.run(
+            [BROWSER, *options, file.as_uri()], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    found = json.loads(html.unescape(dom[dom.index("<body>") + 6 : dom.index("</body>")]))
+    return {(name, width): Layout(**found[f"{name} {width}"]) for name in pages for width in widths}

@@ -92,16 +92,24 @@ def predictions(trained: job.TrainResult) -> Predictions:
 def test_the_numbers_are_those_of_the_files(page: Page, trained: job.TrainResult) -> None:
     epochs = trained.run.epochs()
     best = max(epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.val_loss))
-    rows = {row[0]: row for row in page.rows if len(row) == 17}
-    assert rows["good"][4] == f"{len(epochs)} of {len(epochs)}"
-    assert rows["good"][5].startswith(f"{best.val_accuracy:.2%} (")
-    assert rows["good"][6] == str(best.epoch)
-    assert rows["good"][7:9] == [f"{best.val_macro_recall:.2%}", f"{best.val_macro_f1:.2%}"]
-    assert rows["good"][9:11] == [f"{1 - best.val_top5_error:.2%}", f"{epochs[-1].val_accuracy:.2%}"]
-    assert rows["lost"][7:10] == ["", "", ""]  # as an earlier version wrote it
-    assert rows["good"][13] == f"{trained.record.parameters:,}"
-    assert rows["lost"][3:7] == ["failed", f"2 of {len(epochs)}", "75.00% (70.27% to 79.20%)", "2"]
-    assert rows["empty"][5] == ""
+    columns = next(row for row in page.rows if row[:1] == ["run"])
+    good, lost, empty = (
+        dict(zip(columns, row, strict=True)) for row in page.rows if row[:1] in (["good"], ["lost"], ["empty"])
+    )
+    assert good["epochs"] == f"{len(epochs)} of {len(epochs)}"
+    assert good["val. accuracy, chosen"].startswith(f"{best.val_accuracy:.2%} (")
+    assert good["best epoch"] == str(best.epoch)
+    assert (good["macro recall"], good["macro F1"]) == (f"{best.val_macro_recall:.2%}", f"{best.val_macro_f1:.2%}")
+    assert (good["top-5"], good["val. accuracy, last epoch"]) == (
+        f"{1 - best.val_top5_error:.2%}",
+        f"{epochs[-1].val_accuracy:.2%}",
+    )
+    assert [lost[name] for name in ("macro recall", "macro F1", "top-5")] == [""] * 3  # as an earlier version wrote it
+    assert good["parameters"] == f"{trained.record.parameters:,}"
+    assert (lost["status"], lost["epochs"]) == ("failed", f"2 of {len(epochs)}")
+    assert (lost["val. accuracy, chosen"], lost["best epoch"]) == ("75.00% (70.27% to 79.20%)", "2")
+    assert empty["val. accuracy, chosen"] == ""
+    assert "test accuracy" not in columns  # that none of them has
     assert "No predictions: Run lost has no intact checkpoint" in page.text
 
 
