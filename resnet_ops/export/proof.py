@@ -108,7 +108,7 @@ def verify_file(
         exported: The network as exported to fp32, where it is at hand: otherwise it is exported again, to compare.
         on_check: Called with the name of each check before it runs.
     """
-    draft = ProofDraft.begin(thresholds.provider, on_check)
+    draft = ProofDraft(provider=thresholds.provider).announcing(on_check)
     try:
         written, metadata = untrusted.scan(file)
         session = runtime.load(file, thresholds.provider)

@@ -130,12 +130,10 @@ class ProofDraft(ProofReport):
     model_config = ConfigDict(frozen=False)
     _on_check: Callable[[str], object] = PrivateAttr(default_factory=lambda: lambda _: None)
 
-    @classmethod
-    def begin(cls, provider: str, on_check: Callable[[str], object]) -> Self:
-        """Begin a report; `on_check` is called with the name of each check before it runs."""
-        draft = cls(provider=provider)
-        draft._on_check = on_check
-        return draft
+    def announcing(self, on_check: Callable[[str], object]) -> Self:
+        """Have `on_check` called with the name of each check before it runs; return this report."""
+        self._on_check = on_check
+        return self
 
     def announce(self, name: str) -> None:
         """Say which check runs now."""
