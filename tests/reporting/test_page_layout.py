@@ -98,4 +98,3 @@ def test_pages_fit_a_phone_and_a_desk(pages: dict[str, str]) -> None:
         assert layout == Layout(width, [], layout.scrolled), name
         assert not layout.scrolled or width == PHONE, (name, layout.scrolled)
     assert layouts["evaluation", PHONE].scrolled  # its table, which the checks above are worth something for
-    assert not layouts["report", PHONE].scrolled

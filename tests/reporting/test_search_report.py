@@ -159,7 +159,7 @@ def test_odd_searches_are_drawn(tmp_path: Path, trials: tuple[Any, ...]) -> None
         draw(search)
     page = Page(search.page.read_text())
     scored = any(trial.val_accuracy is not None for trial, _ in trials)
-    assert sum(tag == "svg" for tag, _ in page.elements) == (4 if len(trials) == 6 else 3 if scored else 1)
+    assert sum(tag == "figure" for tag, _ in page.elements) == (4 if len(trials) == 6 else 3 if scored else 1)
     assert search.picture.read_bytes().startswith(b"\x89PNG")
 
 
