@@ -25,11 +25,13 @@ def process_started_at() -> float:
 
 
 def check_run(config: TrainConfig, resume: str | None, overwrite: bool) -> None:
-    """Check that the name of a new run is free, or that the one to resume is there.
+    """Check that the name of a new run is free, or that the one to resume is there; not in a bucket, which is slow.
 
     Raises:
         UserError: It is not.
     """
+    if files.is_remote(config.runs_dir):
+        return
     if resume is None:
         runs.check_new(config.runs_dir, config.name, overwrite, waits=bool(config.wait))
     else:
@@ -37,13 +39,13 @@ def check_run(config: TrainConfig, resume: str | None, overwrite: bool) -> None:
 
 
 def check_network(name: str, model: str | None, runs_dir: Path) -> None:
-    """Check that a network is there: a path, a run, or where it is published (which is for later).
+    """Check that a network is there: a path or a run; what is published or in a bucket is looked for later.
 
     Raises:
         UserError: There is no such path, and no run of that name.
     """
     is_published = model is not None or name == IMAGENET_WEIGHTS or name.startswith(HUB)
-    if not is_published and not files.exists(files.to_path(name).expanduser()):
+    if not is_published and not files.is_remote(runs_dir) and not files.exists(files.to_path(name).expanduser()):
         runs.find(runs_dir, name, [IMAGENET_WEIGHTS])
 
 
