@@ -24,7 +24,7 @@ from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.job import export_onnx
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.serving.app import build_app
-from resnet_ops.serving.limits import Served, ServiceLimits
+from resnet_ops.serving.limits import Answer, Received, Refusal, Served, ServiceLimits
 from resnet_ops.serving.replica import Replica
 from resnet_ops.serving.request_body import BodyError, extract_image
 from resnet_ops.serving.service import InferenceService
@@ -51,7 +51,13 @@ def client(digit_files: DigitFiles) -> Iterator[TestClient]:
     """The app in this process; tests/serving has it behind Ray Serve."""
     metadata = Classifier(digit_files.normalized, "cpu").metadata
     replica = Unbatched(digit_files.normalized.read_bytes, metadata, "cpu", LIMITS, 1)
-    service = InferenceService(Served("model.onnx", metadata, replica.provider()), LIMITS, replica.classify)
+
+    async def ask(request: Received) -> Answer | Refusal:
+        (answer,) = await replica.classify([request])
+        assert answer is not None  # no image here is large
+        return answer
+
+    service = InferenceService(Served("model.onnx", metadata, replica.provider()), LIMITS, ask)
     with TestClient(build_app(service)) as client:
         yield client
 
