@@ -143,7 +143,7 @@ def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> 
     """
     # A link into a run, and one in it to elsewhere: without .., as it is written, and where it leads.
     around = (*Path(os.path.abspath(file)).parents, *file.resolve().parents)  # noqa: PTH100 - links stay
-    run = next((run for run in map(Run, around) if files.is_file(run.record_file)), None)
+    run = next((run for run in map(Run, around) if files.is_file(run.record_file) and not _is_exported(run)), None)
     if run is None:
         return None
     paths = (checkpoints.best_file(run), *checkpoints.saved_checkpoints(run))
@@ -160,6 +160,14 @@ def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> 
     if or_best and any(files.is_file(path) for path in paths):
         return _of_run(checkpoints.read_best(run)[0], run)
     return None
+
+
+def _is_exported(run: Run) -> bool:
+    """Return whether a run lies among the exported files of another one, where it would choose its own checkpoint."""
+    return any(
+        folder == Run(folder.parent).export and files.is_file(Run(folder.parent).record_file)
+        for folder in (run.path, *run.path.parents)
+    )
 
 
 def open_validation_data(

@@ -275,13 +275,16 @@ def check_recorded_proof(
         and not (
             min(recorded.max_abs_diff, recorded.max_rel_diff) > 0 or recorded.max_abs_diff == recorded.max_rel_diff
         ),
+        "accuracies that differ by more than the answers do": n > 0
+        and abs(recorded.accuracy_torch - recorded.accuracy_onnx) > 1 - recorded.top1_agreement + 1e-9,
         "its margin does not follow from its numbers": n > 0
         and recorded.accuracy_margin == recorded.accuracy_margin
         and not isclose(recorded.accuracy_margin, margin, rel_tol=RELATIVE, abs_tol=1e-9),
     } | {f"no count of {n:,} images is a {name.replace('_', ' ')}": not is_count for name, is_count in counts.items()}
     if same_data and n:
         faults |= _compare(recorded, report, metadata)
-    passed = "its numbers are those of now" if same_data and n else "possible"
+    on_same = "those of now" if recorded.images == report.images else "within chance of those of now"
+    passed = f"its numbers are {on_same}" if same_data and n else "possible"
     return summarize(faults, "; ".join((passed, *report.unverified)))
 
 

@@ -259,14 +259,16 @@ def _check_validation_set(
         fitted_on_these = not thresholds.recorded or images.fingerprint == calibration_fingerprint(metadata)
         if metadata.calibration and fitted_on_these and not thresholds.seen:
             draft.run(TEMPERATURE, partial(check_calibration, box.reference, every_image, metadata.calibration))
+    precision = box.reference.info.precision if box.reference else None
+    rounding = _training_rounding(comparison, precision, draft.images)
     if metadata.validation is not None or thresholds.recorded:
         recorded, on_same = read_recorded_proof(metadata), draft.model_copy()
         if recorded is not None and not draft.sample and 0 < recorded.images < len(labels) == len(images):
             chosen = np.isin(images.rows, images.stratified(recorded.images).rows)
             _measure(on_same, Comparison(expected[chosen], outputs[chosen]), labels[chosen], box.reference is not None)
         _check_record(draft, on_same, recorded, model, metadata)
-    precision = box.reference.info.precision if box.reference else None
-    _check_training_accuracy(draft, comparison, metadata, thresholds, precision)
+        _check_recorded_accuracy(draft, recorded, metadata, rounding)
+    _check_training_accuracy(draft, metadata, thresholds, rounding)
 
 
 def _measure(report: ProofDraft, comparison: Comparison, labels: np.ndarray, against_torch: bool) -> None:
@@ -341,14 +343,33 @@ def _compare_classes(comparison: Comparison, rounding: float, rate: float) -> tu
     return f"at most {flips[label]} of {images[label]} images of a class flip", not lost
 
 
-def _check_training_accuracy(
-    draft: ProofDraft,
-    comparison: Comparison,
-    metadata: ModelMetadata,
-    thresholds: ProofThresholds,
-    precision: MeasuredPrecision | None,
+def _training_rounding(comparison: Comparison, precision: MeasuredPrecision | None, images: int) -> float:
+    """Return by how much the accuracy may differ from that of the training, which was measured in `precision`.
+
+    Of images that are near ties in it, each may have had another answer there.
+    """
+    ties = int(comparison.near_ties(TRAINING_ROUNDING[precision] * comparison.scale).sum())
+    return max(SAME_ACCURACY, rounding_flips(ties) / images)
+
+
+def _check_recorded_accuracy(
+    draft: ProofDraft, recorded: ProofReport | None, metadata: ModelMetadata, rounding: float
 ) -> None:
-    """Compare the accuracy with that of the training on the same images, measured in `precision`."""
+    """Compare the recorded accuracy of the run's own images with that of the training, whichever are used here."""
+    trained = metadata.val_accuracy
+    if recorded is None or trained is None or not 0 < recorded.images <= recorded.images_total:
+        return
+    if recorded.images_fingerprint in ("", metadata.data_fingerprint):
+        margin = sampling_margin(trained, recorded.images, recorded.images_total)
+        draft.add(
+            "recorded accuracy", *_compare_accuracy(recorded.accuracy_torch, trained, rounding + MARGINS * margin)
+        )
+
+
+def _check_training_accuracy(
+    draft: ProofDraft, metadata: ModelMetadata, thresholds: ProofThresholds, rounding: float
+) -> None:
+    """Compare the accuracy with that of the training on the same images."""
     measured, trained = draft.val_accuracy_torch, thresholds.training_accuracy
     drop = 0.0
     if measured != measured:  # without a checkpoint: the file's, which says what its checkpoint had
@@ -356,9 +377,7 @@ def _check_training_accuracy(
         measured, trained = draft.val_accuracy_onnx, metadata.val_accuracy if same else None
         drop = 0.0 if metadata.precision == "fp32" else thresholds.max_accuracy_drop
     if trained is not None:
-        # Of images that are near ties in the training's precision, each may have had another answer there.
-        ties = int(comparison.near_ties(TRAINING_ROUNDING[precision] * comparison.scale).sum())
-        limit = max(SAME_ACCURACY, rounding_flips(ties) / draft.images) + drop + MARGINS * draft.accuracy_margin
+        limit = rounding + drop + MARGINS * draft.accuracy_margin
         draft.add("accuracy as in training", *_compare_accuracy(measured, trained, limit))
 
 

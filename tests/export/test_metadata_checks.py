@@ -227,6 +227,19 @@ def test_a_forged_proof_is_found(
 
 
 @pytest.mark.usefixtures("few_batches")
+@pytest.mark.parametrize("off", [0.03, -0.03])
+def test_a_false_accuracy_of_all_images_is_found_on_a_few(
+    off: float, exported: ExportResult, digit_reference: Reference, digits: ValidationImages, tmp_path: Path
+) -> None:
+    recorded = json.loads(properties_of(onnx.load(exported.onnx))["validation"])
+    false = round((recorded["val_accuracy_torch"] + off) * IMAGES) / IMAGES
+    model = forged(exported.onnx, validation=dict.fromkeys(("val_accuracy_torch", "val_accuracy_onnx"), false))
+    assert "recorded accuracy" in failed(model, digit_reference, digits.stratified(60), tmp_path)
+    of_file = forged(exported.onnx, validation={"val_accuracy_onnx": false})
+    assert "recorded proof" in failed(of_file, digit_reference, digits.stratified(60), tmp_path)
+
+
+@pytest.mark.usefixtures("few_batches")
 def test_a_proof_of_a_sample_passes_where_all_images_are_used(
     digit_reference: Reference, trained: TrainResult, digits: ValidationImages, tmp_path: Path
 ) -> None:
@@ -473,6 +486,19 @@ def test_weights_that_were_never_validated_are_not_those_of_a_file(
     file = run.checkpoints / within.file_name
     checkpoints.save(file, within, {f"model/{name}": value for name, value in digit_checkpoint.model.items()})
     assert find_exported_checkpoint(run.export / "m.onnx", checkpoints.read(file).sha256) is None
+
+
+def test_a_run_among_the_exported_files_of_another_is_not_the_one_they_are_of(
+    trained: TrainResult, digit_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    run = Run(Path(shutil.copytree(trained.run.path, tmp_path / "mine")))
+    for inner in (run.export, run.export / "deep"):
+        inner.mkdir(exist_ok=True)
+        shutil.copy(trained.run.record_file, inner)
+        found = find_exported_checkpoint(inner / "m.onnx", digit_checkpoint.sha256)
+        assert found is not None
+        assert found.run is not None
+        assert found.run.path == run.path
 
 
 def test_damaged_checkpoints_are_not_taken_for_ones_that_are_not_there(trained: TrainResult, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_what_is_typed_goes_before_the_file_and_the_file_before_the_default(tmp_
         (("lr=0.1:0.1",), "the range 0.1:0.1 is empty"),
         (("lr=0:1",), "lr=0:1 should be greater than 0; '0' was given"),
         (("weight_decay=0:1:log",), "a logarithmic range cannot start at 0"),
-        (("lr=a,b",), "should be a valid number"),
+        (("lr=a,b",), "a number is needed"),
         (("lr=0.1:0.2:cubic",), "is not a range"),
         (("depths=8:20",), "List them: 8,14,20"),
         (("depths=eight",), "'eight' is not a depth"),
