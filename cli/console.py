@@ -179,6 +179,26 @@ def table(*columns: str, title: str | None = None) -> Table:
     return rows
 
 
+def table_to_cut(columns: Sequence[str], cells: Iterable[Sequence[str]], cut: Collection[str]) -> Table:
+    """Return a table of which the columns in `cut` give way where it is too wide: their cells end in an ellipsis.
+
+    Args:
+        columns: As for `table`.
+        cells: The cells of each row, as markup.
+        cut: Names of columns.
+    """
+    rows = table(*columns)
+    for column in rows.columns:
+        column.no_wrap = column.header not in cut  # what may be wrapped is what rich makes narrower
+        column.overflow, column.min_width = "ellipsis", len(str(column.header))
+    for row in cells:
+        texts = [Text.from_markup(cell) for cell in row]
+        for text in texts:
+            text.no_wrap, text.overflow = True, "ellipsis"
+        rows.add_row(*texts)
+    return rows
+
+
 def print_table(
     console: Console,
     columns: Sequence[str],
@@ -199,15 +219,7 @@ def print_table(
     names = [column.removeprefix(">") for column in columns]
 
     def build() -> tuple[Table, int]:
-        fitting = table(*(columns[n] for n in kept))
-        for column, n in zip(fitting.columns, kept, strict=True):
-            column.no_wrap = names[n] not in cut  # what may be wrapped is what rich makes narrower
-            column.overflow, column.min_width = "ellipsis", len(names[n])
-        for row in rows:
-            texts = [Text.from_markup(row[n]) for n in kept]
-            for text in texts:
-                text.no_wrap, text.overflow = True, "ellipsis"
-            fitting.add_row(*texts)
+        fitting = table_to_cut([columns[n] for n in kept], ([row[n] for n in kept] for row in rows), cut)
         return fitting, console.measure(fitting, options=console.options.update(width=UNLIMITED)).maximum
 
     fitting, width = build()

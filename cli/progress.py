@@ -13,7 +13,6 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
 from resnet_ops.class_metrics import SELECT_NAMES, metric_text
@@ -26,7 +25,7 @@ from resnet_ops.training.observer import Observer, Overview
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 
-from .console import err, image_counts, show_rows, table, warn
+from .console import err, image_counts, show_rows, table_to_cut, warn
 from .epoch_rows import STAR, EpochRows
 
 STEPS_OF_ESTIMATE, SLOW_STEPS_OF_ESTIMATE = 10, 3  # after which the remaining time is told
@@ -269,24 +268,22 @@ class SearchProgress(SearchObserver):
             trials = sorted(self.trials.values(), key=lambda t: t.id)
         if not trials:
             return Spinner("dots", text=Text(self.stage))
-        rows: Table = table(">trial", "network", ">lr", ">epoch", f">best {SELECT_NAMES[self.record.select]}", "status")
-        for column in rows.columns:  # in a narrow terminal the status gives way, then the name of the network
-            column.no_wrap = column.header not in ("network", "status")
-        rows.columns[-1].min_width = max(map(len, STATUS_COLORS))
+        columns = (">trial", "network", ">lr", ">epoch", f">best {SELECT_NAMES[self.record.select]}", "status")
         running = [trial for trial in trials if not trial.has_ended]
         done = [trial for trial in trials if trial.has_ended]
-        for trial in sorted([*done[-max(TABLE_ROWS - len(running), 3) :], *running], key=lambda t: t.id):
-            accuracy = self._metric(trial)
-            rows.add_row(
+        cells = [
+            (
                 str(trial.id),
-                Text(trial.model, no_wrap=True, overflow="ellipsis"),
+                trial.model,
                 f"{trial.lr:.3g}",
                 f"{trial.epochs}/{trial.planned_epochs or self.record.epochs}",
-                accuracy,
-                Text.assemble(
-                    (trial.status, STATUS_COLORS[trial.status]), f" {trial.reason}", no_wrap=True, overflow="ellipsis"
-                ),
+                self._metric(trial),
+                f"[{STATUS_COLORS[trial.status]}]{trial.status}[/] {escape(trial.reason)}",
             )
+            for trial in sorted([*done[-max(TABLE_ROWS - len(running), 3) :], *running], key=lambda t: t.id)
+        ]
+        rows = table_to_cut(columns, cells, ("network", "status"))
+        rows.columns[-1].min_width = max(map(len, STATUS_COLORS))
         line = f"{len(done)} of {self.record.planned} trials done{self._best()}{self._eta(len(done))}"
         return Group(rows, Text(line, style="bold"))
 
