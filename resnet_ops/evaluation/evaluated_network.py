@@ -17,7 +17,7 @@ from resnet_ops.data.augment import normalize
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
-from resnet_ops.export import claimed_network, inputs
+from resnet_ops.export import claimed_network, inputs, untrusted
 from resnet_ops.export.checks import summarize
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig, WeightsFileConfig
@@ -131,7 +131,7 @@ def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwor
     file = Path(config.run).expanduser()
     classifier = Classifier(file, config.provider)
     metadata = classifier.metadata
-    claimed_network.check_layers(file)
+    claimed_network.check_layers(file, *untrusted.scan(file))
     resolved = inputs.find_exported_checkpoint(file, metadata.checkpoint_sha256)
     if resolved is None:
         warn("Its checkpoint was not found: what its training has seen is known from its metadata only.")

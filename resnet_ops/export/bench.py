@@ -121,8 +121,9 @@ def bench(config: BenchConfig, on_progress: Callable[[str], None] = lambda _: No
         UserError: The file cannot be used, is not of the network that it names, or failed with every batch size.
     """
     config = with_exported_file(config)
-    metadata = untrusted.check_file(config.file, config.provider)
-    claimed_network.check_layers(config.file)
+    model, metadata = untrusted.read_checked(config.file, config.provider)
+    claimed_network.check_layers(config.file, model, metadata)
+    del model  # as large as the file
     provider = runtime.resolve_provider(config.provider, metadata.precision)
     candidates = list_candidates(config.file.absolute(), metadata, provider, config.compile)
     rows: list[BenchRow] = []

@@ -8,15 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import onnx
 import torch
 from onnx import NodeProto
 from torch import nn
 
 from resnet_ops.config_base import quoted
 from resnet_ops.errors import UserError
-from resnet_ops.export import structure, untrusted
+from resnet_ops.export import structure
 from resnet_ops.export.expected_graph import WEIGHTED
 from resnet_ops.export.graph import PREPROCESSING_PREFIX
+from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.export.structure import DifferenceError, IndexedGraph
 from resnet_ops.export.white_box import WhiteBox
 from resnet_ops.models import BasicBlock, Bottleneck
@@ -37,13 +39,17 @@ class LayerShape(NamedTuple):
         return f"{' x '.join(map(str, self.shape))} weights{strides}"
 
 
-def check_layers(file: Path) -> None:
+def check_layers(file: Path, model: onnx.ModelProto, metadata: ModelMetadata) -> None:
     """Compare number, shapes and strides of the layers of a file, and its additions, with those of its network.
 
+    Args:
+        file: The file, for messages.
+        model: Its content.
+        metadata: Its metadata.
+
     Raises:
-        UserError: They differ, or it is no such file.
+        UserError: They differ.
     """
-    model, metadata = untrusted.scan(file)
     try:
         box = WhiteBox(model, metadata, checkpoint=None)
         box.refuse_fewer_weights()

@@ -40,10 +40,19 @@ def check_file(path: Path, provider: str = "auto") -> ModelMetadata:
         UserError: It is missing, damaged, too large, not of `resnet-ops export`, or has what no export of ours has:
             custom operators, control flow, weights outside of its folder. Or its precision is not for this provider.
     """
-    _, metadata = scan(path)
+    return read_checked(path, provider)[1]
+
+
+def read_checked(path: Path, provider: str = "auto") -> tuple[onnx.ModelProto, ModelMetadata]:
+    """Do what `check_file` does, and return the content as well.
+
+    Raises:
+        UserError: As `check_file`.
+    """
+    model, metadata = scan(path)
     runtime.restrict_provider(provider, metadata.precision)
     run_in_sandbox(path, path)
-    return metadata
+    return model, metadata
 
 
 def scan(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:

@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -83,9 +82,7 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
     """
     on_progress("opening the file")
     config = with_exported_file(config)
-    untrusted.check_file(config.file, config.provider)
-    claimed_network.check_layers(config.file)
-    content, metadata = _read_single_file(config.file)
+    content, metadata = _read_single_file(config)
     requested = runtime.restrict_provider(config.provider, metadata.precision)
     address = location.resolve_address(config)
     port = location.find_free_port(config.host, config.port)
@@ -223,16 +220,18 @@ def _refuse_if_ray_is_gone() -> None:
         )
 
 
-def _read_single_file(file: Path) -> tuple[bytes, ModelMetadata]:
-    """Read the file's bytes, which are sent to the machines that serve it, and its metadata, at once.
+def _read_single_file(config: ServeConfig) -> tuple[bytes, ModelMetadata]:
+    """Read and check the file's bytes, which are sent to the machines that serve it, and its metadata, at once.
 
     Raises:
-        UserError: Its weights are in another file.
+        UserError: It cannot be used, is not of the network that it names, or its weights are in another file.
     """
-    model, metadata = untrusted.scan(file)
+    model, metadata = untrusted.read_checked(config.file, config.provider)
+    claimed_network.check_layers(config.file, model, metadata)
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise UserError(
-            f"{file} keeps its weights in another file, which is not supported for serving.", "Serve a smaller network."
+            f"{config.file} keeps its weights in another file, which is not supported for serving.",
+            "Serve a smaller network.",
         )
     return bytes(model.SerializeToString(deterministic=True)), metadata  # the same bytes, as `scan` checks
 

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from resnet_ops.errors import UserError
-from resnet_ops.export import graph, precision
+from resnet_ops.export import graph, precision, untrusted
 from resnet_ops.export.claimed_network import check_layers
 from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.expected_graph import ExpectedGraph
@@ -866,7 +866,7 @@ def test_the_report_says_what_was_compared(
 def test_layers_alone_tell_another_network(base: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     file, sound = tmp_path / "m.onnx", request.getfixturevalue(base)
     file.write_bytes(sound.SerializeToString(deterministic=True))
-    check_layers(file)
+    check_layers(file, *untrusted.scan(file))
     faster = copy(sound)
     for node in faster.graph.node:
         if node.op_type == "Conv":
@@ -874,4 +874,4 @@ def test_layers_alone_tell_another_network(base: str, request: pytest.FixtureReq
             break
     file.write_bytes(faster.SerializeToString(deterministic=True))
     with pytest.raises(UserError, match=r"has 1 more of the layers with 16 x 3 x 3 x 3 weights, strides 2 x 2"):
-        check_layers(file)
+        check_layers(file, *untrusted.scan(file))
