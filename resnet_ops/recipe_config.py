@@ -60,7 +60,8 @@ class Recipe(Config):
     lr: Annotated[
         float,
         option(
-            "Peak learning rate; by default 0.1, or 0.001 with --optimizer adamw.",
+            "Peak learning rate; by default 0.1, in proportion less for batches below 128, or 0.001 with --optimizer "
+            "adamw.",
             panel="Training",
             gt=0,
             allow_inf_nan=False,

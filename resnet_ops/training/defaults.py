@@ -97,6 +97,9 @@ def explain_choices(requested: TrainConfig, settled: TrainConfig, data: DataReco
     if settled.batch_size != requested.batch_size:
         few = f"{data.train_images:,} training images are too few for the default of {requested.batch_size}"
         yield Choice("batch-size", str(settled.batch_size), few)
+    if settled.lr == scaled_lr(requested, settled.batch_size):
+        usual = f"{requested.default('lr'):g} is for batches of {requested.default('batch_size')}"
+        yield Choice("lr", f"{settled.lr:g}", usual)
     harm = mirroring_harm_of(data)
     if harm and requested.flip is None:
         yield Choice("flip", "off", f"no mirroring, as {harm}")
@@ -156,6 +159,18 @@ def freezes_batchnorm(config: TrainConfig, architecture: "Architecture", batch_s
     if config.freeze_batchnorm is None and config.weights is not None and few:
         return architecture.has_batchnorm or None
     return config.freeze_batchnorm
+
+
+def scaled_lr(config: TrainConfig, batch_size: int) -> float | None:
+    """Return SGD's default learning rate for a batch smaller than the default; None where another one counts.
+
+    It is in proportion to the batch (Goyal et al. 2017, sec. 2.1; benchmarks/results/few_images.md). One that a search
+    for memory enlarges keeps the rate, as larger ones want a warm-up as well.
+    """
+    default = config.default("batch_size")
+    if "lr" in config.model_fields_set or config.optimizer != "sgd" or config.auto_batch or batch_size >= default:
+        return None
+    return float(config.default("lr")) * batch_size / default
 
 
 def optimizer_defaults(config: TrainConfig) -> dict[str, float]:

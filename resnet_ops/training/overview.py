@@ -41,7 +41,7 @@ def describe(source: Source, record: RunRecord, choices: Sequence[Choice] = (), 
         ("images", _sizes(data)),
         ("network", f"{config.model}, {record.parameters:,} parameters{why.get('model', '')}"),
         ("weights", _weights(record)),
-        ("recipe", f"{config.recipe or 'default'}{why.get('recipe', '')}: {_optimizer(config)}"),
+        ("recipe", f"{config.recipe or 'default'}{why.get('recipe', '')}: {_optimizer(config, why.get('lr', ''))}"),
         ("options", " ".join(as_options(_other_options(config)))),
         ("steps", f"{epochs * steps:,}: {epoch_count}, {batch}"),
         ("augmentation", f"{record.augmentation}{why.get('flip', '')}"),
@@ -74,9 +74,9 @@ def _weights(record: RunRecord) -> str:
     return record.start.origin + (" (with a new last layer)" if record.start.head == "new" else "")
 
 
-def _optimizer(config: TrainConfig) -> str:
+def _optimizer(config: TrainConfig, reason: str) -> str:
     name = {"sgd": "SGD", "adamw": "AdamW"}[config.optimizer]
-    return f"{name}, learning rate {config.lr:g}, {config.schedule}"
+    return f"{name}, learning rate {config.lr:g}{reason}, {config.schedule}"
 
 
 def _other_options(config: TrainConfig) -> dict[str, object]:

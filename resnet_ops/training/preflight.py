@@ -18,6 +18,7 @@ from resnet_ops.training.defaults import (
     freezes_batchnorm,
     mirroring_harm_of,
     optimizer_defaults,
+    scaled_lr,
     with_recipe,
 )
 from resnet_ops.training.observer import Observer
@@ -100,6 +101,7 @@ def check_training(
         "crop_padding": padding,
         "flip": mirroring_harm_of(data) is None if config.flip is None else config.flip,
         "freeze_batchnorm": freezing,
+        "lr": scaled_lr(config, batch_size) or config.lr,
         **optimizer_defaults(config),
     }
     settled = config.model_copy(update=update)

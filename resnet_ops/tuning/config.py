@@ -69,8 +69,8 @@ class TuneConfig(TrialsConfig):
     lr: Annotated[
         str,
         option(
-            "Peak learning rates to search: a range MIN:MAX, or a list, 0.05,0.1,0.2. With the recipe finetune by "
-            "default 0.001:0.1; of AdamW, which wants smaller ones, 0.0001:0.01.",
+            "Peak learning rates to search: a range MIN:MAX, or a list, 0.05,0.1,0.2. By default less for "
+            "smaller batches, with the recipe finetune 0.001:0.1, and of AdamW 0.0001:0.01.",
             panel="Search",
         ),
     ] = "0.01:1"

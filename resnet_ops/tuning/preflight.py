@@ -3,6 +3,7 @@
 The checks of each training are those of `training.preflight`.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resnet_ops.config import AUTO, DATA_SETS, TrainConfig
@@ -168,8 +169,13 @@ def settle_space(space: Space, settled: TrainConfig, data: DataRecord, device: D
     elif isinstance(models := searched.get("model"), Choices):
         names = dict.fromkeys(settled.model if name == AUTO else name for name in models.values)
         searched["model"] = Choices(tuple(names))
-    if "lr" in space.defaults and settled.recipe == FINETUNE and searched["lr"] not in (ADAMW_RATES, RATES_OF_BOTH):
-        searched["lr"] = FINETUNE_LR
+    rates = searched.get("lr")
+    if "lr" in space.defaults and isinstance(rates, Range) and rates not in (ADAMW_RATES, RATES_OF_BOTH):
+        if settled.recipe == FINETUNE:
+            searched["lr"] = FINETUNE_LR
+        elif settled.recipe is None and "batch_size" not in searched | fixed:
+            share = settled.lr / TrainConfig.default("lr")  # less than 1 where there are few images
+            searched["lr"] = replace(rates, low=rates.low * share, high=rates.high * share)
     return Space(searched, fixed, space.points)
 
 

@@ -108,13 +108,35 @@ def test_the_average_of_a_short_training_is_of_its_last_steps(steps: int) -> Non
 def test_others_get_no_recipe(digits: Source, size: tuple[int, int], options: dict[str, str]) -> None:
     settled, notes = check(images_of(digits, size), **options)
     assert settled.recipe == options.get("recipe")
-    assert settled.lr == TrainConfig.default("lr")
+    assert settled.lr / settled.batch_size == (0.1 / 256 if options.get("recipe") else 0.1 / 128)
     assert not any("--recipe" in note for note in notes)
 
 
 def test_a_training_that_goes_on_keeps_what_it_began_with(digits: Source) -> None:
     began = configure(data="photos", weights="imagenet", model="resnet18")
     assert check_training(began, "cpu", images_of(digits, PHOTO), resumes=True)[1].recipe is None
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "lr"),
+    [
+        (320, {}, 0.1 * 16 / 128),
+        (320, {"batch_size": 64}, 0.05),
+        (20_000, {}, 0.1),
+        (20_000, {"batch_size": 256}, 0.1),
+        (320, {"lr": 0.1}, 0.1),
+        (320, {"recipe": "fast"}, 0.2),
+        (320, {"weights": "imagenet"}, 0.01),
+        (320, {"optimizer": "adamw"}, 0.001),
+    ],
+)
+def test_smaller_batches_have_a_smaller_default_learning_rate(
+    digits: Source, images: int, options: dict[str, object], lr: float
+) -> None:
+    settled, notes = check(images_of(digits, PHOTO, images), **options)
+    assert settled.lr == pytest.approx(lr)
+    scaled = {0.1 * 16 / 128, 0.05}
+    assert [note for note in notes if "--lr" in note] == [f"--lr {lr:g}: 0.1 is for batches of 128."] * (lr in scaled)
 
 
 def test_few_photos_from_scratch_are_told_of_weights_and_others_are_not(digits: Source) -> None:
@@ -142,7 +164,8 @@ def test_a_search_has_networks_and_learning_rates_for_its_images(digits: Source,
         found = settle(photos, TuneConfig(), device=device)
         assert found["model"] == Choices(PHOTO_NETWORKS[device])
         assert not {"depth", "family"} & found.keys()
-        assert found["lr"].high == 1
+        assert (found["lr"].low, found["lr"].high) == pytest.approx((0.01 / 8, 1 / 8))  # batches of 16, not of 128
+    assert settle(photos, TuneConfig(), "batch_size=16,32")["lr"].high == 1
     found = settle(photos, TuneConfig(), weights="imagenet")
     assert (found["model"], found["lr"]) == ("resnet18", FINETUNE_LR)
     adamw = TuneConfig(given={"optimizer": "adamw"})
