@@ -170,7 +170,8 @@ def scaled_lr(config: TrainConfig, batch_size: int) -> float | None:
     default = config.default("batch_size")
     if "lr" in config.model_fields_set or config.optimizer != "sgd" or config.auto_batch or batch_size >= default:
         return None
-    return float(config.default("lr")) * batch_size / default
+    rate: float = config.default("lr")
+    return rate * batch_size / default
 
 
 def optimizer_defaults(config: TrainConfig) -> dict[str, float]:
