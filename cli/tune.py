@@ -169,6 +169,7 @@ def _show(output: Output, result: "TuneResult") -> None:
         f"  chosen{by} on these {data.val_images:,} images: best of {len(result.trials)} trials and of their "
         f"epochs{last}",
     )
+    output.warn_of(best.majority_baseline)
     if best.test_accuracy is not None:
         output.show(test_accuracy_line(best.test_accuracy, data))
     elif data.test_images:

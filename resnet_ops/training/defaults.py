@@ -98,8 +98,8 @@ def explain_choices(requested: TrainConfig, settled: TrainConfig, data: DataReco
         few = f"{data.train_images:,} training images are too few for the default of {requested.batch_size}"
         yield Choice("batch-size", str(settled.batch_size), few)
     if settled.lr == scaled_lr(requested, settled.batch_size):
-        usual = f"{requested.default('lr'):g} is for batches of {requested.default('batch_size')}"
-        yield Choice("lr", f"{settled.lr:g}", usual)
+        usual = f"{requested.default('lr'):g} for {requested.default('batch_size')}"
+        yield Choice("lr", f"{settled.lr:g}", f"in proportion to the batch, {usual}")
     harm = mirroring_harm_of(data)
     if harm and requested.flip is None:
         yield Choice("flip", "off", f"no mirroring, as {harm}")
@@ -167,10 +167,9 @@ def scaled_lr(config: TrainConfig, batch_size: int) -> float | None:
     It is in proportion to the batch (Goyal et al. 2017, sec. 2.1; benchmarks/results/few_images.md). One that a search
     for memory enlarges keeps the rate, as larger ones want a warm-up as well.
     """
-    default = config.default("batch_size")
+    rate, default = float(config.default("lr")), int(config.default("batch_size"))
     if "lr" in config.model_fields_set or config.optimizer != "sgd" or config.auto_batch or batch_size >= default:
         return None
-    rate: float = config.default("lr")
     return rate * batch_size / default
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from resnet_ops import files, runs
+from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.cluster_config import JobConfig
 from resnet_ops.config import Select, TrainConfig
 from resnet_ops.config_base import as_typed
@@ -30,6 +31,7 @@ from resnet_ops.runs import Run
 from resnet_ops.stop_request import Stop, StopRequest, stop_of
 from resnet_ops.tracking.tracker import Tracker, check_service
 from resnet_ops.training import job as training
+from resnet_ops.training.defaults import majority_baseline
 from resnet_ops.training.observer import Observer
 from resnet_ops.training.start import store_weights
 from resnet_ops.tuning.config import TuneConfig
@@ -82,6 +84,10 @@ class BestTrial(Result):
         "selected on them."
     )
     checkpoint: files.Place = Field(description="File of its best weights.")
+    majority_baseline: MajorityBaseline | None = Field(
+        description="What always answering the largest class reaches on validation images; null where they are of one "
+        "class."
+    )
     why: str = Field(description="Why it was selected, in a sentence.")
 
 
@@ -312,7 +318,7 @@ def _finish(log: "TrialLog", started_at: float, stop: StopRequest) -> TuneResult
         raise UserError(f"All {len(log.trials)} trials failed. {counts}", "Try other values.", WORK_FAILED)
     log.end_search("finished", "")
     trial = selected.trial
-    recorded = search.run.read_as_written().best
+    record = search.run.read_as_written()
     refit = _refit(search, trial, log.observer, stop) if log.record.config.refit else None
     best = BestTrial(
         trial=trial.id,
@@ -322,7 +328,8 @@ def _finish(log: "TrialLog", started_at: float, stop: StopRequest) -> TuneResult
         last_val_accuracy=trial.last_val_accuracy,
         selected_by=log.record.select,
         metric=trial.metric,
-        test_accuracy=recorded.test_accuracy if recorded else None,
+        test_accuracy=record.best.test_accuracy if record.best else None,
+        majority_baseline=majority_baseline(search.run, record),
         checkpoint=search.run.best / "model.safetensors",
         why=selected.why,
     )

@@ -176,6 +176,7 @@ def test_asha_stops_the_lower_half_after_the_grace_and_says_so(tmp_path: Path) -
     assert all(1 <= t.epochs < 4 for t in stopped)
     assert stopped[0].reason.startswith(f"after epoch {stopped[0].epochs} of 4: in the lower half")
     assert result.best_trial.lr == 0.1
+    assert result.best.majority_baseline.beaten
 
 
 def test_trials_of_different_lengths_are_all_trained_to_their_ends(tmp_path: Path) -> None:

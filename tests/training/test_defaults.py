@@ -136,7 +136,9 @@ def test_smaller_batches_have_a_smaller_default_learning_rate(
     settled, notes = check(images_of(digits, PHOTO, images), **options)
     assert settled.lr == pytest.approx(lr)
     scaled = {0.1 * 16 / 128, 0.05}
-    assert [note for note in notes if "--lr" in note] == [f"--lr {lr:g}: 0.1 is for batches of 128."] * (lr in scaled)
+    assert [note for note in notes if "--lr" in note] == [f"--lr {lr:g}: in proportion to the batch, 0.1 for 128."] * (
+        lr in scaled
+    )
 
 
 def test_few_photos_from_scratch_are_told_of_weights_and_others_are_not(digits: Source) -> None:
