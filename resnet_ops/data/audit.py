@@ -34,17 +34,10 @@ from resnet_ops.data.findings import (
     find_space_problems,
     first_cases,
 )
+from resnet_ops.data.image_sizes import IMAGE_SIZE, network_size, read_headers
 from resnet_ops.data.image_statistics import Survey, survey
 from resnet_ops.data.parallel_decode import check_broken_share
-from resnet_ops.data.sources import (
-    IMAGE_SIZE,
-    Source,
-    make_source,
-    network_size,
-    read_headers,
-    refuses_test_copies,
-    should_stream,
-)
+from resnet_ops.data.sources import Source, make_source, refuses_test_copies, should_stream
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.results import Result

@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.data.dataset import SPLITS, EncodedImages, Skipped, image_count, summarize_skipped
+from resnet_ops.data.image_sizes import BRIGHTER_PIXELS
 from resnet_ops.data.image_statistics import Survey
 from resnet_ops.data.near_duplicates import SIDE, find_nearest
-from resnet_ops.data.sources import BRIGHTER_PIXELS, MAX_LISTED
+from resnet_ops.data.sources import MAX_LISTED
 from resnet_ops.formatting import size
 from resnet_ops.machine import memory_bytes
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet_ops.config_base import image_size_text, parse_image_size
-from resnet_ops.data.sources import stored_size
+from resnet_ops.data.image_sizes import stored_size
 from resnet_ops.errors import UserError
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.formatting import first_names

@@ -12,7 +12,7 @@ from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.data.discovery import EMBEDDED
-from resnet_ops.data.sources import MAX_NATIVE_SIDE
+from resnet_ops.data.image_sizes import MAX_NATIVE_SIDE
 from resnet_ops.formatting import image_size, percent
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipe_config import ADAMW_DEFAULTS

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from resnet_ops import files, runs
 from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.config_base import image_size_text, parse_image_size
-from resnet_ops.data.sources import IMAGE_SIZE, Source, stored_size
+from resnet_ops.data.image_sizes import IMAGE_SIZE, stored_size
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.formatting import percent
 from resnet_ops.orchestration.placement import Device

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from resnet_ops.data import decode as decoding
 from resnet_ops.data.decode import CropSpec, decode, decode_with_aspect
-from resnet_ops.data.sources import stored_size
+from resnet_ops.data.image_sizes import stored_size
 from tests.export.samples import png
 
 
