@@ -505,7 +505,7 @@ def unreadable(record_file: Path, error: Exception) -> UserError:
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
     """Read all whole lines; a torn one was being written when its process was killed."""
     try:
-        lines = files.read(path).decode().splitlines()
+        lines = files.read(path).splitlines()  # of bytes: at newlines only
     except FileNotFoundError:
         return []
     parsed: list[Line] = []
