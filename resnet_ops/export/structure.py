@@ -175,6 +175,8 @@ def _compare_frames(expected: onnx.ModelProto, file: onnx.ModelProto) -> None:
     versions, opsets = opset_versions(file), opset_versions(expected)
     if versions != opsets:
         raise DifferenceError(f"its opset is {', '.join(map(str, versions[:9])) or 'unknown'}, expected {opsets[0]}")
+    if file.ir_version != expected.ir_version:  # a runtime refuses one that it does not know
+        raise DifferenceError(f"its IR version is {file.ir_version}, expected {expected.ir_version}")
     graph = file.graph
     for part, size in (
         ("functions", len(file.functions)),
