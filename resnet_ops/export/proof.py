@@ -126,7 +126,9 @@ def verify_file(
     if isinstance(session, runtime.OnnxSession):  # others do not tell where nodes run
         draft.nodes_by_provider = session.nodes_by_provider
         draft.run("nodes", partial(check_nodes, file, session))
-    draft.run("metadata", lambda: check_metadata(metadata, written, checkpoint, thresholds.origin))
+    # Before a proof is recorded, in an export, they are those of this one.
+    fitted_on = images.fingerprint if images is not None and not thresholds.recorded else None
+    draft.run("metadata", lambda: check_metadata(metadata, written, checkpoint, thresholds.origin, fitted_on))
     if fault := size_fault(model, metadata, checkpoint):
         draft.add("structure", fault, False)
         return ProofReport(**dict(draft))

@@ -75,8 +75,8 @@ def read(
 ) -> PretrainedWeights:
     """Read a file of weights: torchvision's, timm's or Lightning's, or what `save` wrote.
 
-    What any file says of itself in the form of `save` is its own word: of what it says, network and classes are compared
-    with its tensors, where it is from and what it was trained on are left out, and a note names the rest.
+    What a file says of itself in the form of `save` is its own word: network and number of classes are compared with
+    its tensors, where it is from and what it was trained on are left out, and a note names the rest.
 
     Args:
         path: The file.

@@ -122,6 +122,35 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
     assert "calibration" in properties_of(onnx.load(result.onnx))
 
 
+def test_a_network_of_all_images_is_calibrated_on_others(
+    trained: TrainResult, digits: ValidationImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "MAX_BATCH", 4)
+    best = checkpoints.read_best(trained.run)[0]
+    assert best.info.metrics is not None
+    info = best.info.model_copy(update={"fitted_on_all": True, "metrics": best.info.metrics.without_validation()})
+    checkpoints.save(tmp_path / "all.safetensors", info, {f"model/{name}": x for name, x in best.model.items()})
+    for row, (image, label) in enumerate(zip(digits.stored(len(digits)), digits.labels, strict=True)):
+        assert isinstance(image, bytes)
+        folder = tmp_path / "others" / "val" / info.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{row}.png").write_bytes(image)
+    (tmp_path / "others" / "train").symlink_to(tmp_path / "others" / "val")
+    options = {"run": str(tmp_path / "all.safetensors"), "data": str(tmp_path / "others"), "calibrate": True}
+    result = export_onnx(ExportConfig.of(**options, out=tmp_path / "m.onnx"))
+    assert result.validated, result.failed_checks
+    again = validate_onnx(
+        ValidateConfig(file=result.onnx, checkpoint=options["run"], data=options["data"])  # type: ignore[arg-type]
+    )
+    assert again.validated, again.failed_checks
+
+    # On images that it has seen none is fitted.
+    scaled = scale_head(checkpoints.read(tmp_path / "all.safetensors"), Calibration(temperature=1.5, images=9))
+    on_seen = verify_file(result.onnx, Reference(scaled), digits, ProofThresholds(runtime.CPU, images=20))
+    (found,) = (check for check in on_seen.failed_checks if check.name == "metadata")
+    assert "a temperature that is fitted on images that it was trained on" in found.result
+
+
 def test_there_must_be_errors_to_calibrate_on(trained: TrainResult, digits: ValidationImages) -> None:
     checkpoint = checkpoints.read_best(trained.run)[0]
     ((pixels, labels),) = digits.batches(Preprocessing.of(checkpoint.info, "normalized").crop)
