@@ -21,10 +21,10 @@ from resnet_ops.export import claimed_network, inputs, untrusted
 from resnet_ops.export.checks import summarize
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig, WeightsFileConfig
-from resnet_ops.export.metadata import Preprocessing
+from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.metadata_checks import differences_from_checkpoint
 from resnet_ops.runs import Run
-from resnet_ops.training.checkpoint import Checkpoint
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 
 Kind = Literal["run", "checkpoint", "weights", "onnx"]
 Outputs = Callable[[np.ndarray], Tensor]
@@ -47,6 +47,7 @@ class EvaluatedNetwork:
         data: The name of the dataset that it was trained on.
         data_fingerprint: The fingerprint of that dataset.
         fitted_on_all: Whether it was trained on that dataset's validation images, too.
+        described: All that its checkpoint says of its training, or, without one, the file's metadata.
         run: The run that it belongs to.
         log_probabilities: Returns those of the classes, (n, classes) float64 on the CPU, of pixels (n, H, W, C) uint8.
         is_confirmed: Whether what is known of its training is from its checkpoint, not from an exported file alone.
@@ -64,6 +65,7 @@ class EvaluatedNetwork:
     data: str
     data_fingerprint: str
     fitted_on_all: bool
+    described: CheckpointInfo | ModelMetadata
     run: Run | None
     log_probabilities: Outputs
     is_confirmed: bool = True
@@ -107,6 +109,7 @@ def _open_weights(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork
         info.data,
         info.data_fingerprint,
         info.fitted_on_all,
+        info,
         run,
         _torch_outputs(checkpoint, device),
     )
@@ -161,6 +164,7 @@ def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwor
         trained.data,
         trained.data_fingerprint,
         trained.fitted_on_all,
+        trained,
         resolved.run if resolved else None,
         log_probabilities,
         is_confirmed=resolved is not None,

@@ -92,7 +92,7 @@ def export_onnx(
     final = config.out or resolved.folder / graph.file_name(config.precision, config.input)
     files.check_writable(final.parent)
     info = resolved.checkpoint.info
-    source, is_training_data = inputs.open_validation_data(config, resolved.run, info, info.data)
+    source, is_training_data = inputs.open_validation_data(config, resolved.run, info, warn)
     if source is None:
         if config.precision == "int8":
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")

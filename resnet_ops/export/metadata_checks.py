@@ -200,6 +200,8 @@ def _difference(name: str, actual: object, required: object) -> str:
         return "classes or their order differ"
     if name == "preprocessing":
         return "preprocessing differs"
+    if name == "held_out":
+        return "other validation images are held out"
     return f"{name.replace('_', ' ')} is {str(actual)[:60]}, expected {str(required)[:60]}"
 
 
