@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -193,6 +194,26 @@ def test_a_file_in_its_run_is_not_believed_against_the_checkpoint(
     with pytest.raises(UserError, match=message) as refused:
         evaluate(EvaluateConfig(run=str(file)))
     assert "resnet-ops validate" in refused.value.remedy
+
+
+def test_a_file_in_its_run_has_the_weights_of_its_checkpoint(
+    trained: job.TrainResult, digit_files: DigitFiles, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.run.path, tmp_path / "run")
+    file, model = tmp_path / "run" / "other.onnx", onnx.load(digit_files.normalized)
+    (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == "fc.weight")
+    changed = np.roll(onnx.numpy_helper.to_array(weights), 1, 0)
+    weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    with pytest.raises(UserError, match=r"does not have the weights of model.safetensors, its checkpoint: fc: weight"):
+        evaluate(EvaluateConfig(run=str(file)))
+
+    model, notes = onnx.load(digit_files.normalized), list[str]()
+    model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], ["unused"], name="more"))
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    result = evaluate(EvaluateConfig(run=str(file)), notes.append)
+    assert result.seen == "by the metadata of the file alone, these images chose the epoch"
+    assert re.search("is known from its metadata only: .*left over", notes[0])
 
 
 def test_an_honest_file_in_its_run_needs_no_reservation(

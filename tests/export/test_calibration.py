@@ -12,7 +12,15 @@ from sklearn.metrics import log_loss
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import checks, graph, runtime
-from resnet_ops.export.calibration import calibrate, check_calibration, fit_temperature, scale_head
+from resnet_ops.export.calibration import (
+    ERRORS,
+    calibrate,
+    check_calibration,
+    fit_temperature,
+    fit_variance,
+    images_to_fit,
+    scale_head,
+)
 from resnet_ops.export.classifier import softmax
 from resnet_ops.export.config import ExportConfig, ValidateConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
@@ -48,6 +56,28 @@ def test_the_temperature_is_that_of_the_smallest_cross_entropy(seed: int) -> Non
     assert fit_temperature(7 * logits, labels) == pytest.approx(7 * fit_temperature(logits, labels), rel=1e-9)
 
 
+def test_a_fit_to_a_sample_is_off_by_as_much_as_is_said() -> None:
+    """Of 50 disjoint samples of a population."""
+    logits, labels = noisy(0, 20_000)
+    best, sample = fit_temperature(logits, labels), 400
+    error = np.sqrt(fit_variance(logits, labels, best) / sample)
+    rows = np.random.default_rng(1).permutation(20_000)[: 50 * sample].reshape(50, sample)
+    off = np.array([np.log(fit_temperature(logits[row], labels[row]) / best) for row in rows]) / error
+    assert off.std() == pytest.approx(1, abs=0.25)
+    assert np.abs(off).max() < ERRORS
+
+
+def test_images_to_fit_are_those_that_fit_into_memory_and_time(
+    model: onnx.ModelProto, images: ValidationImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(asked: int | None = None) -> int:
+        return images_to_fit(model, images, runtime.CPU, None, asked)
+
+    assert (count(), count(30), count(10**9)) == (100, 30, 100)
+    monkeypatch.setattr(checks, "free_bytes", lambda _: 4 * 50 * 32 * 10)  # a quarter is used: 32 bytes a number
+    assert (count(), count(30), count(10**9)) == (50, 30, 50)
+
+
 def test_a_temperature_is_fitted_again_on_the_images_that_a_file_names(checkpoint: Checkpoint) -> None:
     """Also where some cannot be decoded: on the same ones, so that no other temperature passes."""
     images = make_images()
@@ -61,9 +91,11 @@ def test_a_temperature_is_fitted_again_on_the_images_that_a_file_names(checkpoin
     best = calibrate(checkpoint, images.stratified(60))
     assert best.images == 60
 
-    def check(temperature: float, fitted_on: int, where: ValidationImages = images) -> tuple[str, bool]:
+    def check(
+        temperature: float, fitted_on: int, where: ValidationImages = images, most: int = 100
+    ) -> tuple[str, bool]:
         recorded = Calibration(temperature=temperature, images=fitted_on)
-        return check_calibration(Reference(scale_head(checkpoint, recorded)), where, recorded)
+        return check_calibration(Reference(scale_head(checkpoint, recorded)), where, recorded, most)
 
     assert check(best.temperature, 60) == (
         f"temperature {best.temperature:.4g}, fitted here {best.temperature:.4g}",
@@ -73,6 +105,10 @@ def test_a_temperature_is_fitted_again_on_the_images_that_a_file_names(checkpoin
         assert not check(temperature, 60)[1]
     assert not check(best.temperature, 59)[1]
     assert check(best.temperature, 101) == ("fitted on 101 images, there are 100", False)
+    found, passed = check(best.temperature, 60, most=40)
+    assert found.startswith(f"temperature {best.temperature:.4g} on 60 images, fitted here ")
+    assert (found.endswith(" on 40"), passed) == (True, True)
+    assert not check(3 * best.temperature, 60, most=40)[1]
     right = np.flatnonzero(np.arange(100) % 7)
     no_errors = replace(images, rows=images.rows[right], labels=labels[right])
     assert not check(1.0, len(right), no_errors)[1]
