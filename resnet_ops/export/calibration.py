@@ -44,7 +44,7 @@ def images_to_fit(
         asked: How many the user asks for.
     """
     within = asked or proof_size(model, images, provider, device, white_box=True).images
-    classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    classes = int(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
     fitting = memory_to_use(torch.device("cpu")) // (LOGIT_BYTES * max(1, classes))
     return min(len(images), within, max(1, fitting))
 
