@@ -158,7 +158,7 @@ class DataRecord(BaseModel):
 
 
 class HeldOutRecord(BaseModel):
-    """Which images of a dataset without validation images of its own are held out for validation.
+    """The images that are held out for validation of a dataset that has none of its own for it.
 
     `val_sha256` is the SHA-256 of their digests in ascending order, `test_fraction` the option that holds out others.
     """

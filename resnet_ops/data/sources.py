@@ -201,7 +201,7 @@ class Source:
 
     @cached_property
     def held_out_images(self) -> HeldOutRecord | None:
-        """Which images are held out for validation; None where the data has some of its own."""
+        """The record of which images are held out for validation; None where the data has some of its own."""
         if "val" in self.splits:
             return None
         digests = np.sort(self._digests[self._rows_of("val")])

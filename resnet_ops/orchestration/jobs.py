@@ -18,7 +18,6 @@ from pydantic import ConfigDict, Field
 import resnet_ops
 from resnet_ops.config_base import quoted
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, PREEMPTED, WORK_FAILED, UserError, did_you_mean
-from resnet_ops.formatting import text_lines
 from resnet_ops.orchestration.job_client import UnreachableError, connect, explain_errors
 from resnet_ops.orchestration.job_protocol import SUBMITTER, installed_versions, parse_milestone
 from resnet_ops.orchestration.packaging import copy_package
@@ -150,7 +149,7 @@ class JobServer:
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and not (job := self.job(job_id)).is_over:
-            if job.run is None or "begun" in map(parse_milestone, text_lines(self.log(job_id))):
+            if job.run is None or "begun" in map(parse_milestone, self.log(job_id).split("\n")):
                 break
             time.sleep(0.5)
         with explain_errors(self.address):

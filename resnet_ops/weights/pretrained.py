@@ -90,10 +90,10 @@ def read(
     content = read_content(path)
     digest, loaded = hashlib.sha256(content).hexdigest(), load(path, content)
     origin = origin or str(path)
-    if (said := _described(path, content, loaded)) is not None:
+    if (described := _described(path, content, loaded)) is not None:
         own = {"origin": printable(origin), "sha256": digest, "data_fingerprint": None}
-        note = f"{printable(origin)}: that it is {said.model}, its classes and its normalization are its own word."
-        return PretrainedWeights(said.model_copy(update=own), loaded, (note,))
+        note = f"{printable(origin)}: that it is {described.model}, its classes and its normalization are its own word."
+        return PretrainedWeights(described.model_copy(update=own), loaded, (note,))
     state = find_state_dict(path, loaded, key)
     tensors = state.tensors
     architecture, shortcut = identify(path, tensors)
@@ -135,23 +135,26 @@ def _described(path: Path, content: bytes, tensors: dict[str, Tensor]) -> Weight
     if METADATA_KEY not in (header := safetensors_metadata(content)):
         return None
     try:
-        said = WeightsInfo.model_validate_json(header[METADATA_KEY])
+        described = WeightsInfo.model_validate_json(header[METADATA_KEY])
     except ValidationError:
         raise UserError(f"{path} is damaged, or of another version of resnet-ops.") from None
-    if said.architecture.depth > len(tensors):  # before it is built, which takes as long as it is deep
-        raise UserError(f"{path} does not contain the weights of {said.model}: it has {len(tensors):,} tensors.")
-    check_network(path, tensors, said.architecture, said.shortcut, said.channels)
-    matrix, names = tensors.get(f"{said.architecture.head}.weight"), said.class_names
-    if said.classes != (0 if matrix is None else len(matrix)) or len(names) not in (0, said.classes):
+    if described.architecture.depth > len(tensors):  # before it is built, which takes as long as it is deep
+        raise UserError(f"{path} does not contain the weights of {described.model}: it has {len(tensors):,} tensors.")
+    check_network(path, tensors, described.architecture, described.shortcut, described.channels)
+    matrix, names = tensors.get(f"{described.architecture.head}.weight"), described.class_names
+    if described.classes != (0 if matrix is None else len(matrix)) or len(names) not in (0, described.classes):
         raise UserError(
-            f"{path} says that it has {said.classes:,} classes, and its head has not as many.",
+            f"{path} says that it has {described.classes:,} classes, and its head has not as many.",
             "Train again from the weights that it was made of.",
         )
-    if said.preprocessing is not None and len(said.preprocessing.mean) not in (said.channels, len(IMAGENET_MEAN)):
-        raise UserError(f"{path} has no mean and deviation for each of {said.channels} channels.")
+    if described.preprocessing is not None and len(described.preprocessing.mean) not in (
+        described.channels,
+        len(IMAGENET_MEAN),
+    ):
+        raise UserError(f"{path} has no mean and deviation for each of {described.channels} channels.")
     if not all(name and is_one_line(name) for name in names):
         raise UserError(f"{path} has names of classes that are empty, or more than a line.")
-    return said
+    return described
 
 
 def read_saved(path: Path, sha256: str | None = None) -> PretrainedWeights:
@@ -166,10 +169,10 @@ def read_saved(path: Path, sha256: str | None = None) -> PretrainedWeights:
     """
     content = read_content(path)
     tensors = load(path, content)
-    said = _described(path, content, tensors)
-    if said is None or sha256 not in (None, said.sha256):
+    described = _described(path, content, tensors)
+    if described is None or sha256 not in (None, described.sha256):
         raise UserError(f"{path} are not the weights that this run began with.", "Start a new run.")
-    return PretrainedWeights(said, tensors)
+    return PretrainedWeights(described, tensors)
 
 
 def save(path: Path, weights: PretrainedWeights) -> None:
