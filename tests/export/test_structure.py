@@ -465,6 +465,10 @@ def a_newer_ir_version(model: onnx.ModelProto) -> None:
     model.ir_version += 1
 
 
+def an_unknown_ir_version(model: onnx.ModelProto) -> None:
+    model.ir_version = 99
+
+
 def a_function(model: onnx.ModelProto) -> None:
     model.functions.add().name = "f"
 
@@ -697,7 +701,8 @@ STRUCTURE: dict[str, list[Fault]] = {
         shortcut_without_its_padding, subsampled_from_the_second_pixel, mean_over_columns_only, weights_overridable,
         a_second_output, a_frozen_batch, an_unused_node, an_unused_constant, of_another_domain,
         two_nodes_with_one_output, a_cycle, a_missing_input, an_attribute_twice, a_huge_attribute, weights_computed,
-        another_opset, a_newer_ir_version, a_function, fewer_blocks,
+        another_opset, a_newer_ir_version, an_unknown_ir_version, a_function,
+        fewer_blocks,
     ],
     "raw_model": [nearest_neighbor_beside_a_decoy, another_mean, another_crop, red_and_blue_exchanged],
     "probabilities_model": [over_the_batch, sharpened],
