@@ -33,6 +33,7 @@ from resnet_ops.export.validate import validate_onnx
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.job import TrainResult
+from tests.conftest import DigitFiles
 from tests.export.samples import InMemoryImages, make_images, properties_of, verify_model
 
 
@@ -158,33 +159,34 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
     assert "calibration" in properties_of(onnx.load(result.onnx))
 
 
+@pytest.mark.parametrize("of", ["others", "its own"])
 def test_a_network_of_all_images_is_calibrated_on_others(
-    trained: TrainResult, digits: ValidationImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of: str, digit_files: DigitFiles, digits: ValidationImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "MAX_BATCH", 4)
-    best = checkpoints.read_best(trained.run)[0]
-    assert best.info.metrics is not None
-    info = best.info.model_copy(update={"fitted_on_all": True, "metrics": best.info.metrics.without_validation()})
-    checkpoints.save(tmp_path / "all.safetensors", info, {f"model/{name}": x for name, x in best.model.items()})
-    for row, (image, label) in enumerate(zip(digits.stored(len(digits)), digits.labels, strict=True)):
-        assert isinstance(image, bytes)
-        folder = tmp_path / "others" / "val" / info.class_names[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{row}.png").write_bytes(image)
-    (tmp_path / "others" / "train").symlink_to(tmp_path / "others" / "val")
-    options = {"run": str(tmp_path / "all.safetensors"), "data": str(tmp_path / "others"), "calibrate": True}
-    result = export_onnx(ExportConfig.of(**options, out=tmp_path / "m.onnx"))
-    assert result.validated, result.failed_checks
-    again = validate_onnx(
-        ValidateConfig(file=result.onnx, checkpoint=options["run"], data=options["data"])  # type: ignore[arg-type]
-    )
-    assert again.validated, again.failed_checks
-
-    # On images that it has seen none is fitted.
-    scaled = scale_head(checkpoints.read(tmp_path / "all.safetensors"), Calibration(temperature=1.5, images=9))
-    on_seen = verify_file(result.onnx, Reference(scaled), digits, ProofThresholds(runtime.CPU, images=20))
-    (found,) = (check for check in on_seen.failed_checks if check.name == "metadata")
-    assert "a temperature that is fitted on images that it was trained on" in found.result
+    info, metrics = digit_files.checkpoint.info, digit_files.checkpoint.info.metrics
+    assert metrics is not None
+    fitted = info.model_copy(update={"fitted_on_all": True, "metrics": metrics.without_validation()})
+    checkpoint, exported = replace(digit_files.checkpoint, info=fitted), onnx.load(digit_files.normalized)
+    images = replace(digits, fingerprint="e" * 64) if of == "others" else digits
+    calibration = calibrate(checkpoint, images)
+    for tensor in exported.graph.initializer:
+        if tensor.name in ("fc.weight", "fc.bias"):
+            scaled = onnx.numpy_helper.to_array(tensor) / np.float32(calibration.temperature)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
+    metadata = ModelMetadata.of(fitted, checkpoint.sha256, None, made_by=graph.tool_versions(), calibration=calibration)
+    del exported.metadata_props[:]
+    model = onnx.ModelProto()
+    model.CopyFrom(exported)
+    graph.set_metadata(model, metadata)
+    graph.write(model, tmp_path / "m.onnx")
+    reference = Reference(scale_head(checkpoint, calibration))
+    thresholds = ProofThresholds(runtime.CPU, images=20)  # as of an export
+    report = verify_file(tmp_path / "m.onnx", reference, images, thresholds, exported)
+    failed = {check.name: check.result for check in report.failed_checks}
+    on_seen = {"metadata": "a temperature that is fitted on images that it was trained on"}
+    assert failed == ({} if of == "others" else on_seen)
+    assert "temperature" in [check.name for check in report.checks]
 
 
 def test_there_must_be_errors_to_calibrate_on(trained: TrainResult, digits: ValidationImages) -> None:

@@ -11,7 +11,8 @@ from resnet_ops.data.parallel_decode import hash_all
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
-from resnet_ops.evaluation.job import evaluate
+from resnet_ops.evaluation.evaluated_network import open_network
+from resnet_ops.evaluation.labeled_images import count_seen, open_images
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import open_validation_data
 from resnet_ops.export.metadata import ModelMetadata
@@ -82,13 +83,13 @@ def test_where_they_are_not_known_nothing_is_measured(held_out: HeldOutRecord | 
     assert "it may have been trained on any" in warning
     with pytest.raises(UserError, match="it may have been trained on any"):
         open_data(info, "digits")
-    if held_out is None:
-        return
-    notes = list[str]()
-    result = evaluate(EvaluateConfig(run=str(file)), notes.append)
-    assert (result.trained_on, result.chose_epoch) == (None, None)
-    assert "it is not known whether the network was trained on these images" in result.seen
-    assert any("it may have been trained on any" in note for note in notes)
+    config = EvaluateConfig(run=str(file))
+    network = open_network(config, print)
+    images = open_images(config, network)
+    seen = count_seen(images, network, images.rows)
+    assert (seen.trained_on, seen.chose_epoch) == (None, None)
+    assert "it is not known whether the network was trained on these images" in seen.text
+    assert "it may have been trained on any" in images.notes[0]
 
 
 def test_an_older_checkpoint_counts_its_validation_images(save: Save) -> None:
@@ -99,8 +100,9 @@ def test_an_older_checkpoint_counts_its_validation_images(save: Save) -> None:
 
 
 def test_it_is_evaluated_on_them(save: Save, divided: Source) -> None:
-    result = evaluate(EvaluateConfig(run=str(save()), split="val"))
-    assert (result.images, result.seen) == (divided.record.val_images, "these images chose the epoch")
-    result = evaluate(EvaluateConfig(run=str(save())))
-    held_out = len(divided.encoded("test").labels)
-    assert (result.split, result.images, result.trained_on, result.chose_epoch) == ("test", held_out, 0, 0)
+    file = str(save())
+    for config, split in ((EvaluateConfig(run=file, split="val"), "val"), (EvaluateConfig(run=file), "test")):
+        images = open_images(config, open_network(config, print))
+        assert (images.split, images.is_own, images.notes) == (split, True, ())
+        encoded = divided.encoded(split)  # type: ignore[arg-type]
+        assert images.encoded.read(range(len(images))) == encoded.read(range(len(encoded.labels)))
