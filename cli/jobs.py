@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from resnet_ops.config_base import quoted
-from resnet_ops.formatting import visible
+from resnet_ops.formatting import text_lines, visible
 from resnet_ops.orchestration.job_protocol import parse_milestone
 
 from .config_options import Debug, Json
@@ -106,7 +106,7 @@ def logs(
 
         job = server.follow(JobLog(job.id), show)
     else:
-        for line in server.log(job.id).splitlines():
+        for line in text_lines(server.log(job.id)):
             show(line)
     err.print(f"Job {escape(job.id)}: {job.status.lower()}", soft_wrap=True)
     output.end(job)

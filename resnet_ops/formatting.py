@@ -7,6 +7,8 @@ from itertools import islice
 
 # Of terminals and of the direction of writing, but for tabs and line breaks.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LINE_END = re.compile(r"\r\n|\r|\n")
+SEPARATORS = frozenset("\t\n\u2028\u2029")  # beside those of CONTROLS
 MAX_NAMED = 10  # of many names in a message
 
 
@@ -47,6 +49,20 @@ def decode_text(content: bytes) -> str:
         UnicodeDecodeError: It is of another encoding, or no text.
     """
     return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
+def text_lines(text: str) -> list[str]:
+    """Return the lines of a text, without the last one if it is empty: unlike `str.splitlines`, of newlines alone.
+
+    That also separates at form feeds, at what separates records, and at the line and paragraph separators of Unicode.
+    """
+    lines = LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
+def is_one_line(text: str) -> bool:
+    """Return whether a text has nothing that separates lines anywhere, commands a terminal, or turns its direction."""
+    return CONTROLS.search(text) is None and not SEPARATORS & set(text)
 
 
 def class_name(text: str) -> str:

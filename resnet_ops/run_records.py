@@ -157,6 +157,18 @@ class DataRecord(BaseModel):
     first_bad_images: tuple[BadImage, ...] = ()
 
 
+class HeldOutRecord(BaseModel):
+    """The images that are held out for validation of a dataset that has none of its own for it.
+
+    `val_sha256` is the SHA-256 of their digests in ascending order, `test_fraction` the option that holds out others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    val_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    test_fraction: float | None = None
+
+
 class Best(BaseModel):
     """The epoch whose weights are in best/, and their top-1 accuracies from 0 to 1.
 

@@ -37,7 +37,7 @@ from resnet_ops.config import RunListConfig
 from resnet_ops.config_base import as_typed, check_run_name, check_text
 from resnet_ops.errors import PausedError, RunLostError, UserError, did_you_mean
 from resnet_ops.machine import release
-from resnet_ops.run_records import Epoch, Event, EventKind, RunList, RunRecord, RunSummary
+from resnet_ops.run_records import Epoch, Event, EventKind, HeldOutRecord, RunList, RunRecord, RunSummary
 
 RunPicture = Literal["augmented", "confusion"]
 EPOCH_OF_PICTURE = "Epoch"  # the field of the PNG that has it
@@ -134,6 +134,11 @@ class Run:
         """Read the metrics of the best weights; None where there are none."""
         metrics = self._of_best("metrics")
         return Epoch.model_validate(metrics) if metrics else None
+
+    def held_out(self) -> HeldOutRecord | None:
+        """Read which validation images were held out; None where the data has some, or it is not recorded."""
+        held_out = self._of_best("held_out")
+        return HeldOutRecord.model_validate(held_out) if held_out else None
 
     def _of_best(self, field: str) -> Any:
         try:
@@ -505,7 +510,7 @@ def unreadable(record_file: Path, error: Exception) -> UserError:
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:
     """Read all whole lines; a torn one was being written when its process was killed."""
     try:
-        lines = files.read(path).decode().splitlines()
+        lines = files.read(path).splitlines()  # of bytes: at newlines only
     except FileNotFoundError:
         return []
     parsed: list[Line] = []

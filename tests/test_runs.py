@@ -42,6 +42,14 @@ def test_names_count_up_until_one_is_free(tmp_path: Path) -> None:
     assert names == ["resnet20-digits", "resnet20-digits-2", "resnet20-digits-3"]
 
 
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path: Path) -> None:
+    """Else an event with a file's name in it, such as a loss of workers, is lost."""
+    run = runs.create(tmp_path, "mine", "", overwrite=False)
+    what = "cat\u2028dog\x85mouse\x1e.png cannot be decoded."
+    run.log_event(what, "loss")
+    assert [(event.what, event.kind) for event in run.events()] == [(what, "loss")]
+
+
 def test_a_taken_name_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "mine", "", overwrite=False)
     run.write(record())

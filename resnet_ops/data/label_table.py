@@ -15,7 +15,7 @@ from resnet_ops.data.dataset import SPLIT_OF, Split, image_count, split_word
 from resnet_ops.data.image_kinds import is_image
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
-from resnet_ops.formatting import decode_text
+from resnet_ops.formatting import decode_text, text_lines
 
 TABLES = (".csv", ".tsv", ".txt", ".jsonl")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target", "class_name", "label_name", "choice")
@@ -128,7 +128,7 @@ def _read_rows(file: File, find: FindImage) -> tuple[list[str], list[Row], bool]
         text = content.decode("cp1252", errors="replace")
     if file.name.lower().endswith(".jsonl"):
         try:
-            objects = [json.loads(line) for line in text.splitlines() if line.strip()]
+            objects = [json.loads(line) for line in text_lines(text) if line.strip()]
         except ValueError:
             return [], [], True
         rows: list[Row] = [{str(key): str(value) for key, value in o.items()} for o in objects if isinstance(o, dict)]

@@ -63,7 +63,7 @@ from resnet_ops.data.parallel_decode import (
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import first_names
 from resnet_ops.machine import memory_bytes
-from resnet_ops.run_records import DataRecord
+from resnet_ops.run_records import DataRecord, HeldOutRecord
 
 SAMPLE_SIZE = 2000  # images whose mean and deviation stand for all where they are streamed
 SAMPLE_ROW_GROUPS = 20  # row groups that these are from, in Parquet
@@ -191,6 +191,28 @@ class Source:
         if self.config.test_fraction:
             chosen[choose_test(digests, labels, self.config.test_fraction, fraction)] = "test"
         return chosen
+
+    @cached_property
+    def held_out_images(self) -> HeldOutRecord | None:
+        """The record of which images are held out for validation; None where the data has some of its own."""
+        if "val" in self.splits:
+            return None
+        digests = np.sort(self._digests[self._rows_of("val")])
+        digest = hashlib.sha256(digests.tobytes()).hexdigest()
+        return HeldOutRecord(val_sha256=digest, test_fraction=self.config.test_fraction)
+
+    def held_out_as(self, recorded: HeldOutRecord) -> "Source | None":
+        """Return the dataset with the same validation images held out as a record says; None where it has others.
+
+        They depend on an option, and on whether there are test images, which are not in the fingerprint.
+        """
+        if self.held_out_images in (None, recorded):
+            return self
+        try:
+            other = open_source(self.config.model_copy(update={"test_fraction": recorded.test_fraction}))
+        except UserError:  # it has test images now
+            return None
+        return other if other.held_out_images == recorded else None
 
     @cached_property
     def _digests(self) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -17,14 +18,17 @@ from resnet_ops.data.augment import normalize
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
-from resnet_ops.export import claimed_network, inputs, untrusted
+from resnet_ops.export import claimed_network, graph, inputs, runtime, untrusted
+from resnet_ops.export.calibration import scale_head
 from resnet_ops.export.checks import summarize
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig, WeightsFileConfig
-from resnet_ops.export.metadata import Preprocessing
+from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.metadata_checks import differences_from_checkpoint
+from resnet_ops.export.proof_report import ProofDraft
+from resnet_ops.export.white_box import WhiteBox
 from resnet_ops.runs import Run
-from resnet_ops.training.checkpoint import Checkpoint
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 
 Kind = Literal["run", "checkpoint", "weights", "onnx"]
 Outputs = Callable[[np.ndarray], Tensor]
@@ -47,9 +51,10 @@ class EvaluatedNetwork:
         data: The name of the dataset that it was trained on.
         data_fingerprint: The fingerprint of that dataset.
         fitted_on_all: Whether it was trained on that dataset's validation images, too.
+        described: All that its checkpoint says of its training, or, without one, the file's metadata.
         run: The run that it belongs to.
         log_probabilities: Returns those of the classes, (n, classes) float64 on the CPU, of pixels (n, H, W, C) uint8.
-        is_confirmed: Whether what is known of its training is from its checkpoint, not from an exported file alone.
+        is_confirmed: Whether it is known to have the weights of the checkpoint that says what is known of its training.
     """
 
     kind: Kind
@@ -64,6 +69,7 @@ class EvaluatedNetwork:
     data: str
     data_fingerprint: str
     fitted_on_all: bool
+    described: CheckpointInfo | ModelMetadata
     run: Run | None
     log_probabilities: Outputs
     is_confirmed: bool = True
@@ -107,6 +113,7 @@ def _open_weights(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork
         info.data,
         info.data_fingerprint,
         info.fitted_on_all,
+        info,
         run,
         _torch_outputs(checkpoint, device),
     )
@@ -131,8 +138,10 @@ def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwor
     file = Path(config.run).expanduser()
     classifier = Classifier(file, config.provider)
     metadata = classifier.metadata
-    claimed_network.check_layers(file, *untrusted.scan(file))
+    written, _ = untrusted.scan(file)
+    claimed_network.check_layers(file, written, metadata)
     resolved = inputs.find_exported_checkpoint(file, metadata.checkpoint_sha256)
+    is_confirmed = False
     if resolved is None:
         warn("Its checkpoint was not found: what its training has seen is known from its metadata only.")
     else:
@@ -142,6 +151,7 @@ def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwor
                 f"{file} says of its network what its checkpoint does not: {differences}.",
                 f"See all that differs: resnet-ops validate {quoted(file)}",
             )
+        is_confirmed = _has_weights_of(resolved.checkpoint, file, written, metadata, warn)
     trained = resolved.checkpoint.info if resolved else metadata
 
     def log_probabilities(pixels: np.ndarray) -> Tensor:
@@ -161,7 +171,32 @@ def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwor
         trained.data,
         trained.data_fingerprint,
         trained.fitted_on_all,
+        trained,
         resolved.run if resolved else None,
         log_probabilities,
-        is_confirmed=resolved is not None,
+        is_confirmed=is_confirmed,
     )
+
+
+def _has_weights_of(
+    checkpoint: Checkpoint, file: Path, written: onnx.ModelProto, metadata: ModelMetadata, warn: inputs.Warn
+) -> bool:
+    """Return whether a file is known to have the weights of a checkpoint: they are found where its graph is known.
+
+    Raises:
+        UserError: It has others.
+    """
+    model = untrusted.with_weights(file, graph.with_inferred_shapes(written))
+    box = WhiteBox(model, metadata, scale_head(checkpoint, metadata.calibration))
+    draft = ProofDraft(provider=runtime.CPU)
+    draft.run("structure", box.check_structure)
+    if not draft.validated:
+        warn(f"That it has the weights of its checkpoint is known from its metadata only: {draft.checks[-1].result}.")
+        return False
+    draft.run("weights", box.check_weights)
+    if not draft.validated:
+        raise UserError(
+            f"{file} does not have the weights of {checkpoint.path.name}, its checkpoint: {draft.checks[-1].result}.",
+            f"See all that differs: resnet-ops validate {quoted(file)}",
+        )
+    return True

@@ -180,7 +180,9 @@ def _errors(
 
 def _record(network: EvaluatedNetwork, images: LabeledSplit, accuracy: float) -> bool:
     """Record the accuracy of a run's selected weights on its own test images in run.json."""
-    if network.kind != "run" or network.run is None or not images.is_own or images.split != "test" or images.left_out:
+    if network.kind != "run" or network.run is None or images.split != "test" or images.left_out:
+        return False
+    if not (images.is_own and images.is_divided_alike):
         return False
     with contextlib.suppress(RunHeldError), network.run.lock():  # else it is being trained further
         record = network.run.read_as_written()

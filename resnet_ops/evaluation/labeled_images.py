@@ -16,6 +16,7 @@ from resnet_ops.data.sources import Source, make_source, open_source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
+from resnet_ops.export.inputs import NOT_DIVIDED, divided_as_trained
 from resnet_ops.formatting import first_names
 
 NAMED = 5  # classes that a note names
@@ -69,6 +70,7 @@ class LabeledSplit:
         left_out: How many images have each class that the network does not have.
         trained_on: The dataset of the training, if it can still be opened.
         notes: What the user should know.
+        is_divided_alike: Whether these are the split's images as the training had it.
     """
 
     name: str
@@ -81,6 +83,7 @@ class LabeledSplit:
     left_out: dict[str, int]
     trained_on: Source | None
     notes: tuple[str, ...]
+    is_divided_alike: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -176,6 +179,8 @@ def _as_training_data(asked: DataConfig, network: EvaluatedNetwork) -> Source | 
 
 
 def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source) -> LabeledSplit:
+    divided = divided_as_trained(source, network.run, network.described)
+    source = divided or source
     has_test = source.record.test_images > 0
     split: Split = config.split or ("test" if has_test else "val")
     if split == "test" and not has_test:
@@ -185,6 +190,8 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
             f"{network.name} is fitted on all images of {source.config.data}, so that there are none to measure it on.",
             "Choose others: --data.",
         )
+    # Test images of the data's own are in neither of the others, however these are divided.
+    is_known = divided is not None or (split == "test" and "test" not in source.held_out)
     labeled = LabeledSplit(
         source.record.name,
         source.config.data,
@@ -194,7 +201,8 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
         *_no_rows(),
         {},
         source,
-        (),
+        () if is_known else (f"{source.config.data} {NOT_DIVIDED}",),
+        is_known,
     )
     return _with_labels(labeled, source.record.class_names, not source.record.numbered, network)
 
@@ -290,6 +298,8 @@ def count_seen(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray
     these, too.
     """
     total, is_confirmed = len(rows), network.is_confirmed
+    if not images.is_divided_alike:
+        return SeenImages(total, None, None)
     if images.is_own and images.split in ("train", "val"):
         trained_on = total if images.split == "train" or network.fitted_on_all else 0
         return SeenImages(total, trained_on, total - trained_on, is_confirmed=is_confirmed)

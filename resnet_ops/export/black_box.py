@@ -14,7 +14,7 @@ from PIL import Image
 from resnet_ops.data.decode import CropSpec, DecodeError, covering_size, decode, decode_whole
 from resnet_ops.export import runtime
 from resnet_ops.export.classifier import Classifier, softmax
-from resnet_ops.export.inputs import ValidationImages, random_pixels
+from resnet_ops.export.inputs import PROOF_BATCH, ValidationImages, random_pixels
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.export.reference import Reference
 from resnet_ops.export.tolerances import Comparison, Tolerances, comparable
@@ -39,12 +39,14 @@ class BlackBox:
         classifier: The file.
         reference: The network of its checkpoint; None if it is not at hand.
         tolerances: How far its outputs may differ.
+        most: How many images fit into memory at once.
         alone: Outputs for images alone, by their pixels: each is computed once.
     """
 
     classifier: Classifier
     reference: Reference | None
     tolerances: Tolerances
+    most: int = PROOF_BATCH
     alone: dict[bytes, np.ndarray] = field(default_factory=dict)
 
     def outputs(self, pixels: np.ndarray) -> np.ndarray:
@@ -88,10 +90,11 @@ class BlackBox:
         return f"{comparison.max_rel:.1e} ({len(probes)} images, most on {worst})", comparison.max_rel <= limit
 
     def check_batches(self, pixels: np.ndarray, largest: int) -> tuple[str, bool]:
-        """Compare each row of batches of many sizes with the output for its image alone."""
+        """Compare each row of batches of many sizes, as far as they fit into memory, with the output for it alone."""
         alone = self.outputs_alone(pixels)
-        sizes, first, worst = sorted({*BATCH_SIZES, largest} - {1}), 0, {1: 0.0}
-        for size in sizes:
+        sizes = sorted({*BATCH_SIZES, largest} - {1})
+        fitting, first, worst = [size for size in sizes if size <= self.most], 0, {1: 0.0}
+        for size in fitting:
             rows = (first + np.arange(size)) % len(pixels)
             first += size
             comparison = Comparison(alone[rows], self.outputs(pixels[rows]))
@@ -99,11 +102,13 @@ class BlackBox:
         wrong = [str(size) for size, difference in worst.items() if not difference <= self.tolerances.largest]
         if wrong:
             return f"{max(worst.values()):.1e} in batches of {', '.join(wrong)}", False
-        return f"{max(worst.values()):.1e} in batches of 1 to 8, 31, 64 and {largest}", True
+        tried = _listed_sizes(list(worst))
+        larger = "; larger ones do not fit into the memory here" * (len(fitting) < len(sizes))
+        return f"{max(worst.values()):.1e} in batches of {tried}{larger}", True
 
     def check_repeats(self, pixels: np.ndarray) -> tuple[str, bool]:
         """Compare the outputs of repeated runs; on ONNX Runtime's CPU they are the same to the bit."""
-        some = pixels[:: -(-len(pixels) // REAL_IMAGES)]
+        some = pixels[:: -(-len(pixels) // min(REAL_IMAGES, self.most))]
         runs = [self.outputs(some) for _ in range(3)]
         worst = float(np.max([Comparison(runs[0], again).max_rel for again in runs[1:]]))  # NaN is kept, unlike by max
         limit = 0.0 if self.classifier.session.provider == runtime.CPU else self.tolerances.largest
@@ -158,6 +163,13 @@ class BlackBox:
         """Return the largest relative difference of the outputs for a batch; infinite if one is not finite."""
         comparison = Comparison(expected, self.outputs(np.stack(batch)))
         return comparison.max_rel if comparison.finite else np.inf
+
+
+def _listed_sizes(sizes: list[int]) -> str:
+    """Return ascending sizes in words, the first ones as a range: '1 to 8, 31 and 64'."""
+    small = next((n for n, size in enumerate(sizes) if size != n + 1), len(sizes))
+    *parts, last = [f"1 to {small}" if small > 1 else "1", *map(str, sizes[small:])]
+    return f"{', '.join(parts)} and {last}" if parts else last
 
 
 def probe_images(crop: CropSpec, images: ValidationImages | None) -> dict[str, list[Probe]]:

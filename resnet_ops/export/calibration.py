@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import onnx
+import torch
 from torch import nn
 
 from resnet_ops.errors import WORK_FAILED, UserError
+from resnet_ops.export.budget import proof_size
+from resnet_ops.export.checks import memory_to_use
 from resnet_ops.export.classifier import softmax
 from resnet_ops.export.inputs import PROOF_BATCH, ResolvedCheckpoint, ValidationImages
 from resnet_ops.export.metadata import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration, Preprocessing
@@ -20,8 +24,29 @@ from resnet_ops.export.tolerances import top1_accuracy
 from resnet_ops.formatting import percent
 from resnet_ops.training.checkpoint import Checkpoint
 
+LOGIT_BYTES = 4 * 8  # of each image and class: logits, their multiple, probabilities and a product of them, float64
 BISECTIONS = 60  # of a range of 1e4, to the last bits of float64
 SAME_FIT = 1e-3  # relative difference of fits to the same images on two machines
+ERRORS = 4.0  # standard errors that a fit to a part of the images may be off
+STEP = 1e-3  # of the logarithm of the temperature, for a derivative
+
+
+def images_to_fit(
+    model: onnx.ModelProto, images: ValidationImages, provider: str, device: torch.device | None, asked: int | None
+) -> int:
+    """Return how many of some images a temperature is fitted to, within the budget of a proof and its memory.
+
+    Args:
+        model: The file, or the network exported to fp32.
+        images: All images that there are.
+        provider: ONNX Runtime's name of the execution provider.
+        device: Where torch computes; None if that is open.
+        asked: How many the user asks for.
+    """
+    within = asked or proof_size(model, images, provider, device, white_box=True).images
+    classes = int(model.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+    fitting = memory_to_use(torch.device("cpu")) // (LOGIT_BYTES * max(1, classes))
+    return min(len(images), within, max(1, fitting))
 
 
 def calibrate(checkpoint: Checkpoint, images: ValidationImages) -> Calibration:
@@ -44,24 +69,34 @@ def calibrate(checkpoint: Checkpoint, images: ValidationImages) -> Calibration:
     return Calibration(temperature=temperature, images=len(images))
 
 
-def check_calibration(reference: Reference, images: ValidationImages, calibration: Calibration) -> tuple[str, bool]:
+def check_calibration(
+    reference: Reference, images: ValidationImages, calibration: Calibration, most: int
+) -> tuple[str, bool]:
     """Check that the temperature of a file is the one that an export fits on the images that the file names.
 
-    However few images a verification uses otherwise: fits to different images are too far apart to tell.
+    However few images a verification uses otherwise: fits to different images are far apart. Of more than may be used
+    it is fitted to a sample, and may differ by as much as chance makes such fits differ.
 
     Args:
         reference: The network, whose logits are already divided by that temperature.
         images: All images that it may be fitted on.
         calibration: What the file records.
+        most: How many images may be used: a file can claim any number.
     """
     if calibration.images > len(images):
         return f"fitted on {calibration.images:,} images, there are {len(images):,}", False
-    logits, labels = _logits(reference, images.stratified(calibration.images))
+    logits, labels = _logits(reference, images.stratified(calibration.images).stratified(most))
     text = f"temperature {calibration.temperature:.4g}"
     best = best_temperature(logits * calibration.temperature, labels) if len(labels) else None
     if best is None:
         return f"{text}, though none fits the {len(labels):,} images that it is said to be fitted on", False
-    return f"{text}, fitted here {best:.4g}", abs(math.log(best / calibration.temperature)) <= SAME_FIT
+    limit = SAME_FIT
+    if most < calibration.images:
+        share = 1 / most - 1 / calibration.images
+        limit += ERRORS * math.sqrt(fit_variance(logits * calibration.temperature, labels, best) * share)
+        text += f" on {calibration.images:,} images"
+    here = f"fitted here {best:.4g}" + (f" on {most:,}" if most < calibration.images else "")
+    return f"{text}, {here}", abs(math.log(best / calibration.temperature)) <= limit
 
 
 def _logits(reference: Reference, images: ValidationImages) -> tuple[np.ndarray, np.ndarray]:
@@ -93,6 +128,20 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         else:
             high = middle
     return math.exp(-(low + high) / 2)
+
+
+def fit_variance(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """Return the variance of the logarithm of a fit to one image, of which that to n has the n-th part.
+
+    That of an M-estimator (Huber 1967): the variance of the slopes over the square of their mean derivative.
+    """
+
+    def slopes(shift: float) -> np.ndarray:
+        factor = math.exp(shift) / temperature
+        return _slopes(logits, labels, factor) * factor  # by the logarithm of the factor
+
+    derivative = float((slopes(STEP) - slopes(-STEP)).mean()) / (2 * STEP)
+    return float(np.square(slopes(0)).mean()) / derivative**2
 
 
 def _slopes(logits: np.ndarray, labels: np.ndarray, factor: float) -> np.ndarray:

@@ -26,7 +26,7 @@ MAX_BATCH = 4096
 RANDOM_OPERATORS = {
     "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
 }  # fmt: skip
-MEMORY_SHARE = 0.25  # of the free memory that the largest batch may take, all intermediate values together
+MEMORY_SHARE = 0.25  # of the free memory that a check may take; of a batch, all intermediate values together
 RESIZED_IMAGES = 16
 MAX_LEVELS, MEAN_LEVELS = 2, 0.05  # Pillow rounds twice, once for each direction
 TALL_MEAN_LEVELS = 0.3  # where Pillow 13 resizes rows first, a quarter is a level off
@@ -171,12 +171,21 @@ def check_resizing(
     )
 
 
-def largest_batch(model: onnx.ModelProto, crop: CropSpec, provider: str) -> int:
-    """Return the largest power of two of images, up to `MAX_BATCH`, that surely fits into memory and the budget."""
-    on_gpu = provider in runtime.ON_GPU
-    device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+def memory_to_use(device: torch.device) -> int:
+    """Return the bytes of a device's free memory that a check may take."""
+    return int(MEMORY_SHARE * free_bytes(device))
+
+
+def fitting_batch(model: onnx.ModelProto, crop: CropSpec, provider: str) -> int:
+    """Return how many images surely fit into memory at once, at least one."""
+    device = torch.device("cuda" if provider in runtime.ON_GPU and torch.cuda.is_available() else "cpu")
     image_bytes = activation_bytes_per_image(model) + 8 * int(np.prod(crop.shape))
-    fitting = max(1, min(MAX_BATCH, int(MEMORY_SHARE * free_bytes(device) / image_bytes)))
-    if not on_gpu:
+    return max(1, memory_to_use(device) // image_bytes)
+
+
+def largest_batch(model: onnx.ModelProto, fitting: int, provider: str) -> int:
+    """Return the largest power of two of images, up to `MAX_BATCH` and what fits into memory, within the budget."""
+    fitting = min(MAX_BATCH, fitting)
+    if provider not in runtime.ON_GPU:
         fitting = budget.images_within(budget.ONNX_CPU * budget.LARGEST_BATCH_SHARE, model, fitting)
     return 1 << (fitting.bit_length() - 1)

@@ -22,6 +22,7 @@ from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import PausedError, UserError, did_you_mean, did_you_mean_path
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig, ProofConfig
+from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.files import to_path
 from resnet_ops.formatting import first_names
 from resnet_ops.runs import Run
@@ -30,6 +31,10 @@ from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 from resnet_ops.weights.locate import LocatedWeights, locate
 
 Warn = Callable[[str], None]
+NOT_DIVIDED = (
+    "has the images that the network was trained on, and which of them were held out is not known: it may have been "
+    "trained on any, so that an accuracy on these tells nothing of others."
+)
 PROOF_BATCH = 256  # of validation images; in the same batches, outputs of the reference are computed once
 
 
@@ -171,23 +176,24 @@ def _is_exported(run: Run) -> bool:
 
 
 def open_validation_data(
-    config: ProofConfig, run: Run | None, info: CheckpointInfo | None, data: str
+    config: ProofConfig, run: Run | None, trained: CheckpointInfo | ModelMetadata, warn: Warn
 ) -> tuple[Source | None, bool]:
     """Open the dataset to validate on.
 
     Args:
         config: The options of the verification.
         run: The run that the checkpoint belongs to.
-        info: The checkpoint's description.
-        data: The name of the dataset that it was trained on.
+        trained: The checkpoint's description, or without one what the file says.
+        warn: Called where images are at hand, but not which of them training has seen.
 
     Returns:
         The dataset, None if it is not known which, or it is not on this machine; and whether it is the one of the
-        training.
+        training, by its checkpoint.
 
     Raises:
-        UserError: The images of the training have changed.
+        UserError: The images of the training have changed, or those that are asked for may be training images.
     """
+    data, has_checkpoint = trained.data, isinstance(trained, CheckpointInfo)
     trained_on = run.read().config if run else DataConfig(data=data) if data in DATA_SETS else None
     if config.data is not None:
         chosen = (trained_on or DataConfig()).model_copy(update={"data": config.data, "val_data": None})
@@ -198,13 +204,39 @@ def open_validation_data(
     else:
         return None, False
     source = open_source(chosen)
-    is_own = info is not None and source.record.fingerprint == info.data_fingerprint
-    if not is_own and config.data is None and info is not None:
-        raise UserError(
-            f"The images in {chosen.data} differ from those the network was trained on.",
-            "Restore them, or choose images to validate on: --data.",
-        )
-    return source, is_own
+    if source.record.fingerprint != trained.data_fingerprint:
+        if config.data is None and has_checkpoint:
+            raise UserError(
+                f"The images in {chosen.data} differ from those the network was trained on.",
+                "Restore them, or choose images to validate on: --data.",
+            )
+        return source, False
+    if (divided := divided_as_trained(source, run, trained)) is not None:
+        return divided, has_checkpoint
+    cause = f"{source.config.data} {NOT_DIVIDED}"
+    if config.data is not None or run is not None or not has_checkpoint:
+        raise UserError(cause, "Choose images that it was not: --data.")
+    warn(cause)
+    return None, False
+
+
+def divided_as_trained(source: Source, run: Run | None, trained: CheckpointInfo | ModelMetadata) -> Source | None:
+    """Return the dataset of a training with the validation images that it had; None where that is not known.
+
+    Older versions did not record them: then the options of the run count, or, without it, how many there were.
+    """
+    if trained.fitted_on_all or source.held_out_images is None:
+        return source
+    if trained.held_out is not None:
+        return source.held_out_as(trained.held_out)
+    if run is not None:
+        return source
+    if isinstance(trained, CheckpointInfo):
+        alike = [images for _, images in trained.val_classes] == source.count_classes("val").tolist()
+    else:
+        recorded = trained.validation or {}
+        alike = recorded.get("images_total", recorded.get("images")) == source.record.val_images
+    return source if alike else None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from resnet_ops.config_base import as_typed
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import budget, graph, inputs, precision, runtime, snapshot, untrusted
-from resnet_ops.export.calibration import calibrate, scaled_checkpoint
+from resnet_ops.export.calibration import calibrate, images_to_fit, scaled_checkpoint
 from resnet_ops.export.classifier import Classifier, normalize_pixels
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import (
@@ -92,7 +92,7 @@ def export_onnx(
     final = config.out or resolved.folder / graph.file_name(config.precision, config.input)
     files.check_writable(final.parent)
     info = resolved.checkpoint.info
-    source, is_training_data = inputs.open_validation_data(config, resolved.run, info, info.data)
+    source, is_training_data = inputs.open_validation_data(config, resolved.run, info, warn)
     if source is None:
         if config.precision == "int8":
             raise UserError("int8 quantization needs images like the training images for calibration.", "Add --data.")
@@ -115,8 +115,8 @@ def export_onnx(
     calibration = None
     if config.calibrate and images is not None:
         on_step("calibration")
-        proof_size = budget.proof_size(exported, images, provider, None, white_box=True)
-        calibration = calibrate(resolved.checkpoint, images.stratified(config.images or proof_size.images))
+        most = images_to_fit(exported, images, provider, None, config.images)
+        calibration = calibrate(resolved.checkpoint, images.stratified(most))
         resolved = scaled_checkpoint(resolved, calibration)
         exported = graph.to_onnx(info, resolved.checkpoint.model, config.opset)
     if config.precision != "fp32":

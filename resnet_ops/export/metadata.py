@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from resnet_ops.config import Select
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
+from resnet_ops.run_records import HeldOutRecord
 from resnet_ops.training.checkpoint import CheckpointInfo
 
 Input = Literal["normalized", "raw"]
@@ -28,6 +29,7 @@ JSON_FIELDS = {
     "preprocessing",
     "epoch",
     "val_accuracy",
+    "held_out",
     "fitted_on_all",
     "quantization_error",
     "calibration",
@@ -127,7 +129,7 @@ class ModelMetadata(BaseModel):
     """The metadata of an exported file. `validation` is the summary of its verification, None before.
 
     `val_accuracy` is that of the best epoch, on the images that it was selected on by the metric `selected_by`; None
-    where the network is `fitted_on_all` images.
+    where the network is `fitted_on_all` images. `held_out` says which those images are, where the data has none for it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -145,6 +147,7 @@ class ModelMetadata(BaseModel):
     epoch: int
     val_accuracy: float | None = None
     selected_by: Select | None = None
+    held_out: HeldOutRecord | None = None
     fitted_on_all: bool = False
     checkpoint_sha256: Text
     made_by: Text
@@ -175,6 +178,7 @@ class ModelMetadata(BaseModel):
             epoch=info.epoch,
             val_accuracy=val_accuracy,
             selected_by=None if val_accuracy is None else info.select,
+            held_out=info.held_out,
             fitted_on_all=info.fitted_on_all,
             checkpoint_sha256=sha256,
             **file,

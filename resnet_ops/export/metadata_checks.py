@@ -94,7 +94,11 @@ class Origin:
 
 
 def check_metadata(
-    metadata: ModelMetadata, model: onnx.ModelProto, checkpoint: Checkpoint | None, origin: Origin
+    metadata: ModelMetadata,
+    model: onnx.ModelProto,
+    checkpoint: Checkpoint | None,
+    origin: Origin,
+    fitted_on: str | None = None,
 ) -> tuple[str, bool]:
     """Check the metadata against the graph and, if it is at hand, the checkpoint.
 
@@ -103,12 +107,14 @@ def check_metadata(
         model: The file.
         checkpoint: The checkpoint that it is compared with.
         origin: The run and the dataset that it names.
+        fitted_on: The fingerprint of the images that a temperature is fitted on; by default that of the recorded proof.
 
     Returns:
         The faults, or what was compared, and whether it passed.
     """
     choices, names = precision_choices(metadata, model), origin.run_names
     made_by, error = _versions(metadata.made_by), metadata.quantization_error
+    fitted_on = calibration_fingerprint(metadata) if fitted_on is None else fitted_on
     faults = {
         f"made by {metadata.made_by[:40]!r}, not by resnet-ops": made_by is None,
         f"made by {metadata.made_by[:40]!r}, newer than this resnet-ops {resnet_ops.__version__}": (
@@ -121,8 +127,8 @@ def check_metadata(
         "no quantization error though it is int8": (
             error is None and metadata.precision == "int8" and not _is_from_0_1(metadata)
         ),
-        "a temperature though it was trained on all images, so that there were none to fit it on": (
-            metadata.calibration is not None and metadata.fitted_on_all
+        "a temperature that is fitted on images that it was trained on": (
+            metadata.calibration is not None and metadata.fitted_on_all and fitted_on == metadata.data_fingerprint
         ),
         "a quantization error on more images than are ever used": (
             error is not None and error.images > precision.CHOICE_IMAGES
@@ -194,6 +200,8 @@ def _difference(name: str, actual: object, required: object) -> str:
         return "classes or their order differ"
     if name == "preprocessing":
         return "preprocessing differs"
+    if name == "held_out":
+        return "other validation images are held out"
     return f"{name.replace('_', ' ')} is {str(actual)[:60]}, expected {str(required)[:60]}"
 
 

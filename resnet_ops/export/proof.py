@@ -18,8 +18,15 @@ from resnet_ops.errors import UserError
 from resnet_ops.export import graph, runtime, untrusted
 from resnet_ops.export.black_box import BlackBox, probe_images
 from resnet_ops.export.budget import ASKED, ProofSize, proof_size
-from resnet_ops.export.calibration import check_calibration
-from resnet_ops.export.checks import check_graph, check_nodes, check_resizing, largest_batch, size_fault
+from resnet_ops.export.calibration import check_calibration, images_to_fit
+from resnet_ops.export.checks import (
+    check_graph,
+    check_nodes,
+    check_resizing,
+    fitting_batch,
+    largest_batch,
+    size_fault,
+)
 from resnet_ops.export.classifier import Classifier, softmax
 from resnet_ops.export.inputs import PROOF_BATCH, ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Precision
@@ -126,7 +133,9 @@ def verify_file(
     if isinstance(session, runtime.OnnxSession):  # others do not tell where nodes run
         draft.nodes_by_provider = session.nodes_by_provider
         draft.run("nodes", partial(check_nodes, file, session))
-    draft.run("metadata", lambda: check_metadata(metadata, written, checkpoint, thresholds.origin))
+    # Before a proof is recorded, in an export, they are those of this one.
+    fitted_on = images.fingerprint if images is not None and not thresholds.recorded else None
+    draft.run("metadata", lambda: check_metadata(metadata, written, checkpoint, thresholds.origin, fitted_on))
     if fault := size_fault(model, metadata, checkpoint):
         draft.add("structure", fault, False)
         return ProofReport(**dict(draft))
@@ -145,8 +154,9 @@ def verify_file(
         images = _choose_images(draft, model, images, reference, thresholds, white_box)
     if metadata.input == "raw":
         draft.run("resize and crop", lambda: check_resizing(file, thresholds.provider, metadata, images), "2 levels")
-    draft.largest_batch = largest_batch(model, classifier.crop, thresholds.provider)
-    outputs = BlackBox(classifier, reference, tolerances)
+    most = fitting_batch(model, classifier.crop, thresholds.provider)
+    draft.largest_batch = largest_batch(model, most, thresholds.provider)
+    outputs = BlackBox(classifier, reference, tolerances, most)
     _probe(draft, outputs, images, afresh)
     if images is not None and every_image is not None:
         _check_validation_set(draft, outputs, model, images, every_image, thresholds)
@@ -237,7 +247,7 @@ def _check_validation_set(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     draft.announce("validation set")
     try:
-        for pixels, labels in images.batches(box.classifier.crop, PROOF_BATCH):
+        for pixels, labels in images.batches(box.classifier.crop, min(PROOF_BATCH, box.most)):
             outputs, expected = box.outputs(pixels), box.expected(pixels)
             parts.append((outputs if expected is None else expected, outputs, labels))
     except Exception as error:  # as in `ProofDraft.run`
@@ -258,7 +268,10 @@ def _check_validation_set(
         _check_outputs(draft, comparison, labels, metadata, box.tolerances, thresholds)
         fitted_on_these = not thresholds.recorded or images.fingerprint == calibration_fingerprint(metadata)
         if metadata.calibration and fitted_on_these and not thresholds.seen:
-            draft.run(TEMPERATURE, partial(check_calibration, box.reference, every_image, metadata.calibration))
+            fit = partial(images_to_fit, model, every_image, thresholds.provider, box.reference.device)
+            most = max(fit(None), fit(thresholds.images))  # not fewer, though fewer are asked for
+            check = partial(check_calibration, box.reference, every_image, metadata.calibration, most)
+            draft.run(TEMPERATURE, check)
     precision = box.reference.info.precision if box.reference else None
     rounding = _training_rounding(comparison, precision, draft.images)
     if metadata.validation is not None or thresholds.recorded:

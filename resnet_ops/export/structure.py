@@ -19,6 +19,7 @@ from resnet_ops.export.untrusted import STANDARD_DOMAINS
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 MAX_CASTS = 2  # in a row
+IR_OF_0_1 = 10  # the IR version that version 0.1 wrote, whatever the opset
 SHOWN = 60  # characters of a text from a file, values of a constant
 
 
@@ -175,6 +176,8 @@ def _compare_frames(expected: onnx.ModelProto, file: onnx.ModelProto) -> None:
     versions, opsets = opset_versions(file), opset_versions(expected)
     if versions != opsets:
         raise DifferenceError(f"its opset is {', '.join(map(str, versions[:9])) or 'unknown'}, expected {opsets[0]}")
+    if file.ir_version not in (expected.ir_version, IR_OF_0_1):  # a runtime refuses one that it does not know
+        raise DifferenceError(f"its IR version is {file.ir_version}, expected {expected.ir_version}")
     graph = file.graph
     for part, size in (
         ("functions", len(file.functions)),

@@ -66,7 +66,7 @@ def _validate(
     )
     checkpoint = scale_head(resolved.checkpoint, metadata.calibration) if resolved else None
     source, is_training_data = inputs.open_validation_data(
-        config, resolved.run if resolved else None, checkpoint.info if checkpoint else None, metadata.data
+        config, resolved.run if resolved else None, checkpoint.info if checkpoint else metadata, warn
     )
     if source is None and resolved is None:
         raise UserError(f"{file} has no dataset in its metadata.", "Choose images to validate on: --data.")

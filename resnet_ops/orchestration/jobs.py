@@ -149,7 +149,7 @@ class JobServer:
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and not (job := self.job(job_id)).is_over:
-            if job.run is None or "begun" in map(parse_milestone, self.log(job_id).splitlines()):
+            if job.run is None or "begun" in map(parse_milestone, self.log(job_id).split("\n")):
                 break
             time.sleep(0.5)
         with explain_errors(self.address):

@@ -29,7 +29,7 @@ from resnet_ops.config import Select
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
-from resnet_ops.run_records import Epoch, StoredSize
+from resnet_ops.run_records import Epoch, HeldOutRecord, StoredSize
 from resnet_ops.runs import Run
 from resnet_ops.training.distributed import set_statistics, statistics
 from resnet_ops.training.mixed_precision import MeasuredPrecision
@@ -58,6 +58,7 @@ class CheckpointInfo(BaseModel):
     std: tuple[float, ...]
     data: str
     data_fingerprint: str
+    held_out: HeldOutRecord | None = None  # None where the data has validation images, and in older files
     fitted_on_all: bool = False  # the validation images were trained on, too: what is measured on them is no accuracy
     metrics: Epoch | None  # of the last epoch that was finished
     precision: MeasuredPrecision | None = None  # that they were measured in; None in older files

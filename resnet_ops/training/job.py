@@ -208,6 +208,12 @@ def resume(
                 compare(source.record.fingerprint)
             if source.record.fingerprint != record.data.fingerprint:
                 raise _other_images(name, record.data, source)
+            if not config.fit_all and (held_out := run.held_out()) and source.held_out_images not in (None, held_out):
+                raise UserError(
+                    f"Of {config.data} other validation images would be held out than {name} has begun with, and it "
+                    "would be trained on those: test images were added or removed.",
+                    "Restore them, or train a new run.",
+                )
             layout = placement.layout
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:

@@ -20,7 +20,7 @@ from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import open_loader
 from resnet_ops.data.sources import Source
 from resnet_ops.models import build
-from resnet_ops.run_records import Epoch, RunRecord
+from resnet_ops.run_records import Epoch, HeldOutRecord, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.stop_request import StopRequest
 from resnet_ops.training import checkpoint as checkpoint_files
@@ -128,6 +128,7 @@ class TrainingSession:
     steps_at: list[float] = field(default_factory=list)
     writer: BackgroundWriter | None = None
     pictured: bool = False  # whether augmented images have been drawn
+    held_out: HeldOutRecord | None = None
 
     @classmethod
     def open(
@@ -175,7 +176,8 @@ class TrainingSession:
         # Last, as their clocks start.
         trainer.stop = StopAgreement(group, request or StopRequest())
         schedule = SaveSchedule(group, *config.checkpoint_interval, clock=functools.partial(_clock, device))
-        return cls(run, record, trainer, checkpoints, metrics, schedule)
+        held_out = source.held_out_images if group.rank == 0 else None
+        return cls(run, record, trainer, checkpoints, metrics, schedule, held_out=held_out)
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
@@ -251,6 +253,7 @@ class TrainingSession:
             std=loader.std,
             data=data.name,
             data_fingerprint=data.fingerprint,
+            held_out=self.held_out,
             fitted_on_all=record.config.fit_all,
             metrics=self.metrics,
             precision=measured_precision(record.config.precision, self.trainer.device),

@@ -78,6 +78,9 @@ def read_weights(config: TrainConfig, observer: Observer) -> "PretrainedWeights"
         return _of_checkpoint(checkpoint, f"run {config.weights}")
     if checkpoints.is_checkpoint(located.path):
         return _of_checkpoint(checkpoints.read(located.path), located.origin)
+    folder = Run(located.path.parent)
+    if located.path == folder.weights_file and files.is_file(folder.search_file):  # what every trial begins with
+        return pretrained.read_saved(located.path)
     return pretrained.read(located.path, located.origin, located.metadata, config.weights_key)
 
 
@@ -226,7 +229,7 @@ def begin_from_weights(run: Run, record: RunRecord, trainer: "Trainer") -> None:
 
     assert record.start is not None
     own = run.weights_file
-    weights = pretrained.read(own if files.is_file(own) else _of_search(run).weights_file)
+    weights = pretrained.read_saved(own if files.is_file(own) else _of_search(run).weights_file, record.start.sha256)
     tensors = adapt(weights, record.data.class_names, record.data.channels, record.start.head)
     for network in trainer.networks:
         load_into(network, tensors)

@@ -145,7 +145,7 @@ class Search:
     def trials(self) -> list[Trial]:
         """Read trials.jsonl, in order."""
         try:
-            lines = files.read(self.trials_file).decode().splitlines()
+            lines = files.read(self.trials_file).splitlines()  # of bytes: at newlines only
         except FileNotFoundError:
             return []
         return [Trial.model_validate_json(line) for line in lines]

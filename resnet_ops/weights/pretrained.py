@@ -1,24 +1,27 @@
 """Weights that were trained elsewhere: their tensors under torchvision's names, and what is known of them.
 
 `read` is the one reader of files that are not our checkpoints. `save` writes them as they are into a run's folder, so
-that its workers, and its resumption, need nothing else.
+that its workers, and its resumption, need nothing else: they read them by `read_saved`.
 """
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
 from resnet_ops.errors import UserError
 from resnet_ops.files import write_atomically
+from resnet_ops.formatting import is_one_line, printable
 from resnet_ops.models import Architecture, Shortcut, parse_name
 from resnet_ops.weights.file_kinds import load, read_content, safetensors_metadata
 from resnet_ops.weights.identify import check_network, identify
 from resnet_ops.weights.state_dict import find_state_dict
 from resnet_ops.weights.weights_metadata import (
+    IMAGENET_MEAN,
     WeightsMetadata,
     WeightsPreprocessing,
     assumed_preprocessing,
@@ -37,11 +40,11 @@ class WeightsInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    origin: str
-    sha256: str
+    origin: Annotated[str, AfterValidator(printable)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     model: str
     shortcut: Shortcut | None
-    channels: int
+    channels: Annotated[int, Field(ge=1, le=3)]
     classes: int
     class_names: tuple[str, ...] = ()
     preprocessing: WeightsPreprocessing | None = None
@@ -72,6 +75,9 @@ def read(
 ) -> PretrainedWeights:
     """Read a file of weights: torchvision's, timm's or Lightning's, or what `save` wrote.
 
+    What a file says of itself in the form of `save` is its own word: network and number of classes are compared with
+    its tensors, where it is from and what it was trained on are left out, and a note names the rest.
+
     Args:
         path: The file.
         origin: What it is called in messages; by default its path.
@@ -82,20 +88,12 @@ def read(
         UserError: It is damaged, another kind of file, or of a network that is not ours.
     """
     content = read_content(path)
-    loaded = load(path, content)
-    if METADATA_KEY in (header := safetensors_metadata(content)):
-        try:
-            saved = WeightsInfo.model_validate_json(header[METADATA_KEY])
-        except ValidationError:
-            raise UserError(f"{path} is damaged, or of another version of resnet-ops.") from None
-        check_network(path, loaded, saved.architecture, saved.shortcut, saved.channels)
-        matrix = loaded.get(f"{saved.architecture.head}.weight")
-        if saved.classes != (0 if matrix is None else len(matrix)) or len(saved.class_names) not in (0, saved.classes):
-            raise UserError(
-                f"{path} says that it has {saved.classes:,} classes, and its head has not as many.",
-                "Train again from the weights that it was made of.",
-            )
-        return PretrainedWeights(saved, loaded)
+    digest, loaded = hashlib.sha256(content).hexdigest(), load(path, content)
+    origin = origin or str(path)
+    if (described := _described(path, content, loaded)) is not None:
+        own = {"origin": printable(origin), "sha256": digest, "data_fingerprint": None}
+        note = f"{printable(origin)}: that it is {described.model}, its classes and its normalization are its own word."
+        return PretrainedWeights(described.model_copy(update=own), loaded, (note,))
     state = find_state_dict(path, loaded, key)
     tensors = state.tensors
     architecture, shortcut = identify(path, tensors)
@@ -105,17 +103,16 @@ def read(
             f"{path} belongs to a network for {channels}-channel images.", "Use weights for grey or RGB images."
         )
     check_network(path, tensors, architecture, shortcut, channels)
-    digest = hashlib.sha256(content).hexdigest()
     metadata = metadata or find_metadata(path, digest) or WeightsMetadata()
     if metadata.network not in (None, architecture.name):
         raise UserError(
-            f"{origin or path} has the tensors of {architecture.name}, but is {metadata.network}, which computes with "
+            f"{origin} has the tensors of {architecture.name}, but is {metadata.network}, which computes with "
             "them otherwise and is not supported.",
             f"Use weights of {architecture.name} itself.",
         )
     classes = len(tensors["fc.weight"]) if "fc.weight" in tensors else 0
     info = WeightsInfo(
-        origin=origin or str(path),
+        origin=origin,
         sha256=digest,
         model=architecture.name,
         shortcut=shortcut,
@@ -129,8 +126,57 @@ def read(
     return PretrainedWeights(info, tensors, tuple(state.notes), state.unexplained, state.key)
 
 
+def _described(path: Path, content: bytes, tensors: dict[str, Tensor]) -> WeightsInfo | None:
+    """Return what a file that `save` wrote, or another one in that form, says of itself; None of other files.
+
+    Raises:
+        UserError: Its tensors are not of such a network.
+    """
+    if METADATA_KEY not in (header := safetensors_metadata(content)):
+        return None
+    try:
+        described = WeightsInfo.model_validate_json(header[METADATA_KEY])
+    except ValidationError:
+        raise UserError(f"{path} is damaged, or of another version of resnet-ops.") from None
+    if described.architecture.depth > len(tensors):  # before it is built, which takes as long as it is deep
+        raise UserError(f"{path} does not contain the weights of {described.model}: it has {len(tensors):,} tensors.")
+    check_network(path, tensors, described.architecture, described.shortcut, described.channels)
+    matrix, names = tensors.get(f"{described.architecture.head}.weight"), described.class_names
+    if described.classes != (0 if matrix is None else len(matrix)) or len(names) not in (0, described.classes):
+        raise UserError(
+            f"{path} says that it has {described.classes:,} classes, and its head has not as many.",
+            "Train again from the weights that it was made of.",
+        )
+    if described.preprocessing is not None and len(described.preprocessing.mean) not in (
+        described.channels,
+        len(IMAGENET_MEAN),
+    ):
+        raise UserError(f"{path} has no mean and deviation for each of {described.channels} channels.")
+    if not all(name and is_one_line(name) for name in names):
+        raise UserError(f"{path} has names of classes that are empty, or more than a line.")
+    return described
+
+
+def read_saved(path: Path, sha256: str | None = None) -> PretrainedWeights:
+    """Read the weights in the folder of a run or a search, which `save` wrote there, and believe what they say.
+
+    Args:
+        path: The file.
+        sha256: Their checksum by the record of the run, if it has one.
+
+    Raises:
+        UserError: It is another file.
+    """
+    content = read_content(path)
+    tensors = load(path, content)
+    described = _described(path, content, tensors)
+    if described is None or sha256 not in (None, described.sha256):
+        raise UserError(f"{path} are not the weights that this run began with.", "Start a new run.")
+    return PretrainedWeights(described, tensors)
+
+
 def save(path: Path, weights: PretrainedWeights) -> None:
-    """Write weights so that `read` returns the same.
+    """Write weights so that `read_saved` returns the same.
 
     Raises:
         PausedError: The disk is full.

@@ -548,6 +548,34 @@ def test_classes_of_another_form_are_refused_with_the_forms(content: bytes, tmp_
         read_class_names(file)
 
 
+REFUSED_CLASSES = {
+    "an empty line": (b"cat\n\ndog\n", "class 2 of 3 has no name"),
+    "an empty name": (b'["cat", " "]', "class 2 of 2 has no name"),
+    "a name of two classes": (b"crane\ncat\ncrane\n", "classes 1 and 3 are both called 'crane'"),
+    "a separator": ("cat\u2028dog\nmouse\n".encode(), r"class 1, 'cat\\u2028dog', has characters that separate lines"),
+    "a form feed": (b"cat\x0cdog\nmouse\n", r"class 1, 'cat\\x0cdog', has"),
+    "two lines in a name": (b'["cat\\ndog", "mouse"]', r"class 1, 'cat\\ndog', has"),
+    "text turned around": ('["cat\u202egod", "mouse"]'.encode(), r"class 1, 'cat\\u202egod', has"),
+    "a number twice": (b'{"cat": 0, "dog": 0, "mouse": 1}', "cannot be read: 0 is there twice"),
+    "a number in two forms": (b'{"0": "cat", "00": "dog", "1": "mouse"}', "cannot be read: 0 is there twice"),
+    "a key twice": (b'{"0": "cat", "0": "dog"}', "cannot be read: 0 is there twice"),
+    "truth for numbers": (b'{"cat": false, "dog": true}', "cannot be read"),
+    "lists of nothing": (b"[[], []]", "cannot be read"),
+    "too deep": (b"[" * 100_000, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED_CLASSES)
+def test_every_class_has_one_name_of_its_own(form: str, tmp_path: Path) -> None:
+    """Or the names after it would be those of other classes."""
+    content, cause = REFUSED_CLASSES[form]
+    file = tmp_path / "classes"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=cause) as refused:
+        read_class_names(file)
+    assert str(refused.value).isprintable()
+
+
 def test_recipes_and_search_spaces_may_begin_with_a_mark(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_bytes(b"\xef\xbb\xbfepochs = 3\n")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from resnet_ops import EvaluateConfig, evaluate, runs
 from resnet_ops.data.augment import normalize
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
+from resnet_ops.evaluation.evaluated_network import open_network
 from resnet_ops.evaluation.labeled_images import SeenImages
 from resnet_ops.evaluation.results import EvaluateResult
 from resnet_ops.export.config import DiagnoseConfig
@@ -193,6 +195,25 @@ def test_a_file_in_its_run_is_not_believed_against_the_checkpoint(
     with pytest.raises(UserError, match=message) as refused:
         evaluate(EvaluateConfig(run=str(file)))
     assert "resnet-ops validate" in refused.value.remedy
+
+
+def test_a_file_in_its_run_has_the_weights_of_its_checkpoint(
+    trained: job.TrainResult, digit_files: DigitFiles, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.run.path, tmp_path / "run")
+    file, model = tmp_path / "run" / "other.onnx", onnx.load(digit_files.normalized)
+    (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == "fc.weight")
+    changed = np.roll(onnx.numpy_helper.to_array(weights), 1, 0)
+    weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    with pytest.raises(UserError, match=r"does not have the weights of model.safetensors, its checkpoint: fc: weight"):
+        open_network(EvaluateConfig(run=str(file)), print)
+
+    model, notes = onnx.load(digit_files.normalized), list[str]()
+    model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], ["unused"], name="more"))
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    assert not open_network(EvaluateConfig(run=str(file)), notes.append).is_confirmed
+    assert re.search("is known from its metadata only: .*left over", notes[0])
 
 
 def test_an_honest_file_in_its_run_needs_no_reservation(

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from resnet_ops.data.sources import open_source
-from resnet_ops.export import graph, precision, runtime
+from resnet_ops.export import checks, graph, precision, runtime
+from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
 from resnet_ops.export.job import export_onnx
@@ -74,6 +75,21 @@ def failed_checks(
     FAULTS[name][0](faulty)
     report = verify_model(faulty, reference, make_images((47, 53), count=12), folder, black_box=True)
     return [check.name for check in report.failed_checks]
+
+
+def test_no_batch_is_larger_than_fits_into_memory(
+    sound: dict[bool, onnx.ModelProto], small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sizes, run = sound[False], set[int](), Classifier.run
+    crop = ModelMetadata.parse("m.onnx", properties_of(model)).preprocessing.crop
+    image_bytes = precision.activation_bytes_per_image(graph.with_inferred_shapes(model)) + 8 * int(np.prod(crop.shape))
+    monkeypatch.setattr(checks, "free_bytes", lambda _: 4 * 6 * image_bytes)
+    monkeypatch.setattr(Classifier, "run", lambda self, x: sizes.add(len(x)) or run(self, x))
+    report = verify_model(model, Reference(small), make_images((47, 53)), tmp_path)
+    assert report.validated, report.failed_checks
+    (batches,) = (check.result for check in report.checks if check.name == "batch sizes")
+    assert batches.endswith("in batches of 1 to 6; larger ones do not fit into the memory here")
+    assert (max(sizes), report.largest_batch) == (6, 4)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -12,7 +12,15 @@ from sklearn.metrics import log_loss
 from resnet_ops.data.sources import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import checks, graph, runtime
-from resnet_ops.export.calibration import calibrate, check_calibration, fit_temperature, scale_head
+from resnet_ops.export.calibration import (
+    ERRORS,
+    calibrate,
+    check_calibration,
+    fit_temperature,
+    fit_variance,
+    images_to_fit,
+    scale_head,
+)
 from resnet_ops.export.classifier import softmax
 from resnet_ops.export.config import ExportConfig, ValidateConfig
 from resnet_ops.export.inputs import ValidationImages, select_images
@@ -25,6 +33,7 @@ from resnet_ops.export.validate import validate_onnx
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.job import TrainResult
+from tests.conftest import DigitFiles
 from tests.export.samples import InMemoryImages, make_images, properties_of, verify_model
 
 
@@ -48,6 +57,28 @@ def test_the_temperature_is_that_of_the_smallest_cross_entropy(seed: int) -> Non
     assert fit_temperature(7 * logits, labels) == pytest.approx(7 * fit_temperature(logits, labels), rel=1e-9)
 
 
+def test_a_fit_to_a_sample_is_off_by_as_much_as_is_said() -> None:
+    """Of 50 disjoint samples of a population."""
+    logits, labels = noisy(0, 20_000)
+    best, sample = fit_temperature(logits, labels), 400
+    error = np.sqrt(fit_variance(logits, labels, best) / sample)
+    rows = np.random.default_rng(1).permutation(20_000)[: 50 * sample].reshape(50, sample)
+    off = np.array([np.log(fit_temperature(logits[row], labels[row]) / best) for row in rows]) / error
+    assert off.std() == pytest.approx(1, abs=0.25)
+    assert np.abs(off).max() < ERRORS
+
+
+def test_images_to_fit_are_those_that_fit_into_memory_and_time(
+    model: onnx.ModelProto, images: ValidationImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(asked: int | None = None) -> int:
+        return images_to_fit(model, images, runtime.CPU, None, asked)
+
+    assert (count(), count(30), count(10**9)) == (100, 30, 100)
+    monkeypatch.setattr(checks, "free_bytes", lambda _: 4 * 50 * 32 * 10)  # a quarter is used: 32 bytes a number
+    assert (count(), count(30), count(10**9)) == (50, 30, 50)
+
+
 def test_a_temperature_is_fitted_again_on_the_images_that_a_file_names(checkpoint: Checkpoint) -> None:
     """Also where some cannot be decoded: on the same ones, so that no other temperature passes."""
     images = make_images()
@@ -61,9 +92,11 @@ def test_a_temperature_is_fitted_again_on_the_images_that_a_file_names(checkpoin
     best = calibrate(checkpoint, images.stratified(60))
     assert best.images == 60
 
-    def check(temperature: float, fitted_on: int, where: ValidationImages = images) -> tuple[str, bool]:
+    def check(
+        temperature: float, fitted_on: int, where: ValidationImages = images, most: int = 100
+    ) -> tuple[str, bool]:
         recorded = Calibration(temperature=temperature, images=fitted_on)
-        return check_calibration(Reference(scale_head(checkpoint, recorded)), where, recorded)
+        return check_calibration(Reference(scale_head(checkpoint, recorded)), where, recorded, most)
 
     assert check(best.temperature, 60) == (
         f"temperature {best.temperature:.4g}, fitted here {best.temperature:.4g}",
@@ -73,6 +106,10 @@ def test_a_temperature_is_fitted_again_on_the_images_that_a_file_names(checkpoin
         assert not check(temperature, 60)[1]
     assert not check(best.temperature, 59)[1]
     assert check(best.temperature, 101) == ("fitted on 101 images, there are 100", False)
+    found, passed = check(best.temperature, 60, most=40)
+    assert found.startswith(f"temperature {best.temperature:.4g} on 60 images, fitted here ")
+    assert (found.endswith(" on 40"), passed) == (True, True)
+    assert not check(3 * best.temperature, 60, most=40)[1]
     right = np.flatnonzero(np.arange(100) % 7)
     no_errors = replace(images, rows=images.rows[right], labels=labels[right])
     assert not check(1.0, len(right), no_errors)[1]
@@ -120,6 +157,36 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
         report = verify_model(model, Reference(scaled), digits, tmp_path, sample=used)
         assert [check.name for check in report.failed_checks] == ["temperature"]
     assert "calibration" in properties_of(onnx.load(result.onnx))
+
+
+@pytest.mark.parametrize("of", ["others", "its own"])
+def test_a_network_of_all_images_is_calibrated_on_others(
+    of: str, digit_files: DigitFiles, digits: ValidationImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "MAX_BATCH", 4)
+    info, metrics = digit_files.checkpoint.info, digit_files.checkpoint.info.metrics
+    assert metrics is not None
+    fitted = info.model_copy(update={"fitted_on_all": True, "metrics": metrics.without_validation()})
+    checkpoint, exported = replace(digit_files.checkpoint, info=fitted), onnx.load(digit_files.normalized)
+    images = replace(digits, fingerprint="e" * 64) if of == "others" else digits
+    calibration = calibrate(checkpoint, images)
+    for tensor in exported.graph.initializer:
+        if tensor.name in ("fc.weight", "fc.bias"):
+            scaled = onnx.numpy_helper.to_array(tensor) / np.float32(calibration.temperature)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
+    metadata = ModelMetadata.of(fitted, checkpoint.sha256, None, made_by=graph.tool_versions(), calibration=calibration)
+    del exported.metadata_props[:]
+    model = onnx.ModelProto()
+    model.CopyFrom(exported)
+    graph.set_metadata(model, metadata)
+    graph.write(model, tmp_path / "m.onnx")
+    reference = Reference(scale_head(checkpoint, calibration))
+    thresholds = ProofThresholds(runtime.CPU, images=20)  # as of an export
+    report = verify_file(tmp_path / "m.onnx", reference, images, thresholds, exported)
+    failed = {check.name: check.result for check in report.failed_checks}
+    on_seen = {"metadata": "a temperature that is fitted on images that it was trained on"}
+    assert failed == ({} if of == "others" else on_seen)
+    assert "temperature" in [check.name for check in report.checks]
 
 
 def test_there_must_be_errors_to_calibrate_on(trained: TrainResult, digits: ValidationImages) -> None:

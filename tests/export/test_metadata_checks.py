@@ -54,6 +54,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "epoch": (7777, "metadata"),
     "val_accuracy": (0.9999, "metadata"),
     "selected_by": ("loss", "metadata"),
+    "held_out": ({"val_sha256": "0" * 64, "test_fraction": None}, "metadata"),
     "fitted_on_all": (True, "metadata"),
     "checkpoint_sha256": ("0" * 64, "metadata"),
     "made_by": ("hand", "metadata"),

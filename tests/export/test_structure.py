@@ -461,6 +461,14 @@ def another_opset(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 30
 
 
+def a_newer_ir_version(model: onnx.ModelProto) -> None:
+    model.ir_version += 1
+
+
+def an_unknown_ir_version(model: onnx.ModelProto) -> None:
+    model.ir_version = 99
+
+
 def a_function(model: onnx.ModelProto) -> None:
     model.functions.add().name = "f"
 
@@ -693,14 +701,15 @@ STRUCTURE: dict[str, list[Fault]] = {
         shortcut_without_its_padding, subsampled_from_the_second_pixel, mean_over_columns_only, weights_overridable,
         a_second_output, a_frozen_batch, an_unused_node, an_unused_constant, of_another_domain,
         two_nodes_with_one_output, a_cycle, a_missing_input, an_attribute_twice, a_huge_attribute, weights_computed,
-        another_opset, a_function, fewer_blocks,
+        another_opset, a_newer_ir_version, an_unknown_ir_version, a_function,
+        fewer_blocks,
     ],
     "raw_model": [nearest_neighbor_beside_a_decoy, another_mean, another_crop, red_and_blue_exchanged],
     "probabilities_model": [over_the_batch, sharpened],
-    "fp16_model": [through_bfloat16, through_integers, logits_scaled, named_as_if_it_preprocessed],
+    "fp16_model": [through_bfloat16, through_integers, logits_scaled, named_as_if_it_preprocessed, a_newer_ir_version],
     "int8_model": [
         along_another_axis, weights_in_uint8, weights_in_int4, a_layer_in_fp32, an_activation_not_quantized,
-        logits_scaled,
+        logits_scaled, a_newer_ir_version,
     ],
 }  # fmt: skip
 WEIGHTS: dict[str, list[Fault]] = {

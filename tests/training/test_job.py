@@ -1,5 +1,7 @@
 """A job of training: the options that a run may change when it is resumed."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,4 +48,22 @@ def test_runs_that_chose_on_test_images_are_refused_with_the_way_to_choose_on_th
         job.resume(tmp_path, "r")
     run.write(before.model_copy(update={"data": data.model_copy(update={"test_images": 10})}))
     with pytest.raises(UserError, match="differ from those r was trained on"):
+        job.resume(tmp_path, "r")
+
+
+def test_a_run_goes_on_beside_the_same_validation_images(tmp_path: Path) -> None:
+    """Test images are not in the fingerprint, but without them twice as many are held out for validation."""
+    images = tmp_path / "images"
+    for part, count in (("train", 20), ("test", 5)):
+        write_class_folders(images / part, {"a": noise(count, seed=count), "b": noise(count, seed=count + 1)})
+    before = open_source(str(images))
+    assert before.held_out_images is not None
+    run = Run(tmp_path / "r")
+    run.best.mkdir(parents=True)
+    config = TrainConfig.of(data=str(images), batch_size=8, crop_padding=0, flip=False, device="cpu")
+    run.write(record(status="interrupted").model_copy(update={"config": config, "data": before.record}))
+    (run.best / "model.json").write_text(json.dumps({"held_out": before.held_out_images.model_dump()}))
+    shutil.rmtree(images / "test")
+    assert open_source(str(images)).record.fingerprint == before.record.fingerprint
+    with pytest.raises(UserError, match="other validation images would be held out than r has begun with"):
         job.resume(tmp_path, "r")

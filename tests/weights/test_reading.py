@@ -4,6 +4,7 @@ import argparse
 import collections
 import datetime
 import gzip
+import hashlib
 import json
 import pathlib
 import zipfile
@@ -314,9 +315,51 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     assert first.info.class_names == ("cat", "dog", "mouse")
     (tmp_path / "run").mkdir()
     pretrained.save(tmp_path / "run" / "weights.safetensors", first)
-    again = pretrained.read(tmp_path / "run" / "weights.safetensors")
+    again = pretrained.read_saved(tmp_path / "run" / "weights.safetensors", first.info.sha256)
     assert again.info == first.info
     assert_same(again, network())
+    with pytest.raises(UserError, match="not the weights that this run began with"):
+        pretrained.read_saved(tmp_path / "run" / "weights.safetensors", "0" * 64)
+
+
+def test_a_file_is_not_believed_where_it_is_from(tmp_path: Path) -> None:
+    """Anybody can write what `save` writes: without a run that it is of, the content alone has a checksum."""
+    file = tmp_path / "w\u2028.safetensors"
+    state = network("plain8").state_dict()
+    said = {
+        "origin": "torchvision's ResNet50_Weights.DEFAULT\nerror: none",
+        "sha256": "0" * 64,
+        "model": "plain8",
+        "shortcut": None,
+        "channels": 3,
+        "classes": 3,
+        "class_names": ["a", "b", "c"],
+        "data_fingerprint": "of your images",
+    }
+
+    def write_saying(**other: Any) -> bytes:
+        safetensors.torch.save_file(state, file, {pretrained.METADATA_KEY: json.dumps(said | other)})
+        return file.read_bytes()
+
+    content = write_saying()
+    weights = pretrained.read(file)
+    info = weights.info
+    assert (info.origin, info.sha256) == (f"{tmp_path}/w\\u2028.safetensors", hashlib.sha256(content).hexdigest())
+    assert (info.model, info.class_names, info.data_fingerprint) == ("plain8", ("a", "b", "c"), None)
+    assert weights.notes == (f"{info.origin}: that it is plain8, its classes and its normalization are its own word.",)
+    assert pretrained.read_saved(file).info.origin == r"torchvision's ResNet50_Weights.DEFAULT\nerror: none"
+    for other in (
+        {"sha256": "0"},
+        {"sha256": "0" * 63 + "\n"},
+        {"model": "resnet1000002-cifar"},
+        {"channels": -1},
+        {"class_names": ["a", "b\u2028c", ""]},
+        {"preprocessing": {"mean": [0.5, 0.5], "std": [0.5, 0.5]}},
+        {"preprocessing": {"mean": [0.5] * 3, "std": [0.5, 0.5, 0]}},
+    ):
+        write_saying(**other)
+        with pytest.raises(UserError):
+            pretrained.read(file)
 
 
 @pytest.mark.parametrize(
