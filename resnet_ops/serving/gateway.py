@@ -6,6 +6,7 @@ It stands where Ray Serve's own proxy would: that one waits for slow clients, an
 import asyncio
 import contextlib
 import resource
+import socket
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ from resnet_ops.serving.service import InferenceService
 
 CLOSE_S = 2  # for the last answers to leave
 BACKLOG = 512
+SEND_BYTES = 64 * 1024  # a kernel would take megabytes of answers that the client does not read
 FILES = 1024  # that a process of Ray has open, and connections between two sweeps
 POLL_S = 0.05
 
@@ -62,6 +64,7 @@ class Gateway:
             )
         )
         listener = listen(host, port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # its connections inherit it
         listener.listen(BACKLOG)
         self.port: int = listener.getsockname()[1]
         self._serving = asyncio.create_task(self._server.serve([listener]))
