@@ -21,7 +21,7 @@ from resnet_ops.serving.service import InferenceService
 from tests.conftest import DigitFiles
 
 LIMITS = ServiceLimits(
-    waiting=2, upload_bytes=1_000_000, receive_s=2, connections=30, pixels=10_000, replicas=1, batch=8, batch_wait_s=0
+    waiting=2, upload_bytes=1_000_000, receive_s=2, connections=30, pixels=10_000, replicas=1, batch=8
 )
 POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 GET = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
