@@ -310,6 +310,7 @@ def main(runs: int, seconds: float) -> None:
     quiet, quiet_peer = (next(row for row in rows if row["server"] == server) for server in (OURS, PEER))
     floors = [
         Floor("requests/s beside the minimal app, not attacked", 1.0, quiet["requests/s"] / quiet_peer["requests/s"]),
+        Floor("300 ms beside the 99th percentile of latency, not attacked", 1.0, 300 / quiet["p99 ms"]),
         *(
             Floor(f"requests/s under {name} beside none", 0.5, row["requests/s"] / quiet["requests/s"])
             for name, row in ours_by_attack.items()

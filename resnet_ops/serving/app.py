@@ -3,6 +3,7 @@
 How requests are received and answered is in `service`.
 """
 
+import functools
 import json
 from typing import Annotated, Any
 
@@ -85,6 +86,7 @@ def build_app(service: InferenceService) -> FastAPI:
         title=f"{metadata.model} on {metadata.data}",
         description="Send an image, get its most likely classes: `curl --data-binary @photo.jpg 'URL/classify?top=5'`",
         version=resnet_ops.__version__,
+        openapi_url=None,  # it writes the same text for every request
         docs_url=None,  # it loads its scripts from the internet, where many services cannot reach
         redoc_url=None,
     )
@@ -132,7 +134,21 @@ def build_app(service: InferenceService) -> FastAPI:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         """Return a page on the API, with a form to try it."""
-        return HTMLResponse(_docs_page(app, metadata))
+        return HTMLResponse(docs_page())
+
+    @app.head("/openapi.json", include_in_schema=False)
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        """Return the description of the API that tools read."""
+        return Response(api(), media_type="application/json")
+
+    @functools.cache
+    def docs_page() -> str:
+        return _docs_page(app, metadata)
+
+    @functools.cache
+    def api() -> str:
+        return json.dumps(app.openapi())
 
     _add_error_handlers(app)
     return app

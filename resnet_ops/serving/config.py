@@ -22,16 +22,6 @@ class ServeConfig(ConnectionConfig, UseConfig):
     batch: Annotated[int, option("Maximum batch size of dynamic batching.", panel="Limits", ge=1, le=LARGEST_BATCH)] = (
         32
     )
-    batch_wait_ms: Annotated[
-        float,
-        option(
-            "Milliseconds that a request waits for others to be batched with.",
-            panel="Limits",
-            ge=0,
-            le=60_000,
-            allow_inf_nan=False,
-        ),
-    ] = 5.0
     max_waiting: Annotated[
         Positive,
         option("Maximum queued requests per replica; more are rejected with status 503.", panel="Limits"),

@@ -1,7 +1,8 @@
 """The connections of a gateway: none is kept by a client that is slow to ask, or slow to read answers.
 
-uvicorn limits neither, and no Python server limits both. How slowly a body may arrive, and all that depends on what is
-asked, is in `service`.
+Nor does one that sends requests without waiting for answers (pipelining, RFC 9112 sec. 9.3.2) keep others waiting.
+uvicorn limits none of these, and no Python server limits all. How slowly a body may arrive, and all that depends on
+what is asked, is in `service`.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import ClassVar
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_S = 10.0  # for a new connection to send the head of a request, or for the rest of a later head
@@ -18,6 +20,7 @@ DISCARD_S = 5.0  # for the rest of a body after its answer, or the client would 
 DISCARD_BYTES = 1_000_000  # the same, of a client that is faster
 UNREAD_S = 10.0  # for the client to read what was sent
 HEAD_BYTES = 64 * 1024
+PARSED_BYTES = 1024  # at a time: uvicorn would parse thousands of requests, and keep them, before it answers the first
 SWEEP_S = 0.5
 TOO_LONG = b'{"error": "the head of the request is too long"}'
 REFUSAL = (
@@ -95,18 +98,38 @@ class ConnectionLimiter:
                     self.cut(connection, reason)
 
 
+class ParserFlow(FlowControl):
+    """A connection's flow that reads on only once all that was read is parsed.
+
+    Args:
+        transport: Of the connection.
+        unparsed: What was read and is not parsed.
+    """
+
+    def __init__(self, transport: asyncio.Transport, unparsed: bytearray) -> None:
+        super().__init__(transport)
+        self._unparsed = unparsed
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if not self._unparsed and not self._transport.is_closing():
+            super().resume_reading()
+
+
 class Connection(HttpToolsProtocol):
-    """A connection that tells a limiter what it waits for."""
+    """A connection that tells a limiter what it waits for, and answers requests before it parses those that follow."""
 
     limiter: ClassVar[ConnectionLimiter]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin."""
         super().connection_made(transport)
+        self.unparsed = bytearray()
+        self.flow = ParserFlow(transport, self.unparsed)
         self.address = self.client[0] if self.client else ""
         self.phase, self.since = Phase.HEAD, time.monotonic()
         self.unread_since: float | None = None
-        self.head_bytes = self.discarded_bytes = 0
+        self.head_bytes = self.discarded_bytes = self.body_left = 0
         self.limiter.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -115,15 +138,30 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived; the callbacks below are the parser's."""
+        """Parse what has arrived, as far as it is its turn."""
+        self.unparsed += data
+        self._parse()
+
+    def _parse(self) -> None:
+        while self.unparsed and not self.transport.is_closing():
+            if self.phase is Phase.ANSWER or self.pipeline:
+                self.flow.pause_reading()
+                break
+            size = max(PARSED_BYTES, self.body_left)
+            part = bytes(self.unparsed[:size])
+            del self.unparsed[:size]
+            self._parse_part(part)
+
+    def _parse_part(self, part: bytes) -> None:
+        """Parse a part; the callbacks below are the parser's."""
         in_head = self.phase in (Phase.HEAD, Phase.IDLE)
-        super().data_received(data)
+        super().data_received(part)
         if self.phase is Phase.DISCARD:
-            self.discarded_bytes += len(data)
+            self.discarded_bytes += len(part)
             if self.discarded_bytes > DISCARD_BYTES and not self.transport.is_closing():
                 self.limiter.cut(self, "refused")
         if in_head and self.phase in (Phase.HEAD, Phase.IDLE):
-            self.head_bytes += len(data)
+            self.head_bytes += len(part)
             if self.head_bytes > HEAD_BYTES and not self.transport.is_closing():
                 self.limiter.on_cut("slow")
                 self.transport.write(REFUSAL)
@@ -138,7 +176,13 @@ class Connection(HttpToolsProtocol):
         """Note the end of a head."""
         super().on_headers_complete()
         self.head_bytes = self.discarded_bytes = 0
+        self.body_left = int(dict(self.headers).get(b"content-length", 0))
         self._enter(Phase.BODY)
+
+    def on_body(self, body: bytes) -> None:
+        """Note a part of a body."""
+        super().on_body(body)
+        self.body_left -= len(body)
 
     def on_message_complete(self) -> None:
         """Note the end of a request."""
@@ -150,6 +194,8 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete and self.phase in (Phase.BODY, Phase.ANSWER):
             self._enter(Phase.DISCARD if self.phase is Phase.BODY else Phase.IDLE)
+        self._parse()
+        self.flow.resume_reading()
 
     def overdue(self, now: float) -> str:
         """Return why the connection has to be closed, or ''."""

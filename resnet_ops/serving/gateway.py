@@ -5,7 +5,9 @@ It stands where Ray Serve's own proxy would: that one waits for slow clients, an
 
 import asyncio
 import contextlib
+import gc
 import resource
+import socket
 import time
 from typing import Any
 
@@ -21,6 +23,7 @@ from resnet_ops.serving.service import InferenceService
 
 CLOSE_S = 2  # for the last answers to leave
 BACKLOG = 512
+SEND_BYTES = 64 * 1024  # a kernel would take megabytes of answers that the client does not read
 FILES = 1024  # that a process of Ray has open, and connections between two sweeps
 POLL_S = 0.05
 
@@ -62,6 +65,7 @@ class Gateway:
             )
         )
         listener = listen(host, port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # its connections inherit it
         listener.listen(BACKLOG)
         self.port: int = listener.getsockname()[1]
         self._serving = asyncio.create_task(self._server.serve([listener]))
@@ -115,6 +119,8 @@ class GatewayActor:
         self, replicas: Any, served: Served, limits: ServiceLimits, host: str, port: int
     ) -> None:
         self.gateway = Gateway(InferenceService(served, limits, Groups(replicas, limits).ask), host, port)
+        gc.collect()
+        gc.freeze()  # or all requests would wait for 0.2 s every few seconds, while it looks through all modules
 
     async def stop(self, within_s: float) -> int:
         """Stop the gateway."""

@@ -1,4 +1,7 @@
-"""What a gateway sends to the replicas: requests in groups, since a message costs more than what it carries."""
+"""What a gateway sends to the replicas: requests in groups, since a message costs more than what it carries.
+
+A group is a batch of the network: the busier the replicas are, the larger it is, and alone no request waits for others.
+"""
 
 import asyncio
 from collections import deque

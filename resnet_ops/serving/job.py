@@ -139,7 +139,6 @@ def _limits(config: ServeConfig) -> ServiceLimits:
         pixels=config.max_pixels,
         replicas=config.replicas,
         batch=config.batch,
-        batch_wait_s=config.batch_wait_ms / 1e3,
     )
 
 

@@ -65,8 +65,7 @@ class ServiceLimits:
         connections: Open at a time.
         pixels: Of an image.
         replicas: Of the network.
-        batch: Images.
-        batch_wait_s: That an image waits for others.
+        batch: Images, at most.
     """
 
     waiting: int
@@ -76,7 +75,6 @@ class ServiceLimits:
     pixels: int
     replicas: int
     batch: int
-    batch_wait_s: float
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""A copy of the network that Ray Serve places on any machine: decodes images, and classifies them in batches.
+"""A copy of the network that Ray Serve places on any machine: decodes images, those of a group as a batch.
 
 What it is sent was received and admitted by a `service`.
 """
 
 import asyncio
+import itertools
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -55,7 +55,6 @@ class Replica:
         self._large = 0
         self._decoders = ThreadPoolExecutor(threads, "decode")
         self._large_decoders = ThreadPoolExecutor(threads, "decode large", _yield_to_others)
-        self._classify_batched = self._batch_requests()
 
     def provider(self) -> str:
         """Return ONNX Runtime's name of the provider that computes."""
@@ -63,13 +62,9 @@ class Replica:
 
     async def classify(self, requests: list[Received]) -> list[Answer | Refusal | None]:
         """Return the most likely classes of the image in each request, or why it has none; None where it is large."""
-        return list(await asyncio.gather(*map(self._classify, requests)))
-
-    async def _classify(self, request: Received) -> Answer | Refusal | None:
         loop = asyncio.get_running_loop()
-        return await self._answer(
-            await loop.run_in_executor(self._decoders, self._read, request, LARGE_PIXELS), request.top
-        )
+        reading = [loop.run_in_executor(self._decoders, self._read, request, LARGE_PIXELS) for request in requests]
+        return await self._answer(requests, await asyncio.gather(*reading))
 
     async def classify_large(self, request: Received) -> Answer | Refusal | None:
         """Return the most likely classes of the image in a request, however large it is, or why it has none."""
@@ -81,13 +76,24 @@ class Replica:
             pixels = await loop.run_in_executor(self._large_decoders, self._read, request, None)
         finally:
             self._large -= 1
-        return await self._answer(pixels, request.top)
+        (answer,) = await self._answer([request], [pixels])
+        return answer
 
-    async def _answer(self, pixels: np.ndarray | Refusal | None, top: int) -> Answer | Refusal | None:
-        if not isinstance(pixels, np.ndarray):
-            return pixels
-        probabilities, batch = await self._classify_batched(pixels)
-        return Answer(self.classifier.top(probabilities, top), batch)
+    async def _answer(
+        self, requests: list[Received], read: list[np.ndarray | Refusal | None]
+    ) -> list[Answer | Refusal | None]:
+        """Classify the images that were read from requests as one batch."""
+        images = [each for each in read if isinstance(each, np.ndarray)]
+        loop = asyncio.get_running_loop()
+        computing = loop.run_in_executor(self._computer, self.classifier.classify, np.stack(images)) if images else None
+        probabilities = iter(await computing if computing else ())
+        sizes = itertools.chain([len(images)], itertools.repeat(None))
+        return [
+            Answer(self.classifier.top(next(probabilities), request.top), next(sizes))
+            if isinstance(each, np.ndarray)
+            else each
+            for request, each in zip(requests, read, strict=True)
+        ]
 
     def _read(self, request: Received, largest: int | None) -> np.ndarray | Refusal | None:
         """Return the pixels of the image in a request, or None if it has more than `largest`."""
@@ -114,18 +120,6 @@ class Replica:
             return _too_many_pixels(limit, "more")
         except DecodeError as error:
             return _cannot_be_decoded(error)
-
-    def _batch_requests(self) -> Callable[[np.ndarray], Coroutine[Any, Any, tuple[np.ndarray, int | None]]]:
-        from ray import serve
-
-        async def classify_batch(pixels: list[np.ndarray]) -> list[tuple[np.ndarray, int | None]]:
-            loop = asyncio.get_running_loop()
-            probabilities = await loop.run_in_executor(self._computer, self.classifier.classify, np.stack(pixels))
-            return [(each, len(pixels) if index == 0 else None) for index, each in enumerate(probabilities)]
-
-        limits = self.limits
-        batched = serve.batch(max_batch_size=limits.batch, batch_wait_timeout_s=limits.batch_wait_s)
-        return batched(classify_batch)
 
 
 def _yield_to_others() -> None:

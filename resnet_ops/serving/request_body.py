@@ -9,7 +9,7 @@ import email.message
 import json
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 HOW = (
@@ -36,10 +36,16 @@ def extract_image(body: bytes, content_type: str) -> bytes:
     try:
         if content_type.lower().startswith("multipart/"):
             images = list(_of_form(body, content_type))
-        elif (texts := _texts(body)) is not None:
-            images = [image for text in texts if (image := _decoded(text)) is not None]
+        elif body.lstrip()[:1] in (b"{", b"[", b'"'):  # clients say of anything that it is JSON, or a form
+            images = _all_decoded(_strings(json.loads(body)))
+        elif not body.isascii():
+            return body
+        elif FORM.match(text := body.decode().strip()) and text.isprintable():
+            # A + that was not escaped is read as a blank.
+            values = urllib.parse.parse_qsl(text, max_num_fields=MAX_PARTS)
+            images = _all_decoded(value.replace(" ", "+") for _, value in values)
         else:
-            return (_decoded(body.decode()) if body.isascii() else None) or body
+            return _decoded(text) or body
     except (ValueError, RecursionError):
         raise BodyError(f"the request cannot be read; {HOW}") from None
     if len(images) != 1:
@@ -60,26 +66,15 @@ def _of_form(body: bytes, content_type: str) -> Iterator[bytes]:
             yield image or content
 
 
-def _texts(body: bytes) -> list[str] | None:
-    """Return the texts in JSON or in a form without files; None of anything else.
-
-    That is told by its first characters: clients say of anything that it is JSON, or a form.
-    """
-    if body.lstrip()[:1] in (b"{", b"[", b'"'):
-        return list(_strings(json.loads(body)))
-    if not body.isascii():
-        return None
-    if FORM.match(text := body.decode().strip()) and text.isprintable():
-        # A + that was not escaped is read as a blank.
-        return [value.replace(" ", "+") for _, value in urllib.parse.parse_qsl(text, max_num_fields=MAX_PARTS)]
-    return None
-
-
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _strings(part)
+
+
+def _all_decoded(texts: Iterable[str]) -> list[bytes]:
+    return [image for text in texts if (image := _decoded(text)) is not None]
 
 
 def _decoded(text: str) -> bytes | None:

@@ -100,7 +100,7 @@ class InferenceService:
     async def _answer(self, request: Received) -> Answer:
         with self._count_request():
             try:
-                async with asyncio.timeout(ANSWER_S + self.limits.batch_wait_s):
+                async with asyncio.timeout(ANSWER_S):
                     answer = await self._ask(request)
             except TimeoutError:
                 raise RefusedError("failed", f"the network did not answer within {ANSWER_S:.0f} seconds") from None

@@ -32,7 +32,7 @@ from resnet_ops.training.job import TrainResult
 from tests.conftest import DigitFiles
 
 LIMITS = ServiceLimits(
-    waiting=4, upload_bytes=1_000_000, receive_s=30, connections=100, pixels=10_000, batch=2, batch_wait_s=0, replicas=1
+    waiting=4, upload_bytes=1_000_000, receive_s=30, connections=100, pixels=10_000, batch=2, replicas=1
 )
 
 

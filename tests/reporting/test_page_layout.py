@@ -56,9 +56,7 @@ def study_page() -> str:
 
 def service_page(trained: job.TrainResult) -> str:
     """Return the page of a service that is never asked to classify."""
-    limits = ServiceLimits(
-        waiting=1, upload_bytes=1, receive_s=1, connections=1, pixels=1, batch=1, batch_wait_s=0, replicas=1
-    )
+    limits = ServiceLimits(waiting=1, upload_bytes=1, receive_s=1, connections=1, pixels=1, batch=1, replicas=1)
 
     async def classify(pixels: np.ndarray) -> NoReturn:
         raise NotImplementedError

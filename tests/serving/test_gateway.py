@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
+import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from resnet_ops.export.classifier import Classifier
@@ -20,7 +21,7 @@ from resnet_ops.serving.service import InferenceService
 from tests.conftest import DigitFiles
 
 LIMITS = ServiceLimits(
-    waiting=2, upload_bytes=1_000_000, receive_s=2, connections=30, pixels=10_000, replicas=1, batch=8, batch_wait_s=0
+    waiting=2, upload_bytes=1_000_000, receive_s=2, connections=30, pixels=10_000, replicas=1, batch=8
 )
 POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 GET = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -95,7 +96,7 @@ class Client:
         return time.monotonic() - start
 
     async def drip(self, byte: bytes) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop's, of a closed connection
             while not self.reader.at_eof():
                 self.writer.write(byte)
                 await self.writer.drain()
@@ -130,7 +131,8 @@ def attacked(
         async with running() as found:
             await scenario(found)
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as Ray's actors
+        runner.run(run())
 
 
 def test_uploads_take_no_place_before_they_have_arrived(metadata: ModelMetadata) -> None:
@@ -236,6 +238,37 @@ def test_who_does_not_read_answers_is_cut(metadata: ModelMetadata) -> None:
         assert (await running.ask(IMAGE))[0] == 200
 
     attacked(metadata, scenario)
+
+
+def test_pipelined_requests_are_answered_in_order(metadata: ModelMetadata) -> None:
+    async def scenario(running: Running) -> None:
+        running.gate.clear()
+        bodies = [b"%05d" % index * size for index, size in enumerate((1, 1000, 1, 20_000, *[1] * 300))]
+        client = await running.connect(b"".join(POST % len(body) + body for body in bodies) + GET % b"/health")
+        await running.until("resnet_ops_waiting", 1)
+        running.gate.set()
+        for body in bodies:
+            status, _, answer = await client.answer()
+            assert (status, json.loads(answer)["top"][0]["class"]) == (200, body[:9].decode())
+        assert (await client.answer())[2] == b'{"status":"ok","waiting":0}'
+        chunk = b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n%b\r\n0\r\n\r\n"
+        client.writer.write(chunk % b"image" + chunk % b"other")
+        for name in ("image", "other"):
+            assert json.loads((await client.answer())[2])["top"][0]["class"] == name
+
+    attacked(metadata, scenario)
+
+
+def test_others_do_not_wait_for_requests_without_end(metadata: ModelMetadata) -> None:
+    async def scenario(running: Running) -> None:
+        running.gate.clear()  # so that none of those that follow the first is answered
+        start = time.monotonic()
+        for _ in range(40):
+            await running.connect(IMAGE + GET % b"/docs" * 7000)
+        await running.until("resnet_ops_waiting", 40)
+        assert time.monotonic() - start < 1  # not 2 or more: what it takes to parse all that has arrived
+
+    attacked(metadata, scenario, replace(LIMITS, connections=100, waiting=100))
 
 
 def test_an_aborted_upload_is_forgotten(metadata: ModelMetadata) -> None:

@@ -10,9 +10,7 @@ from ray.exceptions import ActorDiedError
 from resnet_ops.serving.groups import AHEAD, Groups
 from resnet_ops.serving.limits import LARGE_BYTES, Answer, Received, Refusal, ServiceLimits
 
-LIMITS = ServiceLimits(
-    waiting=99, upload_bytes=10**7, receive_s=2, connections=30, pixels=10**7, replicas=1, batch=8, batch_wait_s=0
-)
+LIMITS = ServiceLimits(waiting=99, upload_bytes=10**7, receive_s=2, connections=30, pixels=10**7, replicas=1, batch=8)
 
 
 class Messages:
