@@ -191,7 +191,7 @@ def report_defaults(requested: TrainConfig, settled: TrainConfig, device: str, o
         chosen = ", ".join(f"--{name.replace('_', '-')} {v:g}" for name, v in optimizer_defaults(requested).items())
         observer.warn(f"AdamW with {chosen}: its usual values, not those of SGD.")
     is_default = settled.recipe is None and settled.optimizer == "sgd" and "lr" not in requested.model_fields_set
-    if settled.weights and is_default:
+    if settled.weights and is_default and settled.lr == settled.default("lr"):
         observer.warn(
             f"--lr {settled.lr:g}, the usual one of training from scratch, is high for pretrained weights: --recipe "
             f"{FINETUNE}, which photos get by themselves, has a lower one."

@@ -8,9 +8,9 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
 from resnet_ops.recipes.reading import configure
 from resnet_ops.training.defaults import explain_choices, warn_of_mirroring
-from resnet_ops.training.observer import Observer
 from resnet_ops.training.preflight import check_training
 from tests.data.samples import noise, shades, write_class_folders, write_parquet
+from tests.notes import Notes
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,6 @@ def test_names_of_things_tell_nothing(names: str) -> None:
     assert mirroring_harm(names.split()) is None
 
 
-class Notes(Observer):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.messages.append(message)
-
-
 @pytest.mark.parametrize(
     ("names", "flip", "settled", "said"),
     [
@@ -64,10 +56,10 @@ def test_own_images_are_mirrored_by_default_unless_their_names_speak_against_it(
     source, checked = check_training(config, "cpu")
     assert checked.flip is settled
     warn_of_mirroring(config, source.record, notes)
-    notes.messages += map(str, explain_choices(config, checked, source.record, "cpu"))
-    notes.messages = [message for message in notes.messages if "flip" in message]
-    assert (said is None) == (not notes.messages)
-    assert said is None or said in notes.messages[0]
+    notes.notes += map(str, explain_choices(config, checked, source.record, "cpu"))
+    notes.notes = [message for message in notes.notes if "flip" in message]
+    assert (said is None) == (not notes.notes)
+    assert said is None or said in notes.notes[0]
     assert checked.augmentation(None) == "random crop (padding 2)" + (", horizontal flip" if settled else "")
 
 
@@ -90,7 +82,7 @@ def test_numbers_that_stand_for_missing_names_tell_nothing(tmp_path: Path) -> No
     config, notes = TrainConfig.of(data=str(data), batch_size=4), Notes()
     source, checked = check_training(config, "cpu")
     warn_of_mirroring(config, source.record, notes)
-    assert (source.record.class_names, checked.flip, notes.messages) == (("0", "1"), True, [])
+    assert (source.record.class_names, checked.flip, notes.notes) == (("0", "1"), True, [])
     assert mirroring_harm(["0", "1", "2", "10"]) == "class names are numbers (0, 1, 2...)"
 
 
@@ -98,4 +90,4 @@ def test_mirrored_digits_are_warned_of_only_where_mirroring_was_asked_for() -> N
     for flip, said in ((None, 0), (True, 1), (False, 0)):
         config, notes = TrainConfig.of(flip=flip), Notes()
         warn_of_mirroring(config, check_training(config, "cpu")[0].record, notes)
-        assert len(notes.messages) == said
+        assert len(notes.notes) == said

@@ -13,7 +13,7 @@ from resnet_ops.formatting import image_size
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipes.reading import configure, read_recipe
 from resnet_ops.run_records import StartRecord
-from resnet_ops.training.defaults import explain_choices, suggest_weights
+from resnet_ops.training.defaults import explain_choices, report_defaults, suggest_weights
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.job import TrainResult
 from resnet_ops.training.observer import Observer
@@ -22,6 +22,7 @@ from resnet_ops.training.start import settle_head, start_weights
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import FINETUNE_LR, PHOTO_NETWORKS, settle_space
 from resnet_ops.tuning.space import ADAMW_RATES, Choices, read_space
+from tests.notes import Notes
 
 PHOTO = (224, 224)
 
@@ -139,6 +140,15 @@ def test_smaller_batches_have_a_smaller_default_learning_rate(
     assert [note for note in notes if "--lr" in note] == [f"--lr {lr:g}: in proportion to the batch, 0.1 for 128."] * (
         lr in scaled
     )
+
+
+@pytest.mark.parametrize(("images", "is_high"), [(320, False), (20_000, True)])
+def test_a_high_learning_rate_for_weights_is_warned_of(digits: Source, images: int, is_high: bool) -> None:
+    requested = configure(data="photos", weights="mine", model="resnet20")
+    _, settled = check_training(requested, "cpu", images_of(digits, (32, 32), images))
+    observer = Notes()
+    report_defaults(requested, settled, "cpu", observer)
+    assert any("is high for pretrained weights" in note for note in observer.notes) == is_high
 
 
 def test_few_photos_from_scratch_are_told_of_weights_and_others_are_not(digits: Source) -> None:

@@ -11,17 +11,9 @@ from resnet_ops.runs import Run
 from resnet_ops.training.defaults import explain_choices
 from resnet_ops.training.image_preparation import decode_images
 from resnet_ops.training.job import begin
-from resnet_ops.training.observer import Observer
 from resnet_ops.training.overview import describe
 from tests.data.samples import noise, write_class_folders
-
-
-class Notes(Observer):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.notes.append(message)
+from tests.notes import Notes
 
 
 @pytest.fixture
