@@ -9,6 +9,9 @@ import pytest
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data import dataset, sources
+from resnet_ops.data.dataset import SPLITS
+from resnet_ops.data.discovery import discover_labeled
+from resnet_ops.data.parallel_decode import hash_all
 from resnet_ops.data.sources import open_source
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import open_network
@@ -21,7 +24,8 @@ from resnet_ops.export.inputs import (
     select_validation_images,
     warn_of_trained_images,
 )
-from resnet_ops.export.trained_images import divided_as_trained
+from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.export.trained_images import SeenCounts, TrainedImages, divided_as_trained
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import read_best
@@ -151,15 +155,18 @@ def test_images_are_held_out_as_recorded(images: dict[str, list[bytes]], trained
     divided = open_source(DataConfig(data="digits", test_fraction=0.25))
     run = trained_on("digits", held_out=divided.held_out_images)
     file = alone(run, tmp_path)
-    among = {split: set(divided.encoded(split).read(range(len(divided.encoded(split).labels)))) for split in
-             ("train", "val", "test")}  # type: ignore[arg-type]  # fmt: skip
-    expected = [sum(image in among[split] for each in images.values() for image in each[:20]) for split in among]
+    among = [set(each.read(range(len(each.labels)))) for each in map(divided.encoded, SPLITS)]
+    expected = [sum(image in split for each in images.values() for image in each[:20]) for split in among]
     assert min(expected) > 0
     assert counts(seen_of(file, plain)) == (200, *expected[:2])
-    checkpoints.save(file, checkpoints.read(file).info.model_copy(update={"fitted_on_all": True}), {
-        f"model/{name}": tensor for name, tensor in checkpoints.read(file).model.items()
-    })  # fmt: skip
+    checkpoint = checkpoints.read(file)
+    info = checkpoint.info.model_copy(update={"fitted_on_all": True})
+    checkpoints.save(file, info, {f"model/{name}": tensor for name, tensor in checkpoint.model.items()})
     assert counts(seen_of(file, plain)) == (200, sum(expected[:2]), 0)
+    exported = ModelMetadata.of(info, checkpoint.sha256, None, made_by="")
+    others = discover_labeled(DataConfig(data=str(plain))).train.encoded
+    own = TrainedImages.of(open_source("digits"), None, exported)
+    assert own.count_among(others, lambda: hash_all(others)) == SeenCounts(sum(expected[:2]), 0, True)
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
