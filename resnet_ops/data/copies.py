@@ -3,7 +3,9 @@
 `data check`, which reads every image, finds copies of all kinds (findings.py); training asks for these alone.
 """
 
+import functools
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -69,3 +71,16 @@ def name_copies(parts: Mapping[Split, EncodedImages], copies: np.ndarray, most: 
         f"{parts['test'].name(row)} = {parts[SPLITS[number]].name(other)}"
         for row, number, other in copies[:most].tolist()
     ]
+
+
+def resolved_names(images: EncodedImages) -> np.ndarray:
+    """Return the names of all images, (N,), with symbolic links followed."""
+    resolve_folder = functools.cache(os.path.realpath)
+
+    def resolved(name: str) -> str:
+        before, _, path = name.partition("/")  # "image 0 of " before that of a Parquet file
+        folder, _, file = path.rpartition("/")
+        path = f"{resolve_folder(f'/{folder}')}/{file}"
+        return before + (os.path.realpath(path) if os.path.islink(path) else path)  # noqa: PTH114 - 1,000,000 of them
+
+    return np.array([resolved(images.name(row)) for row in range(len(images.labels))], str)

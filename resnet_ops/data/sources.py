@@ -28,6 +28,7 @@ from resnet_ops.data.class_labels import (
 )
 from resnet_ops.data.copies import find_test_copies, has_other_label, hash_candidates, known_sizes, name_copies
 from resnet_ops.data.dataset import (
+    CONTENT_HASH_BYTES,
     SPLIT_NAMES,
     SPLITS,
     VAL_FRACTION,
@@ -222,6 +223,23 @@ class Source:
             if self.embedded
             else cached_array(self._cache("digests"), lambda: hash_all(train, self.report))
         )
+
+    def digests_of_candidates(self, split: Split, sizes: np.ndarray | None) -> np.ndarray | None:
+        """Return the SHA-256 of images of a split that may equal others, (n,) of 32 bytes; None for too many to read.
+
+        With `fit_all`, the training images may be without the validation images that the data has.
+
+        Args:
+            split: The split.
+            sizes: The bytes of the others, if they are known.
+        """
+        if self.held_out and split in ("train", *self.held_out):  # to hold some out, all are read anyway
+            return np.asarray(self._digests[self._rows_of(split)])
+        images, to_read = self.encoded(split), sum(file.size for file in self.files)
+        if to_read > CONTENT_HASH_BYTES and sizes is not None and (own := images.sizes) is not None:
+            of_a_size = np.isin(own, sizes)
+            images, to_read = subset(images, of_a_size), int(own[of_a_size].sum())
+        return hash_all(images) if to_read <= CONTENT_HASH_BYTES else None
 
     @cached_property
     def _test_copies(self) -> np.ndarray:

@@ -4,6 +4,7 @@ The steps themselves are in the other modules of this package.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from resnet_ops import files
 from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.dataset import image_count
+from resnet_ops.data.discovery import find_missing
 from resnet_ops.errors import RunHeldError, UserError
 from resnet_ops.evaluation import evaluation_files
 from resnet_ops.evaluation.classification import ClassifiedImages, classify_images
@@ -72,7 +74,7 @@ def evaluate(
     issues = find_label_issues(classified)
     if config.suspects and (seen.trained_on is None or seen.trained_on):
         warn(_memorization_note(seen))
-    recorded = _record(network, images, metrics.top1)
+    recorded = seen.is_unseen and _record(network, images, metrics.top1)
     result = EvaluateResult(
         **dict(metrics),
         name=network.name,
@@ -180,9 +182,10 @@ def _errors(
 
 def _record(network: EvaluatedNetwork, images: LabeledSplit, accuracy: float) -> bool:
     """Record the accuracy of a run's selected weights on its own test images in run.json."""
-    if network.kind != "run" or network.run is None or images.split != "test" or images.left_out:
+    if network.kind != "run" or network.run is None or images.split != "test" or images.left_out or not images.is_own:
         return False
-    if not (images.is_own and images.is_divided_alike):
+    own = network.run.read_as_written().config  # test images are not in the fingerprint: a copy may have others
+    if find_missing(own) is None and os.path.realpath(own.data) != os.path.realpath(images.path):
         return False
     with contextlib.suppress(RunHeldError), network.run.lock():  # else it is being trained further
         record = network.run.read_as_written()

@@ -8,16 +8,24 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from resnet_ops.config import DATA_SETS, DataConfig
-from resnet_ops.data.dataset import SPLIT_NAMES, EncodedImages, Split, digest, image_count
+from resnet_ops.config import DataConfig
+from resnet_ops.data.dataset import (
+    SPLIT_NAMES,
+    DiscoveredData,
+    EncodedImages,
+    Split,
+    Subset,
+    digest,
+    image_count,
+)
 from resnet_ops.data.discovery import absolute_paths, discover_labeled, find_missing
-from resnet_ops.data.parallel_decode import hash_all
 from resnet_ops.data.sources import Source, make_source, open_source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
-from resnet_ops.export.inputs import NOT_DIVIDED, divided_as_trained
+from resnet_ops.export.trained_images import NOT_DIVIDED, TrainedImages, open_intact, training_config
 from resnet_ops.formatting import first_names
+from resnet_ops.training.checkpoint import CheckpointInfo
 
 NAMED = 5  # classes that a note names
 
@@ -68,9 +76,8 @@ class LabeledSplit:
         rows: Those with a class of the network, (N,) int64.
         labels: The network's label of each of those, (N,) int64.
         left_out: How many images have each class that the network does not have.
-        trained_on: The dataset of the training, if it can still be opened.
+        trained_images: Those of the network, if they are at hand.
         notes: What the user should know.
-        is_divided_alike: Whether these are the split's images as the training had it.
     """
 
     name: str
@@ -81,9 +88,8 @@ class LabeledSplit:
     rows: np.ndarray
     labels: np.ndarray
     left_out: dict[str, int]
-    trained_on: Source | None
+    trained_images: TrainedImages | None
     notes: tuple[str, ...]
-    is_divided_alike: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,7 +102,7 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
         UserError: It is not known which, they are missing or have changed, there is no such split, or none of them has
             a class of the network.
     """
-    trained_on = _training_config(network)
+    trained_on = training_config(network.run, network.data)
     if config.data is None:
         if trained_on is None:
             raise UserError(f"It is not known which images {network.name} was trained on.", "Choose some: --data.")
@@ -121,16 +127,16 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
         data_root=config.data_root,
     )
     asked = asked.model_copy(update=absolute_paths(asked))
-    own = _intact(trained_on, network) if trained_on else None
-    if own is None and trained_on:  # which may have moved
-        own = _intact(trained_on.model_copy(update={"data": asked.data}), network)
-    if own is not None and own.config.data == asked.data:
+    # By its fingerprint, as it may have moved, or have several names.
+    if trained_on and (
+        own := open_intact(trained_on.model_copy(update={"data": asked.data}), network.data_fingerprint)
+    ):
         return _own_split(config, network, own)
     discovered = discover_labeled(asked)
-    if own is None:
-        own = _as_training_data(asked, network)
-        if own is not None:
-            return _own_split(config, network, own)
+    if own := _as_training_data(asked, discovered, network):
+        return _own_split(config, network, own)
+    original = open_intact(trained_on, network.data_fingerprint) if trained_on else None
+    trained_images = TrainedImages.of(original, network.run, network.described) if original else None
     parts = discovered.by_split
     has_splits = len(parts) > 1
     split: Split | None = config.split or next((name for name in ("test", "val") if name in parts), None)
@@ -145,7 +151,7 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
     notes = (*discovered.notes, *(problem.cause for problem in part.problems))
     names = part.class_names or tuple(map(str, range(int(part.encoded.labels.max(initial=-1)) + 1)))
     labeled = LabeledSplit(
-        discovered.name, config.data, split, False, HashedImages(part.encoded), *_no_rows(), {}, own, notes
+        discovered.name, config.data, split, False, HashedImages(part.encoded), *_no_rows(), {}, trained_images, notes
     )
     return _with_labels(labeled, names, bool(part.class_names), network)
 
@@ -154,33 +160,18 @@ def _no_rows() -> tuple[np.ndarray, np.ndarray]:
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
-def _training_config(network: EvaluatedNetwork) -> DataConfig | None:
-    if network.run is not None:
-        return network.run.read_as_written().config
-    return DataConfig(data=network.data) if network.data in DATA_SETS else None
-
-
-def _intact(config: DataConfig, network: EvaluatedNetwork) -> Source | None:
-    """Return the dataset of the training, if it is still there and the same."""
-    try:
-        source = open_source(config)
-    except UserError:
-        return None
-    return source if source.record.fingerprint == network.data_fingerprint else None
-
-
-def _as_training_data(asked: DataConfig, network: EvaluatedNetwork) -> Source | None:
+def _as_training_data(asked: DataConfig, discovered: DiscoveredData, network: EvaluatedNetwork) -> Source | None:
     """Return images that were asked for as the dataset of the training, if they are that, by their fingerprint."""
     try:
-        source = make_source(asked, discover_labeled(asked))
+        source = make_source(asked, discovered)
     except UserError:  # training could not use them
         return None
     return source if source.record.fingerprint == network.data_fingerprint else None
 
 
 def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source) -> LabeledSplit:
-    divided = divided_as_trained(source, network.run, network.described)
-    source = divided or source
+    trained_images = TrainedImages.of(source, network.run, network.described)
+    source = trained_images.source
     has_test = source.record.test_images > 0
     split: Split = config.split or ("test" if has_test else "val")
     if split == "test" and not has_test:
@@ -191,7 +182,7 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
             "Choose others: --data.",
         )
     # Test images of the data's own are in neither of the others, however these are divided.
-    is_known = divided is not None or (split == "test" and "test" not in source.held_out)
+    is_known = trained_images.is_divided or (split == "test" and "test" not in source.held_out)
     labeled = LabeledSplit(
         source.record.name,
         source.config.data,
@@ -200,9 +191,8 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
         HashedImages(source.encoded(split)),
         *_no_rows(),
         {},
-        source,
+        trained_images,
         () if is_known else (f"{source.config.data} {NOT_DIVIDED}",),
-        is_known,
     )
     return _with_labels(labeled, source.record.class_names, not source.record.numbered, network)
 
@@ -261,62 +251,64 @@ class SeenImages:
         trained_on: Those among the training images.
         chose_epoch: Those among the validation images, which the epoch was chosen on.
         origin: Where the pretrained weights are from that the training began with, which may have seen them; "" where
-            it began with none.
+            it began with none, None where that is not known.
         is_confirmed: Whether a checkpoint says so, not an exported file alone.
+        by_content: Whether images were compared by their bytes, not by their paths.
     """
 
     images: int
-    trained_on: int | None
-    chose_epoch: int | None
-    origin: str = ""
+    trained_on: int | None = None
+    chose_epoch: int | None = None
+    origin: str | None = ""
     is_confirmed: bool = True
+    by_content: bool = True
 
     @property
     def text(self) -> str:
         """Return it as a clause."""
         if self.trained_on is None or self.chose_epoch is None:
             return "it is not known whether the network was trained on these images"
-        return self._known if self.is_confirmed else f"by the metadata of the file alone, {self._known}"
+        weak = {"the metadata of the file": self.is_confirmed, "the paths of images": self.by_content}
+        by = " and ".join(name for name, is_strong in weak.items() if not is_strong)
+        return f"by {by} alone, {self._known}" if by else self._known
+
+    @property
+    def is_unseen(self) -> bool:
+        """Return whether the network was neither trained nor chosen on any of them."""
+        return self.trained_on == self.chose_epoch == 0
 
     @property
     def _known(self) -> str:
         if self.trained_on == self.images:
             return "the network was trained on these images"
-        if self.chose_epoch == self.images:
-            return "these images chose the epoch"
-        if not self.trained_on and not self.chose_epoch:
+        if self.is_unseen:
             since = f" since it began from {self.origin}" if self.origin else ""
+            since = ", as far as is known" if self.origin is None else since
             return f"nothing was trained or chosen on these images{since}"
+        if self.chose_epoch == self.images and not self.trained_on:
+            return "these images chose the epoch"
         parts = {"are training images of the network": self.trained_on or 0, "chose the epoch": self.chose_epoch or 0}
         return " and ".join(f"{count:,} of these images {verb}" for verb, count in parts.items() if count)
 
 
 def count_seen(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray) -> SeenImages:
-    """Count which of some images of the split, once they are read, training has seen.
+    """Count which of some images of the split, once they are read, training has seen; see `TrainedImages`."""
+    if images.trained_images is None:
+        return SeenImages(len(rows))
+    counts = images.trained_images.count_among(
+        Subset(images.encoded, rows, images.encoded.labels[rows]),
+        lambda: np.array([images.encoded.digests[int(row)] for row in rows], "S32"),
+    )
+    if counts is None:
+        return SeenImages(len(rows))
+    return SeenImages(
+        len(rows), counts.trained_on, counts.chose_epoch, _origin(network), network.is_confirmed, counts.by_content
+    )
 
-    Images are compared by their content, or by their names where the fingerprint of the training's dataset is made of
-    these, too.
-    """
-    total, is_confirmed = len(rows), network.is_confirmed
-    if not images.is_divided_alike:
-        return SeenImages(total, None, None)
-    if images.is_own and images.split in ("train", "val"):
-        trained_on = total if images.split == "train" or network.fitted_on_all else 0
-        return SeenImages(total, trained_on, total - trained_on, is_confirmed=is_confirmed)
-    source = images.trained_on
-    if source is None:
-        return SeenImages(total, None, None)
-    by_content = source.record.fingerprint_of == "content"
-    if by_content:
-        own = np.array([images.encoded.digests[int(row)] for row in rows], "S32")
-    else:
-        own = np.array([images.encoded.name(int(row)) for row in rows])
 
-    def among(split: Split) -> int:
-        encoded = source.encoded(split)
-        seen = hash_all(encoded) if by_content else np.array([encoded.name(n) for n in range(len(encoded.labels))])
-        return int(np.isin(own, seen).sum())
-
-    start = network.run.read_as_written().start if network.run else None
-    chose_epoch = 0 if network.fitted_on_all else among("val")
-    return SeenImages(total, among("train"), chose_epoch, start.origin if start else "", is_confirmed)
+def _origin(network: EvaluatedNetwork) -> str | None:
+    """Return where the weights are from that the training began with; "" with none, None where that is not known."""
+    if network.run is not None:
+        start = network.run.read_as_written().start
+        return start.origin if start else ""
+    return network.described.began_from if isinstance(network.described, CheckpointInfo) else None

@@ -105,7 +105,8 @@ class EvaluateResult(EvaluationMetrics):
     split: Split | None = Field(description="The part of it that is evaluated; null for all of it.")
     is_own_data: bool = Field(description="Whether it is the dataset that the network was trained on.")
     trained_on: int | None = Field(
-        description="How many of these images the network was trained on; null where that is not known."
+        description="How many of these images the network was trained on; null where that is not known. Compared by "
+        "their bytes, or by their paths where `seen` says so."
     )
     chose_epoch: int | None = Field(
         description="How many of them its epoch was chosen on; null where that is not known."

@@ -13,16 +13,23 @@ from pathlib import Path
 import numpy as np
 
 from resnet_ops import files, runs
-from resnet_ops.config import DATA_SETS, IMAGENET_WEIGHTS, DataConfig
+from resnet_ops.config import IMAGENET_WEIGHTS, DataConfig
 from resnet_ops.data.dataset import EncodedImages, Split, Subset
 from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
-from resnet_ops.data.discovery import find_missing
+from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.data.parallel_decode import decode_rows, hash_all
 from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import PausedError, UserError, did_you_mean, did_you_mean_path
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.export.trained_images import (
+    NOT_DIVIDED,
+    TrainedImages,
+    divided_as_trained,
+    open_intact,
+    training_config,
+)
 from resnet_ops.files import to_path
 from resnet_ops.formatting import first_names
 from resnet_ops.runs import Run
@@ -31,10 +38,6 @@ from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 from resnet_ops.weights.locate import LocatedWeights, locate
 
 Warn = Callable[[str], None]
-NOT_DIVIDED = (
-    "has the images that the network was trained on, and which of them were held out is not known: it may have been "
-    "trained on any, so that an accuracy on these tells nothing of others."
-)
 PROOF_BATCH = 256  # of validation images; in the same batches, outputs of the reference are computed once
 
 
@@ -193,10 +196,10 @@ def open_validation_data(
     Raises:
         UserError: The images of the training have changed, or those that are asked for may be training images.
     """
-    data, has_checkpoint = trained.data, isinstance(trained, CheckpointInfo)
-    trained_on = run.read().config if run else DataConfig(data=data) if data in DATA_SETS else None
+    has_checkpoint, trained_on = isinstance(trained, CheckpointInfo), training_config(run, trained.data)
     if config.data is not None:
         chosen = (trained_on or DataConfig()).model_copy(update={"data": config.data, "val_data": None})
+        chosen = chosen.model_copy(update=absolute_paths(chosen))
     elif trained_on is not None:
         if find_missing(trained_on):  # trained on a cluster, exported on a laptop
             return None, False
@@ -218,25 +221,6 @@ def open_validation_data(
         raise UserError(cause, "Choose images that it was not: --data.")
     warn(cause)
     return None, False
-
-
-def divided_as_trained(source: Source, run: Run | None, trained: CheckpointInfo | ModelMetadata) -> Source | None:
-    """Return the dataset of a training with the validation images that it had; None where that is not known.
-
-    Older versions did not record them: then the options of the run count, or, without it, how many there were.
-    """
-    if trained.fitted_on_all or source.held_out_images is None:
-        return source
-    if trained.held_out is not None:
-        return source.held_out_as(trained.held_out)
-    if run is not None:
-        return source
-    if isinstance(trained, CheckpointInfo):
-        alike = [images for _, images in trained.val_classes] == source.count_classes("val").tolist()
-    else:
-        recorded = trained.validation or {}
-        alike = recorded.get("images_total", recorded.get("images")) == source.record.val_images
-    return source if alike else None
 
 
 @dataclass(frozen=True)
@@ -328,24 +312,26 @@ def select_validation_images(
     return images
 
 
-def warn_of_trained_images(images: ValidationImages, run: Run | None, warn: Warn) -> None:
-    """Warn where some of these images are ones that a run was trained on, if its own are at hand.
+def warn_of_trained_images(
+    images: ValidationImages, run: Run | None, trained: CheckpointInfo | ModelMetadata, warn: Warn
+) -> None:
+    """Warn where a network was trained on some of these images, or may have been, if its own are at hand.
 
-    They are compared by their content, or by their names where the fingerprint of the run's dataset is made of these.
+    See `TrainedImages.count_among`.
     """
-    if run is None or find_missing(trained_on := run.read().config):
+    config = training_config(run, trained.data)
+    own = open_intact(config, trained.data_fingerprint) if config else None
+    if own is None:
         return
-    own = open_source(trained_on)
-    by_content = own.record.fingerprint_of == "content"
-
-    def identities(part: EncodedImages) -> np.ndarray:
-        return hash_all(part) if by_content else np.array([part.name(row) for row in range(len(part.labels))])
-
-    chosen = identities(Subset(images.encoded, images.rows, images.labels))
-    if count := int(np.isin(chosen, identities(own.encoded("train"))).sum()):
+    chosen = Subset(images.encoded, images.rows, images.labels)
+    counts = TrainedImages.of(own, run, trained).count_among(chosen, lambda: hash_all(chosen))
+    name = run.name if run else "The network"
+    if counts is None:
+        warn(f"{name} may have been trained on some of the images: an accuracy on these tells nothing of others.")
+    elif counts.trained_on:
         warn(
-            f"{run.name} was trained on {count:,} of the {len(images):,} images: an accuracy on these tells nothing of "
-            "others."
+            f"{name} was trained on {counts.trained_on:,} of the {len(images):,} images: an accuracy on these tells "
+            "nothing of others."
         )
 
 

@@ -60,6 +60,7 @@ class CheckpointInfo(BaseModel):
     data_fingerprint: str
     held_out: HeldOutRecord | None = None  # None where the data has validation images, and in older files
     fitted_on_all: bool = False  # the validation images were trained on, too: what is measured on them is no accuracy
+    began_from: str | None = None  # where pretrained weights are from; "" without such, None in older files
     metrics: Epoch | None  # of the last epoch that was finished
     precision: MeasuredPrecision | None = None  # that they were measured in; None in older files
     step: int = 0  # steps into the epoch after it; 0 where these are the weights that the metrics are of

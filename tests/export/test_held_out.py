@@ -86,6 +86,7 @@ def test_where_they_are_not_known_nothing_is_measured(held_out: HeldOutRecord | 
     config = EvaluateConfig(run=str(file))
     network = open_network(config, print)
     images = open_images(config, network)
+    images.encoded.read(images.rows.tolist())
     seen = count_seen(images, network, images.rows)
     assert (seen.trained_on, seen.chose_epoch) == (None, None)
     assert "it is not known whether the network was trained on these images" in seen.text

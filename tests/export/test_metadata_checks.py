@@ -33,7 +33,7 @@ from resnet_ops.export.validate import validate_onnx
 from resnet_ops.runs import Run
 from resnet_ops.significance import sampling_margin
 from resnet_ops.training import checkpoint as checkpoints
-from resnet_ops.training.checkpoint import Checkpoint
+from resnet_ops.training.checkpoint import Checkpoint, read_best
 from resnet_ops.training.job import TrainResult
 from tests.conftest import DigitFiles
 from tests.export.samples import copy, make_lower, properties_of, verify_model
@@ -377,9 +377,12 @@ def test_descriptions_of_values_inside_are_found(digit_files: DigitFiles, tmp_pa
 def test_images_of_the_training_are_named(trained: TrainResult, digits: ValidationImages) -> None:
     source = open_source("digits")
     seen, warnings = select_images(source, "train", source.record.class_names), list[str]()
-    warn_of_trained_images(digits, trained.run, warnings.append)
+    info = read_best(trained.run)[0].info
+    warn_of_trained_images(digits, trained.run, info, warnings.append)
+    first = replace(seen, rows=seen.rows[:100], labels=seen.labels[:100])
+    warn_of_trained_images(first, trained.run, info.model_copy(update={"data_fingerprint": "other"}), warnings.append)
     assert not warnings
-    warn_of_trained_images(replace(seen, rows=seen.rows[:100], labels=seen.labels[:100]), trained.run, warnings.append)
+    warn_of_trained_images(first, trained.run, info, warnings.append)
     (warning,) = warnings
     assert "was trained on 100 of the 100 images" in warning
 

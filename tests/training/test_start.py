@@ -88,8 +88,10 @@ def test_what_was_learned_is_carried_over(six_digits: TrainResult, few: Path, tm
     assert p_value(better, worse) < 0.01
     # Pixels are normalized as they were for the weights.
     expected = read_best(six_digits.run)[0].info
-    assert read_best(fine_tuned.run)[0].info.mean == expected.mean
-    assert read_best(scratch.run)[0].info.mean != expected.mean
+    infos = [read_best(result.run)[0].info for result in (fine_tuned, scratch)]
+    assert infos[0].mean == expected.mean
+    assert infos[1].mean != expected.mean
+    assert [info.began_from for info in infos] == [weights, ""]
 
 
 def test_weights_of_the_same_images_keep_their_head_and_prove_themselves(trained: TrainResult, tmp_path: Path) -> None:

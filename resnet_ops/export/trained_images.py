@@ -1,0 +1,117 @@
+"""The images that a network was trained on: whether they are at hand, divided as they were, and seen among others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnet_ops.config import DATA_SETS, DataConfig
+from resnet_ops.data.copies import resolved_names
+from resnet_ops.data.dataset import EncodedImages, Split
+from resnet_ops.data.sources import Source, open_source
+from resnet_ops.errors import UserError
+from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.runs import Run
+from resnet_ops.training.checkpoint import CheckpointInfo
+
+NOT_DIVIDED = (
+    "has the images that the network was trained on, and which of them were held out is not known: it may have been "
+    "trained on any, so that an accuracy on these tells nothing of others."
+)
+
+
+def training_config(run: Run | None, data: str) -> DataConfig | None:
+    """Return the options of the dataset of a training, by its run or its name; None where it is not known which."""
+    if run is not None:
+        return run.read_as_written().config
+    return DataConfig(data=data) if data in DATA_SETS else None
+
+
+def open_intact(config: DataConfig, fingerprint: str) -> Source | None:
+    """Return a dataset, if it is there and has this fingerprint."""
+    try:
+        source = open_source(config)
+    except UserError:
+        return None
+    return source if source.record.fingerprint == fingerprint else None
+
+
+def divided_as_trained(source: Source, run: Run | None, trained: CheckpointInfo | ModelMetadata) -> Source | None:
+    """Return the dataset of a training with the validation and test images that it held out; None if not known which.
+
+    Older versions did not record them: then it counts how many there were.
+    """
+    if source.held_out_images is None:
+        return source
+    if trained.held_out is not None:
+        # With all of the others trained on, it is the same which of them would be for validation.
+        is_all = trained.fitted_on_all and trained.held_out.test_fraction == source.config.test_fraction
+        return source.held_out_as(trained.held_out) or (source if is_all else None)
+    if trained.fitted_on_all:
+        return source
+    if run is not None:
+        data = run.read_as_written().data
+        # Broken ones of them are not counted in a run.
+        alike = 0 <= source.record.val_images - data.val_images <= data.bad_images
+    elif isinstance(trained, CheckpointInfo):
+        alike = [images for _, images in trained.val_classes] == source.count_classes("val").tolist()
+    else:
+        recorded = trained.validation or {}
+        alike = recorded.get("images_total", recorded.get("images")) == source.record.val_images
+    return source if alike else None
+
+
+@dataclass(frozen=True)
+class TrainedImages:
+    """The images of a training.
+
+    Args:
+        source: Their dataset.
+        is_divided: Whether it holds out the images that the training did.
+        fitted_on_all: Whether the validation images were trained on, too.
+    """
+
+    source: Source
+    is_divided: bool
+    fitted_on_all: bool
+
+    @classmethod
+    def of(cls, source: Source, run: Run | None, trained: CheckpointInfo | ModelMetadata) -> "TrainedImages":
+        """Return those of an intact dataset, divided as the training had it, if that is known."""
+        divided = divided_as_trained(source, run, trained)
+        return cls(divided or source, divided is not None, trained.fitted_on_all)
+
+    def count_among(self, images: EncodedImages, digests: Callable[[], np.ndarray]) -> "SeenCounts | None":
+        """Count which of other images are among these; None where some are, and it is not known what for.
+
+        They are compared by their bytes, or, where these are too many to read, by their paths.
+
+        Args:
+            images: The other images.
+            digests: Returns their SHA-256, (N,) of 32 bytes.
+        """
+        splits: list[Split] = ["train", "val", *(() if self.is_divided else self.source.held_out)]
+        own = {split: self.source.digests_of_candidates(split, images.sizes) for split in splits}
+        known = {split: each for split, each in own.items() if each is not None}
+        by_content = len(known) == len(own)
+        if not by_content:
+            known = {split: resolved_names(self.source.encoded(split)) for split in splits}
+        others = digests() if by_content else resolved_names(images)
+        is_in = {split: np.isin(others, each) for split, each in known.items()}
+        if not self.is_divided and any(each.any() for each in is_in.values()):
+            return None
+        if self.fitted_on_all:
+            return SeenCounts(int((is_in["train"] | is_in["val"]).sum()), 0, by_content)
+        return SeenCounts(int(is_in["train"].sum()), int(is_in["val"].sum()), by_content)
+
+
+@dataclass(frozen=True)
+class SeenCounts:
+    """The number of images that were trained on, and of those that chose the epoch, as they were for validation.
+
+    They were compared by their bytes, `by_content`, or else by their paths.
+    """
+
+    trained_on: int
+    chose_epoch: int
+    by_content: bool
