@@ -57,11 +57,13 @@ def study(
     The training runs are those of `train`, in parallel on the resources of Ray. The directory runs/NAME/ holds
     study.json (all results), table.md, the figures as PNG and SVG, and the runs themselves (trials/).
     """
-    if "study" not in options.given:
+    known = StudyConfig.choices("study")
+    if not options.given:
         typer.echo(options.context.get_help())
         return
-    output = Output(json)
-    name, known = options.values["study"], StudyConfig.choices("study")
+    if "study" not in options.given:
+        raise UserError("Which study is not said.", f"Name it first: resnet-ops study {'|'.join(known)}.")
+    output, name = Output(json), options.values["study"]
     if name not in known:
         raise UserError(f"There is no study {name!r}.", f"{did_you_mean(name, known)} There are: {', '.join(known)}.")
     if resume is not None:

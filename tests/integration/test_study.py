@@ -161,6 +161,7 @@ def test_it_shows_its_help_where_no_study_is_named(cli: Callable[..., Ended]) ->
     shown = cli("study")
     assert shown.code == 0
     assert all(f"{study}:" in shown.out for study in StudyConfig.choices("study"))
+    refused(cli("study", "--resume", "mine"), "Which study is not said", "degradation|responses|shortcuts")
 
 
 def test_what_was_typed_reaches_a_job_server() -> None:
