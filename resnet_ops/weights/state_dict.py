@@ -86,8 +86,9 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
             if (name := _joined(*keys, prefix.rstrip("."))) in candidates:
                 raise UserError(f"{path} has two networks under {name!r}.", "Save the one that is meant alone.")
             candidates[name] = tensors_there, prefix
-        strange = numbers if prefixes else {**numbers, **tensors_there}
-        elsewhere |= {_joined(*keys, name): value for name, value in strange.items()}
+        elsewhere |= {_joined(*keys, name): value for name, value in numbers.items()}
+        if not prefixes:
+            elsewhere |= {_joined(*keys, name): value for name, value in tensors_there.items()}
     if not candidates:
         raise _nothing_there(path, content)
     names = list(candidates)
