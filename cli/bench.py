@@ -8,7 +8,7 @@ from resnet_ops.export.config import BenchConfig
 from resnet_ops.export.exported_files import with_exported_file
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, table
+from .console import Output, err, literal, table
 from .startup import importing
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _show(output: Output, result: "BenchResult") -> None:
     on_cpu = result.provider == "CPUExecutionProvider"
     device = f"{cores()} CPU cores" if on_cpu else torch.cuda.get_device_name()
     height, width = steps.resize if metadata.input == "raw" else (steps.height, steps.width)
-    title = f"{metadata.model} {metadata.precision}, {height}x{width}, {result.provider}, {device}"
+    title = f"{literal(metadata.model)} {metadata.precision}, {height}x{width}, {result.provider}, {device}"
     columns = (">batch", "backend", ">img/s", ">x eager", ">p50 ms", ">p99 ms", ">calls", ">memory MiB")
     rows = table(*columns, title=title)
     last = None

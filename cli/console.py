@@ -235,6 +235,11 @@ def print_table(
     console.print(fitting)
 
 
+def literal(text: str) -> str:
+    """Return markup that shows a text of unknown origin, such as the name of a class, in one line."""
+    return escape(printable(text))
+
+
 def show_rows(console: WordConsole, rows: Iterable[tuple[str, str]]) -> None:
     """Print rows of a label and a text, which is wrapped beside its label; in a pipe each is one line."""
     grid = Table.grid(padding=(0, 1, 0, 0))
@@ -242,8 +247,8 @@ def show_rows(console: WordConsole, rows: Iterable[tuple[str, str]]) -> None:
     grid.add_column()
     for label, text in rows:
         if not console.is_terminal:
-            console.print(f"{label:<{LABEL_WIDTH}} {escape(printable(text))}", soft_wrap=True)
-        grid.add_row(label, escape(printable(text)))
+            console.print(f"{label:<{LABEL_WIDTH}} {literal(text)}", soft_wrap=True)
+        grid.add_row(label, literal(text))
     if console.is_terminal:
         console.print(grid)
 

@@ -12,7 +12,7 @@ from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.formatting import percent
 
 from .config_options import Debug, Json, Options, options_of, runs_dir_option
-from .console import Output, err, report_error, short, table, warn
+from .console import Output, err, literal, report_error, short, table, warn
 from .startup import check_network, importing, process_started_at
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def _show(output: Output, config: EvaluateConfig, result: "EvaluateResult") -> N
     interval = f"{percent(result.top1_low)} to {percent(result.top1_high)}"
     top5 = "" if result.top5 is None else f", top-5 {percent(result.top5)}"
     output.show(
-        f"[bold]{percent(result.top1)}[/] accuracy ({interval}): {escape(result.network_text)} on "
-        f"{escape(result.images_text)}",
+        f"[bold]{percent(result.top1)}[/] accuracy ({interval}): {literal(result.network_text)} on "
+        f"{literal(result.images_text)}",
         f"[bold]{result.seen[0].upper()}{result.seen[1:]}.[/]",
     )
     output.warn_of(result.majority_baseline)
@@ -84,21 +84,21 @@ def _show(output: Output, config: EvaluateConfig, result: "EvaluateResult") -> N
             low_to_high = f"[dim]{percent(each.recall_low or 0, 1)} to {percent(each.recall_high or 0, 1)}[/]"
             precision = "" if each.precision is None else percent(each.precision)
             figures = f"{each.images:,}", percent(each.recall or 0), low_to_high, precision, percent(each.f1 or 0)
-            cells.append([escape(each.name), *figures])
+            cells.append([literal(each.name), *figures])
         output.show("")
         output.show_table(columns, cells, OPTIONAL, ("worst classes",))
     if result.confusions:
         support = {each.name: each.images for each in result.classes}
         rows = table("most often confused", "with", ">images")
         for pair in result.confusions[:WORST]:
-            rows.add_row(escape(pair.label), escape(pair.prediction), f"{pair.images:,} of {support[pair.label]:,}")
+            rows.add_row(literal(pair.label), literal(pair.prediction), f"{pair.images:,} of {support[pair.label]:,}")
         output.show("", rows)
     if result.suspects:
         rows = table("label", "more likely", ">probability", ">of the label", "suspected wrong labels")
         rows.columns[-1].overflow = "fold"  # the end of a path says which image it is
         for issue in result.suspects:
             rows.add_row(
-                escape(issue.label), escape(issue.prediction), percent(issue.probability),
+                literal(issue.label), literal(issue.prediction), percent(issue.probability),
                 percent(issue.label_probability), escape(short(Path(issue.path))),
             )  # fmt: skip
         output.show("", rows, f"[dim]{len(result.suspects):,} of {result.label_issues:,} label issues[/]")

@@ -12,7 +12,7 @@ from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.formatting import percent, printable
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, report_error, short, table
+from .console import Output, err, literal, report_error, short, table
 from .startup import importing, process_started_at
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _show_counts(output: Output, result: "PredictResult") -> None:
     rows = table("class", ">images")
     counts = Counter(prediction.top[0].name for prediction in result.predictions if prediction.top)
     for name, count in counts.most_common():
-        rows.add_row(escape(printable(name)), f"{count:,}")
+        rows.add_row(literal(name), f"{count:,}")
     output.show(rows)
 
 
@@ -95,7 +95,7 @@ def _show(output: Output, result: "PredictResult") -> None:
         if prediction.error:
             rows.add_row(path, f"[red]{escape(prediction.error)}[/]", "")
         for rank, likely in enumerate(prediction.top):
-            rows.add_row("" if rank else path, escape(likely.name), percent(likely.probability, 1))
+            rows.add_row("" if rank else path, literal(likely.name), percent(likely.probability, 1))
     output.show(rows)
     if result.images > 1 and not output.as_json:
         err.print(escape(_summary(result)), soft_wrap=True)

@@ -9,7 +9,7 @@ from resnet_ops.formatting import percent
 from resnet_ops.serving.config import ServeConfig
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err
+from .console import Output, err, literal
 from .startup import importing
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _show(output: Output, service: "ServeResult") -> None:
     )
     accuracy = ", fitted on all images" if metadata.fitted_on_all else accuracy
     output.show(
-        f"[bold green]Serving[/] {metadata.model} ({metadata.precision}) on {service.provider}: "
+        f"[bold green]Serving[/] {literal(metadata.model)} ({metadata.precision}) on {service.provider}: "
         f"{len(metadata.class_names)} classes{accuracy}",
         *(f"  url      {each}" for each in service.urls),
         f"  request  curl --data-binary @photo.jpg '{service.url}/classify?top=5'",

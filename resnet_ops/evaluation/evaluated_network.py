@@ -18,14 +18,15 @@ from resnet_ops.data.augment import normalize
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
-from resnet_ops.export import claimed_network, graph, inputs, runtime, untrusted
+from resnet_ops.export import claimed_network, graph, inputs, runtime, snapshot, untrusted
 from resnet_ops.export.calibration import scale_head
-from resnet_ops.export.checks import summarize
+from resnet_ops.export.checks import check_graph, summarize
 from resnet_ops.export.classifier import Classifier
-from resnet_ops.export.config import ExportConfig, WeightsFileConfig
+from resnet_ops.export.config import ExportConfig, Provider, WeightsFileConfig
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.metadata_checks import differences_from_checkpoint
 from resnet_ops.export.proof_report import ProofDraft
+from resnet_ops.export.snapshot import Snapshot
 from resnet_ops.export.white_box import WhiteBox
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
@@ -135,10 +136,29 @@ def _torch_outputs(checkpoint: Checkpoint, device: torch.device) -> Outputs:
 
 
 def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork:
-    file = Path(config.run).expanduser()
-    classifier = Classifier(file, config.provider)
-    metadata = classifier.metadata
-    written, _ = untrusted.scan(file)
+    with snapshot.take(Path(config.run).expanduser(), config.provider) as taken:
+        network = _of_snapshot(taken, config.provider, warn)
+        taken.check_unchanged()
+    return network
+
+
+def _of_snapshot(taken: Snapshot, provider: Provider, warn: inputs.Warn) -> EvaluatedNetwork:
+    """Load the copy of an exported file, and compare it with what it says of itself, and with its checkpoint.
+
+    Raises:
+        UserError: It is not what it says.
+    """
+    file = taken.original
+    written, metadata = untrusted.scan(taken.file)
+    session = runtime.create_session(taken.file, runtime.resolve_provider(provider, metadata.precision))
+    classifier = Classifier.from_session(metadata, session)
+    draft = ProofDraft(provider=runtime.CPU)
+    draft.run("file", lambda: check_graph(taken.file, written, metadata, None, None))
+    if not draft.validated:
+        raise UserError(
+            f"{file} is not what its metadata says: {draft.checks[-1].result}.",
+            f"See all that differs: resnet-ops validate {quoted(file)}",
+        )
     claimed_network.check_layers(file, written, metadata)
     resolved = inputs.find_exported_checkpoint(file, metadata.checkpoint_sha256)
     is_confirmed = False
@@ -151,7 +171,7 @@ def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwor
                 f"{file} says of its network what its checkpoint does not: {differences}.",
                 f"See all that differs: resnet-ops validate {quoted(file)}",
             )
-        is_confirmed = _has_weights_of(resolved.checkpoint, file, written, metadata, warn)
+        is_confirmed = _has_weights_of(resolved.checkpoint, taken, written, warn)
     trained = resolved.checkpoint.info if resolved else metadata
 
     def log_probabilities(pixels: np.ndarray) -> Tensor:
@@ -166,7 +186,7 @@ def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwor
         trained.class_names,
         classifier.crop,
         metadata.precision,
-        classifier.session.provider,
+        session.provider,
         trained.epoch,
         trained.data,
         trained.data_fingerprint,
@@ -178,16 +198,14 @@ def _open_exported(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwor
     )
 
 
-def _has_weights_of(
-    checkpoint: Checkpoint, file: Path, written: onnx.ModelProto, metadata: ModelMetadata, warn: inputs.Warn
-) -> bool:
+def _has_weights_of(checkpoint: Checkpoint, taken: Snapshot, written: onnx.ModelProto, warn: inputs.Warn) -> bool:
     """Return whether a file is known to have the weights of a checkpoint: they are found where its graph is known.
 
     Raises:
         UserError: It has others.
     """
-    model = untrusted.with_weights(file, graph.with_inferred_shapes(written))
-    box = WhiteBox(model, metadata, scale_head(checkpoint, metadata.calibration))
+    model = untrusted.with_weights(taken.file, graph.with_inferred_shapes(written))
+    box = WhiteBox(model, taken.metadata, scale_head(checkpoint, taken.metadata.calibration))
     draft = ProofDraft(provider=runtime.CPU)
     draft.run("structure", box.check_structure)
     if not draft.validated:
@@ -196,7 +214,8 @@ def _has_weights_of(
     draft.run("weights", box.check_weights)
     if not draft.validated:
         raise UserError(
-            f"{file} does not have the weights of {checkpoint.path.name}, its checkpoint: {draft.checks[-1].result}.",
-            f"See all that differs: resnet-ops validate {quoted(file)}",
+            f"{taken.original} does not have the weights of {checkpoint.path.name}, its checkpoint: "
+            f"{draft.checks[-1].result}.",
+            f"See all that differs: resnet-ops validate {quoted(taken.original)}",
         )
     return True

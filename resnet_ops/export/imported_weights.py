@@ -40,7 +40,8 @@ def read(located: LocatedWeights, config: ExportConfig, warn: Callable[[str], No
         raise UserError(
             f"{info.origin} has {first_names(weights.unexplained)} beside the tensors of {info.model}: with "
             "these its network may give other answers.",
-            f"If it classifies without them, save it without them{named}.",
+            f"If it classifies without them, save it without them{named}; mean and deviation of images are given by "
+            "--mean and --std.",
         )
     for note in weights.notes:
         warn(note)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from resnet_ops.config import Select
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import is_one_line, printable
 from resnet_ops.run_records import HeldOutRecord
 from resnet_ops.training.checkpoint import CheckpointInfo
 
@@ -205,7 +206,13 @@ class ModelMetadata(BaseModel):
                 if field in JSON_FIELDS and json.dumps(values[field]) != properties[field]:
                     raise ValueError(f"{field}: not JSON as `export` writes it")
             # Strict: what is a number or true for one program is not for another.
-            return cls.model_validate_json(json.dumps(values), strict=True)
+            metadata = cls.model_validate_json(json.dumps(values), strict=True)
+            for text in (*metadata.class_names, *(each for _, each in metadata if isinstance(each, str))):
+                if not is_one_line(text):
+                    raise ValueError(
+                        f"'{printable(text[:60])}' has characters that separate lines or command a terminal"
+                    )
+            return metadata
         except (ValidationError, ValueError, RecursionError) as error:
             detail = str(error)
             if isinstance(error, ValidationError):

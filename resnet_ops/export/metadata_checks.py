@@ -235,12 +235,20 @@ def check_recorded_proof(
     metadata: ModelMetadata,
     model: onnx.ModelProto,
     report: ProofReport,
-    same_data: bool,
+    all_images: int | None,
 ) -> tuple[str, bool]:
     """Check that the recorded proof is possible and, if it is of the same dataset, that its numbers are those of now.
 
     What depends on the machine, such as differences by rounding, is only held to the limit that it records.
+
+    Args:
+        recorded: The recorded proof; None if it is damaged.
+        metadata: The file's metadata.
+        model: The file.
+        report: This verification.
+        all_images: The number of images that there are, decodable or not; None if it is of another dataset.
     """
+    same_data = all_images is not None
     if recorded is None:
         return "it is damaged", False
     faults = _form_faults(recorded, metadata)
@@ -289,8 +297,8 @@ def check_recorded_proof(
         and recorded.accuracy_margin == recorded.accuracy_margin
         and not isclose(recorded.accuracy_margin, margin, rel_tol=RELATIVE, abs_tol=1e-9),
     } | {f"no count of {n:,} images is a {name.replace('_', ' ')}": not is_count for name, is_count in counts.items()}
-    if same_data and n:
-        faults |= _compare(recorded, report, metadata)
+    if all_images is not None and n:
+        faults |= _compare(recorded, report, metadata, all_images)
     on_same = "those of now" if recorded.images == report.images else "within chance of those of now"
     passed = f"its numbers are {on_same}" if same_data and n else "possible"
     return summarize(faults, "; ".join((passed, *report.unverified)))
@@ -385,14 +393,12 @@ def _is_batch(size: int) -> bool:
     return size == 0 or (1 <= size <= MAX_BATCH and size.bit_count() == 1)
 
 
-def _compare(recorded: ProofReport, now: ProofReport, metadata: ModelMetadata) -> dict[str, bool]:
-    """Compare the numbers of two proofs on the same dataset."""
-    uncertain = bool(recorded.sample) != bool(now.sample)  # a sample counts images that cannot be decoded
-    off = abs(recorded.images_total - now.images_total)
-    faults = {
-        f"{recorded.images_total:,} images, expected {now.images_total:,}": off
-        > (MAX_BAD_IMAGES * now.images_total if uncertain else 0)
-    }
+def _compare(recorded: ProofReport, now: ProofReport, metadata: ModelMetadata, all_images: int) -> dict[str, bool]:
+    """Compare the numbers of two proofs on the same dataset, which has so many images."""
+    # A sample is of all, those that cannot be decoded, too; how many these are it does not tell.
+    most = all_images if recorded.sample else now.images_total
+    least = (1 - MAX_BAD_IMAGES) * most if now.sample and not recorded.sample else most
+    faults = {f"{recorded.images_total:,} images, expected {most:,}": not least <= recorded.images_total <= most}
     same_sample = recorded.images == now.images
     for name in ("accuracy_torch", "top1_agreement"):
         then, value = getattr(recorded, name), getattr(now, name)

@@ -161,7 +161,7 @@ def verify_file(
     if images is not None and every_image is not None:
         _check_validation_set(draft, outputs, model, images, every_image, thresholds)
     elif metadata.validation is not None or thresholds.recorded:
-        _check_record(draft, draft.model_copy(), read_recorded_proof(metadata), model, metadata)
+        _check_record(draft, draft.model_copy(), read_recorded_proof(metadata), model, metadata, 0)
     return draft.of_seen_images() if thresholds.seen else ProofReport(**dict(draft))
 
 
@@ -279,7 +279,7 @@ def _check_validation_set(
         if recorded is not None and not draft.sample and 0 < recorded.images < len(labels) == len(images):
             chosen = np.isin(images.rows, images.stratified(recorded.images).rows)
             _measure(on_same, Comparison(expected[chosen], outputs[chosen]), labels[chosen], box.reference is not None)
-        _check_record(draft, on_same, recorded, model, metadata)
+        _check_record(draft, on_same, recorded, model, metadata, len(every_image))
         _check_recorded_accuracy(draft, recorded, metadata, rounding)
     _check_training_accuracy(draft, metadata, thresholds, rounding)
 
@@ -395,7 +395,12 @@ def _check_training_accuracy(
 
 
 def _check_record(
-    draft: ProofDraft, now: ProofDraft, recorded: ProofReport | None, model: onnx.ModelProto, metadata: ModelMetadata
+    draft: ProofDraft,
+    now: ProofDraft,
+    recorded: ProofReport | None,
+    model: onnx.ModelProto,
+    metadata: ModelMetadata,
+    all_images: int,
 ) -> None:
     """Compare the proof that a file records with this one.
 
@@ -405,6 +410,7 @@ def _check_record(
         recorded: The recorded proof.
         model: The file.
         metadata: Its metadata.
+        all_images: The number of images at hand, decodable or not.
     """
     same_data = (
         recorded is not None
@@ -424,7 +430,10 @@ def _check_record(
             # Not (off > allowed): outputs that are not finite have no calibration error.
             draft.add("calibration as in metadata", f"differs by {off:.4f}", off <= allowed, f"{allowed:.4f}")
     draft.unverified = now.unverified = unverified_claims(recorded, metadata, draft, same_data)
-    draft.run("recorded proof", lambda: check_recorded_proof(recorded, metadata, model, now, same_data))
+    draft.run(
+        "recorded proof",
+        partial(check_recorded_proof, recorded, metadata, model, now, all_images if same_data else None),
+    )
 
 
 def _compare_accuracy(measured: float, recorded: float, limit: float) -> tuple[str, bool, str]:

@@ -24,6 +24,7 @@ INT32_LEVELS = 2.0**32 - 2
 STEP_SLACK = 1e-3  # steps: scales and quotients are rounded to fp32
 SCALE_SLACK = 1e-5
 BIAS_HEADROOM = 1.0001  # by which the quantizer makes steps larger than int32 biases need
+FINEST = 100  # times a step of activations may be finer than that of their range on probes, which may be random pixels
 ACTIVATION_LEVELS = {"u8s8": (0, 255), "s8s8 symmetric": (-127, 127)}
 # Of the range on probe images, what a range that was calibrated on others must reach, and may reach. Measured with all
 # methods and forms on three trained networks: calibrated on 512 images 0.83 to 1.17, on 32 images 0.65 to 1.02; with 8
@@ -106,7 +107,10 @@ class WeightComparison:
         # As ONNX Runtime's quantizer: 1 for a channel of zeros, more where the bias would not fit into 32 bits.
         steps = np.abs(layer.weight).max(axis=across) / WEIGHT_LEVELS
         steps[steps < np.finfo(np.float32).tiny] = 1
-        steps = np.maximum(steps, BIAS_HEADROOM * 2 * np.abs(layer.bias) / INT32_LEVELS / step_before)
+        # By the file's own step of activations alone, steps of weights could be of any size, and hide any weights.
+        widest = max(map(abs, self.expected.ranges[before[1].removesuffix("_scale")]))
+        finest = max(float(step_before), widest / ACTIVATION_LEVELS["u8s8"][1] / FINEST)
+        steps = np.maximum(steps, BIAS_HEADROOM * 2 * np.abs(layer.bias) / INT32_LEVELS / finest)
         if not self.compare(layer.name, "scale", scale.astype(np.float64), steps, SCALE_SLACK * steps):
             return
         of_channel = steps.shape + (1,) * len(across)

@@ -12,8 +12,8 @@ from resnet_ops.formatting import class_name, decode_text, is_one_line, printabl
 FORMS = 'Write one class per line, in order; or JSON: ["cat", "dog"], {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}.'
 
 
-class RepeatError(ValueError):
-    """JSON has a name or a number of a class twice, of which only one would count."""
+class JsonClassesError(ValueError):
+    """JSON has a name or a number of a class twice, of which only one would count, or can be read in two ways."""
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
         content = _of_json(json.loads(text, object_pairs_hook=_without_repeats)) if is_json else text_lines(text)
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is neither text in UTF-8 nor JSON of classes"
-        if isinstance(error, RepeatError):
+        if isinstance(error, JsonClassesError):
             reason = printable(str(error))
         raise UserError(f"--classes {file} cannot be read: {reason}.", FORMS) from None
     names = tuple(class_name(name.strip()) for name in content)
@@ -63,7 +63,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of JSON.
 
     Raises:
-        RepeatError: A key is there twice.
+        JsonClassesError: A key is there twice.
     """
     _check_repeats([key for key, _ in pairs])
     return dict(pairs)
@@ -72,14 +72,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_repeats(keys: Sequence[str | int]) -> None:
     repeated = next((key for key, count in Counter(keys).items() if count > 1), None)
     if repeated is not None:
-        raise RepeatError(f"{str(repeated)[:60]} is there twice")
+        raise JsonClassesError(f"{str(repeated)[:60]} is there twice")
 
 
 def _of_json(content: Any) -> Sequence[str]:
     """Return the names of a list, or of numbers and names in either direction.
 
     Raises:
-        RepeatError: A number is there twice.
+        JsonClassesError: A number is there twice, or both sides are numbers.
         ValueError, TypeError, LookupError: It is something else.
     """
     if isinstance(content, dict):
@@ -91,6 +91,9 @@ def _of_json(content: Any) -> Sequence[str]:
             pairs = [(int(number), name) for number, name in content.items()]
         _check_repeats([number for number, _ in pairs])
         by_number = dict(pairs)
+        sides = {str(number): str(name) for number, name in pairs}
+        if sides.keys() == set(sides.values()) and any(sides[name] != number for number, name in sides.items()):
+            raise JsonClassesError("which side is the numbers of the classes, and which their names, cannot be told")
         content = [by_number[number] for number in range(len(by_number))]
     if all(isinstance(name, list) for name in content):  # an id and a name, which may be that of two classes
         names = [each[-1] for each in content]

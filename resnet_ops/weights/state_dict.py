@@ -21,12 +21,20 @@ STEM = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")  # what every net
 # In names of weights that are an average over time, as words: 'semantic' is none.
 AVERAGED = re.compile("(?<![a-z])(ema|averaged|swa)(?![a-z])", re.IGNORECASE)
 TEACHERS = ("encoder_k", "teacher", "momentum")  # in names of those that self-supervised training does not hand on
+# In names of losses, and of what else trainers keep of a training, likewise as words.
+LOSS = re.compile("(?<![a-z])(loss|losses|criterion|criterions|criteria)(?![a-z])", re.IGNORECASE)
+TRAINING = re.compile(
+    "(?<![a-z])(optim[a-z]*|opt|[a-z]*sched[a-z]*|lr|epochs?|iter[a-z]*|steps?|best|acc[a-z]*|prec[a-z]*|top|scores?|"
+    "metrics?|history|rng|random|callbacks?|loops?|args|cfg|config|hparams|hyper|ema|shadow|averaged|swa)(?![a-z])",
+    re.IGNORECASE,
+)
 MAX_NESTING = 4
 # What FSDP and activation checkpointing put around modules, in the middle of names.
 WRAPPED = re.compile(r"_(?:fsdp|checkpoint)_wrapped_module\.")
 # Of Sequential(*network.children()), as fastai and self-supervised training have it.
 LAYERS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4", "9": "fc"}
 MAX_NAMED = 3
+CONVOLUTION = 4  # dimensions of its weights
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class StateDict:
     Args:
         tensors: Float ones in float32. The head is `fc.weight` and `fc.bias`; without a head that fits, neither.
         key: The keys and the prefix that it was under, as `--weights-key` takes them.
-        left_out: Names of tensors that belong to something else.
+        left_out: Names of tensors and fractions that belong to something else, but for those of a training.
         unexplained: Those of them that may be part of what computes the answers, as a BatchNorm after the head.
         others: The keys of other networks beside it, which could have been taken as well.
         head_without_bias: The name of the head's matrix, if there is no bias beside it; '' otherwise.
@@ -57,7 +65,8 @@ class StateDict:
             others = " or ".join(f"--weights-key {name}" for name in self.others if name)
             notes.append(f"Using the weights in {self.key or 'the file itself'}; others are there: {others}.")
         if self.left_out:
-            notes.append(f"Left out, as no part of the network: {first_names(self.left_out, MAX_NAMED)}.")
+            names = first_names(self.left_out, MAX_NAMED)
+            notes.append(f"Left out: {names}; whether answers depend on that is not known.")
         if self.head_without_bias:
             notes.append(f"Taken as the head, a linear layer without a bias: {self.head_without_bias[:100]}.")
         return notes
@@ -70,10 +79,16 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
         UserError: There are none, or none under `key`.
     """
     candidates = dict[str, tuple[Mapping[str, Tensor], str]]()
-    for keys, tensors_there, prefix in _candidates(content):
-        if (name := _joined(*keys, prefix.rstrip("."))) in candidates:
-            raise UserError(f"{path} has two networks under {name!r}.", "Save the one that is meant alone.")
-        candidates[name] = tensors_there, prefix
+    elsewhere = dict[str, Tensor | float]()
+    for keys, tensors_there, numbers in _dicts(content):
+        prefixes = _prefixes(tensors_there)
+        for prefix in prefixes:
+            if (name := _joined(*keys, prefix.rstrip("."))) in candidates:
+                raise UserError(f"{path} has two networks under {name!r}.", "Save the one that is meant alone.")
+            candidates[name] = tensors_there, prefix
+        elsewhere |= {_joined(*keys, name): value for name, value in numbers.items()}
+        if not prefixes:
+            elsewhere |= {_joined(*keys, name): value for name, value in tensors_there.items()}
     if not candidates:
         raise _nothing_there(path, content)
     names = list(candidates)
@@ -106,18 +121,19 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
             )
     other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
     left_out = [name for name in sorted(others) if not name.startswith(other_prefixes)]
+    elsewhere = {n: v for n, v in sorted(elsewhere.items()) if not _is_named(n, chosen, TRAINING, LOSS)}
     # Counters are numbers without a shape. What is outside of the network may be a loss, a decoder, a projection: it
-    # counts if it could take what the network gives, or scale that, until the user names the network alone.
-    sizes = tuple(own["fc.weight"].shape) if "fc.weight" in own else ()
+    # counts if it could take what the network gives, or give what it takes, until the user names the network alone.
     computing = [name for name in left_out if others[name].is_floating_point() or others[name].dim()]
-    around = () if key == chosen else [n for n in computing if not head.startswith(prefix) or _fits(others[n], sizes)]
-    elsewhere = () if key == chosen else _other_modules(content, sizes)
+    beside_it = [name for name in computing if not name.startswith(prefix) and not _is_named(name, chosen, LOSS)]
+    around = [name for name in beside_it if not head.startswith(prefix) or _fits(others[name], own)]
+    around += [n for n, value in elsewhere.items() if _fits(value, own)]
     within = [name for name in computing if name.startswith(prefix)]
     return StateDict(
         _in_float32(own),
         chosen,
-        tuple(left_out),
-        tuple(dict.fromkeys([*within, *around, *elsewhere])),
+        (*left_out, *elsewhere),
+        (*within, *(around if key != chosen else ())),
         tuple(name for name in names if name != chosen),
         head if "fc.weight" in own and head.removesuffix("weight") + "bias" not in beside else "",
     )
@@ -136,44 +152,46 @@ def _joined(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def _candidates(
+def _dicts(
     content: Any, keys: tuple[str, ...] = (), around: tuple[Any, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Mapping[str, Tensor], str]]:
-    """Yield every dict with a residual network's tensors, the keys that lead to it, and their prefix in it.
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Tensor], Mapping[str, float]]]:
+    """Yield the keys that lead to every dict, its tensors, and its fractions.
 
     What contains itself is searched once.
     """
     if any(content is outer for outer in around):
         return
     named = {WRAPPED.sub("", str(name)): value for name, value in _items(content) if isinstance(value, Tensor)}
-    tensors = dict(_with_layers(named))
-    for name, value in tensors.items():
-        prefix = name.removesuffix(STEM[0])
-        is_stem = name.endswith(STEM[0]) and (not prefix or prefix.endswith(".")) and value.dim() == 4
-        if is_stem and all(prefix + other in tensors for other in STEM):
-            yield keys, tensors, prefix
+    numbers = {str(name): value for name, value in _items(content) if isinstance(value, float)}
+    yield keys, dict(_with_layers(named)), numbers
     if len(keys) < MAX_NESTING:
         for key, value in _items(content):
-            yield from _candidates(value, (*keys, str(key)), (*around, content))
+            yield from _dicts(value, (*keys, str(key)), (*around, content))
 
 
-def _fits(value: Tensor, sizes: tuple[int, ...]) -> bool:
-    """Return whether a tensor is one factor, or a matrix that takes as many inputs as a head gives or takes itself."""
-    return value.is_floating_point() and (value.numel() == 1 or (value.dim() == 2 and value.shape[1] in sizes))
+def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes of the residual networks in a dict."""
+    stems = [name.removesuffix(STEM[0]) for name, v in tensors.items() if name.endswith(STEM[0]) and v.dim() == 4]
+    return [p for p in stems if (not p or p.endswith(".")) and all(p + other in tensors for other in STEM)]
 
 
-def _other_modules(
-    content: Any, sizes: tuple[int, ...], keys: tuple[str, ...] = (), around: tuple[Any, ...] = ()
-) -> Iterator[str]:
-    """Yield the names of weights that fit in dicts without a residual network: of a head that is saved apart."""
-    if any(content is outer for outer in around):
-        return
-    tensors = {str(name): value for name, value in _items(content) if isinstance(value, Tensor)}
-    if not any(name.endswith(STEM[0]) for name in tensors):
-        yield from (_joined(*keys, n) for n, value in tensors.items() if n.endswith("weight") and _fits(value, sizes))
-    if len(keys) < MAX_NESTING:
-        for key, value in _items(content):
-            yield from _other_modules(value, sizes, (*keys, str(key)), (*around, content))
+def _is_named(name: str, chosen: str, *words: re.Pattern[str]) -> bool:
+    """Return whether one of the words is in a name, but for those keys that lead to the chosen network, too."""
+    parts = [part for part in name.split(".") if part not in chosen.split(".")]
+    return any(pattern.search(part) for pattern in words for part in parts)
+
+
+def _fits(value: Tensor | float, own: Mapping[str, Tensor]) -> bool:
+    """Return whether a tensor is one factor, or one of its sides is of the channels, features or classes of a network.
+
+    Of a convolution the sides of its kernel are not.
+    """
+    sizes = {own["conv1.weight"].shape[1], *(own["fc.weight"].shape if "fc.weight" in own else ())}
+    if isinstance(value, float):  # of a training as often as not
+        return False
+    if value.numel() == 1:
+        return value.is_floating_point()
+    return not sizes.isdisjoint(value.shape if value.dim() < CONVOLUTION else value.shape[:2])
 
 
 def _items(content: Any) -> Iterator[tuple[Any, Any]]:

@@ -115,7 +115,7 @@ CHECKPOINTS: dict[str, Callable[[State], Any]] = {
     "objects of training": lambda s: {"model": s, "lr": torch.optim.lr_scheduler.LinearLR(OPTIMIZER), "o": OPTIMIZER},
     "settings of a stranger": lambda s: {"state_dict": under("model.", s), "cfg": Settings(lr=0.1), "m": Meter("loss")},
     "settings in a dict of a stranger": lambda s: {"state_dict": s, "hyper_parameters": AttributeDict(lr=0.1)},
-    "a GAN beside": lambda s: under("classifier.", s) | {"decoder.conv.weight": torch.ones(3, 3, 1, 1)},
+    "a GAN beside": lambda s: under("classifier.", s) | {"decoder.conv.weight": torch.ones(8, 4, 3, 3)},
 }  # fmt: skip
 
 

@@ -559,6 +559,8 @@ REFUSED_CLASSES = {
     "a number twice": (b'{"cat": 0, "dog": 0, "mouse": 1}', "cannot be read: 0 is there twice"),
     "a number in two forms": (b'{"0": "cat", "00": "dog", "1": "mouse"}', "cannot be read: 0 is there twice"),
     "a key twice": (b'{"0": "cat", "0": "dog"}', "cannot be read: 0 is there twice"),
+    "numbers as names": (b'{"0": 1, "1": 2, "2": 0}', "which side is the numbers of the classes"),
+    "numbers in text as names": (b'{"0": "1", "1": "2", "2": "0"}', "which side is the numbers of the classes"),
     "truth for numbers": (b'{"cat": false, "dog": true}', "cannot be read"),
     "lists of nothing": (b"[[], []]", "cannot be read"),
     "too deep": (b"[" * 100_000, "cannot be read"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from resnet_ops.cli import tune
 from resnet_ops.cli.config_options import runs_dir_option
-from resnet_ops.cli.console import WordConsole, err, print_table, report_error, table
+from resnet_ops.cli.console import WordConsole, err, literal, print_table, report_error, table
 from rich.markup import escape
 from rich.progress import Progress
 from rich.text import Text
@@ -35,6 +35,10 @@ WEIGHTS = save({"weight": np.zeros(1, np.float32)})
 def test_controls_are_written_out_and_lines_kept() -> None:
     assert visible(EVIL) == SHOWN
     assert visible("a\tb\nEspa\u00f1a \u6f22 \u00a0 \U0001f600") == "a\tb\nEspa\u00f1a \u6f22 \u00a0 \U0001f600"
+
+
+def test_a_name_is_one_line() -> None:
+    assert Text.from_markup(literal("a\nb\u2028[bold]c")).plain == r"a\nb\u2028[bold]c"
 
 
 def test_no_way_of_printing_lets_a_command_through() -> None:

@@ -63,6 +63,7 @@ PLACES = {
     r"(?<=[ =])~/images\b": "{home}/images",
     r"(?<=[ =])/shared/runs\b": "{home}/shared",
     r"--data cifar10( --val-data test)?\b": "--data digits",  # which have no test images; CIFAR-10 would be downloaded
+    r"--weights imagenet\b": "--weights {home}/resnet18.pth",  # torchvision's would be downloaded
     r"http://mlflow\.example:5000": "{mlflow}",
     r"10\.0\.0\.1:6379": "{address}",
     r"http://head:8265": "{dashboard}",
@@ -234,11 +235,8 @@ def prepare(reader: Reader, text: str) -> None:
             boto3.client("s3").upload_file(str(file), "bucket", f"imagenet/{file.relative_to(home / 'imagenet')}")
     if "--data photos" in text:
         write_class_folders(here / "photos", shades({"cat": 40, "cow": 120, "dog": 200}, 15, (72, 72)))
-    if "--weights imagenet" in text:  # where torchvision looks before it downloads them
-        weights = torchvision.models.ResNet18_Weights.DEFAULT
-        file = home / ".cache/torch/hub/checkpoints" / Path(weights.url).name
-        file.parent.mkdir(parents=True)
-        torch.save(torchvision.models.resnet18().state_dict(), file)
+    if "--weights imagenet" in text:
+        torch.save(torchvision.models.resnet18().state_dict(), home / "resnet18.pth")
     if "weights.pth" in text:
         torch.save(torchvision.models.resnet50(num_classes=3).state_dict(), here / "weights.pth")
         (here / "imagenet.txt").write_text("cat\ncow\ndog\n")

@@ -216,6 +216,17 @@ def test_a_file_in_its_run_has_the_weights_of_its_checkpoint(
     assert re.search("is known from its metadata only: .*left over", notes[0])
 
 
+def test_a_file_is_what_it_says_and_the_one_that_was_compared(digit_files: DigitFiles, tmp_path: Path) -> None:
+    file, model = tmp_path / "m.onnx", onnx.load(digit_files.normalized)
+    onnx.helper.set_model_props(model, properties_of(model) | {"precision": "fp16"})
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    with pytest.raises(UserError, match="not what its metadata says: metadata says fp16, weights are fp32"):
+        open_network(EvaluateConfig(run=str(file)), print)
+    shutil.copy(digit_files.normalized, file)
+    with pytest.raises(UserError, match="changed while it was verified"):
+        open_network(EvaluateConfig(run=str(file)), lambda _: file.write_bytes(digit_files.raw.read_bytes()))
+
+
 def test_an_honest_file_in_its_run_needs_no_reservation(
     trained: job.TrainResult, of_run: EvaluateResult, digit_files: DigitFiles, tmp_path: Path
 ) -> None:

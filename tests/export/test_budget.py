@@ -17,7 +17,8 @@ from resnet_ops.export import budget, graph, precision, proof, runtime
 from resnet_ops.export.budget import macs_per_image, proof_size
 from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.inputs import ValidationImages, select_images
-from resnet_ops.export.metadata import Preprocessing
+from resnet_ops.export.metadata import ModelMetadata, Preprocessing
+from resnet_ops.export.metadata_checks import check_recorded_proof
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.reference import Reference
 from resnet_ops.significance import sampling_margin
@@ -97,6 +98,11 @@ def test_a_sample_is_used_and_named(
     drawn, crop = images.stratified(30), Preprocessing.of(reference.info, "normalized").crop
     logits = reference.logits(np.concatenate([pixels for pixels, _ in drawn.batches(crop)]))
     assert report.val_accuracy_torch == pytest.approx((logits.argmax(1) == drawn.labels).mean())
+    recorded = ModelMetadata.parse("m.onnx", properties_of(model)).model_copy(update={"validation": report.summary()})
+    for total in (96, 100, 104):  # a sample is of all that there are, whether they can be decoded or not
+        claimed = report.model_copy(update={"images_total": total})
+        result, _ = check_recorded_proof(claimed, recorded, model, everything, len(images))
+        assert (f"{total} images, expected 100" in result) == (total != 100)
     far = verify_model(model, reference, images, tmp_path, training_accuracy=0.9)
     assert [check.name for check in far.failed_checks] == ["accuracy as in training"]
 

@@ -130,6 +130,42 @@ def test_tensors_that_may_change_the_answers_are_not_left_out(name: str, tmp_pat
     assert read(path, model="resnet8", weights_key="net", **steps).info.model == "resnet8"
 
 
+BESIDE: dict[str, dict[str, Any]] = {
+    "a mean": {"0.mean": torch.ones(1, 3, 1, 1)},
+    "a mean of all channels": {"0.std": torch.ones(1)},
+    "colors": {"0.weight": torch.ones(3, 3, 1, 1)},
+    "a scale of each class": {"2.scale": torch.ones(5)},
+    "a matrix": {"2.weight": torch.ones(5, 2)},
+    "a convolution": {"2.weight": torch.ones(5, 5, 1, 1)},
+    "BatchNorm": {"2.running_mean": torch.ones(5)},
+    "an order": {"2.order": torch.arange(5)},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_computes_before_or_after_a_network_is_not_left_out(name: str, tmp_path: Path) -> None:
+    """Beside it in one dict, and in one of its own; what is of a training, or a loss, is no part of that."""
+    state, path = build("resnet8", num_classes=5).state_dict(), tmp_path / "w.pth"
+    steps: dict[str, Any] = {"mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "model": "resnet8"}
+    (tensor,) = BESIDE[name]
+    named = {f"1.{key}": value for key, value in state.items()}
+    torch.save(named | BESIDE[name], path)
+    message = refusal(path, **steps)
+    assert f"has {tensor} beside the tensors of resnet8" in message
+    assert "--weights-key 1; mean and deviation of images are given by --mean and --std" in message
+    notes: list[str] = []
+    read(path, notes.append, weights_key="1", **steps)
+    assert notes == [f"Left out: {tensor}; whether answers depend on that is not known."]
+    for inner in ("model", "best_ema"):
+        of_training = {"optimizer": {"state": {0: {"m": torch.ones(5)}}}, "best_acc1": torch.ones(1), "lr": 0.1}
+        torch.save({"best": {inner: state, "after": {"x": BESIDE[name]}, "loss": torch.ones(1)} | of_training}, path)
+        assert f"has best.after.x.{tensor} beside" in refusal(path, **steps)
+        torch.save({"best": {inner: state, "temperature": 1.7, "perplexity": torch.ones(7)} | of_training}, path)
+        notes.clear()
+        read(path, notes.append, **steps)
+        assert notes == ["Left out: best.perplexity, best.temperature; whether answers depend on that is not known."]
+
+
 @pytest.mark.slow
 def test_they_are_exported_and_proven(cli: Callable[..., Ended], network: nn.Module, tmp_path: Path) -> None:
     """On random pixels alone, and on images whose classes are some of the network's, in another order."""

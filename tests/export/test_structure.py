@@ -15,6 +15,7 @@ from resnet_ops.export import graph, precision, untrusted
 from resnet_ops.export.claimed_network import check_layers
 from resnet_ops.export.classifier import normalize_pixels
 from resnet_ops.export.expected_graph import ExpectedGraph
+from resnet_ops.export.folding import fold
 from resnet_ops.export.inputs import ValidationImages
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.reference import Reference
@@ -796,6 +797,24 @@ def test_another_epoch_is_refused(
     path = tmp_path / "later.safetensors"
     checkpoints.save(path, checkpoint.info, {f"model/{name}": value for name, value in later.items()})
     assert "weights" in failures(request.getfixturevalue(base), checkpoints.read(path), images)
+
+
+def test_a_fine_input_does_not_allow_any_weights(
+    int8_model: onnx.ModelProto, checkpoint: Checkpoint, images: ValidationImages
+) -> None:
+    """A bias that does not fit into 32 bits of its steps makes those of the weights larger: as large as it takes."""
+    model, weight = copy(int8_model), f"{LAYER}.weight"
+    (bias,) = (layer.bias for layer in fold(checkpoint.info, checkpoint.model) if layer.name == LAYER)
+    step = float(np.float32(1e-12))
+    steps = 1.0001 * 2 * np.abs(bias) / (2.0**32 - 2) / step
+    of_input = node_of(model, LAYER).input[0].replace("_DequantizeLinear_Output", "_scale")
+    change(model, of_input, lambda s: np.full_like(s, step))
+    change(model, f"{weight}_scale", lambda s: steps.astype(s.dtype))
+    change(model, f"{weight}_quantized", np.zeros_like)
+    change(model, f"{weight}_bias_quantized_scale", lambda s: (steps * step).astype(s.dtype))
+    change(model, f"{weight}_bias_quantized", lambda b: np.round(bias / (steps * step)).astype(b.dtype))
+    assert "scale of channel" in failures(model, checkpoint, images)["weights"]
+    assert "scale of channel" in failures(model, checkpoint)["weights"]
 
 
 def test_noise_under_the_name_of_int8_is_refused(

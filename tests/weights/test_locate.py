@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from huggingface_hub import constants
 from safetensors.torch import save
 
@@ -128,19 +129,24 @@ def test_without_a_network_it_says_what_to_fetch_from_the_hub(
 
 def test_torchvision_weights_are_those_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    file = tmp_path / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth"
+    name = f"resnet50-{hashlib.sha256(b'weights').hexdigest()[:8]}.pth"
+    monkeypatch.setattr(torchvision.models.ResNet50_Weights.DEFAULT.value, "url", f"https://127.0.0.1:9/{name}")
+    file = tmp_path / "hub" / "checkpoints" / name
     file.parent.mkdir(parents=True)
     file.write_bytes(b"weights")
     warnings: list[str] = []
     located = locate("imagenet", "resnet50", warnings.append)
     assert located is not None
     assert (located.path, warnings) == (file, [])
-    assert located.origin == "torchvision's ResNet50_Weights.IMAGENET1K_V2 (resnet50-11ad3fa6.pth)"
+    assert located.origin == f"torchvision's ResNet50_Weights.IMAGENET1K_V2 ({name})"
     assert located.metadata is not None
     assert located.metadata.preprocessing is not None
     assert located.metadata.preprocessing.crop_share == 224 / 232
     assert located.metadata.preprocessing.mean == (0.485, 0.456, 0.406)
     assert located.metadata.class_names[0] == "tench"
+    file.write_bytes(b"other weights")
+    with pytest.raises(UserError, match=f"{name} is not what torchvision published: .*Delete it"):
+        locate("imagenet", "resnet50", warnings.append)
 
 
 def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(
