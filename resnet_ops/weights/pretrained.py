@@ -147,11 +147,10 @@ def _described(path: Path, content: bytes, tensors: dict[str, Tensor]) -> Weight
             f"{path} says that it has {described.classes:,} classes, and its head has not as many.",
             "Train again from the weights that it was made of.",
         )
-    if described.preprocessing is not None and len(described.preprocessing.mean) not in (
-        described.channels,
-        len(IMAGENET_MEAN),
-    ):
-        raise UserError(f"{path} has no mean and deviation for each of {described.channels} channels.")
+    if (steps := described.preprocessing) is not None:
+        channels = (described.channels, len(IMAGENET_MEAN))
+        if len(steps.mean) not in channels or len(steps.std) != len(steps.mean) or min(steps.std) <= 0:
+            raise UserError(f"{path} has no mean and deviation for each of {described.channels} channels.")
     if not all(name and is_one_line(name) for name in names):
         raise UserError(f"{path} has names of classes that are empty, or more than a line.")
     return described

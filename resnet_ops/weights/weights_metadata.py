@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from resnet_ops import files
 
@@ -41,12 +41,6 @@ class WeightsPreprocessing(BaseModel):
     crop_mode: str = "center"
     size: tuple[int, int] | None = None
     assumed: bool = False
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
-            raise ValueError("mean and std are not a number, and one above 0, for each channel")
-        return self
 
     def for_channels(self, channels: int) -> Self:
         """Return it for images of so many channels: for grey ones, with the mean over the colors."""
