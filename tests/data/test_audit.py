@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data import contact_sheet, sources
+from resnet_ops.data import contact_sheet, image_sizes
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.augment import pixel_statistics
 from resnet_ops.data.discovery import EMBEDDED
@@ -234,7 +234,7 @@ def test_bits_of_16_bit_images_are_reported(tmp_path: Path) -> None:
 def test_values_beyond_those_of_the_images_that_were_sampled_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "WIDE_IMAGES_READ", 2)  # the first and the last
+    monkeypatch.setattr(image_sizes, "WIDE_IMAGES_READ", 2)  # the first and the last
     for index in range(24):
         save(tmp_path / "ab"[index // 12] / f"{index:02}.png", np.full((12, 12), 3000 + index, np.uint16))
     brightest = save(tmp_path / "a" / "05.png", np.full((12, 12), 5000, np.uint16))

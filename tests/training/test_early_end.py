@@ -234,6 +234,6 @@ def test_time_spent_before_counts(images: Path, tmp_path: Path) -> None:
     assert len(spent) < more.epochs
     assert sum(epoch.seconds for epoch in more.run.epochs()) <= 2.2
     steps = -(-more.record.data.train_images // 16)
-    anew = learning_rate(config, steps - 1, (6000 - len(spent)) * steps)
+    anew = learning_rate(cut.record.config, steps - 1, (6000 - len(spent)) * steps)
     assert more.run.epochs()[len(spent)].lr == pytest.approx(anew)
     assert any("one-cycle schedule, which was made for 5000, begins anew" in e.what for e in more.run.events())
