@@ -25,6 +25,7 @@ from resnet_ops.recipes.reading import configure
 
 TEST_IMAGES = 1000
 PLANS = (  # network, image size, images, epochs
+    ("resnet8", None, 400, 30),
     ("resnet20", None, 100, 30),
     ("resnet20", None, 400, 30),
     ("resnet18", "64", 200, 10),

@@ -164,8 +164,8 @@ def freezes_batchnorm(config: TrainConfig, architecture: "Architecture", batch_s
 def scaled_lr(config: TrainConfig, batch_size: int) -> float | None:
     """Return SGD's default learning rate for a batch smaller than the default; None where another one counts.
 
-    It is in proportion to the batch (Goyal et al. 2017, sec. 2.1; benchmarks/results/few_images.md). One that a search
-    for memory enlarges keeps the rate, as larger ones want a warm-up as well.
+    It is in proportion to the batch (Goyal et al. 2017, sec. 2.1; benchmarks/results/few_images.md). Batches that
+    --auto-batch finds keep the rate, as larger ones want a warm-up as well.
     """
     rate, default = float(config.default("lr")), int(config.default("batch_size"))
     if "lr" in config.model_fields_set or config.optimizer != "sgd" or config.auto_batch or batch_size >= default:
