@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from finetune import MODEL, NEW, SOURCE, Cifar, accuracy, measure, prepare
+from finetune import MODEL, SOURCE, Cifar, accuracy, measure, prepare
 from images import add_option, check
 from record import write_once
 
@@ -45,8 +45,8 @@ def main() -> None:
         folder, runs_dir = Path(name), options.source or Path(name) / "runs"
         test_images = prepare(cifar, folder, runs_dir)
         for seed in range(SEEDS):
-            data, each = folder / f"photos-{seed}", IMAGES // len(NEW)
-            cifar.write(data / "train.parquet", cifar.train, NEW, slice(seed * each, (seed + 1) * each))
+            data = folder / f"photos-{seed}"
+            cifar.write_few(data, IMAGES, seed)
             common = ("--data", data, "--weights", SOURCE, "--runs-dir", runs_dir, "--cache-dir", folder / "cache")
             plans = {
                 start: ("train", *common, "--seed", seed, *own, "--name", f"{seed}-{number}", "--overwrite")

@@ -18,8 +18,7 @@ from images import add_option, check
 from record import Row, write_once
 
 from resnet_ops import train
-from resnet_ops.config import DataConfig, TrainConfig
-from resnet_ops.data.sources import open_source
+from resnet_ops.config import TrainConfig
 from resnet_ops.formatting import percent
 from resnet_ops.recipes.reading import configure
 
@@ -30,6 +29,7 @@ PLANS = (  # network, image size, images, epochs
     ("resnet20", None, 400, 30),
     ("resnet18", "64", 200, 10),
 )
+LR, BATCH = TrainConfig.default("lr"), TrainConfig.default("batch_size")
 # The rates by the batch's share of the default batch, which is what the default rate of 0.1 is for.
 RULES: dict[str, Callable[[float], float]] = {
     "by the batch (default)": lambda share: LR * share,
@@ -37,7 +37,6 @@ RULES: dict[str, Callable[[float], float]] = {
     "by its square root": lambda share: LR * math.sqrt(share),
     "0.1": lambda _: LR,
 }
-LR, BATCH = TrainConfig.default("lr"), TrainConfig.default("batch_size")
 
 
 def main() -> None:
@@ -48,15 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         common = {"runs_dir": folder / "runs", "cache_dir": folder / "cache", "cpus_per_worker": 2}
-        cifar.write(folder / "new.parquet", cifar.test, NEW, slice(TEST_IMAGES // len(NEW)))
         for model, image_size, images, epochs in PLANS:
             sized = {"image_size": image_size} if image_size else {}
-            unseen = DataConfig(data=str(folder / "new.parquet"), fit_all=True, cache_dir=folder / "cache", **sized)
-            test_images = open_source(unseen).load("train")  # all of them
+            test_images = cifar.load_unseen(folder, slice(TEST_IMAGES // len(NEW)), **sized)
             found: dict[str, list[float]] = {rule: [] for rule in RULES}
             for seed in range(SEEDS):
-                data, each = folder / f"{images}-{seed}", images // len(NEW)
-                cifar.write(data / "train.parquet", cifar.train, NEW, slice(seed * each, (seed + 1) * each))
+                data = folder / f"{images}-{seed}"
+                cifar.write_few(data, images, seed)
                 options = common | sized | {"data": str(data), "model": model, "epochs": epochs, "seed": seed}
                 share = 1.0
                 for number, (rule, rate) in enumerate(RULES.items()):

@@ -58,6 +58,17 @@ class Cifar:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_parquet(file, encoded, labels[rows] - classes.start, [self.names[label] for label in classes])
 
+    def write_few(self, data: Path, images: int, seed: int) -> None:
+        """Write training images of the new classes, as many of each; of each seed others."""
+        each = images // len(NEW)
+        self.write(data / "train.parquet", self.train, NEW, slice(seed * each, (seed + 1) * each))
+
+    def load_unseen(self, folder: Path, each: slice = slice(None), **options: object) -> ImageArray:
+        """Return test images of the new classes, which are written into a folder, with options of the data."""
+        self.write(folder / "new.parquet", self.test, NEW, each)
+        unseen = DataConfig.of(data=str(folder / "new.parquet"), fit_all=True, cache_dir=folder / "cache", **options)
+        return open_source(unseen).load("train")  # all of them
+
 
 def run(runs_dir: Path, data: Path, name: str, **options: object) -> Run:
     """Train a network."""
@@ -98,9 +109,7 @@ def prepare(cifar: Cifar, folder: Path, runs_dir: Path) -> ImageArray:
         cifar.write(folder / "six/train.parquet", cifar.train, KNOWN)
         cifar.write(folder / "six/val.parquet", cifar.test, KNOWN)
         run(runs_dir, folder / "six", SOURCE, recipe="fast", epochs=SOURCE_EPOCHS)
-    cifar.write(folder / "new.parquet", cifar.test, NEW)
-    unseen = DataConfig(data=str(folder / "new.parquet"), fit_all=True, cache_dir=folder / "cache")
-    return open_source(unseen).load("train")  # all of them
+    return cifar.load_unseen(folder)
 
 
 def main() -> None:
@@ -117,8 +126,8 @@ def main() -> None:
         for images in IMAGES:
             results: dict[str, list[MeasuredAccuracy]] = {start: [] for start in STARTS}
             for seed in range(SEEDS):
-                data, each = folder / f"{images}-{seed}", images // len(NEW)
-                cifar.write(data / "train.parquet", cifar.train, NEW, slice(seed * each, (seed + 1) * each))
+                data = folder / f"{images}-{seed}"
+                cifar.write_few(data, images, seed)
                 for start, own in STARTS.items():
                     trained = run(runs_dir, data, f"{data.name}-{start}", seed=seed, epochs=options.epochs, **own)
                     measured = measure(trained, test_images)
@@ -154,9 +163,8 @@ def write(rows: list[Row], epochs: int) -> None:
     about = (
         f"{MODEL}, trained for {SOURCE_EPOCHS} epochs on all {len(KNOWN)} x 5,000 images of CIFAR-10's first classes, "
         f"then on a few of each of the other {len(NEW)}, {epochs} epochs of `train` with its defaults; against as many "
-        "from scratch. A fifth of the images chose the epoch. Accuracy on the 4,000 test "
-        f"images of these classes, which chose nothing; mean of {SEEDS} seeds, each with images of its own; better by "
-        "an exact McNemar test."
+        "from scratch. A fifth of the images chose the epoch. Accuracy on the 4,000 test images of these classes, "
+        f"which chose nothing; mean of {SEEDS} seeds, each with images of its own; better by an exact McNemar test."
     )
     write_once("finetune", "Fine-tuning", about, rows)
 

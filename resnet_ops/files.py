@@ -6,6 +6,7 @@ appending, which object stores do not have, are emulated. No storage library is 
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -163,6 +164,12 @@ def read(path: Path, patience_s: float = PATIENCE_S) -> bytes:
     if is_remote(path):
         return ask(path, lambda storage, key: bytes(storage.cat_file(key)), patience_s)
     return path.read_bytes()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file on this machine, in hexadecimal digits, however large it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_version(path: Path, patience_s: float = PATIENCE_S) -> tuple[bytes, str] | None:

@@ -26,7 +26,7 @@ def read_headers(encoded: EncodedImages) -> list[ImageHeader]:
     Raises:
         UserError: None of the sampled images can be decoded.
     """
-    rows = spread_rows(encoded, HEADERS_READ).tolist()
+    rows = _spread_rows(encoded, HEADERS_READ).tolist()
     headers: list[ImageHeader] = []
     first_error = ""
     for row, image in zip(rows, encoded.read(rows), strict=True):
@@ -100,7 +100,7 @@ def find_bit_depth(encoded: EncodedImages) -> int:
     One number for all of them, as stretching each image would take away how bright it is. `BRIGHTER_PIXELS` may exceed
     it: one hot pixel would leave 17 levels of 12 bits.
     """
-    rows = spread_rows(encoded, WIDE_IMAGES_READ)
+    rows = _spread_rows(encoded, WIDE_IMAGES_READ)
 
     def count_of_chunk(chunk: range) -> np.ndarray:
         images = encoded.read([int(rows[position]) for position in chunk])
@@ -127,7 +127,7 @@ def bit_depth_notes(record: DataRecord) -> Iterator[str]:
         )
 
 
-def spread_rows(encoded: EncodedImages, most: int) -> np.ndarray:
+def _spread_rows(encoded: EncodedImages, most: int) -> np.ndarray:
     """Return up to `most` rows, evenly spread."""
     count = len(encoded.labels)
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))

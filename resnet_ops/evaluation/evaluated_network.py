@@ -48,11 +48,7 @@ class EvaluatedNetwork:
         crop: How images are decoded for it.
         precision: fp32, fp16 or int8.
         device: cpu or cuda, or ONNX Runtime's execution provider.
-        epoch: Of the weights; 0 where they were trained elsewhere.
-        data: The name of the dataset that it was trained on.
-        data_fingerprint: The fingerprint of that dataset.
-        fitted_on_all: Whether it was trained on that dataset's validation images, too.
-        described: All that its checkpoint says of its training, or, without one, the file's metadata.
+        described: What its checkpoint says of it and its training, or, without one, the file's metadata.
         run: The run that it belongs to.
         log_probabilities: Returns those of the classes, (n, classes) float64 on the CPU, of pixels (n, H, W, C) uint8.
         is_confirmed: Whether it is known to have the weights of the checkpoint that says what is known of its training.
@@ -66,10 +62,6 @@ class EvaluatedNetwork:
     crop: CropSpec
     precision: str
     device: str
-    epoch: int
-    data: str
-    data_fingerprint: str
-    fitted_on_all: bool
     described: CheckpointInfo | ModelMetadata
     run: Run | None
     log_probabilities: Outputs
@@ -110,10 +102,6 @@ def _open_weights(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork
         Preprocessing.of(info, "normalized").crop,
         "fp32",
         device.type,
-        info.epoch,
-        info.data,
-        info.data_fingerprint,
-        info.fitted_on_all,
         info,
         run,
         _torch_outputs(checkpoint, device),
@@ -187,10 +175,6 @@ def _of_snapshot(taken: Snapshot, provider: Provider, warn: inputs.Warn) -> Eval
         classifier.crop,
         metadata.precision,
         session.provider,
-        trained.epoch,
-        trained.data,
-        trained.data_fingerprint,
-        trained.fitted_on_all,
         trained,
         resolved.run if resolved else None,
         log_probabilities,

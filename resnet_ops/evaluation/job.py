@@ -184,12 +184,12 @@ def _record(network: EvaluatedNetwork, images: LabeledSplit, accuracy: float) ->
     """Record the accuracy of a run's selected weights on its own test images in run.json."""
     if network.kind != "run" or network.run is None or images.split != "test" or images.left_out or not images.is_own:
         return False
-    own = network.run.read_as_written().config  # test images are not in the fingerprint: a copy may have others
-    if find_missing(own) is None and os.path.realpath(own.data) != os.path.realpath(images.path):
-        return False
     with contextlib.suppress(RunHeldError), network.run.lock():  # else it is being trained further
         record = network.run.read_as_written()
-        if record.best is None or record.best.epoch != network.epoch:
+        own = record.config  # test images are not in the fingerprint: a copy may have others
+        if find_missing(own) is None and os.path.realpath(own.data) != os.path.realpath(images.path):
+            return False
+        if record.best is None or record.best.epoch != network.described.epoch:
             return False
         best = record.best.model_copy(update={"test_accuracy": accuracy})
         network.run.write(record.model_copy(update={"best": best}))

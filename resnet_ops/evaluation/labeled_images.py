@@ -11,7 +11,6 @@ import numpy as np
 from resnet_ops.config import DataConfig
 from resnet_ops.data.dataset import (
     SPLIT_NAMES,
-    DiscoveredData,
     EncodedImages,
     Split,
     Subset,
@@ -19,7 +18,7 @@ from resnet_ops.data.dataset import (
     image_count,
 )
 from resnet_ops.data.discovery import absolute_paths, discover_labeled, find_missing
-from resnet_ops.data.sources import Source, make_source, open_source
+from resnet_ops.data.sources import Source, open_source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
@@ -102,7 +101,7 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
         UserError: It is not known which, they are missing or have changed, there is no such split, or none of them has
             a class of the network.
     """
-    trained_on = training_config(network.run, network.data)
+    trained_on = training_config(network.run, network.described.data)
     if config.data is None:
         if trained_on is None:
             raise UserError(f"It is not known which images {network.name} was trained on.", "Choose some: --data.")
@@ -114,7 +113,7 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
                 "Give their folder, or other images: --data FOLDER",
             )
         source = open_source(chosen)
-        if source.record.fingerprint != network.data_fingerprint:
+        if source.record.fingerprint != network.described.data_fingerprint:
             raise UserError(
                 f"The images in {chosen.data} differ from those {network.name} was trained on.",
                 "Restore them, or choose others: --data.",
@@ -129,13 +128,13 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
     asked = asked.model_copy(update=absolute_paths(asked))
     # By its fingerprint, as it may have moved, or have several names.
     if trained_on and (
-        own := open_intact(trained_on.model_copy(update={"data": asked.data}), network.data_fingerprint)
+        own := open_intact(trained_on.model_copy(update={"data": asked.data}), network.described.data_fingerprint)
     ):
         return _own_split(config, network, own)
     discovered = discover_labeled(asked)
-    if own := _as_training_data(asked, discovered, network):
+    if own := open_intact(asked, network.described.data_fingerprint, discovered):
         return _own_split(config, network, own)
-    original = open_intact(trained_on, network.data_fingerprint) if trained_on else None
+    original = open_intact(trained_on, network.described.data_fingerprint) if trained_on else None
     trained_images = TrainedImages.of(original, network.run, network.described) if original else None
     parts = discovered.by_split
     has_splits = len(parts) > 1
@@ -160,15 +159,6 @@ def _no_rows() -> tuple[np.ndarray, np.ndarray]:
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
-def _as_training_data(asked: DataConfig, discovered: DiscoveredData, network: EvaluatedNetwork) -> Source | None:
-    """Return images that were asked for as the dataset of the training, if they are that, by their fingerprint."""
-    try:
-        source = make_source(asked, discovered)
-    except UserError:  # training could not use them
-        return None
-    return source if source.record.fingerprint == network.data_fingerprint else None
-
-
 def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source) -> LabeledSplit:
     trained_images = TrainedImages.of(source, network.run, network.described)
     source = trained_images.source
@@ -176,7 +166,7 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
     split: Split = config.split or ("test" if has_test else "val")
     if split == "test" and not has_test:
         raise UserError(f"{source.config.data} has no test images.", "Choose --split val, or other images: --data.")
-    if config.split is None and split == "val" and network.fitted_on_all:
+    if config.split is None and split == "val" and network.described.fitted_on_all:
         raise UserError(
             f"{network.name} is fitted on all images of {source.config.data}, so that there are none to measure it on.",
             "Choose others: --data.",

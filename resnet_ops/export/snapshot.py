@@ -14,10 +14,10 @@ from pathlib import Path
 
 from onnx import TensorProto
 
+from resnet_ops import files
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.files import explain_disk
 
 PREFIX = "resnet-ops-"  # of the names of temporary folders
 
@@ -48,7 +48,7 @@ class Snapshot:
             copied, now = self.file.with_name(name), self.original.with_name(name)
             # What replaces it may be of any size, or no file, of which reading never ends.
             same_size = now.is_file() and now.stat().st_size == copied.stat().st_size
-            if not same_size or _digest(now) != digest:
+            if not same_size or files.sha256(now) != digest:
                 raise _changed(now)
 
 
@@ -70,7 +70,7 @@ def take(path: Path, provider: str) -> Iterator[Snapshot]:
             digests[name] = _copy(path.with_name(name), copy.with_name(name))
         content = bytes(model.SerializeToString(deterministic=True))  # all that was read: nothing else is accepted
         del model
-        with explain_disk(copy, len(content)):
+        with files.explain_disk(copy, len(content)):
             copy.write_bytes(content)
         digests[path.name] = hashlib.sha256(content).hexdigest()
         del content
@@ -85,9 +85,9 @@ def unchanged(folder: Path) -> Iterator[None]:
     Raises:
         UserError: They are not.
     """
-    before = {path: _digest(path) for path in folder.iterdir()}
+    before = {path: files.sha256(path) for path in folder.iterdir()}
     yield
-    if changed := [path for path, digest in before.items() if not path.is_file() or _digest(path) != digest]:
+    if changed := [path for path, digest in before.items() if not path.is_file() or files.sha256(path) != digest]:
         raise _changed(changed[0])
 
 
@@ -103,17 +103,12 @@ def _copy(source: Path, target: Path) -> str:
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise _changed(source)
         left, digest = status.st_size, hashlib.sha256()
-        with explain_disk(target, left), target.open("wb") as copied:
+        with files.explain_disk(target, left), target.open("wb") as copied:
             while left > 0 and (block := original.read(min(left, 2**20))):
                 copied.write(block)
                 digest.update(block)
                 left -= len(block)
     return digest.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _changed(path: Path) -> UserError:

@@ -7,8 +7,9 @@ import numpy as np
 
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data.copies import resolved_names
-from resnet_ops.data.dataset import EncodedImages, Split
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.dataset import DiscoveredData, EncodedImages, Split
+from resnet_ops.data.discovery import discover
+from resnet_ops.data.sources import Source, make_source
 from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.runs import Run
@@ -27,10 +28,10 @@ def training_config(run: Run | None, data: str) -> DataConfig | None:
     return DataConfig(data=data) if data in DATA_SETS else None
 
 
-def open_intact(config: DataConfig, fingerprint: str) -> Source | None:
-    """Return a dataset, if it is there and has this fingerprint."""
+def open_intact(config: DataConfig, fingerprint: str, discovered: DiscoveredData | None = None) -> Source | None:
+    """Return a dataset, if it is there, or `discovered` already, training could use it, and it has this fingerprint."""
     try:
-        source = open_source(config)
+        source = make_source(config, discovered or discover(config))
     except UserError:
         return None
     return source if source.record.fingerprint == fingerprint else None

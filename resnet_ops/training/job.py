@@ -206,14 +206,7 @@ def resume(
             with check_every_node(placement.remote_nodes, run.path, config) as compare:
                 source, _ = check_training(config, placement.layout.device, resumes=True)
                 compare(source.record.fingerprint)
-            if source.record.fingerprint != record.data.fingerprint:
-                raise _other_images(name, record.data, source)
-            if not config.fit_all and (held_out := run.held_out()) and source.held_out_images not in (None, held_out):
-                raise UserError(
-                    f"Of {config.data} other validation images would be held out than {name} has begun with, and it "
-                    "would be trained on those: test images were added or removed.",
-                    "Restore them, or train a new run.",
-                )
+            _check_same_images(run, record, source)
             layout = placement.layout
             for before, after in ((record.device, layout.device), (record.world_size, layout.workers)):
                 if before != after:
@@ -307,6 +300,23 @@ def _why_finished(run: Run, record: RunRecord) -> str:
     option = end.option if end else f"--epochs {2 * record.config.epochs}"
     why = record.reason or f"all {record.config.epochs} epochs are done"
     return f"{run.name} is finished: {why}. To train it further: {resume_command(run)} {option}"
+
+
+def _check_same_images(run: Run, record: RunRecord, source: Source) -> None:
+    """Check that the images are those that a run began with, of which the same are held out.
+
+    Raises:
+        UserError: They are others.
+    """
+    if source.record.fingerprint != record.data.fingerprint:
+        raise _other_images(record.name, record.data, source)
+    held_out = None if record.config.fit_all else run.held_out()
+    if held_out and source.held_out_images not in (None, held_out):
+        raise UserError(
+            f"Of {source.config.data} other validation images would be held out than {record.name} has begun with, and "
+            "it would be trained on those: test images were added or removed.",
+            "Restore them, or train a new run.",
+        )
 
 
 def _other_images(name: str, trained_on: DataRecord, source: Source) -> UserError:

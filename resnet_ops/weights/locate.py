@@ -3,7 +3,6 @@
 Nothing is downloaded in silence, and what is in a cache needs no network.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,13 @@ from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.formatting import first_names
 from resnet_ops.models import IMAGENET_BLOCKS, parse_name
 from resnet_ops.runs import Run
-from resnet_ops.weights.weights_metadata import CONFIG_NAME, WeightsMetadata, timm_metadata, torchvision_metadata
+from resnet_ops.weights.weights_metadata import (
+    CONFIG_NAME,
+    WeightsMetadata,
+    hash_in_name,
+    timm_metadata,
+    torchvision_metadata,
+)
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that a repository has
 GIVE_FILE = "Give the file of weights itself; parts of one have to be joined first."
@@ -81,22 +86,12 @@ def _of_torchvision(model: str, warn: Callable[[str], None]) -> LocatedWeights:
     if not path.is_file():
         warn(f"Downloading {weights.url} ({weights.meta['_file_size']:.0f} MB) to {path}")
         _download(weights.url, path)
-    elif not _digest(path).startswith(_hash_in(path)):
+    elif not files.sha256(path).startswith(hash_in_name(path)):
         raise UserError(
-            f"{path} is not what torchvision published: its SHA-256 does not begin with {_hash_in(path)}.",
+            f"{path} is not what torchvision published: its SHA-256 does not begin with {hash_in_name(path)}.",
             "Delete it; then it is downloaded again.",
         )
     return LocatedWeights(path, f"torchvision's {weights} ({name})", torchvision_metadata(weights))
-
-
-def _hash_in(path: Path) -> str:
-    """Return the beginning of the SHA-256 of a file of torchvision's, which its name ends in."""
-    return path.stem.rpartition("-")[2]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, path: Path) -> None:
@@ -105,7 +100,7 @@ def _download(url: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Under another name until it is whole, and its hash is that in its name.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(path), progress=False)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_in_name(path), progress=False)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise UserError(
             f"{url} cannot be downloaded ({_reason(error)}).",

@@ -25,7 +25,7 @@ TEACHERS = ("encoder_k", "teacher", "momentum")  # in names of those that self-s
 LOSS = re.compile("(?<![a-z])(loss|losses|criterion|criterions|criteria)(?![a-z])", re.IGNORECASE)
 TRAINING = re.compile(
     "(?<![a-z])(optim[a-z]*|opt|[a-z]*sched[a-z]*|lr|epochs?|iter[a-z]*|steps?|best|acc[a-z]*|prec[a-z]*|top|scores?|"
-    "metrics?|history|rng|random|callbacks?|loops?|args|cfg|config|hparams|hyper|ema|shadow|averaged|swa)(?![a-z])",
+    "metrics?|history|rng|random|callbacks?|loops?|args|cfg|config|hparams|hyper|shadow)(?![a-z])",
     re.IGNORECASE,
 )
 MAX_NESTING = 4
@@ -121,13 +121,14 @@ def find_state_dict(path: Path, content: Any, key: str | None = None) -> StateDi
             )
     other_prefixes = tuple(p for there, p in candidates.values() if there is beside and p not in ("", prefix))
     left_out = [name for name in sorted(others) if not name.startswith(other_prefixes)]
-    elsewhere = {n: v for n, v in sorted(elsewhere.items()) if not _is_named(n, chosen, TRAINING, LOSS)}
+    elsewhere = {n: v for n, v in sorted(elsewhere.items()) if not _is_named(n, chosen, TRAINING, AVERAGED, LOSS)}
     # Counters are numbers without a shape. What is outside of the network may be a loss, a decoder, a projection: it
     # counts if it could take what the network gives, or give what it takes, until the user names the network alone.
     computing = [name for name in left_out if others[name].is_floating_point() or others[name].dim()]
     beside_it = [name for name in computing if not name.startswith(prefix) and not _is_named(name, chosen, LOSS)]
     around = [name for name in beside_it if not head.startswith(prefix) or _fits(others[name], own)]
-    around += [n for n, value in elsewhere.items() if _fits(value, own)]
+    # Numbers are of a training as often as not: they are only named.
+    around += [name for name, value in elsewhere.items() if isinstance(value, Tensor) and _fits(value, own)]
     within = [name for name in computing if name.startswith(prefix)]
     return StateDict(
         _in_float32(own),
@@ -181,14 +182,12 @@ def _is_named(name: str, chosen: str, *words: re.Pattern[str]) -> bool:
     return any(pattern.search(part) for pattern in words for part in parts)
 
 
-def _fits(value: Tensor | float, own: Mapping[str, Tensor]) -> bool:
+def _fits(value: Tensor, own: Mapping[str, Tensor]) -> bool:
     """Return whether a tensor is one factor, or one of its sides is of the channels, features or classes of a network.
 
     Of a convolution the sides of its kernel are not.
     """
     sizes = {own["conv1.weight"].shape[1], *(own["fc.weight"].shape if "fc.weight" in own else ())}
-    if isinstance(value, float):  # of a training as often as not
-        return False
     if value.numel() == 1:
         return value.is_floating_point()
     return not sizes.isdisjoint(value.shape if value.dim() < CONVOLUTION else value.shape[:2])

@@ -121,6 +121,11 @@ def find_metadata(path: Path, sha256: str) -> WeightsMetadata | None:
     return beside or _torchvision_by_hash(sha256)
 
 
+def hash_in_name(file: Path) -> str:
+    """Return the beginning of the SHA-256 of a file of torchvision's, which its name ends in."""
+    return file.stem.rpartition("-")[2]
+
+
 def _torchvision_by_hash(sha256: str) -> WeightsMetadata | None:
     """Return the metadata of torchvision's weights whose file has this hash, of which its name has the beginning."""
     import torchvision.models as zoo  # takes a second
@@ -128,6 +133,6 @@ def _torchvision_by_hash(sha256: str) -> WeightsMetadata | None:
     for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
         for weights in zoo.get_model_weights(name):
             with contextlib.suppress(AttributeError):
-                if Path(weights.url).stem.rpartition("-")[2] == sha256[:OLDER_HASHES]:
+                if hash_in_name(Path(weights.url)) == sha256[:OLDER_HASHES]:
                     return torchvision_metadata(weights)
     return None
