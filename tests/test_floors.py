@@ -284,6 +284,13 @@ def test_every_package_is_installed() -> None:
     assert listed == there | {"resnet_ops.cli", "resnet_ops.cluster"}
 
 
+def test_a_server_does_without_torch() -> None:
+    """Each of its gateways and replicas would hold 600 MB more."""
+    code = "import sys, resnet_ops.serving.gateway, resnet_ops.serving.replica\nprint('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["train", "--help"], ["serve", "--help"], ["study", "--help"], ["runs"], ["train", "--lr", "-1"]],

@@ -5,7 +5,7 @@ Each field is a property of its own name: text as it is, all else as JSON. Readi
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
@@ -14,7 +14,9 @@ from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import is_one_line, printable
 from resnet_ops.run_records import HeldOutRecord
-from resnet_ops.training.checkpoint import CheckpointInfo
+
+if TYPE_CHECKING:  # it brings torch, which the gateway and the replicas of a server do without
+    from resnet_ops.training.checkpoint import CheckpointInfo
 
 Input = Literal["normalized", "raw"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -84,7 +86,7 @@ class Preprocessing(BaseModel):
         return round((self.resize[0] - self.height) / 2), round((self.resize[1] - self.width) / 2)
 
     @classmethod
-    def of(cls, info: CheckpointInfo, input_format: Input) -> "Preprocessing":
+    def of(cls, info: "CheckpointInfo", input_format: Input) -> "Preprocessing":
         """Return the preprocessing for the network of a checkpoint, in a file with this input."""
         raw = input_format == "raw"
         return cls(
@@ -158,7 +160,7 @@ class ModelMetadata(BaseModel):
     validation: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, info: CheckpointInfo, sha256: str, run: str | None, **file: Any) -> "ModelMetadata":
+    def of(cls, info: "CheckpointInfo", sha256: str, run: str | None, **file: Any) -> "ModelMetadata":
         """Return the metadata of a file that is exported from a checkpoint.
 
         Args:
