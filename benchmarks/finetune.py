@@ -22,8 +22,8 @@ from record import Row, write_once
 from resnet_ops import train
 from resnet_ops.config import DataConfig
 from resnet_ops.data.augment import normalize
+from resnet_ops.data.opening import open_source
 from resnet_ops.data.parallel_decode import ImageArray
-from resnet_ops.data.sources import open_source
 from resnet_ops.formatting import percent
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import Run

@@ -16,7 +16,7 @@ from record import Row, write_once
 from resnet_ops import TrainConfig, train
 from resnet_ops.data.augment import normalize
 from resnet_ops.data.discovery import EMBEDDED
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.training import checkpoint as checkpoints
 
 TRAIN_IMAGES, VAL_IMAGES, EPOCHS, TRIALS = 700, 180, 20, 6

@@ -33,7 +33,7 @@ def stock(workers: int) -> None:
     from ray.train import Checkpoint, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from resnet_ops.data.sources import open_source
+    from resnet_ops.data.opening import open_source
     from resnet_ops.models import build
 
     steps_file = os.environ["STEPS_FILE"]

@@ -24,7 +24,8 @@ from record import Floor, Row, in_turn, ratio, write
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data.decode import decode
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.data.stream import StreamedImages
 from resnet_ops.machine import cores
 

@@ -44,7 +44,7 @@ def stock_loop(config: dict[str, Any]) -> None:
     import torch
     from ray.train import Checkpoint
 
-    from resnet_ops.data.sources import open_source
+    from resnet_ops.data.opening import open_source
     from resnet_ops.models import build
 
     images = open_source("digits").load("train")

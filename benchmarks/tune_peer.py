@@ -24,7 +24,7 @@ def train(config):  # type: ignore[no-untyped-def]
     from resnet_ops.config import TrainConfig
     from resnet_ops.data.augment import Augmentation
     from resnet_ops.data.loader import open_loader
-    from resnet_ops.data.sources import open_source
+    from resnet_ops.data.opening import open_source
     from resnet_ops.models import build
     from resnet_ops.training.build import build_trainer
     from resnet_ops.training.distributed import ProcessGroup

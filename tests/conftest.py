@@ -19,7 +19,7 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.export import graph
 from resnet_ops.orchestration.connect import local_ray
 from resnet_ops.training import job

@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 from PIL import Image
 
 from resnet_ops import EvaluateConfig, TrainConfig, configure, evaluate, train
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 
 folder = Path(mkdtemp(prefix="resnet-ops-example-"))
 digits = open_source("digits").load("train")

@@ -19,7 +19,7 @@ from resnet_ops import (
     predict,
     train,
 )
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 
 folder = Path(mkdtemp(prefix="resnet-ops-example-"))
 report = check_data("digits")

@@ -36,8 +36,9 @@ from resnet_ops.data.findings import (
 )
 from resnet_ops.data.image_sizes import IMAGE_SIZE, network_size, read_headers
 from resnet_ops.data.image_statistics import Survey, survey
+from resnet_ops.data.opening import make_source
 from resnet_ops.data.parallel_decode import check_broken_share
-from resnet_ops.data.sources import Source, make_source, refuses_test_copies, should_stream
+from resnet_ops.data.sources import Source, refuses_test_copies, should_stream
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
 from resnet_ops.results import Result

@@ -1,7 +1,6 @@
-"""Open a dataset for training: check that training can use it, describe it in a record, and decode its splits.
+"""A dataset that training can use: which of its images are of which split, and their pixels, from the cache or decoded.
 
-`open_source` reads only labels and a few images, so that a wrong request fails at once; `Source.prepare` decodes what
-is not in the cache. Which images a path holds is in discovery.py. Nothing here knows torch.
+It is opened, and checked, in opening.py. Nothing here knows torch.
 """
 
 import hashlib
@@ -19,13 +18,6 @@ from resnet_ops import files
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.config_base import quoted
 from resnet_ops.data.cache import cache_folder, cache_key, cached_array, cached_images
-from resnet_ops.data.class_labels import (
-    check_every_class_is_trained,
-    check_label_range,
-    class_names,
-    match_classes,
-    match_test_classes,
-)
 from resnet_ops.data.copies import find_test_copies, has_other_label, hash_candidates, known_sizes, name_copies
 from resnet_ops.data.dataset import (
     CONTENT_HASH_BYTES,
@@ -33,7 +25,6 @@ from resnet_ops.data.dataset import (
     SPLITS,
     VAL_FRACTION,
     VAL_FRACTION_BESIDE_TEST,
-    DiscoveredData,
     EncodedImages,
     JoinedImages,
     Skipped,
@@ -42,15 +33,12 @@ from resnet_ops.data.dataset import (
     choose_test,
     choose_validation,
     fingerprint,
-    held_out_test_counts,
     image_count,
     subset,
     summarize_skipped,
-    validation_counts,
 )
 from resnet_ops.data.decode import CropSpec
-from resnet_ops.data.discovery import EMBEDDED, discover
-from resnet_ops.data.image_sizes import bit_depth_notes, find_bit_depth, network_size, read_headers
+from resnet_ops.data.discovery import EMBEDDED
 from resnet_ops.data.listing import File
 from resnet_ops.data.parallel_decode import (
     DecodedImages,
@@ -201,19 +189,6 @@ class Source:
         digests = np.sort(self._digests[self._rows_of("val")])
         digest = hashlib.sha256(digests.tobytes()).hexdigest()
         return HeldOutRecord(val_sha256=digest, test_fraction=self.config.test_fraction)
-
-    def held_out_as(self, recorded: HeldOutRecord) -> "Source | None":
-        """Return the dataset with the same validation images held out as a record says; None where it has others.
-
-        They depend on an option, and on whether there are test images, which are not in the fingerprint.
-        """
-        if self.held_out_images in (None, recorded):
-            return self
-        try:
-            other = open_source(self.config.model_copy(update={"test_fraction": recorded.test_fraction}))
-        except UserError:  # it has test images now
-            return None
-        return other if other.held_out_images == recorded else None
 
     @cached_property
     def _digests(self) -> np.ndarray:
@@ -458,117 +433,11 @@ def _hash_times(of: Sequence[File]) -> str:
     return hashlib.sha256(str(times).encode()).hexdigest()
 
 
-def open_source(data: str | DataConfig) -> Source:
-    """Find a dataset and check it without decoding it.
-
-    Args:
-        data: The dataset; a string is `DataConfig.data`. Validation images are those of `val_data`, or the data's own
-            (those of a folder or of files that `VAL_NAMES` name), or else a part of each class, chosen by a hash of the
-            images' bytes: a fifth, or a tenth where the data has test images of its own.
-
-    Raises:
-        UserError: There is nothing, it is not readable, it is empty, it has one class only, a label is out of range,
-            a validation image is of a class that training lacks, or no image of a few can be decoded.
-    """
-    config = DataConfig(data=data) if isinstance(data, str) else data
-    return make_source(config, discover(config))
-
-
-def make_source(config: DataConfig, data: DiscoveredData) -> Source:
-    """Check that training can use a dataset and return its source.
-
-    Raises:
-        UserError: See `open_source`.
-    """
-    name, train = config.data, data.train
-    if problems := [problem for part in data.parts for problem in part.problems]:
-        raise problems[0]
-    names, labels = class_names(data), train.encoded.labels
-    splits: dict[Split, EncodedImages] = {"train": train.encoded}
-    if data.val and len(data.val.encoded.labels):
-        splits["val"] = match_classes(data.val, names, config.val_data or name)
-    if not len(labels):
-        raise UserError(
-            f"--data {name} contains no training images.", "Choose a dataset that contains training images."
-        )
-    for encoded in splits.values():
-        check_label_range(name, encoded.labels, names)
-    if len(np.unique(labels)) < 2:
-        raise UserError(
-            f"--data {name} has training images of one class only ({names[labels[0]]}).",
-            "Add images of another class.",
-        )
-    check_every_class_is_trained(train.encoded, splits.get("val", train.encoded), names)
-    notes = list(data.notes)
-    if data.test:
-        test = match_test_classes(data.test, names, labels)
-        if len(test.labels):
-            splits["test"] = test
-        if left_out := len(data.test.encoded.labels) - len(test.labels):
-            notes.append(f"Left out {image_count(left_out)} of the test split, whose classes have no training images.")
-    fraction = val_fraction(config, splits)
-    held_out = int(validation_counts(labels, fraction).sum()) if fraction else 0
-    val_images = len(splits["val"].labels) if "val" in splits else held_out
-    held_out_test = 0
-    if config.test_fraction:
-        held_out_test = _count_held_out_test(config, labels, splits, fraction)
-        share = f"{config.test_fraction:.0%} of each class, chosen by a hash of their bytes"
-        notes.append(f"Held out {image_count(held_out_test)} as test images: {share}.")
-    if not val_images:
-        raise UserError(
-            f"--data {name} is too small to hold out validation images.", "Provide at least 3 images of a class."
-        )
-    parts: dict[Split, Sequence[File]] = {"train": train.files, "val": data.val.files if data.val else ()}
-    digest, kind = fingerprint(parts, names_matter=data.names_matter)
-    headers = read_headers(train.encoded)
-    height, width, channels, stored = network_size(headers, config.image_size, config.resize)
-    record = DataRecord(
-        name=data.name,
-        fingerprint=digest,
-        fingerprint_of=kind,
-        class_names=names,
-        numbered=not any(part.class_names for part in data.parts),
-        train_images=len(labels) - held_out - held_out_test + (val_images if config.fit_all else 0),
-        val_images=0 if config.fit_all else val_images,
-        test_images=held_out_test or (len(splits["test"].labels) if "test" in splits else 0),
-        channels=channels,
-        height=height,
-        width=width,
-        stored=stored,
-        bit_depth=find_bit_depth(train.encoded) if any(header.wide for header in headers) else None,
-    )
-    files = tuple(file for part in parts.values() for file in part)
-    test_files = data.test.files if "test" in splits and data.test else ()
-    return Source(record, config, splits, files, test_files, (*notes, *bit_depth_notes(record)), data.skipped)
-
-
 def val_fraction(config: DataConfig, splits: dict[Split, EncodedImages]) -> float:
     """Return the fraction of each class that is held out for validation; 0 where the data has validation images."""
     if "val" in splits:
         return 0.0
     return VAL_FRACTION_BESIDE_TEST if "test" in splits or config.test_fraction else VAL_FRACTION
-
-
-def _count_held_out_test(
-    config: DataConfig, labels: np.ndarray, splits: dict[Split, EncodedImages], fraction: float
-) -> int:
-    """Return how many test images are held out, but for copies.
-
-    Raises:
-        UserError: The data has test images of its own, or is too small to hold out one.
-    """
-    assert config.test_fraction is not None
-    if "test" in splits:
-        raise UserError(
-            f"--data {config.data} has {image_count(len(splits['test'].labels))} in a test split of its own.",
-            "Remove --test-fraction.",
-        )
-    count = int(held_out_test_counts(labels, config.test_fraction, fraction).sum())
-    if not count:
-        raise UserError(
-            f"--data {config.data} is too small to hold out test images.", "Provide at least 3 images of a class."
-        )
-    return count
 
 
 def sample(images: int, row_groups: np.ndarray | None) -> np.ndarray:
@@ -589,8 +458,3 @@ def should_stream(config: DataConfig, train_bytes: int) -> bool:
 def refuses_test_copies(config: DataConfig) -> bool:
     """Return whether test images may not be in another split too; benchmarks are taken as they are."""
     return not config.allow_duplicates and config.data not in DATA_SETS
-
-
-def fingerprint_of(config: DataConfig) -> str:
-    """Return the fingerprint of a dataset as this machine sees it."""
-    return open_source(config).record.fingerprint

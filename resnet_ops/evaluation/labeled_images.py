@@ -18,7 +18,8 @@ from resnet_ops.data.dataset import (
     image_count,
 )
 from resnet_ops.data.discovery import absolute_paths, discover_labeled, find_missing
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork

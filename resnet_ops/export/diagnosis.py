@@ -18,7 +18,7 @@ from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.decode import DecodeError, decode_whole
 from resnet_ops.data.folders import FolderImages
 from resnet_ops.data.image_kinds import is_image
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import inputs
 from resnet_ops.export.answers import Answers, read_answers

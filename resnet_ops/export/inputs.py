@@ -17,8 +17,9 @@ from resnet_ops.config import IMAGENET_WEIGHTS, DataConfig
 from resnet_ops.data.dataset import EncodedImages, Split, Subset
 from resnet_ops.data.decode import CropSpec, DecodeError, decode_whole
 from resnet_ops.data.discovery import absolute_paths, find_missing
+from resnet_ops.data.opening import open_source
 from resnet_ops.data.parallel_decode import decode_rows, hash_all
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import PausedError, UserError, did_you_mean, did_you_mean_path
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig, ProofConfig

@@ -9,9 +9,11 @@ from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data.copies import resolved_names
 from resnet_ops.data.dataset import DiscoveredData, EncodedImages, Split
 from resnet_ops.data.discovery import discover
-from resnet_ops.data.sources import Source, make_source
+from resnet_ops.data.opening import make_source, open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.run_records import HeldOutRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import CheckpointInfo
 
@@ -47,7 +49,7 @@ def divided_as_trained(source: Source, run: Run | None, trained: CheckpointInfo 
     if trained.held_out is not None:
         # With all of the others trained on, it is the same which of them would be for validation.
         is_all = trained.fitted_on_all and trained.held_out.test_fraction == source.config.test_fraction
-        return source.held_out_as(trained.held_out) or (source if is_all else None)
+        return _divided_as(source, trained.held_out) or (source if is_all else None)
     if trained.fitted_on_all:
         return source
     if run is not None:
@@ -60,6 +62,20 @@ def divided_as_trained(source: Source, run: Run | None, trained: CheckpointInfo 
         recorded = trained.validation or {}
         alike = recorded.get("images_total", recorded.get("images")) == source.record.val_images
     return source if alike else None
+
+
+def _divided_as(source: Source, recorded: HeldOutRecord) -> Source | None:
+    """Return a dataset with the same validation images held out as a record says; None where it has others.
+
+    They depend on an option, and on whether there are test images, which are not in the fingerprint.
+    """
+    if source.held_out_images in (None, recorded):
+        return source
+    try:
+        other = open_source(source.config.model_copy(update={"test_fraction": recorded.test_fraction}))
+    except UserError:  # it has test images now
+        return None
+    return other if other.held_out_images == recorded else None
 
 
 @dataclass(frozen=True)

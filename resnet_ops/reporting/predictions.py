@@ -20,8 +20,9 @@ from resnet_ops.data.augment import normalize
 from resnet_ops.data.dataset import Split
 from resnet_ops.data.decode import decode
 from resnet_ops.data.loader import EVAL_BATCH
+from resnet_ops.data.opening import open_source
 from resnet_ops.data.parallel_decode import decode_rows
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.reliability import CalibrationBin, calibration_bins
 from resnet_ops.runs import Run

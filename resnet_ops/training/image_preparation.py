@@ -11,8 +11,9 @@ from pathlib import Path
 
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.dataset import SPLIT_NAMES
+from resnet_ops.data.opening import fingerprint_of
 from resnet_ops.data.parallel_decode import Report, do_not_report
-from resnet_ops.data.sources import Source, fingerprint_of
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import first_names, size
 from resnet_ops.machine import memory_bytes

@@ -6,7 +6,8 @@ Imports torch only within functions: a job that does not fit is refused before.
 from typing import TYPE_CHECKING
 
 from resnet_ops.config import AUTO, TrainConfig
-from resnet_ops.data.sources import Source, open_source, should_stream
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source, should_stream
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.formatting import first_names
 from resnet_ops.orchestration.allocation import Placement

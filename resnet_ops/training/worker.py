@@ -28,7 +28,8 @@ import torch.distributed as dist
 
 from resnet_ops import files
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import Source, cut_note, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source, cut_note
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.formatting import first_names
 from resnet_ops.orchestration import worker_stop

@@ -21,7 +21,8 @@ from ray import tune
 from resnet_ops import files, runs
 from resnet_ops.cluster_config import NodeRange
 from resnet_ops.config import DataConfig, TrainConfig
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import INTERRUPTED, PREEMPTED, PausedError, RunLostError, UserError
 from resnet_ops.orchestration import cluster_kv, worker_stop
 from resnet_ops.orchestration.placement import Device

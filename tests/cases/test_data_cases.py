@@ -23,7 +23,8 @@ from resnet_ops.config import DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.image_kinds import describe_content, image_extensions
-from resnet_ops.data.sources import Source, cut_note, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source, cut_note
 from resnet_ops.data.stream import StreamedImages
 from resnet_ops.errors import UserError
 from tests.data.samples import encode_pixels

@@ -23,7 +23,7 @@ from ray.core.generated.common_pb2 import JobConfig
 from resnet_ops import environment, files, machine, runs
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.cache import cache_folder
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.job import evaluate

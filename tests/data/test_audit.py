@@ -16,7 +16,7 @@ from resnet_ops.data import contact_sheet, image_sizes
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.augment import pixel_statistics
 from resnet_ops.data.discovery import EMBEDDED
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from tests.conftest import CIFAR10, Ended, needs_cifar10
 from tests.data.make_digits import pixels_and_labels
 from tests.data.samples import noise, write_parquet

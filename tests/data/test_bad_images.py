@@ -13,7 +13,8 @@ from torchvision.transforms.v2 import functional as reference
 
 from resnet_ops.config import DataConfig
 from resnet_ops.data.decode import CropSpec, DecodeError, decode, read_header
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from tests.data.samples import encode_pixels, noise, write_class_folders, write_parquet
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, Loader, open_loader
+from resnet_ops.data.opening import open_source
 from resnet_ops.data.sampling import balanced_order
-from resnet_ops.data.sources import open_source
 
 CPU = torch.device("cpu")
 

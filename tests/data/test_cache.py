@@ -15,7 +15,8 @@ import torch
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, open_loader
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.training.image_preparation import decode_images
 from resnet_ops.training.observer import Observer
@@ -126,9 +127,9 @@ def test_what_is_damaged_is_written_again(tmp_path: Path, opened: Callable[[], S
 def test_a_process_killed_half_way_leaves_nothing_that_counts(tmp_path: Path, opened: Callable[[], Source]) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom resnet_ops.config import DataConfig\n"
-        "from resnet_ops.data import cache, sources\n"
+        "from resnet_ops.data import cache, opening\n"
         "cache.files.sync = lambda path: os._exit(9)\n"  # all is written, nothing has its name
-        "sources.open_source(DataConfig(data=sys.argv[1], cache_dir=Path(sys.argv[2]))).load('train')"
+        "opening.open_source(DataConfig(data=sys.argv[1], cache_dir=Path(sys.argv[2]))).load('train')"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path / "cache")]
     assert subprocess.run(arguments, check=False).returncode == 9

@@ -14,7 +14,7 @@ import pytest
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from resnet_ops.config import DataConfig
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from tests.data.samples import encode_pixels, noise, write_class_folders, write_parquet
 

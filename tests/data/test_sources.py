@@ -15,7 +15,7 @@ from resnet_ops.config import DataConfig
 from resnet_ops.data.class_labels import merge_classes
 from resnet_ops.data.dataset import choose_validation, digest
 from resnet_ops.data.discovery import EMBEDDED, discover
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from tests.conftest import CIFAR10, needs_cifar10
 from tests.data.make_digits import pixels_and_labels, table

@@ -11,7 +11,8 @@ from resnet_ops.data import listing
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.copies import find_test_copies, hash_candidates, name_copies
 from resnet_ops.data.discovery import discover
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from tests.data.samples import noise, write_class_folders, write_parquet
 

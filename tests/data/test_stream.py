@@ -25,9 +25,9 @@ from resnet_ops.data.augment import Augmentation, pixel_statistics
 from resnet_ops.data.batch_ring import BatchRing
 from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.loader import DeviceImages, Loader, open_loader
+from resnet_ops.data.opening import open_source
 from resnet_ops.data.parquet import ParquetImages
 from resnet_ops.data.read_schedule import ReadSchedule
-from resnet_ops.data.sources import open_source
 from resnet_ops.data.stream import StreamedImages
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.training import job, preflight
@@ -42,7 +42,7 @@ from pathlib import Path
 import torch
 from resnet_ops.config import DataConfig
 from resnet_ops.data import daemon_pool, stream
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.data.stream import StreamedImages
 from resnet_ops.training.worker import Watchdog
 

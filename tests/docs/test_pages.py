@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision
 
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.runs import Run
 from tests.conftest import Ended
 from tests.data.samples import encode_pixels, shades, write_class_folders, write_parquet
@@ -180,7 +180,7 @@ class Reader:
 
     def serve(self, line: str) -> None:
         """What a reader would leave running in another terminal until the next line is done."""
-        service = self.service = self.start(re.sub(r"( --port \d+)?$", f" --port {self.port}", line, count=1))
+        service = self.service = self.start(with_options(re.sub(r" --port \d+", "", line), f"--port {self.port}"))
         wait_for(lambda: service.poll() is not None or socket.socket().connect_ex(("127.0.0.1", self.port)) == 0)
         assert service.poll() is None, service.communicate()[1]
 

@@ -15,7 +15,7 @@ import torch
 
 from resnet_ops import EvaluateConfig, evaluate, runs
 from resnet_ops.data.augment import normalize
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.evaluated_network import open_network
 from resnet_ops.evaluation.labeled_images import SeenImages

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.export import checks, graph, precision, runtime
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig

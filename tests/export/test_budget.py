@@ -12,7 +12,7 @@ import torch
 from onnx import helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.export import budget, graph, precision, proof, runtime
 from resnet_ops.export.budget import macs_per_image, proof_size
 from resnet_ops.export.classifier import normalize_pixels

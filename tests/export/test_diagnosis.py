@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from resnet_ops.data.folders import FolderImages
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import answer_table, fault_search, runtime
 from resnet_ops.export.answers import Answers, read_answers

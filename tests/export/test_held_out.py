@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from resnet_ops.config import DataConfig
+from resnet_ops.data.opening import open_source
 from resnet_ops.data.parallel_decode import hash_all
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import open_network

@@ -14,7 +14,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig

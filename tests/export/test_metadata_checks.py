@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import budget, checks, graph, runtime
 from resnet_ops.export.config import ExportConfig, ValidateConfig

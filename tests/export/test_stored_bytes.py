@@ -10,7 +10,8 @@ from sklearn.datasets import load_sample_image
 
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.decode import decode
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.export import graph, runtime
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing

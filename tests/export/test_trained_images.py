@@ -11,8 +11,8 @@ from resnet_ops.config import DataConfig
 from resnet_ops.data import dataset, sources
 from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.discovery import discover_labeled
+from resnet_ops.data.opening import open_source
 from resnet_ops.data.parallel_decode import hash_all
-from resnet_ops.data.sources import open_source
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import open_network
 from resnet_ops.evaluation.job import evaluate

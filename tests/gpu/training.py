@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.augment import Augmentation, pixel_statistics
 from resnet_ops.data.loader import Loader, open_loader
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.models import build
 from resnet_ops.run_records import Epoch
 from resnet_ops.training import checkpoint

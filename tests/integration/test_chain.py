@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from tests.conftest import CIFAR10, COMMAND, Ended, needs_cifar10
 
 EVERY = [(precision, given) for precision in ("fp32", "fp16", "int8") for given in ("normalized", "raw")]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from resnet_ops.data.discovery import EMBEDDED
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from resnet_ops.config import DataConfig, TrainConfig
 from resnet_ops.data.audit import check_data
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export import graph
 from resnet_ops.export.config import ExportConfig

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.data import sources
+from resnet_ops.data import opening
 from resnet_ops.errors import WORK_FAILED, PausedError
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
@@ -72,8 +72,8 @@ def test_same_seed_same_bytes_in_another_process(tmp_path: Path) -> None:
 def test_a_worker_in_this_process_takes_the_images_that_were_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, fingerprint = [], sources.fingerprint  # reads all of the files
-    monkeypatch.setattr(sources, "fingerprint", lambda *of, **how: opened.append(of) or fingerprint(*of, **how))
+    opened, fingerprint = [], opening.fingerprint  # reads all of the files
+    monkeypatch.setattr(opening, "fingerprint", lambda *of, **how: opened.append(of) or fingerprint(*of, **how))
     job.train(TrainConfig.of(model="resnet8", epochs=1, runs_dir=tmp_path))
     assert len(opened) == 1
 
@@ -211,7 +211,7 @@ def test_two_workers_end_in_the_same_bytes_again(ray_session: None, tmp_path: Pa
 
 def validation_error(checkpoint: checkpoints.Checkpoint) -> float:
     from resnet_ops.data.augment import normalize
-    from resnet_ops.data.sources import open_source
+    from resnet_ops.data.opening import open_source
 
     images = open_source("digits").load("val")
     network = checkpoint.info.build_network()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.reporting.predictions import predict
 from resnet_ops.runs import Run

@@ -7,7 +7,8 @@ import pytest
 from torch import nn
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import image_size
 from resnet_ops.orchestration.placement import Device

@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 
 from resnet_ops.config import TrainConfig
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
 from resnet_ops.training import job

@@ -17,7 +17,7 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data import stream
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, Loader, open_loader
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.training.build import build_trainer

@@ -6,7 +6,8 @@ import pytest
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.runs import Run
 from resnet_ops.training.defaults import explain_choices
 from resnet_ops.training.image_preparation import decode_images

@@ -9,7 +9,8 @@ import torch
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, open_loader
-from resnet_ops.data.sources import Source, open_source
+from resnet_ops.data.opening import open_source
+from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.recipe_config import steps_per_epoch

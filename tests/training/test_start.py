@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.dataset import Split
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import Preprocessing
 from resnet_ops.runs import Run

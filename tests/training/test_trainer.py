@@ -14,7 +14,7 @@ from torch import nn
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, Loader, open_loader
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.models import build
 from resnet_ops.training.build import build_trainer, without_dynamo

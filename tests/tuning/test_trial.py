@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from resnet_ops.data.sources import open_source
+from resnet_ops.data.opening import open_source
 from resnet_ops.runs import Run
 from resnet_ops.tuning.algorithms import METRIC, NUMBER, POINT, SHARE
 from resnet_ops.tuning.trial import TrialTask, TrialWorker
