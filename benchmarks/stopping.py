@@ -94,6 +94,7 @@ class Place:
     name: str
     arguments: tuple[object, ...]
     target: Callable[[Work], int] = lambda work: work.process.pid
+    signals: tuple[signal.Signals, ...] = SIGNALS
 
 
 def head_of(work: Work) -> int:
@@ -136,7 +137,9 @@ def main() -> None:
             Place("train, one process", ("train", *LONG)),
             Place("train, 2 workers", ("train", *LONG, "--workers-per-node", 2)),
             Place("train, 2 nodes: to the driver", (*on_nodes, nodes.address)),
-            Place("train, 2 nodes: to a worker", (*on_nodes, nodes.address), lambda _: min(nodes.workers())),
+            Place(
+                "train, 2 nodes: to a worker", (*on_nodes, nodes.address), lambda _: min(nodes.workers()), SIGNALS[:3]
+            ),  # Ctrl-C is for the driver
             Place(
                 "train, submitted job: to its driver",
                 (*on_nodes, nodes.job_server),
@@ -149,7 +152,7 @@ def main() -> None:
         ]
         for place in places:
             row: Row = {"work": place.name}
-            for sent in SIGNALS:
+            for sent in place.signals:
                 code = INTERRUPTED if sent == signal.SIGINT else PREEMPTED
                 found = [seconds_after(place, sent, code) for _ in range(runs)]
                 row[sent.name] = statistics.median(found)
