@@ -51,7 +51,9 @@ class Run:
     """A run directory: the paths of its files, how they are read, written and locked."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        absolute = path.absolute()
+        # A name is needed, which .. is not; a link has one, and goes on having it.
+        self.path = absolute.resolve() if ".." in absolute.parts else absolute
         self.record_file = self.path / "run.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.events_file = self.path / "events.jsonl"

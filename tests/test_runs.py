@@ -280,6 +280,13 @@ def test_a_run_is_found_or_the_nearest_is_named(tmp_path: Path) -> None:
         runs.find(tmp_path, "nine")
 
 
+def test_a_run_has_a_name_by_whichever_path_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.create(tmp_path, "mine", "", overwrite=False)
+    (tmp_path / "link").symlink_to(run.export)
+    monkeypatch.chdir(run.export)
+    assert {Run(Path(path)).path for path in ("..", "../../mine", "../../link/..")} == {run.path}
+
+
 def test_a_damaged_record_is_said(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "mine", "", overwrite=False)
     for content in (b"", b"{}", b"\xff\xfe"):

@@ -193,7 +193,7 @@ def _build_model(
     metadata = ModelMetadata.of(
         info,
         checkpoint.sha256,
-        resolved.run.name if resolved.run else None,
+        resolved.record.name if resolved.record else None,  # that of its folder may be a link's
         input=config.input,
         output="probabilities" if config.softmax else "logits",
         precision=config.precision,
