@@ -26,15 +26,15 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 import resnet_ops
 from resnet_ops import files, locks
-from resnet_ops.config import RunListConfig
-from resnet_ops.config_base import as_typed, check_run_name, check_text
+from resnet_ops.config import IMAGENET_WEIGHTS, RunListConfig
+from resnet_ops.config_base import as_typed, check_text
 from resnet_ops.errors import PausedError, RunLostError, UserError, did_you_mean
 from resnet_ops.machine import release
 from resnet_ops.run_records import Epoch, Event, EventKind, HeldOutRecord, RunList, RunRecord, RunSummary
@@ -43,6 +43,7 @@ RunPicture = Literal["augmented", "confusion"]
 EPOCH_OF_PICTURE = "Epoch"  # the field of the PNG that has it
 Line = TypeVar("Line", bound=BaseModel)
 FOLDERS = ("checkpoints", "best", "export")  # on a disk, from the start
+FILE_SUFFIXES = {".onnx", ".safetensors", ".pth", ".pt", ".ckpt", ".bin"}  # of files that commands take beside runs
 MAX_NUMBER = 10_000  # of runs that are called alike
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
 
@@ -241,7 +242,7 @@ def _no_run(path: Path) -> UserError:
 
 
 def check_new(runs_dir: Path, name: str | None, overwrite: bool, *, waits: bool = False) -> None:
-    """Check, before any work, that `claim` will find `name` free and `runs_dir` ready to be written.
+    """Check, before any work, that `name` means nothing else, and that `claim` will find it free and `runs_dir` ready.
 
     Args:
         runs_dir: Folder of the run.
@@ -250,8 +251,10 @@ def check_new(runs_dir: Path, name: str | None, overwrite: bool, *, waits: bool 
         waits: Whether `claim` will wait for one that is being trained.
 
     Raises:
-        UserError: As for `claim`.
+        UserError: As for `claim`, or the name is that of something else.
     """
+    if name is not None:
+        _check_is_no_other(name)
     files.check_reachable(runs_dir)
     check_text(runs_dir.absolute())
     try:
@@ -263,6 +266,15 @@ def check_new(runs_dir: Path, name: str | None, overwrite: bool, *, waits: bool 
         _check_replaceable(run, overwrite)
         if not waits and (holder := locks.holder(run.lock_file)):
             raise locks.refusal(holder, run.name)
+
+
+def _check_is_no_other(name: str) -> None:
+    """Check that commands that take runs and files, or published weights, will not take a new run for one of those."""
+    if name == IMAGENET_WEIGHTS:
+        raise UserError(f"--name {name}: these are torchvision's weights in --weights and export.", "Use another name.")
+    path = PurePath(name)
+    if path.suffix.lower() in FILE_SUFFIXES:
+        raise UserError(f"--name {name}: that is the name of a file, not of a run.", f"Use --name {path.stem}.")
 
 
 @contextlib.contextmanager
@@ -392,15 +404,15 @@ def find(runs_dir: Path, name: str, others: Sequence[str] = ()) -> Run:
     Raises:
         UserError: There is none; the error names the nearest.
     """
-    known = [run.name for run in in_folder(runs_dir)]
+    known = {run.name: run for run in in_folder(runs_dir)}
     if name not in known:
-        available = f"Available: {', '.join(known[:8])}." if known else ""
+        available = f"Available: {', '.join(list(known)[:8])}." if known else ""
         raise UserError(
             f"There is no run called {name!r} in {runs_dir.absolute()}.",
             f"{did_you_mean(name, [*others, *known])} "
             f"{available or 'Name the folder of its runs with --runs-dir, or train one: resnet-ops train'}",
         )
-    return Run(runs_dir / check_run_name(name))
+    return known[name]
 
 
 def find_or_open(runs_dir: Path, name: str, others: Sequence[str] = ()) -> Run:

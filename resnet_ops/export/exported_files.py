@@ -22,8 +22,10 @@ def with_exported_file(config: C) -> C:
     file = config.file.expanduser()
     run = Run(file)
     if not files.is_file(run.record_file):
-        is_path = file.suffix or len(file.parts) > 1 or file.is_file()
+        is_path = len(file.parts) > 1 or file.is_file()
         if is_path or files.is_remote(config.runs_dir):  # ONNX Runtime reads disks only
+            return config
+        if file.suffix and not files.is_file(Run(config.runs_dir / file).record_file):  # flowers-v1.2 may be a run
             return config
         run = runs.find(config.runs_dir, file.name)
     exported = sorted(path for path in files.listed(run.export) if path.suffix == ".onnx")
