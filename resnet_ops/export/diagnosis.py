@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.decode import DecodeError, decode_whole
@@ -28,6 +27,7 @@ from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.fault_match import EVIDENCE, FaultMatch
 from resnet_ops.export.fault_search import FaultSearch
 from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.export.trained_images import open_intact, training_config
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
@@ -186,8 +186,9 @@ def _open_images(config: DiagnoseConfig, metadata: ModelMetadata) -> EncodedImag
     resolved = inputs.find_exported_checkpoint(config.file.expanduser(), metadata.checkpoint_sha256)
     if resolved is not None and resolved.run is not None:
         return open_source(resolved.run.read().config).encoded("val")
-    if metadata.data in DATA_SETS:
-        return open_source(DataConfig(data=metadata.data)).encoded("val")
+    trained_on = training_config(None, metadata.data)
+    if trained_on and (own := open_intact(trained_on, metadata.data_fingerprint)):
+        return own.encoded("val")
     raise UserError(
         f"It is not known which images {config.outputs} is about.", "Give the folder that they are in: --data."
     )

@@ -240,12 +240,13 @@ def open_validation_data(
         return None, False
     source = open_source(chosen)
     if source.record.fingerprint != trained.data_fingerprint:
-        if config.data is None and has_checkpoint:
+        if config.data is None and run is not None:
             raise UserError(
                 f"The images in {chosen.data} differ from those the network was trained on.",
                 "Restore them, or choose images to validate on: --data.",
             )
-        return source, False
+        # Without a run, there is but a name: a folder called digits has that of other images.
+        return source if config.data is not None else None, False
     if (divided := divided_as_trained(source, run, trained)) is not None:
         return divided, has_checkpoint
     cause = f"{source.config.data} {NOT_DIVIDED}"
