@@ -44,6 +44,7 @@ EPOCH_OF_PICTURE = "Epoch"  # the field of the PNG that has it
 Line = TypeVar("Line", bound=BaseModel)
 FOLDERS = ("checkpoints", "best", "export")  # on a disk, from the start
 FILE_SUFFIXES = {".onnx", ".safetensors", ".pth", ".pt", ".ckpt", ".bin"}  # of files that commands take beside runs
+LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file; longer ones its own reader refuses
 MAX_NUMBER = 10_000  # of runs that are called alike
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
 
@@ -142,6 +143,10 @@ class Run:
         """Read which validation images were held out; None where the data has some, or it is not recorded."""
         held_out = self._of_best("held_out")
         return HeldOutRecord.model_validate(held_out) if held_out else None
+
+    def best_checksum(self) -> str | None:
+        """Read the checksum of the best weights by their own word, in a moment; None where there are none."""
+        return checkpoint_header(self.best / "model.safetensors").get("sha256")
 
     def _of_best(self, field: str) -> Any:
         try:
@@ -519,6 +524,15 @@ def unreadable(record_file: Path, error: Exception) -> UserError:
         if release(wrote) > release(resnet_ops.__version__):
             remedy = f"Version {wrote} of resnet-ops wrote it; this is {resnet_ops.__version__}. Install that one."
     return UserError(f"{record_file} cannot be read ({detail}).", remedy)
+
+
+def checkpoint_header(file: Path) -> dict[str, Any]:
+    """Read what a checkpoint says of itself in its first bytes; nothing where there is none, or it is no checkpoint."""
+    try:
+        size = int.from_bytes(files.read_start(file, 8), "little")
+        return dict(json.loads(files.read_start(file, 8 + size)[8:])["__metadata__"]) if size <= LARGEST_HEADER else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:

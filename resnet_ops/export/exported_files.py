@@ -1,5 +1,6 @@
 """Find the exported file that a user means: a path, or the run that it is of; and name a file that is none."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +37,15 @@ def with_exported_file(config: C) -> C:
         names = ", ".join(path.name for path in exported)
         raise UserError(f"Run {run.name} has several exported files: {names}.", f"Give one of them: {exported[0]}")
     return config.model_copy(update={"file": (usual or exported)[0]})
+
+
+def check_is_of_best(file: Path, checkpoint_sha256: str, warn: Callable[[str], None]) -> None:
+    """Warn where a file in the folder of exports of a run is of other weights than those that are its best now."""
+    run = Run(file.absolute().parent.parent)
+    best = run.best_checksum() if file.absolute().parent == run.export else None
+    if best not in (None, checkpoint_sha256):
+        export = f"resnet-ops export {quoted(run.path)} --onnx"
+        warn(f"{file.name} was exported from weights other than the best ones that its run has now: {export}")
 
 
 def not_onnx(path: Path, content: bytes) -> UserError:
