@@ -32,9 +32,9 @@ def class_names(data: DiscoveredData) -> tuple[str, ...]:
         UserError: A name cannot be that of a class in an exported file.
     """
     if names := next((part.class_names for part in data.parts if part.class_names), ()):
-        if unfit := next((name for name in names if not is_one_line(name)), None):
+        if bad := next((name for name in names if not is_one_line(name)), None):
             raise UserError(
-                f"The name of class '{printable(unfit)}' has characters that separate lines, command a terminal or "
+                f"The name of class '{printable(bad)}' has characters that separate lines, command a terminal or "
                 "turn the direction of text: it could not be exported.",
                 "Rename its folder, or its label.",
             )
