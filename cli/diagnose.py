@@ -67,7 +67,8 @@ def diagnose(options: Options, json: Json = False, debug: Debug = False) -> None
 def _show_hypotheses(output: Output, result: "DiagnoseResult") -> None:
     has_values = result.kind != "classes"
     columns = ["your program", ">classes equal", *([">mean difference", ">largest"] if has_values else []), ""]
-    kind = result.kind if result.column is None else f"{result.kind} (column {escape(result.column)})"
+    kind = f"{result.kind}, read as {result.read_as}," if result.read_as else result.kind
+    kind = kind if result.column is None else f"{kind} (column {escape(result.column)})"
     rows = table(*columns, title=f"{kind} of {result.images:,} images, replayed on {result.provider}")
     for one in result.hypotheses:
         mark = "[green]explains[/]" if one.explains and one.faults else "[green]equal[/]" if one.explains else ""

@@ -12,7 +12,7 @@ from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.formatting import percent, printable
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, literal, report_error, short, table
+from .console import Output, err, literal, report_error, short, table, warn
 from .startup import importing, process_started_at
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
         def progress(done: int, total: int) -> None:
             status.update(f"Classifying: {done:,} of {total:,} images")
 
-        result = library.predict(config, progress, process_started_at())
+        result = library.predict(config, progress, process_started_at(), warn)
     if config.output is not None:
         prediction_files.write_table(config.output, result.predictions, config.top)
     if config.copy_to is not None:

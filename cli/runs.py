@@ -33,6 +33,7 @@ COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "pree
 COLUMNS = ("name", "model", "data", "status", "epochs", "chosen", "last", "test", "when")
 OPTIONAL = ("when", "last", "epochs", "data", "test")  # left out in this order in a narrow terminal
 RIGHT = ("epochs", "chosen", "last", "test")
+NOT_OF_BEST = ", from weights other than the best ones now"
 PLOT_WIDTH, PLOT_HEIGHT = 64, 12  # characters
 Names = Annotated[
     list[str],
@@ -136,7 +137,7 @@ def _facts(run: "RunDescription") -> list[tuple[str, str]]:
         ("created", f"{run.created:%Y-%m-%d %H:%M} UTC; updated {ago(run.updated)}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
         ("best weights", short(run.best_weights) if run.best_weights else ""),
-        *(("exported", short(file)) for file in run.onnx),
+        *(("exported", f"{short(file)}{NOT_OF_BEST * (file in run.not_of_best)}") for file in run.onnx),
     ]
     return [(label, text) for label, text in facts if text]
 

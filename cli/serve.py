@@ -9,7 +9,7 @@ from resnet_ops.formatting import percent
 from resnet_ops.serving.config import ServeConfig
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, literal
+from .console import Output, err, literal, warn
 from .startup import importing
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
         with importing():
             from resnet_ops.serving import job
 
-        with job.start_service(config, lambda step: status.update(f"Starting, {step}")) as service:
+        with job.start_service(config, lambda step: status.update(f"Starting, {step}"), warn) as service:
             status.stop()
             _show(output, service)
             service.watch()

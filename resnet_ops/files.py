@@ -166,6 +166,14 @@ def read(path: Path, patience_s: float = PATIENCE_S) -> bytes:
     return path.read_bytes()
 
 
+def read_start(path: Path, size: int) -> bytes:
+    """Return the first bytes of a file."""
+    if is_remote(path):
+        return ask(path, lambda storage, key: bytes(storage.cat_file(key, 0, size)))
+    with path.open("rb") as file:
+        return file.read(size)
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file on this machine, in hexadecimal digits, however large it is."""
     with path.open("rb") as file:

@@ -26,15 +26,15 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 import resnet_ops
 from resnet_ops import files, locks
-from resnet_ops.config import RunListConfig
-from resnet_ops.config_base import as_typed, check_run_name, check_text
+from resnet_ops.config import IMAGENET_WEIGHTS, RunListConfig
+from resnet_ops.config_base import as_typed, check_text
 from resnet_ops.errors import PausedError, RunLostError, UserError, did_you_mean
 from resnet_ops.machine import release
 from resnet_ops.run_records import Epoch, Event, EventKind, HeldOutRecord, RunList, RunRecord, RunSummary
@@ -43,6 +43,8 @@ RunPicture = Literal["augmented", "confusion"]
 EPOCH_OF_PICTURE = "Epoch"  # the field of the PNG that has it
 Line = TypeVar("Line", bound=BaseModel)
 FOLDERS = ("checkpoints", "best", "export")  # on a disk, from the start
+FILE_SUFFIXES = {".onnx", ".safetensors", ".pth", ".pt", ".ckpt", ".bin"}  # of files that commands take beside runs
+LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file; longer ones its own reader refuses
 MAX_NUMBER = 10_000  # of runs that are called alike
 REMOTE_INTERVAL_S = 2.0  # a request costs money, and training up to 0.1 s
 
@@ -51,7 +53,9 @@ class Run:
     """A run directory: the paths of its files, how they are read, written and locked."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        absolute = path.absolute()
+        # A name is needed, which .. is not; a link has one, and goes on having it.
+        self.path = absolute.resolve() if ".." in absolute.parts else absolute
         self.record_file = self.path / "run.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.events_file = self.path / "events.jsonl"
@@ -139,6 +143,10 @@ class Run:
         """Read which validation images were held out; None where the data has some, or it is not recorded."""
         held_out = self._of_best("held_out")
         return HeldOutRecord.model_validate(held_out) if held_out else None
+
+    def best_checksum(self) -> str | None:
+        """Read the checksum of the best weights by their own word, in a moment; None where there are none."""
+        return checkpoint_header(self.best / "model.safetensors").get("sha256")
 
     def _of_best(self, field: str) -> Any:
         try:
@@ -239,7 +247,7 @@ def _no_run(path: Path) -> UserError:
 
 
 def check_new(runs_dir: Path, name: str | None, overwrite: bool, *, waits: bool = False) -> None:
-    """Check, before any work, that `claim` will find `name` free and `runs_dir` ready to be written.
+    """Check, before any work, that `name` means nothing else, and that `claim` will find it free and `runs_dir` ready.
 
     Args:
         runs_dir: Folder of the run.
@@ -248,8 +256,10 @@ def check_new(runs_dir: Path, name: str | None, overwrite: bool, *, waits: bool 
         waits: Whether `claim` will wait for one that is being trained.
 
     Raises:
-        UserError: As for `claim`.
+        UserError: As for `claim`, or the name is that of something else.
     """
+    if name is not None:
+        _check_is_no_other(name)
     files.check_reachable(runs_dir)
     check_text(runs_dir.absolute())
     try:
@@ -261,6 +271,15 @@ def check_new(runs_dir: Path, name: str | None, overwrite: bool, *, waits: bool 
         _check_replaceable(run, overwrite)
         if not waits and (holder := locks.holder(run.lock_file)):
             raise locks.refusal(holder, run.name)
+
+
+def _check_is_no_other(name: str) -> None:
+    """Check that commands that take runs and files, or published weights, will not take a new run for one of those."""
+    if name == IMAGENET_WEIGHTS:
+        raise UserError(f"--name {name}: these are torchvision's weights in --weights and export.", "Use another name.")
+    path = PurePath(name)
+    if path.suffix.lower() in FILE_SUFFIXES:
+        raise UserError(f"--name {name}: that is the name of a file, not of a run.", f"Use --name {path.stem}.")
 
 
 @contextlib.contextmanager
@@ -390,15 +409,15 @@ def find(runs_dir: Path, name: str, others: Sequence[str] = ()) -> Run:
     Raises:
         UserError: There is none; the error names the nearest.
     """
-    known = [run.name for run in in_folder(runs_dir)]
+    known = {run.name: run for run in in_folder(runs_dir)}
     if name not in known:
-        available = f"Available: {', '.join(known[:8])}." if known else ""
+        available = f"Available: {', '.join(list(known)[:8])}." if known else ""
         raise UserError(
             f"There is no run called {name!r} in {runs_dir.absolute()}.",
             f"{did_you_mean(name, [*others, *known])} "
             f"{available or 'Name the folder of its runs with --runs-dir, or train one: resnet-ops train'}",
         )
-    return Run(runs_dir / check_run_name(name))
+    return known[name]
 
 
 def find_or_open(runs_dir: Path, name: str, others: Sequence[str] = ()) -> Run:
@@ -505,6 +524,15 @@ def unreadable(record_file: Path, error: Exception) -> UserError:
         if release(wrote) > release(resnet_ops.__version__):
             remedy = f"Version {wrote} of resnet-ops wrote it; this is {resnet_ops.__version__}. Install that one."
     return UserError(f"{record_file} cannot be read ({detail}).", remedy)
+
+
+def checkpoint_header(file: Path) -> dict[str, Any]:
+    """Read what a checkpoint says of itself in its first bytes; nothing where there is none, or it is no checkpoint."""
+    try:
+        size = int.from_bytes(files.read_start(file, 8), "little")
+        return dict(json.loads(files.read_start(file, 8 + size)[8:])["__metadata__"]) if size <= LARGEST_HEADER else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _read_lines(path: Path, kind: type[Line]) -> list[Line]:

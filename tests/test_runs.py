@@ -280,6 +280,22 @@ def test_a_run_is_found_or_the_nearest_is_named(tmp_path: Path) -> None:
         runs.find(tmp_path, "nine")
 
 
+@pytest.mark.parametrize("name", ["a.onnx", "a.ONNX", "a.safetensors", "a.pth", "a.pt", "imagenet"])
+def test_a_new_run_is_not_called_as_a_file_is_or_published_weights_are(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--name {name}: "):
+        runs.check_new(tmp_path, name, overwrite=False)
+    runs.create(tmp_path, name, "", overwrite=False).write(record())  # as earlier versions did
+    assert runs.find(tmp_path, name).read().name == "r"
+    runs.check_new(tmp_path, "resnet20-v1.2", overwrite=False)
+
+
+def test_a_run_has_a_name_by_whichever_path_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.create(tmp_path, "mine", "", overwrite=False)
+    (tmp_path / "link").symlink_to(run.export)
+    monkeypatch.chdir(run.export)
+    assert {Run(Path(path)).path for path in ("..", "../../mine", "../../link/..")} == {run.path}
+
+
 def test_a_damaged_record_is_said(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "mine", "", overwrite=False)
     for content in (b"", b"{}", b"\xff\xfe"):

@@ -10,6 +10,7 @@ import numpy as np
 
 from resnet_ops.data.dataset import DiscoveredData, EncodedImages, LabeledImages, Subset
 from resnet_ops.errors import UserError, did_you_mean
+from resnet_ops.formatting import is_one_line, printable
 
 CHARACTER = re.compile(
     r"(?:(?:digit|number|letter|char|character)[ _-]?)?(?:[0-9a-z]|zero|one|two|three|four|five|six|seven|eight|nine)"
@@ -25,8 +26,18 @@ SIDE = re.compile("|".join(MIRRORED))
 
 
 def class_names(data: DiscoveredData) -> tuple[str, ...]:
-    """Return the names of the classes as training numbers them; numbers where the data has no names."""
+    """Return the names of the classes as training numbers them; numbers where the data has no names.
+
+    Raises:
+        UserError: A name cannot be that of a class in an exported file.
+    """
     if names := next((part.class_names for part in data.parts if part.class_names), ()):
+        if bad := next((name for name in names if not is_one_line(name)), None):
+            raise UserError(
+                f"The name of class '{printable(bad)}' has characters that separate lines, command a terminal or "
+                "turn the direction of text: it could not be exported.",
+                "Rename its folder, or its label.",
+            )
         return names
     labels = np.concatenate([part.encoded.labels for split, part in data.by_split.items() if split != "test"])
     return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))

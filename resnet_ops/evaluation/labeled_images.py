@@ -104,8 +104,9 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
     """
     trained_on = training_config(network.run, network.described.data)
     if config.data is None:
+        unknown = UserError(f"It is not known which images {network.name} was trained on.", "Choose some: --data.")
         if trained_on is None:
-            raise UserError(f"It is not known which images {network.name} was trained on.", "Choose some: --data.")
+            raise unknown
         columns = {name: getattr(config, name) for name in ("image_column", "label_column", "data_root")}
         chosen = trained_on.model_copy(update={name: value for name, value in columns.items() if value is not None})
         if missing := find_missing(chosen):
@@ -115,6 +116,8 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
             )
         source = open_source(chosen)
         if source.record.fingerprint != network.described.data_fingerprint:
+            if network.run is None:  # a folder called digits has the name of other images
+                raise unknown
             raise UserError(
                 f"The images in {chosen.data} differ from those {network.name} was trained on.",
                 "Restore them, or choose others: --data.",

@@ -20,7 +20,8 @@ from resnet_ops.export import answer_table
 from resnet_ops.export.answer_table import EXAMPLE, SAMPLED, Columns, ImageIndex, find_columns, read_rows
 from resnet_ops.export.program_steps import Kind
 
-Read = tuple[int, int, int, np.ndarray]  # a line that can be used: its number, the image, its class and values
+Classes = tuple[int, int]  # of a cell: as a name where it can be both a name and a number, and as a number
+Read = tuple[int, int, Classes, np.ndarray]  # a line that can be used: its number, the image, its class and values
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Answers:
         bad_lines: Why a line cannot be used, for each of those.
         column: The column that the classes were read from, if another could have been it.
         is_cut: Whether the file has more lines than are read.
+        numbered: The classes, if they are other ones where the names of classes are read as numbers of classes.
     """
 
     kind: Kind
@@ -46,16 +48,15 @@ class Answers:
     bad_lines: tuple[str, ...]
     column: str | None = None
     is_cut: bool = False
+    numbered: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, rows: np.ndarray) -> "Answers":
         """Return some of the answers."""
-        values = None if self.values is None else self.values[rows]
-        return replace(
-            self, images=self.images[rows], lines=self.lines[rows], classes=self.classes[rows], values=values
-        )
+        arrays = {name: getattr(self, name) for name in ("images", "lines", "classes", "values", "numbered")}
+        return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
 
 
 class BadLineError(ValueError):
@@ -100,15 +101,17 @@ def read_answers(path: Path, images: EncodedImages, class_names: Sequence[str]) 
         )
     lines, rows_of_images, classes, values = (list(column) for column in zip(*read, strict=True))
     table = np.array(values) if columns.values else None
+    by_name, by_number = np.array(classes).T
     return Answers(
         _kind(table),
         np.array(rows_of_images),
         np.array(lines),
-        np.array(classes),
+        by_name,
         _from_percent(table),
         tuple(f"line {line}: {why}" for line, why in bad),
         columns.chosen,
         is_cut,
+        None if np.array_equal(by_name, by_number) else by_number,
     )
 
 
@@ -152,7 +155,7 @@ class _LineReader:
         self.label_of |= {n: i for i, n in enumerate(folded) if folded.count(n) == 1 and n not in self.label_of}
         self.class_names = class_names
 
-    def read(self, cells: list[str]) -> tuple[int, int, np.ndarray]:
+    def read(self, cells: list[str]) -> tuple[int, Classes, np.ndarray]:
         """Return the number of the image, its class, and its values if there are.
 
         Raises:
@@ -166,22 +169,23 @@ class _LineReader:
         except ValueError as error:
             raise BadLineError(str(error), f"{EXAMPLE} Choose the folder of the images: --data.") from None
         if self.columns.classes is not None:
-            return image, self.label(cells[self.columns.classes]), np.empty(0)
+            return image, self.labels(cells[self.columns.classes]), np.empty(0)
         values = np.array([self.number(cells[place]) for place in self.columns.values])
-        return image, int(np.argmax(values)), values
+        largest = int(np.argmax(values))
+        return image, (largest, largest), values
 
-    def label(self, cell: str) -> int:
-        label = self.label_of.get(cell, self.label_of.get(cell.casefold()))
-        if label is not None:
-            return label
+    def labels(self, cell: str) -> Classes:
+        named = self.label_of.get(cell, self.label_of.get(cell.casefold()))
+        number = int(float(cell)) if re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", cell) else None
+        if number is not None and -1 <= number <= self.count:  # a class number can be off by one
+            return number if named is None else named, number
+        if named is not None:
+            return named, named
         listed = f"Classes: {', '.join(self.class_names)[:200]}."
-        if not re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", cell):
-            meant = did_you_mean(cell[:100], self.class_names).rstrip("?")
-            raise BadLineError(f"the network has no class {cell[:100]!r}{f' ({meant}?)' if meant else ''}", listed)
-        label = int(float(cell))
-        if not -1 <= label <= self.count:  # one more and one less can be a class number that is off by one
-            raise BadLineError(f"the network has no class number {label}, but {self.count} classes", listed)
-        return label
+        if number is not None:
+            raise BadLineError(f"the network has no class number {number}, but {self.count} classes", listed)
+        meant = did_you_mean(cell[:100], self.class_names).rstrip("?")
+        raise BadLineError(f"the network has no class {cell[:100]!r}{f' ({meant}?)' if meant else ''}", listed)
 
     def number(self, cell: str) -> float:
         remedy = "Give a probability or a logit for each class: finite numbers such as 0.25, 2.5e-1 or 25%."

@@ -21,7 +21,7 @@ from resnet_ops.data.parallel_decode import CHUNK, map_chunks
 from resnet_ops.errors import UserError, did_you_mean_path
 from resnet_ops.export import runtime, untrusted
 from resnet_ops.export.config import PredictConfig, Provider
-from resnet_ops.export.exported_files import with_exported_file
+from resnet_ops.export.exported_files import check_is_of_best, with_exported_file
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.export.other_runtimes import Session
 from resnet_ops.files import Place
@@ -147,6 +147,7 @@ def predict(
     config: PredictConfig,
     on_progress: Callable[[int, int], object] = lambda *_: None,
     started_at: float | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> PredictResult:
     """Classify image files; those that cannot be decoded have an error in the result.
 
@@ -154,6 +155,7 @@ def predict(
         config: The ONNX file and the images.
         on_progress: Called now and then with the number of images that are done, and of all.
         started_at: When the user asked, in seconds since 1970; by default now.
+        warn: Called where the file is of weights that are no longer the best of its run.
 
     Raises:
         UserError: There are no images, or the file cannot be used.
@@ -162,6 +164,7 @@ def predict(
     config = with_exported_file(config)
     paths = find_images(config.images)
     classifier = Classifier(config.file, config.provider)
+    check_is_of_best(config.file.expanduser(), classifier.metadata.checkpoint_sha256, warn)
     began = time.monotonic()
     predictions: list[Prediction] = []
     for prediction in classify_files(classifier, paths, config.top):

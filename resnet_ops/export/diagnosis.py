@@ -5,14 +5,13 @@ What the program answered is read in `answers`; the faults are in `faults`, the 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.decode import DecodeError, decode_whole
@@ -28,6 +27,7 @@ from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.fault_match import EVIDENCE, FaultMatch
 from resnet_ops.export.fault_search import FaultSearch
 from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.export.trained_images import open_intact, training_config
 from resnet_ops.files import Place
 from resnet_ops.results import Result
 
@@ -92,6 +92,9 @@ class DiagnoseResult(Result):
     )
     kind: Literal["classes", "probabilities", "logits"] = Field(description="What the program's answers are.")
     column: str | None = Field(description="The column that classes were read from, if another could have been it.")
+    read_as: Literal["names", "numbers"] | None = Field(
+        description="What the classes were read as, if they can be both: that which comes nearer to ours."
+    )
     is_cut: bool = Field(description="Whether the file of outputs has more lines than are read.")
     answers: int = Field(description="Images with an answer in the file of outputs.")
     images: int = Field(description="Images of them that were compared.")
@@ -131,6 +134,11 @@ def diagnose_with(
     answers = read_answers(config.outputs.expanduser(), images, classifier.class_names)
     chosen = answers.subset(_spread(len(answers), config.images))
     chosen, broken = _decodable(chosen, images, classifier.metadata)
+    read_as: Literal["names", "numbers"] | None = None
+    if chosen.numbered is not None:
+        numbered = replace(chosen, classes=chosen.numbered)
+        names_are_nearer = _nearest(classifier, images, chosen) <= _nearest(classifier, images, numbered)
+        chosen, read_as = (chosen, "names") if names_are_nearer else (numbered, "numbers")
     search = FaultSearch(classifier, images, chosen, on_progress)
     ranked = search.run()
     ours = search.ours
@@ -161,6 +169,7 @@ def diagnose_with(
         differing=tuple(_differing(best if explaining else ours, chosen, images, classifier.class_names)),
         kind=chosen.kind,
         column=answers.column,
+        read_as=read_as,
         is_cut=answers.is_cut,
         answers=len(answers),
         images=len(chosen),
@@ -186,8 +195,9 @@ def _open_images(config: DiagnoseConfig, metadata: ModelMetadata) -> EncodedImag
     resolved = inputs.find_exported_checkpoint(config.file.expanduser(), metadata.checkpoint_sha256)
     if resolved is not None and resolved.run is not None:
         return open_source(resolved.run.read().config).encoded("val")
-    if metadata.data in DATA_SETS:
-        return open_source(DataConfig(data=metadata.data)).encoded("val")
+    trained_on = training_config(None, metadata.data)
+    if trained_on and (own := open_intact(trained_on, metadata.data_fingerprint)):
+        return own.encoded("val")
     raise UserError(
         f"It is not known which images {config.outputs} is about.", "Give the folder that they are in: --data."
     )
@@ -221,6 +231,15 @@ def _decodable(answers: Answers, images: EncodedImages, metadata: ModelMetadata)
             f"None of the {len(broken):,} images can be decoded, first {broken[0]}.", "Choose others: --data."
         )
     return answers.subset(np.array(rows)), broken
+
+
+def _nearest(classifier: Classifier, images: EncodedImages, answers: Answers) -> tuple[int, int]:
+    """Return how few answers differ from those of our preprocessing, and whether only with a fault after the network.
+
+    That is what reading names as numbers, or the other way around, looks like.
+    """
+    search = FaultSearch(classifier, images, answers, lambda _: None)
+    return min((match.misses, len(match.faults)) for match in search.matches([()], np.arange(len(answers))))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Find the exported file that a user means: a path, or the run that it is of; and name a file that is none."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +23,10 @@ def with_exported_file(config: C) -> C:
     file = config.file.expanduser()
     run = Run(file)
     if not files.is_file(run.record_file):
-        is_path = file.suffix or len(file.parts) > 1 or file.is_file()
+        is_path = len(file.parts) > 1 or file.is_file()
         if is_path or files.is_remote(config.runs_dir):  # ONNX Runtime reads disks only
+            return config
+        if file.suffix and not files.is_file(Run(config.runs_dir / file).record_file):  # flowers-v1.2 may be a run
             return config
         run = runs.find(config.runs_dir, file.name)
     exported = sorted(path for path in files.listed(run.export) if path.suffix == ".onnx")
@@ -34,6 +37,15 @@ def with_exported_file(config: C) -> C:
         names = ", ".join(path.name for path in exported)
         raise UserError(f"Run {run.name} has several exported files: {names}.", f"Give one of them: {exported[0]}")
     return config.model_copy(update={"file": (usual or exported)[0]})
+
+
+def check_is_of_best(file: Path, checkpoint_sha256: str, warn: Callable[[str], None]) -> None:
+    """Warn where a file in the folder of exports of a run is of other weights than those that are its best now."""
+    run = Run(file.absolute().parent.parent)
+    best = run.best_checksum() if file.absolute().parent == run.export else None
+    if best not in (None, checkpoint_sha256):
+        export = f"resnet-ops export {quoted(run.path)} --onnx"
+        warn(f"{file.name} was exported from weights other than the best ones that its run has now: {export}")
 
 
 def not_onnx(path: Path, content: bytes) -> UserError:

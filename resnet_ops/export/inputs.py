@@ -20,7 +20,7 @@ from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.data.opening import open_source
 from resnet_ops.data.parallel_decode import decode_rows, hash_all
 from resnet_ops.data.sources import Source
-from resnet_ops.errors import PausedError, UserError, did_you_mean, did_you_mean_path
+from resnet_ops.errors import WORK_FAILED, PausedError, UserError, did_you_mean, did_you_mean_path
 from resnet_ops.export import imported_weights
 from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.export.metadata import ModelMetadata
@@ -33,6 +33,7 @@ from resnet_ops.export.trained_images import (
 )
 from resnet_ops.files import to_path
 from resnet_ops.formatting import first_names
+from resnet_ops.run_records import RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
@@ -49,19 +50,49 @@ class ResolvedCheckpoint:
     Args:
         checkpoint: Its content.
         reread: Reads it from the disk again.
-        run: The run that it belongs to.
         folder: The default folder of its exports.
+        run: The run that it belongs to.
+        record: What run.json said before the checkpoint was read.
     """
 
     checkpoint: Checkpoint
     reread: Callable[[], Checkpoint]
-    run: Run | None
     folder: Path
+    run: Run | None = None
+    record: RunRecord | None = None
 
     @property
     def run_names(self) -> frozenset[str]:
         """Return the names of its run: that of its folder, and the one that it was trained under."""
-        return frozenset({self.run.name, self.run.read().name} if self.run else ())
+        return frozenset({self.run.name, self.record.name} if self.run and self.record else ())
+
+    def read_again(self) -> Checkpoint:
+        """Read it from the disk again, for a comparison that nothing in memory can have changed.
+
+        Raises:
+            UserError: There are other weights in its place by now.
+        """
+        again = self.reread()
+        if again.sha256 != self.checkpoint.sha256:
+            is_training = self.run is not None and self.run.is_locked()
+            raise UserError(
+                f"{self.checkpoint.path} has other weights than when the export began"
+                f"{': its run is being trained' if is_training else ''}.",
+                f"Export again{', or once the training has ended' if is_training else ''}.",
+                WORK_FAILED,
+            )
+        return again
+
+    def check_run(self) -> None:
+        """Check that the folder of its run is still that of this run.
+
+        Raises:
+            UserError: It is gone, or another run has taken its name and its place.
+        """
+        if self.run and self.record and self.run.read_as_written().created != self.record.created:
+            raise UserError(
+                f"Run {self.run.name} was replaced by another one while it was exported.", "Export again.", WORK_FAILED
+            )
 
 
 def resolve_checkpoint(config: ExportConfig, warn: Warn) -> ResolvedCheckpoint:
@@ -76,7 +107,7 @@ def resolve_checkpoint(config: ExportConfig, warn: Warn) -> ResolvedCheckpoint:
     if located is not None:
         read = imported_weights.read(located, config, warn)
         folder = located.path.absolute().parent if located.path == path else Path.cwd()
-        return ResolvedCheckpoint(read, lambda: imported_weights.read(located, config), None, folder)
+        return ResolvedCheckpoint(read, lambda: imported_weights.read(located, config), folder)
     for option in ("classes", "image_size", "resize", "mean", "std", "weights_key"):
         if getattr(config, option) is not None:
             raise UserError(
@@ -109,33 +140,33 @@ def resolve_run(name: str, runs_dir: Path, warn: Warn) -> ResolvedCheckpoint:
     path = to_path(name).expanduser()
     if files.is_file(path):
         owner = Run(path.absolute().parent.parent)
+        record = owner.read_as_written() if files.is_file(owner.record_file) else None
         checkpoint = checkpoints.read(path)
         _ = checkpoint.info.validated  # only such weights are exported
-        if not files.is_file(owner.record_file):
-            return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), None, path.absolute().parent)
-        return _of_run(checkpoint, owner)
+        if record is None:
+            return ResolvedCheckpoint(checkpoint, lambda: checkpoints.read(path), path.absolute().parent)
+        return _of_run(checkpoint, owner, record)
     run = runs.find_or_open(runs_dir, name, [IMAGENET_WEIGHTS])
-    run.read()
+    record = run.read_as_written()
     checkpoint, refused = checkpoints.read_best(run)
     for reason in refused:
         warn(f"Skipping a checkpoint: {reason}")
     if refused:
         warn(f"Using {checkpoint.path.name}, the best intact checkpoint (epoch {checkpoint.info.epoch}).")
-    return _of_run(checkpoint, run)
+    return _of_run(checkpoint, run, record)
 
 
-def _of_run(checkpoint: Checkpoint, run: Run) -> ResolvedCheckpoint:
+def _of_run(checkpoint: Checkpoint, run: Run, record: RunRecord) -> ResolvedCheckpoint:
     """Return a checkpoint of a run, with what earlier versions did not write: that it is fitted on all images."""
-    fit_all = run.read_as_written().config.fit_all
 
     def completed(read: Checkpoint) -> Checkpoint:
-        if read.info.fitted_on_all or not fit_all:
+        if read.info.fitted_on_all or not record.config.fit_all:
             return read
         metrics = read.info.metrics and read.info.metrics.without_validation()
         return replace(read, info=read.info.model_copy(update={"fitted_on_all": True, "metrics": metrics}))
 
     return ResolvedCheckpoint(
-        completed(checkpoint), lambda: completed(checkpoints.read(checkpoint.path)), run, run.export
+        completed(checkpoint), lambda: completed(checkpoints.read(checkpoint.path)), run.export, run, record
     )
 
 
@@ -165,9 +196,9 @@ def find_exported_checkpoint(file: Path, sha256: str, or_best: bool = False) -> 
         except UserError:
             continue
         if checkpoint.sha256 == sha256:
-            return _of_run(checkpoint, run)
+            return _of_run(checkpoint, run, run.read_as_written())
     if or_best and any(files.is_file(path) for path in paths):
-        return _of_run(checkpoints.read_best(run)[0], run)
+        return _of_run(checkpoints.read_best(run)[0], run, run.read_as_written())
     return None
 
 
@@ -209,12 +240,13 @@ def open_validation_data(
         return None, False
     source = open_source(chosen)
     if source.record.fingerprint != trained.data_fingerprint:
-        if config.data is None and has_checkpoint:
+        if config.data is None and run is not None:
             raise UserError(
                 f"The images in {chosen.data} differ from those the network was trained on.",
                 "Restore them, or choose images to validate on: --data.",
             )
-        return source, False
+        # Without a run, there is but a name: a folder called digits has that of other images.
+        return source if config.data is not None else None, False
     if (divided := divided_as_trained(source, run, trained)) is not None:
         return divided, has_checkpoint
     cause = f"{source.config.data} {NOT_DIVIDED}"

@@ -41,7 +41,6 @@ from resnet_ops.export.reference import Reference
 from resnet_ops.files import Place, write_atomically
 from resnet_ops.locks import exclusive
 from resnet_ops.machine import versions
-from resnet_ops.training.checkpoint import Checkpoint
 from resnet_ops.training.defaults import suggest_at_chance
 
 FP16_IMAGES = 64  # whose values are measured
@@ -138,10 +137,10 @@ def export_onnx(
             seen=is_training_data and info.fitted_on_all,
         )
         with snapshot.unchanged(unverified.parent):
-            report = verify_file(unverified, Reference(resolved.reread()), images, thresholds, exported, on_step)
+            report = verify_file(unverified, Reference(resolved.read_again()), images, thresholds, exported, on_step)
         if report.validated:
             _embed_report(unverified, metadata, report, provider)
-        file, proof_file, size = _publish(unverified, final, report, resolved.checkpoint, config)
+        file, proof_file, size = _publish(unverified, final, report, resolved, config)
     return ExportResult(
         **dict(report),
         onnx=file,
@@ -154,7 +153,7 @@ def export_onnx(
         epoch=info.epoch,
         majority_baseline=None
         if info.fitted_on_all
-        else MajorityBaseline.of(info.val_classes, suggest_at_chance(resolved.run.read()) if resolved.run else ""),
+        else MajorityBaseline.of(info.val_classes, suggest_at_chance(resolved.record) if resolved.record else ""),
         size_bytes=size,
         proof=proof_file,
         candidates=tuple(candidates),
@@ -194,7 +193,7 @@ def _build_model(
     metadata = ModelMetadata.of(
         info,
         checkpoint.sha256,
-        resolved.run.name if resolved.run else None,
+        resolved.record.name if resolved.record else None,  # that of its folder may be a link's
         input=config.input,
         output="probabilities" if config.softmax else "logits",
         precision=config.precision,
@@ -232,7 +231,7 @@ def _embed_report(file: Path, metadata: ModelMetadata, report: ProofReport, prov
 
 
 def _publish(
-    unverified: Path, final: Path, report: ProofReport, checkpoint: Checkpoint, config: ExportConfig
+    unverified: Path, final: Path, report: ProofReport, resolved: ResolvedCheckpoint, config: ExportConfig
 ) -> tuple[Path, Path, int]:
     """Copy the file to its final name, or to that of a rejected one, and write the record of the checks beside it.
 
@@ -240,6 +239,9 @@ def _publish(
 
     Returns:
         The file, the record, and the size of the file with external weights.
+
+    Raises:
+        UserError: The run of the checkpoint is gone, or replaced: the folder is another's.
     """
     file = final if report.validated else final.with_name(final.name + ".rejected")
     weights, content = unverified.with_name(graph.external_data_name(unverified)), unverified.read_bytes()
@@ -248,8 +250,8 @@ def _publish(
     record = {
         "onnx": file.name,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "checkpoint": str(checkpoint.path),
-        "checkpoint_sha256": checkpoint.sha256,
+        "checkpoint": str(resolved.checkpoint.path),
+        "checkpoint_sha256": resolved.checkpoint.sha256,
         "opset": config.opset,
         "precision": config.precision,
         "input": config.input,
@@ -257,7 +259,9 @@ def _publish(
         **report.model_dump(),
         "versions": versions(),
     }
+    resolved.check_run()  # before its folder is locked, which may be gone
     with exclusive(final.parent):
+        resolved.check_run()
         if report.validated and files.is_file(final_weights):
             files.remove(final)  # first: an interruption must not leave it with the weights of another
             files.remove(final_weights)

@@ -69,7 +69,9 @@ def _validate(
         config, resolved.run if resolved else None, checkpoint.info if checkpoint else metadata, warn
     )
     if source is None and resolved is None:
-        raise UserError(f"{file} has no dataset in its metadata.", "Choose images to validate on: --data.")
+        raise UserError(
+            f"The images that {file} was trained on are not known here.", "Choose images to validate on: --data."
+        )
     if source is None and metadata.precision == "int8" and not config.black_box:
         raise UserError(
             "Ranges and errors of an int8 file are measured on images like those of its training, of which none are "

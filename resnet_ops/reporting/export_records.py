@@ -23,11 +23,13 @@ class ExportRecord:
         file: The file.
         state: Whether it is the file that was verified, is gone, is another one, or has no record.
         proof: The record; empty where there is none.
+        is_of_best: Whether it records an export of the weights that are the run's best now; None if that is unknown.
     """
 
     file: Path
     state: FileState
     proof: dict[str, Any]
+    is_of_best: bool | None = None
 
     @property
     def validate_command(self) -> str:
@@ -60,8 +62,13 @@ def read_export_records(run: Run) -> list[ExportRecord]:
     paths = {path.name: path for path in files.listed(run.export)}
     proofs = {name: proof for name, path in paths.items() if (proof := _read_proof(path)) is not None}
     names = {name.removesuffix(RECORD) for name in proofs} | {name for name in paths if name.endswith(".onnx")}
+    best = run.best_checksum()
+
+    def is_of_best(proof: dict[str, Any] | None) -> bool | None:
+        return None if best is None or proof is None else proof.get("checkpoint_sha256") == best
+
     return [
-        ExportRecord(run.export / name, _state(paths.get(name), proof), proof or {})
+        ExportRecord(run.export / name, _state(paths.get(name), proof), proof or {}, is_of_best(proof))
         for name, proof in ((name, proofs.get(name + RECORD)) for name in sorted(names))
     ]
 

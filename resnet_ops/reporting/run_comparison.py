@@ -9,6 +9,7 @@ from resnet_ops import files
 from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.config import RunsConfig, TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.reporting.export_records import read_export_records
 from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, RunSummary
 from resnet_ops.runs import Run, distinct_names, summary_of
@@ -39,6 +40,9 @@ class RunDescription(RunSummary):
     best_weights: files.Place | None = Field(description="The weights of the best epoch.")
     onnx: tuple[files.Place, ...] = Field(
         description="Files in its export folder, of whichever of its weights: `validate` tells."
+    )
+    not_of_best: tuple[files.Place, ...] = Field(
+        description="Those of them that were verified, and exported from weights other than the best ones now."
     )
     curve: tuple[Epoch, ...] = Field(description="The metrics of each epoch.")
 
@@ -75,7 +79,7 @@ def describe_run(run: Run) -> RunDescription:
     record = run.read()
     curve = record.curve(run.epochs())
     weights = run.best / "model.safetensors"
-    exported = sorted(path for path in files.listed(run.export) if path.suffix == ".onnx")
+    exported = [each for each in read_export_records(run) if each.state != "gone" and each.file.suffix == ".onnx"]
     return RunDescription(
         **dict(summary_of(run, record)),
         parameters=record.parameters,
@@ -87,7 +91,8 @@ def describe_run(run: Run) -> RunDescription:
         options=record.config.unusual(),
         training_s=sum(epoch.seconds for epoch in curve),
         best_weights=weights if files.is_file(weights) else None,
-        onnx=tuple(exported),
+        onnx=tuple(each.file for each in exported),
+        not_of_best=tuple(each.file for each in exported if each.state == "verified" and each.is_of_best is False),
         curve=tuple(curve),
     )
 

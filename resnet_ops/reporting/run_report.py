@@ -349,7 +349,7 @@ def _section(number: int, entry: RunData, thumbnail_bytes: int) -> dict[str, Any
         "number": number,
         "entry": entry,
         "evaluation": evaluation,
-        "exports": [(export, _is_of_best_weights(export.proof, predictions)) for export in entry.exports],
+        "exports": entry.exports,
         "events": entry.run.events(),
         "details": {
             "Configuration": record.config.model_dump(mode="json"),
@@ -365,8 +365,3 @@ def _section(number: int, entry: RunData, thumbnail_bytes: int) -> dict[str, Any
             },
         },
     }
-
-
-def _is_of_best_weights(proof: dict[str, Any], predictions: Predictions | None) -> bool | None:
-    """Return whether an export is of the current best weights; None if that is unknown."""
-    return None if predictions is None else proof.get("checkpoint_sha256") == predictions.checkpoint.sha256

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export import claimed_network, runtime, untrusted
-from resnet_ops.export.exported_files import with_exported_file
+from resnet_ops.export.exported_files import check_is_of_best, with_exported_file
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.files import Place
 from resnet_ops.orchestration.ray_internals import started_ray_is_gone
@@ -70,12 +70,15 @@ class ServeResult(Result):
 
 
 @contextlib.contextmanager
-def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> Iterator[ServeResult]:
+def start_service(
+    config: ServeConfig, on_progress: Callable[[str], None], warn: Callable[[str], None] = lambda _: None
+) -> Iterator[ServeResult]:
     """Serve a file during a `with` block; at its end requests in progress are still answered.
 
     Args:
         config: The options.
         on_progress: Called with what is being done.
+        warn: Called where the file is of weights that are no longer the best of its run.
 
     Raises:
         UserError: The file cannot be used, the port is taken, or it does not fit on the cluster.
@@ -83,6 +86,7 @@ def start_service(config: ServeConfig, on_progress: Callable[[str], None]) -> It
     on_progress("opening the file")
     config = with_exported_file(config)
     content, metadata = _read_single_file(config)
+    check_is_of_best(config.file.expanduser(), metadata.checkpoint_sha256, warn)
     requested = runtime.restrict_provider(config.provider, metadata.precision)
     address = location.resolve_address(config)
     port = location.find_free_port(config.host, config.port)

@@ -30,13 +30,12 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
 from resnet_ops.run_records import Epoch, HeldOutRecord, StoredSize
-from resnet_ops.runs import Run
+from resnet_ops.runs import Run, checkpoint_header
 from resnet_ops.training.distributed import set_statistics, statistics
 from resnet_ops.training.mixed_precision import MeasuredPrecision
 from resnet_ops.training.trainer import Trainer
 
 MODEL, OPTIMIZER, WORKERS, TRAINED, SCALER = "model/", "optimizer/", "workers/", "trained/", "scaler/"
-LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file; longer ones its own reader refuses
 STATISTICS = ("statistics", "averaged")  # of BatchNorm, in the network and in its average
 
 
@@ -198,13 +197,7 @@ def read(path: Path) -> Checkpoint:
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether a file says that it is a checkpoint of ours, be it intact or not."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            size = int.from_bytes(start, "little")
-            return size <= LARGEST_HEADER and "resnet_ops" in _metadata(start + file.read(size))
-    except (OSError, ValueError, AttributeError):
-        return False
+    return "resnet_ops" in checkpoint_header(path)
 
 
 def is_pickle(content: bytes) -> bool:

@@ -310,6 +310,9 @@ def test_a_run_means_its_exported_file(trained: TrainResult, tmp_path: Path) -> 
     assert found("mine") == run / "export/model.onnx"
     with pytest.raises(UserError, match=r"no run called 'mime' in .*Did you mean mine"):
         found("mime")
+    run.rename(tmp_path / "resnet20-v1.2")
+    assert found("resnet20-v1.2") == tmp_path / "resnet20-v1.2/export/model.onnx"
+    assert found("model.onnx") == Path("model.onnx")
     for path in ("model.onnx", "./mine.onnx", "folder/mine"):
         assert found(path) == Path(path)
 

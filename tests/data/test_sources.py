@@ -17,9 +17,10 @@ from resnet_ops.data.dataset import choose_validation, digest
 from resnet_ops.data.discovery import EMBEDDED, discover
 from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
+from resnet_ops.formatting import is_one_line
 from tests.conftest import CIFAR10, needs_cifar10
 from tests.data.make_digits import pixels_and_labels, table
-from tests.data.samples import noise, write_parquet
+from tests.data.samples import noise, write_class_folders, write_parquet
 
 FINGERPRINT = "ad8d1a90f8ab7cc0d92296995a8d9969745c93878706012942d377097804dc66"
 DECODED = "298945f3a04f37f0cf96c5478f06df32ecd2a91d76a3d6561183ecddeb40008e"
@@ -168,6 +169,16 @@ def test_files_of_other_classes_are_refused(
     write_parquet(tmp_path / "b.parquet", noise(2, seed=1), labels, names=names)
     with pytest.raises(UserError, match=message):
         open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["c\tat", "c\nat", "c\u2028at", "c\u202eat", "c\x07at"])
+def test_a_class_whose_name_no_exported_file_could_have_is_refused(name: str, tmp_path: Path) -> None:
+    folders = write_class_folders(tmp_path / "folders", {name: noise(5), "dog": noise(5, seed=1)})
+    table = write_parquet(tmp_path / "a.parquet", noise(10), [0, 1] * 5, names=(name, "dog"))
+    for data in (folders, table):
+        with pytest.raises(UserError, match=r"The name of class 'c\\\w+at' has characters that.*Rename") as raised:
+            open_source(str(data))
+        assert is_one_line(str(raised.value))
 
 
 def test_one_file_is_split(tmp_path: Path) -> None:

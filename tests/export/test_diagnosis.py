@@ -614,6 +614,24 @@ def test_many_forms_of_tables_are_read(world: World) -> None:
     assert (result.verdict, result.kind) == ("equal", "probabilities")
 
 
+@pytest.mark.parametrize(
+    ("answer", "verdict", "read_as", "faults"),
+    [
+        (lambda label: label, "equal", "numbers", ()),
+        (lambda label: label + 1, "equal", "names", ()),
+        (lambda label: label - 1, "explained", "numbers", ("class numbers one too low",)),
+        (lambda label: 6 - label, "explained", "names", ("class names in reverse order",)),
+    ],
+)
+def test_classes_that_are_called_by_numbers_are_read_as_what_comes_nearer(
+    world: World, answer: Callable[[int], int], verdict: str, read_as: str, faults: tuple[str, ...]
+) -> None:
+    metadata = world.rgb.metadata.model_copy(update={"class_names": ("1", "2", "3", "4", "5", "6")})
+    classes = [answer(int(label)) for label in world.logits(right).argmax(1)]
+    result = world.diagnose(world.write_classes(classes), Classifier.from_session(metadata, world.rgb.session))
+    assert (result.verdict, result.read_as, result.best.faults) == (verdict, read_as, faults)
+
+
 def test_the_predicted_class_is_read_not_the_true_one(world: World, cli: Cli) -> None:
     names = [NAMES[label] for label in world.logits(right).argmax(1)]
     rows = [(path, "ant", "cow", name) for path, name in zip(world.paths, names, strict=True)]

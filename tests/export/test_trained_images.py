@@ -13,11 +13,13 @@ from resnet_ops.data.dataset import SPLITS
 from resnet_ops.data.discovery import discover_labeled
 from resnet_ops.data.opening import open_source
 from resnet_ops.data.parallel_decode import hash_all
+from resnet_ops.errors import UserError
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import open_network
 from resnet_ops.evaluation.job import evaluate
 from resnet_ops.evaluation.labeled_images import SeenImages, count_seen, open_images
-from resnet_ops.export.config import ExportConfig
+from resnet_ops.export import diagnosis
+from resnet_ops.export.config import DiagnoseConfig, ExportConfig
 from resnet_ops.export.inputs import (
     open_validation_data,
     select_images,
@@ -147,6 +149,22 @@ def test_exports_warn_of_relative_paths(
         chosen = select_validation_images(source, info.class_names, "fp32", False, warnings.append)
         warn_of_trained_images(chosen, run, info, warnings.append)
         assert "was trained on 200 of the 200 images" in warnings[0]
+
+
+def test_a_folder_of_the_name_of_a_dataset_is_not_taken_for_it(
+    data: Path, trained_on: TrainedOn, tmp_path: Path
+) -> None:
+    run = trained_on(data.rename(tmp_path / "digits"))
+    file, info = alone(run, tmp_path), read_best(run)[0].info
+    assert info.data == "digits"
+    assert open_validation_data(ExportConfig(run="run"), run, info, print)[1]
+    exported = ModelMetadata.of(info, "", None, made_by="")
+    for described in (info, exported):
+        assert open_validation_data(ExportConfig(run="file"), None, described, print) == (None, False)
+    with pytest.raises(UserError, match=r"It is not known which images alone\.safetensors was trained on"):
+        seen_of(file)
+    with pytest.raises(UserError, match="It is not known which images"):
+        diagnosis._open_images(DiagnoseConfig.of(file=file, outputs=Path("a.csv")), exported)
 
 
 def test_images_are_held_out_as_recorded(images: dict[str, list[bytes]], trained_on: TrainedOn, tmp_path: Path) -> None:

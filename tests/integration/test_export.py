@@ -123,12 +123,14 @@ def test_a_refuted_export_never_gets_the_final_name(cli: Callable[..., Ended], r
     assert (run.export / "model.onnx").read_bytes() == before  # the proven one stays
 
 
-def test_exporting_again_gives_the_same_bytes_in_another_process(
+def test_exporting_again_gives_the_same_bytes_in_another_process_and_through_a_link(
     cli: Callable[..., Ended], exported: tuple[Run, Ended]
 ) -> None:
     run, _ = exported
     before = (run.export / "model.onnx").read_bytes()
-    assert export(cli, run).code == 0
+    link = run.path.with_name("production")
+    link.symlink_to(run.name)
+    assert export(cli, Run(link)).code == 0
     assert (run.export / "model.onnx").read_bytes() == before
 
 

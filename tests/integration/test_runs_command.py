@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from resnet_ops import files
 from resnet_ops.runs import Run, distinct_names
 from resnet_ops.significance import MeasuredAccuracy, p_value
+from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
-from tests.conftest import Ended
+from tests.conftest import DigitFiles, Ended
 
 Cli = Callable[..., Ended]
 
@@ -78,6 +80,24 @@ def test_a_run_is_shown_with_its_curves(cli: Cli, runs_dir: Path, trained: job.T
     assert (shown["parameters"], shown["best_weights"]) == (75_002, str(runs_dir / "better/best/model.safetensors"))
     missing = cli("runs", "show", "bettr", "--runs-dir", runs_dir)
     assert (missing.code, "Did you mean better?" in missing.err) == (2, True)
+
+
+def test_an_exported_file_of_weights_that_are_no_longer_the_best_is_told(
+    cli: Cli, runs_dir: Path, digit_files: DigitFiles, digit_images: list[Path]
+) -> None:
+    run, here = Run(runs_dir / "better"), ("--runs-dir", runs_dir)
+    file = Path(shutil.copy(digit_files.normalized, run.export / "model.onnx"))
+    proof = {"checks": [], "sha256": files.sha256(file), "checkpoint_sha256": digit_files.checkpoint.sha256}
+    file.with_name("model.onnx.json").write_text(json.dumps(proof))
+    assert cli("runs", "show", "better", *here, "--json").json["not_of_best"] == []
+    assert "other than the best" not in cli("predict", "better", digit_images[0], *here).err
+    info, model = digit_files.checkpoint.info, digit_files.checkpoint.model
+    checkpoints.save(checkpoints.best_file(run), info, {f"model/{name}": value / 2 for name, value in model.items()})
+    shown = " ".join(cli("runs", "show", "better", *here).out.split())
+    assert "better/export/model.onnx, from weights other than the best ones now" in shown
+    told = cli("predict", "better", digit_images[0], *here)
+    assert told.code == 0
+    assert "model.onnx was exported from weights other than the best ones that its run has now" in told.err
 
 
 def test_two_runs_are_compared_by_an_exact_test_on_the_same_images(cli: Cli, runs_dir: Path) -> None:

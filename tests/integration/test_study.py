@@ -148,6 +148,7 @@ def test_shortcuts_are_compared(cli: Callable[..., Ended], tmp_path: Path) -> No
         (("degradation", "--resume", "nothing"), ("There is no run called 'nothing'",)),
         (("degradation", "--resume", "nothing", "--seeds", "3"), ("--seeds cannot be changed",)),
         (("degradation", "--seeds", "0"), ("--seeds",)),
+        (("degradation", "--name", "imagenet"), ("--name imagenet: these are torchvision's weights",)),
     ],
 )
 def test_a_wrong_request_is_one_line_and_writes_nothing(

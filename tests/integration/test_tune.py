@@ -351,6 +351,7 @@ def test_signals_stop_its_trials_within_their_epochs(
         (("--resume", "nothing"), ("There is no run called 'nothing'",)),
         (("--resume", "nothing", "--trials", "3"), ("--trials cannot be changed",)),
         (("--trials", "0"), ("--trials",)),
+        (("--name", "best.pth"), ("--name best.pth: that is the name of a file", "Use --name best.")),
         (("--depths", "8", "lr=0.1"), ("Nothing to search",)),
         (("--depths", "8,18"), ("resnet18", "32")),
         (("--scheduler", "pbt"), ("all must be the same network: depth cannot be searched",)),

@@ -23,6 +23,7 @@ from resnet_ops.reporting.run_comparison import configuration_differences
 from resnet_ops.reporting.run_report import RunData, render_report, verdict, write
 from resnet_ops.runs import Run
 from resnet_ops.training import job
+from resnet_ops.training.checkpoint import best_file, read
 from tests.conftest import Ended
 from tests.reporting import samples
 from tests.reporting.reading import Page, needs_browser, show
@@ -151,6 +152,22 @@ def test_an_export_is_spoken_of_as_it_is_now(runs: Path, tmp_path: Path) -> None
     assert "model.onnx is gone: only the record of its verification is left." in gone
     for text in (other, gone):
         assert not any(claim in text for claim in ("passed verification", "90.00%", "top-1 agreement", "SHA-256"))
+
+
+def test_an_export_of_other_weights_than_the_best_is_told_without_images(runs: Path, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(runs / "lost", tmp_path / "moved"))
+    shutil.copytree(runs / "good" / "best", run.best)
+    record = run.read()
+    run.write(record.model_copy(update={"config": record.config.model_copy(update={"data": "gone"})}))
+    (run.export / "current.onnx").write_bytes(EXPORTED)
+    current = PROOF | {"checkpoint_sha256": read(best_file(run)).sha256}
+    (run.export / "current.onnx.json").write_text(json.dumps(current))
+    write([run], tmp_path / "report.html", lambda note: None)
+    text = (tmp_path / "report.html").read_text()
+    assert "No predictions: " in text
+    other = "; it was exported from weights other than the best ones now"
+    assert f"model.onnx passed verification with ONNX Runtime on CPU, opset 18{other}." in text
+    assert "current.onnx passed verification with ONNX Runtime on CPU, opset 18." in text
 
 
 def test_no_accuracy_is_said_to_be_nan(runs: Path, tmp_path: Path) -> None:
