@@ -332,6 +332,13 @@ def best_file(run: Run) -> Path:
     return run.best / "model.safetensors"
 
 
+def best_sha256(run: Run) -> str | None:
+    """Return the checksum of the best weights; None where there are none, or they are damaged or out of reach."""
+    with contextlib.suppress(UserError):
+        return read(best_file(run)).sha256
+    return None
+
+
 def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
     """Read the best weights, or, where they are damaged, the best intact checkpoint.
 
