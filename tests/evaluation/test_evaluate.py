@@ -261,6 +261,32 @@ def test_the_accuracy_on_own_test_images_is_recorded(with_test_images: Run) -> N
     assert elsewhere.folder.name == "evaluation-val"
 
 
+def test_the_accuracy_of_other_weights_or_images_is_not_recorded(with_test_images: Run, tmp_path: Path) -> None:
+    """Not of a checkpoint of the same epoch from elsewhere, of weights that were replaced, of another test/."""
+    own = Run(shutil.copytree(with_test_images.path, tmp_path / "own"))
+    record, (best, _) = own.read(), read_best(own)
+    assert record.best is not None
+    own.write(record.model_copy(update={"best": record.best.model_copy(update={"test_accuracy": None})}))
+    tensors = {f"model/{name}": value + 1 if name == "fc.bias" else value for name, value in best.model.items()}
+    (own.path / "elsewhere").mkdir()
+    other = own.path / "elsewhere" / "model.safetensors"
+    checkpoints.save(other, best.info, tensors)
+    result = evaluate(EvaluateConfig(run=str(other)))
+    assert (result.kind, result.split, result.recorded) == ("checkpoint", "test", False)
+
+    kept = checkpoints.best_file(own).read_bytes()
+    replaced = evaluate(own.path, on_progress=lambda *_: shutil.copy(other, checkpoints.best_file(own)))
+    assert (replaced.kind, replaced.recorded) == ("run", False)
+    checkpoints.best_file(own).write_bytes(kept)
+
+    copy = shutil.copytree(record.config.data, tmp_path / "copy")
+    own.write(record.model_copy(update={"config": record.config.model_copy(update={"data": str(tmp_path / "gone")})}))
+    moved = evaluate(EvaluateConfig(run=str(own.path), data=str(copy)))
+    assert (moved.kind, moved.is_own_data, moved.trained_on, moved.recorded) == ("run", True, 0, False)
+    own.write(record.model_copy(update={"config": record.config.model_copy(update={"data": str(copy)})}))
+    assert evaluate(own.path).recorded
+
+
 def test_images_of_any_origin(
     run: Run, digits: Digits, tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
