@@ -88,6 +88,7 @@ def evaluate(
         is_own_data=images.is_own,
         trained_on=seen.trained_on,
         chose_epoch=seen.chose_epoch,
+        pretrained_on=seen.origin_saw,
         seen=seen.text,
         left_out=images.left_out,
         missing_classes=missing,

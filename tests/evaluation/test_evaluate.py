@@ -287,6 +287,31 @@ def test_the_accuracy_of_other_weights_or_images_is_not_recorded(with_test_image
     assert evaluate(own.path).recorded
 
 
+def test_test_images_that_pretrained_weights_have_seen_are_not_unseen(
+    trained: job.TrainResult, tmp_path: Path, cli: Callable[..., Ended]
+) -> None:
+    """They were training images of the weights, which held out none: `train` and `evaluate` say so."""
+    options = ("--runs-dir", tmp_path, "--model", "resnet8", "--epochs", 1, "--test-fraction", 0.2)
+    weights = trained.run.best / "model.safetensors"
+    ended = cli("train", *options, "--weights", weights, "--name", "child", "--cpus-per-worker", 1)
+    images = f"359 images, which {weights} may have been trained on: resnet-ops evaluate child"
+    assert " ".join(images.split()) in " ".join(ended.out.split())
+    first, source = trained.record, open_source(Run(tmp_path / "child").read().config)
+    seen = set(open_source(first.config).encoded("train").read(range(first.data.train_images)))
+    test = source.encoded("test").read(range(source.record.test_images))
+    result = evaluate(tmp_path / "child")
+    trained_on = sum(image in seen for image in test)
+    assert (result.split, result.trained_on, result.chose_epoch, result.recorded) == ("test", 0, 0, False)
+    assert result.pretrained_on == trained_on == 359
+    assert result.seen == (
+        "nothing was trained or chosen on these images since it began from "
+        f"{weights}, which was trained or chosen on 359 of them"
+    )
+    best = Run(tmp_path / "child").read().best
+    assert best is not None
+    assert best.test_accuracy is None
+
+
 def test_images_of_any_origin(
     run: Run, digits: Digits, tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "selected_by": ("loss", "metadata"),
     "held_out": ({"val_sha256": "0" * 64, "test_fraction": None}, "metadata"),
     "fitted_on_all": (True, "metadata"),
+    "began_from": ({"origin": "run prize-winner"}, "metadata"),
     "checkpoint_sha256": ("0" * 64, "metadata"),
     "made_by": ("hand", "metadata"),
     "precision_choice": ("all nodes", "metadata"),

@@ -21,7 +21,6 @@ from resnet_ops.tuning.trial import TrialWorker
 from resnet_ops.tuning.trial_log import TrialLog
 from tests.reporting import samples
 
-
 INFO = CheckpointInfo(
     model="resnet8", shortcut="A", class_names=("a", "b"), channels=1, height=8, width=8, mean=(0.0,), std=(1.0,),
     data="made", data_fingerprint="0" * 64, metrics=None,
