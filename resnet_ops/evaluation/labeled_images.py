@@ -24,6 +24,7 @@ from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
+from resnet_ops.export.class_matching import match_labels
 from resnet_ops.export.trained_images import NOT_DIVIDED, SeenCounts, TrainedImages, open_intact, training_config
 from resnet_ops.formatting import first_names
 from resnet_ops.run_records import BeganFrom, lineage_of
@@ -203,24 +204,18 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
 
 
 def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, network: EvaluatedNetwork) -> LabeledSplit:
-    """Map labels to the network's classes by name; by order where one side has numbers instead of as many names.
+    """Map labels to the network's classes; see `match_labels`.
 
     Raises:
-        UserError: No image has a class of the network.
+        UserError: No image has a class of the network, or it is not known which.
     """
-    known = {name: label for label, name in enumerate(network.class_names)}
-    notes = list(split.notes)
-    network_labels = np.array([known.get(name, -1) for name in names], np.int64)
-    numbers = tuple(map(str, range(len(known))))
-    by_order = not are_named or network.class_names == numbers
-    if by_order and len(names) == len(known) and tuple(names) != network.class_names and (network_labels < 0).all():
-        network_labels = np.arange(len(names))
-        notes.append(
-            f"Classes are matched by their order, as {split.name if not are_named else network.name} has numbers for "
-            f"names: {names[0]} is {network.class_names[0]}."
-        )
     own = split.encoded.labels
     is_label = (own >= 0) & (own < len(names))
+    used, is_weights = np.unique(own[is_label]), network.kind == "weights"
+    network_labels, note = match_labels(
+        split.path, names, used, network.class_names, are_named=are_named, is_named_network=not is_weights
+    )
+    notes = [*split.notes, *([note] if note else [])]
     labels = np.where(is_label, network_labels[np.where(is_label, own, 0)], -1)
     rows = np.flatnonzero(labels >= 0)
     values, counts = np.unique(own[labels < 0], return_counts=True)
@@ -231,7 +226,7 @@ def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, net
     if not len(rows):
         first = next(iter(left_out), "")
         known_names = f"Classes of the network: {first_names(network.class_names)}."
-        if network.kind == "weights" and network.class_names == numbers:
+        if is_weights and network.class_names == tuple(map(str, range(len(network.class_names)))):
             known_names += " Name them with --classes FILE."
         raise UserError(
             f"No image of {split.path} has a class that {network.name} knows; its first class is {first!r}."

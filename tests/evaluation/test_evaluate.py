@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from resnet_ops import EvaluateConfig, evaluate, runs
+from resnet_ops.config import DataConfig
 from resnet_ops.data.augment import normalize
 from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
@@ -22,12 +23,13 @@ from resnet_ops.evaluation.labeled_images import SeenImages
 from resnet_ops.evaluation.results import EvaluateResult
 from resnet_ops.export.config import DiagnoseConfig
 from resnet_ops.export.diagnosis import diagnose
+from resnet_ops.export.inputs import select_validation_images
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
 from resnet_ops.training.checkpoint import read_best
 from tests.conftest import DigitFiles, Ended
-from tests.data.samples import write_class_folders
+from tests.data.samples import write_class_folders, write_parquet
 from tests.evaluation.test_evaluation_metrics import assert_metrics_are_those_of_scikit_learn
 from tests.export.samples import properties_of
 from tests.json_keys import assert_keys
@@ -388,6 +390,25 @@ def test_classes_are_matched_by_order_where_one_side_has_numbers(
     result = evaluate(EvaluateConfig(run=str(run.path), data=str(tmp_path / "wnids")), notes.append)
     assert result.confusions == of_run.confusions
     assert "n00 is 0" in notes[0]
+
+
+def test_numbers_are_places_of_classes_called_from_1_to_10(
+    run: Run, digits: Digits, tmp_path: Path, of_run: EvaluateResult
+) -> None:
+    """For `evaluate` and `export`: by name all but one would be the class before."""
+    best = read_best(run)[0]
+    info = best.info.model_copy(update={"class_names": tuple(str(n + 1) for n in range(10))})
+    file, notes = tmp_path / "weights.safetensors", list[str]()
+    checkpoints.save(file, info, {f"model/{name}": value for name, value in best.model.items()})
+    images = [(image, int(name)) for name, of_class in digits.val.items() for image in of_class]
+    write_parquet(tmp_path / "numbers/a.parquet", *zip(*images, strict=True), names=())
+    result = evaluate(EvaluateConfig(run=str(file), data=str(tmp_path / "numbers")), notes.append)
+    assert (result.images, result.correct) == (359, of_run.correct)
+    assert "as the images have numbers for names: 0 is 1." in notes[0]
+    source = open_source(DataConfig(data=str(tmp_path / "numbers")))
+    chosen = select_validation_images(source, info.class_names, "fp32", False, notes.append)
+    assert chosen.labels.tolist() == [label for _, label in images]
+    assert notes[-1] == notes[0]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def forged(file: Path, **fields: Any) -> onnx.ModelProto:
     properties = properties_of(model)
     for name, value in fields.items():
         if isinstance(value, dict) and name in properties:
-            value = json.loads(properties[name]) | value
+            value = (json.loads(properties[name]) or {}) | value
         properties[name] = json.dumps(value) if name in JSON_FIELDS else str(value)
     helper.set_model_props(model, properties)
     return model
