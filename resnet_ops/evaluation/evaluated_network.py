@@ -23,8 +23,8 @@ from resnet_ops.export.calibration import scale_head
 from resnet_ops.export.checks import check_graph, summarize
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig, Provider, WeightsFileConfig
-from resnet_ops.export.metadata import ModelMetadata, Preprocessing
-from resnet_ops.export.metadata_checks import differences_from_checkpoint
+from resnet_ops.export.metadata import Calibration, ModelMetadata, Preprocessing
+from resnet_ops.export.metadata_checks import calibration_fingerprint, differences_from_checkpoint
 from resnet_ops.export.proof_report import ProofDraft
 from resnet_ops.export.snapshot import Snapshot
 from resnet_ops.export.white_box import WhiteBox
@@ -52,6 +52,8 @@ class EvaluatedNetwork:
         run: The run that it belongs to.
         log_probabilities: Returns those of the classes, (n, classes) float64 on the CPU, of pixels (n, H, W, C) uint8.
         is_confirmed: Whether it is known to have the weights of the checkpoint that says what is known of its training.
+        calibration: How the temperature of an exported file was fitted.
+        fitted_on: The fingerprint of the images that it was fitted on; "" without one.
     """
 
     kind: Kind
@@ -66,6 +68,8 @@ class EvaluatedNetwork:
     run: Run | None
     log_probabilities: Outputs
     is_confirmed: bool = True
+    calibration: Calibration | None = None
+    fitted_on: str = ""
 
     @property
     def name(self) -> str:
@@ -179,6 +183,8 @@ def _of_snapshot(taken: Snapshot, provider: Provider, warn: inputs.Warn) -> Eval
         resolved.run if resolved else None,
         log_probabilities,
         is_confirmed=is_confirmed,
+        calibration=metadata.calibration,
+        fitted_on=calibration_fingerprint(metadata) if metadata.calibration else "",
     )
 
 

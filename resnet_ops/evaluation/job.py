@@ -89,6 +89,7 @@ def evaluate(
         trained_on=seen.trained_on,
         chose_epoch=seen.chose_epoch,
         pretrained_on=seen.origin_saw,
+        fitted_temperature=bool(seen.fitted_temperature),
         seen=seen.text,
         left_out=images.left_out,
         missing_classes=missing,

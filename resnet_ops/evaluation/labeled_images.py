@@ -80,7 +80,8 @@ class LabeledSplit:
         left_out: How many images have each class that the network does not have.
         trained_images: Those of the network, if they are at hand.
         notes: What the user should know.
-        source: The dataset, where pretrained weights of the network were trained on it, and the network on another.
+        source: The dataset, where the network was trained on another, and its pretrained weights on this, or its
+            temperature was fitted on it.
     """
 
     name: str
@@ -141,8 +142,8 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
         return _own_split(config, network, own)
     original = open_intact(trained_on, network.described.data_fingerprint) if trained_on else None
     trained_images = TrainedImages.of(original, network.run, network.described) if original else None
-    before = {each.data_fingerprint for each in lineage_of(_began_from(network))} - {None}
-    known = next(filter(None, (open_intact(asked, each, discovered) for each in sorted(map(str, before)))), None)
+    others = {network.fitted_on, *(each.data_fingerprint or "" for each in lineage_of(_began_from(network)))} - {""}
+    known = next(filter(None, (open_intact(asked, each, discovered) for each in sorted(others))), None)
     parts = discovered.by_split
     has_splits = len(parts) > 1
     split: Split | None = config.split or next((name for name in ("test", "val") if name in parts), None)
@@ -256,6 +257,7 @@ class SeenImages:
         origin_saw: Those that these were trained or chosen on, as far as is known; None where they may be on any.
         is_confirmed: Whether a checkpoint says so, not an exported file alone.
         by_content: Whether images were compared by their bytes, not by their paths.
+        fitted_temperature: Those that the temperature of a file was fitted on, at most.
     """
 
     images: int
@@ -265,10 +267,16 @@ class SeenImages:
     origin_saw: int | None = 0
     is_confirmed: bool = True
     by_content: bool = True
+    fitted_temperature: int = 0
 
     @property
     def text(self) -> str:
-        """Return it as a clause."""
+        """Return it in a clause or two."""
+        which = "these images" if self.fitted_temperature >= self.images else "some of these images"
+        return self._of_training + (f"; its temperature was fitted on {which}" if self.fitted_temperature else "")
+
+    @property
+    def _of_training(self) -> str:
         if self.trained_on is None or self.chose_epoch is None:
             return "it is not known whether the network was trained on these images"
         weak = {"the metadata of the file": self.is_confirmed, "the paths of images": self.by_content}
@@ -277,8 +285,8 @@ class SeenImages:
 
     @property
     def is_unseen(self) -> bool:
-        """Return whether the network was neither trained nor chosen on any of them, nor what it began from."""
-        return self._is_unseen_since and self.origin_saw == 0
+        """Return whether nothing was trained, chosen or fitted on any of them, nor what the network began from."""
+        return self._is_unseen_since and self.origin_saw == 0 and not self.fitted_temperature
 
     @property
     def _is_unseen_since(self) -> bool:
@@ -304,6 +312,20 @@ class SeenImages:
 
 def count_seen(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray) -> SeenImages:
     """Count which of some images of the split, once they are read, training has seen; see `TrainedImages`."""
+    seen = _count_trained(images, network, rows)
+    if network.calibration is None:
+        return seen
+    source = images.source
+    is_fitted = source is not None and source.record.fingerprint == network.fitted_on
+    if source is not None and is_fitted:  # on its validation images, or all where it has none
+        is_fitted = images.split in (None, "val") or (images.split == "train" and "val" in source.held_out)
+    most = len(rows) if is_fitted else 0
+    if network.fitted_on == network.described.data_fingerprint:  # so on those that chose the epoch
+        most = seen.chose_epoch or 0
+    return replace(seen, fitted_temperature=min(most, network.calibration.images))
+
+
+def _count_trained(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray) -> SeenImages:
     if images.trained_images is None:
         return SeenImages(len(rows))
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -24,7 +25,7 @@ from resnet_ops.export.inputs import (
     select_validation_images,
     warn_of_trained_images,
 )
-from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.export.metadata import Calibration, ModelMetadata
 from resnet_ops.export.trained_images import SeenCounts, TrainedImages, divided_as_trained
 from resnet_ops.run_records import BeganFrom, HeldOutRecord, PretrainedRecord
 from resnet_ops.runs import Run
@@ -275,3 +276,29 @@ def test_what_pretrained_weights_have_seen_of_other_images_is_counted(trained_on
     assert seen_of(run.path, Path("digits")).text == (
         f"{text}; it began from run base, which was trained or chosen on 1,797 of them"
     )
+
+
+def test_images_that_a_temperature_was_fitted_on_are_no_others(
+    images: dict[str, list[bytes]], trained_on: TrainedOn, data: Path, tmp_path: Path
+) -> None:
+    """Be they of a dataset of their own, or the validation images of the training, or copies of these."""
+    run = trained_on(data)
+    other = write_class_folders(tmp_path / "other", {name: each[30:40] for name, each in images.items()})
+    own, fitted_on_others = (open_source(DataConfig(data=str(each))).record.fingerprint for each in (data, other))
+    few = write_class_folders(tmp_path / "few", {"3": images["3"][24:26]})
+
+    def text(fitted_on: str, of: int, given: Path | None = None, **options: object) -> str:
+        config = EvaluateConfig.of(run=str(run.path), data=str(given) if given else None, **options)
+        calibration = Calibration(temperature=2.0, images=of)
+        network = replace(open_network(config, print), calibration=calibration, fitted_on=fitted_on)
+        opened = open_images(config, network)
+        opened.encoded.read(opened.rows.tolist())
+        return count_seen(opened, network, opened.rows).text
+
+    unseen, fitted = "nothing was trained or chosen on these images", "; its temperature was fitted on"
+    assert text(fitted_on_others, 100, other) == f"{unseen}{fitted} these images"
+    assert text(fitted_on_others, 99, other) == f"{unseen}{fitted} some of these images"
+    assert text(fitted_on_others, 100) == text(own, 50, other) == text(own, 50) == unseen
+    for seen in (text(own, 50, split="val"), text(own, 50, data / "val")):
+        assert seen == f"these images chose the epoch{fitted} these images"
+    assert text(own, 50, few) == f"1 of these images chose the epoch{fitted} some of these images"
