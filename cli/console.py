@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from resnet_ops.config import Select
     from resnet_ops.orchestration.nodes import Node
     from resnet_ops.run_records import DataRecord
+    from resnet_ops.runs import Run
 
 
 COMMAND = re.compile(r"\b(?:resnet-ops|pip install|curl)(?: \S*[^\s.,;:?)])+")  # up to a word that ends a sentence
@@ -265,9 +266,15 @@ def test_accuracy_line(accuracy: float, data: "DataRecord") -> str:
     return f"[bold]{percent(accuracy)}[/] test accuracy: on {data.test_images:,} images that nothing was chosen on"
 
 
-def untouched_images_line(name: str, data: "DataRecord", more: str) -> str:
+def unmeasured_images_line(run: "Run", more: str) -> str:
     """Return the line on test images that nothing has measured yet; `more` are options of the command that does."""
-    return f"  test          {data.test_images:,} images, untouched so far: resnet-ops evaluate {name}{more}"
+    record = run.read_as_written()
+    # Test images of the data's own are never trained on, whatever began with it.
+    before = record.start.lineage if record.start and record.config.test_fraction else ()
+    saw = [each.origin for each in before if each.may_have_seen(record.data.fingerprint, run.held_out())]
+    known = f"which {saw[0]} may have been trained on" if saw else "untouched so far"
+    images = f"{record.data.test_images:,} images, {literal(known)}"
+    return f"  test          {images}: resnet-ops evaluate {run.name}{more}"
 
 
 def accuracy_cells(

@@ -37,6 +37,8 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
         errors = f"{proof.calibration_error_onnx:.4f}"
         if against_torch:
             errors = f"{proof.calibration_error_torch:.4f}, {errors}"
+        if proof.fitted_temperature:
+            errors += " on the images that its temperature was fitted on"
         output.show(f"accuracy: {torch}ONNX {percent(proof.val_accuracy_onnx)}{margin}; calibration error {errors}")
     if proof.sample:
         output.show(

@@ -14,7 +14,7 @@ from resnet_ops.recipes.reading import configure
 from resnet_ops.tracking.tracker import check_service
 
 from .config_options import Debug, Json, Options, Overwrite, Resume, options_of, refuse_changes, runs_dir_option
-from .console import Output, short, test_accuracy_line, untouched_images_line
+from .console import Output, short, test_accuracy_line, unmeasured_images_line
 from .job_arguments import train_arguments
 from .progress import TrainingProgress
 from .startup import check_run, cpu_times, importing, process_started_at, yield_cores
@@ -111,7 +111,7 @@ def _show(output: Output, result: "TrainResult") -> None:
     if best.test_accuracy is not None:
         output.show(test_accuracy_line(best.test_accuracy, data))
     elif data.test_images:
-        output.show(untouched_images_line(run.name, data, runs_dir_option(run.path.parent)))
+        output.show(unmeasured_images_line(run, runs_dir_option(run.path.parent)))
     output.show(
         f"  {'last' if best.selected_on is None else 'best'} weights  {short(best.checkpoint)}",
         f"  metrics       {short(run.metrics_file)}",

@@ -27,7 +27,7 @@ from .config_options import (
     runs_dir_option,
     shared_by_trials,
 )
-from .console import Output, short, test_accuracy_line, untouched_images_line
+from .console import Output, short, test_accuracy_line, unmeasured_images_line
 from .job_arguments import tune_arguments
 from .progress import SearchProgress
 from .startup import check_run, importing, process_started_at
@@ -173,7 +173,7 @@ def _show(output: Output, result: "TuneResult") -> None:
     if best.test_accuracy is not None:
         output.show(test_accuracy_line(best.test_accuracy, data))
     elif data.test_images:
-        output.show(untouched_images_line(run.name, data, runs_dir))
+        output.show(unmeasured_images_line(run, runs_dir))
     output.show(
         f"  best weights  {short(best.checkpoint)}",
         f"  report        {short(search.page)}",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,10 +20,12 @@ from pydantic import (
 
 from resnet_ops import files
 from resnet_ops.config import Select, TrainConfig
+from resnet_ops.formatting import printable
 from resnet_ops.results import Moment, Result
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 EventKind = Literal["note", "loss", "detail"]
+Origin = Annotated[str, AfterValidator(printable)]  # of weights, in messages
 
 
 def _is_none(value: object) -> bool:
@@ -212,15 +215,60 @@ class Best(BaseModel):
         )
 
 
-class StartRecord(BaseModel):
+class PretrainedRecord(BaseModel):
+    """Pretrained weights: where they are from and, of a checkpoint of ours, which images it was trained on.
+
+    The latter is as in `CheckpointInfo`; None or False where it is not known. So is what their training began from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    origin: Origin
+    data_fingerprint: str | None = None
+    held_out: HeldOutRecord | None = None
+    fitted_on_all: bool = False
+    began_from: "BeganFrom" = None
+
+    @property
+    def lineage(self) -> tuple["PretrainedRecord", ...]:
+        """These weights and those that they began from, and so on, the last ones first."""
+        return (self.pretrained, *lineage_of(self.began_from))
+
+    @property
+    def pretrained(self) -> "PretrainedRecord":
+        """This alone, of a record that says more."""
+        return PretrainedRecord(**{name: getattr(self, name) for name in PretrainedRecord.model_fields})
+
+    def may_have_seen(self, data_fingerprint: str, held_out: HeldOutRecord | None) -> bool:
+        """Return whether these weights may be trained on images that are held out of a dataset.
+
+        Args:
+            data_fingerprint: That of the dataset.
+            held_out: What is held out of it, None where that is not recorded.
+        """
+        return self.data_fingerprint == data_fingerprint and (held_out is None or self.held_out != held_out)
+
+
+# What a training began from: "" for nothing, an origin alone as earlier versions wrote it, None where it is not known.
+BeganFrom = PretrainedRecord | Origin | None
+PretrainedRecord.model_rebuild()  # before others extend it where that name is not known
+
+
+def lineage_of(began_from: BeganFrom) -> tuple[PretrainedRecord, ...]:
+    """Return the weights that a training began with, those that they began from, and so on."""
+    if isinstance(began_from, str):
+        return (PretrainedRecord(origin=began_from),) if began_from else ()
+    return began_from.lineage if began_from else ()
+
+
+class StartRecord(PretrainedRecord):
     """The pretrained weights that a training begins with, which lie in the run's folder, or in that of its search.
 
-    `origin` says where they are from; with a new `head` the last layer is not theirs.
+    With a new `head` the last layer is not theirs.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    origin: str
     sha256: str
     head: Literal["kept", "new"]
 

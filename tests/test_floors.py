@@ -48,7 +48,7 @@ FLOORS = {
     "config": {"errors", "files", "config_base", "cluster_config", "recipe_config"},
     "class_metrics": {"formatting", "significance", "config"},
     "reliability": {"results"},
-    "run_records": {"files", "config", "results"},
+    "run_records": {"formatting", "files", "config", "results"},
     "runs": {"errors", "machine", "files", "locks", "config_base", "config", "run_records"},
     "recipes": {"errors", "formatting", "config_base", "recipe_config", "config", "results"},
     "models": {"errors"},

@@ -23,13 +23,13 @@ from resnet_ops.export.calibration import scale_head
 from resnet_ops.export.checks import check_graph, summarize
 from resnet_ops.export.classifier import Classifier
 from resnet_ops.export.config import ExportConfig, Provider, WeightsFileConfig
-from resnet_ops.export.metadata import ModelMetadata, Preprocessing
-from resnet_ops.export.metadata_checks import differences_from_checkpoint
+from resnet_ops.export.metadata import Calibration, ModelMetadata, Preprocessing
+from resnet_ops.export.metadata_checks import calibration_fingerprint, differences_from_checkpoint
 from resnet_ops.export.proof_report import ProofDraft
 from resnet_ops.export.snapshot import Snapshot
 from resnet_ops.export.white_box import WhiteBox
 from resnet_ops.runs import Run
-from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, best_sha256
 
 Kind = Literal["run", "checkpoint", "weights", "onnx"]
 Outputs = Callable[[np.ndarray], Tensor]
@@ -52,6 +52,8 @@ class EvaluatedNetwork:
         run: The run that it belongs to.
         log_probabilities: Returns those of the classes, (n, classes) float64 on the CPU, of pixels (n, H, W, C) uint8.
         is_confirmed: Whether it is known to have the weights of the checkpoint that says what is known of its training.
+        calibration: How the temperature of an exported file was fitted.
+        fitted_on: The fingerprint of the images that it was fitted on; "" without one.
     """
 
     kind: Kind
@@ -66,6 +68,8 @@ class EvaluatedNetwork:
     run: Run | None
     log_probabilities: Outputs
     is_confirmed: bool = True
+    calibration: Calibration | None = None
+    fitted_on: str = ""
 
     @property
     def name(self) -> str:
@@ -89,7 +93,7 @@ def _open_weights(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork
     resolved = inputs.resolve_checkpoint(ExportConfig(run=config.run, runs_dir=config.runs_dir, **described), warn)
     checkpoint, run = resolved.checkpoint, resolved.run
     kind: Kind = "checkpoint" if checkpoint.info.metrics else "weights"
-    if run is not None and (best := run.read_as_written().best) and best.epoch == checkpoint.info.epoch:
+    if run is not None and run.read_as_written().best and checkpoint.sha256 == best_sha256(run):
         kind = "run"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     info = checkpoint.info
@@ -179,6 +183,8 @@ def _of_snapshot(taken: Snapshot, provider: Provider, warn: inputs.Warn) -> Eval
         resolved.run if resolved else None,
         log_probabilities,
         is_confirmed=is_confirmed,
+        calibration=metadata.calibration,
+        fitted_on=calibration_fingerprint(metadata) if metadata.calibration else "",
     )
 
 

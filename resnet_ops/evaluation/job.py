@@ -15,7 +15,6 @@ from resnet_ops import files
 from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.config_base import as_typed
 from resnet_ops.data.dataset import image_count
-from resnet_ops.data.discovery import find_missing
 from resnet_ops.errors import RunHeldError, UserError
 from resnet_ops.evaluation import evaluation_files
 from resnet_ops.evaluation.classification import ClassifiedImages, classify_images
@@ -27,6 +26,7 @@ from resnet_ops.evaluation.labeled_images import LabeledSplit, SeenImages, count
 from resnet_ops.evaluation.results import ClassificationError, EvaluateResult
 from resnet_ops.formatting import percent
 from resnet_ops.reporting.predictions import MISTAKES
+from resnet_ops.training.checkpoint import best_sha256
 from resnet_ops.training.defaults import suggest_at_chance
 
 Warn = Callable[[str], None]
@@ -88,6 +88,8 @@ def evaluate(
         is_own_data=images.is_own,
         trained_on=seen.trained_on,
         chose_epoch=seen.chose_epoch,
+        pretrained_on=seen.origin_saw,
+        fitted_temperature=bool(seen.fitted_temperature),
         seen=seen.text,
         left_out=images.left_out,
         missing_classes=missing,
@@ -186,10 +188,11 @@ def _record(network: EvaluatedNetwork, images: LabeledSplit, accuracy: float) ->
         return False
     with contextlib.suppress(RunHeldError), network.run.lock():  # else it is being trained further
         record = network.run.read_as_written()
-        own = record.config  # test images are not in the fingerprint: a copy may have others
-        if find_missing(own) is None and os.path.realpath(own.data) != os.path.realpath(images.path):
+        # Test images are not in the fingerprint: a copy may have others, also where the original is gone.
+        if os.path.realpath(record.config.data) != os.path.realpath(images.path):
             return False
-        if record.best is None or record.best.epoch != network.described.epoch:
+        # The run may have been trained further meanwhile, or replaced.
+        if record.best is None or best_sha256(network.run) != network.sha256:
             return False
         best = record.best.model_copy(update={"test_accuracy": accuracy})
         network.run.write(record.model_copy(update={"best": best}))

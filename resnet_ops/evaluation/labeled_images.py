@@ -5,6 +5,7 @@ How images are stored, split and decoded is in `resnet_ops.data`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -23,9 +24,10 @@ from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
-from resnet_ops.export.trained_images import NOT_DIVIDED, TrainedImages, open_intact, training_config
+from resnet_ops.export.class_matching import match_labels
+from resnet_ops.export.trained_images import NOT_DIVIDED, SeenCounts, TrainedImages, open_intact, training_config
 from resnet_ops.formatting import first_names
-from resnet_ops.training.checkpoint import CheckpointInfo
+from resnet_ops.run_records import BeganFrom, lineage_of
 
 NAMED = 5  # classes that a note names
 
@@ -78,6 +80,8 @@ class LabeledSplit:
         left_out: How many images have each class that the network does not have.
         trained_images: Those of the network, if they are at hand.
         notes: What the user should know.
+        source: The dataset, where the network was trained on another, and its pretrained weights on this, or its
+            temperature was fitted on it.
     """
 
     name: str
@@ -90,6 +94,7 @@ class LabeledSplit:
     left_out: dict[str, int]
     trained_images: TrainedImages | None
     notes: tuple[str, ...]
+    source: Source | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,6 +145,8 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
         return _own_split(config, network, own)
     original = open_intact(trained_on, network.described.data_fingerprint) if trained_on else None
     trained_images = TrainedImages.of(original, network.run, network.described) if original else None
+    others = {network.fitted_on, *(each.data_fingerprint or "" for each in lineage_of(_began_from(network)))} - {""}
+    known = next(filter(None, (open_intact(asked, each, discovered) for each in sorted(others))), None)
     parts = discovered.by_split
     has_splits = len(parts) > 1
     split: Split | None = config.split or next((name for name in ("test", "val") if name in parts), None)
@@ -154,7 +161,16 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
     notes = (*discovered.notes, *(problem.cause for problem in part.problems))
     names = part.class_names or tuple(map(str, range(int(part.encoded.labels.max(initial=-1)) + 1)))
     labeled = LabeledSplit(
-        discovered.name, config.data, split, False, HashedImages(part.encoded), *_no_rows(), {}, trained_images, notes
+        discovered.name,
+        config.data,
+        split,
+        False,
+        HashedImages(part.encoded),
+        *_no_rows(),
+        {},
+        trained_images,
+        notes,
+        known,
     )
     return _with_labels(labeled, names, bool(part.class_names), network)
 
@@ -192,24 +208,18 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
 
 
 def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, network: EvaluatedNetwork) -> LabeledSplit:
-    """Map labels to the network's classes by name; by order where one side has numbers instead of as many names.
+    """Map labels to the network's classes; see `match_labels`.
 
     Raises:
-        UserError: No image has a class of the network.
+        UserError: No image has a class of the network, or it is not known which.
     """
-    known = {name: label for label, name in enumerate(network.class_names)}
-    notes = list(split.notes)
-    network_labels = np.array([known.get(name, -1) for name in names], np.int64)
-    numbers = tuple(map(str, range(len(known))))
-    by_order = not are_named or network.class_names == numbers
-    if by_order and len(names) == len(known) and tuple(names) != network.class_names and (network_labels < 0).all():
-        network_labels = np.arange(len(names))
-        notes.append(
-            f"Classes are matched by their order, as {split.name if not are_named else network.name} has numbers for "
-            f"names: {names[0]} is {network.class_names[0]}."
-        )
     own = split.encoded.labels
     is_label = (own >= 0) & (own < len(names))
+    used, is_weights = np.unique(own[is_label]), network.kind == "weights"
+    network_labels, note = match_labels(
+        split.path, names, used, network.class_names, are_named=are_named, is_named_network=not is_weights
+    )
+    notes = [*split.notes, *([note] if note else [])]
     labels = np.where(is_label, network_labels[np.where(is_label, own, 0)], -1)
     rows = np.flatnonzero(labels >= 0)
     values, counts = np.unique(own[labels < 0], return_counts=True)
@@ -220,7 +230,7 @@ def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, net
     if not len(rows):
         first = next(iter(left_out), "")
         known_names = f"Classes of the network: {first_names(network.class_names)}."
-        if network.kind == "weights" and network.class_names == numbers:
+        if is_weights and network.class_names == tuple(map(str, range(len(network.class_names)))):
             known_names += " Name them with --classes FILE."
         raise UserError(
             f"No image of {split.path} has a class that {network.name} knows; its first class is {first!r}."
@@ -245,21 +255,31 @@ class SeenImages:
         trained_on: Those among the training images.
         chose_epoch: Those among the validation images, which the epoch was chosen on.
         origin: Where the pretrained weights are from that the training began with, which may have seen them; "" where
-            it began with none, None where that is not known.
+            it began with none, None where that is not known. Of those that are known to have, or may have, where they
+            were trained on the same images: their own.
+        origin_saw: Those that these were trained or chosen on, as far as is known; None where they may be on any.
         is_confirmed: Whether a checkpoint says so, not an exported file alone.
         by_content: Whether images were compared by their bytes, not by their paths.
+        fitted_temperature: Those that the temperature of a file was fitted on, at most.
     """
 
     images: int
     trained_on: int | None = None
     chose_epoch: int | None = None
     origin: str | None = ""
+    origin_saw: int | None = 0
     is_confirmed: bool = True
     by_content: bool = True
+    fitted_temperature: int = 0
 
     @property
     def text(self) -> str:
-        """Return it as a clause."""
+        """Return it in a clause or two."""
+        which = "these images" if self.fitted_temperature >= self.images else "some of these images"
+        return self._of_training + (f"; its temperature was fitted on {which}" if self.fitted_temperature else "")
+
+    @property
+    def _of_training(self) -> str:
         if self.trained_on is None or self.chose_epoch is None:
             return "it is not known whether the network was trained on these images"
         weak = {"the metadata of the file": self.is_confirmed, "the paths of images": self.by_content}
@@ -268,41 +288,85 @@ class SeenImages:
 
     @property
     def is_unseen(self) -> bool:
-        """Return whether the network was neither trained nor chosen on any of them."""
+        """Return whether nothing was trained, chosen or fitted on any of them, nor what the network began from."""
+        return self._is_unseen_since and self.origin_saw == 0 and not self.fitted_temperature
+
+    @property
+    def _is_unseen_since(self) -> bool:
         return self.trained_on == self.chose_epoch == 0
 
     @property
     def _known(self) -> str:
         if self.trained_on == self.images:
             return "the network was trained on these images"
-        if self.is_unseen:
+        which = "which may have been trained on them"
+        if self.origin_saw is not None:
+            which = f"which was trained or chosen on {self.origin_saw:,} of them" if self.origin_saw else ""
+        if self._is_unseen_since:
             since = f" since it began from {self.origin}" if self.origin else ""
             since = ", as far as is known" if self.origin is None else since
-            return f"nothing was trained or chosen on these images{since}"
+            return f"nothing was trained or chosen on these images{since}{', ' * bool(which)}{which}"
+        before = f"; it began from {self.origin}, {which}" if which else ""
         if self.chose_epoch == self.images and not self.trained_on:
-            return "these images chose the epoch"
+            return f"these images chose the epoch{before}"
         parts = {"are training images of the network": self.trained_on or 0, "chose the epoch": self.chose_epoch or 0}
-        return " and ".join(f"{count:,} of these images {verb}" for verb, count in parts.items() if count)
+        return " and ".join(f"{count:,} of these images {verb}" for verb, count in parts.items() if count) + before
 
 
 def count_seen(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray) -> SeenImages:
     """Count which of some images of the split, once they are read, training has seen; see `TrainedImages`."""
+    seen = _count_trained(images, network, rows)
+    if network.calibration is None:
+        return seen
+    source = images.source
+    is_fitted = source is not None and source.record.fingerprint == network.fitted_on
+    if source is not None and is_fitted:  # on its validation images, or all where it has none
+        is_fitted = images.split in (None, "val") or (images.split == "train" and "val" in source.held_out)
+    most = len(rows) if is_fitted else 0
+    if network.fitted_on == network.described.data_fingerprint:  # so on those that chose the epoch
+        most = seen.chose_epoch or 0
+    return replace(seen, fitted_temperature=min(most, network.calibration.images))
+
+
+def _count_trained(images: LabeledSplit, network: EvaluatedNetwork, rows: np.ndarray) -> SeenImages:
     if images.trained_images is None:
         return SeenImages(len(rows))
-    counts = images.trained_images.count_among(
-        Subset(images.encoded, rows, images.encoded.labels[rows]),
-        lambda: np.array([images.encoded.digests[int(row)] for row in rows], "S32"),
-    )
+
+    def count(trained_images: TrainedImages) -> SeenCounts | None:
+        return trained_images.count_among(
+            Subset(images.encoded, rows, images.encoded.labels[rows]),
+            lambda: np.array([images.encoded.digests[int(row)] for row in rows], "S32"),
+        )
+
+    counts = count(images.trained_images)
     if counts is None:
         return SeenImages(len(rows))
-    return SeenImages(
-        len(rows), counts.trained_on, counts.chose_epoch, _origin(network), network.is_confirmed, counts.by_content
+    seen = SeenImages(
+        len(rows),
+        counts.trained_on,
+        counts.chose_epoch,
+        is_confirmed=network.is_confirmed,
+        by_content=counts.by_content,
     )
+    began_from = _began_from(network)
+    lineage = lineage_of(began_from)
+    sources = [source for source in (images.trained_images.source, images.source) if source is not None]
+    for before, source in product(lineage, sources):
+        if before.data_fingerprint != source.record.fingerprint:
+            continue
+        own = count(TrainedImages.of(source, None, before))
+        if own is None:
+            return replace(seen, origin=before.origin, origin_saw=None)
+        # Where all chose this epoch, it is no news that they chose that of another training, too.
+        if saw := own.trained_on + (own.chose_epoch if counts.chose_epoch < len(rows) else 0):
+            by_content = counts.by_content and own.by_content
+            return replace(seen, origin=before.origin, origin_saw=saw, by_content=by_content)
+    return replace(seen, origin=None if began_from is None else lineage[0].origin if lineage else "")
 
 
-def _origin(network: EvaluatedNetwork) -> str | None:
-    """Return where the weights are from that the training began with; "" with none, None where that is not known."""
-    if network.run is not None:
+def _began_from(network: EvaluatedNetwork) -> BeganFrom:
+    """Return what the training began from, as its checkpoint says, or the run of one of an earlier version."""
+    if network.described.began_from is None and network.run is not None:
         start = network.run.read_as_written().start
-        return start.origin if start else ""
-    return network.described.began_from if isinstance(network.described, CheckpointInfo) else None
+        return start.pretrained if start else ""
+    return network.described.began_from

@@ -111,6 +111,14 @@ class EvaluateResult(EvaluationMetrics):
     chose_epoch: int | None = Field(
         description="How many of them its epoch was chosen on; null where that is not known."
     )
+    pretrained_on: int | None = Field(
+        description="How many of them pretrained weights were trained or chosen on that its training began from, or "
+        "these from, as far as is known; null where they were trained on the same images, and it is not known on which."
+    )
+    fitted_temperature: bool = Field(
+        description="Whether the temperature of an exported file was fitted on any of them, so that the calibration "
+        "error is too low for others."
+    )
     seen: str = Field(description="The same in words.")
     left_out: dict[str, int] = Field(
         description="Images left out, by their class, as the network does not have that class."

@@ -22,6 +22,7 @@ from resnet_ops.data.parallel_decode import decode_rows, hash_all
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError, did_you_mean, did_you_mean_path
 from resnet_ops.export import imported_weights
+from resnet_ops.export.class_matching import match_labels
 from resnet_ops.export.config import ExportConfig, ProofConfig
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.export.trained_images import (
@@ -335,13 +336,15 @@ def select_validation_images(
     Raises:
         UserError: See `select_images`.
     """
-    if is_training_data or "val" not in source.held_out:
-        return select_images(source, "val", class_names)
-    if precision != "int8":
-        return _with_labels(source, source.splits["train"], class_names)
-    images = select_images(source, "val", class_names)
-    total = len(source.splits["train"].labels)
-    warn(f"Measured on {len(images):,} of the {total:,} images in {source.config.data}: int8 is calibrated on others.")
+    has_own = is_training_data or "val" not in source.held_out
+    is_all = not has_own and precision != "int8"
+    encoded = source.splits["train"] if is_all else source.encoded("val")
+    images, note = _with_labels(source, encoded, class_names)
+    if note:
+        warn(note)
+    if not has_own and not is_all:
+        total = f"{len(source.splits['train'].labels):,} images in {source.config.data}"
+        warn(f"Measured on {len(images):,} of the {total}: int8 is calibrated on others.")
     return images
 
 
@@ -369,28 +372,31 @@ def warn_of_trained_images(
 
 
 def select_images(source: Source, split: Split, class_names: Sequence[str]) -> ValidationImages:
-    """Select the images of a split, and map their labels to a network's classes by name.
+    """Select the images of a split, and map their labels to a network's classes; see `match_labels`.
 
     Raises:
-        UserError: An image has a class that the network does not have, or several classes of which have its name.
+        UserError: An image has a class that the network does not have, or several classes of which have its name, or it
+            is not known which it has.
     """
-    return _with_labels(source, source.encoded(split), class_names)
+    return _with_labels(source, source.encoded(split), class_names)[0]
 
 
-def _with_labels(source: Source, encoded: EncodedImages, class_names: Sequence[str]) -> ValidationImages:
-    label_of = {name: label for label, name in enumerate(class_names)}
-    counts, names = Counter(class_names), source.record.class_names
-    for name in (names[label] for label in np.unique(encoded.labels)):
+def _with_labels(source: Source, encoded: EncodedImages, class_names: Sequence[str]) -> tuple[ValidationImages, str]:
+    """Return images with the network's labels, and a note on how their classes were matched."""
+    counts, names, used = Counter(class_names), source.record.class_names, np.unique(encoded.labels)
+    labels, note = match_labels(source.config.data, names, used, class_names, are_named=not source.record.numbered)
+    for label in used:
+        name = names[label]
         if counts[name] > 1:  # as 'crane' in ImageNet, a bird and a machine
             raise UserError(
                 f"The network has {counts[name]} classes called {name!r}: it is not known which one the images in "
                 f"{source.config.data} show.",
                 "Name its classes apart: --classes.",
             )
-        if name not in label_of:
+        if labels[label] < 0:
             raise UserError(
                 f"The images in {source.config.data} have a class {name!r} that the network does not have.",
                 f"{did_you_mean(name, class_names)} Classes of the network: {first_names(class_names)}.",
             )
-    labels = np.array([label_of.get(name, -1) for name in names], np.int64)
-    return ValidationImages(encoded, np.arange(len(encoded.labels)), labels[encoded.labels], source.record.fingerprint)
+    rows = np.arange(len(encoded.labels))
+    return ValidationImages(encoded, rows, labels[encoded.labels], source.record.fingerprint), note

@@ -148,6 +148,7 @@ def export_onnx(
         input=metadata.input,
         checkpoint=resolved.checkpoint.path,
         total_s=time.time() - started_at,
+        fitted_temperature=calibration is not None,
         metadata=metadata,
         opset=config.opset,
         epoch=info.epoch,

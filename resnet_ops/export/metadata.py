@@ -13,7 +13,7 @@ from resnet_ops.config import Select
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import is_one_line, printable
-from resnet_ops.run_records import HeldOutRecord
+from resnet_ops.run_records import BeganFrom, HeldOutRecord
 
 if TYPE_CHECKING:  # it brings torch, which the gateway and the replicas of a server do without
     from resnet_ops.training.checkpoint import CheckpointInfo
@@ -34,6 +34,7 @@ JSON_FIELDS = {
     "val_accuracy",
     "held_out",
     "fitted_on_all",
+    "began_from",
     "quantization_error",
     "calibration",
     "validation",
@@ -133,6 +134,7 @@ class ModelMetadata(BaseModel):
 
     `val_accuracy` is that of the best epoch, on the images that it was selected on by the metric `selected_by`; None
     where the network is `fitted_on_all` images. `held_out` says which those images are, where the data has none for it.
+    `began_from` says which weights the training began from, and what these were trained on.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -152,6 +154,7 @@ class ModelMetadata(BaseModel):
     selected_by: Select | None = None
     held_out: HeldOutRecord | None = None
     fitted_on_all: bool = False
+    began_from: BeganFrom = None
     checkpoint_sha256: Text
     made_by: Text
     precision_choice: Text | None = None
@@ -183,6 +186,7 @@ class ModelMetadata(BaseModel):
             selected_by=None if val_accuracy is None else info.select,
             held_out=info.held_out,
             fitted_on_all=info.fitted_on_all,
+            began_from=info.began_from,
             checkpoint_sha256=sha256,
             **file,
         )

@@ -115,6 +115,10 @@ class ValidationResult(ProofReport):
     input: Input = Field(description="normalized: floats (N, C, H, W); raw: pixels (N, H, W, C) uint8 of any size.")
     checkpoint: Place | None = Field(description="The checkpoint that it was compared with.")
     total_s: float = Field(description="Seconds from the request to this result.")
+    fitted_temperature: bool = Field(
+        description="Whether the temperature of the file was fitted on these images, so that the calibration error is "
+        "too low for others."
+    )
     metadata: ModelMetadata = Field(exclude=True, description="The file's metadata.")
 
     @computed_field(description="Whether all checks passed on a GPU.")  # type: ignore[prop-decorator]

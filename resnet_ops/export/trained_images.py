@@ -13,7 +13,7 @@ from resnet_ops.data.opening import make_source, open_source
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.run_records import HeldOutRecord
+from resnet_ops.run_records import HeldOutRecord, PretrainedRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import CheckpointInfo
 
@@ -39,13 +39,17 @@ def open_intact(config: DataConfig, fingerprint: str, discovered: DiscoveredData
     return source if source.record.fingerprint == fingerprint else None
 
 
-def divided_as_trained(source: Source, run: Run | None, trained: CheckpointInfo | ModelMetadata) -> Source | None:
+Trained = CheckpointInfo | ModelMetadata | PretrainedRecord  # what says what a training held out
+
+
+def divided_as_trained(source: Source, run: Run | None, trained: Trained) -> Source | None:
     """Return the dataset of a training with the validation and test images that it held out; None if not known which.
 
     Older versions did not record them: then it counts how many there were.
     """
     if source.held_out_images is None:
-        return source
+        # Of test images alone that are held out it is not recorded which, and other weights may have had them all.
+        return None if isinstance(trained, PretrainedRecord) and source.held_out else source
     if trained.held_out is not None:
         # With all of the others trained on, it is the same which of them would be for validation.
         is_all = trained.fitted_on_all and trained.held_out.test_fraction == source.config.test_fraction
@@ -59,7 +63,7 @@ def divided_as_trained(source: Source, run: Run | None, trained: CheckpointInfo 
     elif isinstance(trained, CheckpointInfo):
         alike = [images for _, images in trained.val_classes] == source.count_classes("val").tolist()
     else:
-        recorded = trained.validation or {}
+        recorded = (trained.validation if isinstance(trained, ModelMetadata) else None) or {}
         alike = recorded.get("images_total", recorded.get("images")) == source.record.val_images
     return source if alike else None
 
@@ -93,7 +97,7 @@ class TrainedImages:
     fitted_on_all: bool
 
     @classmethod
-    def of(cls, source: Source, run: Run | None, trained: CheckpointInfo | ModelMetadata) -> "TrainedImages":
+    def of(cls, source: Source, run: Run | None, trained: Trained) -> "TrainedImages":
         """Return those of an intact dataset, divided as the training had it, if that is known."""
         divided = divided_as_trained(source, run, trained)
         return cls(divided or source, divided is not None, trained.fitted_on_all)

@@ -13,7 +13,7 @@ from resnet_ops.export.calibration import scale_head
 from resnet_ops.export.config import ValidateConfig
 from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.export.inputs import Warn
-from resnet_ops.export.metadata_checks import Origin
+from resnet_ops.export.metadata_checks import Origin, calibration_fingerprint
 from resnet_ops.export.other_runtimes import OPENCV, OTHER_RUNTIMES
 from resnet_ops.export.proof import ProofThresholds, verify_file
 from resnet_ops.export.proof_report import ValidationResult
@@ -118,6 +118,8 @@ def _validate(
         input=metadata.input,
         checkpoint=checkpoint.path if checkpoint else None,
         total_s=time.time() - started_at,
+        fitted_temperature=metadata.calibration is not None
+        and report.images_fingerprint == calibration_fingerprint(metadata),
         metadata=metadata,
     )
 

@@ -29,7 +29,7 @@ from resnet_ops.config import Select
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.models import Shortcut, build
-from resnet_ops.run_records import Epoch, HeldOutRecord, StoredSize
+from resnet_ops.run_records import BeganFrom, Epoch, HeldOutRecord, StoredSize
 from resnet_ops.runs import Run, checkpoint_header
 from resnet_ops.training.distributed import set_statistics, statistics
 from resnet_ops.training.mixed_precision import MeasuredPrecision
@@ -59,7 +59,7 @@ class CheckpointInfo(BaseModel):
     data_fingerprint: str
     held_out: HeldOutRecord | None = None  # None where the data has validation images, and in older files
     fitted_on_all: bool = False  # the validation images were trained on, too: what is measured on them is no accuracy
-    began_from: str | None = None  # where pretrained weights are from; "" without such, None in older files
+    began_from: BeganFrom = None  # "" without pretrained weights, None in older files
     metrics: Epoch | None  # of the last epoch that was finished
     precision: MeasuredPrecision | None = None  # that they were measured in; None in older files
     step: int = 0  # steps into the epoch after it; 0 where these are the weights that the metrics are of
@@ -323,6 +323,13 @@ def saved_checkpoints(run: Run) -> list[Path]:
 def best_file(run: Run) -> Path:
     """Return the file of the best weights."""
     return run.best / "model.safetensors"
+
+
+def best_sha256(run: Run) -> str | None:
+    """Return the checksum of the best weights; None where there are none, or they are damaged or out of reach."""
+    with contextlib.suppress(UserError):
+        return read(best_file(run)).sha256
+    return None
 
 
 def read_best(run: Run) -> tuple[Checkpoint, list[str]]:

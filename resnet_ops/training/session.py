@@ -255,7 +255,7 @@ class TrainingSession:
             data_fingerprint=data.fingerprint,
             held_out=self.held_out,
             fitted_on_all=record.config.fit_all,
-            began_from=record.start.origin if record.start else "",
+            began_from=record.start.pretrained if record.start else "",
             metrics=self.metrics,
             precision=measured_precision(record.config.precision, self.trainer.device),
             step=self.trainer.step,

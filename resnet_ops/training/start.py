@@ -114,6 +114,9 @@ def _of_checkpoint(checkpoint: "Checkpoint", origin: str) -> "PretrainedWeights"
             class_names=() if info.class_names == numbers else info.class_names,
             preprocessing=WeightsPreprocessing(mean=info.mean, std=info.std, crop_share=share),
             data_fingerprint=info.data_fingerprint,
+            held_out=info.held_out,
+            fitted_on_all=info.fitted_on_all,
+            began_from=info.began_from,
         ),
         checkpoint.model,
     )
@@ -181,7 +184,7 @@ def with_start(
         if steps.interpolation != "bilinear" and data.stored:
             observer.warn(f"{info.origin}: trained on images resized {steps.interpolation}; here they are bilinear.")
         source = replace(source, record=data.model_copy(update={"mean": steps.mean, "std": steps.std}))
-    return source, StartRecord(origin=info.origin, sha256=info.sha256, head=head)
+    return source, StartRecord(**dict(info.pretrained), sha256=info.sha256, head=head)
 
 
 def settle_head(requested: TrainConfig, settled: TrainConfig, start: StartRecord | None) -> TrainConfig:

@@ -138,8 +138,12 @@ class TrialLog:
             selected = self.selected()
             if selected is not None:
                 trial = selected.trial
+                trial_run = self.search.trial_run(trial)
+                # What `evaluate` has measured of a search stays where it is resumed, unless other weights are the best.
+                is_same = checkpoints.best_sha256(run) == checkpoints.best_sha256(trial_run)
+                measured = record.best.test_accuracy if record.best and is_same else None
                 self.search.publish(trial)
-                source = self.search.trial_run(trial).read_as_written()
+                source = trial_run.read_as_written()
                 own = {"name": run.name, "runs_dir": run.path.parent}
                 update |= {
                     "config": source.config.model_copy(update=own),
@@ -147,8 +151,7 @@ class TrialLog:
                     "parameters": source.parameters,
                     "world_size": source.world_size,
                     "start": source.start,
-                    # What `evaluate` has measured of a search that is finished stays where it is resumed.
-                    "best": self._best(trial, run, record.best.test_accuracy if record.best else None),
+                    "best": self._best(trial, run, measured),
                 }
             run.write(record.model_copy(update=update))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from resnet_ops.errors import UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.formatting import is_one_line, printable
 from resnet_ops.models import Architecture, Shortcut, parse_name
+from resnet_ops.run_records import PretrainedRecord
 from resnet_ops.weights.file_kinds import load, read_content, safetensors_metadata
 from resnet_ops.weights.identify import check_network, identify
 from resnet_ops.weights.state_dict import find_state_dict
@@ -31,16 +32,14 @@ from resnet_ops.weights.weights_metadata import (
 METADATA_KEY = "resnet_ops_weights"  # in the metadata of the files of `save`
 
 
-class WeightsInfo(BaseModel):
+class WeightsInfo(PretrainedRecord):
     """A network that was trained elsewhere.
 
-    `origin` says where it is from, in messages. `classes` is the size of its head, 0 without one; `class_names` is ()
-    where it is not known which these are. `data_fingerprint` is that of the images of a run.
+    `classes` is the size of its head, 0 without one; `class_names` is () where it is not known which these are.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    origin: Annotated[str, AfterValidator(printable)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     model: str
     shortcut: Shortcut | None
@@ -48,7 +47,6 @@ class WeightsInfo(BaseModel):
     classes: int
     class_names: tuple[str, ...] = ()
     preprocessing: WeightsPreprocessing | None = None
-    data_fingerprint: str | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -91,9 +89,9 @@ def read(
     digest, loaded = hashlib.sha256(content).hexdigest(), load(path, content)
     origin = origin or str(path)
     if (described := _described(path, content, loaded)) is not None:
-        own = {"origin": printable(origin), "sha256": digest, "data_fingerprint": None}
+        own = dict(described) | dict(PretrainedRecord(origin=origin)) | {"sha256": digest}
         note = f"{printable(origin)}: that it is {described.model}, its classes and its normalization are its own word."
-        return PretrainedWeights(described.model_copy(update=own), loaded, (note,))
+        return PretrainedWeights(WeightsInfo(**own), loaded, (note,))
     state = find_state_dict(path, loaded, key)
     tensors = state.tensors
     architecture, shortcut = identify(path, tensors)

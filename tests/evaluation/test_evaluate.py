@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from resnet_ops import EvaluateConfig, evaluate, runs
+from resnet_ops.config import DataConfig
 from resnet_ops.data.augment import normalize
 from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
@@ -22,12 +23,13 @@ from resnet_ops.evaluation.labeled_images import SeenImages
 from resnet_ops.evaluation.results import EvaluateResult
 from resnet_ops.export.config import DiagnoseConfig
 from resnet_ops.export.diagnosis import diagnose
+from resnet_ops.export.inputs import select_validation_images
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
 from resnet_ops.training.checkpoint import read_best
 from tests.conftest import DigitFiles, Ended
-from tests.data.samples import write_class_folders
+from tests.data.samples import write_class_folders, write_parquet
 from tests.evaluation.test_evaluation_metrics import assert_metrics_are_those_of_scikit_learn
 from tests.export.samples import properties_of
 from tests.json_keys import assert_keys
@@ -261,6 +263,57 @@ def test_the_accuracy_on_own_test_images_is_recorded(with_test_images: Run) -> N
     assert elsewhere.folder.name == "evaluation-val"
 
 
+def test_the_accuracy_of_other_weights_or_images_is_not_recorded(with_test_images: Run, tmp_path: Path) -> None:
+    """Not of a checkpoint of the same epoch from elsewhere, of weights that were replaced, of another test/."""
+    own = Run(shutil.copytree(with_test_images.path, tmp_path / "own"))
+    record, (best, _) = own.read(), read_best(own)
+    assert record.best is not None
+    own.write(record.model_copy(update={"best": record.best.model_copy(update={"test_accuracy": None})}))
+    tensors = {f"model/{name}": value + 1 if name == "fc.bias" else value for name, value in best.model.items()}
+    (own.path / "elsewhere").mkdir()
+    other = own.path / "elsewhere" / "model.safetensors"
+    checkpoints.save(other, best.info, tensors)
+    result = evaluate(EvaluateConfig(run=str(other)))
+    assert (result.kind, result.split, result.recorded) == ("checkpoint", "test", False)
+
+    kept = checkpoints.best_file(own).read_bytes()
+    replaced = evaluate(own.path, on_progress=lambda *_: shutil.copy(other, checkpoints.best_file(own)))
+    assert (replaced.kind, replaced.recorded) == ("run", False)
+    checkpoints.best_file(own).write_bytes(kept)
+
+    copy = shutil.copytree(record.config.data, tmp_path / "copy")
+    own.write(record.model_copy(update={"config": record.config.model_copy(update={"data": str(tmp_path / "gone")})}))
+    moved = evaluate(EvaluateConfig(run=str(own.path), data=str(copy)))
+    assert (moved.kind, moved.is_own_data, moved.trained_on, moved.recorded) == ("run", True, 0, False)
+    own.write(record.model_copy(update={"config": record.config.model_copy(update={"data": str(copy)})}))
+    assert evaluate(own.path).recorded
+
+
+def test_test_images_that_pretrained_weights_have_seen_are_not_unseen(
+    trained: job.TrainResult, tmp_path: Path, cli: Callable[..., Ended]
+) -> None:
+    """They were training images of the weights, which held out none: `train` and `evaluate` say so."""
+    options = ("--runs-dir", tmp_path, "--model", "resnet8", "--epochs", 1, "--test-fraction", 0.2)
+    weights = trained.run.best / "model.safetensors"
+    ended = cli("train", *options, "--weights", weights, "--name", "child", "--cpus-per-worker", 1)
+    images = f"359 images, which {weights} may have been trained on: resnet-ops evaluate child"
+    assert " ".join(images.split()) in " ".join(ended.out.split())
+    first, source = trained.record, open_source(Run(tmp_path / "child").read().config)
+    seen = set(open_source(first.config).encoded("train").read(range(first.data.train_images)))
+    test = source.encoded("test").read(range(source.record.test_images))
+    result = evaluate(tmp_path / "child")
+    trained_on = sum(image in seen for image in test)
+    assert (result.split, result.trained_on, result.chose_epoch, result.recorded) == ("test", 0, 0, False)
+    assert result.pretrained_on == trained_on == 359
+    assert result.seen == (
+        "nothing was trained or chosen on these images since it began from "
+        f"{weights}, which was trained or chosen on 359 of them"
+    )
+    best = Run(tmp_path / "child").read().best
+    assert best is not None
+    assert best.test_accuracy is None
+
+
 def test_images_of_any_origin(
     run: Run, digits: Digits, tmp_path: Path, cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +390,25 @@ def test_classes_are_matched_by_order_where_one_side_has_numbers(
     result = evaluate(EvaluateConfig(run=str(run.path), data=str(tmp_path / "wnids")), notes.append)
     assert result.confusions == of_run.confusions
     assert "n00 is 0" in notes[0]
+
+
+def test_numbers_are_places_of_classes_called_from_1_to_10(
+    run: Run, digits: Digits, tmp_path: Path, of_run: EvaluateResult
+) -> None:
+    """For `evaluate` and `export`: by name all but one would be the class before."""
+    best = read_best(run)[0]
+    info = best.info.model_copy(update={"class_names": tuple(str(n + 1) for n in range(10))})
+    file, notes = tmp_path / "weights.safetensors", list[str]()
+    checkpoints.save(file, info, {f"model/{name}": value for name, value in best.model.items()})
+    images = [(image, int(name)) for name, of_class in digits.val.items() for image in of_class]
+    write_parquet(tmp_path / "numbers/a.parquet", *zip(*images, strict=True), names=())
+    result = evaluate(EvaluateConfig(run=str(file), data=str(tmp_path / "numbers")), notes.append)
+    assert (result.images, result.correct) == (359, of_run.correct)
+    assert "as the images have numbers for names: 0 is 1." in notes[0]
+    source = open_source(DataConfig(data=str(tmp_path / "numbers")))
+    chosen = select_validation_images(source, info.class_names, "fp32", False, notes.append)
+    assert chosen.labels.tolist() == [label for _, label in images]
+    assert notes[-1] == notes[0]
 
 
 @pytest.mark.parametrize(

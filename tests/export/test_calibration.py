@@ -11,6 +11,8 @@ from sklearn.metrics import log_loss
 
 from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
+from resnet_ops.evaluation.config import EvaluateConfig
+from resnet_ops.evaluation.job import evaluate
 from resnet_ops.export import checks, graph, runtime
 from resnet_ops.export.calibration import (
     ERRORS,
@@ -124,6 +126,9 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
     calibration = result.metadata.calibration
     assert calibration is not None
     assert calibration.images == len(digits)
+    evaluated = evaluate(EvaluateConfig(run=str(result.onnx), output=tmp_path / "evaluated"))
+    assert evaluated.seen.endswith("these images chose the epoch; its temperature was fitted on these images")
+    assert (result.fitted_temperature, evaluated.fitted_temperature) == (True, True)
     assert calibration.temperature != pytest.approx(1, abs=0.01)
     read, checkpoint = checkpoints.read(result.checkpoint), str(trained.run.path)
     ((pixels, labels),) = digits.batches(result.metadata.preprocessing.crop)
@@ -132,6 +137,7 @@ def test_an_export_is_calibrated_and_its_temperature_proven(
     assert result.val_accuracy_onnx == top1_accuracy(before, labels)
     sample = validate_onnx(ValidateConfig(file=result.onnx, checkpoint=checkpoint, images=120))
     assert sample.validated, sample.failed_checks
+    assert sample.fitted_temperature
 
     # What cannot be verified is said.
     reference, elsewhere = Reference(scale_head(read, calibration)), replace(digits, fingerprint="e" * 64)

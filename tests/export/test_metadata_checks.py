@@ -56,6 +56,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "selected_by": ("loss", "metadata"),
     "held_out": ({"val_sha256": "0" * 64, "test_fraction": None}, "metadata"),
     "fitted_on_all": (True, "metadata"),
+    "began_from": ({"origin": "run prize-winner"}, "metadata"),
     "checkpoint_sha256": ("0" * 64, "metadata"),
     "made_by": ("hand", "metadata"),
     "precision_choice": ("all nodes", "metadata"),
@@ -144,7 +145,7 @@ def forged(file: Path, **fields: Any) -> onnx.ModelProto:
     properties = properties_of(model)
     for name, value in fields.items():
         if isinstance(value, dict) and name in properties:
-            value = json.loads(properties[name]) | value
+            value = (json.loads(properties[name]) or {}) | value
         properties[name] = json.dumps(value) if name in JSON_FIELDS else str(value)
     helper.set_model_props(model, properties)
     return model

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -26,8 +27,9 @@ from resnet_ops.export.inputs import (
     select_validation_images,
     warn_of_trained_images,
 )
-from resnet_ops.export.metadata import ModelMetadata
+from resnet_ops.export.metadata import Calibration, ModelMetadata
 from resnet_ops.export.trained_images import SeenCounts, TrainedImages, divided_as_trained
+from resnet_ops.run_records import BeganFrom, HeldOutRecord, PretrainedRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import read_best
@@ -234,11 +236,87 @@ def test_copies_of_training_images_are_counted_and_give_no_test_accuracy(data: P
 
 
 @pytest.mark.parametrize(
-    ("began_from", "ending"), [("", ""), ("cats.pth", " since it began from cats.pth"), (None, ", as far as is known")]
+    ("began_from", "ending"),
+    [
+        ("", ""),
+        ("cats.pth", " since it began from cats.pth"),  # as earlier versions wrote it
+        (PretrainedRecord(origin="cats.pth"), " since it began from cats.pth"),
+        (None, ", as far as is known"),
+    ],
 )
 def test_a_checkpoint_alone_says_what_it_began_from(
-    began_from: str | None, ending: str, images: dict[str, list[bytes]], trained_on: TrainedOn, tmp_path: Path
+    began_from: BeganFrom, ending: str, images: dict[str, list[bytes]], trained_on: TrainedOn, tmp_path: Path
 ) -> None:
     held_out = open_source(DataConfig(data="digits", test_fraction=0.25)).held_out_images
     file = alone(trained_on("digits", held_out=held_out, began_from=began_from), tmp_path)
     assert seen_of(file).text == f"nothing was trained or chosen on these images{ending}"
+
+
+def test_what_pretrained_weights_have_seen_is_counted(trained_on: TrainedOn, tmp_path: Path) -> None:
+    """By what each held out of the same images, also weights before those, and where the network has others."""
+    divided, undivided = (open_source(DataConfig(data="digits", test_fraction=each)) for each in (0.25, None))
+    fingerprint, whole = divided.record.fingerprint, undivided.held_out_images
+
+    def began_from(origin: str, held_out: HeldOutRecord | None, before: BeganFrom = "", **more: bool) -> BeganFrom:
+        return PretrainedRecord(
+            origin=origin, data_fingerprint=fingerprint, held_out=held_out, began_from=before, **more
+        )
+
+    same, base, images = divided.held_out_images, began_from("run base", whole), divided.record.test_images
+    saw = f"which was trained or chosen on {images} of them"
+    cases: list[tuple[BeganFrom, str, int | None]] = [
+        (began_from("run same", same), "run same", 0),
+        (base, f"run base, {saw}", images),
+        (began_from("run same", same, base), f"run base, {saw}", images),
+        (began_from("run all", whole, fitted_on_all=True), f"run all, {saw}", images),
+        (began_from("run old", None), "run old, which may have been trained on them", None),
+        (began_from("run all", same, fitted_on_all=True), "run all", 0),
+    ]
+    run = trained_on("digits", held_out=divided.held_out_images)
+    for before, text, count in cases:
+        checkpoint = read_best(run)[0]
+        info = checkpoint.info.model_copy(update={"began_from": before})
+        checkpoints.save(checkpoints.best_file(run), info, {f"model/{n}": each for n, each in checkpoint.model.items()})
+        seen = seen_of(alone(run, tmp_path))
+        assert seen.text == f"nothing was trained or chosen on these images since it began from {text}"
+        assert (seen.origin_saw, seen.is_unseen) == (count, count == 0)
+    val = f"which was trained or chosen on {divided.record.val_images} of them"
+    assert seen_of(run.path, split="val").text == f"these images chose the epoch; it began from run all, {val}"
+
+
+def test_what_pretrained_weights_have_seen_of_other_images_is_counted(trained_on: TrainedOn, data: Path) -> None:
+    source = open_source("digits")
+    base = PretrainedRecord(
+        origin="run base", data_fingerprint=source.record.fingerprint, held_out=source.held_out_images
+    )
+    run = trained_on(data, began_from=base)
+    text = "200 of these images are training images of the network and 50 of these images chose the epoch"
+    assert seen_of(run.path, Path("digits")).text == (
+        f"{text}; it began from run base, which was trained or chosen on 1,797 of them"
+    )
+
+
+def test_images_that_a_temperature_was_fitted_on_are_no_others(
+    images: dict[str, list[bytes]], trained_on: TrainedOn, data: Path, tmp_path: Path
+) -> None:
+    """Be they of a dataset of their own, or the validation images of the training, or copies of these."""
+    run = trained_on(data)
+    other = write_class_folders(tmp_path / "other", {name: each[30:40] for name, each in images.items()})
+    own, fitted_on_others = (open_source(DataConfig(data=str(each))).record.fingerprint for each in (data, other))
+    few = write_class_folders(tmp_path / "few", {"3": images["3"][24:26]})
+
+    def text(fitted_on: str, of: int, given: Path | None = None, **options: object) -> str:
+        config = EvaluateConfig.of(run=str(run.path), data=str(given) if given else None, **options)
+        calibration = Calibration(temperature=2.0, images=of)
+        network = replace(open_network(config, print), calibration=calibration, fitted_on=fitted_on)
+        opened = open_images(config, network)
+        opened.encoded.read(opened.rows.tolist())
+        return count_seen(opened, network, opened.rows).text
+
+    unseen, fitted = "nothing was trained or chosen on these images", "; its temperature was fitted on"
+    assert text(fitted_on_others, 100, other) == f"{unseen}{fitted} these images"
+    assert text(fitted_on_others, 99, other) == f"{unseen}{fitted} some of these images"
+    assert text(fitted_on_others, 100) == text(own, 50, other) == text(own, 50) == unseen
+    for seen in (text(own, 50, split="val"), text(own, 50, data / "val")):
+        assert seen == f"these images chose the epoch{fitted} these images"
+    assert text(own, 50, few) == f"1 of these images chose the epoch{fitted} some of these images"

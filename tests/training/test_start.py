@@ -16,6 +16,7 @@ from resnet_ops.data.dataset import Split
 from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import Preprocessing
+from resnet_ops.run_records import PretrainedRecord
 from resnet_ops.runs import Run
 from resnet_ops.significance import MeasuredAccuracy, p_value
 from resnet_ops.tracking.payload import tags
@@ -91,7 +92,8 @@ def test_what_was_learned_is_carried_over(six_digits: TrainResult, few: Path, tm
     infos = [read_best(result.run)[0].info for result in (fine_tuned, scratch)]
     assert infos[0].mean == expected.mean
     assert infos[1].mean != expected.mean
-    assert [info.began_from for info in infos] == [weights, ""]
+    base = PretrainedRecord(origin=weights, data_fingerprint=expected.data_fingerprint, began_from="")
+    assert [info.began_from for info in infos] == [base, ""]
 
 
 def test_weights_of_the_same_images_keep_their_head_and_prove_themselves(trained: TrainResult, tmp_path: Path) -> None:

@@ -14,10 +14,25 @@ from resnet_ops.run_records import RunRecord
 from resnet_ops.runs import Run, summarize
 from resnet_ops.significance import MeasuredAccuracy, compare
 from resnet_ops.tracking.payload import best_tags
+from resnet_ops.tracking.tracker import Tracker
 from resnet_ops.training.checkpoint import CheckpointInfo, CheckpointStore, read_best
-from resnet_ops.tuning.results import SelectedTrial, Trial, select_trial
+from resnet_ops.tuning.results import SearchObserver, SelectedTrial, Trial, select_trial
 from resnet_ops.tuning.trial import TrialWorker
+from resnet_ops.tuning.trial_log import TrialLog
 from tests.reporting import samples
+
+INFO = CheckpointInfo(
+    model="resnet8", shortcut="A", class_names=("a", "b"), channels=1, height=8, width=8, mean=(0.0,), std=(1.0,),
+    data="made", data_fingerprint="0" * 64, metrics=None,
+)  # fmt: skip
+
+
+def record(config: TrainConfig) -> RunRecord:
+    now = datetime.now(UTC)
+    return RunRecord(
+        name="001", status="finished", created=now, updated=now, config=config, data=samples.DATA, parameters=1,
+        world_size=1, device="cpu", host="here", versions={},
+    )  # fmt: skip
 
 
 def trial(number: int, accuracy: float | None, parameters: int, status: str = "finished") -> Trial:
@@ -127,21 +142,12 @@ def test_the_best_epoch_of_ties_is_everywhere_that_of_the_weights_in_best(select
         folder.mkdir(parents=True)
     store, worker = CheckpointStore(run, num_to_keep=2), object.__new__(TrialWorker)
     config = TrainConfig.of(epochs=5, runs_dir=tmp_path / "runs", select=select)
-    now = datetime.now(UTC)
-    record = RunRecord(
-        name="001", status="finished", created=now, updated=now, config=config, data=samples.DATA, parameters=1,
-        world_size=1, device="cpu", host="here", versions={},
-    )  # fmt: skip
-    run.write(record)
-    worker.number, worker.best, worker.epoch, worker.seconds, worker.record = 1, None, 0, 0.0, record
+    run.write(record(config))
+    worker.number, worker.best, worker.epoch, worker.seconds, worker.record = 1, None, 0, 0.0, record(config)
     worker.history = []
     tensors = {"model/fc.weight": torch.zeros(2)}
-    info = CheckpointInfo(
-        model="resnet8", shortcut="A", class_names=("a", "b"), channels=1, height=8, width=8, mean=(0.0,), std=(1.0,),
-        data="made", data_fingerprint="0" * 64, metrics=None, select=select,
-    )  # fmt: skip
     for epoch in epochs:
-        store.save(info.model_copy(update={"metrics": epoch}), tensors)
+        store.save(INFO.model_copy(update={"metrics": epoch, "select": select}), tensors)
         result = worker._epoch_result(epoch)
     best, _ = read_best(run)
     assert best.info.epoch == 3
@@ -167,3 +173,32 @@ def test_trials_are_selected_by_what_was_asked_for() -> None:
         assert selected is not None
         assert selected.trial.id == number
     assert select_trial(trials[1:], tests, "macro-f1").why == "the highest validation macro F1 70.00%, of 2 trials"  # type: ignore[union-attr]
+
+
+def test_a_search_that_goes_on_keeps_the_test_accuracy_of_the_same_weights_alone(tmp_path: Path) -> None:
+    trials = [samples.trial(1, "resnet8", [0.3]), samples.trial(2, "resnet8", [0.1])]
+    search = samples.search(tmp_path / "s", *trials[:1])
+    for (each, epochs), value in zip(trials, (0.0, 1.0), strict=True):
+        run = search.trial_run(each)
+        for folder in (run.checkpoints, run.best):
+            folder.mkdir(parents=True)
+        run.write(record(TrainConfig.of(epochs=1)))
+        tensors = {"model/fc.weight": torch.full((2,), value)}
+        CheckpointStore(run, num_to_keep=1).save(INFO.model_copy(update={"metrics": epochs[0]}), tensors)
+    search.run.best.mkdir()
+    search.run.write(record(TrainConfig.of(epochs=1)))
+    log = TrialLog(search, search.read(), SearchObserver(), Tracker("none", print, str))
+
+    def end() -> float | None:
+        log.end_search("interrupted", "")
+        best = search.run.read().best
+        assert best is not None
+        return best.test_accuracy
+
+    assert end() is None
+    ended = search.run.read()
+    assert ended.best is not None
+    search.run.write(ended.model_copy(update={"best": ended.best.model_copy(update={"test_accuracy": 0.5})}))
+    assert end() == 0.5
+    log.trials[2] = trials[1][0]
+    assert end() is None
