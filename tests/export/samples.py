@@ -115,6 +115,7 @@ def metadata_of(checkpoint: Checkpoint, **update: object) -> ModelMetadata:
         "data_fingerprint": info.data_fingerprint,
         "epoch": info.epoch,
         "held_out": info.held_out,
+        "began_from": info.began_from,
         "checkpoint_sha256": checkpoint.sha256,
         "val_accuracy": info.metrics.val_accuracy if info.metrics else None,
         "selected_by": info.select if info.metrics and info.metrics.val_accuracy is not None else None,
