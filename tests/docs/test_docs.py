@@ -58,6 +58,7 @@ def test_every_command_is_understood(page: Path, stopped: Path, cli: Callable[..
         assert ended.code == 0, f"resnet-ops {line}\n{ended.err}"  # it has shown what it has to show
 
 
+@pytest.mark.slow  # as the pages are
 def test_what_is_done_from_python_works(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     programs = blocks(DOCS / "reference/python.md", "python")

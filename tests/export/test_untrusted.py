@@ -52,12 +52,12 @@ DAMAGED = [
     ("checkpoint", "checkpoint", 100),
     ("safetensors", "weights", 80),
     ("pickle", "weights", 80),
-]  # 560 in all; a fifth of them each time, the others by `make test-slow`
+]  # 560 in all; a tenth of them each time, the others by `make test-slow`
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "count"),
-    [*((name, kind, count // 5) for name, kind, count in DAMAGED),
+    [*((name, kind, count // 10) for name, kind, count in DAMAGED),
      *(pytest.param(*one, marks=pytest.mark.slow) for one in DAMAGED)],
 )  # fmt: skip
 def test_damaged_files_are_refused_or_used_and_nothing_else(

@@ -72,7 +72,7 @@ def test_the_network_fits_images_and_device(
     assert not any("--model" in note for note in notes)
 
 
-def test_photos_with_weights_get_the_recipe_and_whatever_is_typed_counts(digits: Source) -> None:
+def test_photos_with_weights_get_the_recipe_and_whatever_is_typed_counts(digits: Source, tmp_path: Path) -> None:
     photos, recipe = images_of(digits, PHOTO), read_recipe("finetune")
     settled, notes = check(photos, weights="imagenet")
     assert {name: getattr(settled, name) for name in recipe} == recipe
@@ -86,7 +86,8 @@ def test_photos_with_weights_get_the_recipe_and_whatever_is_typed_counts(digits:
     assert (settled.lr, settled.schedule, settled.momentum, settled.crop_padding) == (default, "one-cycle", 0, 8)
     assert (settled.warmup_ratio, settled.nesterov, settled.random_resized_crop) == (0, False, False)
     assert settled.ema == recipe["ema"]
-    settled, _ = check(photos, weights="imagenet", rand_augment="2,9")
+    (mine := tmp_path / "mine.toml").write_text("trivial_augment = true\n")
+    settled, _ = check(photos, recipe=str(mine), rand_augment="2,9")
     assert (settled.rand_augment, settled.trivial_augment) == ("2,9", False)
 
 

@@ -215,6 +215,7 @@ def work(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_every_network_trains_with_two_workers(tmp_path: Path) -> None:
     """With gloo, to the same bytes on both, also where it is resumed within an epoch, with one worker's metrics."""
     context = torch.multiprocessing.get_context("spawn")

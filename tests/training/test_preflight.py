@@ -60,6 +60,7 @@ def test_each_micro_batch_has_an_image(digits: Source) -> None:
         batch_size(digits, 15, config)
 
 
+@pytest.mark.slow
 def test_more_images_make_no_worse_network(digits: Source) -> None:
     """In 15 epochs each. With 128 images to a step from 128 images on it was 60% of the digits, from 9%."""
     loader, errors = open_loader(digits, CPU, batch_size=8, augmentation=Augmentation(1), seed=0), []
