@@ -106,6 +106,11 @@ def _unknown_class(name: str, names: tuple[str, ...]) -> UserError:
     )
 
 
+def are_numbers(names: Sequence[str]) -> bool:
+    """Return whether the names of classes are their numbers, as of data without names."""
+    return tuple(names) == tuple(map(str, range(len(names))))
+
+
 def merge_classes(data: DiscoveredData) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of the classes of both splits, and for each image the index of its own, whatever is wrong.
 

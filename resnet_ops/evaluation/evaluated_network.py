@@ -29,7 +29,7 @@ from resnet_ops.export.proof_report import ProofDraft
 from resnet_ops.export.snapshot import Snapshot
 from resnet_ops.export.white_box import WhiteBox
 from resnet_ops.runs import Run
-from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, best_sha256
+from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo, best_file, best_sha256
 
 Kind = Literal["run", "checkpoint", "weights", "onnx"]
 Outputs = Callable[[np.ndarray], Tensor]
@@ -93,8 +93,10 @@ def _open_weights(config: EvaluateConfig, warn: inputs.Warn) -> EvaluatedNetwork
     resolved = inputs.resolve_checkpoint(ExportConfig(run=config.run, runs_dir=config.runs_dir, **described), warn)
     checkpoint, run = resolved.checkpoint, resolved.run
     kind: Kind = "checkpoint" if checkpoint.info.metrics else "weights"
-    if run is not None and run.read_as_written().best and checkpoint.sha256 == best_sha256(run):
-        kind = "run"
+    if run is not None and run.read_as_written().best:
+        # Most are read from there: the file is read again for copies and other checkpoints only.
+        is_best = checkpoint.path == best_file(run) or checkpoint.sha256 == best_sha256(run)
+        kind = "run" if is_best else kind
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     info = checkpoint.info
     return EvaluatedNetwork(

@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 
 from resnet_ops.config import DataConfig
+from resnet_ops.data.class_labels import are_numbers
 from resnet_ops.data.dataset import (
     SPLIT_NAMES,
     EncodedImages,
@@ -25,7 +26,14 @@ from resnet_ops.errors import UserError, did_you_mean
 from resnet_ops.evaluation.config import EvaluateConfig
 from resnet_ops.evaluation.evaluated_network import EvaluatedNetwork
 from resnet_ops.export.class_matching import match_labels
-from resnet_ops.export.trained_images import NOT_DIVIDED, SeenCounts, TrainedImages, open_intact, training_config
+from resnet_ops.export.trained_images import (
+    NOT_DIVIDED,
+    SeenCounts,
+    TrainedImages,
+    open_intact,
+    open_usable,
+    training_config,
+)
 from resnet_ops.formatting import first_names
 from resnet_ops.run_records import BeganFrom, lineage_of
 
@@ -141,12 +149,13 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
     ):
         return _own_split(config, network, own)
     discovered = discover_labeled(asked)
-    if own := open_intact(asked, network.described.data_fingerprint, discovered):
-        return _own_split(config, network, own)
+    usable = open_usable(asked, discovered)
+    if usable and usable.record.fingerprint == network.described.data_fingerprint:
+        return _own_split(config, network, usable)
     original = open_intact(trained_on, network.described.data_fingerprint) if trained_on else None
     trained_images = TrainedImages.of(original, network.run, network.described) if original else None
-    others = {network.fitted_on, *(each.data_fingerprint or "" for each in lineage_of(_began_from(network)))} - {""}
-    known = next(filter(None, (open_intact(asked, each, discovered) for each in sorted(others))), None)
+    others = {network.fitted_on, *(each.data_fingerprint for each in lineage_of(_began_from(network)))}
+    known = usable if usable and usable.record.fingerprint in others else None
     parts = discovered.by_split
     has_splits = len(parts) > 1
     split: Split | None = config.split or next((name for name in ("test", "val") if name in parts), None)
@@ -230,7 +239,7 @@ def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, net
     if not len(rows):
         first = next(iter(left_out), "")
         known_names = f"Classes of the network: {first_names(network.class_names)}."
-        if is_weights and network.class_names == tuple(map(str, range(len(network.class_names)))):
+        if is_weights and are_numbers(network.class_names):
             known_names += " Name them with --classes FILE."
         raise UserError(
             f"No image of {split.path} has a class that {network.name} knows; its first class is {first!r}."

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from resnet_ops.data.class_labels import are_numbers
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import first_names
 
@@ -35,8 +36,7 @@ def match_labels(
     label_of = {name: label for label, name in enumerate(class_names)}
     by_name, places = np.array([label_of.get(name, -1) for name in names], np.int64), np.arange(len(names))
     known, as_many = by_name[used] >= 0, len(names) == len(class_names)
-    numbers = tuple(map(str, range(len(class_names))))
-    may_be_places = as_many and tuple(class_names) == numbers if are_named else len(names) <= len(class_names)
+    may_be_places = as_many and are_numbers(class_names) if are_named else len(names) <= len(class_names)
     if not may_be_places or np.array_equal(by_name[used], used):
         return by_name, ""
     if as_many and (not known.any() or not (are_named or known.all())):

@@ -30,13 +30,18 @@ def training_config(run: Run | None, data: str) -> DataConfig | None:
     return DataConfig(data=data) if data in DATA_SETS else None
 
 
-def open_intact(config: DataConfig, fingerprint: str, discovered: DiscoveredData | None = None) -> Source | None:
-    """Return a dataset, if it is there, or `discovered` already, training could use it, and it has this fingerprint."""
+def open_usable(config: DataConfig, discovered: DiscoveredData | None = None) -> Source | None:
+    """Return a dataset, if it is there, or `discovered` already, and training could use it."""
     try:
-        source = make_source(config, discovered or discover(config))
+        return make_source(config, discovered or discover(config))
     except UserError:
         return None
-    return source if source.record.fingerprint == fingerprint else None
+
+
+def open_intact(config: DataConfig, fingerprint: str) -> Source | None:
+    """Return a dataset, if it is there, training could use it, and it has this fingerprint."""
+    source = open_usable(config)
+    return source if source and source.record.fingerprint == fingerprint else None
 
 
 Trained = CheckpointInfo | ModelMetadata | PretrainedRecord  # what says what a training held out

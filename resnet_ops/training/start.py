@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from resnet_ops import files, runs
 from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.config_base import image_size_text, parse_image_size
+from resnet_ops.data.class_labels import are_numbers
 from resnet_ops.data.image_sizes import IMAGE_SIZE, stored_size
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import WORK_FAILED, UserError
@@ -101,7 +102,6 @@ def _of_checkpoint(checkpoint: "Checkpoint", origin: str) -> "PretrainedWeights"
     from resnet_ops.weights.weights_metadata import WeightsPreprocessing
 
     info = checkpoint.info
-    numbers = tuple(map(str, range(len(info.class_names))))  # of data without names
     share = info.height / info.stored[0] if info.stored else None
     return PretrainedWeights(
         WeightsInfo(
@@ -111,7 +111,7 @@ def _of_checkpoint(checkpoint: "Checkpoint", origin: str) -> "PretrainedWeights"
             shortcut=info.shortcut,
             channels=info.channels,
             classes=len(info.class_names),
-            class_names=() if info.class_names == numbers else info.class_names,
+            class_names=() if are_numbers(info.class_names) else info.class_names,
             preprocessing=WeightsPreprocessing(mean=info.mean, std=info.std, crop_share=share),
             data_fingerprint=info.data_fingerprint,
             held_out=info.held_out,

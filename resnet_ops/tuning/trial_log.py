@@ -139,9 +139,10 @@ class TrialLog:
             if selected is not None:
                 trial = selected.trial
                 trial_run = self.search.trial_run(trial)
+                measured = record.best.test_accuracy if record.best else None
                 # What `evaluate` has measured of a search stays where it is resumed, unless other weights are the best.
-                is_same = checkpoints.best_sha256(run) == checkpoints.best_sha256(trial_run)
-                measured = record.best.test_accuracy if record.best and is_same else None
+                if measured is not None and checkpoints.best_sha256(run) != checkpoints.best_sha256(trial_run):
+                    measured = None
                 self.search.publish(trial)
                 source = trial_run.read_as_written()
                 own = {"name": run.name, "runs_dir": run.path.parent}
