@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -34,6 +35,13 @@ needs_cifar10 = pytest.mark.skipif(
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 COMMAND = [str(Path(sys.executable).with_name("resnet-ops"))]
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have downloads refused."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the proxies of its first use in a process
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -132,10 +132,8 @@ def test_the_fingerprint_knows_neither_place_nor_time(flowers: Path, tmp_path: P
     assert open_source(str(moved)).record.fingerprint != first
 
 
-def test_a_data_set_that_cannot_be_downloaded_says_what_to_put_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+@pytest.mark.usefixtures("no_network")
+def test_a_data_set_that_cannot_be_downloaded_says_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         open_source(DataConfig(data="cifar10", data_root=tmp_path))
     assert f"Extract cifar-10-batches-py from cifar-10-python.tar.gz into {tmp_path}" in str(error.value)
@@ -191,8 +189,8 @@ def test_cifar_is_torchvisions(cifar: tuple[Path, np.ndarray, list[int]]) -> Non
     assert len(as_the_paper.load("train")) == 60
 
 
-def test_damaged_files_are_not_used(cifar: tuple[Path, np.ndarray, list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+@pytest.mark.usefixtures("no_network")
+def test_damaged_files_are_not_used(cifar: tuple[Path, np.ndarray, list[int]]) -> None:
     (cifar[0] / CIFAR10.base_folder / "test_batch").write_bytes(b"")
     with pytest.raises(UserError, match="cifar10 is missing or incomplete in"):
         open_source(DataConfig(data="cifar10", data_root=cifar[0]))

@@ -149,11 +149,11 @@ def test_torchvision_weights_are_those_in_its_cache(tmp_path: Path, monkeypatch:
         locate("imagenet", "resnet50", warnings.append)
 
 
+@pytest.mark.usefixtures("no_network")
 def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     warnings: list[str] = []
     with pytest.raises(UserError) as refused:
         locate("imagenet", "resnet18", warnings.append)
