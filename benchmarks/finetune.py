@@ -15,15 +15,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from images import add_option, check, write_parquet
 from record import Row, write_once
 
 from resnet_ops import train
 from resnet_ops.config import DataConfig
-from resnet_ops.data.augment import normalize
 from resnet_ops.data.opening import open_source
 from resnet_ops.data.parallel_decode import ImageArray
+from resnet_ops.export.reference import Reference
 from resnet_ops.formatting import percent
 from resnet_ops.recipes.reading import configure
 from resnet_ops.runs import Run
@@ -35,7 +34,6 @@ SOURCE, SOURCE_EPOCHS = "six-classes", 4
 KNOWN, NEW = range(6), range(6, 10)  # classes, in CIFAR-10's order
 IMAGES = (400, 200)  # of all new classes together; a fifth of them to choose the epoch on
 SEEDS = 3  # each with images of its own
-BATCH = 256
 STARTS = {"scratch": {}, "fine-tuned": {"weights": SOURCE}}
 
 
@@ -85,15 +83,7 @@ def run(runs_dir: Path, data: Path, name: str, **options: object) -> Run:
 def measure(trained: Run, images: ImageArray) -> MeasuredAccuracy:
     """Classify test images with the chosen weights."""
     checkpoint, _ = read_best(trained)
-    network = checkpoint.info.build_network().eval()
-    network.load_state_dict(checkpoint.model)
-    right = []
-    with torch.inference_mode():
-        for first in range(0, len(images), BATCH):
-            pixels, labels = (torch.from_numpy(part[first : first + BATCH]) for part in (images.pixels, images.labels))
-            logits = network(normalize(pixels, checkpoint.info.mean, checkpoint.info.std))
-            right.append((logits.argmax(1) == labels).numpy())
-    correct = np.concatenate(right)
+    correct = Reference(checkpoint).logits(images.pixels).argmax(1) == images.labels
     which = int.from_bytes(np.packbits(correct, bitorder="little").tobytes(), "little")
     return MeasuredAccuracy(int(correct.sum()), len(correct), which)
 

@@ -36,7 +36,8 @@ class Recipe(Config):
     batch_size: Annotated[
         Positive,
         option(
-            "Images per step (global batch size, over all workers); by default smaller for fewer than 1,408 images.",
+            "Images per step (global batch size, over all workers); by default 128, or the recipe's, or fewer where an "
+            "epoch would have fewer than 11 steps.",
             panel="Training",
             shared=True,
         ),
@@ -60,8 +61,8 @@ class Recipe(Config):
     lr: Annotated[
         float,
         option(
-            "Peak learning rate; by default 0.1, in proportion less for batches below 128, or 0.001 with --optimizer "
-            "adamw.",
+            "Peak learning rate; by default 0.1, or the recipe's, in proportion less for batches below the default, "
+            "or 0.001 with --optimizer adamw.",
             panel="Training",
             gt=0,
             allow_inf_nan=False,

@@ -24,7 +24,7 @@ def test_ones_own_images_are_a_folder_away(
     arguments = ["--model", "resnet8", "--name", "flowers", "--epochs", "4"]
     trained = cli(*shlex.split(told), *arguments, "--json")
     assert trained.code == 0, trained.err
-    assert "batch size 8 (64 training images are too few for the default of 128)" in trained.err
+    assert "batch size 8 (64 training images are too few for the usual 128)" in trained.err
     exported = cli("export", "flowers", "--onnx", "--json")
     assert exported.code == 0, exported.err
     assert exported.json["images"] == 16

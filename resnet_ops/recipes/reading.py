@@ -44,12 +44,23 @@ def configure(**options: Any) -> TrainConfig:
     """Make a configuration of these options, and of those of their `recipe` that are not among them or against them.
 
     Where they name another optimizer than the recipe's, its learning rate and what else belongs to it is left out.
+    The batch size of a recipe that ships, and the learning rate for it, are defaults: few images lessen them together.
 
     Raises:
         UserError: There is no such recipe, or an option is wrong.
     """
     recipe = options.get("recipe")
-    return TrainConfig.of(**{**(_beside(read_recipe(recipe), options) if recipe else {}), **options})
+    values = _beside(read_recipe(recipe), options) if recipe else {}
+    config = TrainConfig.of(**values | options)
+    if "batch_size" in values and recipe in recipe_names():
+        config.model_fields_set.difference_update({"batch_size", "lr"} - options.keys())
+    return config
+
+
+def usual_batch_size(recipe: str | None) -> int:
+    """Return the batch size that a learning rate is for which a recipe, or nothing, gives."""
+    options = read_recipe(recipe) if recipe in recipe_names() else {}
+    return int(options.get("batch_size", TrainConfig.default("batch_size")))
 
 
 def _beside(recipe: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from resnet_ops.data.image_sizes import MAX_NATIVE_SIDE
 from resnet_ops.formatting import image_size, percent
 from resnet_ops.orchestration.placement import Device
 from resnet_ops.recipe_config import ADAMW_DEFAULTS
-from resnet_ops.recipes.reading import configure
+from resnet_ops.recipes.reading import configure, usual_batch_size
 from resnet_ops.run_records import DataRecord, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.observer import Observer
@@ -95,10 +95,10 @@ def explain_choices(requested: TrainConfig, settled: TrainConfig, data: DataReco
     if settled.recipe and settled.recipe != requested.recipe:
         yield Choice("recipe", settled.recipe, "photos and pretrained weights")
     if settled.batch_size != requested.batch_size:
-        few = f"{data.train_images:,} training images are too few for the default of {requested.batch_size}"
+        few = f"{data.train_images:,} training images are too few for the usual {requested.batch_size}"
         yield Choice("batch-size", str(settled.batch_size), few)
     if settled.lr == scaled_lr(requested, settled.batch_size):
-        usual = f"{requested.default('lr'):g} for {requested.default('batch_size')}"
+        usual = f"{requested.lr:g} for {usual_batch_size(requested.recipe)}"
         yield Choice("lr", f"{settled.lr:g}", f"in proportion to the batch, {usual}")
     harm = mirroring_harm_of(data)
     if harm and requested.flip is None:
@@ -162,15 +162,15 @@ def freezes_batchnorm(config: TrainConfig, architecture: "Architecture", batch_s
 
 
 def scaled_lr(config: TrainConfig, batch_size: int) -> float | None:
-    """Return SGD's default learning rate for a batch smaller than the default; None where another one counts.
+    """Return SGD's usual learning rate for a batch smaller than the one it is for; None where another one counts.
 
     It is in proportion to the batch (Goyal et al. 2017, sec. 2.1; benchmarks/results/few_images.md). Batches that
     --auto-batch finds keep the rate, as larger ones want a warm-up as well.
     """
-    rate, default = float(config.default("lr")), int(config.default("batch_size"))
-    if "lr" in config.model_fields_set or config.optimizer != "sgd" or config.auto_batch or batch_size >= default:
+    if "lr" in config.model_fields_set or config.optimizer != "sgd" or config.auto_batch:
         return None
-    return rate * batch_size / default
+    usual = usual_batch_size(config.recipe)
+    return None if batch_size >= usual else config.lr * batch_size / usual
 
 
 def optimizer_defaults(config: TrainConfig) -> dict[str, float]:

@@ -173,8 +173,8 @@ def settle_space(space: Space, settled: TrainConfig, data: DataRecord, device: D
     if "lr" in space.defaults and isinstance(rates, Range) and rates not in (ADAMW_RATES, RATES_OF_BOTH):
         if settled.recipe == FINETUNE:
             searched["lr"] = FINETUNE_LR
-        elif settled.recipe is None and "batch_size" not in searched | fixed:
-            share = settled.lr / TrainConfig.default("lr")  # less than 1 where there are few images
+        elif "batch_size" not in searched | fixed:
+            share = settled.lr / configure(recipe=settled.recipe).lr  # less than 1 where there are few images
             searched["lr"] = replace(rates, low=rates.low * share, high=rates.high * share)
     return Space(searched, fixed, space.points)
 

@@ -167,8 +167,11 @@ def test_all_options_at_once_and_flags() -> None:
 def test_what_was_typed_beside_a_recipe_reaches_the_cluster() -> None:
     """Also where it is the default again, which is not what the recipe says, or what is chosen by the images."""
     config = configure(recipe="fast", epochs=TrainConfig.default("epochs"), nesterov=False)
-    given = parsed(train_arguments(config))
-    assert (given["recipe"], given["epochs"], given["nesterov"], given["lr"]) == ("fast", 30, False, config.lr)
+    arguments = train_arguments(config)
+    given = parsed(arguments)
+    assert (given["recipe"], given["epochs"], given["nesterov"]) == ("fast", 30, False)
+    assert given["weight_decay"] == config.weight_decay == 5e-4
+    assert not any(argument.startswith(("--lr=", "--batch-size=")) for argument in arguments)  # by the images there
     arguments = train_arguments(configure(lr=TrainConfig.default("lr"), model=TrainConfig.default("model")))
     assert {"--lr=0.1", "--model=auto"} <= {*arguments}
 

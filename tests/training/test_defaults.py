@@ -12,7 +12,7 @@ from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import image_size
 from resnet_ops.orchestration.placement import Device
-from resnet_ops.recipes.reading import configure, read_recipe
+from resnet_ops.recipes.reading import configure, read_recipe, recipe_names
 from resnet_ops.run_records import StartRecord
 from resnet_ops.training.defaults import explain_choices, report_defaults, suggest_weights
 from resnet_ops.training.ema import ExponentialMovingAverage
@@ -121,27 +121,36 @@ def test_a_training_that_goes_on_keeps_what_it_began_with(digits: Source) -> Non
 
 
 @pytest.mark.parametrize(
-    ("images", "options", "lr"),
+    ("images", "options", "lr", "usual"),
     [
-        (320, {}, 0.1 * 16 / 128),
-        (320, {"batch_size": 64}, 0.05),
-        (20_000, {}, 0.1),
-        (20_000, {"batch_size": 256}, 0.1),
-        (320, {"lr": 0.1}, 0.1),
-        (320, {"recipe": "fast"}, 0.2),
-        (320, {"weights": "imagenet"}, 0.01),
-        (320, {"optimizer": "adamw"}, 0.001),
+        (320, {}, 0.1 * 16 / 128, "0.1 for 128"),
+        (320, {"batch_size": 64}, 0.05, "0.1 for 128"),
+        (20_000, {}, 0.1, None),
+        (20_000, {"batch_size": 256}, 0.1, None),
+        (320, {"lr": 0.1}, 0.1, None),
+        (320, {"recipe": "fast"}, 0.2 * 16 / 128, "0.2 for 128"),
+        (320, {"recipe": "imagenet"}, 0.4 * 16 / 1024, "0.4 for 1024"),
+        (320, {"recipe": "fast", "batch_size": 64}, 0.1, "0.2 for 128"),
+        (320, {"recipe": "fast", "lr": 0.2}, 0.2, None),
+        (20_000, {"recipe": "fast"}, 0.2, None),
+        (320, {"weights": "imagenet"}, 0.01, None),
+        (320, {"optimizer": "adamw"}, 0.001, None),
     ],
 )
 def test_smaller_batches_have_a_smaller_default_learning_rate(
-    digits: Source, images: int, options: dict[str, object], lr: float
+    digits: Source, images: int, options: dict[str, object], lr: float, usual: str | None
 ) -> None:
     settled, notes = check(images_of(digits, PHOTO, images), **options)
     assert settled.lr == pytest.approx(lr)
-    scaled = {0.1 * 16 / 128, 0.05}
-    assert [note for note in notes if "--lr" in note] == [f"--lr {lr:g}: in proportion to the batch, 0.1 for 128."] * (
-        lr in scaled
-    )
+    said = [f"--lr {lr:g}: in proportion to the batch, {usual}."] if usual else []
+    assert [note for note in notes if "--lr" in note] == said
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_many_images_have_a_recipes_own_batch_and_learning_rate(digits: Source, recipe: str) -> None:
+    settled, _ = check(images_of(digits, PHOTO, 20_000), recipe=recipe, weights="imagenet")
+    own = read_recipe(recipe)
+    assert {name: getattr(settled, name) for name in own} == own
 
 
 @pytest.mark.parametrize(("images", "is_high"), [(320, False), (20_000, True)])

@@ -44,7 +44,7 @@ def test_an_epoch_has_enough_steps_however_few_the_images(digits: Source) -> Non
 
 def test_a_batch_size_that_is_given_stays(digits: Source) -> None:
     given = TrainConfig.of(batch_size=128)
-    for config in (given, configure(recipe="fast")):
+    for config in (given, configure(recipe="fast", batch_size=128)):
         assert batch_size(digits, 200, config) == 128
         with pytest.raises(UserError, match=r"--batch-size 128 exceeds the 100 training images of digits.*at most 100"):
             batch_size(digits, 100, config)
