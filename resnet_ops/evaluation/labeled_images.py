@@ -5,7 +5,6 @@ How images are stored, split and decoded is in `resnet_ops.data`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 
 import numpy as np
 
@@ -30,12 +29,14 @@ from resnet_ops.export.trained_images import (
     NOT_DIVIDED,
     SeenCounts,
     TrainedImages,
+    began_from,
+    images_of_ancestors,
     open_intact,
     open_usable,
     training_config,
 )
 from resnet_ops.formatting import first_names
-from resnet_ops.run_records import BeganFrom, lineage_of
+from resnet_ops.run_records import lineage_of
 
 NAMED = 5  # classes that a note names
 
@@ -154,7 +155,8 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
         return _own_split(config, network, usable)
     original = open_intact(trained_on, network.described.data_fingerprint) if trained_on else None
     trained_images = TrainedImages.of(original, network.run, network.described) if original else None
-    others = {network.fitted_on, *(each.data_fingerprint for each in lineage_of(_began_from(network)))}
+    lineage = lineage_of(began_from(network.described, network.run))
+    others = {network.fitted_on, *(each.data_fingerprint for each in lineage)}
     known = usable if usable and usable.record.fingerprint in others else None
     parts = discovered.by_split
     has_splits = len(parts) > 1
@@ -357,25 +359,14 @@ def _count_trained(images: LabeledSplit, network: EvaluatedNetwork, rows: np.nda
         is_confirmed=network.is_confirmed,
         by_content=counts.by_content,
     )
-    began_from = _began_from(network)
-    lineage = lineage_of(began_from)
-    sources = [source for source in (images.trained_images.source, images.source) if source is not None]
-    for before, source in product(lineage, sources):
-        if before.data_fingerprint != source.record.fingerprint:
-            continue
-        own = count(TrainedImages.of(source, None, before))
+    began = began_from(network.described, network.run)
+    for before, trained_images in images_of_ancestors(began, (images.trained_images.source, images.source)):
+        own = count(trained_images)
         if own is None:
             return replace(seen, origin=before.origin, origin_saw=None)
         # Where all chose this epoch, it is no news that they chose that of another training, too.
         if saw := own.trained_on + (own.chose_epoch if counts.chose_epoch < len(rows) else 0):
             by_content = counts.by_content and own.by_content
             return replace(seen, origin=before.origin, origin_saw=saw, by_content=by_content)
-    return replace(seen, origin=None if began_from is None else lineage[0].origin if lineage else "")
-
-
-def _began_from(network: EvaluatedNetwork) -> BeganFrom:
-    """Return what the training began from, as its checkpoint says, or the run of one of an earlier version."""
-    if network.described.began_from is None and network.run is not None:
-        start = network.run.read_as_written().start
-        return start.pretrained if start else ""
-    return network.described.began_from
+    lineage = lineage_of(began)
+    return replace(seen, origin=None if began is None else lineage[0].origin if lineage else "")

@@ -28,7 +28,9 @@ from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.export.trained_images import (
     NOT_DIVIDED,
     TrainedImages,
+    began_from,
     divided_as_trained,
+    images_of_ancestors,
     open_intact,
     training_config,
 )
@@ -349,26 +351,33 @@ def select_validation_images(
 
 
 def warn_of_trained_images(
-    images: ValidationImages, run: Run | None, trained: CheckpointInfo | ModelMetadata, warn: Warn
+    images: ValidationImages,
+    source: Source,
+    run: Run | None,
+    trained: CheckpointInfo | ModelMetadata,
+    warn: Warn,
 ) -> None:
-    """Warn where a network was trained on some of these images, or may have been, if its own are at hand.
+    """Warn where a network, or one that it began from, was trained on some of these images, or may have been.
 
-    See `TrainedImages.count_among`.
+    Only where the images of their trainings are at hand, or in `source`; see `TrainedImages.count_among`.
     """
+    name = run.name if run else "The network"
     config = training_config(run, trained.data)
     own = open_intact(config, trained.data_fingerprint) if config else None
-    if own is None:
-        return
+    trainings = [(name, TrainedImages.of(own, run, trained))] if own else []
+    for before, trained_images in images_of_ancestors(began_from(trained, run), (own, source)):
+        trainings.append((f"{name} began from {before.origin}, which", trained_images))
     chosen = Subset(images.encoded, images.rows, images.labels)
-    counts = TrainedImages.of(own, run, trained).count_among(chosen, lambda: hash_all(chosen))
-    name = run.name if run else "The network"
-    if counts is None:
-        warn(f"{name} may have been trained on some of the images: an accuracy on these tells nothing of others.")
-    elif counts.trained_on:
-        warn(
-            f"{name} was trained on {counts.trained_on:,} of the {len(images):,} images: an accuracy on these tells "
-            "nothing of others."
-        )
+    for which, trained_images in trainings:
+        counts = trained_images.count_among(chosen, lambda: hash_all(chosen))
+        if counts is None:
+            some = "may have been trained on some of the images"
+        elif counts.trained_on:
+            some = f"was trained on {counts.trained_on:,} of the {len(images):,} images"
+        else:
+            continue
+        warn(f"{which} {some}: an accuracy on these tells nothing of others.")
+        return
 
 
 def select_images(source: Source, split: Split, class_names: Sequence[str]) -> ValidationImages:

@@ -103,7 +103,7 @@ def export_onnx(
     if source is not None:
         images = select_validation_images(source, info.class_names, config.precision, is_training_data, warn)
         if not is_training_data:
-            warn_of_trained_images(images, resolved.run, info, warn)
+            warn_of_trained_images(images, source, resolved.run, info, warn)
     if config.calibrate and (images is None or (is_training_data and info.fitted_on_all)):
         raise UserError(
             "--calibrate needs validation images; none are known that the network was not trained on.", "Add --data."

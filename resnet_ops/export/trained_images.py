@@ -1,7 +1,8 @@
 """The images that a network was trained on: whether they are at hand, divided as they were, and seen among others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from resnet_ops.data.opening import make_source, open_source
 from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import ModelMetadata
-from resnet_ops.run_records import HeldOutRecord, PretrainedRecord
+from resnet_ops.run_records import BeganFrom, HeldOutRecord, PretrainedRecord, lineage_of
 from resnet_ops.runs import Run
 from resnet_ops.training.checkpoint import CheckpointInfo
 
@@ -129,6 +130,23 @@ class TrainedImages:
         if self.fitted_on_all:
             return SeenCounts(int((is_in["train"] | is_in["val"]).sum()), 0, by_content)
         return SeenCounts(int(is_in["train"].sum()), int(is_in["val"].sum()), by_content)
+
+
+def images_of_ancestors(
+    began_from: BeganFrom, sources: Iterable[Source | None]
+) -> Iterator[tuple[PretrainedRecord, TrainedImages]]:
+    """Yield each of the weights that a training began from whose images are those of one of these datasets."""
+    for before, source in product(lineage_of(began_from), sources):
+        if source is not None and before.data_fingerprint == source.record.fingerprint:
+            yield before, TrainedImages.of(source, None, before)
+
+
+def began_from(trained: CheckpointInfo | ModelMetadata, run: Run | None) -> BeganFrom:
+    """Return what a training began from, as its checkpoint says, or the run of one of an earlier version."""
+    if trained.began_from is None and run is not None:
+        start = run.read_as_written().start
+        return start.pretrained if start else ""
+    return trained.began_from
 
 
 @dataclass(frozen=True)

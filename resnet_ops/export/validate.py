@@ -108,7 +108,7 @@ def _validate(
     if source is not None:
         images = inputs.select_validation_images(source, metadata.class_names, metadata.precision, same_images, warn)
         if resolved and not is_training_data:
-            inputs.warn_of_trained_images(images, resolved.run, resolved.checkpoint.info, warn)
+            inputs.warn_of_trained_images(images, source, resolved.run, resolved.checkpoint.info, warn)
     reference = Reference(checkpoint) if checkpoint else None
     report = verify_file(taken.file, reference, images, thresholds, on_check=on_check)
     return ValidationResult(

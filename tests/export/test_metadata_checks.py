@@ -383,11 +383,12 @@ def test_images_of_the_training_are_named(trained: TrainResult, digits: Validati
     source = open_source("digits")
     seen, warnings = select_images(source, "train", source.record.class_names), list[str]()
     info = read_best(trained.run)[0].info
-    warn_of_trained_images(digits, trained.run, info, warnings.append)
+    warn_of_trained_images(digits, source, trained.run, info, warnings.append)
     first = replace(seen, rows=seen.rows[:100], labels=seen.labels[:100])
-    warn_of_trained_images(first, trained.run, info.model_copy(update={"data_fingerprint": "other"}), warnings.append)
+    other = info.model_copy(update={"data_fingerprint": "other"})
+    warn_of_trained_images(first, source, trained.run, other, warnings.append)
     assert not warnings
-    warn_of_trained_images(first, trained.run, info, warnings.append)
+    warn_of_trained_images(first, source, trained.run, info, warnings.append)
     (warning,) = warnings
     assert "was trained on 100 of the 100 images" in warning
 

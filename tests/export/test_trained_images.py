@@ -149,7 +149,7 @@ def test_exports_warn_of_relative_paths(
         assert source is not None
         assert not is_own
         chosen = select_validation_images(source, info.class_names, "fp32", False, warnings.append)
-        warn_of_trained_images(chosen, run, info, warnings.append)
+        warn_of_trained_images(chosen, source, run, info, warnings.append)
         assert "was trained on 200 of the 200 images" in warnings[0]
 
 
@@ -211,8 +211,8 @@ def test_what_is_held_out_otherwise_now_is_not_known(
     assert counts(seen_of(run.path)) == (40, None, None)
     assert counts(seen_of(run.path, others)) == (50, 0, 0)
     warnings = list[str]()
-    chosen = select_images(open_source(run.read().config), "val", info.class_names)
-    warn_of_trained_images(chosen, run, info, warnings.append)
+    source = open_source(run.read().config)
+    warn_of_trained_images(select_images(source, "val", info.class_names), source, run, info, warnings.append)
     assert "may have been trained on some of the images" in warnings[0]
 
 
@@ -294,6 +294,12 @@ def test_what_pretrained_weights_have_seen_of_other_images_is_counted(trained_on
     assert seen_of(run.path, Path("digits")).text == (
         f"{text}; it began from run base, which was trained or chosen on 1,797 of them"
     )
+    shutil.rmtree(data)
+    info, warnings = read_best(run)[0].info, list[str]()
+    chosen = select_validation_images(source, info.class_names, "fp32", False, warnings.append)
+    warn_of_trained_images(chosen, source, run, info, warnings.append)
+    began = "run began from run base, which was trained on 1,438 of the 1,797 images"
+    assert warnings == [f"{began}: an accuracy on these tells nothing of others."]
 
 
 def test_images_that_a_temperature_was_fitted_on_are_no_others(
