@@ -126,7 +126,8 @@ class BadImage(BaseModel):
 class DataRecord(BaseModel):
     """The dataset that a run is trained on.
 
-    `fingerprint` is a SHA-256 of what `fingerprint_of` says: the files' content, or, of much data, names and sizes.
+    `fingerprint` is a SHA-256 of what `fingerprint_of` says: the files' content, or, of much data, names, sizes and
+    a sample of the content.
     The network's input is `height` x `width`; where the images are larger or of differing sizes, training crops that
     from images of size `stored` (height, width), which hold the center of each image, or, for random resized crops, all
     of it, squeezed. `bad_images` are left out, and not counted elsewhere; the first are named.

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from resnet_ops.config import DataConfig
+from resnet_ops.data import dataset
 from resnet_ops.data.class_labels import merge_classes
 from resnet_ops.data.dataset import choose_validation, digest
 from resnet_ops.data.discovery import EMBEDDED, discover
@@ -227,6 +228,21 @@ def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     same = open_source(str(write_parquet(tmp_path / "b.parquet", noise(10), [0, 1] * 5)))
     other = open_source(str(write_parquet(tmp_path / "c.parquet", noise(10, seed=1), [0, 1] * 5)))
     assert first.record.fingerprint == same.record.fingerprint != other.record.fingerprint
+
+
+def test_the_fingerprint_of_much_data_follows_bytes_of_equal_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "CONTENT_HASH_BYTES", 0)
+    records = {}
+    for name, seed in (("first", 0), ("same", 0), ("other", 1)):
+        for row, pixels in enumerate(noise(6, seed=seed)):
+            file = tmp_path / name / "ab"[row % 2] / f"{row}.bmp"  # not compressed
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+        records[name] = open_source(str(tmp_path / name)).record
+    assert {record.fingerprint_of for record in records.values()} == {"names and sizes"}
+    assert records["first"].fingerprint == records["same"].fingerprint != records["other"].fingerprint
 
 
 def test_greyscale_stays_grey_and_palettes_become_color(tmp_path: Path) -> None:
