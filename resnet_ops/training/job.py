@@ -11,6 +11,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,7 +225,8 @@ def resume(
             }
             previous, writer = record.writer, this_writer()
             record = run.write(record.model_copy(update=update).written_by(writer))
-            observer.run_created(run, record, describe(source, record))
+            # Of the images that were decoded then: the record has counted the broken ones.
+            observer.run_created(run, record, describe(replace(source, record=record.data), record))
             if differences := writer.differences(previous):
                 observer.warn(f"{name} resumes with {differences}.")
             if record.unknown:

@@ -8,10 +8,12 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.discovery import absolute_paths
 from resnet_ops.data.opening import open_source
 from resnet_ops.data.sources import Source
+from resnet_ops.run_records import RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.defaults import explain_choices
 from resnet_ops.training.image_preparation import decode_images
-from resnet_ops.training.job import begin
+from resnet_ops.training.job import begin, resume, train
+from resnet_ops.training.observer import Observer, Overview
 from resnet_ops.training.overview import describe
 from tests.data.samples import noise, write_class_folders
 from tests.notes import Notes
@@ -48,6 +50,27 @@ def test_all_lines_count_the_images_that_are_used(photos: Path, tmp_path: Path) 
         config.model_copy(update={"batch_size": 128, "flip": True}), config, source.record, "cpu"
     )
     assert batch.reason.startswith(f"{images} training images are too few")
+
+
+class Overviews(Observer):
+    """Keeps the rows that each start of a training shows."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, str]] = []
+
+    def run_created(self, run: Run, record: RunRecord, overview: Overview | None = None) -> None:
+        assert overview is not None
+        self.rows.append(dict(overview.rows))
+
+
+def test_a_resumed_training_counts_as_it_did_before(photos: Path, tmp_path: Path) -> None:
+    options = {"model": "resnet8", "name": "run", "runs_dir": tmp_path, "cpus_per_worker": 1}
+    observer = Overviews()
+    train(TrainConfig.of(data=str(photos), epochs=1, **options), observer=observer)
+    resume(tmp_path, "run", changes={"epochs": 2}, observer=observer)
+    first, resumed = observer.rows
+    assert resumed["data"] == first["data"]
+    assert "79 training, 20 validation" in first["data"]
 
 
 def test_classes_without_validation_images_are_named(photos: Path) -> None:
