@@ -20,7 +20,7 @@ import resnet_ops
 from resnet_ops import environment
 from resnet_ops.config_base import explain_kind
 from resnet_ops.errors import BAD_REQUEST, INTERRUPTED, WORK_FAILED, UserError
-from resnet_ops.stop_request import StoppedError, StopRequest, receive_signals, stop_of
+from resnet_ops.stop_request import BY_USER, StoppedError, StopRequest, receive_signals, stop_of
 
 from .commands import Root
 from .console import err, node_table, report_error, warn
@@ -84,9 +84,10 @@ def run(arguments: list[str]) -> int:
 def _run(arguments: list[str], request: StopRequest, as_json: bool, debug: bool) -> int:
     try:
         environment.prepare(warn)
-        code = app(arguments, prog_name="resnet-ops", standalone_mode=False, obj=request)
+        with request.raising():
+            code = app(arguments, prog_name="resnet-ops", standalone_mode=False, obj=request)
         if code == INTERRUPTED:  # Typer's exit code for an interrupt that no command has handled
-            raise StoppedError(request.ended_by)
+            raise StoppedError(request.ended_by or BY_USER)
         return code if isinstance(code, int) else 0
     except UserError as error:
         nodes = getattr(error, "nodes", ())  # of a cluster that a job does not fit on

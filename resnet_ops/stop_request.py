@@ -79,15 +79,15 @@ def stop_of(interrupt: KeyboardInterrupt) -> Stop:
 class StopRequest:
     """Asks the work of a command to stop; any thread may ask, and whoever works looks at it after each step.
 
-    `stop` is why, or None. `at_once` is set by a second request: nothing more is saved. `ended_by` is
-    what ended a command that did not defer it. Where the process has to be ended from outside its work, `record`
-    records why and returns what the user is told, and `report` tells it.
+    `stop` is why, or None. `at_once` is set by a second request: nothing more is saved. `ended_by` is what ended a
+    command that did not defer it, or None. Where the process has to be ended from outside its work, `record` records
+    why and returns what the user is told, and `report` tells it.
     """
 
     def __init__(self) -> None:
         self.stop: Stop | None = None
         self.at_once = False
-        self.ended_by = BY_USER
+        self.ended_by: Stop | None = None
         self.record: Callable[[Stop], UserError] = lambda stop: stop.error("The work")
         self.report: Callable[[UserError], object] = lambda error: sys.stderr.write(f"error: {error}\n")
         self.is_deferring = False
@@ -112,6 +112,24 @@ class StopRequest:
         """Raise `StoppedError` if the work is to stop, where there is nothing to save."""
         if self.stop is not None:
             raise StoppedError(self.stop)
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Within a `with` block, raise `StoppedError` for what fails after a signal whose own a library has caught.
+
+        So does torch where a signal comes while it imports, and goes on with half a module.
+
+        Raises:
+            StoppedError: There was a signal, which was not deferred.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if self.ended_by is None:
+                raise
+            raise StoppedError(self.ended_by) from error
 
     def give_up(self, stop: Stop) -> NoReturn:
         """End the process, whatever its threads wait for."""

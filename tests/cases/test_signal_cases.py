@@ -1,5 +1,6 @@
 """Signals before a machine is taken: Slurm, Kubernetes, spot instances, terminals that close. Case C03 and its kin."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -16,6 +17,7 @@ import torch
 
 from resnet_ops.config import TrainConfig
 from resnet_ops.errors import UserError
+from resnet_ops.export import graph
 from resnet_ops.runs import Run
 from resnet_ops.stop_request import StopRequest
 from resnet_ops.training import checkpoint as checkpoints
@@ -194,6 +196,21 @@ def test_a_signal_before_training_ends_at_once(
     assert (
         cli("train", *LONG, "--name", "b", "--runs-dir", tmp_path, "--epochs", "1").code == 0
     )  # nothing is in its way
+
+
+def test_a_signal_that_a_library_catches_ends_the_command(
+    cli: Cli, trained: job.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*_: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # as within torch's imports
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        raise AttributeError("half a module")
+
+    monkeypatch.setattr(graph, "to_onnx", export)
+    ended = cli("export", trained.run.path, "--onnx", "--json")
+    assert (ended.code, ended.json["status"]) == (130, "interrupted")
+    assert ended.err.splitlines()[-1] == "interrupted: Nothing was lost."
 
 
 @pytest.mark.usefixtures("ray_session")
