@@ -25,7 +25,7 @@ EXAMPLES = """
 resnet-ops evaluate mine  # the best weights of run 'mine' on its test images, or its validation images
 resnet-ops evaluate mine --data flowers/test --expect 95  # on other images; exits with 1 if below 95%
 resnet-ops evaluate runs/mine/export/model.onnx --data flowers/test  # an exported file, in ONNX Runtime
-resnet-ops evaluate mine --split val --suspects 20  # images whose labels are probably wrong
+resnet-ops evaluate mine --split val --suspects 20  # images whose labels may be wrong
 resnet-ops evaluate resnet50.pth --classes imagenet.txt --data imagenet/val
 """
 
@@ -115,7 +115,8 @@ def _next(config: EvaluateConfig, result: "EvaluateResult") -> list[str]:
     """Return what to do next, in lines."""
     lines = []
     if result.label_issues and not config.suspects:
-        lines.append(f"  {result.label_issues:,} labels are probably wrong: --suspects {SUSPECTS} shows the worst")
+        mistakes = f"{result.label_issues:,} mistake{'s' if result.label_issues > 1 else ''}"
+        lines.append(f"  {mistakes} may be wrong labels, or hard images: --suspects {SUSPECTS} shows them")
     if result.kind == "run":
         lines.append(
             f"  next  resnet-ops report {escape(quoted(config.run))} -o report.html"

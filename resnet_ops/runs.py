@@ -23,6 +23,7 @@ run_records.py; nothing here knows torch.
 import contextlib
 import functools
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -73,6 +74,11 @@ class Run:
     def name(self) -> str:
         """Name of the folder."""
         return self.path.name
+
+    def resume_command(self, command: str = "train") -> str:
+        """Return the command that resumes it, with "tune" as a search."""
+        where = [] if self.path.parent == Path("runs").absolute() else ["--runs-dir", as_typed(self.path.parent)]
+        return shlex.join(["resnet-ops", *command.split(), "--resume", self.name, *where])
 
     def read(self) -> RunRecord:
         """Read run.json; a run whose process died while running reads as interrupted.

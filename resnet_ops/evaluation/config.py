@@ -61,7 +61,7 @@ class EvaluateConfig(WeightsFileConfig, RunsConfig):
     suspects: Annotated[
         int,
         option(
-            "Show this many images whose labels are probably wrong: those whose label the network finds least likely, "
+            "Show this many images whose labels may be wrong: those whose label the network finds least likely, "
             "while it is confident of another class.",
             metavar="N",
             ge=0,

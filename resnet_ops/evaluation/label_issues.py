@@ -1,4 +1,4 @@
-"""Images to look at: the most confident mistakes, and label issues, those whose labels are probably wrong.
+"""Images to look at: the most confident mistakes, and label issues, those whose labels may be wrong.
 
 The rule for label issues is that of confident learning (Northcutt et al. 2021, sec. 3.1), their order that of its
 normalized margin. They need a network that was not trained on these images: one that was may have memorized their
@@ -25,7 +25,7 @@ def label_margins(classified: ClassifiedImages) -> np.ndarray:
 
 
 def find_label_issues(classified: ClassifiedImages) -> np.ndarray:
-    """Return the positions of images whose labels are probably wrong, the least margin first.
+    """Return the positions of images whose labels may be wrong, the least margin first.
 
     The others include mistakes that the network is not confident of, as of images between two classes. Of label issues
     the network finds another class the most likely one, with at least the mean probability that it gives to

@@ -128,7 +128,7 @@ class EvaluateResult(EvaluationMetrics):
     first_bad_images: tuple[BadImage, ...] = Field(description="The first of them.")
     mistakes: tuple[ClassificationError, ...] = Field(description="The most confident mistakes.")
     label_issues: int = Field(
-        description="Images whose labels are probably wrong: another class is the most likely one, with at least the "
+        description="Images whose labels may be wrong: another class is the most likely one, with at least the "
         "mean probability that it has for the images labeled so (confident learning, Northcutt et al. 2021)."
     )
     suspects: tuple[ClassificationError, ...] = Field(

@@ -352,6 +352,12 @@ def read_best(run: Run) -> tuple[Checkpoint, list[str]]:
             refused.append(str(error))
         if not refused:
             break
+    if not whole and len(refused) == 1 and not run.epochs():
+        raise UserError(
+            f"Run {run.name} has not finished an epoch yet.",
+            f"Train it further: {run.resume_command()}",
+            exit_code=WORK_FAILED,
+        )
     if not whole:
         raise UserError(
             f"Run {run.name} has no intact checkpoint. {' '.join(refused)}",

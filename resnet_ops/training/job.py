@@ -7,7 +7,6 @@ gone, resumes in silence when a name is used again, and does nothing in its loca
 import contextlib
 import functools
 import json
-import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from pydantic import Field
 from resnet_ops import files, runs
 from resnet_ops.class_metrics import ClassRecall, MajorityBaseline, worst_classes
 from resnet_ops.config import EXTENDING, TEST_NAME, TrainConfig
-from resnet_ops.config_base import as_typed
 from resnet_ops.data.discovery import absolute_paths, find_missing
 from resnet_ops.data.sources import MAX_LISTED, Source
 from resnet_ops.errors import WORK_FAILED, PausedError, RunLostError, UserError
@@ -194,7 +192,7 @@ def resume(
             observer.run_created(run, record)
             observer.warn(_why_finished(run, record))
             if record.config.track != "none" and tracked:
-                with Tracker(record.config.track, observer.warn, resume_command) as own_tracker:
+                with Tracker(record.config.track, observer.warn, Run.resume_command) as own_tracker:
                     own_tracker.update(run)  # for what could not be logged then
             return _result(run, record, (), started_at)
         tracker.check_service(config.track)
@@ -202,7 +200,7 @@ def resume(
             if missing := find_missing(config):
                 raise UserError(
                     f"The images that {name} was trained on are no longer in {missing}.",
-                    f"Where they are elsewhere: {resume_command(run)} --data FOLDER",
+                    f"Where they are elsewhere: {run.resume_command()} --data FOLDER",
                 )
             with check_every_node(placement.remote_nodes, run.path, config) as compare:
                 source, _ = check_training(config, placement.layout.device, resumes=True)
@@ -287,7 +285,7 @@ def _with_changes(run: Run, record: RunRecord, changes: dict[str, Any]) -> tuple
     if record.status == "finished" and EXTENDING & changes.keys() and len(epochs) < record.config.epochs:
         if end := early_end(record.config, epochs, record.extended_after):
             epochs_too = f" --epochs {changed.epochs}" if "epochs" in changes else ""
-            remedy = f"Use {resume_command(run)} {end.option}{epochs_too}"
+            remedy = f"Use {run.resume_command()} {end.option}{epochs_too}"
             raise UserError(f"{run.name} would train no further: {end.reason}.", remedy)
         if not any(path.name.startswith("epoch-") for path in files.listed(run.checkpoints)):
             raise UserError(f"{run.name} has no checkpoint to go on from.", "Train a new run.")
@@ -301,7 +299,7 @@ def _why_finished(run: Run, record: RunRecord) -> str:
     end = early_end(record.config, done, record.extended_after)
     option = end.option if end else f"--epochs {2 * record.config.epochs}"
     why = record.reason or f"all {record.config.epochs} epochs are done"
-    return f"{run.name} is finished: {why}. To train it further: {resume_command(run)} {option}"
+    return f"{run.name} is finished: {why}. To train it further: {run.resume_command()} {option}"
 
 
 def _check_same_images(run: Run, record: RunRecord, source: Source) -> None:
@@ -400,7 +398,7 @@ def _end_recorded(run: Run, record: RunRecord, tracked: bool) -> Iterator[None]:
         if error.exit_code != WORK_FAILED:
             raise
         resumable = tracked and isinstance(error, PausedError | NoRoomError)
-        resuming = f" Then resume with: {resume_command(run)}" if resumable else ""
+        resuming = f" Then resume with: {run.resume_command()}" if resumable else ""
         raise error.copy_with(cause=f"{error.cause} {_last_intact(run)}", remedy=error.remedy + resuming) from error
     except BaseException as error:
         _record_end(run, record, "failed", f"{type(error).__name__}: {error}"[:500])
@@ -432,7 +430,7 @@ def _followed(run: Run, observer: Observer, tracked: bool) -> Iterator[None]:
         with follow(run, observer, lambda _: None):
             yield
         return
-    own_tracker = Tracker(run.read_as_written().config.track, run.log_event, resume_command)
+    own_tracker = Tracker(run.read_as_written().config.track, run.log_event, Run.resume_command)
     own_tracker.update(run)
     with follow(run, observer, own_tracker.update), own_tracker:  # whose last warnings are still followed
         yield
@@ -453,7 +451,7 @@ def _report_resume_point(run: Run, observer: Observer) -> None:
 def _record_stop(run: Run, record: RunRecord, stop: Stop) -> UserError:
     """Record in run.json why training stopped, and return what the user is told."""
     _record_end(run, record, stop.status, stop.why)
-    return stop.error("Training", _last_intact(run), f"Resume with: {resume_command(run)}")
+    return stop.error("Training", _last_intact(run), f"Resume with: {run.resume_command()}")
 
 
 def _record_end(run: Run, record: RunRecord, status: Status, reason: str) -> None:
@@ -469,12 +467,6 @@ def _last_intact(run: Run) -> str:
     except PausedError:  # why it stopped is said already
         return ""
     return f"Last intact checkpoint: {saved[0]}." if saved else "No checkpoint has been saved yet."
-
-
-def resume_command(run: Run, command: str = "train") -> str:
-    """Return the command that resumes a run, or, with "tune", a search."""
-    where = [] if run.path.parent == Path("runs").absolute() else ["--runs-dir", as_typed(run.path.parent)]
-    return shlex.join(["resnet-ops", *command.split(), "--resume", run.name, *where])
 
 
 def _result(run: Run, record: RunRecord, steps_at: tuple[float, ...], started_at: float) -> TrainResult:

@@ -211,7 +211,7 @@ def resume(
     with search.run.lock(wait_s, observer.warn):
         record = search.read()
         if record.command != kind.command:
-            resume_command = training.resume_command(search.run, record.command)
+            resume_command = search.run.resume_command(record.command)
             raise UserError(f"{name} was not started by {kind.command}.", f"Resume with: {resume_command}")
         space, config, machines = record.space, record.config, kind.machines or record.machines
         refuse_other_code(record)
@@ -222,7 +222,7 @@ def resume(
         if missing := find_missing(base):
             raise UserError(
                 f"The images that {name} was searched on are no longer in {missing}.",
-                f"Where they are elsewhere: {training.resume_command(search.run, record.command)} --data FOLDER",
+                f"Where they are elsewhere: {search.run.resume_command(record.command)} --data FOLDER",
             )
         config = _stored_config(config.model_copy(update={"given": config.given | changes}), base)
         resources = _resources(config, machines)
@@ -272,7 +272,7 @@ def _execute(
     from resnet_ops.tuning.runner import run_trials
     from resnet_ops.tuning.trial_log import TrialLog
 
-    resume_command = training.resume_command(search.run, record.command)
+    resume_command = search.run.resume_command(record.command)
     track = record.config.given.get("track", "none")
     tracker = Tracker(track, functools.partial(_log_event, search, observer), lambda _: resume_command)
     log = TrialLog(search, record, observer, tracker)

@@ -21,7 +21,6 @@ from resnet_ops.errors import UserError
 from resnet_ops.export.exported_files import not_onnx
 from resnet_ops.formatting import visible
 from resnet_ops.runs import Run
-from resnet_ops.training.job import resume_command
 from tests.conftest import Ended
 
 Cli = Callable[..., Ended]
@@ -96,7 +95,7 @@ def test_a_table_keeps_its_figures_whole_and_leaves_out_what_does_not_fit(width:
 @pytest.mark.parametrize("name", ["a b", "a; touch owned #", "$(touch owned)", "it's"])
 def test_suggested_commands_are_safe_to_paste(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
-    resumed = shlex.split(resume_command(Run(folder / "mine")))
+    resumed = shlex.split(Run(folder / "mine").resume_command())
     assert resumed == ["resnet-ops", "train", "--resume", "mine", "--runs-dir", str(folder)]
     assert shlex.split(runs_dir_option(folder)) == ["--runs-dir", str(folder)]
     remedy = not_onnx(folder, WEIGHTS).remedy

@@ -262,6 +262,12 @@ def test_a_damaged_best_gives_way_to_the_best_that_is_whole(run: Run) -> None:
         checkpoints.read_best(run)
 
 
+def test_a_run_within_its_first_epoch_has_no_best_weights_yet(run: Run) -> None:
+    CheckpointStore(run, num_to_keep=2).save(info(0, 0.0).model_copy(update={"step": 5}), tensors())
+    with pytest.raises(UserError, match=r"has not finished an epoch yet.*--resume"):
+        checkpoints.read_best(run)
+
+
 def test_resuming_passes_over_the_damaged_and_brings_all_files_together(run: Run) -> None:
     store = CheckpointStore(run, num_to_keep=3)
     for epoch, accuracy in enumerate([0.6, 0.9, 0.7], start=1):
