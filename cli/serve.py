@@ -36,6 +36,9 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
         status.start()
     try:
         with importing():
+            from resnet_ops.serving.location import find_free_port
+
+            find_free_port(config.host, config.port)  # before Ray is imported
             from resnet_ops.serving import job
 
         with job.start_service(config, lambda step: status.update(f"Starting, {step}"), warn) as service:

@@ -25,11 +25,16 @@ def process_started_at() -> float:
 
 
 def check_run(config: TrainConfig, resume: str | None, overwrite: bool) -> None:
-    """Check that the name of a new run is free, or that the one to resume is there; not in a bucket, which is slow.
+    """Check that a new run's name is free and its images are there, or that the run to resume is; no bucket is asked.
 
     Raises:
         UserError: It is not.
     """
+    if resume is None:
+        from resnet_ops.data import discovery
+
+        if discovery.find_missing(config):
+            discovery.discover(config)  # says what is not there
     if files.is_remote(config.runs_dir):
         return
     if resume is None:

@@ -304,3 +304,14 @@ def test_heavy_imports_wait_until_work_begins(arguments: list[str], tmp_path: Pa
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ended.stdout.splitlines()[-1] == "HEAVY set()"
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_images_that_are_not_there_are_said_before_torch_and_ray_are_imported(command: str) -> None:
+    code = (
+        "import sys\nfrom resnet_ops.cli.main import run\n"
+        f"print(run(['{command}', '--data', 'no/such/folder']), {{'torch', 'ray'}} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "2 set()", ended.stderr
+    assert "no/such/folder does not exist" in ended.stderr

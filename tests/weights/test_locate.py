@@ -157,7 +157,7 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(
     warnings: list[str] = []
     with pytest.raises(UserError) as refused:
         locate("imagenet", "resnet18", warnings.append)
-    with pytest.raises(UserError, match=r"on this machine\. Or leave --weights out: from scratch, less accurate\.$"):
+    with pytest.raises(UserError, match=r"on this machine\. Or give others, .*or leave --weights out: from scratch"):
         read_weights(TrainConfig.of(weights="imagenet", model="resnet18"), Observer())
     url, file = "https://download.pytorch.org/models/resnet18-f37072fd.pth", "hub/checkpoints/resnet18-f37072fd.pth"
     assert warnings == [f"Downloading {url} (45 MB) to {tmp_path / file}"]
