@@ -71,7 +71,7 @@ def read_weights(config: TrainConfig, observer: Observer) -> "PretrainedWeights"
     except UserError as error:
         if error.exit_code != WORK_FAILED:
             raise
-        others = "Or give others, --weights FILE or a run of yours, or leave --weights out: from scratch, less accurate."
+        others = "Or give others, --weights FILE or your run, or leave --weights out: from scratch, less accurate."
         raise error.copy_with(remedy=f"{error.remedy} {others}") from None
     if located is None:
         checkpoint, refused = checkpoints.read_best(_find_run(config))
