@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.spinner import Spinner
 from rich.text import Text
 
+from resnet_ops import files
 from resnet_ops.class_metrics import SELECT_NAMES, metric_text
 from resnet_ops.formatting import duration, percent
 from resnet_ops.orchestration.job_protocol import report_milestone
@@ -31,6 +32,7 @@ from .epoch_rows import STAR, EpochRows
 STEPS_OF_ESTIMATE, SLOW_STEPS_OF_ESTIMATE = 10, 3  # after which the remaining time is told
 SLOW_STEP_S = 2.0
 WORTH_TELLING_S = 60.0
+FIRST_ESTIMATE_S = 10.0  # of a search
 ROOM_FOR_SPEED, ROOM_FOR_LOSS = 72, 92  # characters of a terminal
 
 
@@ -146,7 +148,9 @@ class TrainingProgress(Observer):
         from resnet_ops.training.defaults import suggest_shorter  # by now imported, so that the bar was there before
 
         assert self.record is not None
-        if hint := suggest_shorter(self.record, self.given, left_s):
+        record = self.record
+        hint = suggest_shorter(record.data, record.config.epochs, record.device, self.given, left_s)
+        if hint and not record.resumed:
             hint_line(hint)
 
     def _update(self, what: str, done: int, total: int, left_s: float | None, numbers: str) -> None:
@@ -184,10 +188,9 @@ class SearchProgress(SearchObserver):
         self.stage = "Loading PyTorch and Ray"
         self.trials: dict[int, Trial] = {}
         self.reported: set[int] = set()  # trials whose end was shown
-        self.done_before: set[int] = set()  # those that had ended when a search was resumed
         self.record: SearchRecord
         self.search: Search | None = None
-        self.started = time.monotonic()
+        self.began: tuple[float, float] | None = None  # when training began, and how many trainings were done then
         self.mutex = threading.Lock()
         self.live = Live(
             get_renderable=self._render, console=err, refresh_per_second=4, transient=True, auto_refresh=err.is_live
@@ -231,8 +234,6 @@ class SearchProgress(SearchObserver):
     def trial_changed(self, trial: Trial) -> None:
         """Update the table, and show how a trial ended."""
         with self.mutex:
-            if trial.has_ended and not self.trials and trial.id not in self.reported:
-                self.done_before.add(trial.id)
             self.trials[trial.id] = trial
         if trial.has_ended and trial.id not in self.reported:
             self.reported.add(trial.id)
@@ -268,15 +269,17 @@ class SearchProgress(SearchObserver):
             trials = sorted(self.trials.values(), key=lambda t: t.id)
         if not trials:
             return Spinner("dots", text=Text(self.stage))
-        columns = (">trial", "network", ">lr", ">epoch", f">best {SELECT_NAMES[self.record.select]}", "status")
+        columns = (">trial", "network", ">lr", ">epoch", ">", f">best {SELECT_NAMES[self.record.select]}", "status")
         running = [trial for trial in trials if not trial.has_ended]
         done = [trial for trial in trials if trial.has_ended]
+        shares = {trial.id: self._share(trial) for trial in running}
         cells = [
             (
                 str(trial.id),
                 trial.model,
                 f"{trial.lr:.3g}",
                 f"{trial.epochs}/{trial.planned_epochs or self.record.epochs}",
+                f"{shares[trial.id]:.0%}" if trial.id in shares else "",
                 self._metric(trial),
                 f"[{STATUS_COLORS[trial.status]}]{trial.status}[/] {escape(trial.reason)}",
             )
@@ -284,15 +287,41 @@ class SearchProgress(SearchObserver):
         ]
         rows = table_to_cut(columns, cells, ("network", "status"))
         rows.columns[-1].min_width = max(map(len, STATUS_COLORS))
-        line = f"{len(done)} of {self.record.planned} trials done{self._best()}{self._eta(len(done))}"
-        return Group(rows, Text(line, style="bold"))
+        left_s = self._left_s(len(done) + sum(shares.values()))
+        eta = "" if left_s is None else f"; {self._at_most}about {duration(left_s)} left"
+        line = Text(f"{len(done)} of {self.record.planned} trials done{self._best()}{eta}", style="bold")
+        hint = self._hint(left_s) if left_s and not done else None
+        return Group(rows, line, Text(f"hint: {hint}", style="green")) if hint else Group(rows, line)
 
-    def _eta(self, done: int) -> str:
-        done_now = done - len(self.done_before)
-        if done_now <= 0:
-            return ""
-        left_s = (time.monotonic() - self.started) / done_now * (self.record.planned - done)
-        return f"; about {left_s / 60:.0f} min left" if left_s >= 90 else f"; about {left_s:.0f} s left"
+    def _share(self, trial: Trial) -> float:
+        """Return which share of its epochs a running trial has trained, to a few steps."""
+        epochs, part = trial.planned_epochs or self.record.epochs, 0.0
+        if self.search is not None and not files.is_remote(self.search.run.path):
+            progress = self.search.trial_run(trial).read_progress()[0] or {}
+            if progress.get("epoch") == trial.epochs + 1:
+                part = progress["step"] / progress["steps"]
+        return (trial.epochs + part) / epochs
+
+    def _left_s(self, trained: float) -> float | None:
+        """Estimate the seconds that are left after so many trainings; None before there is something to go by."""
+        now = time.monotonic()
+        if self.began is None:
+            self.began = now, trained
+        since, before = self.began
+        if trained == before or now - since < FIRST_ESTIMATE_S:
+            return None
+        return (now - since) / (trained - before) * (self.record.planned - trained)
+
+    @property
+    def _at_most(self) -> str:
+        return "" if self.record.config.scheduler == "none" else "at most "
+
+    def _hint(self, left_s: float) -> str | None:
+        from resnet_ops.training.defaults import suggest_shorter  # by now imported
+
+        record = self.record
+        given = {*record.config.given, *record.space.searched, *record.space.fixed}
+        return suggest_shorter(record.data, record.epochs, record.device, given, left_s)
 
 
 def _values(values: Choices | Range) -> str:

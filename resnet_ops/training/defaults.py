@@ -127,23 +127,24 @@ def suggest_at_chance(record: RunRecord) -> str:
     return f"Try a lower --lr{' or more epochs' if has_weights else f', more epochs, or --weights {IMAGENET_WEIGHTS}'}."
 
 
-def suggest_shorter(record: RunRecord, given: Collection[str], left_s: float) -> str | None:
+def suggest_shorter(data: DataRecord, epochs: int, device: str, given: Collection[str], left_s: float) -> str | None:
     """Return how a long training of photos on a CPU takes less time; None where it is short, or all is given.
 
     Args:
-        record: The run.
+        data: The images.
+        epochs: Of the training, or of each trial of a search.
+        device: Where it is trained.
         given: The options that the user gave, which are not suggested otherwise.
         left_s: How long it is estimated to take.
     """
-    data, config = record.data, record.config
     pixels = data.height * data.width
-    if record.device != "cpu" or record.resumed or left_s <= LONG_TRAINING_S or pixels <= SHORTER_SIDE**2:
+    if device != "cpu" or left_s <= LONG_TRAINING_S or pixels <= SHORTER_SIDE**2:
         return None
     shares = {}
     if "image_size" not in given:
         shares[f"--image-size {SHORTER_SIDE}"] = SHORTER_SIDE**2 / pixels
-    if "epochs" not in given and config.epochs > SHORTER_EPOCHS:
-        shares[f"--epochs {SHORTER_EPOCHS}"] = SHORTER_EPOCHS / config.epochs
+    if "epochs" not in given and epochs > SHORTER_EPOCHS:
+        shares[f"--epochs {SHORTER_EPOCHS}"] = SHORTER_EPOCHS / epochs
     if not shares:
         return None
     share = math.prod(shares.values())

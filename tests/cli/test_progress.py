@@ -1,12 +1,15 @@
 """The progress of a training: when its duration is estimated, what is hinted, and how wide the bar is."""
 
 import importlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from resnet_ops.config import TrainConfig
+from tests.reporting import samples
 from tests.test_runs import record
 
 progress = importlib.import_module("resnet_ops.cli.progress")
@@ -52,3 +55,28 @@ def test_the_bar_leaves_room_for_what_the_terminal_adds_at_ctrl_c() -> None:
     console = Console(width=progress.err.width, force_terminal=True)
     lines = console.render_lines(shown.bar.get_renderable(), pad=False)
     assert 0 < max(sum(segment.cell_length for segment in line) for line in lines) <= progress.err.width - 2
+
+
+def test_a_search_is_estimated_by_the_steps_of_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 trials of 4 epochs each: long before one of them ends."""
+    running = [samples.trial(number, "resnet8", [0.5], status="running") for number in (1, 2)]
+    search = samples.search(tmp_path / "search", *running, data=PHOTOS)
+    shown = progress.SearchProgress()
+    shown.search, shown.record = search, search.read()
+
+    def rendered(seconds: float, step: int) -> str:
+        for trial, _ in running:
+            search.trial_run(trial).write_progress({"epoch": 2, "step": step, "steps": 40})
+            shown.trial_changed(trial)
+        monkeypatch.setattr(progress.time, "monotonic", lambda: seconds)
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(shown._render())
+        return capture.get()
+
+    assert "left" not in rendered(0.0, 0)
+    text = rendered(400.0, 20)  # an eighth of a training by each of two
+    assert re.search(r"resnet8 +0\.1 +1/4 +38% +50\.00% +running", text)
+    assert "0 of 12 trials done" in text
+    assert "at most about 5 h 0 min left" in text  # 11.25 trainings, of which 0.25 took 400 s
+    assert "hint: --image-size 128 takes about 1/3 of it" in text
