@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from record import Floor, Row, ratio, write
 
+from resnet_ops.architectures import parse_name
 from resnet_ops.export import bench, graph, precision, runtime, untrusted
 from resnet_ops.export.bench import Measurement
 from resnet_ops.export.bench_worker import BenchCandidate
 from resnet_ops.export.metadata import ModelMetadata, Preprocessing
 from resnet_ops.machine import memory_bytes
-from resnet_ops.models import build, parse_name
+from resnet_ops.models import build
 from resnet_ops.training.checkpoint import CheckpointInfo
 
 FP32, INT8 = "ONNX Runtime, fp32", "ONNX Runtime, int8"

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from resnet_ops import files, runs
-from resnet_ops.config import HUB, IMAGENET_WEIGHTS, TrainConfig
+from resnet_ops.architectures import parse_name
+from resnet_ops.config import AUTO, HUB, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.machine import cores, idle_s
 
 
@@ -25,12 +26,16 @@ def process_started_at() -> float:
 
 
 def check_run(config: TrainConfig, resume: str | None, overwrite: bool) -> None:
-    """Check that a new run's name is free and its images are there, or that the run to resume is; no bucket is asked.
+    """Check the network of a new run, that its name is free and its images are there; or that the run to resume is.
+
+    No bucket is asked.
 
     Raises:
         UserError: It is not.
     """
     if resume is None:
+        if config.model != AUTO:
+            parse_name(config.model)
         from resnet_ops.data import discovery
 
         if discovery.find_missing(config):

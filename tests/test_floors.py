@@ -31,6 +31,7 @@ BASE = {
     "runs",
     "class_metrics",
     "reliability",
+    "architectures",
 }
 FLOORS = {
     "errors": set(),
@@ -51,7 +52,8 @@ FLOORS = {
     "run_records": {"formatting", "files", "config", "results"},
     "runs": {"errors", "machine", "files", "locks", "config_base", "config", "run_records"},
     "recipes": {"errors", "formatting", "config_base", "recipe_config", "config", "results"},
-    "models": {"errors"},
+    "architectures": {"errors"},
+    "models": {"architectures", "errors"},
     "data": BASE | {"locks"},
     "orchestration": {
         "errors",
@@ -306,12 +308,21 @@ def test_heavy_imports_wait_until_work_begins(arguments: list[str], tmp_path: Pa
     assert ended.stdout.splitlines()[-1] == "HEAVY set()"
 
 
-@pytest.mark.parametrize("command", ["train", "tune"])
-def test_images_that_are_not_there_are_said_before_torch_and_ray_are_imported(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "option", "value", "cause"),
+    [
+        ("train", "data", "no/such", "no/such does not exist"),
+        ("tune", "data", "no/such", "no/such does not exist"),
+        ("train", "model", "resnet9", "not a valid depth"),
+    ],
+)
+def test_what_is_not_there_is_said_before_torch_and_ray_are_imported(
+    command: str, option: str, value: str, cause: str
+) -> None:
     code = (
         "import sys\nfrom resnet_ops.cli.main import run\n"
-        f"print(run(['{command}', '--data', 'no/such/folder']), {{'torch', 'ray'}} & set(sys.modules))"
+        f"print(run(['{command}', '--{option}', '{value}']), {{'torch', 'ray'}} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "2 set()", ended.stderr
-    assert "no/such/folder does not exist" in ended.stderr
+    assert cause in ended.stderr

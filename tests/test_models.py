@@ -7,16 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from resnet_ops.architectures import IMAGENET_BLOCKS, check_image_size, parse_name
 from resnet_ops.errors import UserError
-from resnet_ops.models import (
-    IMAGENET_BLOCKS,
-    BasicBlock,
-    Bottleneck,
-    build,
-    check_image_size,
-    count_parameters,
-    parse_name,
-)
+from resnet_ops.models import BasicBlock, Bottleneck, build, count_parameters
 
 
 # He et al. 2015, table 6; the exact counts of the first four are those of the networks as published.

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from pydantic import ValidationError
 
+from resnet_ops.architectures import parse_name
 from resnet_ops.errors import UserError
 from resnet_ops.export import black_box, budget, expected_graph, graph, precision, runtime, structure
 from resnet_ops.export.classifier import normalize_pixels, softmax
@@ -23,7 +24,6 @@ from resnet_ops.export.metadata import IMAGES, ModelMetadata, Output, Preprocess
 from resnet_ops.export.rounding import check_ranges, check_weights
 from resnet_ops.export.structure import DifferenceError
 from resnet_ops.export.tolerances import Comparison, allowed_flips, comparable
-from resnet_ops.models import parse_name
 from resnet_ops.training.checkpoint import Checkpoint, CheckpointInfo
 
 FEWEST_PROBES, MOST_PROBES, RANDOM_PROBES = 64, 512, 32

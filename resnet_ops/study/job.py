@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from resnet_ops import files
+from resnet_ops.architectures import parse_name
 from resnet_ops.config import TrainConfig
 from resnet_ops.config_base import as_typed
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.machine import versions
-from resnet_ops.models import parse_name
 from resnet_ops.recipe_config import IMAGE_DEFAULTS
 from resnet_ops.recipes.reading import configure
 from resnet_ops.reporting import page, style

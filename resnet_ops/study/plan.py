@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable
 from typing import Any, get_args
 
+from resnet_ops.architectures import BASELINES, Shortcut, parse_name
 from resnet_ops.config import EXTENDING, TrainConfig
 from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
-from resnet_ops.models import BASELINES, Shortcut, parse_name
 from resnet_ops.recipes.reading import configure
 from resnet_ops.study.config import Study, StudyConfig
 from resnet_ops.tuning.config import TrialsConfig, TuneConfig

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from resnet_ops.architectures import parse_name
 from resnet_ops.config import TrainConfig
-from resnet_ops.models import parse_name
 from resnet_ops.recipe_config import Recipe
 from resnet_ops.run_records import DataRecord
 from resnet_ops.training.schedule import learning_rate

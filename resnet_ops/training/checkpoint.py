@@ -24,11 +24,12 @@ from safetensors.torch import save as serialize_tensors
 from torch import Tensor, nn
 
 from resnet_ops import files
+from resnet_ops.architectures import Shortcut
 from resnet_ops.class_metrics import ClassCount
 from resnet_ops.config import Select
 from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.files import write_atomically
-from resnet_ops.models import Shortcut, build
+from resnet_ops.models import build
 from resnet_ops.run_records import BeganFrom, Epoch, HeldOutRecord, StoredSize
 from resnet_ops.runs import Run, checkpoint_header
 from resnet_ops.training.distributed import set_statistics, statistics

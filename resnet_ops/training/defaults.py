@@ -6,8 +6,8 @@ Each is named in the output, with its reason; what a user gives always counts in
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from resnet_ops.architectures import Architecture
 from resnet_ops.class_metrics import MajorityBaseline
 from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.data.class_labels import mirroring_harm
@@ -20,9 +20,6 @@ from resnet_ops.recipes.reading import configure, usual_batch_size
 from resnet_ops.run_records import DataRecord, RunRecord
 from resnet_ops.runs import Run
 from resnet_ops.training.observer import Observer
-
-if TYPE_CHECKING:
-    from resnet_ops.models import Architecture
 
 SMALL_IMAGES, PHOTOS, MANY_PHOTOS = "resnet20", "resnet18", "resnet50"  # networks
 SMALLEST_PHOTO = 32  # pixels a side that networks of the ImageNet family need
@@ -154,7 +151,7 @@ def suggest_shorter(data: DataRecord, epochs: int, device: str, given: Collectio
     )
 
 
-def freezes_batchnorm(config: TrainConfig, architecture: "Architecture", batch_size: int, workers: int) -> bool | None:
+def freezes_batchnorm(config: TrainConfig, architecture: Architecture, batch_size: int, workers: int) -> bool | None:
     """Return whether BatchNorm keeps the statistics of given weights: as asked for, or where it sees few images."""
     few = batch_size // workers // config.accumulate < FEWEST_NORMALIZED and not config.sync_batchnorm
     if config.freeze_batchnorm is None and config.weights is not None and few:

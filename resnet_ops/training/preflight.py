@@ -3,8 +3,7 @@
 Imports torch only within functions: a job that does not fit is refused before.
 """
 
-from typing import TYPE_CHECKING
-
+from resnet_ops.architectures import Architecture, check_image_size, parse_name
 from resnet_ops.config import AUTO, TrainConfig
 from resnet_ops.data.opening import open_source
 from resnet_ops.data.sources import Source, should_stream
@@ -23,9 +22,6 @@ from resnet_ops.training.defaults import (
     with_recipe,
 )
 from resnet_ops.training.observer import Observer
-
-if TYPE_CHECKING:
-    from resnet_ops.models import Architecture
 
 OF_THE_IMAGES = ("batch_size", *IMAGE_DEFAULTS)  # options that `check_training` settles alike for every network
 # Where the batch size is chosen here. ResNet-8's error on 64 to 1,438 digits, 30 epochs each, falls as there are more
@@ -53,10 +49,8 @@ def check_training(
     Raises:
         UserError: They do not fit.
     """
-    from resnet_ops import models
-
     if config.model != AUTO:
-        models.parse_name(config.model)  # before images are looked for
+        parse_name(config.model)  # before images are looked for
     if config.fit_all and config.select != config.default("select"):
         raise UserError(
             f"--select {config.select} chooses an epoch on validation images, and --fit-all leaves none.",
@@ -65,8 +59,8 @@ def check_training(
     source = source or open_source(config)
     data = source.record
     config = config if resumes else with_recipe(config, data)
-    architecture = models.parse_name(choose_network(config, data, device)[0] if config.model == AUTO else config.model)
-    models.check_image_size(architecture, (data.height, data.width))
+    architecture = parse_name(choose_network(config, data, device)[0] if config.model == AUTO else config.model)
+    check_image_size(architecture, (data.height, data.width))
     batch_size = settle_batch_size(config, data)
     side = min(data.height, data.width)
     usual = 0 if data.stored else side // 8  # larger ones are cropped as they are
@@ -111,7 +105,7 @@ def check_training(
     return source, settled
 
 
-def check_freezing(config: TrainConfig, architecture: "Architecture") -> None:
+def check_freezing(config: TrainConfig, architecture: Architecture) -> None:
     """Check that there is what is to be frozen.
 
     Raises:
@@ -255,7 +249,6 @@ def check_shares(config: TrainConfig, workers: int) -> None:
 
 def with_largest_batch(config: TrainConfig, data: DataRecord, placement: Placement, observer: Observer) -> TrainConfig:
     """Return the configuration with the batch size that memory allows, and report it."""
-    from resnet_ops.models import parse_name
     from resnet_ops.training.memory import largest_batch
 
     batch_size, why = largest_batch(config, data, placement)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resnet_ops import files, runs
+from resnet_ops.architectures import parse_name
 from resnet_ops.config import AUTO, IMAGENET_WEIGHTS, TrainConfig
 from resnet_ops.config_base import image_size_text, parse_image_size
 from resnet_ops.data.class_labels import are_numbers
@@ -129,8 +130,6 @@ def _settle(config: TrainConfig, weights: "PretrainedWeights") -> TrainConfig:
     Raises:
         UserError: Other shortcuts are asked for than they have.
     """
-    from resnet_ops.models import parse_name
-
     info, steps = weights.info, weights.info.preprocessing
     shortcut = info.shortcut or ("A" if parse_name(config.model).kind == "resnet" else None)
     if config.shortcut not in (None, shortcut):

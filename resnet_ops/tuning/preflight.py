@@ -6,6 +6,7 @@ The checks of each training are those of `training.preflight`.
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from resnet_ops.architectures import parse_name
 from resnet_ops.config import AUTO, DATA_SETS, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import size
@@ -103,8 +104,6 @@ def check_search(
     recipes = [read_recipe(str(recipe)) for recipe in _values(space, "recipe")]
     if base.fit_all or any(recipe.get("fit_all") for recipe in recipes):
         raise UserError("A search compares networks on validation images, and --fit-all leaves none.", "Use --refit.")
-    from resnet_ops.models import parse_name
-
     listed = _listed_models(space)
     if base.weights is not None and len(listed) > 1:
         raise UserError(
@@ -273,8 +272,6 @@ def _models(space: Space) -> list[str]:
     Raises:
         UserError: One is not valid.
     """
-    from resnet_ops import models
-
     if space.points:
         names = list(dict.fromkeys(train_options(point)["model"] for point in space.points))
     else:
@@ -283,7 +280,7 @@ def _models(space: Space) -> list[str]:
     architectures = []
     for name in names:
         try:
-            architectures.append(models.parse_name(name))
+            architectures.append(parse_name(name))
         except UserError as error:
             raise error.copy_with(cause=f"--depths: {error.cause}") from None
     return [architecture.name for architecture in sorted(architectures, key=lambda a: -a.depth)]

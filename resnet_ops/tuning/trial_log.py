@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from resnet_ops import files
-from resnet_ops.models import parse_name
+from resnet_ops.architectures import parse_name
 from resnet_ops.run_records import Best, Status
 from resnet_ops.runs import Run
 from resnet_ops.stop_request import Stop

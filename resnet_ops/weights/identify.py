@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from resnet_ops.architectures import IMAGENET_BLOCKS, Architecture, Shortcut
 from resnet_ops.errors import UserError
-from resnet_ops.models import IMAGENET_BLOCKS, Architecture, Shortcut, build
+from resnet_ops.models import build
 
 UNSUPPORTED = {".se.": "squeeze-and-excitation", ".attn": "attention", ".aa.": "anti-aliasing", ".conv2.bias": "biases"}
 

@@ -10,10 +10,10 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 
 from resnet_ops import files
+from resnet_ops.architectures import IMAGENET_BLOCKS, parse_name
 from resnet_ops.config import HUB, IMAGENET_WEIGHTS
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.formatting import first_names
-from resnet_ops.models import IMAGENET_BLOCKS, parse_name
 from resnet_ops.runs import Run
 from resnet_ops.weights.weights_metadata import (
     CONFIG_NAME,

@@ -13,10 +13,10 @@ from pydantic import ConfigDict, Field, ValidationError
 from safetensors.torch import save as serialize_tensors
 from torch import Tensor
 
+from resnet_ops.architectures import Architecture, Shortcut, parse_name
 from resnet_ops.errors import UserError
 from resnet_ops.files import write_atomically
 from resnet_ops.formatting import is_one_line, printable
-from resnet_ops.models import Architecture, Shortcut, parse_name
 from resnet_ops.run_records import PretrainedRecord
 from resnet_ops.weights.file_kinds import load, read_content, safetensors_metadata
 from resnet_ops.weights.identify import check_network, identify

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from resnet_ops.architectures import parse_name
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, Loader, open_loader
 from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
-from resnet_ops.models import BasicBlock, Bottleneck, build, head_of, layers_of, parse_name
+from resnet_ops.models import BasicBlock, Bottleneck, build, head_of, layers_of
 from resnet_ops.recipes.reading import configure
 from resnet_ops.training import preflight
 from resnet_ops.training.build import build_trainer

@@ -17,10 +17,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
+from resnet_ops.architectures import BASELINES, parse_name
 from resnet_ops.config import TrainConfig
 from resnet_ops.data.augment import Augmentation
 from resnet_ops.data.loader import DeviceImages, Loader
-from resnet_ops.models import BASELINES, build, parse_name
+from resnet_ops.models import build
 from resnet_ops.run_records import Epoch
 from resnet_ops.training import checkpoint
 from resnet_ops.training.build import build_trainer
