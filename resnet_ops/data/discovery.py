@@ -233,7 +233,8 @@ def _discover_path(
     if not tables:
         return discover_folders(path, listed, name, config.label_column, for_validation=for_validation)
     data = discover_parquet([file.path for file in tables], name, columns, for_validation=for_validation)
-    return replace(data, skipped=(*data.skipped, *list_skipped(listed, tables, {"": "beside Parquet files"})))
+    beside = f"beside {tables[0].name}, which is Parquet and read"
+    return replace(data, skipped=(*data.skipped, *list_skipped(listed, tables, {"": beside})))
 
 
 def _is_image_without_name(path: Path) -> bool:

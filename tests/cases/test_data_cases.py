@@ -282,7 +282,7 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
     "paths": (
         all_of(images("img", 20), lambda root: parquet(
             root / "a.parquet", [0, 1] * 10, pa.array([f"img/{number}.png" for number in range(20)]))),
-        "0 1", (16, 4, 0), "20 beside Parquet files",
+        "0 1", (16, 4, 0), "20 beside a.parquet, which is Parquet and read",
     ),
     "struct-paths": (
         all_of(images("img", 20), lambda root: parquet(root / "a.parquet", [0, 1] * 10, pa.array(
