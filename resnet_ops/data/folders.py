@@ -23,6 +23,7 @@ from resnet_ops.data.dataset import (
     image_count,
     split_word,
 )
+from resnet_ops.data.image_finder import ImageFinder
 from resnet_ops.data.image_kinds import describe_extension, is_image
 from resnet_ops.data.label_table import LabelTable, find_label_table, is_table
 from resnet_ops.data.listing import File
@@ -117,6 +118,7 @@ def discover_folders(
     prefix = _descend(tree, "")
     notes: list[str] = []
     split_of = _find_splits(tree, prefix, notes)
+    finder = ImageFinder(root, tree.images, {f"{prefix}{folder}/": split for folder, split in split_of.items()})
     parts: dict[Split, list[LabeledImages]] = {}
     reasons = {
         f"{prefix}{folder}/": f"in {folder}/, beside another folder of its split"
@@ -125,17 +127,17 @@ def discover_folders(
     }
     for folder, split in split_of.items():
         own = _descend(tree, f"{prefix}{folder}/", in_split=True)
-        part, table = _labeled(tree, own, label_column, split, (prefix, ""), notes)
+        part, table = _labeled(tree, finder, own, label_column, split, (prefix, ""), notes)
         if part:
             parts.setdefault(split, []).append(part)
             continue
         count = len(tree.below(own).images)
         reasons[own] = f"in {folder}/, which has no class folders"
         notes.append(
-            f"{folder}/ holds {image_count(count)}, but no class folders and no table of labels, so it is not used."
+            f"{folder}/ holds {image_count(count)}, but no class folders, and no table labels them, so it is not used."
         )
     if not split_of:
-        part, table = _labeled(tree, prefix, label_column, "train", ("",), notes)
+        part, table = _labeled(tree, finder, prefix, label_column, "train", ("",), notes)
         if part is None:
             raise UserError(
                 f"{root / prefix} holds {image_count(len(tree.images))}, but no folder for each class.",
@@ -251,6 +253,7 @@ def _check_subfolders(place: Path, inner: Mapping[str, set[str]], folders: Mappi
 
 def _labeled(
     tree: FolderTree,
+    finder: ImageFinder,
     prefix: str,
     label_column: str | None,
     split: Split,
@@ -265,7 +268,7 @@ def _labeled(
     images = tree.below(prefix).images
     in_classes = part is not None and len(tree.by_folder(prefix).keys() - {""}) > 1
     table = find_label_table(
-        tree.root, (prefix, *tables_in), tree.files, images, label_column, split, known_column=in_classes
+        finder, (prefix, *tables_in), tree.files, images, label_column, split, known_column=in_classes
     )
     if part and in_classes and not (table and label_column):
         notes += _tell_levels(tree, prefix) + (_tell_other_labels(part, table) if table else [])

@@ -6,24 +6,26 @@ Which folders need one is decided in folders.py.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from resnet_ops import files
 from resnet_ops.data.dataset import SPLIT_OF, Split, image_count, split_word
+from resnet_ops.data.image_finder import NO_MATCH, ImageFinder, Match, path_parts
 from resnet_ops.data.image_kinds import is_image
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
-from resnet_ops.formatting import decode_text, text_lines
+from resnet_ops.formatting import decode_text, first_names, text_lines
 
 TABLES = (".csv", ".tsv", ".txt", ".jsonl")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target", "class_name", "label_name", "choice")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data set", "dataset")
 DELIMITERS = "\t;, "
+SUBMISSION = "submission"  # in the name of a contest's table of test images, whose labels are made up
+NAMED = 3  # images that a message names
 LEAST_NAMED = 0.5  # of the images that a table names, at least; one of another folder names none
 Row = Mapping[str, str]
-FindImage = Callable[[str | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def is_table(name: str) -> bool:
 
 
 def find_label_table(
-    root: Path,
+    finder: ImageFinder,
     folders: Sequence[str],
     listed: Sequence[File],
     images: Sequence[File],
@@ -63,7 +65,7 @@ def find_label_table(
     """Return the first table in one of some folders that names images and labels them.
 
     Args:
-        root: The folder that all names are relative to.
+        finder: Of all images, among which are those to label.
         folders: Where the table may be, each with '/' at its end, '' for the root.
         listed: The files.
         images: Those to label.
@@ -72,54 +74,55 @@ def find_label_table(
         known_column: Whether a table counts only if a column has that name, or a usual one.
 
     Raises:
-        UserError: A table names the images, and several columns might be their labels, or images have several labels.
+        UserError: A table names the images, but not which, or several columns might be their names or their labels, or
+            images have several labels.
     """
     candidates = [
         file
         for folder in dict.fromkeys(folders)
         for file in listed
         if is_table(file.name)
-        and file.name.rpartition("/")[0] == folder.rstrip("/")
+        and _folder(file) == folder
+        and SUBMISSION not in file.name.lower()
         and SPLIT_OF.get(split_word(PurePosixPath(file.name).name) or "", split) == split
     ]
-    if not candidates:
-        return None
-    find = _image_finder(images, folders)
+    usual = (label_column,) if label_column else LABEL_COLUMNS
+    own = {image.name for image in images}
+    misplaced: UserError | None = None
     for file in candidates:
-        columns, rows, has_header = _read_rows(file, find)
-        column = _file_column(columns, rows, find, len(images))
-        if column is None:
-            continue
-        others = [name for name in columns if name != column]
-        usual = (label_column,) if label_column else LABEL_COLUMNS
-        lower = {name.strip().lower(): name for name in others}
+        columns, rows, has_header = _read_rows(file, finder)
+        lower = {name.strip().lower(): name for name in columns}
         label = next((lower[name.lower()] for name in usual if name.lower() in lower), None)
+        named = _choose_file_column(file, [name for name in columns if name != label], rows, finder, own)
+        if named is None:
+            misplaced = misplaced or _find_misplaced(file, columns, rows, finder, len(own))
+            continue
+        others = [name for name in columns if name != named.column]
         if not others or (label is None and known_column):
             continue
-        path = root / file.name
-        named = [(row, image) for row in rows if (image := find(row.get(column)))]
-        splits = next(filter(None, (_splits(named, lower.get(name)) for name in SPLIT_COLUMNS)), {})
         if label is None and label_column is None and (len(others) == 1 or not has_header):
-            after = columns.index(column) + 1  # as in lists of Caffe
+            after = columns.index(named.column) + 1  # as in lists of Caffe
             label = columns[after] if after < len(columns) else others[0]
-        pairs = [(image, (row.get(label) or "").strip()) for row, image in named] if label else _one_hot(named, others)
+        mine = [(row, match.image) for row, match in named.matches if match.image in own]
+        pairs = [(image, (row.get(label) or "").strip()) for row, image in mine] if label else _one_hot(mine, others)
         if not pairs:
             raise UserError(
-                f"{path} has the columns {', '.join(columns)}; none is known to hold the labels.",
+                f"{file.path} has the columns {', '.join(columns)}; none is known to hold the labels.",
                 "Name it: --label-column.",
             )
-        names = {name for other in listed for name in (_last(other.name), PurePosixPath(other.name).stem)}
-        missing = [value for row in rows if (value := row.get(column)) and _last(value) not in names]
-        note = (
-            f"{path} names {image_count(len(missing))} that cannot be found here, first {missing[0]}."
-            if missing
-            else ""
-        )
-        return LabelTable(file, label or "", _one_label_each(path, pairs), splits, (note,) if note else ())
+        splits = next(filter(None, (_splits(mine, lower.get(name)) for name in SPLIT_COLUMNS)), {})
+        notes = (*_tell_matches(file, named, finder), *_tell_missing(file, named, listed))
+        return LabelTable(file, label or "", _one_label_each(file.path, pairs), splits, notes)
+    if misplaced and split == "train" and not known_column:
+        raise misplaced
     return None
 
 
-def _read_rows(file: File, find: FindImage) -> tuple[list[str], list[Row], bool]:
+def _folder(file: File) -> str:
+    return file.name.removesuffix(PurePosixPath(file.name).name)
+
+
+def _read_rows(file: File, finder: ImageFinder) -> tuple[list[str], list[Row], bool]:
     """Return the columns, the rows, and whether the first row names the columns; otherwise numbers do."""
     content = files.read(file.path)
     try:
@@ -139,58 +142,90 @@ def _read_rows(file: File, find: FindImage) -> tuple[list[str], list[Row], bool]
     except csv.Error:  # no table
         lines = []
     columns = lines[0] if lines else []
-    has_header = not any(map(find, columns))
+    has_header = all(finder.find(cell, _folder(file)) == NO_MATCH for cell in columns)
     if not has_header:
         columns = [f"column {number}" for number in range(1, 1 + max(map(len, lines)))]
     return columns, [dict(zip(columns, line, strict=False)) for line in lines[has_header:]], has_header
 
 
-def _image_finder(images: Sequence[File], folders: Sequence[str]) -> FindImage:
-    """Return what finds the image that a table means: by its path from any folder on, with or without its extension.
+@dataclass(frozen=True)
+class FileColumn:
+    """The column of a table that names files, and each row with what it names."""
 
-    A name that several images have is none's.
-    """
-    names: dict[str, str | None] = {}
-
-    def without_extension(name: str) -> str:
-        return str(PurePosixPath(name).with_suffix(""))
-
-    ways: list[Callable[[str], str]] = [
-        str,
-        *(lambda name, folder=folder: name.removeprefix(folder) for folder in folders),
-        _last,
-    ]
-    for way in ways:
-        for shorten in (str, without_extension):
-            own: dict[str, str | None] = {}
-            for image in images:
-                name = shorten(way(image.name))
-                own[name] = image.name if own.get(name, image.name) == image.name else None
-            names = own | names
-
-    def find(value: str | None) -> str | None:
-        parts = _parts(value or "")
-        tails = ("/".join(parts[start:]) for start in range(len(parts)))
-        return next((image for tail in tails if (image := names.get(tail))), None)
-
-    return find
+    column: str
+    matches: tuple[tuple[Row, Match], ...]
 
 
-def _parts(path: str) -> list[str]:
-    return path.strip().replace("\\", "/").split("/")  # as Windows writes paths
+def _choose_file_column(
+    file: File, columns: Sequence[str], rows: Sequence[Row], finder: ImageFinder, own: Set[str]
+) -> FileColumn | None:
+    """Return the column that names at least `LEAST_NAMED` of the images; None where none does."""
+    folder = _folder(file)
+    split_column = next((name for name in columns if name.strip().lower() in SPLIT_COLUMNS), "")
+    splits = [SPLIT_OF.get(split_word(row.get(split_column) or "") or "") for row in rows]
+    naming: dict[str, list[Match]] = {}
+    for column in columns:
+        matches = [finder.find(row.get(column), folder, split) for row, split in zip(rows, splits, strict=True)]
+        if len({match.image for match in matches} & own) >= LEAST_NAMED * len(own):
+            naming[column] = matches
+
+    if not naming:
+        return None
+    column = min(naming, key=lambda name: not any(is_image(row.get(name) or "") for row in rows))
+    return FileColumn(column, tuple(zip(rows, naming[column], strict=True)))
 
 
-def _last(path: str) -> str:
-    return _parts(path)[-1]
-
-
-def _file_column(columns: Sequence[str], rows: Sequence[Row], find: FindImage, images: int) -> str | None:
-    """Return the column that names at least `LEAST_NAMED` of the images."""
-    for column in sorted(columns, key=lambda name: not any(is_image(row.get(name) or "") for row in rows)):
-        known = {image for row in rows if (image := find(row.get(column)))}
-        if len(known) >= LEAST_NAMED * images:
-            return column
+def _find_misplaced(
+    file: File, columns: Sequence[str], rows: Sequence[Row], finder: ImageFinder, count: int
+) -> UserError | None:
+    """Return the error where a table names files of which there are only namesakes, in other folders."""
+    for column in columns:
+        values = [value for row in rows if (value := row.get(column)) and is_image(value)]
+        namesakes = {value: images for value in values if (images := finder.namesakes(value))}
+        none_is_here = all(finder.find(value, _folder(file)) == NO_MATCH for value in namesakes)
+        if none_is_here and len(namesakes) >= LEAST_NAMED * count:
+            value, (image, *_) = next(iter(namesakes.items()))
+            return UserError(
+                f"{file.path} names {value}, which is not here; {image} is another file.",
+                f"Write the paths from the table on, or names alone, into its column {column}.",
+            )
     return None
+
+
+def _tell_matches(file: File, named: FileColumn, finder: ImageFinder) -> Iterator[str]:
+    """Yield where images are taken for others, or for none, as the table does not say which it means.
+
+    Raises:
+        UserError: Names might be those of images of another split, and others of it are in the table.
+    """
+    column = named.column
+    shared = [(row.get(column) or "", match) for row, match in named.matches if match.others]
+    if shared:
+        value, match = shared[0]
+        which = first_names(((match.image,) if match.image else ()) + match.others, NAMED)
+        cause = f"{file.path} has {len(shared):,} names of files that are in several folders, first {value}: {which}"
+        taken = [match for _, match in shared if match.image]
+        known = {finder.split(match.image) for _, match in named.matches if match.image and not match.others}
+        if known & {finder.split(other) for match in taken for other in match.others}:
+            raise UserError(f"{cause}.", f"Write their folders into its column {column}, as in {match.others[0]}.")
+        result = "the training images are taken for them" if taken else "these images are left out"
+        yield f"{cause}; {result}. Where others are meant, write their folders into its column {column}."
+    if moved := [(row.get(column) or "", match.image) for row, match in named.matches if match.image and match.moved]:
+        value, image = moved[0]
+        yield f"{file.path} names {value}; {image} is taken for it, though in another folder: {len(moved):,} of them."
+
+
+def _tell_missing(file: File, named: FileColumn, listed: Sequence[File]) -> Iterator[str]:
+    """Yield how many of the files that a table names are not there."""
+    others = {PurePosixPath(other.name) for other in listed if not is_image(other.name)}
+    names = {name for other in others for name in (other.name, other.stem)}
+    missing = [
+        value
+        for row, match in named.matches
+        if match == NO_MATCH and (value := row.get(named.column)) and names.isdisjoint(path_parts(value)[-1:])
+    ]
+    if missing:
+        yield f"{file.path} names {image_count(len(missing))} that cannot be found here, first {missing[0]}."
 
 
 def _splits(named: Sequence[tuple[Row, str]], column: str | None) -> dict[str, Split]:

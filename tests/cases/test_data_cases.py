@@ -22,6 +22,7 @@ from PIL import Image
 from resnet_ops.config import DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.audit import check_data
+from resnet_ops.data.dataset import Split
 from resnet_ops.data.image_kinds import describe_content, image_extensions
 from resnet_ops.data.opening import open_source
 from resnet_ops.data.sources import Source, cut_note
@@ -222,6 +223,19 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
         all_of(images("train", 20), images("test", 9), file("train.csv", KAGGLE), file("test.csv", "id\n0\n1\n")),
         "husky pug", (16, 4, 0), "test/ holds 9 images",
     ),
+    "a-table-of-train": (
+        all_of(images("train val", 20), file("labels.csv", "id,label\n" + lines("train/N,C\n"))),
+        "cat dog", (16, 4, 0), "val/ holds 20 images, but no class folders, and no table labels them",
+    ),
+    "ids-of-train-and-test": (
+        all_of(images("train", 20), images("test", 9), file("labels.csv", "id,label\n" + lines("N,C\n"))),
+        "cat dog", (16, 4, 0), "9 names of files that are in several folders, first 0: train/0.png, test/0.png",
+    ),
+    "sample-submission": (
+        all_of(images("train", 20), images("test", 9), file("labels.csv", "id,label\n" + lines("N,C\n")),
+               file("a_sample_submission.csv", "id,label\n" + lines("N,0\n", 9))),
+        "cat dog", (16, 4, 0), "test/ holds 9 images",
+    ),
     "C43-jsonl": (all_of(images("train val", 20), file("train/metadata.jsonl", JSON_LINES),
                          file("val/metadata.jsonl", JSON_LINES)), "a b", (20, 20, 0), ""),
     "C43-unlabeled": (all_of(images(".", 24), file("a.csv", "name,label\n" + LABELS)),
@@ -419,6 +433,14 @@ REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
     "split-of-one-class": (images("cat/train cat/val dog/train"), ("contains the same folders (train, val)",)),
     "several-labels": (all_of(images(".", 20), file("a.csv", "file,label\n" + LABELS + "0.png,cow\n")),
                        ("gives 0.png several labels, cat and cow", "one label per image")),
+    "ids-of-both-splits": (
+        all_of(images("train", 20), images("test", 25), file("a.csv", "id,label\n" + lines("N,C\n", 25))),
+        ("20 names of files that are in several folders", "Write their folders into its column id, as in test/0.png"),
+    ),
+    "table-of-another-folder": (
+        all_of(images("images/p1", 20), file("a.csv", "file,label\n" + lines("p2/N.png,C\n"))),
+        ("names p2/0.png, which is not here; images/p1/0.png is another file", "from the table on, or names alone"),
+    ),
     "zipped-folders": (all_of(file("cat.zip", "PK"), file("dog.zip", "PK")), ("contains no images: 2 .zip",)),
     "cats-and-dogs": (images("train"), ("contains no subfolders with images", "one subfolder per class")),
     "no-extension": (images("cat dog", 5, ""), ("10 without an extension", "is an image", "extensions, such as .jpg")),
@@ -526,6 +548,30 @@ def test_a_table_beside_class_folders_is_used_where_it_is_asked_for(tmp_path: Pa
     assert source.record.class_names == ("cat", "dog")
     assert source.splits["train"].labels.tolist() == [0, 1] * 10
     assert "other labels" not in told(source)
+
+
+def classes_of(source: Source, split: Split) -> dict[str, str]:
+    """Return the class of each image of a split by its name."""
+    encoded, names = source.splits[split], source.record.class_names
+    folder = f"{source.record.name}/"
+    return {encoded.name(row).partition(folder)[2]: names[label] for row, label in enumerate(encoded.labels.tolist())}
+
+
+def test_a_name_in_a_table_is_that_of_an_image_of_one_split(tmp_path: Path) -> None:
+    """Both splits have images of the same names, and the table says of which its rows are."""
+    root = tmp_path / "data"
+    folders(root, "train test", 20)
+    rows = [("train", n, "cat" if n % 2 else "dog") for n in range(20)]
+    rows += [("test", n, "cat" if n < 8 else "dog") for n in range(20)]
+    text(root / "labels.csv", "file,label\n" + "".join(f"old/{split}/{n}.png,{name}\n" for split, n, name in rows))
+    source = open_source(str(root))
+    for split in ("train", "test"):
+        assert classes_of(source, split) == {f"{of}/{n}.png": name for of, n, name in rows if of == split}
+
+
+def test_images_in_other_folders_than_a_table_names_are_told(tmp_path: Path) -> None:
+    READ["label-studio"][0](tmp_path)
+    assert "names /data/upload/1/0.png; images/0.png is taken for it" in told(open_source(str(tmp_path)))
 
 
 def test_an_index_of_pandas_is_not_taken_for_the_names_of_files(tmp_path: Path) -> None:
