@@ -6,6 +6,7 @@ Which folders need one is decided in folders.py.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,11 @@ from resnet_ops.formatting import decode_text, first_names, text_lines
 
 TABLES = (".csv", ".tsv", ".txt", ".jsonl")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target", "class_name", "label_name", "choice")
+FILE_COLUMNS = (
+    *("file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths", "path", "paths"),
+    *("image", "images", "image_name", "image_path", "image_id", "img", "img_name", "img_path", "name", "id"),
+)
+INDEX = re.compile(r"(unnamed: \d+|index)?")  # of pandas, which numbers rows
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data set", "dataset")
 DELIMITERS = "\t;, "
 SUBMISSION = "submission"  # in the name of a contest's table of test images, whose labels are made up
@@ -111,7 +117,7 @@ def find_label_table(
                 "Name it: --label-column.",
             )
         splits = next(filter(None, (_splits(mine, lower.get(name)) for name in SPLIT_COLUMNS)), {})
-        notes = (*_tell_matches(file, named, finder), *_tell_missing(file, named, listed))
+        notes = (*named.notes, *_tell_matches(file, named, finder), *_tell_missing(file, named, listed))
         return LabelTable(file, label or "", _one_label_each(file.path, pairs), splits, notes)
     if misplaced and split == "train" and not known_column:
         raise misplaced
@@ -150,16 +156,24 @@ def _read_rows(file: File, finder: ImageFinder) -> tuple[list[str], list[Row], b
 
 @dataclass(frozen=True)
 class FileColumn:
-    """The column of a table that names files, and each row with what it names."""
+    """The column of a table that names files, each row with what it names, and what the user should know."""
 
     column: str
     matches: tuple[tuple[Row, Match], ...]
+    notes: tuple[str, ...]
 
 
 def _choose_file_column(
     file: File, columns: Sequence[str], rows: Sequence[Row], finder: ImageFinder, own: Set[str]
 ) -> FileColumn | None:
-    """Return the column that names at least `LEAST_NAMED` of the images; None where none does."""
+    """Return the column that names at least `LEAST_NAMED` of the images; None where none does.
+
+    Of several the one with extensions, or else with a usual name, or at least a name: numbers of rows name images, too,
+    where these are numbered.
+
+    Raises:
+        UserError: Several are alike in that, and name other images.
+    """
     folder = _folder(file)
     split_column = next((name for name in columns if name.strip().lower() in SPLIT_COLUMNS), "")
     splits = [SPLIT_OF.get(split_word(row.get(split_column) or "") or "") for row in rows]
@@ -169,10 +183,22 @@ def _choose_file_column(
         if len({match.image for match in matches} & own) >= LEAST_NAMED * len(own):
             naming[column] = matches
 
-    if not naming:
+    def rank(column: str) -> tuple[bool, bool, bool]:
+        name = column.strip().lower()
+        has_extensions = any(is_image(row.get(column) or "") for row in rows)
+        return not has_extensions, name not in FILE_COLUMNS, INDEX.fullmatch(name) is not None
+
+    column = min(naming, key=rank, default="")
+    if not naming or (rank(column)[2] and min(map(rank, columns)) < (True, True)):  # the one meant names none
         return None
-    column = min(naming, key=lambda name: not any(is_image(row.get(name) or "") for row in rows))
-    return FileColumn(column, tuple(zip(rows, naming[column], strict=True)))
+    others = [other for other in naming if naming[other] != naming[column]]
+    if alike := [other for other in others if rank(other) == rank(column)]:
+        raise UserError(
+            f"{file.path} names images by its column {column!r}, and others by {alike[0]!r}.",
+            "Give the names their extensions in the column that is meant, as in 0.png.",
+        )
+    note = f"{file.path} names images by its column {column!r}, and others by {first_names(map(repr, others), NAMED)}."
+    return FileColumn(column, tuple(zip(rows, naming[column], strict=True)), (note,) if others else ())
 
 
 def _find_misplaced(

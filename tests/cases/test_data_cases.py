@@ -342,6 +342,11 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
             f"{19 - n},{n}.png,{('cat', 'dog')[n % 2]}\n" for n in range(20)))),
         "cat dog", (16, 4, 0), "",
     ),
+    "pandas-index-and-id": (
+        all_of(images(".", 20), file("l.csv", "Unnamed: 0,id,label\n" + "".join(
+            f"{19 - n},{n},{('cat', 'dog')[n % 2]}\n" for n in range(20)))),
+        "cat dog", (16, 4, 0), "names images by its column 'id', and others by 'Unnamed: 0'",
+    ),
     "no-header": (all_of(images(".", 20), file("l.csv", lines("N.png,C\n"))), "cat dog", (16, 4, 0), ""),
     "list-of-caffe": (
         all_of(images("images", 20), file("train.txt", lines("images/N.png B\n"))),
@@ -440,6 +445,14 @@ REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
     "table-of-another-folder": (
         all_of(images("images/p1", 20), file("a.csv", "file,label\n" + lines("p2/N.png,C\n"))),
         ("names p2/0.png, which is not here; images/p1/0.png is another file", "from the table on, or names alone"),
+    ),
+    "two-columns-of-names": (
+        all_of(images(".", 20), file("a.csv", "image,id,label\n" + "".join(f"{n},{19 - n},a\n" for n in range(20)))),
+        ("by its column 'image', and others by 'id'", "extensions in the column that is meant"),
+    ),
+    "pandas-index-alone": (
+        all_of(images(".", 20), file("a.csv", ",image,label\n" + lines("N,N.jpg,C\n"))),
+        ("holds 20 images, but no folder for each class",),
     ),
     "zipped-folders": (all_of(file("cat.zip", "PK"), file("dog.zip", "PK")), ("contains no images: 2 .zip",)),
     "cats-and-dogs": (images("train"), ("contains no subfolders with images", "one subfolder per class")),
@@ -574,11 +587,11 @@ def test_images_in_other_folders_than_a_table_names_are_told(tmp_path: Path) -> 
     assert "names /data/upload/1/0.png; images/0.png is taken for it" in told(open_source(str(tmp_path)))
 
 
-def test_an_index_of_pandas_is_not_taken_for_the_names_of_files(tmp_path: Path) -> None:
-    READ["pandas-index"][0](tmp_path)
-    encoded = open_source(str(tmp_path)).splits["train"]
-    labels = {Path(encoded.name(row)).stem: label for row, label in enumerate(encoded.labels.tolist())}
-    assert labels == {str(number): number % 2 for number in range(20)}
+@pytest.mark.parametrize("case", ["pandas-index", "pandas-index-and-id"])
+def test_an_index_of_pandas_is_not_taken_for_the_names_of_files(case: str, tmp_path: Path) -> None:
+    READ[case][0](tmp_path)
+    source = open_source(str(tmp_path))
+    assert classes_of(source, "train") == {f"{n}.png": ("cat", "dog")[n % 2] for n in range(20)}
 
 
 def test_streamed_images_are_told_of_as_those_in_memory_are(tmp_path: Path) -> None:
