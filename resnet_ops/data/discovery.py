@@ -224,7 +224,8 @@ def _discover_path(
     if files.is_file(path):
         if path.suffix.lower() != PARQUET:
             _refuse_file(path, option)
-        return discover_parquet([path], _run_name(path.name.removesuffix(PARQUET)), columns)
+        name = _run_name(path.name.removesuffix(PARQUET))
+        return discover_parquet([path], name, columns, for_validation=for_validation)
     if not files.is_remote(path) and not path.exists():
         return None
     name = _run_name(path.name if files.is_remote(path) else path.resolve().name)

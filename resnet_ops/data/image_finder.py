@@ -1,14 +1,32 @@
-"""Find the image that a row of a table means, by its path or its name, among all images of a folder."""
+"""Find the images that the rows of a table mean, by their paths or names, among all images of a folder.
+
+What a table says of them is read in label_table.py.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from resnet_ops.data.dataset import Split
+from resnet_ops.data.dataset import SPLIT_OF, Split, split_word
+from resnet_ops.data.image_kinds import is_image
 from resnet_ops.data.listing import File
+from resnet_ops.errors import UserError
+from resnet_ops.formatting import first_names
 
 ABSOLUTE = re.compile(r"[/\\]|[A-Za-z][A-Za-z0-9+.-]*:")  # of a disk, a drive of Windows or a URL
+
+
+FILE_COLUMNS = (
+    *("file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths", "path", "paths"),
+    *("image", "images", "image_name", "image_path", "image_id", "img", "img_name", "img_path", "name", "id"),
+)
+INDEX = re.compile(r"(unnamed: \d+|index)?")  # of pandas, which numbers rows
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data set", "dataset")
+NAMED = 3  # images that a message names
+LEAST_NAMED = 0.5  # of the images that a table names, at least; one of another folder names none
+Row = Mapping[str, str]
 
 
 class Match(NamedTuple):
@@ -98,6 +116,75 @@ class ImageFinder:
 
     def _parent(self, name: str) -> str:
         return (self.root / name).parent.name
+
+
+@dataclass(frozen=True)
+class FileColumn:
+    """The column of a table that names files, each row with what it names, and what the user should know."""
+
+    column: str
+    matches: tuple[tuple[Row, Match], ...]
+    notes: tuple[str, ...]
+
+
+def choose_file_column(
+    file: File, columns: Sequence[str], rows: Sequence[Row], finder: ImageFinder, own: Set[str]
+) -> FileColumn | None:
+    """Return the column that names at least `LEAST_NAMED` of the images; None where none does.
+
+    Of several the one with extensions, or else with a usual name, or at least a name: numbers of rows name images, too,
+    where these are numbered.
+
+    Raises:
+        UserError: Several are alike in that, and name other images.
+    """
+    folder = folder_of(file)
+    split_column = next((name for name in columns if name.strip().lower() in SPLIT_COLUMNS), "")
+    splits = [SPLIT_OF.get(split_word(row.get(split_column) or "") or "") for row in rows]
+    naming: dict[str, list[Match]] = {}
+    for column in columns:
+        matches = [finder.find(row.get(column), folder, split) for row, split in zip(rows, splits, strict=True)]
+        if len({match.image for match in matches} & own) >= LEAST_NAMED * len(own):
+            naming[column] = matches
+
+    def rank(column: str) -> tuple[bool, bool, bool]:
+        name = column.strip().lower()
+        has_extensions = any(is_image(row.get(column) or "") for row in rows)
+        return not has_extensions, name not in FILE_COLUMNS, INDEX.fullmatch(name) is not None
+
+    column = min(naming, key=rank, default="")
+    if not naming or (rank(column)[2] and min(map(rank, columns)) < (True, True)):  # the one meant names none
+        return None
+    others = [other for other in naming if naming[other] != naming[column]]
+    if alike := [other for other in others if rank(other) == rank(column)]:
+        raise UserError(
+            f"{file.path} names images by its column {column!r}, and others by {alike[0]!r}.",
+            "Give the names their extensions in the column that is meant, as in 0.png.",
+        )
+    note = f"{file.path} names images by its column {column!r}, and others by {first_names(map(repr, others), NAMED)}."
+    return FileColumn(column, tuple(zip(rows, naming[column], strict=True)), (note,) if others else ())
+
+
+def find_misplaced(
+    file: File, columns: Sequence[str], rows: Sequence[Row], finder: ImageFinder, count: int
+) -> UserError | None:
+    """Return the error where a table names files of which there are only namesakes, in other folders."""
+    for column in columns:
+        values = [value for row in rows if (value := row.get(column)) and is_image(value)]
+        namesakes = {value: images for value in values if (images := finder.namesakes(value))}
+        none_is_here = all(finder.find(value, folder_of(file)) == NO_MATCH for value in namesakes)
+        if none_is_here and len(namesakes) >= LEAST_NAMED * count:
+            value, (image, *_) = next(iter(namesakes.items()))
+            return UserError(
+                f"{file.path} names {value}, which is not here; {image} is another file.",
+                f"Write the paths from the table on, or names alone, into its column {column}.",
+            )
+    return None
+
+
+def folder_of(file: File) -> str:
+    """Return the folder of a file, with '/' at its end; '' for the root."""
+    return file.name.removesuffix(PurePosixPath(file.name).name)
 
 
 def path_parts(path: str) -> list[str]:

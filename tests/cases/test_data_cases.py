@@ -360,6 +360,22 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
     "column-of-splits": (all_of(images("images", 20),
                      file("l.csv", "filepath,label,split\n" + lines("images/N.png,C,S\n"))),
                          "cat dog", (12, 2, 6), ""),
+    "column-of-splits-beside-one-folder": (
+        all_of(images("train", 20), file("l.csv", "filepath,label,split\n" + lines("train/N.png,C,S\n"))),
+        "cat dog", (12, 2, 6), "",
+    ),
+    "column-of-splits-beside-class-folders": (
+        all_of(lambda root: [raw(f"{c}/{n}.png", picture())(root) for n in range(20) for c in [("cat", "dog")[n % 2]]],
+               file("l.csv", "filepath,split\n" + lines("C/N.png,S\n"))),
+        "cat dog", (12, 2, 6), "",
+    ),
+    "ids-told-apart-by-splits": (
+        all_of(images("train", 14), images("test", 8),
+               file("l.csv", "id,label,split\n" + lines("N,C,train\n", 14) + lines("N,C,test\n", 8))),
+        "cat dog", (12, 2, 8), "",
+    ),
+    "column-of-other-sets": (all_of(images(".", 20), file("l.csv", "file,label,dataset\n" + lines("N.png,C,bC\n"))),
+                             "cat dog", (16, 4, 0), ""),
     "rows-without-images": (all_of(images(".", 20), file("l.csv", "file,label\n" + LABELS + "gone.png,cow\n")),
                             "cat dog", (16, 4, 0), "names 1 image that cannot be found here, first gone.png"),
     "tiny-imagenet": (
@@ -453,6 +469,45 @@ REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
     "pandas-index-alone": (
         all_of(images(".", 20), file("a.csv", ",image,label\n" + lines("N,N.jpg,C\n"))),
         ("holds 20 images, but no folder for each class",),
+    ),
+    "odd-splits": (
+        all_of(images(".", 20),
+               file("a.csv", "file,label,split\n" + lines("N.png,C,S\n").replace("cat,test", "cat,"))),
+        ("column 'split' has 3 of 20 values that name no split, such as ''", "Write train, val or test into each row"),
+    ),
+    "odd-splits-of-json-lines": (
+        all_of(images(".", 20), file("a.jsonl", lines('{"file": "N.png", "label": "C", "split": "S"}\n')
+                                     + '{"file": "0.png", "label": "cat", "split": null}')),
+        ("has 1 of 21 values that name no split",),
+    ),
+    "odd-splits-of-parquet": (
+        columns("a.parquet", label=[0, 1] * 10, split=["train"] * 14 + ["holdout", None] * 3),
+        ("column 'split' has 6 of 20 values that name no split, such as 'holdout'",),
+    ),
+    "splits-of-parquet-and-others": (
+        all_of(columns("train.parquet", label=[0, 1] * 10, split=["train"] * 14 + ["test"] * 6),
+               columns("val.parquet", label=[0, 1] * 10, split=["val"] * 20)),
+        ("train.parquet is of the train split by its name, but of test by its column",),
+    ),
+    "splits-of-one-parquet": (
+        all_of(columns("a.parquet", label=[0, 1] * 10, split=["train"] * 14 + ["test"] * 6),
+               columns("b.parquet", label=[0, 1] * 10)),
+        ("b.parquet lacks the column of splits of other files",),
+    ),
+    "splits-and-other-folders": (
+        all_of(images("train/cat train/dog", 20), splits("test"),
+               file("a.csv", "file,split\n" + lines("train/C/N.png,S\n"))),
+        ("a.csv says test of train/cat/14.png, whose folder is of the train split",),
+    ),
+    "splits-of-some": (
+        all_of(images("cat dog", 12),
+               file("a.csv", "file,split\n" + lines("cat/N.png,train\n", 12) + lines("dog/N.png,S\n", 9)
+                             + "dog/9.png,test\n")),
+        ("has a column of splits, but lacks 2 images, first dog/10.png",),
+    ),
+    "image-in-two-splits": (
+        all_of(images(".", 20), file("a.csv", "file,label,split\n" + lines("N.png,C,S\n") + "0.png,cat,test\n")),
+        ("gives 0.png several splits, train and test",),
     ),
     "zipped-folders": (all_of(file("cat.zip", "PK"), file("dog.zip", "PK")), ("contains no images: 2 .zip",)),
     "cats-and-dogs": (images("train"), ("contains no subfolders with images", "one subfolder per class")),
@@ -614,6 +669,13 @@ def test_streamed_images_are_told_of_as_those_in_memory_are(tmp_path: Path) -> N
     assert cut_note(len(met)) in source.notes
     separate = open_source(DataConfig.of(data=str(root), val_data=str(root)))
     assert "data check" in separate.check_labels()[0]
+
+
+def test_validation_images_may_say_so_in_a_column(tmp_path: Path) -> None:
+    columns("train.parquet", label=[0, 1] * 10, split=["train"] * 20)(tmp_path)
+    columns("val.parquet", label=[0, 1] * 10, split=["val"] * 20)(tmp_path)
+    train, val = (tmp_path / f"{split}.parquet" for split in ("train", "val"))
+    assert counts(open_source(DataConfig.of(data=str(train), val_data=str(val)))) == (20, 20, 0)
 
 
 def test_an_empty_path_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
