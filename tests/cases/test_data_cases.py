@@ -24,6 +24,7 @@ from resnet_ops.data import listing
 from resnet_ops.data.audit import check_data
 from resnet_ops.data.dataset import Split
 from resnet_ops.data.image_kinds import describe_content, image_extensions
+from resnet_ops.data.image_sizes import HEADERS_READ
 from resnet_ops.data.opening import open_source
 from resnet_ops.data.sources import Source, cut_note
 from resnet_ops.data.stream import StreamedImages
@@ -791,3 +792,29 @@ def test_12_bits_in_16_are_told(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     assert source.record.bit_depth == 12
     assert "use 12 bits" in told(source)
+
+
+def test_images_unlike_those_sampled_are_told(tmp_path: Path) -> None:
+    """Training reads the headers of 64 images before it decodes all of them."""
+    root, count = tmp_path / "data", 140
+    sampled = np.linspace(0, count - 1, HEADERS_READ).astype(int)
+    for number in range(count):
+        file = root / "ab"[number // 70] / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(RANDOM.integers(0, 256, (8, 8), np.uint8))
+        if number not in sampled and number % 3 == 0:
+            image = image.resize((12, 8)).convert("RGB")
+        elif number not in sampled and number % 3 == 1:
+            image = Image.fromarray(RANDOM.integers(0, 4096, (8, 8), np.uint16))
+        image.save(file)
+    modes = [Image.open(file).mode for file in root.rglob("*.png")]
+    wide, colored = modes.count("I;16"), modes.count("RGB")
+    for _ in range(2):  # decoded, and from the cache
+        notes = told(prepared(root, tmp_path / "cache"))
+        assert f"{wide} images of 16 bits, unlike" in notes
+        assert f"{colored} images in color, unlike" in notes
+        assert f"{colored} images of another size, unlike" in notes
+    found = {each.name: each.summary for each in check_data(str(root)).findings if each.state == "warning"}
+    assert f"{wide} images of 16 bits" in found["16-bit images"]
+    assert f"{colored} images" in found["colors lost"]
+    assert f"{colored} images will be resized and cropped to 8x8" in found["other sizes"]
