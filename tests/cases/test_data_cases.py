@@ -275,6 +275,15 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
                lambda root: pq.write_table(pa.table({"image": [{"bytes": b"x"}]}), root / "test-0.parquet")),
         "0 1", (16, 4, 0), "The test split is left out",
     ),
+    "names-in-val-and-test": (
+        all_of(table("train-0.parquet", [0, 1] * 10), table("val-0.parquet", [1, 0] * 5, ["dog", "cat"]),
+               table("test-0.parquet", [1, 0] * 3, ["dog", "cat"])),
+        "dog cat", (20, 10, 6), "names are those of the validation split: 0 is dog, 1 is cat",
+    ),
+    "names-in-test": (
+        all_of(table("train-0.parquet", [0, 1] * 10), table("test-0.parquet", [1, 0] * 3, ["dog", "cat"])),
+        "dog cat", (18, 2, 6), "names are those of the test split: 0 is dog, 1 is cat",
+    ),
     "ids-in-both-splits": (all_of(table("train-0.parquet", [5, 9] * 10), table("val-0.parquet", [9, 5] * 5)),
                            "5 9", (20, 10, 0), ""),
     "C33-text": (table("a.parquet", ["dog", "cat"] * 10), "cat dog", (16, 4, 0), ""),
