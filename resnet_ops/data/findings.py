@@ -4,6 +4,7 @@ The survey is taken in image_statistics.py, the report composed in audit.py.
 """
 
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -220,7 +221,7 @@ def find_broken(table: ImageTable) -> Finding:
 
 
 def find_class_problems(table: ImageTable) -> Iterator[Finding]:
-    """Find classes with few images or none, and how much their sizes differ."""
+    """Find classes with few images or none or with names alike, and how much their sizes differ."""
     names, train, val = table.class_names, table.per_class[:, TRAIN], table.per_class[:, VAL]
     counts = {name: (int(t), int(v)) for name, t, v in zip(names, train, val, strict=True)}
     others = dict(zip(names, table.per_class[:, VAL:].sum(1).tolist(), strict=True))
@@ -242,6 +243,12 @@ def find_class_problems(table: ImageTable) -> Iterator[Finding]:
     if val.any() and (unseen := [name for name, (t, v) in counts.items() if t and not v]):
         summary = "classes without validation images: add images, or remove the class"
         yield Finding("warning", "not validated", summary, first_cases(unseen))
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+    if pairs := [" and ".join(map(ascii, group)) for group in alike.values() if len(group) > 1]:
+        summary = "classes whose names differ in case or in how Unicode writes them: if they are one, rename them"
+        yield Finding("warning", "alike names", summary, first_cases(pairs))
     if not train.any():
         return
     most, least = int(train.argmax()), int(np.where(train, train, train.max() + 1).argmin())

@@ -827,3 +827,10 @@ def test_images_unlike_those_sampled_are_told(tmp_path: Path) -> None:
     assert f"{wide} images of 16 bits" in found["16-bit images"]
     assert f"{colored} images" in found["colors lost"]
     assert f"{colored} images will be resized and cropped to 8x8" in found["other sizes"]
+
+
+def test_classes_that_look_alike_are_told(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", ["caf\u00e9", "cafe\u0301", "Tea", "tea", "rum"] * 10)
+    (finding,) = [each for each in check_data(str(tmp_path)).findings if each.name == "alike names"]
+    assert finding.state == "warning"
+    assert sorted(finding.details) == [r"'Tea' and 'tea'", r"'cafe\u0301' and 'caf\xe9'"]
