@@ -58,6 +58,7 @@ class ImageFinder:
     def __init__(self, root: Path, images: Sequence[File], split_of: Mapping[str, Split]) -> None:
         self.root = root
         self.split_of = split_of
+        self._shared: dict[tuple[str | None, str, Split | None], Match] = {}  # those of names that many images have
         self._folders: set[str] = set()
         self._by_end: dict[str, list[str]] = {}  # all ends of all paths, without the extension
         for image in images:
@@ -74,6 +75,8 @@ class ImageFinder:
         or above what is here. Of several images it is the one with exactly that path from the table's folder on, or the
         one of the row's split, or else that of the training images.
         """
+        if (known := self._shared.get((value, folder, split))) is not None:
+            return known
         parts = path_parts(value or "")
         for start in range(len(parts)):
             end = "/".join(parts[start:])
@@ -93,7 +96,9 @@ class ImageFinder:
             return Match(matches[0], moved=moved)
         training = [name for name in matches if self.split(name) == "train"]
         image = training[0] if len(training) == 1 else None
-        return Match(image, tuple(name for name in matches if name != image), moved)
+        match = Match(image, tuple(name for name in matches if name != image), moved)
+        self._shared[value, folder, split] = match
+        return match
 
     def namesakes(self, value: str) -> list[str]:
         """Return the images of a name, whatever the folders before it are."""

@@ -237,6 +237,11 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
                file("a_sample_submission.csv", "id,label\n" + lines("N,0\n", 9))),
         "cat dog", (16, 4, 0), "test/ holds 9 images",
     ),
+    "json-lines-of-train-and-null": (
+        all_of(images("train val", 21), file("a.jsonl", lines('{"file_name": "train/N.png", "label": "C"}\n')
+                                             + '{"file_name": "train/20.png", "label": null}')),
+        "cat dog", (16, 4, 0), "val/ holds 21 images",
+    ),
     "C43-jsonl": (all_of(images("train val", 20), file("train/metadata.jsonl", JSON_LINES),
                          file("val/metadata.jsonl", JSON_LINES)), "a b", (20, 20, 0), ""),
     "C43-unlabeled": (all_of(images(".", 24), file("a.csv", "name,label\n" + LABELS)),
