@@ -166,7 +166,8 @@ def choose_file_column(
             f"{file.path} names images by its column {column!r}, and others by {alike[0]!r}.",
             "Give the names their extensions in the column that is meant, as in 0.png.",
         )
-    note = f"{file.path} names images by its column {column!r}, and others by {first_names(map(repr, others), NAMED)}."
+    unused = first_names(map(repr, others), NAMED)
+    note = f"{file.path} names images by its column {column!r}, not by {unused}, which would be other images."
     return FileColumn(column, tuple(zip(rows, naming[column], strict=True)), (note,) if others else ())
 
 

@@ -360,7 +360,7 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
     "pandas-index-and-id": (
         all_of(images(".", 20), file("l.csv", "Unnamed: 0,id,label\n" + "".join(
             f"{19 - n},{n},{('cat', 'dog')[n % 2]}\n" for n in range(20)))),
-        "cat dog", (16, 4, 0), "names images by its column 'id', and others by 'Unnamed: 0'",
+        "cat dog", (16, 4, 0), "names images by its column 'id', not by 'Unnamed: 0'",
     ),
     "no-header": (all_of(images(".", 20), file("l.csv", lines("N.png,C\n"))), "cat dog", (16, 4, 0), ""),
     "list-of-caffe": (
