@@ -29,6 +29,7 @@ from resnet_ops.data.findings import (
     find_duplicates,
     find_long_images,
     find_near_duplicates,
+    find_other_sizes,
     find_pixel_problems,
     find_skipped_files,
     find_space_problems,
@@ -156,6 +157,7 @@ def check_data(
     near = find_near_duplicates(table)
     pictured = near.pairs[: PAIRS_PICTURED if len(example_rows) else 0].ravel().tolist()
     mean, std = _statistics(facts.sums[facts.decodable & (table.split == TRAIN)], crop)
+    has_own_size = stored is None and config.image_size is None and config.resize is None
     findings = (
         _find_refusal(refused, data),
         *(Finding("warning", "splits", note) for note in data.notes),
@@ -165,6 +167,7 @@ def check_data(
         *find_class_problems(table),
         *find_pixel_problems(table, channels),
         *find_bit_depth_problems(table, bit_depth),
+        *find_other_sizes(table, (height, width) if has_own_size else None),
         *find_long_images(table, stored),
         *find_space_problems(train_bytes, decoded_bytes, streamed, cache),
         *find_cut_images(table),

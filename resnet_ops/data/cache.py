@@ -40,6 +40,7 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.run_records import BadImage
 
 PIXELS, LABELS, ASPECTS, DIGESTS, INDEX = "pixels.npy", "labels.npy", "aspects.npy", "digests.npy", "index.json"
+KINDS = ("cut", "wide", "colored", "resized")  # images that are counted
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -149,7 +150,7 @@ def _write(folder: Path, encoded: EncodedImages, options: DecodeOptions, report:
             "bytes": {file.name: file.stat().st_size for file in temporary.iterdir()},
             "counts": decoded.counts.tolist(),
             "bad": [bad.model_dump() for bad in decoded.bad],
-            "cut": decoded.cut,
+            **{kind: getattr(decoded, kind) for kind in KINDS},
         }
         (temporary / INDEX).write_text(json.dumps(index))
         for file in temporary.iterdir():
@@ -205,6 +206,7 @@ def _load(folder: Path) -> DecodedImages | None:
         if not len(pixels) == len(labels) == len(digests) or pixels.dtype != np.uint8 or pixels.ndim != 4:
             return None
         counts = np.array(index["counts"], np.int64)
-        return DecodedImages(ImageArray(pixels, labels, aspects), counts, digests, bad, index["cut"])
+        kinds = (index.get(kind, 0) for kind in KINDS)  # of which earlier versions had the first only
+        return DecodedImages(ImageArray(pixels, labels, aspects), counts, digests, bad, *kinds)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

@@ -84,10 +84,13 @@ def read_header(encoded: bytes | OSError) -> ImageHeader:
     """
     try:
         image = _open(encoded)
-        width, height = _oriented(image, image.size)
-        return ImageHeader(height, width, image.mode in GREY_MODES, image.format or "?", image.mode)
+        return _header(image, _oriented(image, image.size))
     except Exception as error:  # broken files make Pillow raise almost anything
         raise _decode_error(error, encoded) from None
+
+
+def _header(image: Image.Image, size: tuple[int, int]) -> ImageHeader:
+    return ImageHeader(size[1], size[0], image.mode in GREY_MODES, image.format or "?", image.mode)
 
 
 def decode(encoded: bytes | OSError, crop: CropSpec) -> np.ndarray:
@@ -103,10 +106,11 @@ def decode_with_aspect(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Pixels (H, W, C) uint8, width / height of the image, and whether it is a JPEG that lacks its end."""
+    """Pixels (H, W, C) uint8, width / height of the image, its header, and whether it is a JPEG that lacks its end."""
 
     pixels: np.ndarray
     aspect: float
+    header: ImageHeader
     is_cut: bool = False
 
 
@@ -129,11 +133,12 @@ def decode_image(encoded: bytes | OSError, crop: CropSpec) -> DecodedImage:
         raise _decode_error(error, encoded) from None
 
 
-def _decode(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.ndarray, float]:
+def _decode(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.ndarray, float, ImageHeader]:
     image, mode = _open(encoded), "L" if crop.channels == 1 else "RGB"
     if image.format != "JPEG":
         image.load()  # a PNG may hold its orientation at the very end
     size = width, height = _oriented(image, image.size)
+    header = _header(image, size)
     resized = crop.resized(size)
     if image.format == "JPEG":
         image = _decode_jpeg(image, mode, _oriented(image, resized))
@@ -141,7 +146,7 @@ def _decode(encoded: bytes | OSError, crop: CropSpec) -> tuple[np.ndarray, float
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     image = _center_crop(_center_crop(image, crop.cover[::-1]), (crop.width, crop.height))
-    return np.asarray(image).reshape(crop.shape), width / height
+    return np.asarray(image).reshape(crop.shape), width / height, header
 
 
 def _with_end(encoded: bytes) -> bytes | None:

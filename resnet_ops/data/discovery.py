@@ -34,9 +34,11 @@ from resnet_ops.data.label_table import is_table
 from resnet_ops.data.listing import File
 from resnet_ops.data.parquet import discover_parquet
 from resnet_ops.errors import UserError, did_you_mean, did_you_mean_path
+from resnet_ops.formatting import first_names
 
 PARQUET = ".parquet"
 EMBEDDED = {"digits": Path(__file__).with_name("digits.parquet")}  # datasets that ship with this package
+NAMED = 3  # classes that a note names
 PEEKED = 3  # files of which it is told that they are images of another name
 MAX_NAME = 60  # characters of a dataset's name in the name of a run, which has at most 100
 
@@ -48,7 +50,7 @@ def discover(config: DataConfig) -> DiscoveredData:
         UserError: There are no images to read.
     """
     data = _without_unlabeled_test(_discover_one(config.data, "--data", config))
-    return _without_shared_test(_with_val_data(data, config))
+    return _with_names_note(_without_shared_test(_with_val_data(data, config)))
 
 
 def discover_labeled(config: DataConfig) -> DiscoveredData:
@@ -83,12 +85,26 @@ def _without_unlabeled_test(data: DiscoveredData) -> DiscoveredData:
     if data.test is None:
         return data
     labels, names = data.test.encoded.labels, data.test.class_names
-    known = set(names) & set(data.train.class_names) if names else labels.max(initial=-1) >= 0
+    trained = next(part.class_names for part in data.parts if part.class_names) if names else ()
+    known = set(names) & set(trained) if names else labels.max(initial=-1) >= 0
     if known and (labels >= 0).any():
         return data
     skipped = (Skipped(file.name, "of a test split without known labels") for file in data.test.files)
     note = f"Left out {image_count(len(labels))} of the test split, none of which has a label of the training images."
     return replace(data, test=None, skipped=(*data.skipped, *skipped), notes=(*data.notes, note))
+
+
+def _with_names_note(data: DiscoveredData) -> DiscoveredData:
+    """Note where numbers of training images are taken for the classes that another split numbers so."""
+    named = [(split, part.class_names) for split, part in data.by_split.items() if part.class_names]
+    if data.train.class_names or not named:
+        return data
+    split, names = named[0]
+    numbered = first_names((f"{number} is {name}" for number, name in enumerate(names)), NAMED)
+    note = (
+        f"Training images have numbers of classes; their names are those of the {SPLIT_NAMES[split]} split: {numbered}."
+    )
+    return replace(data, notes=(*data.notes, note))
 
 
 def _without_shared_test(data: DiscoveredData) -> DiscoveredData:
@@ -224,7 +240,8 @@ def _discover_path(
     if files.is_file(path):
         if path.suffix.lower() != PARQUET:
             _refuse_file(path, option)
-        return discover_parquet([path], _run_name(path.name.removesuffix(PARQUET)), columns)
+        name = _run_name(path.name.removesuffix(PARQUET))
+        return discover_parquet([path], name, columns, for_validation=for_validation)
     if not files.is_remote(path) and not path.exists():
         return None
     name = _run_name(path.name if files.is_remote(path) else path.resolve().name)

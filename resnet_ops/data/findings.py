@@ -4,6 +4,7 @@ The survey is taken in image_statistics.py, the report composed in audit.py.
 """
 
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.data.dataset import SPLITS, EncodedImages, Skipped, image_count, summarize_skipped
+from resnet_ops.data.decode import WHITE_OF_16_BITS
 from resnet_ops.data.image_sizes import BRIGHTER_PIXELS
 from resnet_ops.data.image_statistics import Survey
 from resnet_ops.data.near_duplicates import SIDE, find_nearest
@@ -219,7 +221,7 @@ def find_broken(table: ImageTable) -> Finding:
 
 
 def find_class_problems(table: ImageTable) -> Iterator[Finding]:
-    """Find classes with few images or none, and how much their sizes differ."""
+    """Find classes with few images or none or with names alike, and how much their sizes differ."""
     names, train, val = table.class_names, table.per_class[:, TRAIN], table.per_class[:, VAL]
     counts = {name: (int(t), int(v)) for name, t, v in zip(names, train, val, strict=True)}
     others = dict(zip(names, table.per_class[:, VAL:].sum(1).tolist(), strict=True))
@@ -241,6 +243,12 @@ def find_class_problems(table: ImageTable) -> Iterator[Finding]:
     if val.any() and (unseen := [name for name, (t, v) in counts.items() if t and not v]):
         summary = "classes without validation images: add images, or remove the class"
         yield Finding("warning", "not validated", summary, first_cases(unseen))
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+    if pairs := [" and ".join(map(ascii, group)) for group in alike.values() if len(group) > 1]:
+        summary = "classes whose names differ in case or in how Unicode writes them: if they are one, rename them"
+        yield Finding("warning", "alike names", summary, first_cases(pairs))
     if not train.any():
         return
     most, least = int(train.argmax()), int(np.where(train, train, train.max() + 1).argmin())
@@ -273,6 +281,11 @@ def find_pixel_problems(table: ImageTable, channels: int) -> Iterator[Finding]:
 def find_bit_depth_problems(table: ImageTable, bit_depth: int | None) -> Iterator[Finding]:
     """Report how many bits the values of 16-bit images use, and which images exceed what that was concluded from."""
     if bit_depth is None:
+        if (wide := np.flatnonzero(table.survey.largest_values)).size:
+            most = int(table.survey.largest_values.max())
+            summary = f"{image_count(wide.size)} of 16 bits, as no image sampled is, with values up to {most:,}"
+            summary += f" of {WHITE_OF_16_BITS:,}, which is white: convert them to 8 bits"
+            yield Finding("warning", "16-bit images", summary, first_cases(map(table.name, wide.tolist())))
         return
     white = 2**bit_depth - 1
     share = f"{1 - BRIGHTER_PIXELS:.1%} of their pixels"
@@ -281,6 +294,18 @@ def find_bit_depth_problems(table: ImageTable, bit_depth: int | None) -> Iterato
     if (brighter := np.flatnonzero(table.survey.largest_values > white)).size:
         summary = f"{image_count(brighter.size)} with values above {white:,}, which become white"
         yield Finding("warning", "too bright", summary, first_cases(map(table.name, brighter.tolist())))
+
+
+def find_other_sizes(table: ImageTable, size: tuple[int, int] | None) -> Iterator[Finding]:
+    """Find images of another size than that of all images sampled, which the network sees."""
+    if size is None:
+        return
+    other = np.flatnonzero(table.survey.decodable & (table.survey.sizes != size).any(1))
+    if other.size:
+        summary = (
+            f"{image_count(other.size)} will be resized and cropped to {size[0]}x{size[1]}, as the first sampled are"
+        )
+        yield Finding("warning", "other sizes", summary, first_cases(map(table.name, other.tolist())))
 
 
 def find_long_images(table: ImageTable, stored: tuple[int, int] | None) -> Iterator[Finding]:

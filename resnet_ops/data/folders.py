@@ -4,7 +4,7 @@ The rule, the same for a disk and a bucket: folders whose name has a word of `SP
 are splits; the folders in them, or in the folder itself where there are none, are classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from resnet_ops.data.dataset import (
     image_count,
     split_word,
 )
+from resnet_ops.data.image_finder import ImageFinder
 from resnet_ops.data.image_kinds import describe_extension, is_image
 from resnet_ops.data.label_table import LabelTable, find_label_table, is_table
 from resnet_ops.data.listing import File
@@ -117,6 +118,7 @@ def discover_folders(
     prefix = _descend(tree, "")
     notes: list[str] = []
     split_of = _find_splits(tree, prefix, notes)
+    finder = ImageFinder(root, tree.images, {f"{prefix}{folder}/": split for folder, split in split_of.items()})
     parts: dict[Split, list[LabeledImages]] = {}
     reasons = {
         f"{prefix}{folder}/": f"in {folder}/, beside another folder of its split"
@@ -125,23 +127,24 @@ def discover_folders(
     }
     for folder, split in split_of.items():
         own = _descend(tree, f"{prefix}{folder}/", in_split=True)
-        part, table = _labeled(tree, own, label_column, split, (prefix, ""), notes)
+        part, table = _labeled(tree, finder, own, label_column, split, (prefix, ""), notes)
         if part:
-            parts.setdefault(split, []).append(part)
+            for each, own_part in _split_by_table(part, table, split, set(split_of.values())).items():
+                parts.setdefault(each, []).append(own_part)
             continue
         count = len(tree.below(own).images)
         reasons[own] = f"in {folder}/, which has no class folders"
         notes.append(
-            f"{folder}/ holds {image_count(count)}, but no class folders and no table of labels, so it is not used."
+            f"{folder}/ holds {image_count(count)}, but no class folders, and no table labels them, so it is not used."
         )
     if not split_of:
-        part, table = _labeled(tree, prefix, label_column, "train", ("",), notes)
+        part, table = _labeled(tree, finder, prefix, label_column, "train", ("",), notes)
         if part is None:
             raise UserError(
                 f"{root / prefix} holds {image_count(len(tree.images))}, but no folder for each class.",
                 "Create one subfolder per class, or a table metadata.csv with the columns file_name and label.",
             )
-        parts = _split_by_table(part, table)
+        parts = {split: [own_part] for split, own_part in _split_by_table(part, table, "train", {"train"}).items()}
     if "train" not in parts and not for_validation:
         present = {file.name.removeprefix(prefix).partition("/")[0] for file in tree.below(prefix).files}
         empty = next((name for name in sorted(present) if SPLIT_OF.get(split_word(name) or "") == "train"), "")
@@ -251,6 +254,7 @@ def _check_subfolders(place: Path, inner: Mapping[str, set[str]], folders: Mappi
 
 def _labeled(
     tree: FolderTree,
+    finder: ImageFinder,
     prefix: str,
     label_column: str | None,
     split: Split,
@@ -265,11 +269,11 @@ def _labeled(
     images = tree.below(prefix).images
     in_classes = part is not None and len(tree.by_folder(prefix).keys() - {""}) > 1
     table = find_label_table(
-        tree.root, (prefix, *tables_in), tree.files, images, label_column, split, known_column=in_classes
+        finder, (prefix, *tables_in), tree.files, images, label_column, split, known_column=in_classes
     )
     if part and in_classes and not (table and label_column):
         notes += _tell_levels(tree, prefix) + (_tell_other_labels(part, table) if table else [])
-        return part, None
+        return part, table
     if table is None:
         return part, None
     notes += table.notes
@@ -280,21 +284,39 @@ def _labeled(
     return LabeledImages(_images(tree.root, rows, labels), tuple(names), (*rows, table.file)), table
 
 
-def _split_by_table(part: LabeledImages, table: LabelTable | None) -> dict[Split, list[LabeledImages]]:
-    """Return the images of each split, where a table has a column of them; else all of them for training."""
-    if table is None or not table.splits:
-        return {"train": [part]}
-    split_of = np.array([table.splits.get(file.name, "train") for file in part.files[:-1]])
+def _split_by_table(
+    part: LabeledImages, table: LabelTable | None, split: Split, folders: Set[Split]
+) -> dict[Split, LabeledImages]:
+    """Return the images of each split: that of their folder, or that of a table's column where all folders are of one.
+
+    Raises:
+        UserError: The folders are of several splits and the column says otherwise, or it lacks images.
+    """
+    images = [file for file in part.files if is_image(file.name)]
+    of_table = [table.splits.get(file.name) for file in images] if table else []
+    other = next((row for row, own in enumerate(of_table) if own not in (None, split)), None)
+    if table is None or other is None:
+        return {split: part}
+    if len(folders) > 1:
+        raise UserError(
+            f"{table.file.path} says {of_table[other]} of {images[other].name}, whose folder is of the {split} split.",
+            "Move the image, or correct or rename the column of splits.",
+        )
+    if lacking := [file.name for file, own in zip(images, of_table, strict=True) if own is None]:
+        raise UserError(
+            f"{table.file.path} has a column of splits, but lacks {image_count(len(lacking))}, first {lacking[0]}.",
+            "Add them to it, or rename the column.",
+        )
+    rows_of = {each: [row for row, own in enumerate(of_table) if own == each] for each in SPLITS}
     return {
-        split: [
-            LabeledImages(
-                _images(table.file.root, [part.files[row] for row in rows], part.encoded.labels[rows]),
-                part.class_names,
-                (*(part.files[row] for row in rows), table.file),
-            )
-        ]
-        for split in SPLITS
-        if len(rows := np.flatnonzero(split_of == split))
+        each: LabeledImages(
+            _images(table.file.root, [images[row] for row in rows], part.encoded.labels[rows]),
+            part.class_names,
+            (*(images[row] for row in rows), table.file),
+            part.problems if each == "train" else (),
+        )
+        for each, rows in rows_of.items()
+        if rows
     }
 
 

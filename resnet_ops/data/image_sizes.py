@@ -127,6 +127,25 @@ def bit_depth_notes(record: DataRecord) -> Iterator[str]:
         )
 
 
+def unlike_notes(record: DataRecord, wide: int, colored: int, resized: int) -> Iterator[str]:
+    """Yield how images are read that are unlike the few whose headers decided how all are.
+
+    Args:
+        record: What was decided.
+        wide: How many images have 16 bits.
+        colored: How many are not grey.
+        resized: How many are of another size, where that of the few is used.
+    """
+    unlike = f"unlike the {HEADERS_READ} of {record.name} that were sampled"
+    if wide and record.bit_depth is None:
+        yield f"{image_count(wide)} of 16 bits, {unlike}: dark if they use fewer bits. Convert them to 8 bits."
+    if colored and record.channels == 1:
+        yield f"{image_count(colored)} in color, {unlike}: converted to grey."
+    if resized and record.stored is None:
+        size = f"{record.height}x{record.width}"
+        yield f"{image_count(resized)} of another size, {unlike}: resized and cropped to {size}."
+
+
 def _spread_rows(encoded: EncodedImages, most: int) -> np.ndarray:
     """Return up to `most` rows, evenly spread."""
     count = len(encoded.labels)

@@ -6,24 +6,35 @@ Which folders need one is decided in folders.py.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from resnet_ops import files
 from resnet_ops.data.dataset import SPLIT_OF, Split, image_count, split_word
+from resnet_ops.data.image_finder import (
+    NAMED,
+    NO_MATCH,
+    SPLIT_COLUMNS,
+    FileColumn,
+    ImageFinder,
+    Row,
+    choose_file_column,
+    find_misplaced,
+    folder_of,
+    path_parts,
+)
 from resnet_ops.data.image_kinds import is_image
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
-from resnet_ops.formatting import decode_text, text_lines
+from resnet_ops.formatting import decode_text, first_names, text_lines
 
 TABLES = (".csv", ".tsv", ".txt", ".jsonl")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target", "class_name", "label_name", "choice")
-SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data set", "dataset")
 DELIMITERS = "\t;, "
-LEAST_NAMED = 0.5  # of the images that a table names, at least; one of another folder names none
-Row = Mapping[str, str]
-FindImage = Callable[[str | None], str | None]
+SUBMISSION = "submission"  # in the name of a contest's table of test images, whose labels are made up
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class LabelTable:
     Args:
         file: The table.
         column: The column of the labels.
-        labels: The label of each image.
+        labels: The label of each image; none where the table has splits only.
         splits: The split of each, where it has a column of them.
         notes: What the user should know.
     """
@@ -51,7 +62,7 @@ def is_table(name: str) -> bool:
 
 
 def find_label_table(
-    root: Path,
+    finder: ImageFinder,
     folders: Sequence[str],
     listed: Sequence[File],
     images: Sequence[File],
@@ -63,63 +74,60 @@ def find_label_table(
     """Return the first table in one of some folders that names images and labels them.
 
     Args:
-        root: The folder that all names are relative to.
+        finder: Of all images, among which are those to label.
         folders: Where the table may be, each with '/' at its end, '' for the root.
         listed: The files.
         images: Those to label.
         label_column: The column of the labels; None for the first of their usual names, or the only other one.
         split: The split of the images: a table that is named after another one is none of theirs.
-        known_column: Whether a table counts only if a column has that name, or a usual one.
+        known_column: Whether a table counts only if a column has that name, or a usual one, or is one of splits.
 
     Raises:
-        UserError: A table names the images, and several columns might be their labels, or images have several labels.
+        UserError: A table names the images, but not which, or several columns might be their names or their labels, or
+            images have several labels.
     """
     candidates = [
         file
         for folder in dict.fromkeys(folders)
         for file in listed
         if is_table(file.name)
-        and file.name.rpartition("/")[0] == folder.rstrip("/")
+        and folder_of(file) == folder
+        and SUBMISSION not in file.name.lower()
         and SPLIT_OF.get(split_word(PurePosixPath(file.name).name) or "", split) == split
     ]
-    if not candidates:
-        return None
-    find = _image_finder(images, folders)
+    usual = (label_column,) if label_column else LABEL_COLUMNS
+    own = {image.name for image in images}
+    misplaced: UserError | None = None
     for file in candidates:
-        columns, rows, has_header = _read_rows(file, find)
-        column = _file_column(columns, rows, find, len(images))
-        if column is None:
-            continue
-        others = [name for name in columns if name != column]
-        usual = (label_column,) if label_column else LABEL_COLUMNS
-        lower = {name.strip().lower(): name for name in others}
+        columns, rows, has_header = _read_rows(file, finder)
+        lower = {name.strip().lower(): name for name in columns}
         label = next((lower[name.lower()] for name in usual if name.lower() in lower), None)
-        if not others or (label is None and known_column):
+        named = choose_file_column(file, [name for name in columns if name != label], rows, finder, own)
+        if named is None:
+            misplaced = misplaced or find_misplaced(file, columns, rows, finder, len(own))
             continue
-        path = root / file.name
-        named = [(row, image) for row in rows if (image := find(row.get(column)))]
-        splits = next(filter(None, (_splits(named, lower.get(name)) for name in SPLIT_COLUMNS)), {})
-        if label is None and label_column is None and (len(others) == 1 or not has_header):
-            after = columns.index(column) + 1  # as in lists of Caffe
-            label = columns[after] if after < len(columns) else others[0]
-        pairs = [(image, (row.get(label) or "").strip()) for row, image in named] if label else _one_hot(named, others)
-        if not pairs:
-            raise UserError(
-                f"{path} has the columns {', '.join(columns)}; none is known to hold the labels.",
-                "Name it: --label-column.",
-            )
-        names = {name for other in listed for name in (_last(other.name), PurePosixPath(other.name).stem)}
-        missing = [value for row in rows if (value := row.get(column)) and _last(value) not in names]
-        note = (
-            f"{path} names {image_count(len(missing))} that cannot be found here, first {missing[0]}."
-            if missing
-            else ""
-        )
-        return LabelTable(file, label or "", _one_label_each(path, pairs), splits, (note,) if note else ())
+        others = [name for name in columns if name != named.column]
+        if not others:
+            continue
+        mine = [(row, match.image) for row, match in named.matches if match.image in own]
+        labels: dict[str, str] = {}
+        if label or not known_column:
+            if label is None and label_column is None and (len(others) == 1 or not has_header):
+                after = columns.index(named.column) + 1  # as in lists of Caffe
+                label = columns[after] if after < len(columns) else others[0]
+            labels = _read_labels(file, columns, mine, label, others)
+            mine = [(row, image) for row, image in mine if image in labels]
+        splits = _read_splits(file, columns, mine)
+        if known_column and not (label or splits):
+            continue
+        notes = (*named.notes, *_tell_matches(file, named, finder), *_tell_missing(file, named, listed))
+        return LabelTable(file, label or "", labels, splits, notes)
+    if misplaced and split == "train" and not known_column:
+        raise misplaced
     return None
 
 
-def _read_rows(file: File, find: FindImage) -> tuple[list[str], list[Row], bool]:
+def _read_rows(file: File, finder: ImageFinder) -> tuple[list[str], list[Row], bool]:
     """Return the columns, the rows, and whether the first row names the columns; otherwise numbers do."""
     content = files.read(file.path)
     try:
@@ -131,7 +139,11 @@ def _read_rows(file: File, find: FindImage) -> tuple[list[str], list[Row], bool]
             objects = [json.loads(line) for line in text_lines(text) if line.strip()]
         except ValueError:
             return [], [], True
-        rows: list[Row] = [{str(key): str(value) for key, value in o.items()} for o in objects if isinstance(o, dict)]
+        rows: list[Row] = [
+            {str(key): "" if value is None else str(value) for key, value in o.items()}
+            for o in objects
+            if isinstance(o, dict)
+        ]
         return list(rows[0]) if rows else [], rows, True
     first = text.partition("\n")[0]
     try:
@@ -139,64 +151,88 @@ def _read_rows(file: File, find: FindImage) -> tuple[list[str], list[Row], bool]
     except csv.Error:  # no table
         lines = []
     columns = lines[0] if lines else []
-    has_header = not any(map(find, columns))
+    has_header = all(finder.find(cell, folder_of(file)) == NO_MATCH for cell in columns)
     if not has_header:
         columns = [f"column {number}" for number in range(1, 1 + max(map(len, lines)))]
     return columns, [dict(zip(columns, line, strict=False)) for line in lines[has_header:]], has_header
 
 
-def _image_finder(images: Sequence[File], folders: Sequence[str]) -> FindImage:
-    """Return what finds the image that a table means: by its path from any folder on, with or without its extension.
+def _tell_matches(file: File, named: FileColumn, finder: ImageFinder) -> Iterator[str]:
+    """Yield where images are taken for others, or for none, as the table does not say which it means.
 
-    A name that several images have is none's.
+    Raises:
+        UserError: Names might be those of images of another split, and others of it are in the table.
     """
-    names: dict[str, str | None] = {}
+    column = named.column
+    shared = [(row.get(column) or "", match) for row, match in named.matches if match.others]
+    if shared:
+        value, match = shared[0]
+        which = first_names(((match.image,) if match.image else ()) + match.others, NAMED)
+        cause = f"{file.path} has {len(shared):,} names of files that are in several folders, first {value}: {which}"
+        taken = [match for _, match in shared if match.image]
+        known = {finder.split(match.image) for _, match in named.matches if match.image and not match.others}
+        if known & {finder.split(other) for match in taken for other in match.others}:
+            raise UserError(f"{cause}.", f"Write their folders into its column {column}, as in {match.others[0]}.")
+        result = "the training images are taken for them" if taken else "these images are left out"
+        yield f"{cause}; {result}. Where others are meant, write their folders into its column {column}."
+    if moved := [(row.get(column) or "", match.image) for row, match in named.matches if match.image and match.moved]:
+        value, image = moved[0]
+        yield f"{file.path} names {value}; {image} is taken for it, though in another folder: {len(moved):,} of them."
 
-    def without_extension(name: str) -> str:
-        return str(PurePosixPath(name).with_suffix(""))
 
-    ways: list[Callable[[str], str]] = [
-        str,
-        *(lambda name, folder=folder: name.removeprefix(folder) for folder in folders),
-        _last,
+def _tell_missing(file: File, named: FileColumn, listed: Sequence[File]) -> Iterator[str]:
+    """Yield how many of the files that a table names are not there."""
+    others = {PurePosixPath(other.name) for other in listed if not is_image(other.name)}
+    names = {name for other in others for name in (other.name, other.stem)}
+    missing = [
+        value
+        for row, match in named.matches
+        if match == NO_MATCH and (value := row.get(named.column)) and names.isdisjoint(path_parts(value)[-1:])
     ]
-    for way in ways:
-        for shorten in (str, without_extension):
-            own: dict[str, str | None] = {}
-            for image in images:
-                name = shorten(way(image.name))
-                own[name] = image.name if own.get(name, image.name) == image.name else None
-            names = own | names
-
-    def find(value: str | None) -> str | None:
-        parts = _parts(value or "")
-        tails = ("/".join(parts[start:]) for start in range(len(parts)))
-        return next((image for tail in tails if (image := names.get(tail))), None)
-
-    return find
+    if missing:
+        yield f"{file.path} names {image_count(len(missing))} that cannot be found here, first {missing[0]}."
 
 
-def _parts(path: str) -> list[str]:
-    return path.strip().replace("\\", "/").split("/")  # as Windows writes paths
+def _read_labels(
+    file: File, columns: Sequence[str], named: Sequence[tuple[Row, str]], label: str | None, others: Sequence[str]
+) -> dict[str, str]:
+    """Return the label of each image, by a column or by one for each class."""
+    pairs = [(image, (row.get(label) or "").strip()) for row, image in named] if label else _one_hot(named, others)
+    if not pairs:
+        raise UserError(
+            f"{file.path} has the columns {', '.join(columns)}; none is known to hold the labels.",
+            "Name it: --label-column.",
+        )
+    return _one_each(file.path, "label", pairs)
 
 
-def _last(path: str) -> str:
-    return _parts(path)[-1]
+def _read_splits(file: File, columns: Sequence[str], named: Sequence[tuple[Row, str]]) -> dict[str, Split]:
+    """Return the split of each image by a column of them; {} where there is none."""
+    for column in columns:
+        if column.strip().lower() in SPLIT_COLUMNS:
+            splits = parse_splits(file.path, column, [row.get(column) for row, _ in named])
+            if splits:
+                return _one_each(file.path, "split", zip((image for _, image in named), splits, strict=True))
+    return {}
 
 
-def _file_column(columns: Sequence[str], rows: Sequence[Row], find: FindImage, images: int) -> str | None:
-    """Return the column that names at least `LEAST_NAMED` of the images."""
-    for column in sorted(columns, key=lambda name: not any(is_image(row.get(name) or "") for row in rows)):
-        known = {image for row in rows if (image := find(row.get(column)))}
-        if len(known) >= LEAST_NAMED * images:
-            return column
-    return None
+def parse_splits(table: Path, column: str, values: Sequence[str | None]) -> list[Split]:
+    """Return the split of each row that a column names; [] where none of its values is one.
 
-
-def _splits(named: Sequence[tuple[Row, str]], column: str | None) -> dict[str, Split]:
-    """Return the split of each image by a column of them; {} where it is none."""
-    words = {image: split_word(row.get(column) or "") for row, image in named} if column else {}
-    return {image: SPLIT_OF[word] for image, word in words.items() if word} if all(words.values()) else {}
+    Raises:
+        UserError: Some are, and others are not.
+    """
+    splits = {value: SPLIT_OF.get(split_word(value or "") or "") for value in set(values)}
+    odd = [value for value in values if splits[value] is None]
+    if not odd:
+        return [split for value in values if (split := splits[value])]
+    if any(splits.values()):
+        raise UserError(
+            f"{table}: column {column!r} has {len(odd):,} of {len(values):,} values that name no split, "
+            f"such as {(odd[0] or '').strip()!r}.",
+            "Write train, val or test into each row, or rename the column.",
+        )
+    return []
 
 
 def _one_hot(named: Sequence[tuple[Row, str]], columns: Sequence[str]) -> list[tuple[str, str]]:
@@ -213,12 +249,12 @@ def _one_hot(named: Sequence[tuple[Row, str]], columns: Sequence[str]) -> list[t
     ]
 
 
-def _one_label_each(table: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for image, label in pairs:
-        if label and labels.setdefault(image, label) != label:
+def _one_each(table: Path, kind: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    values: dict[str, T] = {}
+    for image, value in pairs:
+        if value and values.setdefault(image, value) != value:
             raise UserError(
-                f"{table} gives {image} several labels, {labels[image]} and {label}.",
-                "Training takes one label per image: remove the others, or the image.",
+                f"{table} gives {image} several {kind}s, {values[image]} and {value}.",
+                f"Training takes one {kind} per image: remove the others, or the image.",
             )
-    return labels
+    return values

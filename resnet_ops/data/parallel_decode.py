@@ -68,6 +68,9 @@ class DecodedImages:
         digests: The SHA-256 of each image as it was stored, (N,) of 32 bytes.
         bad: The images that cannot be decoded.
         cut: How many JPEGs lack their end, but next to no pixels.
+        wide: How many images have 16 bits.
+        colored: How many are not grey.
+        resized: How many are of another size than the pixels.
     """
 
     images: ImageArray
@@ -75,6 +78,9 @@ class DecodedImages:
     digests: np.ndarray
     bad: tuple[BadImage, ...]
     cut: int = 0
+    wide: int = 0
+    colored: int = 0
+    resized: int = 0
 
 
 def map_chunks(images: int, function: Callable[[range], T]) -> Iterator[T]:
@@ -152,30 +158,32 @@ def decode_all(
     pixels = np.empty((len(labels), *crop.shape), np.uint8) if out is None else out
     aspects = np.ones(len(labels), np.float32)
 
-    def decode_chunk(rows: range) -> tuple[list[bytes], list[tuple[int, str]], np.ndarray, int]:
+    def decode_chunk(rows: range) -> tuple[list[bytes], list[tuple[int, str]], np.ndarray, np.ndarray]:
         images = encoded.read(rows)
-        broken, cut = [], 0
+        broken, kinds = [], np.zeros(4, np.int64)
         for row, image in zip(rows, images, strict=True):
             try:
                 decoded_image = decode_image(image, crop)
                 pixels[row], aspects[row] = decoded_image.pixels, decoded_image.aspect
-                cut += decoded_image.is_cut
+                header, size = decoded_image.header, crop.shape[:2]
+                is_resized = (header.height, header.width) != size
+                kinds += (decoded_image.is_cut, header.wide, not header.grey, is_resized)
             except DecodeError as error:
                 broken.append((row, str(error)))
         decoded = pixels[rows.start : rows.stop]
         if broken:
             decoded = np.delete(decoded, [row - rows.start for row, _ in broken], axis=0)
-        return [digest(image) for image in images], broken, _value_counts(decoded), cut
+        return [digest(image) for image in images], broken, _value_counts(decoded), kinds
 
     digests: list[bytes] = []
     reasons: dict[int, str] = {}
-    cut_images = 0
-    for chunk_digests, broken, chunk_counts, cut in map_chunks(len(labels), decode_chunk):
+    kinds = np.zeros(4, np.int64)
+    for chunk_digests, broken, chunk_counts, chunk_kinds in map_chunks(len(labels), decode_chunk):
         digests += chunk_digests
         report("Decoding", len(digests), len(labels))
         counts += chunk_counts
         reasons.update(broken)
-        cut_images += cut
+        kinds += chunk_kinds
         if reasons and options.strict:
             row, reason = next(iter(reasons.items()))
             raise broken_image_error(BadImage(name=encoded.name(row), reason=reason))
@@ -186,7 +194,7 @@ def decode_all(
             pixels[position] = pixels[good_row]
     bad = tuple(BadImage(name=encoded.name(row), reason=reason) for row, reason in reasons.items())
     images = ImageArray(pixels[: len(good)], labels[good], aspects[good] if crop.whole else None)
-    return DecodedImages(images, counts, np.array(digests, "S32")[good], bad, cut_images)
+    return DecodedImages(images, counts, np.array(digests, "S32")[good], bad, *kinds.tolist())
 
 
 def _value_counts(pixels: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ a disk or in a bucket. Which files of a folder are read is decided in discovery.
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from resnet_ops.data import listing
 from resnet_ops.data.dataset import (
-    SPLIT_OF,
     SPLITS,
     DiscoveredData,
     LabeledImages,
@@ -33,7 +32,8 @@ from resnet_ops.data.dataset import (
     split_word,
     subset,
 )
-from resnet_ops.data.label_table import LABEL_COLUMNS, SPLIT_COLUMNS
+from resnet_ops.data.image_finder import SPLIT_COLUMNS
+from resnet_ops.data.label_table import LABEL_COLUMNS, parse_splits
 from resnet_ops.data.listing import File
 from resnet_ops.errors import PausedError, UserError
 from resnet_ops.formatting import first_names
@@ -84,25 +84,51 @@ def discover_parquet(
             )
     data = {split: part.labeled_images() for split, part in parts.items()}
     if len(data) == 1 and not data["train"].problems:
-        data = _split_by_column(data["train"], [own.splits for own in parts["train"].labels])
-    if "train" not in data:
+        data = _split_by_column(data["train"], parts["train"].labels)
+    elif len(data) > 1:
+        _check_splits(parts)
+    if "train" not in data and not for_validation:
         raise UserError(f"{name} has no training images by its column of splits.", "Add some, or remove the column.")
+    train_images = data.pop(next(split for split in SPLITS if split in data))
     return DiscoveredData(
-        name, data["train"], data.get("val"), test=data.get("test"), skipped=tuple(skipped), notes=notes
+        name, train_images, data.get("val"), test=data.get("test"), skipped=tuple(skipped), notes=notes
     )
 
 
-def _split_by_column(images: LabeledImages, splits: Sequence[np.ndarray | None]) -> dict[Split, LabeledImages]:
-    """Return the images of each split, where every file has a column of them; else all of them for training."""
-    known = [of_file for of_file in splits if of_file is not None]
-    if len(known) < len(splits):
+def _split_by_column(images: LabeledImages, files: "Sequence[FileLabels]") -> dict[Split, LabeledImages]:
+    """Return the images of each split, where files have a column of them; else all of them for training.
+
+    Raises:
+        UserError: Some files lack it.
+    """
+    known = [file.splits for file in files if file.splits is not None]
+    if not known:
         return {"train": images}
+    if lacking := [file.path for file in files if file.splits is None]:
+        raise UserError(
+            f"{lacking[0]} lacks the column of splits of other files.", "Use the same columns in all files."
+        )
     split_of = np.concatenate(known)
     return {
         split: replace(images, encoded=subset(images.encoded, split_of == split))
         for split in SPLITS
         if (split_of == split).any()
     }
+
+
+def _check_splits(parts: "Mapping[Split, ReadFiles]") -> None:
+    """Refuse a column that says another split than the names of files, which are of several.
+
+    Raises:
+        UserError: There is one.
+    """
+    for split, part in parts.items():
+        for file in part.labels:
+            if file.splits is not None and len(others := file.splits[file.splits != split]):
+                raise UserError(
+                    f"{file.path} is of the {split} split by its name, but of {others[0]} by its column of splits.",
+                    "Rename the file, or the column.",
+                )
 
 
 def _split_by_name(paths: Sequence[Path], for_validation: bool) -> tuple[dict[Split, list[Path]], list[Skipped]]:
@@ -250,7 +276,7 @@ def _read_files(paths: Sequence[Path], columns: tuple[str | None, str | None], s
             with _open(path) as parquet:
                 image, label = chosen = chosen or _choose_columns(parquet.schema_arrow, path, columns)
                 own = _read_labels(parquet, path, image, label, may_lack=split == "test")
-                labels.append(replace(own, splits=_read_splits(parquet)))
+                labels.append(replace(own, splits=_read_splits(parquet, path)))
                 sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
         except UserError as error:
             problems.append(error)
@@ -381,15 +407,17 @@ def _read_labels(parquet: pq.ParquetFile, path: Path, image: str, label: str, *,
     return FileLabels(path, np.asarray(numbers.to_numpy()).astype(np.int64), names)
 
 
-def _read_splits(parquet: pq.ParquetFile) -> np.ndarray | None:
-    """Return the split of each row, (N,) of their names, by a column that has nothing but them; None without one."""
+def _read_splits(parquet: pq.ParquetFile, path: Path) -> np.ndarray | None:
+    """Return the split of each row, (N,) of their names, by a column of them; None without one.
+
+    Raises:
+        UserError: Some of its values name none.
+    """
     for name in parquet.schema_arrow.names:
         if name.lower() not in SPLIT_COLUMNS or not _is_text(_value_type(parquet.schema_arrow.field(name).type)):
             continue
-        values = parquet.read(columns=[name]).column(0).to_pylist()
-        words = {value: split_word(value or "") for value in set(values)}
-        if values and all(words.values()):
-            return np.array([SPLIT_OF[words[value] or ""] for value in values])
+        if splits := parse_splits(path, name, parquet.read(columns=[name]).column(0).to_pylist()):
+            return np.array(splits)
     return None
 
 

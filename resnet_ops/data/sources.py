@@ -39,6 +39,7 @@ from resnet_ops.data.dataset import (
 )
 from resnet_ops.data.decode import CropSpec
 from resnet_ops.data.discovery import EMBEDDED
+from resnet_ops.data.image_sizes import unlike_notes
 from resnet_ops.data.listing import File
 from resnet_ops.data.parallel_decode import (
     DecodedImages,
@@ -333,6 +334,9 @@ class Source:
             )
         if cut := sum(part.cut for part in decoded.values()):
             notes.append(cut_note(cut))
+        own_size = self.config.image_size is None and self.config.resize is None
+        kinds = [(part.wide, part.colored, own_size and part.resized) for part in decoded.values()]
+        notes += unlike_notes(self.record, *np.sum(kinds, axis=0).tolist())
         digests = np.concatenate([part.digests for part in decoded.values()])
         labels = np.concatenate([part.images.labels for part in decoded.values()])
         notes += _check_conflicts(digests, labels, self.config.data)

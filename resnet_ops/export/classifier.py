@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field
 
 from resnet_ops.data import listing
-from resnet_ops.data.decode import CropSpec, DecodeError, decode
+from resnet_ops.data.dataset import image_count
+from resnet_ops.data.decode import CropSpec, DecodeError, decode, decode_image
 from resnet_ops.data.image_kinds import image_extensions, is_image
 from resnet_ops.data.parallel_decode import CHUNK, map_chunks
 from resnet_ops.errors import UserError, did_you_mean_path
@@ -155,7 +156,8 @@ def predict(
         config: The ONNX file and the images.
         on_progress: Called now and then with the number of images that are done, and of all.
         started_at: When the user asked, in seconds since 1970; by default now.
-        warn: Called where the file is of weights that are no longer the best of its run.
+        warn: Called where the file is of weights that are no longer the best of its run, and where images have 16 bits
+            and those of training had not.
 
     Raises:
         UserError: There are no images, or the file cannot be used.
@@ -167,7 +169,7 @@ def predict(
     check_is_of_best(config.file.expanduser(), classifier.metadata.checkpoint_sha256, warn)
     began = time.monotonic()
     predictions: list[Prediction] = []
-    for prediction in classify_files(classifier, paths, config.top):
+    for prediction in classify_files(classifier, paths, config.top, warn):
         predictions.append(prediction)
         if len(predictions) % 50 == 0:
             on_progress(len(predictions), len(paths))
@@ -213,31 +215,42 @@ def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
-def classify_files(classifier: Classifier, paths: Sequence[Path], top: int) -> Iterator[Prediction]:
+def classify_files(
+    classifier: Classifier, paths: Sequence[Path], top: int, warn: Callable[[str], None] = lambda _: None
+) -> Iterator[Prediction]:
     """Yield the prediction for each image, in order; `top` is limited to the number of classes.
 
     All cores decode while the network computes. No more than `MAX_DECODED_BYTES` are in memory, for any number of
-    images.
+    images. At the end `warn` is called where images have 16 bits and nothing says how many of them are used.
     """
     at_once = max(CHUNK, MAX_DECODED_BYTES // int(np.prod(classifier.crop.shape)) // CHUNK * CHUNK)
+    wide = 0
     for start in range(0, len(paths), at_once):
         some = paths[start : start + at_once]
-        for rows, pixels, errors in map_chunks(len(some), partial(_decode_files, classifier.crop, some)):
+        for rows, pixels, errors, wide_rows in map_chunks(len(some), partial(_decode_files, classifier.crop, some)):
+            wide += wide_rows
             probabilities = iter(classifier.classify(np.stack(pixels)) if pixels else ())
             for path, error in zip(some[rows.start : rows.stop], errors, strict=True):
                 ranked = () if error else classifier.top(next(probabilities), top)
                 classes = tuple(ClassProbability(name=name, probability=probability) for name, probability in ranked)
                 yield Prediction(path=path, top=classes, error=error)
+    if wide and classifier.metadata.preprocessing.bit_depth is None:
+        warn(
+            f"{image_count(wide)} of 16 bits, unlike those of training: 0 to 65,535 become 0 to 255, so an image that "
+            "uses fewer bits is dark. Convert them to 8 bits."
+        )
 
 
-def _decode_files(crop: CropSpec, paths: Sequence[Path], rows: range) -> tuple[range, list[np.ndarray], list[str]]:
-    """Return the pixels of those of these rows that can be decoded, and for each row the error or ''."""
-    pixels, errors = [], []
+def _decode_files(crop: CropSpec, paths: Sequence[Path], rows: range) -> tuple[range, list[np.ndarray], list[str], int]:
+    """Return the pixels of those rows that can be decoded, for each row the error or '', and how many have 16 bits."""
+    pixels, errors, wide = [], [], 0
     for path in paths[rows.start : rows.stop]:  # one by one: encoded photos are large
         (encoded,) = listing.read_files(path.parent, [path.name])
         try:
-            pixels.append(decode(encoded, crop))
+            decoded = decode_image(encoded, crop)
+            pixels.append(decoded.pixels)
+            wide += decoded.header.wide
             errors.append("")
         except DecodeError as error:
             errors.append(str(error))
-    return rows, pixels, errors
+    return rows, pixels, errors, wide

@@ -22,7 +22,9 @@ from PIL import Image
 from resnet_ops.config import DataConfig
 from resnet_ops.data import listing
 from resnet_ops.data.audit import check_data
+from resnet_ops.data.dataset import Split
 from resnet_ops.data.image_kinds import describe_content, image_extensions
+from resnet_ops.data.image_sizes import HEADERS_READ
 from resnet_ops.data.opening import open_source
 from resnet_ops.data.sources import Source, cut_note
 from resnet_ops.data.stream import StreamedImages
@@ -222,6 +224,24 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
         all_of(images("train", 20), images("test", 9), file("train.csv", KAGGLE), file("test.csv", "id\n0\n1\n")),
         "husky pug", (16, 4, 0), "test/ holds 9 images",
     ),
+    "a-table-of-train": (
+        all_of(images("train val", 20), file("labels.csv", "id,label\n" + lines("train/N,C\n"))),
+        "cat dog", (16, 4, 0), "val/ holds 20 images, but no class folders, and no table labels them",
+    ),
+    "ids-of-train-and-test": (
+        all_of(images("train", 20), images("test", 9), file("labels.csv", "id,label\n" + lines("N,C\n"))),
+        "cat dog", (16, 4, 0), "9 names of files that are in several folders, first 0: train/0.png, test/0.png",
+    ),
+    "sample-submission": (
+        all_of(images("train", 20), images("test", 9), file("labels.csv", "id,label\n" + lines("N,C\n")),
+               file("a_sample_submission.csv", "id,label\n" + lines("N,0\n", 9))),
+        "cat dog", (16, 4, 0), "test/ holds 9 images",
+    ),
+    "json-lines-of-train-and-null": (
+        all_of(images("train val", 21), file("a.jsonl", lines('{"file_name": "train/N.png", "label": "C"}\n')
+                                             + '{"file_name": "train/20.png", "label": null}')),
+        "cat dog", (16, 4, 0), "val/ holds 21 images",
+    ),
     "C43-jsonl": (all_of(images("train val", 20), file("train/metadata.jsonl", JSON_LINES),
                          file("val/metadata.jsonl", JSON_LINES)), "a b", (20, 20, 0), ""),
     "C43-unlabeled": (all_of(images(".", 24), file("a.csv", "name,label\n" + LABELS)),
@@ -259,6 +279,15 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
         all_of(table("train-0.parquet", [0, 1] * 10),
                lambda root: pq.write_table(pa.table({"image": [{"bytes": b"x"}]}), root / "test-0.parquet")),
         "0 1", (16, 4, 0), "The test split is left out",
+    ),
+    "names-in-val-and-test": (
+        all_of(table("train-0.parquet", [0, 1] * 10), table("val-0.parquet", [1, 0] * 5, ["dog", "cat"]),
+               table("test-0.parquet", [1, 0] * 3, ["dog", "cat"])),
+        "dog cat", (20, 10, 6), "names are those of the validation split: 0 is dog, 1 is cat",
+    ),
+    "names-in-test": (
+        all_of(table("train-0.parquet", [0, 1] * 10), table("test-0.parquet", [1, 0] * 3, ["dog", "cat"])),
+        "dog cat", (18, 2, 6), "names are those of the test split: 0 is dog, 1 is cat",
     ),
     "ids-in-both-splits": (all_of(table("train-0.parquet", [5, 9] * 10), table("val-0.parquet", [9, 5] * 5)),
                            "5 9", (20, 10, 0), ""),
@@ -328,6 +357,11 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
             f"{19 - n},{n}.png,{('cat', 'dog')[n % 2]}\n" for n in range(20)))),
         "cat dog", (16, 4, 0), "",
     ),
+    "pandas-index-and-id": (
+        all_of(images(".", 20), file("l.csv", "Unnamed: 0,id,label\n" + "".join(
+            f"{19 - n},{n},{('cat', 'dog')[n % 2]}\n" for n in range(20)))),
+        "cat dog", (16, 4, 0), "names images by its column 'id', not by 'Unnamed: 0'",
+    ),
     "no-header": (all_of(images(".", 20), file("l.csv", lines("N.png,C\n"))), "cat dog", (16, 4, 0), ""),
     "list-of-caffe": (
         all_of(images("images", 20), file("train.txt", lines("images/N.png B\n"))),
@@ -341,6 +375,22 @@ READ: dict[str, tuple[Build, str, tuple[int, int, int], str]] = {
     "column-of-splits": (all_of(images("images", 20),
                      file("l.csv", "filepath,label,split\n" + lines("images/N.png,C,S\n"))),
                          "cat dog", (12, 2, 6), ""),
+    "column-of-splits-beside-one-folder": (
+        all_of(images("train", 20), file("l.csv", "filepath,label,split\n" + lines("train/N.png,C,S\n"))),
+        "cat dog", (12, 2, 6), "",
+    ),
+    "column-of-splits-beside-class-folders": (
+        all_of(lambda root: [raw(f"{c}/{n}.png", picture())(root) for n in range(20) for c in [("cat", "dog")[n % 2]]],
+               file("l.csv", "filepath,split\n" + lines("C/N.png,S\n"))),
+        "cat dog", (12, 2, 6), "",
+    ),
+    "ids-told-apart-by-splits": (
+        all_of(images("train", 14), images("test", 8),
+               file("l.csv", "id,label,split\n" + lines("N,C,train\n", 14) + lines("N,C,test\n", 8))),
+        "cat dog", (12, 2, 8), "",
+    ),
+    "column-of-other-sets": (all_of(images(".", 20), file("l.csv", "file,label,dataset\n" + lines("N.png,C,bC\n"))),
+                             "cat dog", (16, 4, 0), ""),
     "rows-without-images": (all_of(images(".", 20), file("l.csv", "file,label\n" + LABELS + "gone.png,cow\n")),
                             "cat dog", (16, 4, 0), "names 1 image that cannot be found here, first gone.png"),
     "tiny-imagenet": (
@@ -419,6 +469,61 @@ REFUSED: dict[str, tuple[Build, tuple[str, ...]]] = {
     "split-of-one-class": (images("cat/train cat/val dog/train"), ("contains the same folders (train, val)",)),
     "several-labels": (all_of(images(".", 20), file("a.csv", "file,label\n" + LABELS + "0.png,cow\n")),
                        ("gives 0.png several labels, cat and cow", "one label per image")),
+    "ids-of-both-splits": (
+        all_of(images("train", 20), images("test", 25), file("a.csv", "id,label\n" + lines("N,C\n", 25))),
+        ("20 names of files that are in several folders", "Write their folders into its column id, as in test/0.png"),
+    ),
+    "table-of-another-folder": (
+        all_of(images("images/p1", 20), file("a.csv", "file,label\n" + lines("p2/N.png,C\n"))),
+        ("names p2/0.png, which is not here; images/p1/0.png is another file", "from the table on, or names alone"),
+    ),
+    "two-columns-of-names": (
+        all_of(images(".", 20), file("a.csv", "image,id,label\n" + "".join(f"{n},{19 - n},a\n" for n in range(20)))),
+        ("by its column 'image', and others by 'id'", "extensions in the column that is meant"),
+    ),
+    "pandas-index-alone": (
+        all_of(images(".", 20), file("a.csv", ",image,label\n" + lines("N,N.jpg,C\n"))),
+        ("holds 20 images, but no folder for each class",),
+    ),
+    "odd-splits": (
+        all_of(images(".", 20),
+               file("a.csv", "file,label,split\n" + lines("N.png,C,S\n").replace("cat,test", "cat,"))),
+        ("column 'split' has 3 of 20 values that name no split, such as ''", "Write train, val or test into each row"),
+    ),
+    "odd-splits-of-json-lines": (
+        all_of(images(".", 20), file("a.jsonl", lines('{"file": "N.png", "label": "C", "split": "S"}\n')
+                                     + '{"file": "0.png", "label": "cat", "split": null}')),
+        ("has 1 of 21 values that name no split",),
+    ),
+    "odd-splits-of-parquet": (
+        columns("a.parquet", label=[0, 1] * 10, split=["train"] * 14 + ["holdout", None] * 3),
+        ("column 'split' has 6 of 20 values that name no split, such as 'holdout'",),
+    ),
+    "splits-of-parquet-and-others": (
+        all_of(columns("train.parquet", label=[0, 1] * 10, split=["train"] * 14 + ["test"] * 6),
+               columns("val.parquet", label=[0, 1] * 10, split=["val"] * 20)),
+        ("train.parquet is of the train split by its name, but of test by its column",),
+    ),
+    "splits-of-one-parquet": (
+        all_of(columns("a.parquet", label=[0, 1] * 10, split=["train"] * 14 + ["test"] * 6),
+               columns("b.parquet", label=[0, 1] * 10)),
+        ("b.parquet lacks the column of splits of other files",),
+    ),
+    "splits-and-other-folders": (
+        all_of(images("train/cat train/dog", 20), splits("test"),
+               file("a.csv", "file,split\n" + lines("train/C/N.png,S\n"))),
+        ("a.csv says test of train/cat/14.png, whose folder is of the train split",),
+    ),
+    "splits-of-some": (
+        all_of(images("cat dog", 12),
+               file("a.csv", "file,split\n" + lines("cat/N.png,train\n", 12) + lines("dog/N.png,S\n", 9)
+                             + "dog/9.png,test\n")),
+        ("has a column of splits, but lacks 2 images, first dog/10.png",),
+    ),
+    "image-in-two-splits": (
+        all_of(images(".", 20), file("a.csv", "file,label,split\n" + lines("N.png,C,S\n") + "0.png,cat,test\n")),
+        ("gives 0.png several splits, train and test",),
+    ),
     "zipped-folders": (all_of(file("cat.zip", "PK"), file("dog.zip", "PK")), ("contains no images: 2 .zip",)),
     "cats-and-dogs": (images("train"), ("contains no subfolders with images", "one subfolder per class")),
     "no-extension": (images("cat dog", 5, ""), ("10 without an extension", "is an image", "extensions, such as .jpg")),
@@ -528,11 +633,35 @@ def test_a_table_beside_class_folders_is_used_where_it_is_asked_for(tmp_path: Pa
     assert "other labels" not in told(source)
 
 
-def test_an_index_of_pandas_is_not_taken_for_the_names_of_files(tmp_path: Path) -> None:
-    READ["pandas-index"][0](tmp_path)
-    encoded = open_source(str(tmp_path)).splits["train"]
-    labels = {Path(encoded.name(row)).stem: label for row, label in enumerate(encoded.labels.tolist())}
-    assert labels == {str(number): number % 2 for number in range(20)}
+def classes_of(source: Source, split: Split) -> dict[str, str]:
+    """Return the class of each image of a split by its name."""
+    encoded, names = source.splits[split], source.record.class_names
+    folder = f"{source.record.name}/"
+    return {encoded.name(row).partition(folder)[2]: names[label] for row, label in enumerate(encoded.labels.tolist())}
+
+
+def test_a_name_in_a_table_is_that_of_an_image_of_one_split(tmp_path: Path) -> None:
+    """Both splits have images of the same names, and the table says of which its rows are."""
+    root = tmp_path / "data"
+    folders(root, "train test", 20)
+    rows = [("train", n, "cat" if n % 2 else "dog") for n in range(20)]
+    rows += [("test", n, "cat" if n < 8 else "dog") for n in range(20)]
+    text(root / "labels.csv", "file,label\n" + "".join(f"old/{split}/{n}.png,{name}\n" for split, n, name in rows))
+    source = open_source(str(root))
+    for split in ("train", "test"):
+        assert classes_of(source, split) == {f"{of}/{n}.png": name for of, n, name in rows if of == split}
+
+
+def test_images_in_other_folders_than_a_table_names_are_told(tmp_path: Path) -> None:
+    READ["label-studio"][0](tmp_path)
+    assert "names /data/upload/1/0.png; images/0.png is taken for it" in told(open_source(str(tmp_path)))
+
+
+@pytest.mark.parametrize("case", ["pandas-index", "pandas-index-and-id"])
+def test_an_index_of_pandas_is_not_taken_for_the_names_of_files(case: str, tmp_path: Path) -> None:
+    READ[case][0](tmp_path)
+    source = open_source(str(tmp_path))
+    assert classes_of(source, "train") == {f"{n}.png": ("cat", "dog")[n % 2] for n in range(20)}
 
 
 def test_streamed_images_are_told_of_as_those_in_memory_are(tmp_path: Path) -> None:
@@ -555,6 +684,13 @@ def test_streamed_images_are_told_of_as_those_in_memory_are(tmp_path: Path) -> N
     assert cut_note(len(met)) in source.notes
     separate = open_source(DataConfig.of(data=str(root), val_data=str(root)))
     assert "data check" in separate.check_labels()[0]
+
+
+def test_validation_images_may_say_so_in_a_column(tmp_path: Path) -> None:
+    columns("train.parquet", label=[0, 1] * 10, split=["train"] * 20)(tmp_path)
+    columns("val.parquet", label=[0, 1] * 10, split=["val"] * 20)(tmp_path)
+    train, val = (tmp_path / f"{split}.parquet" for split in ("train", "val"))
+    assert counts(open_source(DataConfig.of(data=str(train), val_data=str(val)))) == (20, 20, 0)
 
 
 def test_an_empty_path_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,3 +806,36 @@ def test_12_bits_in_16_are_told(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     assert source.record.bit_depth == 12
     assert "use 12 bits" in told(source)
+
+
+def test_images_unlike_those_sampled_are_told(tmp_path: Path) -> None:
+    """Training reads the headers of 64 images before it decodes all of them."""
+    root, count = tmp_path / "data", 140
+    sampled = np.linspace(0, count - 1, HEADERS_READ).astype(int)
+    for number in range(count):
+        file = root / "ab"[number // 70] / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(RANDOM.integers(0, 256, (8, 8), np.uint8))
+        if number not in sampled and number % 3 == 0:
+            image = image.resize((12, 8)).convert("RGB")
+        elif number not in sampled and number % 3 == 1:
+            image = Image.fromarray(RANDOM.integers(0, 4096, (8, 8), np.uint16))
+        image.save(file)
+    modes = [Image.open(file).mode for file in root.rglob("*.png")]
+    wide, colored = modes.count("I;16"), modes.count("RGB")
+    for _ in range(2):  # decoded, and from the cache
+        notes = told(prepared(root, tmp_path / "cache"))
+        assert f"{wide} images of 16 bits, unlike" in notes
+        assert f"{colored} images in color, unlike" in notes
+        assert f"{colored} images of another size, unlike" in notes
+    found = {each.name: each.summary for each in check_data(str(root)).findings if each.state == "warning"}
+    assert f"{wide} images of 16 bits" in found["16-bit images"]
+    assert f"{colored} images" in found["colors lost"]
+    assert f"{colored} images will be resized and cropped to 8x8" in found["other sizes"]
+
+
+def test_classes_that_look_alike_are_told(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", ["caf\u00e9", "cafe\u0301", "Tea", "tea", "rum"] * 10)
+    (finding,) = [each for each in check_data(str(tmp_path)).findings if each.name == "alike names"]
+    assert finding.state == "warning"
+    assert sorted(finding.details) == [r"'Tea' and 'tea'", r"'cafe\u0301' and 'caf\xe9'"]

@@ -64,6 +64,19 @@ def test_an_image_of_any_size_and_color_is_brought_to_the_networks(
     assert answers[0][0]["top"][0]["probability"] == pytest.approx(answers[1][0]["top"][0]["probability"], abs=1e-4)
 
 
+@pytest.mark.parametrize(("suffix", "of"), [("png", np.uint16), ("tif", np.int32)])
+def test_images_of_16_bits_are_told_where_none_was_trained_on(
+    suffix: str, of: type, cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
+) -> None:
+    """Nothing says how many of their bits are used: those of 255 levels are next to black."""
+    assert "16 bits" not in cli("predict", digit_files.normalized, digit_images[0]).err
+    wide = tmp_path / f"wide.{suffix}"
+    Image.fromarray(np.asarray(Image.open(digit_images[0]).convert("L")).astype(of)).save(wide)
+    ended = cli("predict", digit_files.normalized, digit_images[0], wide)
+    assert ended.code == 0
+    assert "1 image of 16 bits, unlike those of training" in " ".join(ended.err.split())
+
+
 def test_what_is_broken_is_named_and_the_rest_goes_on(
     cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
 ) -> None:
