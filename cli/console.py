@@ -269,10 +269,11 @@ def test_accuracy_line(accuracy: float, data: "DataRecord") -> str:
 def unmeasured_images_line(run: "Run", more: str) -> str:
     """Return the line on test images that nothing has measured yet; `more` are options of the command that does."""
     record = run.read_as_written()
-    # Test images of the data's own are never trained on, whatever began with it.
+    # Of its own data no training has test images of their own; what others had of them, evaluate compares.
     before = record.start.lineage if record.start and record.config.test_fraction else ()
     saw = [each.origin for each in before if each.may_have_seen(record.data.fingerprint, run.held_out())]
-    known = f"which {saw[0]} may have been trained on" if saw else "untouched so far"
+    since = f"since it began from {record.start.origin}" if record.start else "so far"
+    known = f"which {saw[0]} may have been trained on" if saw else f"untouched {since}"
     images = f"{record.data.test_images:,} images, {literal(known)}"
     return f"  test          {images}: resnet-ops evaluate {run.name}{more}"
 

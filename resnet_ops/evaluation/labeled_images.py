@@ -269,6 +269,7 @@ class SeenImages:
             it began with none, None where that is not known. Of those that are known to have, or may have, where they
             were trained on the same images: their own.
         origin_saw: Those that these were trained or chosen on, as far as is known; None where they may be on any.
+        is_origin_at_hand: Whether the images of these weights are at hand, if it is known which these are.
         is_confirmed: Whether a checkpoint says so, not an exported file alone.
         by_content: Whether images were compared by their bytes, not by their paths.
         fitted_temperature: Those that the temperature of a file was fitted on, at most.
@@ -279,6 +280,7 @@ class SeenImages:
     chose_epoch: int | None = None
     origin: str | None = ""
     origin_saw: int | None = 0
+    is_origin_at_hand: bool = True
     is_confirmed: bool = True
     by_content: bool = True
     fitted_temperature: int = 0
@@ -310,7 +312,9 @@ class SeenImages:
     def _known(self) -> str:
         if self.trained_on == self.images:
             return "the network was trained on these images"
-        which = "which may have been trained on them"
+        which = "which may have been trained on them" + (
+            "" if self.is_origin_at_hand else ": its images are not at hand"
+        )
         if self.origin_saw is not None:
             which = f"which was trained or chosen on {self.origin_saw:,} of them" if self.origin_saw else ""
         if self._is_unseen_since:
@@ -359,14 +363,18 @@ def _count_trained(images: LabeledSplit, network: EvaluatedNetwork, rows: np.nda
         is_confirmed=network.is_confirmed,
         by_content=counts.by_content,
     )
-    began = began_from(network.described, network.run)
-    for before, trained_images in images_of_ancestors(began, (images.trained_images.source, images.source)):
-        own = count(trained_images)
+    began, may_have_seen = began_from(network.described, network.run), None
+    sources = (images.trained_images.source, images.source)
+    for before, trained_images in images_of_ancestors(began, sources, network.run):
+        own = count(trained_images) if trained_images else None
         if own is None:
-            return replace(seen, origin=before.origin, origin_saw=None)
+            may_have_seen = may_have_seen or replace(
+                seen, origin=before.origin, origin_saw=None, is_origin_at_hand=trained_images is not None
+            )
+            continue
+        seen = replace(seen, by_content=seen.by_content and own.by_content)
         # Where all chose this epoch, it is no news that they chose that of another training, too.
         if saw := own.trained_on + (own.chose_epoch if counts.chose_epoch < len(rows) else 0):
-            by_content = counts.by_content and own.by_content
-            return replace(seen, origin=before.origin, origin_saw=saw, by_content=by_content)
+            return replace(seen, origin=before.origin, origin_saw=saw)
     lineage = lineage_of(began)
-    return replace(seen, origin=None if began is None else lineage[0].origin if lineage else "")
+    return may_have_seen or replace(seen, origin=None if began is None else lineage[0].origin if lineage else "")
