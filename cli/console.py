@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from resnet_ops.class_metrics import MajorityBaseline
     from resnet_ops.config import Select
     from resnet_ops.orchestration.nodes import Node
-    from resnet_ops.run_records import DataRecord
+    from resnet_ops.run_records import RunRecord
     from resnet_ops.runs import Run
 
 
@@ -261,9 +261,11 @@ def image_counts(train: int, val: int, test: int) -> str:
     return f"{', '.join(others)} and {last} images" if others else f"{last} images"
 
 
-def test_accuracy_line(accuracy: float, data: "DataRecord") -> str:
+def test_accuracy_line(accuracy: float, record: "RunRecord") -> str:
     """Return the line on the accuracy on test images."""
-    return f"[bold]{percent(accuracy)}[/] test accuracy: on {data.test_images:,} images that nothing was chosen on"
+    return (
+        f"[bold]{percent(accuracy)}[/] test accuracy: on {record.measured_images:,} images that nothing was chosen on"
+    )
 
 
 def unmeasured_images_line(run: "Run", more: str) -> str:

@@ -179,7 +179,7 @@ class Best(BaseModel):
     With `fit_all` it is the last epoch, and what is said of validation is None. Otherwise the epoch is the best in what
     `selected_by` names, so that this metric is too good by chance; `last_val_accuracy`, of the last epoch, is of
     weights that nothing selected. `test_accuracy` is what `evaluate` measured on the test images, which nothing was
-    selected on; None until then.
+    selected on, those `test_images` that can be decoded; None until then.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -194,12 +194,11 @@ class Best(BaseModel):
     selected_by: Select | None = "top1"
     selected_on: Literal["validation images"] | None = "validation images"
     test_accuracy: float | None = None
+    test_images: int | None = Field(default=None, exclude_if=_is_none)  # earlier versions wrote none
     checkpoint: files.Place
 
     @classmethod
-    def of(
-        cls, best: Epoch, last: Epoch, checkpoint: Path, select: Select, test_accuracy: float | None = None
-    ) -> "Best":
+    def of(cls, best: Epoch, last: Epoch, checkpoint: Path, select: Select) -> "Best":
         """Describe the epoch that was selected of all up to the last."""
         return cls(
             epoch=best.epoch,
@@ -211,9 +210,14 @@ class Best(BaseModel):
             val_macro_f1=best.val_macro_f1,
             selected_by=None if best.val_accuracy is None else select,
             selected_on=None if best.val_accuracy is None else "validation images",
-            test_accuracy=test_accuracy,
             checkpoint=checkpoint,
         )
+
+    def tested_as(self, other: "Best | None") -> "Best":
+        """Return it with what was measured on test images of another one, of the same weights."""
+        if other is None:
+            return self
+        return self.model_copy(update={name: getattr(other, name) for name in ("test_accuracy", "test_images")})
 
 
 class PretrainedRecord(BaseModel):
@@ -363,6 +367,11 @@ class RunRecord(RecordOfConfig):
             self.best = self.best.model_copy(update=dict.fromkeys(of_validation))
         return self
 
+    @property
+    def measured_images(self) -> int:
+        """The number of test images that the test accuracy is of."""
+        return (self.best and self.best.test_images) or self.data.test_images
+
     def curve(self, epochs: list[Epoch]) -> list[Epoch]:
         """Return epochs of the run without what earlier versions measured with `fit_all`: images trained on."""
         return [epoch.without_validation() for epoch in epochs] if self.config.fit_all else epochs
@@ -398,6 +407,7 @@ class RunSummary(Result):
     best_metric: float | None = Field(description="Its value in the best epoch, on the same images.")
     last_val_accuracy: float | None = Field(description="Top-1 accuracy of the last epoch on the same images.")
     test_accuracy: float | None = Field(description="Top-1 accuracy on test images, which nothing was selected on.")
+    measured_images: int | None = Field(description="How many images it was measured on.")
     fit_all: bool = Field(description="Whether it is fitted on all images, so that there are none to validate on.")
     created: Moment
     updated: Moment

@@ -316,7 +316,7 @@ def _test_clause(run: RunData) -> str:
     """Return the test accuracy as the end of a sentence, if there is one."""
     if run.test_accuracy is None:
         return ""
-    images = f"{run.record.data.test_images:,} test images, which nothing was chosen on"
+    images = f"{run.record.measured_images:,} test images, which nothing was chosen on"
     return f"; its test accuracy is {percent(run.test_accuracy)} on {images}"
 
 

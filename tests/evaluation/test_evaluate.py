@@ -295,6 +295,30 @@ def test_the_accuracy_of_other_weights_or_images_is_not_recorded(with_test_image
     assert evaluate(own.path).recorded
 
 
+def test_the_accuracy_of_the_few_images_that_are_not_broken_is_not_recorded(
+    with_test_images: Run, tmp_path: Path, cli: Callable[..., Ended]
+) -> None:
+    """Of 120 more than 6 may not be: `--max-bad-images`; up to these, their number is said."""
+    own = Run(shutil.copytree(with_test_images.path, tmp_path / "own"))
+    record = own.read()
+    assert record.best is not None
+    unmeasured = record.best.model_copy(update={"test_accuracy": None, "test_images": None})
+    data = Path(shutil.copytree(record.config.data, tmp_path / "data"))
+    config = record.config.model_copy(update={"data": str(data)})
+    own.write(record.model_copy(update={"config": config, "best": unmeasured}))
+    images = sorted((data / "test").rglob("*.png"))
+    for broken, recorded in ((7, False), (6, True)):
+        good = {file: file.read_bytes() for file in images[:broken]}
+        for file in good:
+            file.write_bytes(b"no image")
+        result = evaluate(own.path)
+        assert (result.images, result.recorded) == (120 - broken, recorded)
+        for file, content in good.items():
+            file.write_bytes(content)
+    assert cli("runs", "show", own.path, "--json").json["measured_images"] == 114
+    assert f"{100 * result.top1:.2f}% on 114 images" in cli("runs", "show", own.path).out
+
+
 def test_other_columns_of_the_same_files_are_other_labels_and_images(run: Run, digits: Digits, tmp_path: Path) -> None:
     """With and without --data they are evaluated, and their accuracy is not recorded as that of the run's own."""
     data, labels = tmp_path / "data", np.repeat(np.arange(10), 10)
