@@ -42,7 +42,8 @@ class RunDescription(RunSummary):
         description="Files in its export folder, of whichever of its weights: `validate` tells."
     )
     not_of_best: tuple[files.Place, ...] = Field(
-        description="Those of them that were verified, and exported from weights other than the best ones now."
+        description="Those of them that were exported from weights other than the best ones now; by their own word, "
+        "where no record of their verification is beside them."
     )
     curve: tuple[Epoch, ...] = Field(description="The metrics of each epoch.")
 
@@ -92,7 +93,7 @@ def describe_run(run: Run) -> RunDescription:
         training_s=sum(epoch.seconds for epoch in curve),
         best_weights=weights if files.is_file(weights) else None,
         onnx=tuple(each.file for each in exported),
-        not_of_best=tuple(each.file for each in exported if each.state == "verified" and each.is_of_best is False),
+        not_of_best=tuple(each.file for each in exported if each.is_of_best is False),
         curve=tuple(curve),
     )
 
