@@ -136,6 +136,7 @@ class DataRecord(BaseModel):
     Where images are streamed, bad ones are found during training: they are counted in the number of training images,
     where others take their places. `mean` and `std` normalize the pixels: those that pretrained weights were trained
     with, or, of streamed images, those of a sample; None where they are those of all training images.
+    `val_copies` are the validation images that are training images, too, byte for byte, as far as these were compared.
     Where the data has no names of classes, they are `numbered`: `class_names` are their numbers.
     `bit_depth` is how many bits the values of 16-bit images use, None where there are no such images.
     """
@@ -159,6 +160,14 @@ class DataRecord(BaseModel):
     std: tuple[float, ...] | None = None
     bad_images: int = 0
     first_bad_images: tuple[BadImage, ...] = ()
+    val_copies: int = Field(default=0, exclude_if=_is_zero)
+
+    @property
+    def copies_warning(self) -> str:
+        """What the validation accuracy is worth where validation images are training images, too; "" elsewhere."""
+        copies = f"{self.val_copies:,} of the {self.val_images:,} validation images"
+        too = f"{copies} {'is a training image' if self.val_copies == 1 else 'are training images'}, too"
+        return f"{too}: an accuracy on these tells nothing of others" if self.val_copies else ""
 
 
 class HeldOutRecord(BaseModel):

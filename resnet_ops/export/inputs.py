@@ -251,6 +251,8 @@ def open_validation_data(
         # Without a run, there is but a name: a folder called digits has that of other images.
         return source if config.data is not None else None, False
     if (divided := divided_as_trained(source, run, trained)) is not None:
+        if run is not None and (warning := run.read_as_written().data.copies_warning):
+            warn(f"{warning}.")
         return divided, has_checkpoint
     cause = f"{source.config.data} {NOT_DIVIDED}"
     if config.data is not None or run is not None or not has_checkpoint:

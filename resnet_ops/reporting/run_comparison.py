@@ -34,6 +34,9 @@ class RunDescription(RunSummary):
     world_size: int = Field(description="Number of workers.")
     host: str = Field(description="Host of the command that started it.")
     versions: dict[str, str] = Field(description="Versions of the libraries that it was started with.")
+    copies_warning: str = Field(
+        description='What is said of its accuracy where validation images are training images, too; "" elsewhere.'
+    )
     augmentation: str = Field(description="Augmentation of the training images, in words.")
     options: dict[str, Any] = Field(description="Training options that differ from their defaults.")
     training_s: float = Field(description="Seconds that its epochs took in all.")
@@ -88,6 +91,7 @@ def describe_run(run: Run) -> RunDescription:
         world_size=record.world_size,
         host=record.host,
         versions=record.versions,
+        copies_warning=record.data.copies_warning,
         augmentation=record.augmentation,
         options=record.config.unusual(),
         training_s=sum(epoch.seconds for epoch in curve),

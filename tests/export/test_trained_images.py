@@ -30,11 +30,13 @@ from resnet_ops.export.inputs import (
 )
 from resnet_ops.export.metadata import Calibration, ModelMetadata
 from resnet_ops.export.trained_images import SeenCounts, TrainedImages, divided_as_trained
+from resnet_ops.reporting.run_report import write
 from resnet_ops.run_records import BeganFrom, HeldOutRecord, PretrainedRecord, StartRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import read_best
 from resnet_ops.training.job import TrainResult
+from tests.conftest import Ended
 from tests.data.samples import write_class_folders
 
 BY_PATHS = "by the paths of images alone, "
@@ -234,6 +236,22 @@ def test_copies_of_training_images_are_counted_and_give_no_test_accuracy(data: P
     other = shutil.copytree(data, data.with_name("other"))
     shutil.rmtree(other / "test/3")
     assert not evaluate(EvaluateConfig(run=str(run.path), data=str(other))).recorded
+
+
+def test_an_accuracy_on_copies_of_training_images_is_said_to_be_one_wherever_it_stands(
+    data: Path, trained_on: TrainedOn, tmp_path: Path, cli: Callable[..., Ended]
+) -> None:
+    for name in ("a.png", "b.png"):
+        shutil.copy(data / "train/3/00.png", data / "val/3" / name)
+    run = trained_on(data)
+    run.write(run.read().model_copy(update={"data": open_source(run.read().config).prepare().record}))
+    copies, notes = "2 of the 52 validation images are training images, too", list[str]()
+    open_validation_data(ExportConfig(run="run"), run, read_best(run)[0].info, notes.append)
+    assert notes[0].startswith(copies)
+    assert copies in " ".join(cli("runs", "show", run.path).out.split())
+    run.write_epochs([read_best(run)[0].info.validated])
+    write([run], tmp_path / "report.html")
+    assert copies in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
