@@ -164,7 +164,7 @@ class DataRecord(BaseModel):
 
     @property
     def copies_warning(self) -> str:
-        """What the validation accuracy is worth where validation images are training images, too; "" elsewhere."""
+        """Return what the validation accuracy is worth where validation images are training images, too, or ""."""
         copies = f"{self.val_copies:,} of the {self.val_images:,} validation images"
         too = f"{copies} {'is a training image' if self.val_copies == 1 else 'are training images'}, too"
         return f"{too}: an accuracy on these tells nothing of others" if self.val_copies else ""

@@ -149,8 +149,8 @@ def images_of_ancestors(
         if (fingerprint := before.data_fingerprint) is None:
             continue
         same = [each for each in sources if each is not None and each.record.fingerprint == fingerprint]
-        if not same and run is not None and (found := _images_of_another_run(run, before)):
-            same = [found]
+        if not same and run is not None and (source := _images_of_another_run(run, before)):
+            same = [source]
         for source in same:
             yield before, TrainedImages.of(source, None, before)
         if not same:
