@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from resnet_ops.class_metrics import MajorityBaseline
     from resnet_ops.config import Select
     from resnet_ops.orchestration.nodes import Node
-    from resnet_ops.run_records import DataRecord
+    from resnet_ops.run_records import RunRecord
     from resnet_ops.runs import Run
 
 
@@ -261,18 +261,21 @@ def image_counts(train: int, val: int, test: int) -> str:
     return f"{', '.join(others)} and {last} images" if others else f"{last} images"
 
 
-def test_accuracy_line(accuracy: float, data: "DataRecord") -> str:
+def test_accuracy_line(accuracy: float, record: "RunRecord") -> str:
     """Return the line on the accuracy on test images."""
-    return f"[bold]{percent(accuracy)}[/] test accuracy: on {data.test_images:,} images that nothing was chosen on"
+    return (
+        f"[bold]{percent(accuracy)}[/] test accuracy: on {record.measured_images:,} images that nothing was chosen on"
+    )
 
 
 def unmeasured_images_line(run: "Run", more: str) -> str:
     """Return the line on test images that nothing has measured yet; `more` are options of the command that does."""
     record = run.read_as_written()
-    # Test images of the data's own are never trained on, whatever began with it.
+    # Of its own data no training has test images of their own; what others had of them, evaluate compares.
     before = record.start.lineage if record.start and record.config.test_fraction else ()
     saw = [each.origin for each in before if each.may_have_seen(record.data.fingerprint, run.held_out())]
-    known = f"which {saw[0]} may have been trained on" if saw else "untouched so far"
+    since = f"since it began from {record.start.origin}" if record.start else "so far"
+    known = f"which {saw[0]} may have been trained on" if saw else f"untouched {since}"
     images = f"{record.data.test_images:,} images, {literal(known)}"
     return f"  test          {images}: resnet-ops evaluate {run.name}{more}"
 

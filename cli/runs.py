@@ -132,8 +132,12 @@ def _facts(run: "RunDescription") -> list[tuple[str, str]]:
         ("device", f"{run.device}, {run.world_size} worker{'s' if run.world_size > 1 else ''}, begun on {run.host}"),
         ("epochs", f"{run.epochs_done} of {run.epochs}, in {duration(run.training_s)}"),
         ("chosen", f"{accuracy}, on the validation images that chose it" if accuracy else ""),
+        ("", run.copies_warning),
         ("last epoch", "" if run.last_val_accuracy is None else percent(run.last_val_accuracy)),
-        ("test", "" if run.test_accuracy is None else percent(run.test_accuracy)),
+        (
+            "test",
+            "" if run.test_accuracy is None else f"{percent(run.test_accuracy)} on {run.measured_images:,} images",
+        ),
         ("created", f"{run.created:%Y-%m-%d %H:%M} UTC; updated {ago(run.updated)}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
         ("best weights", short(run.best_weights) if run.best_weights else ""),

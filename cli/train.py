@@ -109,7 +109,7 @@ def _show(output: Output, result: "TrainResult") -> None:
     for title, row in zip(["worst classes", *[""] * len(result.worst_classes)], result.worst_classes, strict=False):
         output.show(f"  {title:<13} {_recall_line(row)}")
     if best.test_accuracy is not None:
-        output.show(test_accuracy_line(best.test_accuracy, data))
+        output.show(test_accuracy_line(best.test_accuracy, result.record))
     elif data.test_images:
         output.show(unmeasured_images_line(run, runs_dir_option(run.path.parent)))
     output.show(

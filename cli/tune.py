@@ -171,7 +171,7 @@ def _show(output: Output, result: "TuneResult") -> None:
     )
     output.warn_of(best.majority_baseline)
     if best.test_accuracy is not None:
-        output.show(test_accuracy_line(best.test_accuracy, data))
+        output.show(test_accuracy_line(best.test_accuracy, run.read_as_written()))
     elif data.test_images:
         output.show(unmeasured_images_line(run, runs_dir))
     output.show(

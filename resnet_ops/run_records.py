@@ -136,6 +136,7 @@ class DataRecord(BaseModel):
     Where images are streamed, bad ones are found during training: they are counted in the number of training images,
     where others take their places. `mean` and `std` normalize the pixels: those that pretrained weights were trained
     with, or, of streamed images, those of a sample; None where they are those of all training images.
+    `val_copies` are the validation images that are training images, too, byte for byte, as far as these were compared.
     Where the data has no names of classes, they are `numbered`: `class_names` are their numbers.
     `bit_depth` is how many bits the values of 16-bit images use, None where there are no such images.
     """
@@ -159,6 +160,14 @@ class DataRecord(BaseModel):
     std: tuple[float, ...] | None = None
     bad_images: int = 0
     first_bad_images: tuple[BadImage, ...] = ()
+    val_copies: int = Field(default=0, exclude_if=_is_zero)
+
+    @property
+    def copies_warning(self) -> str:
+        """Return what the validation accuracy is worth where validation images are training images, too, or ""."""
+        copies = f"{self.val_copies:,} of the {self.val_images:,} validation images"
+        too = f"{copies} {'is a training image' if self.val_copies == 1 else 'are training images'}, too"
+        return f"{too}: an accuracy on these tells nothing of others" if self.val_copies else ""
 
 
 class HeldOutRecord(BaseModel):
@@ -179,7 +188,7 @@ class Best(BaseModel):
     With `fit_all` it is the last epoch, and what is said of validation is None. Otherwise the epoch is the best in what
     `selected_by` names, so that this metric is too good by chance; `last_val_accuracy`, of the last epoch, is of
     weights that nothing selected. `test_accuracy` is what `evaluate` measured on the test images, which nothing was
-    selected on; None until then.
+    selected on, those `test_images` that can be decoded; None until then.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -194,12 +203,11 @@ class Best(BaseModel):
     selected_by: Select | None = "top1"
     selected_on: Literal["validation images"] | None = "validation images"
     test_accuracy: float | None = None
+    test_images: int | None = Field(default=None, exclude_if=_is_none)  # earlier versions wrote none
     checkpoint: files.Place
 
     @classmethod
-    def of(
-        cls, best: Epoch, last: Epoch, checkpoint: Path, select: Select, test_accuracy: float | None = None
-    ) -> "Best":
+    def of(cls, best: Epoch, last: Epoch, checkpoint: Path, select: Select) -> "Best":
         """Describe the epoch that was selected of all up to the last."""
         return cls(
             epoch=best.epoch,
@@ -211,9 +219,14 @@ class Best(BaseModel):
             val_macro_f1=best.val_macro_f1,
             selected_by=None if best.val_accuracy is None else select,
             selected_on=None if best.val_accuracy is None else "validation images",
-            test_accuracy=test_accuracy,
             checkpoint=checkpoint,
         )
+
+    def tested_as(self, other: "Best | None") -> "Best":
+        """Return it with what was measured on test images of another one, of the same weights."""
+        if other is None:
+            return self
+        return self.model_copy(update={name: getattr(other, name) for name in ("test_accuracy", "test_images")})
 
 
 class PretrainedRecord(BaseModel):
@@ -363,6 +376,11 @@ class RunRecord(RecordOfConfig):
             self.best = self.best.model_copy(update=dict.fromkeys(of_validation))
         return self
 
+    @property
+    def measured_images(self) -> int:
+        """The number of test images that the test accuracy is of."""
+        return (self.best and self.best.test_images) or self.data.test_images
+
     def curve(self, epochs: list[Epoch]) -> list[Epoch]:
         """Return epochs of the run without what earlier versions measured with `fit_all`: images trained on."""
         return [epoch.without_validation() for epoch in epochs] if self.config.fit_all else epochs
@@ -398,6 +416,7 @@ class RunSummary(Result):
     best_metric: float | None = Field(description="Its value in the best epoch, on the same images.")
     last_val_accuracy: float | None = Field(description="Top-1 accuracy of the last epoch on the same images.")
     test_accuracy: float | None = Field(description="Top-1 accuracy on test images, which nothing was selected on.")
+    measured_images: int | None = Field(description="How many images it was measured on.")
     fit_all: bool = Field(description="Whether it is fitted on all images, so that there are none to validate on.")
     created: Moment
     updated: Moment

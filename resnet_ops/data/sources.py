@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -340,16 +339,15 @@ class Source:
         digests = np.concatenate([part.digests for part in decoded.values()])
         labels = np.concatenate([part.images.labels for part in decoded.values()])
         notes += _check_conflicts(digests, labels, self.config.data)
-        for earlier, split in combinations(self.used_splits, 2):
-            if in_both := int(np.isin(decoded[split].digests, decoded[earlier].digests).sum()):
-                notes.append(
-                    f"{image_count(in_both)} of the {len(decoded[split].images):,} in the {SPLIT_NAMES[split]} split "
-                    f"are also in the {SPLIT_NAMES[earlier]} split."
-                )
+        val_copies = 0
+        if "val" in decoded and (val_copies := int(np.isin(decoded["val"].digests, decoded["train"].digests).sum())):
+            of_all = f"{image_count(val_copies)} of the {len(decoded['val'].images):,}"
+            notes.append(f"{of_all} in the validation split are also in the training split.")
         update = {
             **{f"{split}_images": len(part.images) for split, part in decoded.items()},
             "bad_images": len(bad),
             "first_bad_images": tuple(bad[:MAX_LISTED]),
+            "val_copies": val_copies,
         }
         exact = self.with_exact_counts()
         used_labels = {split: part.images.labels for split, part in decoded.items()}

@@ -74,7 +74,7 @@ def evaluate(
     issues = find_label_issues(classified)
     if config.suspects and (seen.trained_on is None or seen.trained_on):
         warn(_memorization_note(seen))
-    recorded = seen.is_unseen and _record(network, images, metrics.top1)
+    recorded = seen.is_unseen and _record(network, images, classified, metrics.top1)
     result = EvaluateResult(
         **dict(metrics),
         name=network.name,
@@ -182,7 +182,7 @@ def _errors(
     )
 
 
-def _record(network: EvaluatedNetwork, images: LabeledSplit, accuracy: float) -> bool:
+def _record(network: EvaluatedNetwork, images: LabeledSplit, classified: ClassifiedImages, accuracy: float) -> bool:
     """Record the accuracy of a run's selected weights on its own test images in run.json."""
     if network.kind != "run" or network.run is None or images.split != "test" or images.left_out or not images.is_own:
         return False
@@ -191,10 +191,12 @@ def _record(network: EvaluatedNetwork, images: LabeledSplit, accuracy: float) ->
         # Test images are not in the fingerprint: a copy may have others, also where the original is gone.
         if os.path.realpath(record.config.data) != os.path.realpath(images.path):
             return False
+        if classified.bad_images > record.config.max_bad_images * len(images):
+            return False
         # The run may have been trained further meanwhile, or replaced.
         if record.best is None or best_sha256(network.run) != network.sha256:
             return False
-        best = record.best.model_copy(update={"test_accuracy": accuracy})
+        best = record.best.model_copy(update={"test_accuracy": accuracy, "test_images": len(classified)})
         network.run.write(record.model_copy(update={"best": best}))
         return True
     return False

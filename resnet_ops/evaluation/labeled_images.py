@@ -38,6 +38,7 @@ from resnet_ops.export.trained_images import (
 from resnet_ops.formatting import first_names
 from resnet_ops.run_records import lineage_of
 
+COLUMNS = ("image_column", "label_column")
 NAMED = 5  # classes that a note names
 
 
@@ -82,7 +83,7 @@ class LabeledSplit:
         name: Of their dataset.
         path: What was opened, as it was typed.
         split: Which part of it; None for all of it.
-        is_own: Whether it is the dataset that the network was trained on.
+        is_own: Whether it is the dataset that the network was trained on, with the same columns.
         encoded: All images of the split.
         rows: Those with a class of the network, (N,) int64.
         labels: The network's label of each of those, (N,) int64.
@@ -117,12 +118,12 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
             a class of the network.
     """
     trained_on = training_config(network.run, network.described.data)
+    columns = {name: value for name in (*COLUMNS, "data_root") if (value := getattr(config, name)) is not None}
     if config.data is None:
         unknown = UserError(f"It is not known which images {network.name} was trained on.", "Choose some: --data.")
         if trained_on is None:
             raise unknown
-        columns = {name: getattr(config, name) for name in ("image_column", "label_column", "data_root")}
-        chosen = trained_on.model_copy(update={name: value for name, value in columns.items() if value is not None})
+        chosen = trained_on.model_copy(update=columns)
         if missing := find_missing(chosen):
             raise UserError(
                 f"The images that {network.name} was trained on are not in {missing}.",
@@ -136,23 +137,17 @@ def open_images(config: EvaluateConfig, network: EvaluatedNetwork) -> LabeledSpl
                 f"The images in {chosen.data} differ from those {network.name} was trained on.",
                 "Restore them, or choose others: --data.",
             )
-        return _own_split(config, network, source)
-    asked = DataConfig(
-        data=config.data,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        data_root=config.data_root,
-    )
+        return _own_split(config, network, source, trained_on)
+    asked = DataConfig(data=config.data, **columns)
     asked = asked.model_copy(update=absolute_paths(asked))
     # By its fingerprint, as it may have moved, or have several names.
-    if trained_on and (
-        own := open_intact(trained_on.model_copy(update={"data": asked.data}), network.described.data_fingerprint)
-    ):
-        return _own_split(config, network, own)
+    same = trained_on and trained_on.model_copy(update={"data": asked.data, **columns})
+    if same and (own := open_intact(same, network.described.data_fingerprint)):
+        return _own_split(config, network, own, trained_on)
     discovered = discover_labeled(asked)
     usable = open_usable(asked, discovered)
     if usable and usable.record.fingerprint == network.described.data_fingerprint:
-        return _own_split(config, network, usable)
+        return _own_split(config, network, usable, trained_on)
     original = open_intact(trained_on, network.described.data_fingerprint) if trained_on else None
     trained_images = TrainedImages.of(original, network.run, network.described) if original else None
     lineage = lineage_of(began_from(network.described, network.run))
@@ -190,9 +185,17 @@ def _no_rows() -> tuple[np.ndarray, np.ndarray]:
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
-def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source) -> LabeledSplit:
-    trained_images = TrainedImages.of(source, network.run, network.described)
-    source = trained_images.source
+def _own_split(
+    config: EvaluateConfig, network: EvaluatedNetwork, source: Source, trained_on: DataConfig | None
+) -> LabeledSplit:
+    columns = {name: getattr(trained_on or source.config, name) for name in COLUMNS}
+    as_trained = source
+    if any(getattr(source.config, name) != column for name, column in columns.items()):
+        as_trained = open_source(source.config.model_copy(update=columns))
+    is_own = _has_same_columns(source, as_trained)
+    trained_images = TrainedImages.of(as_trained, network.run, network.described)
+    if is_own:
+        source = trained_images.source
     has_test = source.record.test_images > 0
     split: Split = config.split or ("test" if has_test else "val")
     if split == "test" and not has_test:
@@ -203,12 +206,12 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
             "Choose others: --data.",
         )
     # Test images of the data's own are in neither of the others, however these are divided.
-    is_known = trained_images.is_divided or (split == "test" and "test" not in source.held_out)
+    is_known = not is_own or trained_images.is_divided or (split == "test" and "test" not in source.held_out)
     labeled = LabeledSplit(
         source.record.name,
         source.config.data,
         split,
-        True,
+        is_own,
         HashedImages(source.encoded(split)),
         *_no_rows(),
         {},
@@ -216,6 +219,13 @@ def _own_split(config: EvaluateConfig, network: EvaluatedNetwork, source: Source
         () if is_known else (f"{source.config.data} {NOT_DIVIDED}",),
     )
     return _with_labels(labeled, source.record.class_names, not source.record.numbered, network)
+
+
+def _has_same_columns(source: Source, other: Source) -> bool:
+    """Return whether images and labels of the same files are from the same columns, a usual one typed or not."""
+    if source.config.image_column != other.config.image_column:
+        return False
+    return all(np.array_equal(images.labels, other.splits[split].labels) for split, images in source.splits.items())
 
 
 def _with_labels(split: LabeledSplit, names: Sequence[str], are_named: bool, network: EvaluatedNetwork) -> LabeledSplit:
@@ -269,6 +279,7 @@ class SeenImages:
             it began with none, None where that is not known. Of those that are known to have, or may have, where they
             were trained on the same images: their own.
         origin_saw: Those that these were trained or chosen on, as far as is known; None where they may be on any.
+        is_origin_at_hand: Whether the images of these weights are at hand, if it is known which these are.
         is_confirmed: Whether a checkpoint says so, not an exported file alone.
         by_content: Whether images were compared by their bytes, not by their paths.
         fitted_temperature: Those that the temperature of a file was fitted on, at most.
@@ -279,6 +290,7 @@ class SeenImages:
     chose_epoch: int | None = None
     origin: str | None = ""
     origin_saw: int | None = 0
+    is_origin_at_hand: bool = True
     is_confirmed: bool = True
     by_content: bool = True
     fitted_temperature: int = 0
@@ -310,7 +322,9 @@ class SeenImages:
     def _known(self) -> str:
         if self.trained_on == self.images:
             return "the network was trained on these images"
-        which = "which may have been trained on them"
+        which = "which may have been trained on them" + (
+            "" if self.is_origin_at_hand else ": its images are not at hand"
+        )
         if self.origin_saw is not None:
             which = f"which was trained or chosen on {self.origin_saw:,} of them" if self.origin_saw else ""
         if self._is_unseen_since:
@@ -359,14 +373,18 @@ def _count_trained(images: LabeledSplit, network: EvaluatedNetwork, rows: np.nda
         is_confirmed=network.is_confirmed,
         by_content=counts.by_content,
     )
-    began = began_from(network.described, network.run)
-    for before, trained_images in images_of_ancestors(began, (images.trained_images.source, images.source)):
-        own = count(trained_images)
+    began, may_have_seen = began_from(network.described, network.run), None
+    sources = (images.trained_images.source, images.source)
+    for before, trained_images in images_of_ancestors(began, sources, network.run):
+        own = count(trained_images) if trained_images else None
         if own is None:
-            return replace(seen, origin=before.origin, origin_saw=None)
+            may_have_seen = may_have_seen or replace(
+                seen, origin=before.origin, origin_saw=None, is_origin_at_hand=trained_images is not None
+            )
+            continue
+        seen = replace(seen, by_content=seen.by_content and own.by_content)
         # Where all chose this epoch, it is no news that they chose that of another training, too.
         if saw := own.trained_on + (own.chose_epoch if counts.chose_epoch < len(rows) else 0):
-            by_content = counts.by_content and own.by_content
-            return replace(seen, origin=before.origin, origin_saw=saw, by_content=by_content)
+            return replace(seen, origin=before.origin, origin_saw=saw)
     lineage = lineage_of(began)
-    return replace(seen, origin=None if began is None else lineage[0].origin if lineage else "")
+    return may_have_seen or replace(seen, origin=None if began is None else lineage[0].origin if lineage else "")

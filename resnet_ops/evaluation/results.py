@@ -113,7 +113,8 @@ class EvaluateResult(EvaluationMetrics):
     )
     pretrained_on: int | None = Field(
         description="How many of them pretrained weights were trained or chosen on that its training began from, or "
-        "these from, as far as is known; null where they were trained on the same images, and it is not known on which."
+        "these from, as far as is known; null where they were trained on the same images, and it is not known on "
+        "which, or on images that are not at hand to compare."
     )
     fitted_temperature: bool = Field(
         description="Whether the temperature of an exported file was fitted on any of them, so that the calibration "

@@ -41,11 +41,13 @@ def with_exported_file(config: C) -> C:
 
 def check_is_of_best(file: Path, checkpoint_sha256: str, warn: Callable[[str], None]) -> None:
     """Warn where a file in the folder of exports of a run is of other weights than those that are its best now."""
-    run = Run(file.absolute().parent.parent)
-    best = run.best_checksum() if file.absolute().parent == run.export else None
-    if best not in (None, checkpoint_sha256):
-        export = f"resnet-ops export {quoted(run.path)} --onnx"
-        warn(f"{file.name} was exported from weights other than the best ones that its run has now: {export}")
+    for place in (file.absolute(), file.resolve()):  # a link in that folder, and one to there
+        run = Run(place.parent.parent)
+        best = run.best_checksum() if place.parent == run.export else None
+        if best not in (None, checkpoint_sha256):
+            export = f"resnet-ops export {quoted(run.path)} --onnx"
+            warn(f"{file.name} was exported from weights other than the best ones that its run has now: {export}")
+            return
 
 
 def not_onnx(path: Path, content: bytes) -> UserError:

@@ -251,6 +251,8 @@ def open_validation_data(
         # Without a run, there is but a name: a folder called digits has that of other images.
         return source if config.data is not None else None, False
     if (divided := divided_as_trained(source, run, trained)) is not None:
+        if run is not None and (warning := run.read_as_written().data.copies_warning):
+            warn(f"{warning}.")
         return divided, has_checkpoint
     cause = f"{source.config.data} {NOT_DIVIDED}"
     if config.data is not None or run is not None or not has_checkpoint:
@@ -359,17 +361,18 @@ def warn_of_trained_images(
 ) -> None:
     """Warn where a network, or one that it began from, was trained on some of these images, or may have been.
 
-    Only where the images of their trainings are at hand, or in `source`; see `TrainedImages.count_among`.
+    Of the network itself only where the images of its training are at hand; see `TrainedImages.count_among`.
     """
     name = run.name if run else "The network"
     config = training_config(run, trained.data)
     own = open_intact(config, trained.data_fingerprint) if config else None
-    trainings = [(name, TrainedImages.of(own, run, trained))] if own else []
-    for before, trained_images in images_of_ancestors(began_from(trained, run), (own, source)):
-        trainings.append((f"{name} began from {before.origin}, which", trained_images))
+    trainings: list[tuple[str, TrainedImages | None]] = [(name, TrainedImages.of(own, run, trained))] if own else []
+    for before, trained_images in images_of_ancestors(began_from(trained, run), (own, source), run):
+        known = "which" if trained_images else "whose images are not at hand, and which"
+        trainings.append((f"{name} began from {before.origin}, {known}", trained_images))
     chosen = Subset(images.encoded, images.rows, images.labels)
-    for which, trained_images in trainings:
-        counts = trained_images.count_among(chosen, lambda: hash_all(chosen))
+    for which, trained_images in sorted(trainings, key=lambda each: each[1] is None):  # what is known comes first
+        counts = trained_images.count_among(chosen, lambda: hash_all(chosen)) if trained_images else None
         if counts is None:
             some = "may have been trained on some of the images"
         elif counts.trained_on:

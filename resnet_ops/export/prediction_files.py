@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from resnet_ops import files
@@ -45,8 +46,9 @@ def write_table(file: Path, predictions: Sequence[Prediction], top: int) -> None
 
 def copy_images(folder: Path, predictions: Sequence[Prediction]) -> None:
     """Copy each image into a folder of its likeliest class within `folder`, under its own name, made unique."""
+    folders = folders_of({prediction.top[0].name for prediction in predictions if prediction.top})
     for prediction in predictions:
-        name = as_file_name(prediction.top[0].name) if prediction.top else NOT_DECODED
+        name = folders[prediction.top[0].name] if prediction.top else NOT_DECODED
         target = folder / name / prediction.path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         number = 2
@@ -54,6 +56,16 @@ def copy_images(folder: Path, predictions: Sequence[Prediction]) -> None:
             target = target.with_name(f"{prediction.path.stem}-{number}{prediction.path.suffix}")
             number += 1
         shutil.copy2(prediction.path, target)
+
+
+def folders_of(class_names: Iterable[str]) -> dict[str, str]:
+    """Return the folder of each class, which no other has: its name where that can be one."""
+    taken, folders = {NOT_DECODED}, dict[str, str]()
+    for name in sorted(class_names, key=lambda name: (as_file_name(name) != name, name)):
+        own = as_file_name(name)
+        folders[name] = next(each for each in chain([own], (f"{own}-{n}" for n in count(2))) if each not in taken)
+        taken.add(folders[name])
+    return folders
 
 
 def as_file_name(class_name: str) -> str:

@@ -1,11 +1,12 @@
 """The images that a network was trained on: whether they are at hand, divided as they were, and seen among others."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
+from resnet_ops import files
 from resnet_ops.config import DATA_SETS, DataConfig
 from resnet_ops.data.copies import resolved_names
 from resnet_ops.data.dataset import DiscoveredData, EncodedImages, Split
@@ -15,7 +16,7 @@ from resnet_ops.data.sources import Source
 from resnet_ops.errors import UserError
 from resnet_ops.export.metadata import ModelMetadata
 from resnet_ops.run_records import BeganFrom, HeldOutRecord, PretrainedRecord, lineage_of
-from resnet_ops.runs import Run
+from resnet_ops.runs import Run, in_folder
 from resnet_ops.training.checkpoint import CheckpointInfo
 
 NOT_DIVIDED = (
@@ -133,12 +134,43 @@ class TrainedImages:
 
 
 def images_of_ancestors(
-    began_from: BeganFrom, sources: Iterable[Source | None]
-) -> Iterator[tuple[PretrainedRecord, TrainedImages]]:
-    """Yield each of the weights that a training began from whose images are those of one of these datasets."""
-    for before, source in product(lineage_of(began_from), sources):
-        if source is not None and before.data_fingerprint == source.record.fingerprint:
+    began_from: BeganFrom, sources: Iterable[Source | None], run: Run | None
+) -> Iterator[tuple[PretrainedRecord, TrainedImages | None]]:
+    """Yield each of the weights that a training began from, with its images; None where these are not at hand.
+
+    Of weights from elsewhere, whose images nothing tells, there are none.
+
+    Args:
+        began_from: What the training began from.
+        sources: Datasets whose images these may be.
+        run: The run of the training, beside which those of its ancestors lie.
+    """
+    for before in lineage_of(began_from):
+        if (fingerprint := before.data_fingerprint) is None:
+            continue
+        same = [each for each in sources if each is not None and each.record.fingerprint == fingerprint]
+        if not same and run is not None and (source := _images_of_another_run(run, before)):
+            same = [source]
+        for source in same:
             yield before, TrainedImages.of(source, None, before)
+        if not same:
+            yield before, None
+
+
+def _images_of_another_run(run: Run, before: PretrainedRecord) -> Source | None:
+    """Return the images that weights were trained on, where their own run, or another one beside `run`, has them."""
+    path, fingerprint = files.to_path(before.origin.removeprefix("run ")), before.data_fingerprint
+    search = Run(run.path.parent.parent)  # of which it would be a trial
+    folders = [run.path.parent, *([search.path.parent] if files.is_file(search.search_file) else [])]
+    named = [each for each in (Run(path), Run(path.absolute().parent.parent)) if files.is_file(each.record_file)]
+    for other in (*named, *(each for folder in folders for each in in_folder(folder))):
+        with contextlib.suppress(UserError):
+            record = other.read_as_written()
+            if record.data.fingerprint == fingerprint:
+                config = record.config.model_copy(update={"fit_all": before.fitted_on_all})
+                if (source := open_intact(config, fingerprint)) is not None:
+                    return source
+    return None
 
 
 def began_from(trained: CheckpointInfo | ModelMetadata, run: Run | None) -> BeganFrom:

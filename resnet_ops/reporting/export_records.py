@@ -1,5 +1,6 @@
 """The records of verifications in the export folder of a run, each beside the file that it is of, as that is now."""
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from resnet_ops import files
 from resnet_ops.config_base import quoted
+from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
 
 RECORD = ".json"  # after the name of the file
@@ -23,7 +25,8 @@ class ExportRecord:
         file: The file.
         state: Whether it is the file that was verified, is gone, is another one, or has no record.
         proof: The record; empty where there is none.
-        is_of_best: Whether it records an export of the weights that are the run's best now; None if that is unknown.
+        is_of_best: Whether it is an export of the weights that are the run's best now, by the record, or, where that is
+            of another file, by the file's own word; None if that is unknown.
     """
 
     file: Path
@@ -64,13 +67,25 @@ def read_export_records(run: Run) -> list[ExportRecord]:
     names = {name.removesuffix(RECORD) for name in proofs} | {name for name in paths if name.endswith(".onnx")}
     best = run.best_checksum()
 
-    def is_of_best(proof: dict[str, Any] | None) -> bool | None:
-        return None if best is None or proof is None else proof.get("checkpoint_sha256") == best
+    def record_of(name: str) -> ExportRecord:
+        file, proof = paths.get(name), proofs.get(name + RECORD)
+        state = _state(file, proof)
+        is_of_record = file is None or state == "verified"
+        exported = (proof or {}).get("checkpoint_sha256") if is_of_record else _checkpoint_by_own_word(file)
+        return ExportRecord(run.export / name, state, proof or {}, exported == best if best and exported else None)
 
-    return [
-        ExportRecord(run.export / name, _state(paths.get(name), proof), proof or {}, is_of_best(proof))
-        for name, proof in ((name, proofs.get(name + RECORD)) for name in sorted(names))
-    ]
+    return [record_of(name) for name in sorted(names)]
+
+
+def _checkpoint_by_own_word(file: Path | None) -> str | None:
+    """Return the checksum of the checkpoint that a file says it was exported from; None if it is no exported file."""
+    if file is None or files.is_remote(file) or file.suffix != ".onnx":
+        return None
+    from resnet_ops.export import untrusted  # imports onnx
+
+    with contextlib.suppress(UserError):
+        return untrusted.scan(file)[1].checkpoint_sha256
+    return None
 
 
 def _read_proof(path: Path) -> dict[str, Any] | None:

@@ -34,6 +34,9 @@ class RunDescription(RunSummary):
     world_size: int = Field(description="Number of workers.")
     host: str = Field(description="Host of the command that started it.")
     versions: dict[str, str] = Field(description="Versions of the libraries that it was started with.")
+    copies_warning: str = Field(
+        description='What is said of its accuracy where validation images are training images, too; "" elsewhere.'
+    )
     augmentation: str = Field(description="Augmentation of the training images, in words.")
     options: dict[str, Any] = Field(description="Training options that differ from their defaults.")
     training_s: float = Field(description="Seconds that its epochs took in all.")
@@ -42,7 +45,8 @@ class RunDescription(RunSummary):
         description="Files in its export folder, of whichever of its weights: `validate` tells."
     )
     not_of_best: tuple[files.Place, ...] = Field(
-        description="Those of them that were verified, and exported from weights other than the best ones now."
+        description="Those of them that were exported from weights other than the best ones now; by their own word, "
+        "where no record of their verification is beside them."
     )
     curve: tuple[Epoch, ...] = Field(description="The metrics of each epoch.")
 
@@ -87,12 +91,13 @@ def describe_run(run: Run) -> RunDescription:
         world_size=record.world_size,
         host=record.host,
         versions=record.versions,
+        copies_warning=record.data.copies_warning,
         augmentation=record.augmentation,
         options=record.config.unusual(),
         training_s=sum(epoch.seconds for epoch in curve),
         best_weights=weights if files.is_file(weights) else None,
         onnx=tuple(each.file for each in exported),
-        not_of_best=tuple(each.file for each in exported if each.state == "verified" and each.is_of_best is False),
+        not_of_best=tuple(each.file for each in exported if each.is_of_best is False),
         curve=tuple(curve),
     )
 

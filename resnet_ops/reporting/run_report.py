@@ -275,9 +275,11 @@ def verdict(runs: Sequence[RunData]) -> str:
 
 
 def _warnings(runs: Sequence[RunData]) -> str:
-    """Return a sentence on each run that is no better than always answering one class."""
+    """Return a sentence on each run that is no better than always answering one class, or validated on copies."""
     baselines = [(run.name, run.majority_baseline) for run in runs]
-    return "".join(f" {name} is {each.warning}" for name, each in baselines if each and not each.beaten)
+    chance = "".join(f" {name} is {each.warning}" for name, each in baselines if each and not each.beaten)
+    copies = [(run.name, run.record.data.copies_warning) for run in runs]
+    return chance + "".join(f" Of {name} {warning}." for name, warning in copies if warning)
 
 
 def _summary(entry: RunData) -> dict[str, str]:
@@ -316,7 +318,7 @@ def _test_clause(run: RunData) -> str:
     """Return the test accuracy as the end of a sentence, if there is one."""
     if run.test_accuracy is None:
         return ""
-    images = f"{run.record.data.test_images:,} test images, which nothing was chosen on"
+    images = f"{run.record.measured_images:,} test images, which nothing was chosen on"
     return f"; its test accuracy is {percent(run.test_accuracy)} on {images}"
 
 

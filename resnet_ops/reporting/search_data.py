@@ -29,6 +29,7 @@ class SearchData:
     selection: SelectedTrial | None
     selected_run: RunRecord | None  # of the selected trial
     test_accuracy: float | None = None  # of the selected trial's best weights, once it is measured
+    measured_images: int = 0  # that it is of
 
     @classmethod
     def read(cls, search: Search) -> "SearchData":
@@ -44,10 +45,11 @@ class SearchData:
         if selection is not None:
             with contextlib.suppress(UserError):  # it has just begun; the rest can be shown
                 selected_run = search.trial_run(selection.trial).read_as_written()
-        best = search.run.read_as_written().best if files.is_file(search.run.record_file) else None
+        run = search.run.read_as_written() if files.is_file(search.run.record_file) else None
         curves = {trial.id: search.trial_run(trial).epochs() for trial in trials}
-        test_accuracy = best.test_accuracy if best else None
-        return cls(record, trials, curves, tests, selection, selected_run, test_accuracy)
+        test_accuracy = run.best.test_accuracy if run and run.best else None
+        measured_images = run.measured_images if run else 0
+        return cls(record, trials, curves, tests, selection, selected_run, test_accuracy, measured_images)
 
     @property
     def images(self) -> int:

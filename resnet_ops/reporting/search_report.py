@@ -35,6 +35,7 @@ def _values(data: SearchData) -> dict[str, Any]:
         "metric_text": metric_text,
         "selection": selection,
         "test_accuracy": data.test_accuracy,
+        "measured_images": data.measured_images,
         "error": None if selection is None else error(selection.trial),
         "counts": [(status, len(trials)) for status in STATUSES if (trials := data.with_status(status))],
         "trials": data.trials,

@@ -185,7 +185,7 @@ def resume(
         raise UserError(f"{name} is a {kind}.", f"Resume it with: resnet-ops {command} --resume {name}")
     wait_s = (changes or {}).get("wait", run.read_as_written().config.wait) or 0.0
     with run.lock(wait_s, observer.warn):
-        record = run.read()
+        record = _named_as_its_folder(run)
         record, extended = _with_changes(run, record, changes or {})
         config = record.config
         if record.status == "finished":
@@ -263,6 +263,12 @@ def _work(
                 _report_resume_point(run, observer)
             result = launch_workers(run, record, source, placement, request)
         return _finish(run, record, result), result.steps_at
+
+
+def _named_as_its_folder(run: Run) -> RunRecord:
+    """Read the record of a run: a copy of a run goes on as another one, and a link to one as that."""
+    record, name = run.read(), run.name if files.is_remote(run.path) else run.path.resolve().name
+    return record.model_copy(update={"name": name, "config": record.config.model_copy(update={"name": name})})
 
 
 def _with_changes(run: Run, record: RunRecord, changes: dict[str, Any]) -> tuple[RunRecord, str]:

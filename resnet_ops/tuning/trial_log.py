@@ -139,10 +139,9 @@ class TrialLog:
             if selected is not None:
                 trial = selected.trial
                 trial_run = self.search.trial_run(trial)
-                measured = record.best.test_accuracy if record.best else None
                 # What `evaluate` has measured of a search stays where it is resumed, unless other weights are the best.
-                if measured is not None and checkpoints.best_sha256(run) != checkpoints.best_sha256(trial_run):
-                    measured = None
+                same = record.best and checkpoints.best_sha256(run) == checkpoints.best_sha256(trial_run)
+                measured = record.best if same else None
                 self.search.publish(trial)
                 source = trial_run.read_as_written()
                 own = {"name": run.name, "runs_dir": run.path.parent}
@@ -152,16 +151,16 @@ class TrialLog:
                     "parameters": source.parameters,
                     "world_size": source.world_size,
                     "start": source.start,
-                    "best": self._best(trial, run, measured),
+                    "best": self._best(trial, run).tested_as(measured),
                 }
             run.write(record.model_copy(update=update))
 
-    def _best(self, trial: Trial, run: Run, test_accuracy: float | None = None) -> Best:
+    def _best(self, trial: Trial, run: Run) -> Best:
         """Describe the best epoch of a trial, whose weights are in `run`, which is its own or the search's."""
         source = self.search.trial_run(trial)
         best, last = source.best_metrics(), source.epochs()[-1]
         assert best is not None  # as the trial has a best epoch
-        return Best.of(best, last, checkpoints.best_file(run), self.record.select, test_accuracy)
+        return Best.of(best, last, checkpoints.best_file(run), self.record.select)
 
     def _end_run(self, trial: Trial) -> None:
         """Record the trial's end in its own run, and keep only the best of its weights."""

@@ -220,9 +220,9 @@ def test_an_image_in_both_splits_is_noted(tmp_path: Path) -> None:
     config = some_bad(tmp_path, {})
     for name in ("a.png", "b.png"):
         (tmp_path / "val" / "cat" / name).write_bytes((tmp_path / "train" / "cat" / "00.png").read_bytes())
-    assert open_source(config).prepare().notes == (
-        "2 images of the 12 in the validation split are also in the training split.",
-    )
+    source = open_source(config).prepare()
+    assert source.notes == ("2 images of the 12 in the validation split are also in the training split.",)
+    assert source.record.copies_warning.startswith("2 of the 12 validation images are training images, too: ")
 
 
 def test_images_of_many_sizes_become_squares(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -80,10 +82,14 @@ def with_test_images(run: Run, digits: Digits, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("own")
     for split, rows in (("train", slice(0, 30)), ("val", slice(30, 40)), ("test", slice(40, 52))):
         write_class_folders(folder / "data" / split, {name: images[rows] for name, images in digits.train.items()})
-    own = Run(folder / "runs" / "own")
+    return as_if_trained_on(folder / "data", run, folder / "runs" / "own")
+
+
+def as_if_trained_on(images: Path, run: Run, copy: Path) -> Run:
+    own = Run(copy)
     shutil.copytree(run.path, own.path)
     record, (checkpoint, _) = run.read(), read_best(run)
-    config = record.config.model_copy(update={"data": str(folder / "data")})
+    config = record.config.model_copy(update={"data": str(images)})
     data = open_source(config).record
     own.write(record.model_copy(update={"config": config, "data": data}))
     info = checkpoint.info.model_copy(update={"data_fingerprint": data.fingerprint, "data": data.name})
@@ -287,6 +293,55 @@ def test_the_accuracy_of_other_weights_or_images_is_not_recorded(with_test_image
     assert (moved.kind, moved.is_own_data, moved.trained_on, moved.recorded) == ("run", True, 0, False)
     own.write(record.model_copy(update={"config": record.config.model_copy(update={"data": str(copy)})}))
     assert evaluate(own.path).recorded
+
+
+def test_the_accuracy_of_the_few_images_that_are_not_broken_is_not_recorded(
+    with_test_images: Run, tmp_path: Path, cli: Callable[..., Ended]
+) -> None:
+    """Of 120 more than 6 may not be: `--max-bad-images`; up to these, their number is said."""
+    own = Run(shutil.copytree(with_test_images.path, tmp_path / "own"))
+    record = own.read()
+    assert record.best is not None
+    unmeasured = record.best.model_copy(update={"test_accuracy": None, "test_images": None})
+    data = Path(shutil.copytree(record.config.data, tmp_path / "data"))
+    config = record.config.model_copy(update={"data": str(data)})
+    own.write(record.model_copy(update={"config": config, "best": unmeasured}))
+    images = sorted((data / "test").rglob("*.png"))
+    for broken, recorded in ((7, False), (6, True)):
+        good = {file: file.read_bytes() for file in images[:broken]}
+        for file in good:
+            file.write_bytes(b"no image")
+        result = evaluate(own.path)
+        assert (result.images, result.recorded) == (120 - broken, recorded)
+        for file, content in good.items():
+            file.write_bytes(content)
+    assert cli("runs", "show", own.path, "--json").json["measured_images"] == 114
+    assert f"{100 * result.top1:.2f}% on 114 images" in cli("runs", "show", own.path).out
+
+
+def test_other_columns_of_the_same_files_are_other_labels_and_images(run: Run, digits: Digits, tmp_path: Path) -> None:
+    """With and without --data they are evaluated, and their accuracy is not recorded as that of the run's own."""
+    data, labels = tmp_path / "data", np.repeat(np.arange(10), 10)
+    for split, rows in (("train", slice(0, 10)), ("val", slice(10, 20)), ("test", slice(20, 30))):
+        images = [image for each in digits.train.values() for image in each[rows]]
+        file = write_parquet(data / f"{split}-0.parquet", images, labels.tolist(), NUMBERS)
+        table = pq.read_table(file)
+        table = table.append_column("other_label", pa.array([NUMBERS[9 - n] for n in labels]))
+        pq.write_table(table.append_column("other_image", table["image"].combine_chunks()[::-1]), file)
+    own = as_if_trained_on(data, run, tmp_path / "runs" / "own")
+    right = evaluate(own.path)
+    assert right.recorded
+    rows = list(csv.DictReader(right.predictions.read_text().splitlines()))
+    of_mirrored = sum(int(row["prediction"]) == 9 - int(row["label"]) for row in rows) / 100
+    for given in ({}, {"data": str(data)}):
+        for column in ({"label_column": "other_label"}, {"image_column": "other_image"}):
+            result = evaluate(EvaluateConfig(run=str(own.path), **given, **column))
+            assert (result.top1, result.images) == (of_mirrored, 100)
+            assert (result.is_own_data, result.recorded, result.trained_on) == (False, False, 0)
+            assert result.folder != right.folder
+    typed = evaluate(EvaluateConfig(run=str(own.path), data=str(data), label_column="label"))
+    assert (typed.is_own_data, typed.recorded) == (True, True)
+    assert own.read().best.test_accuracy == right.top1  # type: ignore[union-attr]
 
 
 def test_test_images_that_pretrained_weights_have_seen_are_not_unseen(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from resnet_ops.export import classifier as library
 from resnet_ops.export.classifier import Classifier
-from resnet_ops.export.prediction_files import as_file_name
+from resnet_ops.export.prediction_files import as_file_name, copy_images
 from tests.conftest import DigitFiles, Ended
 
 Cli = Callable[..., Ended]
@@ -192,3 +192,15 @@ def test_a_class_of_any_name_is_one_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "in" / as_file_name(name)
     folder.mkdir(parents=True)
     assert folder.resolve().parent == (tmp_path / "in").resolve()
+
+
+def test_no_two_classes_share_a_folder(tmp_path: Path, digit_images: list[Path]) -> None:
+    names = ["x:1", "x*1", "x_1", "_not_decoded", "é" * 300, "é" * 301, ""]
+    images = [Path(shutil.copy(digit_images[0], tmp_path / f"{number}.png")) for number in range(len(names) + 1)]
+    answers = [(library.ClassProbability(name=name, probability=1.0),) for name in names]
+    predictions = [library.Prediction(path=image, top=top) for image, top in zip(images, [*answers, ()], strict=True)]
+    copy_images(tmp_path / "sorted", predictions)
+    copied = {path.name: path.parent for path in (tmp_path / "sorted").glob("*/*")}
+    assert len(set(copied.values())) == len(images)
+    assert copied["2.png"].name == "x_1"
+    assert copied[images[-1].name].name == "_not_decoded"

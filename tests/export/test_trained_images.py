@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from cli.console import unmeasured_images_line
 from resnet_ops.config import DataConfig
 from resnet_ops.data import dataset, sources
 from resnet_ops.data.dataset import SPLITS
@@ -29,11 +30,13 @@ from resnet_ops.export.inputs import (
 )
 from resnet_ops.export.metadata import Calibration, ModelMetadata
 from resnet_ops.export.trained_images import SeenCounts, TrainedImages, divided_as_trained
-from resnet_ops.run_records import BeganFrom, HeldOutRecord, PretrainedRecord
+from resnet_ops.reporting.run_report import write
+from resnet_ops.run_records import BeganFrom, HeldOutRecord, PretrainedRecord, StartRecord
 from resnet_ops.runs import Run
 from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training.checkpoint import read_best
 from resnet_ops.training.job import TrainResult
+from tests.conftest import Ended
 from tests.data.samples import write_class_folders
 
 BY_PATHS = "by the paths of images alone, "
@@ -235,6 +238,22 @@ def test_copies_of_training_images_are_counted_and_give_no_test_accuracy(data: P
     assert not evaluate(EvaluateConfig(run=str(run.path), data=str(other))).recorded
 
 
+def test_an_accuracy_on_copies_of_training_images_is_said_to_be_one_wherever_it_stands(
+    data: Path, trained_on: TrainedOn, tmp_path: Path, cli: Callable[..., Ended]
+) -> None:
+    for name in ("a.png", "b.png"):
+        shutil.copy(data / "train/3/00.png", data / "val/3" / name)
+    run = trained_on(data)
+    run.write(run.read().model_copy(update={"data": open_source(run.read().config).prepare().record}))
+    copies, notes = "2 of the 52 validation images are training images, too", list[str]()
+    open_validation_data(ExportConfig(run="run"), run, read_best(run)[0].info, notes.append)
+    assert notes[0].startswith(copies)
+    assert copies in " ".join(cli("runs", "show", run.path).out.split())
+    run.write_epochs([read_best(run)[0].info.validated])
+    write([run], tmp_path / "report.html")
+    assert copies in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("began_from", "ending"),
     [
@@ -300,6 +319,46 @@ def test_what_pretrained_weights_have_seen_of_other_images_is_counted(trained_on
     warn_of_trained_images(chosen, source, run, info, warnings.append)
     began = "run began from run base, which was trained on 1,438 of the 1,797 images"
     assert warnings == [f"{began}: an accuracy on these tells nothing of others."]
+
+
+def test_what_pretrained_weights_have_seen_in_other_data_is_counted_where_that_is_at_hand(
+    images: dict[str, list[bytes]], data: Path, trained_on: TrainedOn, tmp_path: Path
+) -> None:
+    """The fingerprint of the data is another as soon as one image is; a run beside it tells where these images lie."""
+    grown = write_class_folders(tmp_path / "grown", {name: each[:31] for name, each in images.items()})
+    apart = write_class_folders(tmp_path / "apart", {name: each[40:60] for name, each in images.items()})
+    for folder, saw in ((apart, 0), (grown, 50)):
+        before = open_source(DataConfig(data=str(folder)))
+        origin = f"run {folder.name}-run"
+        base = PretrainedRecord(
+            origin=origin,
+            data_fingerprint=before.record.fingerprint,
+            held_out=before.held_out_images,
+            fitted_on_all=True,
+        )
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        run = trained_on(data, began_from=base)
+        record, info, own = run.read(), read_best(run)[0].info, f"it began from {origin}"
+        run.write(record.model_copy(update={"start": StartRecord(**dict(base), sha256="", head="kept")}))
+        assert f"images, untouched since {own}: resnet-ops evaluate" in unmeasured_images_line(run, "")
+        config = record.config.model_copy(update={"data": str(folder), "fit_all": True})
+        Run(shutil.copytree(run.path, tmp_path / f"{folder.name}-run")).write(
+            record.model_copy(update={"config": config, "data": before.record})
+        )
+        result = evaluate(run.path)
+        assert (result.pretrained_on, result.recorded) == (saw, saw == 0)
+        test, warnings = open_source(DataConfig(data=str(data / "test"))), list[str]()
+        chosen = select_validation_images(test, info.class_names, "fp32", False, print)
+        warn_of_trained_images(chosen, test, run, info, warnings.append)
+        assert [text.partition(":")[0] for text in warnings] == (
+            [f"run began from {origin}, which was trained on 50 of the 50 images"] if saw else []
+        )
+        folder.rename(tmp_path / f"{folder.name}-gone")
+        result = evaluate(run.path)
+        assert (result.pretrained_on, result.recorded) == (None, False)
+        assert result.seen.endswith(f"since {own}, which may have been trained on them: its images are not at hand")
+        warn_of_trained_images(chosen, test, run, info, warnings.append)
+        assert f"{origin}, whose images are not at hand, and which may have been trained on some of" in warnings[-1]
 
 
 def test_images_that_a_temperature_was_fitted_on_are_no_others(

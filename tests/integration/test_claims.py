@@ -82,7 +82,7 @@ def test_the_test_split_is_left_alone_until_it_is_measured_on_the_selected_weigh
     assert reported["test_accuracy"] == measured.test_accuracy
     assert "which its best epoch was chosen on" in page.read_text()
     resumed = done("train", "--resume", "a")
-    assert resumed.json["best"] == best | {"test_accuracy": measured.test_accuracy}
+    assert resumed.json["best"] == best | {"test_accuracy": measured.test_accuracy, "test_images": 40}
     assert f"{100 * measured.test_accuracy:.2f}% test accuracy: on 40 images" in resumed.err
 
 

@@ -95,9 +95,13 @@ def test_an_exported_file_of_weights_that_are_no_longer_the_best_is_told(
     checkpoints.save(checkpoints.best_file(run), info, {f"model/{name}": value / 2 for name, value in model.items()})
     shown = " ".join(cli("runs", "show", "better", *here).out.split())
     assert "better/export/model.onnx, from weights other than the best ones now" in shown
-    told = cli("predict", "better", digit_images[0], *here)
-    assert told.code == 0
-    assert "model.onnx was exported from weights other than the best ones that its run has now" in told.err
+    file.with_name("model.onnx.json").unlink()  # as of a copied file, which has its own word
+    assert cli("runs", "show", "better", *here, "--json").json["not_of_best"] == [str(file)]
+    (link := runs_dir.parent / "link.onnx").symlink_to(file)
+    for given in ("better", link):
+        told = cli("predict", given, digit_images[0], *here)
+        assert told.code == 0
+        assert ".onnx was exported from weights other than the best ones that its run has now" in told.err
 
 
 def test_two_runs_are_compared_by_an_exact_test_on_the_same_images(cli: Cli, runs_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """The first lines of a training: they count the images that are used, and name what cannot be validated."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,15 @@ class Overviews(Observer):
 
 
 def test_a_resumed_training_counts_as_it_did_before(photos: Path, tmp_path: Path) -> None:
+    """A copy of a run does so, too, and has the name of its folder from then on, also where a link leads there."""
     options = {"model": "resnet8", "name": "run", "runs_dir": tmp_path, "cpus_per_worker": 1}
     observer = Overviews()
     train(TrainConfig.of(data=str(photos), epochs=1, **options), observer=observer)
-    resume(tmp_path, "run", changes={"epochs": 2}, observer=observer)
+    copy = Run(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
+    (tmp_path / "link").symlink_to(copy.path)
+    resume(tmp_path, "link", changes={"epochs": 2}, observer=observer)
     first, resumed = observer.rows
+    assert (resumed["run"], copy.read().name, copy.read().config.name) == ("copy", "copy", "copy")
     assert resumed["data"] == first["data"]
     assert "79 training, 20 validation" in first["data"]
 
