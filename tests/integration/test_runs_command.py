@@ -78,6 +78,9 @@ def test_a_run_is_shown_with_its_curves(cli: Cli, runs_dir: Path, trained: job.T
     shown = cli("runs", "show", runs_dir / "better", "--json").json
     assert shown["curve"] == [json.loads(line) for line in (runs_dir / "better/metrics.jsonl").read_text().splitlines()]
     assert (shown["parameters"], shown["best_weights"]) == (75_002, str(runs_dir / "better/best/model.safetensors"))
+    Run(runs_dir / "better").write_epochs([])
+    begun = cli("runs", "show", "better", "--runs-dir", runs_dir).out
+    assert ("epochs        0 of 6\n" in begun, "--image-size" in begun) == (True, False)
     missing = cli("runs", "show", "bettr", "--runs-dir", runs_dir)
     assert (missing.code, "Did you mean better?" in missing.err) == (2, True)
 
@@ -113,6 +116,12 @@ def test_two_runs_are_compared_by_an_exact_test_on_the_same_images(cli: Cli, run
     assert difference["p_value"] == p_value(*(MeasuredAccuracy(each.bit_count(), images, each) for each in right))
     assert "--lr" in ended.err
     assert "more than chance explains (p = 1.8e-15, exact McNemar test)" in ended.err
+    other = Run(runs_dir / "other")
+    record = other.read_as_written()
+    config = record.config.model_copy(update={"model": "resnet18", "shortcut": "B", "image_size": "64"})
+    other.write(record.model_copy(update={"config": config}))
+    shapes = cli("runs", "compare", "better", "other", "--runs-dir", runs_dir, "--json").json["options"]
+    assert shapes == {"model": ["resnet8", "resnet18"], "image_size": [None, "64"]}  # each has its usual shortcuts
     others = cli("runs", "compare", "better", "other", "--runs-dir", runs_dir)
     assert "not validated on the same images" in others.out
     assert cli("runs", "compare", "better", "--runs-dir", runs_dir).code == 2
