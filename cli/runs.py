@@ -64,7 +64,10 @@ def list_runs(
     result = library.list_runs(config, warn)
     if not result.runs:
         such = "" if config.match is None and config.status is None else "such "
-        output.show(f"No {such}runs in {config.runs_dir.absolute()}. Train one: resnet-ops train")
+        output.show(
+            f"No {such}runs in {config.runs_dir.absolute()}. Name the folder of yours with --runs-dir, or train one: "
+            "resnet-ops train"
+        )
     else:
         optional = () if "columns" in options.given else OPTIONAL
         headers = [f">{name}" if name in RIGHT else name for name in names]

@@ -43,8 +43,8 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
             _show(output, service)
             service.watch()
             stopping = True
-            told = "Stopping after requests in progress are answered; press Ctrl-C again to stop at once."
-            err.print(told, soft_wrap=True, width=err.width - CTRL_C)
+            message = "Stopping after requests in progress are answered; press Ctrl-C again to stop at once."
+            err.print(message, soft_wrap=True, width=err.width - CTRL_C)
     except KeyboardInterrupt:
         if stopping:
             raise UserError("Requests in progress were not answered.", exit_code=INTERRUPTED) from None

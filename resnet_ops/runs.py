@@ -418,10 +418,10 @@ def find(runs_dir: Path, name: str, others: Sequence[str] = ()) -> Run:
     known = {run.name: run for run in in_folder(runs_dir)}
     if name not in known:
         available = f"Available: {', '.join(list(known)[:8])}." if known else ""
+        train = "." if known else ", or train one: resnet-ops train"
         raise UserError(
             f"There is no run called {name!r} in {runs_dir.absolute()}.",
-            f"{did_you_mean(name, [*others, *known])} "
-            f"{available or 'Name the folder of its runs with --runs-dir, or train one: resnet-ops train'}",
+            f"{did_you_mean(name, [*others, *known])} {available} Name another folder of runs with --runs-dir{train}",
         )
     return known[name]
 

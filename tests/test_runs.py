@@ -296,7 +296,7 @@ def test_a_run_is_found_or_the_nearest_is_named(tmp_path: Path) -> None:
     for name in ("mine", "other"):
         runs.create(tmp_path, name, "", overwrite=False).write(record())
     assert runs.find(tmp_path, "mine").name == "mine"
-    with pytest.raises(UserError, match="Did you mean mine"):
+    with pytest.raises(UserError, match=r"Did you mean mine\? Available: .* Name another folder .*--runs-dir\."):
         runs.find(tmp_path, "nine")
 
 

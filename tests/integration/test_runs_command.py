@@ -101,6 +101,11 @@ def test_an_exported_file_of_weights_that_are_no_longer_the_best_is_told(
     told = cli("predict", "better", digit_images[0], *here)
     assert told.code == 0
     assert "model.onnx was exported from weights other than the best ones that its run has now" in told.err
+    refused = cli("validate", "better", *here)
+    error = refused.err[refused.err.index("error:") :]
+    assert (refused.code, "FAIL" in refused.out) == (1, True)
+    assert f"Export it again: resnet-ops export {run.path} --onnx." in error
+    assert "(" not in error  # what the table says of each check
 
 
 def test_two_runs_are_compared_by_an_exact_test_on_the_same_images(cli: Cli, runs_dir: Path) -> None:
