@@ -447,7 +447,7 @@ def _report_resume_point(run: Run, observer: Observer) -> None:
     resume_point = "from the start"
     if latest is not None:
         done, step = latest.info.epoch, latest.info.step
-        resume_point = f"in epoch {done + 1}, after step {step}" if step else f"after epoch {done}"
+        resume_point = f"after step {step} of epoch {done + 1}" if step else f"after epoch {done}"
     observer.warn(f"Resuming {resume_point}.")
 
 
