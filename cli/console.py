@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.markup import escape
+from rich.progress import Progress
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 COMMAND = re.compile(r"\b(?:resnet-ops|pip install|curl)(?: \S*[^\s.,;:?)])+")  # up to a word that ends a sentence
 WHOLE = "\ue000"  # stands for a space at which a line is not broken
 LABEL_WIDTH = 13  # characters of the labels of rows
+CTRL_C = len("^C")  # characters of a line that the terminal itself has begun
 UNLIMITED = 10_000  # characters, more than a table has
 
 
@@ -52,9 +55,9 @@ class WordConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does; `soft_wrap` marks a sentence, whose further lines are indented by `hang`."""
-        hang = options.pop("hang", 0)
+        hang, width = options.pop("hang", 0), options.get("width") or self.width
         if options.get("soft_wrap") and self.is_terminal:
-            objects = tuple(_wrap(each, self.width, hang) if isinstance(each, str) else each for each in objects)
+            objects = tuple(_wrap(each, width, hang) if isinstance(each, str) else each for each in objects)
         super().print(*objects, **options)
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
@@ -83,6 +86,17 @@ def _wrap(markup: str, width: int, hang: int = 0) -> Text:
 err = WordConsole(stderr=True, highlight=False)
 
 
+class Bar(Progress):
+    """A bar that leaves room at its end for the `^C` of the terminal.
+
+    That would else wrap to a line of its own, so that the line above, no longer the bar's, would stay there.
+    """
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bar, narrower than the terminal."""
+        yield Constrain(self.make_tasks_table(self.tasks), max(1, err.width - 2 * CTRL_C))
+
+
 class Output:
     """The output of a command's result."""
 
@@ -103,6 +117,14 @@ class Output:
     def show_row(self, row: str, hang: int) -> None:
         """Show a row that ends in a sentence, whose further lines are indented by `hang`."""
         self.out.print(row, soft_wrap=True, hang=hang)
+
+    def show_detail(self, detail: str, indent: int) -> None:
+        """Show a line on paths, such as 'PATH = PATH' or 'PATH: REASON', indented; on a terminal no path is broken."""
+        if self.out.is_terminal:
+            paths, colon, reason = detail.partition(": ")
+            paths = re.sub(r" (?!=|looks like )", WHOLE, paths)
+            detail = _fill(paths + colon + reason, self.out.width - indent, "")
+        self.out.print(escape(textwrap.indent(detail, " " * indent)), style="dim", soft_wrap=True)
 
     def show_table(
         self,
@@ -145,8 +167,9 @@ def report_error(error: BaseException, exit_code: int, as_json: bool, debug: boo
     text = f"{cause_line} {remedy_line}".rstrip()
     if err.is_terminal:
         first = " " * len(f"{status}: ")  # in whose place the status comes, in color
+        width = err.width - CTRL_C * (exit_code == INTERRUPTED)
         text = "\n".join(
-            _fill(each, err.width, indent) for each, indent in ((cause_line, first), (remedy_line, "  ")) if each
+            _fill(each, width, indent) for each, indent in ((cause_line, first), (remedy_line, "  ")) if each
         )
         text = text.removeprefix(first)
     # Not through rich, which would take [brackets] for markup.
@@ -214,7 +237,8 @@ def print_table(
         columns: As for `table`.
         cells: The cells of each row, as markup.
         optional: Columns to leave out, one after the other in this order, while the table is too wide.
-        cut: Columns whose cells may end in an ellipsis, where that is not enough. The other cells stay whole.
+        cut: Columns whose cells may end in an ellipsis, where that is not enough. The other cells stay whole, and
+            without such columns the terminal breaks lines that are too long, so that each can be copied.
     """
     kept, rows = list(range(len(columns))), [list(row) for row in cells]
     names = [column.removeprefix(">") for column in columns]
@@ -224,16 +248,14 @@ def print_table(
         return fitting, console.measure(fitting, options=console.options.update(width=UNLIMITED)).maximum
 
     fitting, width = build()
-    if not console.is_terminal:
-        fitting.width = width
-        console.print(fitting, crop=False)
-        return
-    for name in optional:
+    for name in optional if console.is_terminal else ():
         if width <= console.width:
             break
         kept = [n for n in kept if names[n] != name]
         fitting, width = build()
-    console.print(fitting)
+    if not console.is_terminal or not cut:
+        fitting.width = width
+    console.print(fitting, crop=fitting.width is None)
 
 
 def literal(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from resnet_ops.config import DataConfig, ImagesConfig
 from resnet_ops.config_base import as_options, option
@@ -16,7 +16,7 @@ from resnet_ops.files import write_atomically
 from resnet_ops.formatting import image_size, size
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, image_counts, short, table
+from .console import Bar, Output, err, image_counts, short, table
 from .help import Command, Group
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def check(
             progress.update(task, description="Reading images", completed=done, total=total)
 
         examples = {"choose_examples": sheet.choose_examples} if contact_sheet else {}
-        report = library.check_data(config, on_progress, strict=strict, **examples)
+        try:
+            report = library.check_data(config, on_progress, strict=strict, **examples)
+        except UserError as error:
+            raise error.copy_with(cause=error.cause.removeprefix("--data ")) from None  # which here has no option
     _show(output, report)
     if contact_sheet:
         _draw(contact_sheet, report)
@@ -103,8 +106,8 @@ def _check_file(contact_sheet: Path | None) -> None:
         raise UserError(f"--contact-sheet {contact_sheet}: its folder does not exist.", "Create it, or choose another.")
 
 
-def _progress() -> Progress:
-    return Progress(
+def _progress() -> Bar:
+    return Bar(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -180,14 +183,15 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _show_findings(output: Output, report: "DataReport") -> None:
-    """Show a row for each finding and a line for each of its details; a table would wrap the paths."""
+    """Show a row for each finding and a line for each of its details; a table would break the paths."""
     state = max(len(finding.state) for finding in report.findings)
     name = max(len(finding.name) for finding in report.findings)
     for finding in report.findings:
         pad = " " * (state - len(finding.state))
         row = f"{MARKS[finding.state]}{pad}  {finding.name:{name}}  {escape(finding.summary)}"
         output.show_row(row, hang=state + name + 4)
-        output.show(*(f"{' ' * (state + 2)}[dim]{escape(detail)}[/]" for detail in finding.details))
+        for detail in finding.details:
+            output.show_detail(detail, indent=state + 2)
 
 
 def _verdict(report: "DataReport") -> str:

@@ -7,7 +7,8 @@ from resnet_ops.class_metrics import SELECT_NAMES
 from resnet_ops.formatting import percent
 from resnet_ops.run_records import Epoch, RunRecord
 
-GAP, STAR = "  ", " *"
+GAP = "  "
+BEST, STAR = f"{GAP}best", f"{GAP}   *"  # the last title, and what is under it
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,14 @@ class EpochRows:
 
     def __post_init__(self) -> None:
         self.columns = self._all_columns()
-        while self.width and len(self.header) + len(STAR) > self.width and max(column.rank for column in self.columns):
+        while self.width and len(self.header) > self.width and max(column.rank for column in self.columns):
             self.columns.remove(max(self.columns, key=lambda column: column.rank))
 
     @property
     def header(self) -> str:
         """The titles."""
-        return GAP.join(f"{column.title:>{column.width}}" for column in self.columns)
+        titles = GAP.join(f"{column.title:>{column.width}}" for column in self.columns)
+        return titles if self.record.config.fit_all else titles + BEST
 
     def row(self, epoch: Epoch) -> str:
         """Return the row of the next epoch."""

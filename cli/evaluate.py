@@ -16,9 +16,10 @@ from .console import Output, err, literal, report_error, short, table, warn
 from .startup import check_network, importing, process_started_at
 
 if TYPE_CHECKING:
-    from resnet_ops.evaluation.results import EvaluateResult
+    from resnet_ops.evaluation.results import ClassificationError, EvaluateResult
 
 OPTIONAL = ("F1", "precision", "images")  # columns, left out in this order in a narrow terminal
+SUSPECT_COLUMNS = ("label", "more likely", ">probability", ">of the label", "suspected wrong labels")
 WORST = 5  # classes and confusions that are shown
 SUSPECTS = 20  # to suggest
 EXAMPLES = """
@@ -94,14 +95,9 @@ def _show(output: Output, config: EvaluateConfig, result: "EvaluateResult") -> N
             rows.add_row(literal(pair.label), literal(pair.prediction), f"{pair.images:,} of {support[pair.label]:,}")
         output.show("", rows)
     if result.suspects:
-        rows = table("label", "more likely", ">probability", ">of the label", "suspected wrong labels")
-        rows.columns[-1].overflow = "fold"  # the end of a path says which image it is
-        for issue in result.suspects:
-            rows.add_row(
-                literal(issue.label), literal(issue.prediction), percent(issue.probability),
-                percent(issue.label_probability), escape(short(Path(issue.path))),
-            )  # fmt: skip
-        output.show("", rows, f"[dim]{len(result.suspects):,} of {result.label_issues:,} label issues[/]")
+        output.show("")
+        output.show_table(SUSPECT_COLUMNS, map(_suspect_cells, result.suspects), ("of the label", "probability"))
+        output.show(f"[dim]{len(result.suspects):,} of {result.label_issues:,} label issues[/]")
     recorded = "  recorded as the test accuracy of the run" if result.recorded else ""
     output.show(
         "",
@@ -109,6 +105,11 @@ def _show(output: Output, config: EvaluateConfig, result: "EvaluateResult") -> N
         *([recorded] if recorded else []),
         *_next(config, result),
     )
+
+
+def _suspect_cells(issue: "ClassificationError") -> list[str]:
+    labels = literal(issue.label), literal(issue.prediction)
+    return [*labels, percent(issue.probability), percent(issue.label_probability), escape(short(Path(issue.path)))]
 
 
 def _next(config: EvaluateConfig, result: "EvaluateResult") -> list[str]:

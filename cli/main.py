@@ -24,6 +24,7 @@ from resnet_ops.stop_request import BY_USER, StoppedError, StopRequest, receive_
 
 from .commands import Root
 from .console import err, node_table, report_error, warn
+from .help import examples
 
 app = typer.Typer(
     cls=Root,
@@ -100,7 +101,7 @@ def _run(arguments: list[str], request: StopRequest, as_json: bool, debug: bool)
         if isinstance(own, ValidationError) and (option := getattr(error, "param", None)):
             own = explain_kind(f"{max(option.opts, key=len)} {own.errors()[0]['input']}", own)
         message = error.format_message()
-        usage = UserError(message if message.endswith((".", "?")) else f"{message}.", "See --help.")
+        usage = UserError(message if message.endswith((".", "?")) else f"{message}.", _usage(error))
         report_error(own if isinstance(own, UserError) else usage, BAD_REQUEST, as_json, debug)
         return BAD_REQUEST
     except KeyboardInterrupt as error:
@@ -132,6 +133,18 @@ def _run(arguments: list[str], request: StopRequest, as_json: bool, debug: bool)
         internal = UserError(message, "Show the traceback with --debug.", WORK_FAILED)
         report_error(error if debug else internal, WORK_FAILED, as_json, debug)
         return WORK_FAILED
+
+
+def _usage(error: TyperException) -> str:
+    """Return an example of a command that lacks an argument, or else where its help is."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return "See resnet-ops --help."
+    if error.format_message().startswith("Missing argument") and context.command.epilog:
+        of_command = (example for example, _ in examples(context.command.epilog))
+        if example := next((each for each in of_command if each.startswith(context.command_path)), None):
+            return f"For example: {example}"
+    return f"See {context.command_path} --help."
 
 
 ACCESS = "Give this user access to it, or choose another place: --runs-dir, --cache-dir, HOME, TMPDIR."

@@ -1,11 +1,13 @@
 """`resnet-ops predict`: classifies images with an exported file, and shows the classes as a table."""
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
 
+from resnet_ops.config_base import quoted
 from resnet_ops.errors import WORK_FAILED, UserError
 from resnet_ops.export.config import PredictConfig
 from resnet_ops.export.exported_files import with_exported_file
@@ -54,6 +56,10 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
         prediction_files.copy_images(config.copy_to, result.predictions)
     if config.output is None and config.copy_to is None:
         _show(output, result)
+        if folder := _labeled_folder(config, result):
+            evaluated = f"resnet-ops evaluate {quoted(config.file)} --data {quoted(folder)}"
+            hint = f"{folder} has folders of classes: {evaluated} measures the accuracy"
+            err.print(f"[green]hint:[/] {escape(hint)}", soft_wrap=True)
     else:
         _show_counts(output, result)
         for written in (config.output, config.copy_to):
@@ -83,9 +89,19 @@ def _summary(result: "PredictResult") -> str:
     """Return how many images are of each class, in one line."""
     counts = Counter(prediction.top[0].name for prediction in result.predictions if prediction.top)
     listed = [f"{printable(name)} {count:,}" for name, count in counts.most_common(CLASSES)]
-    more = f", {len(counts) - CLASSES:,} more classes" if len(counts) > CLASSES else ""
-    failed = f", {result.failed:,} not read" if result.failed else ""
-    return f"{result.images:,} images: {', '.join(listed)}{more}{failed}"
+    more = [f"{len(counts) - CLASSES:,} more classes"] if len(counts) > CLASSES else []
+    failed = [f"{result.failed:,} not read"] if result.failed else []
+    return f"{result.images:,} images: {', '.join([*listed, *more, *failed])}"
+
+
+def _labeled_folder(config: PredictConfig, result: "PredictResult") -> Path | None:
+    """Return the given folder whose subfolders are called as classes that were predicted are; None without one."""
+    classes = {likely.name for prediction in result.predictions for likely in prediction.top}
+    for folder in config.images if len(config.images) == 1 else ():
+        inner = [each.path for each in result.predictions if each.path.is_relative_to(folder)]
+        if len(classes & {path.relative_to(folder).parent.name for path in inner}) > 1:
+            return folder
+    return None
 
 
 def _show(output: Output, result: "PredictResult") -> None:

@@ -2,16 +2,15 @@
 
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Group, RenderableType
-from rich.constrain import Constrain
+from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -26,7 +25,7 @@ from resnet_ops.training.observer import Observer, Overview
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 
-from .console import err, image_counts, show_rows, table_to_cut, warn
+from .console import Bar, err, image_counts, show_rows, table_to_cut, warn
 from .epoch_rows import STAR, EpochRows
 
 STEPS_OF_ESTIMATE, SLOW_STEPS_OF_ESTIMATE = 10, 3  # after which the remaining time is told
@@ -34,17 +33,6 @@ SLOW_STEP_S = 2.0
 WORTH_TELLING_S = 60.0
 FIRST_ESTIMATE_S = 10.0  # of a search
 ROOM_FOR_SPEED, ROOM_FOR_LOSS = 72, 92  # characters of a terminal
-
-
-class Bar(Progress):
-    """A bar that leaves room at its end for the `^C` of the terminal.
-
-    That would else wrap to a line of its own, so that the line above, no longer the bar's, would stay there.
-    """
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """Return the bar, narrower than the terminal."""
-        yield Constrain(self.make_tasks_table(self.tasks), max(1, err.width - len("^C^C")))
 
 
 class TrainingProgress(Observer):

@@ -58,12 +58,12 @@ def show_proof(output: Output, proof: "ValidationResult") -> None:
 
 
 def refuse(output: Output, proof: "ValidationResult", cause: str, remedy: str = "") -> None:
-    """Print the checks that failed, and exit with 1.
+    """Name the checks that failed, which the table shows, and exit with 1.
 
     Raises:
         typer.Exit: Always.
     """
-    failed = ", ".join(f"{check.name} ({check.result.rstrip('.')})" for check in proof.failed_checks)
+    failed = ", ".join(check.name for check in proof.failed_checks)
     report_error(UserError(f"{cause}: {failed}.", remedy, WORK_FAILED), WORK_FAILED, as_json=False, debug=False)
     output.end(proof)
     raise typer.Exit(WORK_FAILED)

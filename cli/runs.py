@@ -64,7 +64,10 @@ def list_runs(
     result = library.list_runs(config, warn)
     if not result.runs:
         such = "" if config.match is None and config.status is None else "such "
-        output.show(f"No {such}runs in {config.runs_dir.absolute()}. Train one: resnet-ops train")
+        output.show(
+            f"No {such}runs in {config.runs_dir.absolute()}. Name the folder of yours with --runs-dir, or train one: "
+            "resnet-ops train"
+        )
     else:
         optional = () if "columns" in options.given else OPTIONAL
         headers = [f">{name}" if name in RIGHT else name for name in names]
@@ -126,11 +129,11 @@ def _facts(run: "RunDescription") -> list[tuple[str, str]]:
         ("run", run.name),
         ("status", f"{run.status}{': ' if run.reason else ''}{run.reason}"),
         ("data", f"{run.data}"),
-        ("network", f"{run.model}, {run.parameters:,} parameters"),
+        ("network", f"{run.model}, {run.parameters:,} parameters{f', shortcuts {run.shortcut}' * bool(run.shortcut)}"),
         ("options", " ".join(as_options(run.options)) or "the defaults"),
         ("augmentation", run.augmentation),
         ("device", f"{run.device}, {run.world_size} worker{'s' if run.world_size > 1 else ''}, begun on {run.host}"),
-        ("epochs", f"{run.epochs_done} of {run.epochs}, in {duration(run.training_s)}"),
+        ("epochs", f"{run.epochs_done} of {run.epochs}{f', in {duration(run.training_s)}' * bool(run.curve)}"),
         ("chosen", f"{accuracy}, on the validation images that chose it" if accuracy else ""),
         ("", run.copies_warning),
         ("last epoch", "" if run.last_val_accuracy is None else percent(run.last_val_accuracy)),

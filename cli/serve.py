@@ -9,7 +9,7 @@ from resnet_ops.formatting import percent
 from resnet_ops.serving.config import ServeConfig
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, literal, warn
+from .console import CTRL_C, Output, err, literal, warn
 from .startup import importing
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def serve(options: Options, json: Json = False, debug: Debug = False) -> None:
             _show(output, service)
             service.watch()
             stopping = True
-            err.print("Stopping after requests in progress are answered; press Ctrl-C again to stop at once.")
+            message = "Stopping after requests in progress are answered; press Ctrl-C again to stop at once."
+            err.print(message, soft_wrap=True, width=err.width - CTRL_C)
     except KeyboardInterrupt:
         if stopping:
             raise UserError("Requests in progress were not answered.", exit_code=INTERRUPTED) from None

@@ -15,7 +15,7 @@ from resnet_ops.cluster_config import ClusterConfig
 from resnet_ops.config_base import Config, ImageSize, Percent, Positive, check_run_name, option, quoted
 from resnet_ops.errors import UserError
 from resnet_ops.files import Place
-from resnet_ops.recipe_config import IMAGE_DEFAULTS, Recipe
+from resnet_ops.recipe_config import Recipe
 
 DATA_SETS = ("digits", "cifar10", "cifar100")  # what --data takes for a name, rather than a path
 MAX_BAD_IMAGES = 0.05  # of the images; with more of them broken, something else is wrong
@@ -211,6 +211,20 @@ class RunsConfig(Config):
     ] = Path("runs")
 
 
+# Where a run is and what it is called makes it no other training.
+NOT_OF_THE_TRAINING = frozenset(
+    {
+        *ClusterConfig.model_fields,
+        *RunsConfig.model_fields,
+        "name",
+        "track",
+        "checkpoint_every",
+        "num_to_keep",
+    }
+)
+NAMED_APART = frozenset({"model", "shortcut", "data", "data_root", "cache_dir", "stream"})  # network and images
+
+
 class RunListConfig(RunsConfig):
     """Choose the runs to list, and their order."""
 
@@ -367,11 +381,11 @@ class TrainConfig(RunsConfig, ClusterConfig, Recipe, DataConfig, NetworkConfig):
         """The longest training in seconds, if it is limited."""
         return None if self.max_time is None else int(self.max_time[:-1]) * SECONDS[self.max_time[-1]]
 
-    def unusual(self) -> dict[str, Any]:
-        """Return the training options that differ from their defaults, except those that depend on the images."""
-        names = {"recipe", *Recipe.model_fields, *EXTENDING}.difference(IMAGE_DEFAULTS)
-        values = {name: getattr(self, name) for name in TrainConfig.model_fields if name in names}
-        return {name: value for name, value in values.items() if value != self.default(name)}
+    def unusual(self, **usual: Any) -> dict[str, Any]:
+        """Return the options, of training and images, that differ from what is `usual` or else from their defaults."""
+        names = [name for name in TrainConfig.model_fields if name not in {*NOT_OF_THE_TRAINING, *NAMED_APART}]
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != usual.get(name, self.default(name))}
 
     @property
     def checkpoint_interval(self) -> tuple[int | None, float | None]:

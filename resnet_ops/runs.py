@@ -83,11 +83,17 @@ class Run:
     def read(self) -> RunRecord:
         """Read run.json; a run whose process died while running reads as interrupted.
 
+        A run that is trained is as new as its metrics and its progress, for which run.json is not written.
+
         Raises:
             UserError: There is no run here, or run.json is damaged.
         """
         record = self.read_as_written()
-        if record.status == "running" and not self.is_locked():
+        if record.status != "running":
+            return record
+        written = [files.modified_ns(file) or 0 for file in (self.metrics_file, self.progress_file)]
+        record.updated = max(record.updated, datetime.fromtimestamp(max(written) / 1e9, UTC))
+        if not self.is_locked():
             reason = "its process ended unexpectedly (killed, or the machine went down)"
             return record.model_copy(update={"status": "interrupted", "reason": reason})
         return record
@@ -418,10 +424,10 @@ def find(runs_dir: Path, name: str, others: Sequence[str] = ()) -> Run:
     known = {run.name: run for run in in_folder(runs_dir)}
     if name not in known:
         available = f"Available: {', '.join(list(known)[:8])}." if known else ""
+        train = "." if known else ", or train one: resnet-ops train"
         raise UserError(
             f"There is no run called {name!r} in {runs_dir.absolute()}.",
-            f"{did_you_mean(name, [*others, *known])} "
-            f"{available or 'Name the folder of its runs with --runs-dir, or train one: resnet-ops train'}",
+            f"{did_you_mean(name, [*others, *known])} {available} Name another folder of runs with --runs-dir{train}",
         )
     return known[name]
 

@@ -6,13 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from resnet_ops import files, locks, runs
-from resnet_ops.config import TrainConfig
+from resnet_ops.config import RunListConfig, TrainConfig
 from resnet_ops.errors import RunHeldError, RunLostError, UserError
 from resnet_ops.run_records import Best, DataRecord, Epoch, RunRecord, Writer
 from resnet_ops.runs import Run
@@ -261,6 +261,26 @@ def test_what_writes_a_run_is_recorded_and_compared() -> None:
     assert resumed.writer.differences(resumed.writer) == ""
 
 
+def test_a_run_that_is_trained_is_as_new_as_its_epochs(tmp_path: Path) -> None:
+    def begin(name: str, status: str) -> Run:
+        run = runs.create(tmp_path, name, "", overwrite=False)
+        run.write(record(name=name, status=status))
+        return run
+
+    trained, finished = begin("trained", "running"), begin("finished", "finished")
+    for run, age_s in ((trained, 5), (finished, 0)):
+        run.append_epoch(epoch(1))
+        written = json.loads(run.record_file.read_text())
+        an_hour_ago = datetime.now(UTC) - timedelta(hours=1, seconds=age_s)
+        run.record_file.write_text(json.dumps(written | {"updated": an_hour_ago.isoformat()}))
+        os.utime(run.record_file, (an_hour_ago.timestamp(),) * 2)
+    newest, other = runs.list_runs(RunListConfig(runs_dir=tmp_path)).runs
+    assert (newest.name, other.name) == ("trained", "finished")
+    # A copy of what has ended is no newer than it.
+    ages_s = [(datetime.now(UTC) - each.updated).total_seconds() for each in (newest, other)]
+    assert (ages_s[0] < 60, ages_s[1] > 3500) == (True, True)
+
+
 def test_a_torn_last_line_of_the_metrics_is_left_out(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "mine", "", overwrite=False)
     for number in (1, 2):
@@ -276,7 +296,7 @@ def test_a_run_is_found_or_the_nearest_is_named(tmp_path: Path) -> None:
     for name in ("mine", "other"):
         runs.create(tmp_path, name, "", overwrite=False).write(record())
     assert runs.find(tmp_path, "mine").name == "mine"
-    with pytest.raises(UserError, match="Did you mean mine"):
+    with pytest.raises(UserError, match=r"Did you mean mine\? Available: .* Name another folder .*--runs-dir\."):
         runs.find(tmp_path, "nine")
 
 

@@ -254,7 +254,7 @@ def _broken_share_error(source: Source, table: ImageTable) -> str:
             rows = [rows[row] for row in encoded.rows.tolist()]
         reasons = {i: table.survey.broken[row] for i, row in enumerate(rows) if row in table.survey.broken}
         try:
-            check_broken_share(encoded, source.record.class_names, reasons, source.config.max_bad_images)
+            check_broken_share(encoded, source.decode_options(split), reasons)
         except UserError as error:
             return str(error)
     return ""

@@ -92,7 +92,7 @@ def cached_images(
         raise broken_image_error(decoded.bad[0])
     if bad := decoded.bad:  # what may be left out may have changed since
         first = f"The first: {bad[0].name}: {bad[0].reason}."
-        check_bad_count(len(bad), len(bad) + len(decoded.images), options.max_bad, first)
+        check_bad_count(len(bad), len(bad) + len(decoded.images), options, first)
     return decoded
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from resnet_ops.data.dataset import SPLITS, EncodedImages, Skipped, image_count, summarize_skipped
+from resnet_ops.data.dataset import SPLIT_NAMES, SPLITS, EncodedImages, Skipped, image_count, summarize_skipped
 from resnet_ops.data.decode import WHITE_OF_16_BITS
 from resnet_ops.data.image_sizes import BRIGHTER_PIXELS
 from resnet_ops.data.image_statistics import Survey
@@ -202,10 +202,22 @@ def find_near_duplicates(table: ImageTable) -> NearDuplicates:
     if shares:
         finding = Finding("warning", "near duplicates", ", ".join(shares), details)
     else:
-        small = int((table.survey.decodable & (table.survey.sizes.min(1) < SIDE)).sum())
-        left_out = f"; {image_count(small)} of fewer than {SIDE} pixels a side not compared" if small else ""
-        finding = Finding("ok", "near duplicates", f"no image found that looks like one of another split{left_out}")
+        finding = _found_no_near_duplicates(table, [len(rows) for rows in rows_of])
     return NearDuplicates((counts[0], counts[1], counts[2]), ordered, finding)
+
+
+def _found_no_near_duplicates(table: ImageTable, comparable: Sequence[int]) -> Finding:
+    """Say which splits were compared; `comparable` images each has."""
+    names = [SPLIT_NAMES[split] for split, images in zip(SPLITS, comparable, strict=True) if images]
+    small = int((table.survey.decodable & (table.survey.sizes.min(1) < SIDE)).sum())
+    left_out = f"; {image_count(small)} of fewer than {SIDE} pixels a side not compared" if small else ""
+    if len(names) > 1:
+        compared = f"{', '.join(names[:-1])} and {names[-1]}"
+        return Finding("ok", "near duplicates", f"none found between {compared} images{left_out}")
+    why = f"all are smaller than {SIDE} pixels, or of one color"
+    if len(np.unique(table.split)) < 2:
+        why = "there is one split only, as training refuses the data"
+    return Finding("note", "near duplicates", f"not compared with those of other splits: {why}")
 
 
 def find_broken(table: ImageTable) -> Finding:

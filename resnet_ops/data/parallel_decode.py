@@ -4,7 +4,7 @@ One image is decoded in decode.py; decoded splits are stored on disk in cache.py
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_ops.config import MAX_BAD_IMAGES
-from resnet_ops.data.dataset import EncodedImages, digest
+from resnet_ops.data.dataset import SPLIT_NAMES, EncodedImages, Split, digest
 from resnet_ops.data.decode import CropSpec, DecodeError, decode, decode_image
 from resnet_ops.errors import UserError
 from resnet_ops.machine import cores
@@ -29,7 +29,7 @@ DECODED_BYTES = 64 * 2**20  # of images that `decode_rows` decodes at a time, as
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Options of a split: size and channels, class names for errors, and when broken images are an error.
+    """Options of a split: size and channels, class and split names for errors, and when broken images are an error.
 
     That is with `strict` the first one, and otherwise more than the share `max_bad` of all.
     """
@@ -38,6 +38,7 @@ class DecodeOptions:
     class_names: tuple[str, ...]
     strict: bool
     max_bad: float = MAX_BAD_IMAGES
+    split: Split = "train"
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def decode_all(
         if reasons and options.strict:
             row, reason = next(iter(reasons.items()))
             raise broken_image_error(BadImage(name=encoded.name(row), reason=reason))
-    check_broken_share(encoded, options.class_names, reasons, options.max_bad)
+    check_broken_share(encoded, options, reasons)
     good = np.delete(np.arange(len(labels)), list(reasons))
     for position, good_row in enumerate(good):
         if position != good_row:
@@ -206,37 +207,35 @@ def _value_counts(pixels: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(stacked).histogram(), np.int64).reshape(channels, 256)
 
 
-def check_broken_share(
-    encoded: EncodedImages, class_names: Sequence[str], reasons: Mapping[int, str], max_bad: float
-) -> None:
+def check_broken_share(encoded: EncodedImages, options: DecodeOptions, reasons: Mapping[int, str]) -> None:
     """Refuse a split of which too many images are broken; `reasons` says why each such row cannot be decoded.
 
     Raises:
-        UserError: They are more than the share `max_bad`, or all of a class.
+        UserError: They are more than the share that may be, or all of a class.
     """
     if not reasons:
         return
     row, reason = next(iter(reasons.items()))
     first = f"The first: {encoded.name(row)}: {reason}."
-    check_bad_count(len(reasons), len(encoded.labels), max_bad, first)
+    check_bad_count(len(reasons), len(encoded.labels), options, first)
     good_labels = np.delete(encoded.labels, list(reasons))
     if lost := set(encoded.labels[list(reasons)].tolist()) - set(good_labels.tolist()):
-        name = class_names[min(lost)]
+        name = options.class_names[min(lost)]
         raise UserError(f"No image of class {name!r} can be decoded. {first}", "Repair or remove them.")
 
 
-def check_bad_count(bad: int, images: int, max_bad: float, first: str) -> None:
-    """Refuse a split of which more than the share `max_bad` of the images are broken; `first` names one of them.
+def check_bad_count(bad: int, images: int, options: DecodeOptions, first: str) -> None:
+    """Refuse a split of which more than the share that may be of the images are broken; `first` names one of them.
 
     Raises:
         UserError: There are more.
     """
-    if bad > max_bad * images:
+    if bad > options.max_bad * images:
         share = math.ceil(100 * bad / images) / 100
         setting = f", or use --max-bad-images {share:g}" if bad < images else ""
         raise UserError(
-            f"{bad} of {images} images cannot be decoded. {first}",
-            f"Up to {max_bad:.0%} may be skipped; repair or remove these images{setting}.",
+            f"{bad} of {images} {SPLIT_NAMES[options.split]} images cannot be decoded. {first}",
+            f"Up to {options.max_bad:.0%} may be skipped; repair or remove these images{setting}.",
         )
 
 

@@ -293,7 +293,7 @@ class Source:
         """Return how a split is decoded."""
         config = self.config
         strict, share = config.on_bad_image == "fail", config.max_bad_images
-        return DecodeOptions(self.crop_spec(split), self.record.class_names, strict, share)
+        return DecodeOptions(self.crop_spec(split), self.record.class_names, strict, share, split)
 
     def decoded(self, split: Split) -> DecodedImages:
         """Return one split decoded, from the cache if it is there, without the images that cannot be.

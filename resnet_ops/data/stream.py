@@ -192,7 +192,7 @@ class StreamedImages:
             self.log_event(f"Cannot decode {name}: {reason}. Images that cannot be decoded are {become}.")
         if broken:
             self.broken.update(broken)
-            check_broken_share(self.encoded, self.options.class_names, self.broken, self.options.max_bad)
+            check_broken_share(self.encoded, self.options, self.broken)
 
 
 def _leave_out_broken(images: Sequence[np.ndarray], size: int, broken: Sequence[int]) -> int:

@@ -6,24 +6,14 @@ from typing import Any
 from pydantic import Field
 
 from resnet_ops import files
-from resnet_ops.cluster_config import ClusterConfig
-from resnet_ops.config import RunsConfig, TrainConfig
+from resnet_ops.config import NOT_OF_THE_TRAINING, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.reporting.export_records import read_export_records
 from resnet_ops.results import Result
 from resnet_ops.run_records import Epoch, RunRecord, RunSummary
 from resnet_ops.runs import Run, distinct_names, summary_of
 from resnet_ops.significance import MeasuredAccuracy, compare
-
-# Where a run is and what it is called makes it no other training.
-NOT_COMPARED = {
-    *ClusterConfig.model_fields,
-    *RunsConfig.model_fields,
-    "name",
-    "track",
-    "checkpoint_every",
-    "num_to_keep",
-}
+from resnet_ops.training.overview import unusual_options
 
 
 class RunDescription(RunSummary):
@@ -38,7 +28,10 @@ class RunDescription(RunSummary):
         description='What is said of its accuracy where validation images are training images, too; "" elsewhere.'
     )
     augmentation: str = Field(description="Augmentation of the training images, in words.")
-    options: dict[str, Any] = Field(description="Training options that differ from their defaults.")
+    shortcut: str | None = Field(description="Type of its shortcut connections; null where it has none.")
+    options: dict[str, Any] = Field(
+        description="Options that differ from those of its recipe, and from the defaults for its images."
+    )
     training_s: float = Field(description="Seconds that its epochs took in all.")
     best_weights: files.Place | None = Field(description="The weights of the best epoch.")
     onnx: tuple[files.Place, ...] = Field(
@@ -93,7 +86,8 @@ def describe_run(run: Run) -> RunDescription:
         versions=record.versions,
         copies_warning=record.data.copies_warning,
         augmentation=record.augmentation,
-        options=record.config.unusual(),
+        shortcut=record.config.shortcut,
+        options=unusual_options(record),
         training_s=sum(epoch.seconds for epoch in curve),
         best_weights=weights if files.is_file(weights) else None,
         onnx=tuple(each.file for each in exported),
@@ -113,8 +107,16 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
     records = [run.read() for run in runs]
     summaries = tuple(summary_of(run, record) for run, record in zip(runs, records, strict=True))
     differences, tests = _differences(runs, records, summaries)
-    options = configuration_differences([record.config for record in records], NOT_COMPARED)
+    options = configuration_differences([record.config for record in records], NOT_OF_THE_TRAINING)
+    if "shortcut" in options and _have_default_shortcuts(records):
+        del options["shortcut"]
     return RunComparison(runs=summaries, options=options, differences=differences, tests=tests)
+
+
+def _have_default_shortcuts(records: Sequence[RunRecord]) -> bool:
+    from resnet_ops.models import parse_name  # with torch, and needed for few comparisons
+
+    return all(record.config.shortcut in (None, parse_name(record.config.model).default_shortcut) for record in records)
 
 
 def configuration_differences(configs: Sequence[TrainConfig], left_out: Collection[str]) -> dict[str, list[Any]]:

@@ -191,6 +191,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        available = "POST /classify, GET /health, GET /metrics, GET /"
+        available = "POST /classify, GET /health, GET /metrics, GET /, GET /docs, GET /openapi.json"
         reason = f"{request.method} {request.url.path}: {error.detail}; available: {available}"
         return JSONResponse({"error": reason}, error.status_code, error.headers)

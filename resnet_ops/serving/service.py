@@ -70,7 +70,7 @@ class InferenceService:
         if (coding := headers.get("content-encoding", "identity")) != "identity":
             raise RefusedError("unsupported", f"send the image without Content-Encoding {coding}")
         announced = headers.get("content-length", "")
-        too_large = RefusedError("too_large", f"an upload may have at most {most / 1e6:g} MB")
+        too_large = RefusedError("too_large", f"an upload may have at most {most / 1e6:g} MB (serve --max-upload-mb)")
         if announced.isdecimal() and int(announced) > most:
             raise too_large
         upload = Upload(self.limits.receive_s)

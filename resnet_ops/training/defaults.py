@@ -153,10 +153,19 @@ def suggest_shorter(data: DataRecord, epochs: int, device: str, given: Collectio
 
 def freezes_batchnorm(config: TrainConfig, architecture: Architecture, batch_size: int, workers: int) -> bool | None:
     """Return whether BatchNorm keeps the statistics of given weights: as asked for, or where it sees few images."""
-    few = batch_size // workers // config.accumulate < FEWEST_NORMALIZED and not config.sync_batchnorm
-    if config.freeze_batchnorm is None and config.weights is not None and few:
+    if config.freeze_batchnorm is None and config.weights is not None and sees_few(config, batch_size, workers):
         return architecture.has_batchnorm or None
     return config.freeze_batchnorm
+
+
+def sees_few(config: TrainConfig, batch_size: int, workers: int) -> bool:
+    """Return whether BatchNorm sees too few images at once for statistics of its own."""
+    return batch_size // workers // config.accumulate < FEWEST_NORMALIZED and not config.sync_batchnorm
+
+
+def usual_padding(data: DataRecord) -> int:
+    """Return the padding of random crops: none where images are stored larger, and cropped as they are."""
+    return 0 if data.stored else min(data.height, data.width) // 8
 
 
 def scaled_lr(config: TrainConfig, batch_size: int) -> float | None:

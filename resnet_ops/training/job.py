@@ -450,7 +450,8 @@ def _report_resume_point(run: Run, observer: Observer) -> None:
         observer.warn(f"Skipping a checkpoint: {reason}")
     resume_point = "from the start"
     if latest is not None:
-        resume_point = f"from epoch {latest.info.epoch}" + (f", step {latest.info.step}" if latest.info.step else "")
+        done, step = latest.info.epoch, latest.info.step
+        resume_point = f"after step {step} of epoch {done + 1}" if step else f"after epoch {done}"
     observer.warn(f"Resuming {resume_point}.")
 
 

@@ -11,12 +11,23 @@ from resnet_ops.formatting import first_names, image_size
 from resnet_ops.recipe_config import steps_per_epoch
 from resnet_ops.recipes.reading import configure
 from resnet_ops.run_records import DataRecord, RunRecord
-from resnet_ops.training.defaults import Choice
+from resnet_ops.training.defaults import (
+    Choice,
+    mirroring_harm_of,
+    optimizer_defaults,
+    scaled_lr,
+    sees_few,
+    usual_padding,
+)
 from resnet_ops.training.observer import Overview
+from resnet_ops.training.preflight import settle_batch_size
 
-TOLD_IN_ROWS = {"recipe", "epochs", "batch_size", "optimizer", "lr", "schedule", "model", "weights", "flip"}
+TOLD_IN_ROWS = {
+    *("recipe", "epochs", "batch_size", "optimizer", "lr", "schedule"),
+    *("weights", "image_size", "flip", "crop_padding"),
+}
+DECISIVE = ("recipe", "weights", "optimizer", "schedule", "auto_batch", "accumulate")  # for the defaults of others
 UNBALANCED = 4  # times as many images of the largest class as of the smallest
-OF_THE_TRAINING = ("select", "test_fraction", "fit_all", "resize", "max_bad_images")  # beside those of recipes
 
 
 def describe(source: Source, record: RunRecord, choices: Sequence[Choice] = (), hint: str | None = None) -> Overview:
@@ -42,7 +53,7 @@ def describe(source: Source, record: RunRecord, choices: Sequence[Choice] = (), 
         ("network", f"{config.model}, {record.parameters:,} parameters{why.get('model', '')}"),
         ("weights", _weights(record)),
         ("recipe", f"{config.recipe or 'default'}{why.get('recipe', '')}: {_optimizer(config, why.get('lr', ''))}"),
-        ("options", " ".join(as_options(_other_options(config)))),
+        ("options", " ".join(as_options(_other_options(record)))),
         ("steps", f"{epochs * steps:,}: {epoch_count}, {batch}"),
         ("augmentation", f"{record.augmentation}{why.get('flip', '')}"),
         ("device", f"{record.device}, {record.world_size} {workers}"),
@@ -79,15 +90,37 @@ def _optimizer(config: TrainConfig, reason: str) -> str:
     return f"{name}, learning rate {config.lr:g}{reason}, {config.schedule}"
 
 
-def _other_options(config: TrainConfig) -> dict[str, object]:
-    """Return what differs from the defaults and from the recipe, and is in no row of its own."""
-    usual = None
+def _other_options(record: RunRecord) -> dict[str, object]:
+    """Return what is unusual and in no row of its own."""
+    return {name: value for name, value in unusual_options(record).items() if name not in TOLD_IN_ROWS}
+
+
+def unusual_options(record: RunRecord) -> dict[str, object]:
+    """Return the options in which a run differs from its recipe, and from the defaults for its images."""
+    usual: dict[str, object] = {}
     with contextlib.suppress(UserError):  # the file of the recipe may be gone
-        usual = configure(recipe=config.recipe)
-    more = {name: getattr(config, name) for name in OF_THE_TRAINING if getattr(config, name) != config.default(name)}
-    unusual = config.unusual() | more
+        usual = _usual_options(record)
+    return record.config.unusual(**usual)
+
+
+def _usual_options(record: RunRecord) -> dict[str, object]:
+    """Return what `check_training` makes of the recipe and of what decides on other options, where no other is given.
+
+    Raises:
+        UserError: The recipe is no longer there, or what there is does not fit the images.
+    """
+    config, data = record.config, record.data
+    asked = configure(**{name: getattr(config, name) for name in DECISIVE})
+    few = sees_few(config, config.batch_size, record.world_size)
+    of_recipe = configure(recipe=config.recipe)
     return {
-        name: value
-        for name, value in unusual.items()
-        if name not in TOLD_IN_ROWS and (usual is None or value != getattr(usual, name))
+        **dict(asked),
+        **{name: getattr(of_recipe, name) for name in DECISIVE},
+        "recipe": None,
+        "batch_size": settle_batch_size(asked, data),
+        "lr": scaled_lr(asked, config.batch_size) or asked.lr,
+        "crop_padding": usual_padding(data),
+        "flip": mirroring_harm_of(data) is None,
+        "freeze_batchnorm": True if config.weights is not None and few else None,
+        **optimizer_defaults(asked),
     }

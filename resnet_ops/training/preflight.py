@@ -19,6 +19,7 @@ from resnet_ops.training.defaults import (
     mirroring_harm_of,
     optimizer_defaults,
     scaled_lr,
+    usual_padding,
     with_recipe,
 )
 from resnet_ops.training.observer import Observer
@@ -63,8 +64,7 @@ def check_training(
     check_image_size(architecture, (data.height, data.width))
     batch_size = settle_batch_size(config, data)
     side = min(data.height, data.width)
-    usual = 0 if data.stored else side // 8  # larger ones are cropped as they are
-    padding = usual if config.crop_padding is None else config.crop_padding
+    padding = usual_padding(data) if config.crop_padding is None else config.crop_padding
     if padding > side:
         raise UserError(f"--crop-padding {padding} exceeds the image size of {side} pixels.", f"Try {side // 8}.")
     if config.cutout > side:

@@ -169,7 +169,11 @@ def test_the_dataset_to_check_must_be_given(
     """Although training has a default for it."""
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command sets it, and for no longer
     assert main.run(["data", "check"]) == BAD_REQUEST
-    assert "Missing argument 'DATA'" in capsys.readouterr().err
+    assert "Missing argument 'DATA'. For example: resnet-ops data check ~/images\n" in capsys.readouterr().err
+    for words, help_of in (["help"], ""), (["data", "chekc"], "data "), (["runs", "show"], "runs show "):
+        assert main.run(words) == BAD_REQUEST
+        told = capsys.readouterr().err
+        assert f"See resnet-ops {help_of}--help." in told or "For example: resnet-ops runs show mine" in told
 
 
 def test_names_of_files_cannot_command_a_terminal() -> None:

@@ -17,8 +17,10 @@ ERRORS = (0.5, 0.3, 0.4, 0.2, 0.2)
 def test_every_row_is_as_wide_as_the_header_and_fits(trained: job.TrainResult, width: int | None) -> None:
     rows = EpochRows(trained.record, width)
     lines = [rows.row(epoch.model_copy(update={"train_loss": 10.0**epoch.epoch})) for epoch in epochs(ERRORS)]
-    assert {len(line.removesuffix(" *")) for line in lines} == {len(rows.header)}
-    assert width is None or max(map(len, lines)) <= width
+    assert {len(line.removesuffix("     *")) for line in lines} == {len(rows.header.removesuffix("  best"))}
+    assert width is None or max(map(len, (*lines, rows.header))) <= width
+    assert lines[0].endswith(" *")
+    assert len(lines[0]) == len(rows.header)  # the star is under the title that explains it
     titles = [column.title for column in rows.columns]
     assert titles[0] == "epoch"
     assert "val top-1" in titles  # at 30 too: what the epochs are about is left out last
@@ -48,3 +50,4 @@ def test_nothing_is_the_best_of_what_has_no_validation_images(trained: job.Train
     seen: list[Epoch] = [epoch.without_validation() for epoch in epochs(ERRORS)]
     assert not any(rows.row(epoch).endswith("*") for epoch in seen)
     assert "val top-1" not in rows.header
+    assert "best" not in rows.header

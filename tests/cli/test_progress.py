@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from resnet_ops.config import TrainConfig
 from tests.reporting import samples
 from tests.test_runs import record
 
-progress = importlib.import_module("resnet_ops.cli.progress")
+progress, data = (importlib.import_module(f"resnet_ops.cli.{name}") for name in ("progress", "data"))
 PHOTOS = record().data.model_copy(update={"height": 224, "width": 224, "channels": 3})
 Show = Callable[..., str]
 
@@ -50,10 +51,11 @@ def test_a_long_training_on_a_cpu_is_told_how_to_take_less(show: Show) -> None:
     assert "hint" not in show(4, 5.0, data=PHOTOS.model_copy(update={"height": 128, "width": 128}))
 
 
-def test_the_bar_leaves_room_for_what_the_terminal_adds_at_ctrl_c() -> None:
-    shown = progress.TrainingProgress()
+@pytest.mark.parametrize("bar", [progress.TrainingProgress().bar, data._progress()])
+def test_the_bar_leaves_room_for_what_the_terminal_adds_at_ctrl_c(bar: Progress) -> None:
+    bar.add_task("Looking for images", total=None, share="", numbers="")
     console = Console(width=progress.err.width, force_terminal=True)
-    lines = console.render_lines(shown.bar.get_renderable(), pad=False)
+    lines = console.render_lines(bar.get_renderable(), pad=False)
     assert 0 < max(sum(segment.cell_length for segment in line) for line in lines) <= progress.err.width - 2
 
 

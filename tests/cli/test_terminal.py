@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from resnet_ops.cli import tune
+from resnet_ops.cli import evaluate, tune
 from resnet_ops.cli.config_options import runs_dir_option
-from resnet_ops.cli.console import WordConsole, err, literal, print_table, report_error, table
+from resnet_ops.cli.console import CTRL_C, Output, WordConsole, err, literal, print_table, report_error, table
 from rich.markup import escape
 from rich.progress import Progress
 from rich.text import Text
 from safetensors.numpy import save
 
-from resnet_ops.errors import UserError
+from resnet_ops.errors import INTERRUPTED, UserError
 from resnet_ops.export.exported_files import not_onnx
 from resnet_ops.formatting import visible
 from resnet_ops.runs import Run
@@ -138,3 +138,64 @@ def test_further_lines_of_a_row_begin_where_its_sentence_does() -> None:
     lines = on_terminal("ok  copies  there are no duplicates within a split of these images", 40, hang=12)
     assert lines == ["ok  copies  there are no duplicates", "            within a split of these", "            images"]
     assert max(map(len, lines)) <= 40
+
+
+LONG_PATH = "photos of mine/0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0.jpg"
+
+
+@pytest.mark.parametrize(
+    ("detail", "lines"),
+    [
+        (
+            "bad/a.jpg (train, hat) = bad/b.jpg (train, hat)",
+            ["   bad/a.jpg (train, hat)", "     = bad/b.jpg (train, hat)"],
+        ),
+        ("a b.jpg = c.jpg", ["   a b.jpg = c.jpg"]),
+        (
+            f"{LONG_PATH}: cannot be read as it is cut off there",
+            [f"   {LONG_PATH}:", "     cannot be read as it is cut off", "     there"],
+        ),
+        (
+            f"a.jpg (val, hat) looks like {LONG_PATH} (train, hat)",
+            ["   a.jpg (val, hat)", f"     looks like {LONG_PATH} (train, hat)"],
+        ),
+        ("hat: 3", ["   hat: 3"]),
+    ],
+)
+def test_no_path_is_broken(
+    detail: str, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Output(as_json=True)
+    monkeypatch.setattr(err, "_width", 40)
+    monkeypatch.setattr(err, "_force_terminal", True)
+    output.show_detail(detail, indent=3)
+    assert re.sub(r"\x1b\[\d*m", "", capsys.readouterr().err).splitlines() == lines
+    monkeypatch.setattr(err, "_force_terminal", False)
+    output.show_detail(detail, indent=3)
+    assert capsys.readouterr().err == f"   {detail}\n"
+
+
+@pytest.mark.parametrize(("width", "titles"), [(120, 5), (80, 3), (40, 3)])
+def test_paths_in_a_table_can_be_copied(width: int, titles: int) -> None:
+    console = WordConsole(file=io.StringIO(), width=width, force_terminal=True, color_system=None, highlight=False)
+    row = ["shoe", "boot", "97.1%", "0.2%", LONG_PATH]
+    print_table(console, evaluate.SUSPECT_COLUMNS, [row], ("of the label", "probability"))
+    assert isinstance(console.file, io.StringIO)
+    header, line = console.file.getvalue().splitlines()
+    assert (LONG_PATH in line, sum(name.strip(">") in header for name in evaluate.SUSPECT_COLUMNS)) == (True, titles)
+
+
+def test_what_is_said_at_ctrl_c_fits_beside_what_the_terminal_echoes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(err, "_width", 40)
+    monkeypatch.setattr(err, "_force_terminal", True)
+    report_error(UserError("Requests of this were not answere"), INTERRUPTED, as_json=False, debug=False)
+    err.print("It stops as soon as all it has is stored", soft_wrap=True, width=err.width - CTRL_C)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().err).splitlines()
+    assert lines == [
+        "interrupted: Requests of this were not",
+        "  answere",
+        "It stops as soon as all it has is",
+        "stored",
+    ]

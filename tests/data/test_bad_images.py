@@ -195,7 +195,7 @@ def refused(source: Source, *words: str) -> None:
 
 def test_too_many_bad_images_are_an_error_whatever_was_asked(tmp_path: Path) -> None:
     many = {f"cat/{index:02}.png": b"text" for index in range(11)}
-    refused(open_source(some_bad(tmp_path / "many", many)), "11 of 200 images", "cat/00.png", "not an image")
+    refused(open_source(some_bad(tmp_path / "many", many)), "11 of 200 training images", "cat/00.png", "not an image")
     few = {f"cat/{index:02}.png": b"text" for index in range(10)}
     assert open_source(some_bad(tmp_path / "few", few)).prepare().record.bad_images == 10
     rare = some_bad(tmp_path / "rare", {})

@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from resnet_ops.data import near_duplicates
 from resnet_ops.data.audit import check_data
+from resnet_ops.data.near_duplicates import SIDE
 from tests.conftest import Ended
 from tests.data.samples import encode_pixels, noise, write_class_folders
 
@@ -77,6 +78,27 @@ def test_near_copies_in_other_splits_are_found(leaking: Path, cli: Callable[...,
         "val/dog/mirrored.png (val, dog)"
     ]
     assert cli("data", "check", leaking, "--json").json["near_duplicates"] == [6, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "state", "summary"),
+    [
+        ("train/cat train/dog val/cat val/dog test/cat", 50, "ok", "none found between training, validation and test"),
+        ("train/cat train/dog test/cat test/dog", 50, "ok", "none found between training, validation and test images"),
+        ("cat dog", 50, "ok", "none found between training and validation images"),
+        ("cat dog empty", 50, "note", "not compared with those of other splits: there is one split only, as training"),
+        ("cat dog", 12, "note", f"not compared with those of other splits: all are smaller than {SIDE} pixels"),
+    ],
+)
+def test_what_was_compared_is_said(classes: str, side: int, state: str, summary: str, tmp_path: Path) -> None:
+    images = [png(image.resize((side, side))) for image in scenes(60, seed=8)]
+    write_class_folders(
+        tmp_path,
+        {name: images[12 * n : 12 * n + 12 * (name != "empty")] for n, name in enumerate(classes.split())},
+    )
+    (finding,) = (each for each in check_data(str(tmp_path)).findings if each.name == "near duplicates")
+    assert finding.summary.startswith(summary)
+    assert finding.state == state
 
 
 def test_they_are_a_warning(tmp_path: Path, cli: Callable[..., Ended]) -> None:

@@ -204,3 +204,17 @@ def test_no_two_classes_share_a_folder(tmp_path: Path, digit_images: list[Path])
     assert len(set(copied.values())) == len(images)
     assert copied["2.png"].name == "x_1"
     assert copied[images[-1].name].name == "_not_decoded"
+
+
+def test_what_is_said_after_the_classes(
+    cli: Cli, digit_files: DigitFiles, digit_images: list[Path], tmp_path: Path
+) -> None:
+    for n, image in enumerate(digit_images[:2]):
+        (tmp_path / "digits" / str(n)).mkdir(parents=True)
+        shutil.copy(image, tmp_path / "digits" / str(n) / "1.png")
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        (tmp_path / "bad" / f"{n}.png").write_bytes(b"no image")
+    assert "2 images: 2 not read\n" in cli("predict", digit_files.normalized, tmp_path / "bad").err
+    hint = f"resnet-ops evaluate {digit_files.normalized} --data {tmp_path / 'digits'} measures the accuracy"
+    assert hint in cli("predict", digit_files.normalized, tmp_path / "digits", "--top", 10).err
+    assert "hint" not in cli("predict", digit_files.normalized, tmp_path / "digits" / "1", "--top", 10).err

@@ -102,7 +102,7 @@ def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one_on_a_disk(place: s
 
     ended = cli("train", "--resume", "killed", "--runs-dir", place, "--json")
     assert ended.code == 0, ended.err
-    assert "Resuming from epoch" in ended.err
+    assert "Resuming after" in ended.err
     assert ended.json["best"]["checkpoint"] == f"{place}/killed/best/model.safetensors"
     assert_same_bytes(weights(killed, 12), weights(whole, 12))
     assert [e.val_loss for e in killed.epochs()] == [e.val_loss for e in whole.epochs()]

@@ -78,6 +78,9 @@ def test_a_run_is_shown_with_its_curves(cli: Cli, runs_dir: Path, trained: job.T
     shown = cli("runs", "show", runs_dir / "better", "--json").json
     assert shown["curve"] == [json.loads(line) for line in (runs_dir / "better/metrics.jsonl").read_text().splitlines()]
     assert (shown["parameters"], shown["best_weights"]) == (75_002, str(runs_dir / "better/best/model.safetensors"))
+    Run(runs_dir / "better").write_epochs([])
+    begun = cli("runs", "show", "better", "--runs-dir", runs_dir).out
+    assert ("epochs        0 of 6\n" in begun, "--image-size" in begun) == (True, False)
     missing = cli("runs", "show", "bettr", "--runs-dir", runs_dir)
     assert (missing.code, "Did you mean better?" in missing.err) == (2, True)
 
@@ -102,6 +105,11 @@ def test_an_exported_file_of_weights_that_are_no_longer_the_best_is_told(
         told = cli("predict", given, digit_images[0], *here)
         assert told.code == 0
         assert ".onnx was exported from weights other than the best ones that its run has now" in told.err
+    refused = cli("validate", "better", *here)
+    error = refused.err[refused.err.index("error:") :]
+    assert (refused.code, "FAIL" in refused.out) == (1, True)
+    assert f"Export it again: resnet-ops export {run.path} --onnx." in error
+    assert "(" not in error  # what the table says of each check
 
 
 def test_two_runs_are_compared_by_an_exact_test_on_the_same_images(cli: Cli, runs_dir: Path) -> None:
@@ -117,6 +125,12 @@ def test_two_runs_are_compared_by_an_exact_test_on_the_same_images(cli: Cli, run
     assert difference["p_value"] == p_value(*(MeasuredAccuracy(each.bit_count(), images, each) for each in right))
     assert "--lr" in ended.err
     assert "more than chance explains (p = 1.8e-15, exact McNemar test)" in ended.err
+    other = Run(runs_dir / "other")
+    record = other.read_as_written()
+    config = record.config.model_copy(update={"model": "resnet18", "shortcut": "B", "image_size": "64"})
+    other.write(record.model_copy(update={"config": config}))
+    shapes = cli("runs", "compare", "better", "other", "--runs-dir", runs_dir, "--json").json["options"]
+    assert shapes == {"model": ["resnet8", "resnet18"], "image_size": [None, "64"]}  # each has its usual shortcuts
     others = cli("runs", "compare", "better", "other", "--runs-dir", runs_dir)
     assert "not validated on the same images" in others.out
     assert cli("runs", "compare", "better", "--runs-dir", runs_dir).code == 2

@@ -116,7 +116,7 @@ def test_resuming_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, cli: Calla
         assert killed.read().status == "interrupted"
     ended = cli("train", "--resume", "killed", "--runs-dir", tmp_path, "--json")
     assert ended.code == 0, ended.err
-    assert "Resuming from epoch" in ended.err
+    assert "Resuming after" in ended.err
     assert ended.json["epochs"] == 12
     whole = Run(tmp_path / "whole")
     assert files_of_weights(killed) == files_of_weights(whole)

@@ -112,7 +112,11 @@ function measure(name, width, page) {
     return !each || !within(each.getBoundingClientRect());
   });
   const scrolling = all.filter((each) => scrolls(each) && each.scrollWidth > each.clientWidth + 1);
-  const unseen = scrolling.filter((each) => !view.getComputedStyle(each).backgroundAttachment.includes("local"));
+  const unseen = [
+    ...scrolling.filter((each) => !view.getComputedStyle(each).backgroundAttachment.includes("local")),
+    ...all.filter((each) => scrolls(each) && each.scrollHeight > each.clientHeight + 1
+      && view.getComputedStyle(each).maskImage === "none"),
+  ];
   if (page.documentElement.scrollWidth > width) beyond.push(page.documentElement);
   found[`${name} ${width}`] = {width: view.innerWidth, cut: [...beyond, ...unseen].map(told),
     scrolled: scrolling.map(told)};

@@ -18,12 +18,14 @@ from resnet_ops.training.defaults import explain_choices, report_defaults, sugge
 from resnet_ops.training.ema import ExponentialMovingAverage
 from resnet_ops.training.job import TrainResult
 from resnet_ops.training.observer import Observer
+from resnet_ops.training.overview import unusual_options
 from resnet_ops.training.preflight import check_training
 from resnet_ops.training.start import settle_head, start_weights
 from resnet_ops.tuning.config import TuneConfig
 from resnet_ops.tuning.preflight import FINETUNE_LR, PHOTO_NETWORKS, settle_space
 from resnet_ops.tuning.space import ADAMW_RATES, Choices, read_space
 from tests.notes import Notes
+from tests.test_runs import record
 
 PHOTO = (224, 224)
 
@@ -151,6 +153,34 @@ def test_many_images_have_a_recipes_own_batch_and_learning_rate(digits: Source, 
     settled, _ = check(images_of(digits, PHOTO, 20_000), recipe=recipe, weights="imagenet")
     own = read_recipe(recipe)
     assert {name: getattr(settled, name) for name in own} == own
+
+
+@pytest.mark.parametrize(
+    ("options", "unusual"),
+    [
+        ({}, {}),
+        ({"image_size": 128, "resize": 150}, {"image_size": "128", "resize": "150"}),
+        ({"batch_size": 16, "shortcut": "B", "stream": "on"}, {}),  # the first as by default, the others told apart
+        ({"recipe": "fast", "optimizer": "adamw"}, {"recipe": "fast", "optimizer": "adamw"}),
+        *(
+            (given, given)
+            for given in (
+                {"val_data": "test", "test_fraction": 0.1, "select": "loss", "seed": 3},
+                {"lr": 0.1, "flip": True, "crop_padding": 4},  # the defaults of other images
+                {"batch_size": 128},
+                {"weights": "imagenet", "recipe": "finetune", "freeze_batchnorm": False, "batch_size": 8},
+                {"recipe": "fast", "epochs": 40},
+                {"optimizer": "adamw", "lr": 0.1},
+            )
+        ),
+    ],
+)
+def test_options_that_were_settled_by_the_images_are_not_told_as_if_given(
+    options: dict[str, object], unusual: dict[str, object], digits: Source
+) -> None:
+    source = images_of(digits, PHOTO, 252)
+    config, _ = check(source, **options)
+    assert unusual_options(record(config=config, data=source.record)) == unusual
 
 
 @pytest.mark.parametrize(("images", "is_high"), [(320, False), (20_000, True)])

@@ -11,8 +11,10 @@ from resnet_ops.config import TrainConfig
 from resnet_ops.data.opening import open_source
 from resnet_ops.errors import UserError
 from resnet_ops.runs import Run
+from resnet_ops.training import checkpoint as checkpoints
 from resnet_ops.training import job
 from tests.data.samples import noise, write_class_folders
+from tests.notes import Notes
 from tests.test_runs import record
 
 
@@ -67,3 +69,15 @@ def test_a_run_goes_on_beside_the_same_validation_images(tmp_path: Path) -> None
     assert open_source(str(images)).record.fingerprint == before.record.fingerprint
     with pytest.raises(UserError, match="other validation images would be held out than r has begun with"):
         job.resume(tmp_path, "r")
+
+
+def test_where_a_training_goes_on_is_counted_as_its_bar_and_files_are(trained: job.TrainResult, tmp_path: Path) -> None:
+    run, notes = Run(Path(shutil.copytree(trained.run.path, tmp_path / "r"))), Notes()
+    last = checkpoints.read(checkpoints.saved_checkpoints(run)[0])
+    job._report_resume_point(run, notes)
+    within = last.info.model_copy(update={"step": 3})
+    checkpoints.save(run.checkpoints / within.file_name, within, {f"model/{n}": each for n, each in last.model.items()})
+    job._report_resume_point(run, notes)
+    epochs = trained.epochs
+    assert within.file_name == f"epoch-{epochs + 1:04}-step-000003.safetensors"
+    assert notes.notes == [f"Resuming after epoch {epochs}.", f"Resuming after step 3 of epoch {epochs + 1}."]
