@@ -114,7 +114,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
 
 
 def _have_default_shortcuts(records: Sequence[RunRecord]) -> bool:
-    from resnet_ops.models import parse_name  # with torch, and needed for few comparisons
+    from resnet_ops.architectures import parse_name  # with torch, and needed for few comparisons
 
     return all(record.config.shortcut in (None, parse_name(record.config.model).default_shortcut) for record in records)
 
