@@ -25,14 +25,16 @@ from resnet_ops.recipes.reading import configure
 CLASSES = ("longsleeve", "outwear", "shirt", "t-shirt")
 EACH, SIDE, EPOCHS = 100, 48, 30
 SOURCE, SOURCE_EPOCHS, MODEL = "small-images", 5, "resnet8"
+BASE = 'recipe = "finetune"\n'
+CROPS, NO_EMA, NO_SMOOTHING = "random_resized_crop = true\n", "ema = 0.0\n", "label_smoothing = 0.0\n"
 RECIPES = {  # TOML
-    "finetune": 'recipe = "finetune"',
-    "and --trivial-augment": 'recipe = "finetune"\ntrivial_augment = true',
-    "and --no-random-resized-crop": 'recipe = "finetune"\nrandom_resized_crop = false',
-    "and --head-lr 1": 'recipe = "finetune"\nhead_lr = 1.0',
-    "and --lr 0.03": 'recipe = "finetune"\nlr = 0.03',
-    "without EMA and label smoothing": 'recipe = "finetune"\nema = 0.0\nlabel_smoothing = 0.0',
-    "none": "",
+    "finetune": BASE,
+    "with --random-resized-crop": BASE + CROPS,
+    "without EMA": BASE + NO_EMA,
+    "without label smoothing": BASE + NO_SMOOTHING,
+    "without both": BASE + NO_EMA + NO_SMOOTHING,
+    "with --random-resized-crop, without EMA": BASE + CROPS + NO_EMA,
+    "with --random-resized-crop, without label smoothing": BASE + CROPS + NO_SMOOTHING,
 }
 
 
