@@ -47,6 +47,7 @@ SHORTER = {
     r"tune --data photos ": "--epochs 1 --trials 1 --image-size 72 --depths 18 --lr 0.001,0.002",
     r"train .*--name ": "--epochs 2 --overwrite",  # what the page takes for granted may be there
     r"train\b(?!.*--resume)": "--epochs 2",
+    r"export weights\.pth": "--out imagenet.onnx",  # the page's model.onnx is another one
     r"export .*--precision int8": "--max-accuracy-drop 3",
     r"tune\b(?!.*--resume)": "--epochs 2 --trials 2",
     r"study degradation .*--depths 18,34": f"{STUDY} --depths 18 --batch-size 64",
