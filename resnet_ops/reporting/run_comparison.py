@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from resnet_ops import files
+from resnet_ops.architectures import parse_name
 from resnet_ops.config import NOT_OF_THE_TRAINING, TrainConfig
 from resnet_ops.errors import UserError
 from resnet_ops.reporting.export_records import read_export_records
@@ -114,8 +115,6 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
 
 
 def _have_default_shortcuts(records: Sequence[RunRecord]) -> bool:
-    from resnet_ops.architectures import parse_name  # with torch, and needed for few comparisons
-
     return all(record.config.shortcut in (None, parse_name(record.config.model).default_shortcut) for record in records)
 
 
