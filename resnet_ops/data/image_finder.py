@@ -25,6 +25,7 @@ FILE_COLUMNS = (
 INDEX = re.compile(r"(unnamed: \d+|index)?")  # of pandas, which numbers rows
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data set", "dataset")
 NAMED = 3  # images that a message names
+SAMPLED_ROWS = 2000  # of which some name an image, if the column names `LEAST_NAMED` of them
 LEAST_NAMED = 0.5  # of the images that a table names, at least; one of another folder names none
 Row = Mapping[str, str]
 
@@ -147,7 +148,10 @@ def choose_file_column(
     split_column = next((name for name in columns if name.strip().lower() in SPLIT_COLUMNS), "")
     splits = [SPLIT_OF.get(split_word(row.get(split_column) or "") or "") for row in rows]
     naming: dict[str, list[Match]] = {}
+    spread = rows[:: 1 + len(rows) // SAMPLED_ROWS] if len(rows) <= SAMPLED_ROWS // 20 * len(own) else rows
     for column in columns:
+        if all(finder.find(row.get(column), folder) == NO_MATCH for row in spread):
+            continue  # before all rows are looked at
         matches = [finder.find(row.get(column), folder, split) for row, split in zip(rows, splits, strict=True)]
         if len({match.image for match in matches} & own) >= LEAST_NAMED * len(own):
             naming[column] = matches
