@@ -17,7 +17,8 @@ from tests.conftest import Ended
 from tests.docs.reading import DOCS, PAGES, ROOT, TUTORIAL, arguments, blocks, commands, write_files
 
 # Where a command begins to work, of those that import nothing large for it.
-WORK = ("resnet_ops.data.audit.check_data", "resnet_ops.data.discovery.discover", "resnet_ops.orchestration.local.up", "resnet_ops.orchestration.local.down",
+WORK = ("resnet_ops.data.audit.check_data", "resnet_ops.data.discovery.discover",
+        "resnet_ops.orchestration.local.up", "resnet_ops.orchestration.local.down",
         "resnet_ops.runs.find")  # fmt: skip
 
 
