@@ -78,10 +78,7 @@ def check(
             progress.update(task, description="Reading images", completed=done, total=total)
 
         examples = {"choose_examples": sheet.choose_examples} if contact_sheet else {}
-        try:
-            report = library.check_data(config, on_progress, strict=strict, **examples)
-        except UserError as error:
-            raise error.copy_with(cause=error.cause.removeprefix("--data ")) from None  # which here has no option
+        report = library.check_data(config, on_progress, strict=strict, **examples)
     _show(output, report)
     if contact_sheet:
         _draw(contact_sheet, report)

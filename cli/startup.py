@@ -33,19 +33,18 @@ def check_run(config: TrainConfig, resume: str | None, overwrite: bool) -> None:
     Raises:
         UserError: It is not.
     """
-    if resume is None:
-        if config.model != AUTO:
-            parse_name(config.model)
-        from resnet_ops.data import discovery
-
-        if discovery.find_missing(config):
-            discovery.discover(config)  # says what is not there
+    if resume is None and config.model != AUTO:
+        parse_name(config.model)
     if files.is_remote(config.runs_dir):
         return
-    if resume is None:
-        runs.check_new(config.runs_dir, config.name, overwrite, waits=bool(config.wait))
-    else:
+    if resume is not None:
         runs.find(config.runs_dir, resume)
+        return
+    runs.check_new(config.runs_dir, config.name, overwrite, waits=bool(config.wait))
+    from resnet_ops.data import discovery
+
+    if discovery.find_missing(config):
+        discovery.discover(config)  # says what is not there
 
 
 def check_network(name: str, model: str | None, runs_dir: Path) -> None:

@@ -71,7 +71,7 @@ FLOORS = {
     "tuning": BASE | {"significance", "recipes", "models", "data", "weights", "orchestration", "tracking", "training"},
     "export": BASE | {"locks", "significance", "models", "data", "weights", "training"},
     "serving": BASE | {"orchestration", "data", "export"},
-    "reporting": BASE | {"significance", "data", "tuning", "training"},
+    "reporting": BASE | {"significance", "data", "tuning", "training", "export"},
     "evaluation": BASE | {"significance", "data", "training", "export", "reporting"},
     "study": BASE | {"significance", "recipes", "models", "data", "training", "tuning", "reporting"},
     "doctor": BASE | {"orchestration", "export"},

@@ -116,12 +116,6 @@ def test_what_training_would_refuse_once_decoded_is_reported_before(tmp_path: Pa
     assert report["refused"] == str(refusal.value)
 
 
-def test_what_was_typed_is_named(tmp_path: Path, cli: Callable[..., Ended]) -> None:
-    (tmp_path / "empty").mkdir()
-    for folder, said in (("empty", "contains no images"), ("away", "does not exist")):
-        assert f"error: {tmp_path / folder} {said}" in cli("data", "check", tmp_path / folder).err
-
-
 def test_a_warning_fails_only_the_strict(tmp_path: Path, cli: Callable[..., Ended]) -> None:
     file = write_parquet(tmp_path / "few.parquet", noise(40), [0] * 35 + [1] * 5)
     assert cli("data", "check", file, "--json").json["fit"]
