@@ -247,6 +247,9 @@ def prepare(reader: Reader, text: str) -> None:
             reader.must(f"resnet-ops train --model resnet8 --epochs 4 --name {name}")
     if re.search(r" model\.onnx", lines):
         reader.must("resnet-ops export my-run --onnx && cp runs/my-run/export/model.onnx .")
+    if "--outputs mine.csv" in lines:
+        shutil.copytree(home / "images", here / "val")
+        reader.must("resnet-ops predict model.onnx val --output mine.csv")
 
 
 # The tutorial each time; the others take a minute or two each, and are gone through by `make test-slow`.
