@@ -153,6 +153,11 @@ def warn(message: str) -> None:
     err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 
 
+def hint_line(text: str) -> None:
+    """Print what would be plainly better, on stderr."""
+    err.print(f"[green]hint:[/] {escape(text)}", soft_wrap=True)
+
+
 def report_error(error: BaseException, exit_code: int, as_json: bool, debug: bool) -> None:
     """Print on stderr what went wrong and what to do: a line, or on a terminal two, wrapped between words."""
     if debug:

@@ -14,7 +14,7 @@ from resnet_ops.export.exported_files import with_exported_file
 from resnet_ops.formatting import percent, printable
 
 from .config_options import Debug, Json, Options, options_of
-from .console import Output, err, literal, report_error, short, table, warn
+from .console import Output, err, hint_line, literal, report_error, short, table, warn
 from .startup import importing, process_started_at
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def predict(options: Options, json: Json = False, debug: Debug = False) -> None:
         _show(output, result)
         if folder := _labeled_folder(config, result):
             evaluated = f"resnet-ops evaluate {quoted(config.file)} --data {quoted(folder)}"
-            hint = f"{folder} has folders of classes: {evaluated} measures the accuracy"
-            err.print(f"[green]hint:[/] {escape(hint)}", soft_wrap=True)
+            hint_line(f"{folder} has folders of classes: {evaluated} measures the accuracy")
     else:
         _show_counts(output, result)
         for written in (config.output, config.copy_to):

@@ -25,7 +25,7 @@ from resnet_ops.training.observer import Observer, Overview
 from resnet_ops.tuning.results import Search, SearchObserver, SearchRecord, Trial
 from resnet_ops.tuning.space import Choices, Range
 
-from .console import Bar, err, image_counts, show_rows, table_to_cut, warn
+from .console import Bar, err, hint_line, image_counts, show_rows, table_to_cut, warn
 from .epoch_rows import STAR, EpochRows
 
 STEPS_OF_ESTIMATE, SLOW_STEPS_OF_ESTIMATE = 10, 3  # after which the remaining time is told
@@ -154,11 +154,6 @@ class TrainingProgress(Observer):
             self.has_header = True
         row = self.rows.row(epoch)
         err.print(f"[green]{row}[/]" if row.endswith(STAR) else row, soft_wrap=True)
-
-
-def hint_line(text: str) -> None:
-    """Print what would be plainly better, on stderr."""
-    err.print(f"[green]hint:[/] {escape(text)}", soft_wrap=True)
 
 
 def _show_stopping() -> None:

@@ -150,6 +150,11 @@ class ImagesConfig(Config):
         ),
     ] = MAX_BAD_IMAGES
 
+    @property
+    def leaves_size(self) -> bool:
+        """Return whether no size is asked for, so that images which have the same small one keep it."""
+        return self.image_size is None and self.resize is None
+
 
 class DataConfig(ImagesConfig):
     """The images, and how training reads them."""

@@ -157,7 +157,7 @@ def check_data(
     near = find_near_duplicates(table)
     pictured = near.pairs[: PAIRS_PICTURED if len(example_rows) else 0].ravel().tolist()
     mean, std = _statistics(facts.sums[facts.decodable & (table.split == TRAIN)], crop)
-    has_own_size = stored is None and config.image_size is None and config.resize is None
+    has_own_size = stored is None and config.leaves_size
     findings = (
         _find_refusal(refused, data),
         *(Finding("warning", "splits", note) for note in data.notes),

@@ -27,6 +27,7 @@ import PIL
 from resnet_ops import files, formatting, locks
 from resnet_ops.data.dataset import EncodedImages
 from resnet_ops.data.parallel_decode import (
+    KINDS,
     DecodedImages,
     DecodeOptions,
     ImageArray,
@@ -40,7 +41,6 @@ from resnet_ops.errors import WORK_FAILED, PausedError, UserError
 from resnet_ops.run_records import BadImage
 
 PIXELS, LABELS, ASPECTS, DIGESTS, INDEX = "pixels.npy", "labels.npy", "aspects.npy", "digests.npy", "index.json"
-KINDS = ("cut", "wide", "colored", "resized")  # images that are counted
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -206,7 +206,7 @@ def _load(folder: Path) -> DecodedImages | None:
         if not len(pixels) == len(labels) == len(digests) or pixels.dtype != np.uint8 or pixels.ndim != 4:
             return None
         counts = np.array(index["counts"], np.int64)
-        kinds = (index.get(kind, 0) for kind in KINDS)  # of which earlier versions had the first only
-        return DecodedImages(ImageArray(pixels, labels, aspects), counts, digests, bad, *kinds)
+        kinds = {kind: index.get(kind, 0) for kind in KINDS}  # of which earlier versions had the first only
+        return DecodedImages(ImageArray(pixels, labels, aspects), counts, digests, bad, **kinds)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

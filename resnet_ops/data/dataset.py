@@ -126,6 +126,11 @@ def split_word(name: str) -> str | None:
     return next((word for word in reversed(words) if word in SPLIT_OF), None)
 
 
+def named_split(name: str) -> Split | None:
+    """Return the split that a name is of, by its last word that names one; None if none does."""
+    return SPLIT_OF.get(split_word(name) or "")
+
+
 def choose_splits(words: Mapping[T, str | None]) -> dict[T, Split]:
     """Return the split of each thing that a word names: of several words for one split only those of the first."""
     chosen = {

@@ -21,6 +21,7 @@ from resnet_ops.data.dataset import (
     Split,
     choose_splits,
     image_count,
+    named_split,
     split_word,
 )
 from resnet_ops.data.image_finder import ImageFinder
@@ -147,7 +148,7 @@ def discover_folders(
         parts = {split: [own_part] for split, own_part in _split_by_table(part, table, "train", {"train"}).items()}
     if "train" not in parts and not for_validation:
         present = {file.name.removeprefix(prefix).partition("/")[0] for file in tree.below(prefix).files}
-        empty = next((name for name in sorted(present) if SPLIT_OF.get(split_word(name) or "") == "train"), "")
+        empty = next((name for name in sorted(present) if named_split(name) == "train"), "")
         raise UserError(
             f"{root / prefix / empty} contains no subfolders with images."
             if empty
@@ -240,7 +241,7 @@ def _find_splits(tree: FolderTree, prefix: str, notes: list[str]) -> dict[str, S
 def _check_subfolders(place: Path, inner: Mapping[str, set[str]], folders: Mapping[str, Sequence[str]]) -> None:
     """Refuse classes that all contain the same folders: one of the two levels is no class."""
     sets = {frozenset(names) for names in inner.values()}
-    if len(splits := {SPLIT_OF.get(split_word(name) or "") for names in inner.values() for name in names}) > 1:
+    if len(splits := {named_split(name) for names in inner.values() for name in names}) > 1:
         sets = sets if None in splits else {frozenset().union(*sets)}
     nested = all("/" in name for names in folders.values() for name in names)
     if len(folders) > 1 and len(sets) == 1 and nested and len(same := next(iter(sets))) >= SAME_FOLDERS:

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from resnet_ops.data.dataset import SPLIT_OF, Split, split_word
+from resnet_ops.data.dataset import Split, named_split
 from resnet_ops.data.image_kinds import is_image
 from resnet_ops.data.listing import File
 from resnet_ops.errors import UserError
 from resnet_ops.formatting import first_names
 
 ABSOLUTE = re.compile(r"[/\\]|[A-Za-z][A-Za-z0-9+.-]*:")  # of a disk, a drive of Windows or a URL
-
-
 FILE_COLUMNS = (
     *("file_name", "filename", "filenames", "file", "files", "file_path", "filepath", "filepaths", "path", "paths"),
     *("image", "images", "image_name", "image_path", "image_id", "img", "img_name", "img_path", "name", "id"),
@@ -146,7 +144,9 @@ def choose_file_column(
     """
     folder = folder_of(file)
     split_column = next((name for name in columns if name.strip().lower() in SPLIT_COLUMNS), "")
-    splits = [SPLIT_OF.get(split_word(row.get(split_column) or "") or "") for row in rows]
+    values = [row.get(split_column) or "" for row in rows]
+    split_of = {value: named_split(value) for value in set(values)}
+    splits = [split_of[value] for value in values]
     naming: dict[str, list[Match]] = {}
     spread = rows[:: 1 + len(rows) // SAMPLED_ROWS] if len(rows) <= SAMPLED_ROWS // 20 * len(own) else rows
     for column in columns:
@@ -161,11 +161,12 @@ def choose_file_column(
         has_extensions = any(is_image(row.get(column) or "") for row in rows)
         return not has_extensions, name not in FILE_COLUMNS, INDEX.fullmatch(name) is not None
 
-    column = min(naming, key=rank, default="")
-    if not naming or (rank(column)[2] and min(map(rank, columns)) < (True, True)):  # the one meant names none
+    ranks = {column: rank(column) for column in naming}
+    column = min(ranks, key=ranks.__getitem__, default="")
+    if not naming or (ranks[column][2] and min(map(rank, columns)) < (True, True)):  # the one meant names none
         return None
     others = [other for other in naming if naming[other] != naming[column]]
-    if alike := [other for other in others if rank(other) == rank(column)]:
+    if alike := [other for other in others if ranks[other] == ranks[column]]:
         raise UserError(
             f"{file.path} names images by its column {column!r}, and others by {alike[0]!r}.",
             "Give the names their extensions in the column that is meant, as in 0.png.",

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from resnet_ops import files
-from resnet_ops.data.dataset import SPLIT_OF, Split, image_count, split_word
+from resnet_ops.data.dataset import Split, image_count, named_split
 from resnet_ops.data.image_finder import (
     NAMED,
     NO_MATCH,
@@ -93,7 +93,7 @@ def find_label_table(
         if is_table(file.name)
         and folder_of(file) == folder
         and SUBMISSION not in file.name.lower()
-        and SPLIT_OF.get(split_word(PurePosixPath(file.name).name) or "", split) == split
+        and named_split(PurePosixPath(file.name).name) in (None, split)
     ]
     usual = (label_column,) if label_column else LABEL_COLUMNS
     own = {image.name for image in images}
@@ -222,7 +222,7 @@ def parse_splits(table: Path, column: str, values: Sequence[str | None]) -> list
     Raises:
         UserError: Some are, and others are not.
     """
-    splits = {value: SPLIT_OF.get(split_word(value or "") or "") for value in set(values)}
+    splits = {value: named_split(value or "") for value in set(values)}
     odd = [value for value in values if splits[value] is None]
     if not odd:
         return [split for value in values if (split := splits[value])]

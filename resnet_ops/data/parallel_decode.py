@@ -23,6 +23,7 @@ from resnet_ops.run_records import BadImage
 T = TypeVar("T")
 Report = Callable[[str, int, int], None]  # what is being done, to how many images so far, and of how many
 
+KINDS = ("cut", "wide", "colored", "resized")  # of images, which `DecodedImages` counts
 CHUNK = 64  # images that a thread reads and decodes at a time
 DECODED_BYTES = 64 * 2**20  # of images that `decode_rows` decodes at a time, as a whole split may not fit in memory
 
@@ -161,14 +162,14 @@ def decode_all(
 
     def decode_chunk(rows: range) -> tuple[list[bytes], list[tuple[int, str]], np.ndarray, np.ndarray]:
         images = encoded.read(rows)
-        broken, kinds = [], np.zeros(4, np.int64)
+        broken, kinds = [], np.zeros(len(KINDS), np.int64)
         for row, image in zip(rows, images, strict=True):
             try:
                 decoded_image = decode_image(image, crop)
                 pixels[row], aspects[row] = decoded_image.pixels, decoded_image.aspect
                 header, size = decoded_image.header, crop.shape[:2]
                 is_resized = (header.height, header.width) != size
-                kinds += (decoded_image.is_cut, header.wide, not header.grey, is_resized)
+                kinds += (decoded_image.is_cut, header.wide, not header.grey, is_resized)  # as in KINDS
             except DecodeError as error:
                 broken.append((row, str(error)))
         decoded = pixels[rows.start : rows.stop]
@@ -178,7 +179,7 @@ def decode_all(
 
     digests: list[bytes] = []
     reasons: dict[int, str] = {}
-    kinds = np.zeros(4, np.int64)
+    kinds = np.zeros(len(KINDS), np.int64)
     for chunk_digests, broken, chunk_counts, chunk_kinds in map_chunks(len(labels), decode_chunk):
         digests += chunk_digests
         report("Decoding", len(digests), len(labels))
@@ -195,7 +196,9 @@ def decode_all(
             pixels[position] = pixels[good_row]
     bad = tuple(BadImage(name=encoded.name(row), reason=reason) for row, reason in reasons.items())
     images = ImageArray(pixels[: len(good)], labels[good], aspects[good] if crop.whole else None)
-    return DecodedImages(images, counts, np.array(digests, "S32")[good], bad, *kinds.tolist())
+    return DecodedImages(
+        images, counts, np.array(digests, "S32")[good], bad, **dict(zip(KINDS, kinds.tolist(), strict=True))
+    )
 
 
 def _value_counts(pixels: np.ndarray) -> np.ndarray:

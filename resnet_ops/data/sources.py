@@ -333,8 +333,7 @@ class Source:
             )
         if cut := sum(part.cut for part in decoded.values()):
             notes.append(cut_note(cut))
-        own_size = self.config.image_size is None and self.config.resize is None
-        kinds = [(part.wide, part.colored, own_size and part.resized) for part in decoded.values()]
+        kinds = [(part.wide, part.colored, self.config.leaves_size and part.resized) for part in decoded.values()]
         notes += unlike_notes(self.record, *np.sum(kinds, axis=0).tolist())
         digests = np.concatenate([part.digests for part in decoded.values()])
         labels = np.concatenate([part.images.labels for part in decoded.values()])
